@@ -1,0 +1,97 @@
+//! What an application gets: the local answer now, a correction under the same id later.
+
+use alloc::string::String;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Authority, Captured, CaseId, LinkState, Metadata, ModelRef, Reason, TaskResult, ThresholdMode};
+
+/// Whether the device stood by its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Keep,
+    Defer,
+}
+
+/// A decision in numbers and one sentence.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    pub outcome: Outcome,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// Best score, distance to the second, and entropy as a share of its maximum; absent when unusable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<f32>,
+    pub threshold: f32,
+    pub mode: ThresholdMode,
+    /// What would have changed the decision.
+    pub because: String,
+}
+
+/// Why a case was not taken into the outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The outbox is at its cap and the case is worth less than all it holds.
+    Full,
+    /// The disk is at its reserve, or refuses writes.
+    Disk,
+    /// The payload is larger than the outbox takes.
+    TooLarge,
+    /// More cases arrive than can be written.
+    Overloaded,
+    /// The agent is stopping.
+    Stopping,
+}
+
+/// What became of a deferred sample's case by the time the answer was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaseFate {
+    /// On disk: it survives a power cut.
+    Stored,
+    /// Not yet on disk.
+    Pending,
+    Refused(Refusal),
+}
+
+/// An answer to one sample: revision 0 is the device's own, higher ones are corrections.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    pub id: CaseId,
+    #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    pub source: String,
+    pub task: String,
+    pub revision: u32,
+    pub authority: Authority,
+    pub model: ModelRef,
+    /// Absent when the local model's output was unusable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<TaskResult>,
+    /// A correction may still follow.
+    pub provisional: bool,
+    /// For a correction: whether it says something else than the local answer.
+    #[serde(default)]
+    pub changed: bool,
+    pub decision: Explanation,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub case: Option<CaseFate>,
+    pub link: LinkState,
+    pub captured: Captured,
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
+}
+
+impl Answer {
+    /// The key under which a repeated delivery is recognised: `id/revision`.
+    #[must_use]
+    pub fn idempotency_key(&self) -> String {
+        alloc::format!("{}/{}", self.id, self.revision)
+    }
+}

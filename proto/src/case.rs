@@ -1,0 +1,100 @@
+//! A case: a sample the device is not sure about, on its way to the cloud.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::{CaseId, Digest, LabelScore, ModelRef, Reason};
+
+/// What an application attached to its sample: at most [`crate::METADATA_BYTES_MAX`] as JSON.
+pub type Metadata = BTreeMap<String, String>;
+
+/// When a sample was taken. Wall time is for people; nothing is decided by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Captured {
+    /// Milliseconds on the device's powered clock: the time it has been switched on in its life.
+    pub powered_ms: u64,
+    /// Which boot of the device, as it names its boots.
+    pub boot: String,
+    /// Milliseconds since 1970 UTC as the device believed then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wall_ms: Option<u64>,
+    /// Whether that clock was known to be right.
+    pub synced: bool,
+}
+
+/// How much of the sample travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PayloadForm {
+    Nothing,
+    Embedding,
+    Thumbnail,
+    Crop,
+    Whole,
+}
+
+/// Who set the threshold the decision was made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ThresholdMode {
+    /// The operator's numbers.
+    Fixed,
+    /// Steered to a budget of deferrals.
+    Budget,
+    /// Steered to a bound on the error.
+    Target,
+}
+
+/// Why the device asks, in numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaseDecision {
+    pub reason: Reason,
+    /// What the answer had to reach.
+    pub threshold: f32,
+    pub mode: ThresholdMode,
+}
+
+/// One deferred sample. The device's log keeps it without its payload, which lies beside it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Case {
+    pub v: u16,
+    pub id: CaseId,
+    /// The application's own name for the sample: the same `ref` is the same sample.
+    #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    pub source: String,
+    /// Which question is asked; the cloud picks its model by this name.
+    pub task: String,
+    pub labels_hash: Digest,
+    pub model: ModelRef,
+    /// The local model's best classes, best first; empty when its output was unusable.
+    pub scores: Vec<LabelScore>,
+    pub decision: CaseDecision,
+    pub settings_version: u64,
+    pub captured: Captured,
+    pub form: PayloadForm,
+    pub content_type: String,
+    pub payload_sha256: Digest,
+    /// Absent in the log, and when the payload travels by HTTPS under its hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<ByteBuf>,
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
+}
+
+/// What a device publishes on `up/case`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaseMessage {
+    Case(Case),
+    /// First sends of small cases only, at most [`crate::BATCH_CASES_MAX`].
+    Batch(Vec<Case>),
+    /// What has become of these cases? Asked instead of sending a payload twice.
+    Ask {
+        ids: Vec<CaseId>,
+    },
+}

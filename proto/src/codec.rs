@@ -1,0 +1,71 @@
+//! Reading and writing messages: size first, then CBOR or JSON.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Why a message could not be read. None of these is a reason to stop: count it, say it, go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    #[error("the message has {bytes} bytes, more than the {bytes_max} that are read")]
+    TooLarge { bytes: usize, bytes_max: usize },
+    #[error("not a message of this version: {0}")]
+    Malformed(String),
+}
+
+/// How deep a message may nest: ours go to five.
+const DEPTH_MAX: usize = 16;
+
+/// Writes one CBOR message.
+///
+/// # Panics
+/// Never for the types of this crate: writing to memory cannot fail and all their keys are text.
+#[must_use]
+pub fn to_cbor<T: Serialize>(message: &T) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    #[expect(clippy::expect_used, reason = "see # Panics")]
+    ciborium::into_writer(message, &mut bytes).expect("messages serialise");
+    bytes
+}
+
+/// Reads one CBOR message of at most `bytes_max` bytes.
+pub fn from_cbor<T: DeserializeOwned>(bytes: &[u8], bytes_max: usize) -> Result<T, DecodeError> {
+    check_size(bytes, bytes_max)?;
+    ciborium::de::from_reader_with_recursion_limit(bytes, DEPTH_MAX)
+        .map_err(|error| DecodeError::Malformed(cbor_error_text(&error)))
+}
+
+fn cbor_error_text<E: core::fmt::Debug>(error: &ciborium::de::Error<E>) -> String {
+    match error {
+        ciborium::de::Error::Io(_) => "it ends too early".to_string(),
+        ciborium::de::Error::Syntax(at) => format!("not CBOR at byte {at}"),
+        ciborium::de::Error::Semantic(_, text) => text.clone(),
+        ciborium::de::Error::RecursionLimitExceeded => format!("nested deeper than {DEPTH_MAX}"),
+    }
+}
+
+/// Writes one JSON document.
+///
+/// # Panics
+/// Never for the types of this crate: their keys are text and their numbers finite or written as null.
+#[must_use]
+pub fn to_json<T: Serialize>(document: &T) -> Vec<u8> {
+    #[expect(clippy::expect_used, reason = "see # Panics")]
+    serde_json::to_vec(document).expect("documents serialise")
+}
+
+/// Reads one JSON document of at most `bytes_max` bytes.
+pub fn from_json<T: DeserializeOwned>(bytes: &[u8], bytes_max: usize) -> Result<T, DecodeError> {
+    check_size(bytes, bytes_max)?;
+    serde_json::from_slice(bytes).map_err(|error| DecodeError::Malformed(error.to_string()))
+}
+
+fn check_size(bytes: &[u8], bytes_max: usize) -> Result<(), DecodeError> {
+    if bytes.len() > bytes_max {
+        return Err(DecodeError::TooLarge { bytes: bytes.len(), bytes_max });
+    }
+    Ok(())
+}

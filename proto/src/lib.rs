@@ -1,0 +1,53 @@
+//! What a Hedge device and its cloud say to each other.
+//!
+//! Every message of the wire is a type here, and every topic is built and read here, so that neither
+//! side can disagree with itself. What people type is JSON, what carries samples is CBOR (RFC 8949).
+//! Nothing here does IO, keeps time or decides anything.
+//!
+//! Readers of data accept fields they do not know; sizes are checked before anything is parsed.
+#![no_std]
+
+extern crate alloc;
+
+mod answer;
+mod case;
+mod codec;
+mod digest;
+mod id;
+mod status;
+mod task;
+mod topic;
+mod verdict;
+
+pub use answer::{Answer, CaseFate, Explanation, Outcome, Refusal};
+pub use case::{Captured, Case, CaseDecision, CaseMessage, Metadata, PayloadForm, ThresholdMode};
+pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json};
+pub use digest::{Digest, InvalidDigest};
+pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
+pub use status::{
+    CloudState, CloudStatus, DeviceState, DeviceStatus, LinkState, QueueFigures, SampleFigures, Telemetry,
+};
+pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};
+pub use topic::{Topic, Topics};
+pub use verdict::{Authority, DownMessage, Verdict};
+
+/// The version of the messages in this crate. A device sends a version only to a cloud that reads it.
+pub const WIRE_VERSION: u16 = 1;
+
+/// The largest CBOR message either side parses. Larger payloads do not travel over MQTT at all.
+pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The largest JSON document either side parses (status, telemetry, settings, commands).
+pub const DOCUMENT_BYTES_MAX: usize = 64 * 1024;
+
+/// The most ids one `ask`, `received` or `unknown` names: about 8 KiB of ids.
+pub const IDS_MAX: usize = 128;
+
+/// The most cases one batch carries.
+pub const BATCH_CASES_MAX: usize = 64;
+
+/// The most an application may attach to a sample, as JSON.
+pub const METADATA_BYTES_MAX: usize = 1024;
+
+/// The most scores a case or answer carries, best first.
+pub const SCORES_MAX: usize = 5;

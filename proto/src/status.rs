@@ -1,0 +1,119 @@
+//! Who is there: retained status documents, and the device's live figures.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ModelRef, Name};
+
+/// What the device knows about its way to the cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    Offline,
+    Connecting,
+    Online,
+    /// Connected, but no live cloud behind the broker, or answers are late.
+    Degraded,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceState {
+    Online,
+    Offline,
+}
+
+/// `up/status`, retained. The same topic carries the will (`offline`), 30 s after the connection is lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    pub state: DeviceState,
+    /// Counts the device's connections. An `offline` below the last `online` is old news.
+    pub connection: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Wire versions the device speaks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wire: Vec<u16>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<ModelRef>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloudState {
+    Online,
+    Offline,
+}
+
+/// `hedge/v1/cloud/{instance}/status`, retained, with `offline` as its will.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CloudStatus {
+    pub state: CloudState,
+    /// Wire versions this instance reads.
+    #[serde(default)]
+    pub wire: Vec<u16>,
+    /// Cases per second this instance takes from one device; 0 means hold. Absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u32>,
+    /// The largest payload in bytes it takes over MQTT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_bytes_max: Option<u64>,
+}
+
+/// What has passed through the device since its process started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SampleFigures {
+    pub answered: u64,
+    pub kept: u64,
+    pub deferred: u64,
+    /// Not answered at all: undecodable, wrong shape, model failure.
+    pub failed: u64,
+    /// Frames passed over because a newer one was there.
+    pub skipped: u64,
+    /// Cases refused by the outbox, by reason.
+    pub refused: BTreeMap<String, u64>,
+    pub verdicts: u64,
+    /// Verdicts that said something else than the local answer.
+    pub corrected: u64,
+    /// Verdicts for cases that were no longer open.
+    pub late_verdicts: u64,
+}
+
+/// What waits on the device's disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QueueFigures {
+    pub waiting: u64,
+    pub waiting_bytes: u64,
+    /// Sent, no verdict yet; part of `waiting`.
+    pub in_flight: u64,
+    pub dead: u64,
+    /// Age of the oldest waiting case on the powered clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest_s: Option<u64>,
+}
+
+/// `up/telemetry`: live figures of one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Telemetry {
+    pub link: LinkState,
+    /// One sentence on the link, for people.
+    #[serde(default)]
+    pub link_reason: String,
+    pub uptime_s: u64,
+    /// Seconds spent offline since the process started.
+    #[serde(default)]
+    pub offline_s: u64,
+    #[serde(default)]
+    pub samples: SampleFigures,
+    #[serde(default)]
+    pub queue: QueueFigures,
+    #[serde(default)]
+    pub sources: BTreeMap<Name, String>,
+}

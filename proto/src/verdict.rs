@@ -1,0 +1,66 @@
+//! What the cloud tells a device about its cases, on `down/verdict`.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{CaseId, ModelRef, PayloadForm, TaskResult};
+
+/// Whose word a result is, in rising order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Authority {
+    /// The device's own model.
+    Device,
+    Model,
+    StrongerModel,
+    Person,
+}
+
+/// The answer to one case. A higher revision replaces a lower one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    pub v: u16,
+    pub id: CaseId,
+    /// From 1.
+    pub revision: u32,
+    pub authority: Authority,
+    pub task: String,
+    pub result: TaskResult,
+    pub model: ModelRef,
+}
+
+/// Everything the cloud says on `down/verdict`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DownMessage {
+    Verdict(Verdict),
+    /// The cloud's records hold these cases: do not send them again.
+    Received {
+        ids: Vec<CaseId>,
+    },
+    /// Send nothing for so long.
+    Busy {
+        after_s: u32,
+    },
+    /// The cloud tried and could not; the device may try again, a bounded number of times.
+    Failed {
+        id: CaseId,
+        reason: String,
+    },
+    /// The cloud will never answer this one.
+    Dead {
+        id: CaseId,
+        reason: String,
+    },
+    /// The cloud has never seen these: send them.
+    Unknown {
+        ids: Vec<CaseId>,
+    },
+    /// The cloud wants this case's payload in this form.
+    Send {
+        id: CaseId,
+        form: PayloadForm,
+    },
+}
