@@ -1,5 +1,6 @@
 //! A case: a sample the device is not sure about, on its way to the cloud.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -90,7 +91,7 @@ pub struct Case {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CaseMessage {
-    Case(Case),
+    Case(Box<Case>),
     /// First sends of small cases only, at most [`crate::BATCH_CASES_MAX`].
     Batch(Vec<Case>),
     /// What has become of these cases? Asked instead of sending a payload twice.

@@ -1,0 +1,396 @@
+//! Decides whether the device trusts its own model.
+//!
+//! [`Scores`] reads a model's raw output as probabilities, or says why that cannot be done; [`judge`] reads
+//! one set of scores and decides either "this answer stands" or "ask the cloud, and here is why". Whether
+//! the case can be sent now is up to `link`; whether there is room to keep it is up to `outbox`.
+//!
+//! Invariant: a stricter [`Threshold`] never turns a [`Decision::Defer`] into a [`Decision::Keep`].
+//! Operators raise it from the field and must only ever get more second opinions by doing so.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+pub use hedge_proto::Reason;
+use hedge_proto::{Explanation, Outcome, ThresholdMode};
+
+/// How a model's raw output is to be read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum OutputKind {
+    /// Any real numbers; probabilities are `softmax(logits / temperature)`.
+    Logits { temperature: Temperature },
+    /// Already probabilities: in [0, 1], adding up to 1.
+    Probabilities,
+}
+
+/// Divides logits before softmax so that scores mean what they say (Guo et al. 2017). Greater than 0.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Temperature(f32);
+
+impl Temperature {
+    pub const ONE: Self = Self(1.0);
+
+    pub fn new(value: f32) -> Result<Self, InvalidSetting> {
+        if value.is_finite() && value > 0.0 {
+            Ok(Self(value))
+        } else {
+            Err(InvalidSetting { field: "temperature", value, expected: "a number above 0" })
+        }
+    }
+
+    #[must_use]
+    pub fn value(self) -> f32 {
+        self.0
+    }
+}
+
+/// A number in the configuration that cannot be meant.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("{field} = {value} is not {expected}")]
+pub struct InvalidSetting {
+    pub field: &'static str,
+    pub value: f32,
+    pub expected: &'static str,
+}
+
+/// Why a model's output cannot be read as scores. The sample is deferred, never answered from such output.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum UnusableOutput {
+    #[error("the model's output is empty")]
+    Empty,
+    #[error("the model's output holds NaN or infinity")]
+    NotFinite,
+    #[error("the output adds up to {sum}, not 1; if it holds logits, say `output.kind = \"logits\"` in the manifest")]
+    NotNormalised { sum: f32 },
+    #[error("the output holds the score {score}, outside 0 to 1")]
+    OutOfRange { score: f32 },
+}
+
+/// Probabilities over the classes of one model: at least one, each in [0, 1], adding up to 1.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores(Vec<f32>);
+
+/// One class and its probability.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClassScore {
+    pub class: usize,
+    pub score: f32,
+}
+
+/// How far a sum of probabilities may be from 1: float16 outputs of 1000 classes stay within it.
+const SUM_TOLERANCE: f32 = 0.01;
+
+impl Scores {
+    /// Reads raw model output, one number per class.
+    ///
+    /// A logit of minus infinity is a class ruled out and scores 0; NaN and plus infinity are unusable.
+    pub fn read(output: &[f32], kind: OutputKind) -> Result<Self, UnusableOutput> {
+        match kind {
+            OutputKind::Logits { temperature } => softmax(output, temperature),
+            OutputKind::Probabilities => probabilities(output),
+        }
+    }
+
+    /// The best classes, best first; ties keep the lower class first.
+    #[must_use]
+    pub fn top(&self, count: usize) -> Vec<ClassScore> {
+        let mut best: Vec<ClassScore> = Vec::with_capacity(count + 1);
+        for (class, &score) in self.0.iter().enumerate() {
+            let place = best.iter().position(|other| other.score < score).unwrap_or(best.len());
+            if place < count {
+                best.insert(place, ClassScore { class, score });
+                best.truncate(count);
+            }
+        }
+        best
+    }
+
+    #[must_use]
+    pub fn as_slice(&self) -> &[f32] {
+        &self.0
+    }
+
+    /// Shannon entropy as a share of its maximum, so that it means the same for 10 and 1000 classes:
+    /// 0 is certainty, 1 is no idea. One class is always certain.
+    #[must_use]
+    pub fn entropy(&self) -> f32 {
+        if self.0.len() < 2 {
+            return 0.0;
+        }
+        let nats: f32 = self.0.iter().filter(|&&p| p > 0.0).map(|&p| -p * libm::logf(p)).sum();
+        (nats / libm::logf(self.0.len() as f32)).clamp(0.0, 1.0)
+    }
+}
+
+fn softmax(logits: &[f32], temperature: Temperature) -> Result<Scores, UnusableOutput> {
+    if logits.is_empty() {
+        return Err(UnusableOutput::Empty);
+    }
+    if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+        return Err(UnusableOutput::NotFinite);
+    }
+    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if greatest == f32::NEG_INFINITY {
+        return Err(UnusableOutput::NotFinite);
+    }
+    // The greatest logit becomes 0, so no exponential overflows and the sum is at least 1.
+    let mut scores: Vec<f32> = logits.iter().map(|logit| libm::expf((logit - greatest) / temperature.0)).collect();
+    let sum: f32 = scores.iter().sum();
+    scores.iter_mut().for_each(|score| *score /= sum);
+    Ok(Scores(scores))
+}
+
+fn probabilities(output: &[f32]) -> Result<Scores, UnusableOutput> {
+    if output.is_empty() {
+        return Err(UnusableOutput::Empty);
+    }
+    if output.iter().any(|score| !score.is_finite()) {
+        return Err(UnusableOutput::NotFinite);
+    }
+    let sum: f32 = output.iter().sum();
+    if libm::fabsf(sum - 1.0) > SUM_TOLERANCE {
+        return Err(UnusableOutput::NotNormalised { sum });
+    }
+    match output.iter().find(|score| !(-SUM_TOLERANCE..=1.0 + SUM_TOLERANCE).contains(*score)) {
+        Some(&score) => Err(UnusableOutput::OutOfRange { score }),
+        None => Ok(Scores(output.iter().map(|score| (score / sum).clamp(0.0, 1.0)).collect())),
+    }
+}
+
+/// What an answer must reach to stay on the device. Each limit alone can send a sample on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Threshold {
+    score_min: f32,
+    margin_min: f32,
+    entropy_max: f32,
+}
+
+impl Threshold {
+    /// All three in [0, 1]. A `margin_min` of 0 and an `entropy_max` of 1 never defer anything.
+    pub fn new(score_min: f32, margin_min: f32, entropy_max: f32) -> Result<Self, InvalidSetting> {
+        for (field, value) in [("score_min", score_min), ("margin_min", margin_min), ("entropy_max", entropy_max)] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(InvalidSetting { field, value, expected: "a number from 0 to 1" });
+            }
+        }
+        Ok(Self { score_min, margin_min, entropy_max })
+    }
+
+    #[must_use]
+    pub fn score_min(&self) -> f32 {
+        self.score_min
+    }
+}
+
+/// What the device does with its own answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Decision {
+    Keep {
+        best: ClassScore,
+    },
+    /// `best` is still the local answer, marked provisional.
+    Defer {
+        best: ClassScore,
+        reason: Reason,
+    },
+}
+
+/// A decision together with the numbers it was made from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Judgement {
+    pub decision: Decision,
+    pub margin: f32,
+    pub entropy: f32,
+    pub threshold: Threshold,
+}
+
+/// Decides on one answer of the local model.
+///
+/// A score below the threshold is reported before a small margin, and that before a high entropy, because
+/// it is the stronger reason.
+#[must_use]
+pub fn judge(scores: &Scores, threshold: &Threshold) -> Judgement {
+    let top = scores.top(2);
+    let best = top.first().copied().unwrap_or(ClassScore { class: 0, score: 0.0 });
+    // With a single class there is no rival, so the margin is the whole score.
+    let margin = best.score - top.get(1).map_or(0.0, |second| second.score);
+    let entropy = scores.entropy();
+    let decision = if best.score < threshold.score_min {
+        Decision::Defer { best, reason: Reason::LowScore }
+    } else if margin < threshold.margin_min {
+        Decision::Defer { best, reason: Reason::Margin }
+    } else if entropy > threshold.entropy_max {
+        Decision::Defer { best, reason: Reason::Entropy }
+    } else {
+        Decision::Keep { best }
+    };
+    Judgement { decision, margin, entropy, threshold: *threshold }
+}
+
+impl Judgement {
+    /// How much a second opinion is expected to help: how far the best score is below the threshold, from
+    /// just above 0 to 1. Cases are sent and evicted by it.
+    #[must_use]
+    pub fn priority(&self) -> f32 {
+        let (Decision::Keep { best } | Decision::Defer { best, .. }) = self.decision;
+        let below = (self.threshold.score_min - best.score) / self.threshold.score_min.max(PRIORITY_MIN);
+        below.clamp(PRIORITY_MIN, 1.0)
+    }
+
+    /// The decision in numbers and one sentence.
+    #[must_use]
+    pub fn explain(&self) -> Explanation {
+        let (outcome, best, reason) = match self.decision {
+            Decision::Keep { best } => (Outcome::Keep, best, None),
+            Decision::Defer { best, reason } => (Outcome::Defer, best, Some(reason)),
+        };
+        Explanation {
+            outcome,
+            reason,
+            score: Some(best.score),
+            margin: Some(self.margin),
+            entropy: Some(self.entropy),
+            threshold: self.threshold.score_min,
+            mode: ThresholdMode::Fixed,
+            because: self.because(best, reason),
+        }
+    }
+
+    fn because(&self, best: ClassScore, reason: Option<Reason>) -> String {
+        let Threshold { score_min, margin_min, entropy_max } = self.threshold;
+        let (score, margin, entropy) = (best.score, self.margin, self.entropy);
+        match reason {
+            None => format!(
+                "score {score:.3} reached {score_min:.3}; a score_min above {score:.3} would have asked the cloud"
+            ),
+            Some(Reason::LowScore) => format!("score {score:.3} is below score_min {score_min:.3}"),
+            Some(Reason::Margin) => {
+                format!("the margin {margin:.3} to the second class is below margin_min {margin_min:.3}")
+            }
+            Some(Reason::Entropy) => format!("entropy {entropy:.3} is above entropy_max {entropy_max:.3}"),
+            Some(other) => format!("sent for the reason {other:?}"),
+        }
+    }
+}
+
+/// The explanation for output that could not be read as scores: always deferred.
+#[must_use]
+pub fn explain_unusable(error: &UnusableOutput, threshold: &Threshold) -> Explanation {
+    Explanation {
+        outcome: Outcome::Defer,
+        reason: Some(Reason::Unusable),
+        score: None,
+        margin: None,
+        entropy: None,
+        threshold: threshold.score_min,
+        mode: ThresholdMode::Fixed,
+        because: format!("{error}"),
+    }
+}
+
+/// A priority is never 0, because its logarithm is the sort key.
+pub const PRIORITY_MIN: f32 = 1e-3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec;
+
+    const LOGITS: OutputKind = OutputKind::Logits { temperature: Temperature::ONE };
+
+    fn threshold(score_min: f32, margin_min: f32, entropy_max: f32) -> Threshold {
+        Threshold::new(score_min, margin_min, entropy_max).expect("valid")
+    }
+
+    #[track_caller]
+    fn check_reason(probabilities: &[f32], threshold: Threshold, expected: Option<Reason>) {
+        let scores = Scores::read(probabilities, OutputKind::Probabilities).expect("usable");
+        assert_eq!(judge(&scores, &threshold).explain().reason, expected);
+    }
+
+    #[test]
+    fn each_limit_alone_defers_and_the_strongest_reason_is_named() {
+        check_reason(&[0.9, 0.1], threshold(0.5, 0.0, 1.0), None);
+        check_reason(&[0.4, 0.3, 0.3], threshold(0.5, 0.5, 0.1), Some(Reason::LowScore));
+        check_reason(&[0.55, 0.45], threshold(0.5, 0.5, 0.1), Some(Reason::Margin));
+        check_reason(&[0.8, 0.2], threshold(0.5, 0.5, 0.1), Some(Reason::Entropy));
+    }
+
+    #[test]
+    fn unusable_output_is_named_and_never_a_score() {
+        for (output, kind, expected) in [
+            (&[][..], LOGITS, UnusableOutput::Empty),
+            (&[], OutputKind::Probabilities, UnusableOutput::Empty),
+            (&[f32::NAN, 1.0], LOGITS, UnusableOutput::NotFinite),
+            (&[f32::INFINITY, 1.0], LOGITS, UnusableOutput::NotFinite),
+            (&[f32::NEG_INFINITY; 2], LOGITS, UnusableOutput::NotFinite),
+            (&[f32::NAN], OutputKind::Probabilities, UnusableOutput::NotFinite),
+            (&[0.0, 0.0], OutputKind::Probabilities, UnusableOutput::NotNormalised { sum: 0.0 }),
+            (&[3.0, 4.0], OutputKind::Probabilities, UnusableOutput::NotNormalised { sum: 7.0 }),
+            (&[2.0, -1.0], OutputKind::Probabilities, UnusableOutput::OutOfRange { score: 2.0 }),
+        ] {
+            assert_eq!(Scores::read(output, kind), Err(expected));
+        }
+    }
+
+    #[test]
+    fn huge_logits_do_not_overflow_and_a_masked_class_scores_zero() {
+        let scores = Scores::read(&[3e38, -3e38, f32::NEG_INFINITY], LOGITS).expect("usable");
+        assert_eq!(scores.as_slice(), [1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_single_class_is_always_kept() {
+        let scores = Scores::read(&[-7.0], LOGITS).expect("usable");
+        assert!(matches!(judge(&scores, &threshold(1.0, 1.0, 0.0)).decision, Decision::Keep { .. }));
+    }
+
+    #[test]
+    fn a_limit_outside_its_range_is_refused_in_the_words_of_the_configuration() {
+        let error = Threshold::new(1.2, 0.0, 1.0).expect_err("out of range");
+        assert_eq!(std::format!("{error}"), "score_min = 1.2 is not a number from 0 to 1");
+        assert!(Threshold::new(f32::NAN, 0.0, 1.0).is_err());
+        assert!(Temperature::new(0.0).is_err());
+    }
+
+    #[test]
+    fn a_higher_temperature_is_less_sure() {
+        let sharp = Scores::read(&[2.0, 1.0], LOGITS).expect("usable");
+        let temperature = Temperature::new(2.0).expect("valid");
+        let soft = Scores::read(&[2.0, 1.0], OutputKind::Logits { temperature }).expect("usable");
+        assert!(soft.top(1)[0].score < sharp.top(1)[0].score);
+    }
+
+    #[test]
+    fn ties_and_short_lists_have_a_defined_order() {
+        let scores = Scores::read(&[0.25; 4], OutputKind::Probabilities).expect("usable");
+        let classes: Vec<usize> = scores.top(9).iter().map(|entry| entry.class).collect();
+        assert_eq!(classes, vec![0, 1, 2, 3]);
+    }
+
+    proptest! {
+        #[test]
+        fn scores_always_add_up_to_one(logits in prop::collection::vec(-1e4_f32..1e4, 1..50), t in 0.05_f32..20.0) {
+            let temperature = Temperature::new(t).expect("valid");
+            let scores = Scores::read(&logits, OutputKind::Logits { temperature }).expect("finite logits");
+            let sum: f32 = scores.as_slice().iter().sum();
+            prop_assert!((sum - 1.0).abs() < 1e-4);
+            prop_assert!((0.0..=1.0).contains(&scores.entropy()));
+        }
+
+        #[test]
+        fn a_stricter_threshold_never_keeps_what_a_looser_one_deferred(
+            logits in prop::collection::vec(-10_f32..10.0, 1..12),
+            (s, m, e) in (0_f32..=1.0, 0_f32..=1.0, 0_f32..=1.0),
+            (ds, dm, de) in (0_f32..=1.0, 0_f32..=1.0, 0_f32..=1.0),
+        ) {
+            let scores = Scores::read(&logits, LOGITS).expect("finite logits");
+            let loose = judge(&scores, &threshold(s, m, e));
+            let strict = judge(&scores, &threshold((s + ds).min(1.0), (m + dm).min(1.0), (e - de).max(0.0)));
+            if matches!(loose.decision, Decision::Defer { .. }) {
+                prop_assert!(matches!(strict.decision, Decision::Defer { .. }), "{:?} {:?}", loose, strict);
+            }
+        }
+    }
+}

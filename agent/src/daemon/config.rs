@@ -1,0 +1,580 @@
+//! The configuration file: TOML, read and checked whole before anything is touched.
+//!
+//! Types refuse what cannot be meant while they are read, so that every error carries its line. Any value
+//! outside `[[model]]` and `[[source]]` can be overridden from the environment: `HEDGE_BROKER__URL` is
+//! `url` in `[broker]`.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hedge_core::judge::Threshold;
+use hedge_inference::Region;
+use hedge_proto::{DeviceId, Metadata, Name, Topics};
+use serde::Deserialize;
+use serde::de::Error as _;
+use toml::Spanned;
+
+/// Why the configuration cannot be used. The text names the file, the line and the field.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}")]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{place}: {message}")]
+    Invalid { place: String, message: String },
+}
+
+/// Everything the operator decides locally.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The device's name in the fleet; the host name if not given.
+    pub device: Option<DeviceId>,
+    /// Where the outbox and the small state file live.
+    pub state_dir: PathBuf,
+    pub log: LogConfig,
+    /// Without a broker the device is on its own: it answers and queues.
+    pub broker: Option<BrokerConfig>,
+    pub runtime: RuntimeConfig,
+    pub http: HttpConfig,
+    pub outbox: OutboxConfig,
+    pub verdicts: VerdictsConfig,
+    pub telemetry: TelemetryConfig,
+    #[serde(rename = "model")]
+    pub models: Vec<ModelConfig>,
+    #[serde(rename = "source")]
+    pub sources: Vec<SourceConfig>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            device: None,
+            state_dir: "/var/lib/hedge-agent".into(),
+            log: LogConfig::default(),
+            broker: None,
+            runtime: RuntimeConfig::default(),
+            http: HttpConfig::default(),
+            outbox: OutboxConfig::default(),
+            verdicts: VerdictsConfig::default(),
+            telemetry: TelemetryConfig::default(),
+            models: Vec::new(),
+            sources: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug`, or a filter such as `info,hedge_agent::uplink=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Where the broker is and how the device shows who it is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrokerConfig {
+    /// `mqtt://`, `mqtts://`, `ws://` or `wss://`, with host and optional port.
+    pub url: BrokerUrl,
+    /// In front of `hedge/v1/…`, for brokers shared with others.
+    #[serde(default = "no_prefix", deserialize_with = "topics")]
+    pub prefix: Topics,
+    /// The device id if not given.
+    pub client_id: Option<String>,
+    pub username: Option<String>,
+    pub password_file: Option<PathBuf>,
+    /// PEM; the system's certificates if not given.
+    pub ca_file: Option<PathBuf>,
+    pub certificate_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// TLS application protocol, for brokers that share port 443.
+    pub alpn: Option<String>,
+    /// `http://host:port` of a proxy that allows CONNECT.
+    pub proxy: Option<ProxyUrl>,
+    #[serde(default = "keep_alive_s")]
+    pub keep_alive_s: u16,
+}
+
+fn no_prefix() -> Topics {
+    Topics::new("").unwrap_or_else(|_| unreachable!("no prefix is a valid prefix"))
+}
+
+fn keep_alive_s() -> u16 {
+    30
+}
+
+fn topics<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Topics, D::Error> {
+    Topics::new(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// How bytes travel to the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokerTransport {
+    Tcp,
+    Tls,
+    WebSocket,
+    WebSocketTls,
+}
+
+/// `scheme://host[:port][/path]`, the path for WebSockets only.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct BrokerUrl {
+    pub transport: BrokerTransport,
+    pub host: String,
+    pub port: u16,
+    /// With its leading slash; `/mqtt` if not given.
+    pub path: String,
+}
+
+impl TryFrom<String> for BrokerUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let expected = || {
+            format!(
+                "`{text}` is not mqtt://, mqtts://, ws:// or wss:// with a host, such as mqtts://broker.example:8883"
+            )
+        };
+        let (scheme, rest) = text.split_once("://").ok_or_else(expected)?;
+        let (transport, default_port) = match scheme {
+            "mqtt" => (BrokerTransport::Tcp, 1883),
+            "mqtts" => (BrokerTransport::Tls, 8883),
+            "ws" => (BrokerTransport::WebSocket, 80),
+            "wss" => (BrokerTransport::WebSocketTls, 443),
+            _ => return Err(expected()),
+        };
+        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        let websocket = matches!(transport, BrokerTransport::WebSocket | BrokerTransport::WebSocketTls);
+        if !websocket && !matches!(path, "" | "/") {
+            return Err(format!("`{text}` has a path, which only ws:// and wss:// take"));
+        }
+        let (host, port) = host_and_port(authority, default_port).ok_or_else(expected)?;
+        let path = if matches!(path, "" | "/") { "/mqtt".to_owned() } else { path.to_owned() };
+        Ok(Self { transport, host, port, path })
+    }
+}
+
+/// `http://host:port`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ProxyUrl {
+    pub host: String,
+    pub port: u16,
+}
+
+impl TryFrom<String> for ProxyUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.strip_prefix("http://")
+            .map(|rest| rest.trim_end_matches('/'))
+            .and_then(|authority| host_and_port(authority, 3128))
+            .map(|(host, port)| Self { host, port })
+            .ok_or_else(|| format!("`{text}` is not a proxy of the form http://host:port"))
+    }
+}
+
+/// Splits `host`, `host:port`, `[v6]` and `[v6]:port`.
+fn host_and_port(authority: &str, default_port: u16) -> Option<(String, u16)> {
+    if authority.contains('@') {
+        return None; // a password in a URL ends up in logs
+    }
+    let (host, port) = if let Some(v6) = authority.strip_prefix('[') {
+        let (host, rest) = v6.split_once(']')?;
+        (host, rest.strip_prefix(':'))
+    } else {
+        authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port)))
+    };
+    let port = port.map_or(Some(default_port), |port| port.parse().ok())?;
+    (!host.is_empty()).then(|| (host.to_owned(), port))
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimeConfig {
+    /// The ONNX Runtime library; searched for if not given.
+    pub library: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    pub listen: Vec<Listen>,
+    /// A sample larger than this is refused before it is read.
+    pub body_bytes_max: u64,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        // 32 MiB holds a 24-megapixel JPEG at the highest quality.
+        Self { listen: Vec::new(), body_bytes_max: 32 * 1024 * 1024 }
+    }
+}
+
+/// `unix:/path` or a loopback address with a port.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Listen {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+impl TryFrom<String> for Listen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(Self::Unix(path.into()));
+        }
+        let address: SocketAddr = text
+            .parse()
+            .map_err(|_| format!("`{text}` is neither unix:/path nor an address such as 127.0.0.1:8787"))?;
+        if address.ip().is_loopback() {
+            Ok(Self::Tcp(address))
+        } else {
+            Err(format!("`{text}` is not a loopback address; samples are served to this machine only"))
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutboxConfig {
+    pub cases_max: u64,
+    pub bytes_max: u64,
+    /// New cases are refused while the disk has less than this free.
+    pub free_bytes_min: u64,
+    pub payload_bytes_max: u64,
+    /// How long an answer waits to be able to say `stored`.
+    pub store_wait_ms: u64,
+}
+
+impl Default for OutboxConfig {
+    fn default() -> Self {
+        Self {
+            cases_max: 100_000,
+            bytes_max: 1024 * 1024 * 1024,
+            free_bytes_min: 64 * 1024 * 1024,
+            payload_bytes_max: 8 * 1024 * 1024,
+            store_wait_ms: 250,
+        }
+    }
+}
+
+impl OutboxConfig {
+    #[must_use]
+    pub fn store_wait(&self) -> Duration {
+        Duration::from_millis(self.store_wait_ms)
+    }
+}
+
+/// Where answers and corrections go besides the HTTP interface.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerdictsConfig {
+    pub jsonl: Option<JsonlConfig>,
+    pub webhook: Option<WebhookConfig>,
+    pub command: Option<CommandSinkConfig>,
+    pub mqtt: Option<MqttSinkConfig>,
+}
+
+/// Which answers a sink gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wanted {
+    /// Local answers and corrections.
+    All,
+    #[default]
+    Corrections,
+    /// Corrections that say something else than the local answer.
+    Changed,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JsonlConfig {
+    pub path: PathBuf,
+    #[serde(default)]
+    pub wanted: Wanted,
+    /// The file is renamed to `<path>.1` when it would grow over this.
+    #[serde(default = "jsonl_bytes_max")]
+    pub bytes_max: u64,
+}
+
+fn jsonl_bytes_max() -> u64 {
+    64 * 1024 * 1024
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookConfig {
+    pub url: String,
+    #[serde(default)]
+    pub wanted: Wanted,
+    /// PEM; the system's certificates if not given.
+    pub ca_file: Option<PathBuf>,
+    /// A file whose content is sent as `Authorization: Bearer …`.
+    pub token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommandSinkConfig {
+    /// Program and arguments; gets one answer as JSON on its standard input.
+    pub command: Vec<String>,
+    #[serde(default)]
+    pub wanted: Wanted,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MqttSinkConfig {
+    #[serde(default)]
+    pub wanted: Wanted,
+    /// Another broker than the uplink's, for example on the local network.
+    pub broker: Option<BrokerConfig>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TelemetryConfig {
+    pub interval_s: u64,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        Self { interval_s: 60 }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    pub name: Name,
+    /// The folder with `manifest.toml`.
+    pub bundle: PathBuf,
+    /// Which of the bundle's files, for example `int8` or `fp32`; the manifest's first if not given.
+    pub variant: Option<String>,
+    /// More than one thread costs more CPU time per answer on small boards.
+    #[serde(default = "one_thread")]
+    pub threads: u8,
+    /// The manifest's suggestion if not given.
+    pub threshold: Option<ThresholdConfig>,
+}
+
+fn one_thread() -> u8 {
+    1
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "ThresholdFields")]
+pub struct ThresholdConfig(pub Threshold);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ThresholdFields {
+    score_min: f32,
+    #[serde(default)]
+    margin_min: f32,
+    #[serde(default = "any_entropy")]
+    entropy_max: f32,
+}
+
+fn any_entropy() -> f32 {
+    1.0
+}
+
+impl TryFrom<ThresholdFields> for ThresholdConfig {
+    type Error = String;
+
+    fn try_from(fields: ThresholdFields) -> Result<Self, String> {
+        Threshold::new(fields.score_min, fields.margin_min, fields.entropy_max)
+            .map(Self)
+            .map_err(|error| error.to_string())
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    pub name: Name,
+    /// Names a `[[model]]`; the only one if not given.
+    pub model: Option<Spanned<Name>>,
+    /// At most one sample per so many milliseconds; the newest wins.
+    pub interval_ms: Option<u64>,
+    /// Which part of the picture is judged.
+    pub region: Option<Region>,
+    #[serde(default)]
+    pub metadata: Metadata,
+    #[serde(flatten)]
+    pub kind: SourceKind,
+}
+
+/// How samples come in.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SourceKind {
+    /// `POST /v1/samples?source=NAME`
+    Http {},
+    Folder {
+        path: PathBuf,
+        #[serde(default)]
+        after: Fate,
+    },
+    Command {
+        /// Program and arguments; its standard output carries the samples.
+        command: Vec<String>,
+        #[serde(default)]
+        format: StreamFormat,
+    },
+}
+
+/// What happens to a file once its sample has been answered. One that cannot be used always goes to `failed/`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// Into `done/` beside it.
+    #[default]
+    Move,
+    Delete,
+}
+
+/// How samples are told apart in a command's output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamFormat {
+    /// JPEG pictures one after the other.
+    #[default]
+    Mjpeg,
+    /// A 4-byte big-endian length before each JPEG or PNG.
+    LengthDelimited,
+}
+
+impl Config {
+    /// Reads, overrides and checks. Nothing else is touched: no model, no network, no state.
+    pub fn load(path: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(&text, &path.display().to_string(), environment)
+    }
+
+    /// Like [`Self::load`], from text; `file` is what errors call it.
+    pub fn parse(
+        text: &str,
+        file: &str,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let at = |span: Option<std::ops::Range<usize>>, message: String| ConfigError::Invalid {
+            place: span.map_or_else(|| file.to_owned(), |span| format!("{file}:{}", line_of(text, span.start))),
+            message,
+        };
+        let in_file: Self = toml::from_str(text).map_err(|error| at(error.span(), error.message().to_owned()))?;
+        in_file.check_names().map_err(|(span, message)| at(span, message))?;
+
+        let overrides: Vec<_> = environment.filter_map(|(name, value)| Override::new(&name, &value)).collect();
+        if overrides.is_empty() {
+            return Ok(in_file);
+        }
+        let mut table: toml::Table =
+            toml::from_str(text).map_err(|error| at(error.span(), error.message().to_owned()))?;
+        let mut config = in_file;
+        for change in overrides {
+            change.apply(&mut table);
+            config = table.clone().try_into().map_err(|error: toml::de::Error| ConfigError::Invalid {
+                place: format!("environment variable {}", change.variable),
+                message: error.message().to_owned(),
+            })?;
+        }
+        Ok(config)
+    }
+
+    /// The model a source uses, by its `model` or because there is only one.
+    #[must_use]
+    pub fn model_of(&self, source: &SourceConfig) -> Option<&ModelConfig> {
+        match &source.model {
+            Some(name) => self.models.iter().find(|model| &model.name == name.get_ref()),
+            None => match &self.models[..] {
+                [only] => Some(only),
+                _ => None,
+            },
+        }
+    }
+
+    fn check_names(&self) -> Result<(), (Option<std::ops::Range<usize>>, String)> {
+        let mut seen = BTreeSet::new();
+        for model in &self.models {
+            if !seen.insert(&model.name) {
+                return Err((None, format!("two models are named `{}`", model.name)));
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for source in &self.sources {
+            if !seen.insert(&source.name) {
+                return Err((None, format!("two sources are named `{}`", source.name)));
+            }
+            if self.model_of(source).is_none() {
+                let span = source.model.as_ref().map(Spanned::span);
+                let known = self.models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
+                let asked = source.model.as_ref().map_or("no model", |name| name.get_ref().as_str());
+                let source = &source.name;
+                return Err((span, format!("source `{source}` names {asked}; the models are: {known}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count()
+}
+
+/// One `HEDGE_…` variable. `HEDGE_CONFIG` is the program's own and not a value of the file.
+struct Override {
+    variable: String,
+    path: Vec<String>,
+    value: toml::Value,
+}
+
+impl Override {
+    fn new(variable: &str, value: &str) -> Option<Self> {
+        let path = variable.strip_prefix("HEDGE_").filter(|rest| *rest != "CONFIG")?;
+        // A value that reads as TOML is taken as such; anything else is a text.
+        let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
+            .ok()
+            .and_then(|mut table| table.remove("value"))
+            .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+        let path = path.split("__").map(str::to_lowercase).collect();
+        Some(Self { variable: variable.to_owned(), path, value })
+    }
+
+    fn apply(&self, table: &mut toml::Table) {
+        let Some((last, parents)) = self.path.split_last() else { return };
+        let mut table = table;
+        for parent in parents {
+            let entry = table.entry(parent.clone()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            if !entry.is_table() {
+                *entry = toml::Value::Table(toml::Table::new());
+            }
+            let toml::Value::Table(inner) = entry else { return };
+            table = inner;
+        }
+        table.insert(last.clone(), self.value.clone());
+    }
+}

@@ -1,0 +1,3 @@
+//! Start, wiring, stop.
+
+pub mod config;

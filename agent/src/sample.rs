@@ -1,0 +1,49 @@
+//! A sample on its way from capture to an answer, and why one may be turned away.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hedge_inference::ContentType;
+use hedge_proto::{Captured, CaseId, Metadata, Name};
+
+/// One input as a source hands it over. Nothing in it has been decoded yet.
+#[derive(Debug, Clone)]
+pub struct NewSample {
+    /// Names a `[[source]]`; it gives the model and the region.
+    pub source: Name,
+    /// The application's own name for the sample: the same `ref` is the same sample.
+    pub reference: Option<String>,
+    pub metadata: Metadata,
+    pub content_type: ContentType,
+    pub bytes: Bytes,
+}
+
+/// A sample that has its id.
+#[derive(Debug)]
+pub struct Sample {
+    pub id: CaseId,
+    pub captured: Captured,
+    pub input: NewSample,
+}
+
+/// Why a sample got no answer. Each is the sender's to act on: the text says what was wrong and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SampleError {
+    #[error("there is no source named `{0}`; the configuration names: {1}")]
+    UnknownSource(String, String),
+    /// The bytes are not what they say, or not what the model takes.
+    #[error("{0}")]
+    Unusable(String),
+    #[error("{bytes} bytes are more than the {bytes_max} a sample may have")]
+    TooLarge { bytes: u64, bytes_max: u64 },
+    #[error("metadata has {bytes} bytes as JSON, more than the {bytes_max} allowed")]
+    MetadataTooLarge { bytes: usize, bytes_max: usize },
+    /// Samples arrive faster than the model answers.
+    #[error("more samples are waiting for model `{0}` than it can answer soon; send again later")]
+    Overloaded(String),
+    /// The model cannot answer at all (not loaded, or ONNX Runtime failed).
+    #[error("model `{model}` cannot answer: {reason}")]
+    ModelFailed { model: String, reason: Arc<str> },
+    #[error("the agent is stopping")]
+    Stopping,
+}
