@@ -132,6 +132,14 @@ pub enum BrokerTransport {
     WebSocketTls,
 }
 
+impl BrokerTransport {
+    /// Whether anyone on the way can read along.
+    #[must_use]
+    pub fn is_plain(self) -> bool {
+        matches!(self, Self::Tcp | Self::WebSocket)
+    }
+}
+
 /// `scheme://host[:port][/path]`, the path for WebSockets only.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]

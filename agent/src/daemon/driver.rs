@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::notify::Watchdog;
 use crate::clock::Clock;
-use crate::outbox::{CaseState, Entry, Outbox, Progress};
+use crate::outbox::{Entry, Outbox, Progress, State};
 use crate::pipeline::LinkView;
 use crate::uplink::Uplink;
 
@@ -108,10 +108,7 @@ impl Driver {
         let outbox = self.outbox.clone();
         tokio::spawn(async move {
             let marks = keys.into_iter().map(|key| (key, Progress::Received)).collect();
-            if let Err(error) = outbox.mark(marks).await {
-                // Only costs a question after a restart.
-                tracing::debug!(%error, "could not note that the cloud has a case");
-            }
+            outbox.mark(marks).await;
         });
     }
 
@@ -139,5 +136,5 @@ impl Driver {
 }
 
 fn waiting(entry: &Entry) -> Waiting {
-    Waiting { key: entry.key, sort_key: entry.sort_key, sent: entry.state != CaseState::Waiting }
+    Waiting { key: entry.key, sort_key: entry.sort_key, sent: entry.state != State::Waiting }
 }

@@ -20,7 +20,7 @@ use rumqttc::{AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, Pub
 use serde_bytes::ByteBuf;
 use tokio::sync::mpsc;
 
-pub use self::options::{OptionsError, mqtt_options};
+pub use self::options::{OptionsError, options};
 use crate::daemon::config::BrokerConfig;
 use crate::outbox::{Outbox, Progress};
 use crate::state::StateFile;
@@ -157,10 +157,7 @@ impl Shared {
             Ok(None) => return Event::Closed { key, spoken: false },
             Err(reason) => return self.bury(key, &reason).await,
         };
-        if let Err(error) = self.setup.outbox.mark(vec![(key, Progress::Sent)]).await {
-            // Only costs a question later: the cloud recognises what it already has.
-            tracing::debug!(%error, "could not note that a case is being sent");
-        }
+        self.setup.outbox.mark(vec![(key, Progress::Sent)]).await;
         let outcome = match self.publish_case_message(&CaseMessage::Case(Box::new(case))).await {
             Ok(()) => Publish::Acknowledged,
             Err(PublishError::NotConnected | PublishError::Nobody) => Publish::Nobody,

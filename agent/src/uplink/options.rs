@@ -45,12 +45,10 @@ pub enum OptionsError {
     Broker(String),
 }
 
-/// Options for one connection. `connection` counts the device's connections and is told in the will.
-pub fn mqtt_options(config: &BrokerConfig, device: &DeviceId, connection: u64) -> Result<MqttOptions, OptionsError> {
+/// Options for one connection of the uplink. `connection` counts the device's connections and is told in the will.
+pub fn uplink_options(config: &BrokerConfig, device: &DeviceId, connection: u64) -> Result<MqttOptions, OptionsError> {
     let client_id = config.client_id.clone().unwrap_or_else(|| device.to_string());
-    let mut options = address(config, &client_id)?;
-    options.set_keep_alive(config.keep_alive_s);
-    options.set_connect_timeout(CONNECT_TIMEOUT);
+    let mut options = options(config, &client_id)?;
     options.set_clean_start(false);
     options.set_session_expiry_interval(Some(SESSION_EXPIRY_S));
     options.set_session_store(NothingRemembered { client_id });
@@ -58,6 +56,14 @@ pub fn mqtt_options(config: &BrokerConfig, device: &DeviceId, connection: u64) -
     options.set_receive_maximum(Some(RECEIVE_MAXIMUM));
     options.set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(PACKET_BYTES_MAX));
     options.set_last_will(will(config, device, connection));
+    Ok(options)
+}
+
+/// How to reach a broker and who we are, with a session that ends with its connection.
+pub fn options(config: &BrokerConfig, client_id: &str) -> Result<MqttOptions, OptionsError> {
+    let mut options = address(config, client_id)?;
+    options.set_keep_alive(config.keep_alive_s);
+    options.set_connect_timeout(CONNECT_TIMEOUT);
     options.set_socket_connector(|host, network| async move {
         let stream = rumqttc::default_socket_connect(host, network).await?;
         stream.set_nodelay(true)?;

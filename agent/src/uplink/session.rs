@@ -15,8 +15,8 @@ use rumqttc::{AsyncClient, ConnectionError, NoticeFailureReason, PublishOptions,
 use rumqttc::{SubscribeFilter, SubscribeNoticeError};
 use tokio::sync::mpsc;
 
-use super::options::RECEIVE_MAXIMUM;
-use super::{OptionsError, PublishError, REQUESTS_MAX, Session, Shared, inbound, mqtt_options};
+use super::options::{RECEIVE_MAXIMUM, uplink_options};
+use super::{OptionsError, PublishError, REQUESTS_MAX, Session, Shared, inbound};
 
 /// How long the goodbye may take when the agent stops.
 pub(super) const GOODBYE_WAIT: Duration = Duration::from_secs(2);
@@ -53,7 +53,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 async fn serve(shared: &Arc<Shared>) -> Result<ConnectionError, SessionError> {
     let connection = count_connection(shared).await?;
-    let options = mqtt_options(&shared.setup.config, &shared.setup.device, connection)?;
+    let options = uplink_options(&shared.setup.config, &shared.setup.device, connection)?;
     let (client, mut eventloop) = AsyncClient::builder(options).capacity(REQUESTS_MAX).try_build()?;
     // The broker sends at most RECEIVE_MAXIMUM messages that want an acknowledgement.
     let (inbox, arrived) = mpsc::channel(2 * usize::from(RECEIVE_MAXIMUM));

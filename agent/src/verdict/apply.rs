@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::answers::Answers;
 use crate::figures::Figures;
-use crate::outbox::{Applied, Outbox};
+use crate::outbox::{Applied, Outbox, State};
 use crate::pipeline::LinkView;
 
 /// Why a verdict is not durable. It must come again.
@@ -28,6 +28,8 @@ pub struct Verdicts {
     pub link: watch::Receiver<LinkView>,
     /// Woken when there is something for the sinks.
     pub news: Arc<Notify>,
+    /// One bit for each configured sink: a case is forgotten when all of them are set.
+    pub sinks: u8,
 }
 
 impl Verdicts {
@@ -54,9 +56,30 @@ impl Verdicts {
             Err(reason) => tracing::warn!(id = %verdict.id, reason, "the case of a verdict cannot be read"),
         }
         self.news.notify_waiters();
+        self.forget_if_delivered(key).await;
         Ok(())
     }
+
+    /// Forgets an answered case once every configured sink has it.
+    pub async fn forget_if_delivered(&self, key: CaseKey) {
+        let Some(State::Answered { delivered, .. }) = self.outbox.lookup(key).map(|entry| entry.state) else { return };
+        if delivered & self.sinks == self.sinks
+            && let Err(error) = self.outbox.forget(key).await
+        {
+            tracing::warn!(%error, "an answered case could not be forgotten; it will be at the next start");
+        }
+    }
+
+    /// Forgets what was delivered before, under this or another configuration of sinks.
+    pub async fn forget_all_delivered(&self) {
+        for entry in self.outbox.undelivered(NO_SINK, usize::MAX) {
+            self.forget_if_delivered(entry.key).await;
+        }
+    }
 }
+
+/// A bit no sink uses, so that every answered case lacks it.
+const NO_SINK: u8 = 7;
 
 /// The correction of an answered case, made from what is on disk.
 pub async fn correction(outbox: &Outbox, key: CaseKey, link: LinkState) -> Result<Answer, String> {
