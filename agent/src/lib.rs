@@ -7,4 +7,5 @@
 pub mod answers;
 pub mod capture;
 pub mod daemon;
+pub mod outbox;
 pub mod sample;
