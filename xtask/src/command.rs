@@ -8,7 +8,7 @@ use hedge_tests::places;
 
 /// `cargo …`, the one that runs this command.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
-    let mut command = program(env!("CARGO"));
+    let mut command = program(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     command.args(arguments);
     command
 }
