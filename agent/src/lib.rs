@@ -6,5 +6,7 @@
 
 pub mod answers;
 pub mod capture;
+mod child;
 pub mod daemon;
 pub mod sample;
+pub mod verdict;

@@ -1,1 +1,210 @@
+//! Brings samples in: over HTTP, from a folder, from a command's output.
+//!
+//! A source hands each sample to its [`Intake`] and does with the answer what its kind promises (an HTTP
+//! response, a moved file). It never decodes a picture, decides anything, or holds more than a bounded number
+//! of samples. A source that fails says so in one sentence and tries again; it never takes the agent down.
 
+mod command;
+mod folder;
+mod http;
+mod open_inference;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hedge_inference::{ContentType, Tensor};
+use hedge_proto::{Answer, CaseId, Name, Telemetry};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+pub use self::http::ListenError;
+use crate::answers::{Answers, Remembered};
+use crate::daemon::config::{Config, SourceKind};
+use crate::sample::{NewSample, SampleError};
+
+/// What every source hands its samples to.
+pub trait Intake: Send + Sync + 'static {
+    /// Answers one sample, after waiting a bounded time for its case to be stored.
+    ///
+    /// A `reference` already answered for this source gets the answer given then.
+    fn answer(&self, sample: NewSample) -> impl Future<Output = Result<Arc<Answer>, SampleError>> + Send;
+
+    fn answers(&self) -> &Answers;
+
+    /// What is known of an id, also from before this process.
+    fn lookup(&self, id: &CaseId) -> impl Future<Output = Lookup> + Send;
+
+    fn models(&self) -> Vec<ModelFacts>;
+
+    /// The raw output of a model for one tensor. Nothing is judged, nothing deferred.
+    fn scores(&self, model: &Name, tensor: Tensor) -> impl Future<Output = Result<Vec<f32>, SampleError>> + Send;
+
+    fn status(&self) -> Telemetry;
+
+    /// What a person should know of a source now, in one sentence.
+    fn set_source_state(&self, source: &Name, state: String);
+
+    /// Counts samples passed over: a newer one was there, or they were not whole.
+    fn count_skipped(&self, source: &Name, count: u64);
+}
+
+/// What the agent knows of an id.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Lookup {
+    Found(Remembered),
+    /// From an earlier run; its case still waits for the cloud.
+    Open,
+    /// Given too long ago to be remembered.
+    Gone,
+    NotOurs,
+}
+
+/// A model as the Open Inference Protocol describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFacts {
+    pub name: Name,
+    pub version: String,
+    pub ready: bool,
+    pub input_name: String,
+    /// With the leading 1 of a single sample, if the model has it.
+    pub input_shape: Vec<usize>,
+    pub output_name: String,
+    pub output_shape: Vec<usize>,
+    pub labels: Vec<String>,
+}
+
+/// Why capture cannot start. Only what no waiting would heal.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+/// How long sources may take to finish what they are doing when the agent stops.
+pub const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long a source waits before it offers a sample again that could not be taken just now.
+const RETRY_WAIT: Duration = Duration::from_millis(500);
+
+/// The running sources.
+pub struct Capture {
+    addresses: Vec<SocketAddr>,
+    tasks: JoinSet<()>,
+}
+
+impl Capture {
+    /// Opens every listener, then starts every source. Cancelling `stop` ends them.
+    pub async fn start<I: Intake>(
+        config: &Config,
+        intake: &Arc<I>,
+        stop: &CancellationToken,
+    ) -> Result<Self, CaptureError> {
+        let mut listeners = Vec::new();
+        for listen in &config.http.listen {
+            listeners.push(http::Listener::open(listen).await?);
+        }
+        let mut capture =
+            Self { addresses: listeners.iter().filter_map(http::Listener::address).collect(), tasks: JoinSet::new() };
+        let routes = http::routes(config, intake, stop);
+        for listener in listeners {
+            capture.tasks.spawn(http::serve(listener, routes.clone(), stop.clone()));
+        }
+        for source in &config.sources {
+            capture.start_source(config, source, intake, stop);
+        }
+        Ok(capture)
+    }
+
+    fn start_source<I: Intake>(
+        &mut self,
+        config: &Config,
+        source: &crate::daemon::config::SourceConfig,
+        intake: &Arc<I>,
+        stop: &CancellationToken,
+    ) {
+        let common = Source {
+            name: source.name.clone(),
+            interval: source.interval_ms.filter(|ms| *ms > 0).map(Duration::from_millis),
+            sample_bytes_max: usize::try_from(config.http.body_bytes_max).unwrap_or(usize::MAX),
+            intake: intake.clone(),
+        };
+        let stop = stop.clone();
+        match &source.kind {
+            SourceKind::Http {} => intake.set_source_state(&source.name, "taking samples over HTTP".to_owned()),
+            SourceKind::Folder { path, after } => {
+                let task = folder::run(common, path.clone(), *after, stop);
+                self.tasks.spawn(task);
+            }
+            SourceKind::Command { command, format } => {
+                let task = command::run(common, command.clone(), *format, stop);
+                self.tasks.spawn(task);
+            }
+        }
+    }
+
+    /// The TCP addresses listened on, for whoever configured port 0.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Waits until every source has ended, which they do soon after `stop`; at most [`STOP_WAIT_MAX`].
+    pub async fn stopped(mut self) {
+        let ended = timeout(STOP_WAIT_MAX, async { while self.tasks.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            tracing::warn!("{} sources were still busy after {STOP_WAIT_MAX:?} and are cut off", self.tasks.len());
+        }
+    }
+}
+
+/// What folder and command sources have in common.
+struct Source<I> {
+    name: Name,
+    interval: Option<Duration>,
+    sample_bytes_max: usize,
+    intake: Arc<I>,
+}
+
+impl<I: Intake> Source<I> {
+    fn say(&self, state: impl Into<String>) {
+        let state = state.into();
+        tracing::info!(source = %self.name, "{state}");
+        self.intake.set_source_state(&self.name, state);
+    }
+}
+
+/// Reads what kind of sample these bytes are, from what the sender says or else from how they begin.
+fn content_type(stated: Option<&str>, bytes: &[u8]) -> Result<ContentType, SampleError> {
+    match stated.map(str::trim) {
+        None | Some("" | "application/octet-stream") => ContentType::sniff(bytes)
+            .ok_or_else(|| SampleError::Unusable("this is neither a JPEG nor a PNG picture".to_owned())),
+        Some(stated) => ContentType::parse(stated).ok_or_else(|| {
+            let stated: String = stated.chars().take(100).collect();
+            SampleError::Unusable(format!(
+                "`{stated}` is not read; send image/jpeg, image/png or application/vnd.hedge.tensor; dtype=f32; shape=…"
+            ))
+        }),
+    }
+}
+
+/// A picture whose kind is read from its first bytes.
+fn picture(source: &Name, reference: Option<String>, bytes: Bytes) -> Result<NewSample, SampleError> {
+    let content_type = content_type(None, &bytes)?;
+    Ok(NewSample { source: source.clone(), reference, metadata: Default::default(), content_type, bytes })
+}
+
+/// Whether the same sample may be answered later: nothing is wrong with the sample itself.
+fn passes(error: &SampleError) -> bool {
+    match error {
+        SampleError::Overloaded(_) | SampleError::ModelFailed { .. } | SampleError::Stopping => true,
+        SampleError::UnknownSource(..)
+        | SampleError::Unusable(_)
+        | SampleError::TooLarge { .. }
+        | SampleError::MetadataTooLarge { .. } => false,
+    }
+}

@@ -1,0 +1,204 @@
+//! A program whose standard output is a camera: `rpicam-vid --codec mjpeg -o -`, `ffmpeg -f mjpeg -`.
+//!
+//! Its output is read without pause, so it never blocks; of the pictures that the model has no time for, or that
+//! come sooner than `interval_ms`, the newest waits and the others are counted as skipped. A program that
+//! ends is started again.
+//!
+//! ```text
+//! running ─ends→ waiting (1 s, doubling to 60 s; 1 s again after a stable minute) ─→ running
+//! ```
+
+mod delimited;
+mod mjpeg;
+mod newest;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use self::delimited::Delimited;
+use self::mjpeg::Mjpeg;
+use self::newest::Newest;
+use super::{Intake, RETRY_WAIT, Source, passes, picture};
+use crate::child::{Child, Use, describe_end};
+use crate::daemon::config::StreamFormat;
+
+const RESTART_WAIT_MIN: Duration = Duration::from_secs(1);
+const RESTART_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// A program that ran for so long is started again without a long wait.
+const STABLE: Duration = Duration::from_secs(60);
+
+/// How long the output of an ended program is read on, and an exit awaited after the output's end.
+const END_WAIT: Duration = Duration::from_secs(1);
+
+const READ_BYTES: usize = 64 * 1024;
+
+/// What a stream is made of.
+enum Piece {
+    Picture(Bytes),
+    /// A picture too large or broken, or a stretch of bytes that is none.
+    Skipped,
+}
+
+enum Splitter {
+    Mjpeg(Mjpeg),
+    Delimited(Delimited),
+}
+
+impl Splitter {
+    fn new(format: StreamFormat, bytes_max: usize) -> Self {
+        match format {
+            StreamFormat::Mjpeg => Self::Mjpeg(Mjpeg::new(bytes_max)),
+            StreamFormat::LengthDelimited => Self::Delimited(Delimited::new(bytes_max)),
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8], each: &mut impl FnMut(Piece)) {
+        match self {
+            Self::Mjpeg(stream) => stream.push(bytes, each),
+            Self::Delimited(stream) => stream.push(bytes, each),
+        }
+    }
+
+    fn end(&mut self, each: &mut impl FnMut(Piece)) {
+        match self {
+            Self::Mjpeg(stream) => stream.end(each),
+            Self::Delimited(stream) => stream.end(each),
+        }
+    }
+}
+
+/// Keeps the program running until `stop`.
+pub(super) async fn run<I: Intake>(
+    source: Source<I>,
+    command: Vec<String>,
+    format: StreamFormat,
+    stop: CancellationToken,
+) {
+    let program = command.first().map_or("the command", String::as_str);
+    let mut wait = RESTART_WAIT_MIN;
+    loop {
+        let started = Instant::now();
+        let end = match Child::spawn(&command, Use::Stdout) {
+            Err(error) => format!("it cannot be started: {error}"),
+            Ok(mut child) => {
+                source.say(format!("`{program}` is running"));
+                tokio::select! {
+                    () = follow(&source, &mut child, format) => {}
+                    () = stop.cancelled() => {
+                        let status = child.stop().await;
+                        tracing::debug!("`{program}`: {}", describe_end(&status, ""));
+                        return;
+                    }
+                }
+                // The output often ends a moment before the program does.
+                let status = match timeout(END_WAIT, child.wait()).await {
+                    Ok(status) => status,
+                    Err(_) => child.stop().await,
+                };
+                describe_end(&status, &child.last_words().await)
+            }
+        };
+        if started.elapsed() >= STABLE {
+            wait = RESTART_WAIT_MIN;
+        }
+        source.say(format!("`{program}` is not running: {end}; starting it again in {} s", wait.as_secs()));
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = stop.cancelled() => return,
+        }
+        wait = (wait * 2).min(RESTART_WAIT_MAX);
+    }
+}
+
+/// Answers the program's pictures until its output ends.
+async fn follow<I: Intake>(source: &Source<I>, child: &mut Child, format: StreamFormat) {
+    let Some(stdout) = child.stdout() else { return };
+    let newest = Newest::default();
+    let reading = async {
+        let mut reading = std::pin::pin!(read(source, stdout, format, &newest));
+        tokio::select! {
+            () = &mut reading => {}
+            // What it started may hold the output open for ever; only the rest in the pipe is of interest.
+            _ = child.wait() => drop(timeout(END_WAIT, reading).await),
+        }
+        newest.close();
+    };
+    tokio::join!(reading, answer(source, &newest));
+}
+
+async fn read<I: Intake>(
+    source: &Source<I>,
+    mut output: impl AsyncRead + Unpin,
+    format: StreamFormat,
+    newest: &Newest,
+) {
+    let mut splitter = Splitter::new(format, source.sample_bytes_max);
+    let mut buffer = vec![0; READ_BYTES];
+    let mut seen_any = false;
+    let mut said_none = false;
+    loop {
+        let length = output.read(&mut buffer).await.unwrap_or(0);
+        let mut skipped = 0;
+        let mut each = |piece| match piece {
+            Piece::Picture(bytes) => {
+                seen_any = true;
+                skipped += u64::from(newest.put(bytes));
+            }
+            Piece::Skipped => skipped += 1,
+        };
+        if length == 0 {
+            splitter.end(&mut each);
+        } else {
+            splitter.push(buffer.get(..length).unwrap_or_default(), &mut each);
+        }
+        if skipped > 0 {
+            source.intake.count_skipped(&source.name, skipped);
+            if !seen_any && !said_none {
+                said_none = true;
+                source.say("the command is running, but its output holds no whole picture within the limit so far");
+            }
+        }
+        if length == 0 {
+            return;
+        }
+    }
+}
+
+/// Answers the newest picture, again and again, at most one per interval.
+async fn answer<I: Intake>(source: &Source<I>, newest: &Newest) {
+    let mut trouble = false;
+    let mut next = Instant::now();
+    loop {
+        sleep_until(next).await;
+        let Some(bytes) = newest.take().await else { return };
+        next = Instant::now() + source.interval.unwrap_or(Duration::ZERO);
+        let answered = match picture(&source.name, None, bytes) {
+            Ok(sample) => source.intake.answer(sample).await.map(drop),
+            Err(error) => Err(error),
+        };
+        match answered {
+            Ok(()) if trouble => {
+                trouble = false;
+                source.say("the command is running and its pictures are answered again");
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if !trouble {
+                    trouble = true;
+                    source.say(format!("the command is running, but a picture got no answer: {error}"));
+                }
+                if passes(&error) {
+                    source.intake.count_skipped(&source.name, 1);
+                    next = next.max(Instant::now() + RETRY_WAIT);
+                }
+            }
+        }
+    }
+}

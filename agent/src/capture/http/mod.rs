@@ -1,0 +1,101 @@
+//! Serves applications on this machine: samples in, answers out.
+//!
+//! ```text
+//! POST /v1/samples?source=&wait_ms=&ref=   one picture or tensor → its answer
+//! GET  /v1/samples/{id}?wait_ms=           the last word on an id
+//! GET  /v1/answers?source=                 every answer and correction, as server-sent events
+//! GET  /v1/status                          live figures
+//! GET  /healthz                            the process is alive
+//! /v2/…                                    Open Inference Protocol, see `open_inference`
+//! ```
+//! Every error is `{"error": "…"}` with a status that says whose turn it is. Listening, connections and
+//! bodies are bounded here; what a sample is worth is the intake's business.
+
+mod body;
+mod error;
+mod events;
+mod listen;
+mod samples;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use hedge_proto::Telemetry;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use self::body::Bodies;
+pub(super) use self::error::HttpError;
+pub use self::listen::ListenError;
+pub(super) use self::listen::{Listener, serve};
+use self::samples::HttpSource;
+use super::{Intake, open_inference};
+use crate::daemon::config::{Config, SourceKind};
+use crate::sample::SampleError;
+
+/// How much of an unknown name an error repeats.
+const NAME_CHARS_SHOWN: usize = 64;
+
+/// What every request handler may use.
+pub(super) struct Api<I> {
+    pub(super) intake: Arc<I>,
+    pub(super) bodies: Bodies,
+    sources: Vec<HttpSource>,
+    listeners: Arc<Semaphore>,
+    stop: CancellationToken,
+}
+
+/// Every path the agent answers on.
+pub(super) fn routes<I: Intake>(config: &Config, intake: &Arc<I>, stop: &CancellationToken) -> Router {
+    let sources = config.sources.iter().filter(|source| matches!(source.kind, SourceKind::Http {}));
+    let api = Api {
+        intake: intake.clone(),
+        bodies: Bodies::new(config.http.body_bytes_max),
+        sources: sources.map(HttpSource::new).collect(),
+        listeners: Arc::new(Semaphore::new(events::LISTENERS_MAX)),
+        stop: stop.clone(),
+    };
+    Router::new()
+        .route("/v1/samples", post(samples::post::<I>))
+        .route("/v1/samples/{id}", get(samples::get::<I>))
+        .route("/v1/answers", get(events::answers::<I>))
+        .route("/v1/status", get(status::<I>))
+        .route("/healthz", get(async || Json(serde_json::json!({ "alive": true }))))
+        .merge(open_inference::routes::<I>())
+        .fallback(async || HttpError::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(Arc::new(api))
+}
+
+async fn method_not_allowed() -> Response {
+    HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method").into_response()
+}
+
+async fn status<I: Intake>(State(api): State<Arc<Api<I>>>) -> Json<Telemetry> {
+    Json(api.intake.status())
+}
+
+impl<I> Api<I> {
+    /// The HTTP source a request names, or the only one.
+    fn source(&self, name: Option<&str>) -> Result<&HttpSource, HttpError> {
+        let known = || self.sources.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", ");
+        match (name, &self.sources[..]) {
+            (None, [only]) => Ok(only),
+            (None, []) => {
+                Err(HttpError::new(StatusCode::NOT_FOUND, "the configuration has no source with kind = \"http\""))
+            }
+            (None, _) => Err(HttpError::bad_request(format!("say which source with ?source=; there are: {}", known()))),
+            (Some(name), sources) => sources.iter().find(|source| source.name.as_str() == name).ok_or_else(|| {
+                let name: String = name.chars().take(NAME_CHARS_SHOWN).collect();
+                SampleError::UnknownSource(name, known()).into()
+            }),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! `POST /v1/samples` and `GET /v1/samples/{id}`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use hedge_proto::{Answer, CaseId, METADATA_BYTES_MAX, Metadata, Name};
+use serde::Deserialize;
+use tokio::time::{Instant, timeout};
+
+use super::{Api, HttpError};
+use crate::capture::{Intake, Lookup, content_type};
+use crate::daemon::config::SourceConfig;
+use crate::sample::{NewSample, SampleError};
+
+/// The longest wait for a correction that is honoured; longer ones are cut to it.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How long the local answer may take. Only a stuck model needs longer.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// The longest `ref`.
+const REFERENCE_BYTES_MAX: usize = 256;
+
+const METADATA_HEADER: &str = "x-hedge-metadata";
+
+/// One `[[source]]` with `kind = "http"`.
+pub(super) struct HttpSource {
+    pub(super) name: Name,
+    interval: Option<Duration>,
+    last_taken: Mutex<Option<Instant>>,
+}
+
+impl HttpSource {
+    pub(super) fn new(config: &SourceConfig) -> Self {
+        let interval = config.interval_ms.filter(|ms| *ms > 0).map(Duration::from_millis);
+        Self { name: config.name.clone(), interval, last_taken: Mutex::new(None) }
+    }
+
+    /// Whether another sample may be taken now, by the source's interval.
+    fn takes_now(&self) -> bool {
+        let Some(interval) = self.interval else { return true };
+        let mut last_taken = self.last_taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let takes = last_taken.is_none_or(|last| last.elapsed() >= interval);
+        if takes {
+            *last_taken = Some(Instant::now());
+        }
+        takes
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PostQuery {
+    source: Option<String>,
+    wait_ms: Option<u64>,
+    #[serde(rename = "ref")]
+    reference: Option<String>,
+}
+
+/// Takes one sample. The response is its correction if one comes within `wait_ms`, else the local answer.
+pub(super) async fn post<I: Intake>(
+    State(api): State<Arc<Api<I>>>,
+    query: Result<Query<PostQuery>, QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, HttpError> {
+    let arrived = Instant::now();
+    let Query(query) = query?;
+    let source = api.source(query.source.as_deref())?;
+    if let Some(reference) = query.reference.as_deref().filter(|text| text.len() > REFERENCE_BYTES_MAX) {
+        let bytes = reference.len();
+        return Err(HttpError::bad_request(format!("ref has {bytes} bytes; at most {REFERENCE_BYTES_MAX} are kept")));
+    }
+    let metadata = metadata(&headers)?;
+    let received = api.bodies.receive(&headers, body).await?;
+
+    let reference = query.reference.filter(|text| !text.is_empty());
+    let known = reference.as_deref().and_then(|reference| api.intake.answers().by_reference(&source.name, reference));
+    let answer = match known {
+        Some(remembered) => remembered.latest().clone(),
+        None => {
+            let stated = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("not text"));
+            let content_type = content_type(stated, &received.bytes)?;
+            if !source.takes_now() {
+                api.intake.count_skipped(&source.name, 1);
+                let text = format!("source `{}` takes one sample per {:?}", source.name, source.interval);
+                return Err(HttpError::later(StatusCode::TOO_MANY_REQUESTS, text));
+            }
+            let bytes = received.bytes.clone();
+            let sample = NewSample { source: source.name.clone(), reference, metadata, content_type, bytes };
+            timeout(ANSWER_WAIT_MAX, api.intake.answer(sample)).await.map_err(|_| too_slow())??
+        }
+    };
+    drop(received);
+    let answer = api.wait_for_correction(answer, arrived, query.wait_ms).await;
+    Ok(document(&answer))
+}
+
+fn document(answer: &Answer) -> Response {
+    Json(answer).into_response()
+}
+
+fn too_slow() -> HttpError {
+    let text = format!("the model gave no answer within {} s", ANSWER_WAIT_MAX.as_secs());
+    HttpError::new(StatusCode::GATEWAY_TIMEOUT, text)
+}
+
+/// Reads `X-Hedge-Metadata: {"line": "3", …}`.
+fn metadata(headers: &HeaderMap) -> Result<Metadata, HttpError> {
+    let Some(value) = headers.get(METADATA_HEADER) else { return Ok(Metadata::new()) };
+    let bytes = value.as_bytes();
+    if bytes.len() > METADATA_BYTES_MAX {
+        return Err(SampleError::MetadataTooLarge { bytes: bytes.len(), bytes_max: METADATA_BYTES_MAX }.into());
+    }
+    serde_json::from_slice(bytes).map_err(|error| {
+        HttpError::bad_request(format!("X-Hedge-Metadata is not a JSON object with texts as values: {error}"))
+    })
+}
+
+impl<I: Intake> Api<I> {
+    /// The last word on `answer` at the latest at `since + wait_ms`, or when the agent stops.
+    async fn wait_for_correction(&self, answer: Arc<Answer>, since: Instant, wait_ms: Option<u64>) -> Arc<Answer> {
+        let wait = Duration::from_millis(wait_ms.unwrap_or(0)).min(WAIT_MAX);
+        if wait.is_zero() || !answer.provisional {
+            return answer;
+        }
+        let correction = tokio::select! {
+            correction = self.intake.answers().correction(&answer.id, since + wait) => correction,
+            () = self.stop.cancelled() => None,
+        };
+        correction.unwrap_or(answer)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GetQuery {
+    wait_ms: Option<u64>,
+}
+
+/// The last word on an id. 202 means: its case waits since an earlier run, and only the correction will be known.
+pub(super) async fn get<I: Intake>(
+    State(api): State<Arc<Api<I>>>,
+    Path(id): Path<String>,
+    query: Result<Query<GetQuery>, QueryRejection>,
+) -> Result<Response, HttpError> {
+    let arrived = Instant::now();
+    let Query(query) = query?;
+    let not_ours = || HttpError::new(StatusCode::NOT_FOUND, "no answer of this device has this id");
+    let id: CaseId = id.parse().map_err(|_| not_ours())?;
+    match api.intake.lookup(&id).await {
+        Lookup::Found(remembered) => {
+            let answer = remembered.latest().clone();
+            let answer = api.wait_for_correction(answer, arrived, query.wait_ms).await;
+            Ok(document(&answer))
+        }
+        Lookup::Open => {
+            let open = serde_json::json!({ "id": id, "provisional": true, "case": "stored" });
+            Ok((StatusCode::ACCEPTED, Json(open)).into_response())
+        }
+        Lookup::Gone => Err(HttpError::new(StatusCode::GONE, "this answer was given too long ago to be remembered")),
+        Lookup::NotOurs => Err(not_ours()),
+    }
+}

@@ -1,0 +1,194 @@
+//! An intake that answers everything at once, and remembers what it was asked.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hedge_inference::Tensor;
+use hedge_proto::{
+    Answer, Authority, Captured, CaseId, CaseKey, DeviceId, Epoch, Explanation, LinkState, ModelRef, Name, Outcome,
+    QueueFigures, SampleFigures, Telemetry, ThresholdMode,
+};
+use tokio::sync::Notify;
+
+use super::{Intake, Lookup, ModelFacts, Source};
+use crate::answers::Answers;
+use crate::sample::{NewSample, SampleError};
+
+/// Decides on a sample in a test.
+type Verdict = Box<dyn Fn(&NewSample) -> Result<(), SampleError> + Send + Sync>;
+
+pub(super) struct Fake {
+    answers: Answers,
+    next: AtomicU64,
+    pub(super) skipped: AtomicU64,
+    pub(super) samples: Mutex<Vec<NewSample>>,
+    pub(super) states: Mutex<Vec<String>>,
+    pub(super) verdict: Mutex<Verdict>,
+    /// Set: no answer is given before a permit is added here.
+    pub(super) gate: Option<tokio::sync::Semaphore>,
+    changed: Notify,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            answers: Answers::default(),
+            next: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
+            samples: Mutex::default(),
+            states: Mutex::default(),
+            verdict: Mutex::new(Box::new(|_| Ok(()))),
+            gate: None,
+            changed: Notify::new(),
+        }
+    }
+}
+
+pub(super) fn name(text: &str) -> Name {
+    Name::new(text).expect("a valid name")
+}
+
+pub(crate) fn id(sequence: u64) -> CaseId {
+    CaseId { device: DeviceId::new("dev").expect("valid"), key: CaseKey { epoch: Epoch(1), sequence } }
+}
+
+pub(crate) fn answer(id: CaseId, source: &str, reference: Option<String>, revision: u32) -> Answer {
+    Answer {
+        id,
+        reference,
+        source: source.to_owned(),
+        task: "things".to_owned(),
+        revision,
+        authority: if revision == 0 { Authority::Device } else { Authority::Model },
+        model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
+        result: None,
+        provisional: revision == 0,
+        changed: revision > 0,
+        decision: Explanation {
+            outcome: Outcome::Defer,
+            reason: None,
+            score: None,
+            margin: None,
+            entropy: None,
+            threshold: 0.5,
+            mode: ThresholdMode::Fixed,
+            because: String::new(),
+        },
+        case: None,
+        link: LinkState::Offline,
+        captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
+        metadata: BTreeMap::new(),
+    }
+}
+
+impl Fake {
+    pub(super) fn source(self: &Arc<Self>, interval: Option<Duration>) -> Source<Self> {
+        Source { name: name("cam"), interval, sample_bytes_max: 100_000, intake: self.clone() }
+    }
+
+    /// Waits until `holds`, which is looked at whenever something reaches the intake.
+    pub(super) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let wait = async {
+            loop {
+                let changed = self.changed.notified();
+                if holds(self) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        // Real time, because some tests pause the other one.
+        let (ring, rung) = tokio::sync::oneshot::channel::<()>();
+        let alarm = std::thread::spawn(move || {
+            std::thread::park_timeout(Duration::from_secs(20));
+            drop(ring);
+        });
+        tokio::select! {
+            () = wait => alarm.thread().unpark(),
+            _ = rung => panic!("{what} did not come; states: {:?}", self.states.lock().expect("not poisoned")),
+        }
+    }
+
+    pub(super) fn sample_count(&self) -> usize {
+        self.samples.lock().expect("not poisoned").len()
+    }
+
+    pub(super) fn said(&self, text: &str) -> bool {
+        self.states.lock().expect("not poisoned").iter().any(|state| state.contains(text))
+    }
+
+    pub(super) fn decide(&self, verdict: impl Fn(&NewSample) -> Result<(), SampleError> + Send + Sync + 'static) {
+        *self.verdict.lock().expect("not poisoned") = Box::new(verdict);
+    }
+}
+
+impl Intake for Fake {
+    async fn answer(&self, sample: NewSample) -> Result<Arc<Answer>, SampleError> {
+        let decided = self.verdict.lock().expect("not poisoned")(&sample);
+        let (source, reference) = (sample.source.to_string(), sample.reference.clone());
+        self.samples.lock().expect("not poisoned").push(sample);
+        self.changed.notify_waiters();
+        decided?;
+        if let Some(gate) = &self.gate {
+            gate.acquire().await.expect("open").forget();
+        }
+        let id = id(self.next.fetch_add(1, Ordering::Relaxed));
+        Ok(self.answers.give(answer(id, &source, reference, 0)))
+    }
+
+    fn answers(&self) -> &Answers {
+        &self.answers
+    }
+
+    async fn lookup(&self, id: &CaseId) -> Lookup {
+        match (self.answers.get(id), id.key.epoch.0) {
+            (Some(remembered), _) => Lookup::Found(remembered),
+            (None, 1) => Lookup::Gone,
+            (None, 2) => Lookup::Open,
+            (None, _) => Lookup::NotOurs,
+        }
+    }
+
+    fn models(&self) -> Vec<ModelFacts> {
+        vec![ModelFacts {
+            name: name("m"),
+            version: "1".to_owned(),
+            ready: true,
+            input_name: "x".to_owned(),
+            input_shape: vec![1, 3],
+            output_name: "y".to_owned(),
+            output_shape: vec![1, 2],
+            labels: vec!["a".to_owned(), "b".to_owned()],
+        }]
+    }
+
+    /// The sum and the first number.
+    async fn scores(&self, _: &Name, tensor: Tensor) -> Result<Vec<f32>, SampleError> {
+        assert_eq!(tensor.shape, [1, 3]);
+        Ok(vec![tensor.data.iter().sum(), tensor.data[0]])
+    }
+
+    fn status(&self) -> Telemetry {
+        Telemetry {
+            link: LinkState::Offline,
+            link_reason: String::new(),
+            uptime_s: 7,
+            offline_s: 0,
+            samples: SampleFigures::default(),
+            queue: QueueFigures::default(),
+            sources: BTreeMap::new(),
+        }
+    }
+
+    fn set_source_state(&self, _: &Name, state: String) {
+        self.states.lock().expect("not poisoned").push(state);
+        self.changed.notify_waiters();
+    }
+
+    fn count_skipped(&self, _: &Name, count: u64) {
+        self.skipped.fetch_add(count, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+}

@@ -1,0 +1,132 @@
+//! Takes answers out of the device: a file, a webhook, a program.
+//!
+//! A [`Sink`] delivers what it is given or says why not; which answers are undelivered, in which order they go and
+//! when to try again is the outbox's and the delivery loop's business. Every delivery carries the idempotency
+//! key `id/revision`: the JSON-lines file holds each key exactly once, the others may see one again.
+
+mod command;
+mod jsonl;
+mod webhook;
+
+use std::sync::Arc;
+
+use hedge_proto::Answer;
+
+pub use self::command::CommandSink;
+pub use self::jsonl::Jsonl;
+pub use self::webhook::Webhook;
+use crate::daemon::config::{VerdictsConfig, Wanted};
+
+/// Why an answer was not delivered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SinkError {
+    /// It may go better later.
+    #[error("{0}")]
+    Retry(String),
+    /// This answer will never be taken; the next one may be.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Why a sink of the configuration cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkConfigError {
+    #[error("verdicts.webhook: {0}")]
+    Webhook(String),
+    #[error("verdicts.command: the command is empty")]
+    NoCommand,
+}
+
+/// One way out. They share nothing, so that none holds up another.
+pub enum Sink {
+    Jsonl(Jsonl),
+    Webhook(Webhook),
+    Command(CommandSink),
+}
+
+/// The most answers one delivery takes.
+pub const BATCH_MAX: usize = 256;
+
+impl Sink {
+    /// The sinks of the configuration with what each wants. The MQTT sink is the uplink's.
+    pub fn all(config: &VerdictsConfig) -> Result<Vec<(Self, Wanted)>, SinkConfigError> {
+        let mut sinks = Vec::new();
+        if let Some(jsonl) = &config.jsonl {
+            sinks.push((Self::Jsonl(Jsonl::new(jsonl.path.clone(), jsonl.bytes_max)), jsonl.wanted));
+        }
+        if let Some(webhook) = &config.webhook {
+            sinks.push((Self::Webhook(Webhook::new(webhook)?), webhook.wanted));
+        }
+        if let Some(command) = &config.command {
+            sinks.push((Self::Command(CommandSink::new(&command.command)?), command.wanted));
+        }
+        Ok(sinks)
+    }
+
+    /// What status and the outbox call it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Jsonl(_) => "jsonl",
+            Self::Webhook(_) => "webhook",
+            Self::Command(_) => "command",
+        }
+    }
+
+    /// Delivers one answer.
+    pub async fn send(&mut self, answer: &Answer) -> Result<(), SinkError> {
+        match self {
+            Self::Jsonl(sink) => sink.send(answer).await,
+            Self::Webhook(sink) => sink.send(answer).await,
+            Self::Command(sink) => sink.send(answer).await,
+        }
+    }
+
+    /// Delivers answers in order. Returns how many of the first of them are delivered, and what stopped it.
+    pub async fn send_all(&mut self, answers: &[Arc<Answer>]) -> (usize, Result<(), SinkError>) {
+        if let Self::Jsonl(sink) = self {
+            return match sink.send_all(answers).await {
+                Ok(()) => (answers.len(), Ok(())),
+                Err(error) => (0, Err(error)),
+            };
+        }
+        for (delivered, answer) in answers.iter().enumerate() {
+            if let Err(error) = self.send(answer).await {
+                return (delivered, Err(error));
+            }
+        }
+        (answers.len(), Ok(()))
+    }
+}
+
+impl Wanted {
+    /// Whether a sink that wants this takes `answer`.
+    #[must_use]
+    pub fn takes(self, answer: &Answer) -> bool {
+        match self {
+            Self::All => true,
+            Self::Corrections => answer.revision > 0,
+            Self::Changed => answer.revision > 0 && answer.changed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::testing::{answer, id};
+
+    #[test]
+    fn each_sink_gets_what_it_wants_and_no_more() {
+        let local = answer(id(1), "cam", None, 0);
+        let changed = answer(id(1), "cam", None, 1);
+        let agreed = Answer { changed: false, ..changed.clone() };
+        for (wanted, expected) in [
+            (Wanted::All, [true, true, true]),
+            (Wanted::Corrections, [false, true, true]),
+            (Wanted::Changed, [false, false, true]),
+        ] {
+            assert_eq!([&local, &agreed, &changed].map(|answer| wanted.takes(answer)), expected, "{wanted:?}");
+        }
+    }
+}
