@@ -144,3 +144,26 @@ fn configuration(
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_starts_however_devices_reach_it() -> Result<()> {
+        if !crate::skip::has_mosquitto() {
+            return Ok(());
+        }
+        let dir = tempfile::tempdir()?;
+        let authority = Authority::new(dir.path())?;
+        for setup in [
+            MosquittoSetup::default(),
+            MosquittoSetup { user: Some(("device", "secret")), persistent: true, ..Default::default() },
+            MosquittoSetup { tls: Some(&authority), client_certificates: true, ..Default::default() },
+            MosquittoSetup { tls: Some(&authority), websocket: true, ..Default::default() },
+        ] {
+            Mosquitto::start_with(dir.path(), &setup)?.restart_wiped()?;
+        }
+        Ok(())
+    }
+}
