@@ -93,9 +93,12 @@ impl AgentConfig {
         self.section(&format!("[[source]]\nname = \"{name}\"\nkind = \"folder\"\npath = \"{}\"", path.display()))
     }
 
+    /// A program that writes each picture with its length before it.
     #[must_use]
     pub fn command_source(self, name: &str, command: &[String]) -> Self {
-        self.section(&format!("[[source]]\nname = \"{name}\"\nkind = \"command\"\ncommand = {command:?}"))
+        self.section(&format!(
+            "[[source]]\nname = \"{name}\"\nkind = \"command\"\nformat = \"length_delimited\"\ncommand = {command:?}"
+        ))
     }
 
     /// Corrections go to a file that [`Agent::corrections`] reads.

@@ -83,7 +83,7 @@ fn names(found: &BTreeSet<(String, String)>) -> impl Iterator<Item = &str> {
 
 /// Name and version of every crate that a build of `package` contains.
 fn tree(package: &str) -> Result<BTreeSet<(String, String)>> {
-    let output = Command::new(env!("CARGO"))
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
         .current_dir(places::root())
         .args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--format", "{p}", "--package", package])
         .output()

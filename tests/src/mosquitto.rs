@@ -22,7 +22,7 @@ pub fn is_installed() -> bool {
     Path::new(PROGRAM).is_file()
 }
 
-/// What the broker asks of its clients.
+/// What the broker asks of devices. The cloud always has an open listener of its own.
 #[derive(Default)]
 pub struct MosquittoSetup<'a> {
     /// User and password instead of anonymous clients.
@@ -41,7 +41,10 @@ pub struct MosquittoSetup<'a> {
 #[derive(Debug)]
 pub struct Mosquitto {
     program: Program,
-    address: SocketAddr,
+    /// Where the cloud connects.
+    inside: SocketAddr,
+    /// Where devices connect.
+    outside: SocketAddr,
     dir: PathBuf,
 }
 
@@ -54,24 +57,25 @@ impl Mosquitto {
     pub fn start_with(dir: &Path, setup: &MosquittoSetup<'_>) -> Result<Self> {
         let dir = dir.join("mosquitto");
         std::fs::create_dir_all(&dir)?;
-        let address = address::own(1883);
-        let identity = setup.tls.map(|authority| authority.server(address.ip())).transpose()?;
+        let (inside, outside) = (address::own(1883), address::own(8883));
+        let identity = setup.tls.map(|authority| authority.server(outside.ip())).transpose()?;
         let config = dir.join("mosquitto.conf");
-        std::fs::write(&config, configuration(&dir, address, setup, identity.as_ref())?)?;
+        std::fs::write(&config, configuration(&dir, inside, outside, setup, identity.as_ref())?)?;
         let mut program = Recipe::new("mosquitto", PROGRAM.into(), &dir).argument("-c").argument(&config).start()?;
-        wait_for_listener(&mut program, address)?;
-        Ok(Self { program, address, dir })
+        wait_for_listener(&mut program, outside)?;
+        Ok(Self { program, inside, outside, dir })
     }
 
+    /// Where devices connect.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.outside
     }
 
-    /// `mqtt://…`
+    /// `mqtt://…` for the cloud.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("mqtt://{}", self.address)
+        format!("mqtt://{}", self.inside)
     }
 
     /// `kill -9`, its memory forgotten, started again: no session, no retained message is left.
@@ -92,7 +96,7 @@ impl Mosquitto {
     /// After [`Self::kill`], at the same address.
     pub fn start_again(&mut self) -> Result<()> {
         self.program.start()?;
-        wait_for_listener(&mut self.program, self.address)
+        wait_for_listener(&mut self.program, self.outside)
     }
 
     #[must_use]
@@ -107,13 +111,18 @@ fn wait_for_listener(program: &mut Program, address: SocketAddr) -> Result<()> {
 
 fn configuration(
     dir: &Path,
-    address: SocketAddr,
+    inside: SocketAddr,
+    outside: SocketAddr,
     setup: &MosquittoSetup<'_>,
     identity: Option<&Identity>,
 ) -> Result<String> {
     // Started as root it would become the user `mosquitto`, who cannot read the test's folder.
-    let mut text = "user root\nlog_type all\n".to_owned();
-    writeln!(text, "listener {} {}", address.port(), address.ip())?;
+    let mut text = "user root\nlog_type all\nper_listener_settings true\n".to_owned();
+    if setup.persistent {
+        writeln!(text, "persistence true\npersistence_location {}/", dir.display())?;
+    }
+    writeln!(text, "listener {} {}\nallow_anonymous true", inside.port(), inside.ip())?;
+    writeln!(text, "listener {} {}", outside.port(), outside.ip())?;
     if setup.websocket {
         writeln!(text, "protocol websockets")?;
     }
@@ -133,8 +142,28 @@ fn configuration(
     } else {
         writeln!(text, "allow_anonymous true")?;
     }
-    if setup.persistent {
-        writeln!(text, "persistence true\npersistence_location {}/", dir.display())?;
-    }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_starts_however_devices_reach_it() -> Result<()> {
+        if !crate::skip::has_mosquitto() {
+            return Ok(());
+        }
+        let dir = tempfile::tempdir()?;
+        let authority = Authority::new(dir.path())?;
+        for setup in [
+            MosquittoSetup::default(),
+            MosquittoSetup { user: Some(("device", "secret")), persistent: true, ..Default::default() },
+            MosquittoSetup { tls: Some(&authority), client_certificates: true, ..Default::default() },
+            MosquittoSetup { tls: Some(&authority), websocket: true, ..Default::default() },
+        ] {
+            Mosquitto::start_with(dir.path(), &setup)?.restart_wiped()?;
+        }
+        Ok(())
+    }
 }

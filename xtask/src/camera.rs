@@ -1,4 +1,6 @@
-//! A camera for the demo: the JPEG files of a folder, one after the other, on standard output.
+//! A camera for the demo: the pictures of a folder, one after the other, on standard output.
+//!
+//! Each with its length before it, because some are PNG; a camera that speaks MJPEG needs no such thing.
 
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
@@ -34,7 +36,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         if arguments.shutter.as_ref().is_some_and(|shutter| !shutter.exists()) {
             continue;
         }
-        match output.write_all(picture).and_then(|()| output.flush()) {
+        let length = u32::try_from(picture.len()).context("a picture over 4 GiB")?.to_be_bytes();
+        match output.write_all(&length).and_then(|()| output.write_all(picture)).and_then(|()| output.flush()) {
             // The reader is gone, and with it the reason to take pictures.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             outcome => outcome.context("cannot write a picture")?,
@@ -43,12 +46,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// All JPEG files of a folder by name.
+/// All pictures of a folder by name.
 fn pictures(dir: &Path) -> Result<Vec<Vec<u8>>> {
     let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    paths.retain(|path| path.extension().is_some_and(|ending| ending == "jpg" || ending == "jpeg"));
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "jpg" || ending == "png"));
     paths.sort();
-    ensure!(!paths.is_empty(), "{} holds no .jpg file", dir.display());
+    ensure!(!paths.is_empty(), "{} holds no .jpg or .png file", dir.display());
     paths.iter().map(|path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))).collect()
 }

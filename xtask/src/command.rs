@@ -8,7 +8,14 @@ use hedge_tests::places;
 
 /// `cargo …`, the one that runs this command.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
-    let mut command = program(env!("CARGO"));
+    let mut command = program(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    // `cargo run` describes this package in the environment; build scripts that look would build everything anew.
+    for (name, _) in std::env::vars_os() {
+        let bytes = name.as_encoded_bytes();
+        if bytes.starts_with(b"CARGO_PKG_") || bytes.starts_with(b"CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
     command.args(arguments);
     command
 }

@@ -14,7 +14,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let library = onnxruntime::library()?;
-    let programs = build::programs()?;
+    let programs = build::programs_and_tests()?;
     let python = python::interpreter()?;
     let skipped = tempfile::NamedTempFile::new().context("cannot note skipped tests")?;
 

@@ -113,7 +113,7 @@ impl Stand {
 
 /// This program as a camera on the photos.
 fn camera_command(first: u32, shutter: &Path) -> Result<Vec<String>> {
-    let this = std::env::current_exe().context("cannot tell where this program lies")?;
+    let this = places::program("xtask")?;
     let words = [
         this.display().to_string(),
         "camera".into(),
