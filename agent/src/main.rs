@@ -24,8 +24,6 @@ enum Command {
     Run(ConfigArgument),
     /// Check the configuration, the ONNX Runtime library and every model, and say what to do.
     Check(ConfigArgument),
-    #[command(subcommand)]
-    Bundle(commands::bundle::BundleCommand),
 }
 
 #[derive(clap::Args)]
