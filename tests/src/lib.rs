@@ -1,1 +1,33 @@
+//! Starts the real programs, breaks the way between them, and keeps its own count of what must arrive.
+//!
+//! The tests in `tests/` and `cargo xtask demo` are both written with these parts. Nothing here knows what is
+//! inside a program: it sees processes, sockets and files, as an operator does.
+//!
+//! Every process gets an address of its own on the loopback network, a folder of its own, and is killed when its
+//! value is dropped.
 
+pub mod address;
+pub mod agent;
+pub mod certificates;
+pub mod cloud;
+pub mod connect_proxy;
+pub mod dependencies;
+pub mod fashion;
+pub mod faults;
+pub mod interface;
+pub mod mosquitto;
+pub mod places;
+pub mod program;
+pub mod scene;
+pub mod sink;
+pub mod skip;
+pub mod tally;
+pub mod wait;
+
+pub use agent::{Agent, AgentConfig};
+pub use cloud::{Cloud, CloudSetup};
+pub use faults::FaultProxy;
+pub use mosquitto::{Mosquitto, MosquittoSetup};
+pub use scene::Scene;
+pub use sink::Sink;
+pub use tally::Tally;

@@ -1,1 +1,59 @@
-fn main() {}
+//! The project's commands: `cargo xtask demo | test | check | bench`.
+//!
+//! Each has a module of its own. What they share with the tests (starting programs, breaking links, counting)
+//! is in `hedge-tests`.
+#![expect(clippy::print_stdout, reason = "commands talk to the person who typed them")]
+
+mod bench;
+mod build;
+mod camera;
+mod check;
+mod command;
+mod demo;
+mod onnxruntime;
+mod python;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Shows, tests and checks Hedge.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Starts a broker, a cloud and three devices on this machine, cuts a link, and counts what arrived.
+    Demo(demo::Arguments),
+    /// Runs all tests, the end-to-end ones over the real programs.
+    Test(test::Arguments),
+    /// Format, lints, docs, dependency policy, unit files: everything but the tests.
+    Check,
+    /// Measures a part; the last line is JSON. `outbox` is the queue on this machine's disk.
+    Bench(bench::Arguments),
+    /// Writes the pictures of a folder to standard output over and over, as a camera would.
+    #[command(hide = true)]
+    Camera(camera::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Check => check::run(),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Camera(arguments) => camera::run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -9,5 +9,11 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod chance;
 pub mod clock;
+pub mod engine;
 pub mod judge;
+pub mod link;
+pub mod outbox;
+pub mod uplink;
+pub mod verdict;

@@ -116,7 +116,7 @@ fn no_prefix() -> Topics {
 }
 
 fn keep_alive_s() -> u16 {
-    30
+    20
 }
 
 fn topics<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Topics, D::Error> {
@@ -130,6 +130,14 @@ pub enum BrokerTransport {
     Tls,
     WebSocket,
     WebSocketTls,
+}
+
+impl BrokerTransport {
+    /// Whether anyone on the way can read along.
+    #[must_use]
+    pub fn is_plain(self) -> bool {
+        matches!(self, Self::Tcp | Self::WebSocket)
+    }
 }
 
 /// `scheme://host[:port][/path]`, the path for WebSockets only.
@@ -412,7 +420,7 @@ impl TryFrom<ThresholdFields> for ThresholdConfig {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "SourceFields")]
 pub struct SourceConfig {
     pub name: Name,
     /// Names a `[[model]]`; the only one if not given.
@@ -421,29 +429,80 @@ pub struct SourceConfig {
     pub interval_ms: Option<u64>,
     /// Which part of the picture is judged.
     pub region: Option<Region>,
-    #[serde(default)]
     pub metadata: Metadata,
-    #[serde(flatten)]
     pub kind: SourceKind,
 }
 
 /// How samples come in.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceKind {
     /// `POST /v1/samples?source=NAME`
-    Http {},
+    Http,
     Folder {
         path: PathBuf,
-        #[serde(default)]
         after: Fate,
     },
     Command {
         /// Program and arguments; its standard output carries the samples.
         command: Vec<String>,
-        #[serde(default)]
         format: StreamFormat,
     },
+}
+
+/// A `[[source]]` as it is written; which fields belong together is checked when it is read.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourceFields {
+    name: Name,
+    kind: KindName,
+    model: Option<Spanned<Name>>,
+    interval_ms: Option<u64>,
+    region: Option<Region>,
+    #[serde(default)]
+    metadata: Metadata,
+    path: Option<PathBuf>,
+    after: Option<Fate>,
+    command: Option<Vec<String>>,
+    format: Option<StreamFormat>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum KindName {
+    Http,
+    Folder,
+    Command,
+}
+
+impl TryFrom<SourceFields> for SourceConfig {
+    type Error = String;
+
+    fn try_from(fields: SourceFields) -> Result<Self, String> {
+        let SourceFields { name, kind, model, interval_ms, region, metadata, path, after, command, format } = fields;
+        let kind = match (kind, path, after, command, format) {
+            (KindName::Http, None, None, None, None) => SourceKind::Http,
+            (KindName::Folder, Some(path), after, None, None) => {
+                SourceKind::Folder { path, after: after.unwrap_or_default() }
+            }
+            (KindName::Command, None, None, Some(command), format) if !command.is_empty() => {
+                SourceKind::Command { command, format: format.unwrap_or_default() }
+            }
+            (KindName::Http, ..) => {
+                return Err(format!("source `{name}` of kind http takes no path, after, command or format"));
+            }
+            (KindName::Folder, ..) => {
+                return Err(format!(
+                    "source `{name}` of kind folder needs `path`, takes `after`, and no command or format"
+                ));
+            }
+            (KindName::Command, ..) => {
+                return Err(format!(
+                    "source `{name}` of kind command needs `command` = [program, arguments…], takes `format`, and no path or after"
+                ));
+            }
+        };
+        Ok(Self { name, model, interval_ms, region, metadata, kind })
+    }
 }
 
 /// What happens to a file once its sample has been answered. One that cannot be used always goes to `failed/`.
@@ -576,5 +635,72 @@ impl Override {
             table = inner;
         }
         table.insert(last.clone(), self.value.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODEL: &str = "[[model]]\nname = \"m\"\nbundle = \"/b\"\n";
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, "agent.toml", std::iter::empty()).map_err(|error| error.to_string())
+    }
+
+    #[track_caller]
+    fn check_refused(text: &str, expected: &[&str]) {
+        let error = parse(text).expect_err("refused");
+        for part in expected {
+            assert!(error.contains(part), "`{error}` does not say `{part}`");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_a_device_on_its_own() {
+        let config = parse("").expect("valid");
+        assert!(config.broker.is_none() && config.sources.is_empty());
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_with_its_line() {
+        check_refused("\n[outbox]\ncases_maxx = 5\n", &["agent.toml:3", "cases_maxx"]);
+        check_refused("[broker]\nurl = \"http://x\"\n", &["agent.toml:2", "http://x", "mqtts://"]);
+        check_refused("device = \"a/b\"\n", &["agent.toml:1", "a/b"]);
+        check_refused("[http]\nlisten = [\"0.0.0.0:80\"]\n", &["agent.toml:2", "loopback"]);
+        check_refused(&format!("{MODEL}threshold = {{ score_min = 1.2 }}\n"), &["agent.toml:4", "score_min = 1.2"]);
+        check_refused(&format!("{MODEL}{MODEL}"), &["two models are named `m`"]);
+        check_refused("x = [", &["agent.toml:1"]);
+    }
+
+    #[test]
+    fn a_source_with_an_unknown_model_is_refused_with_the_known_ones() {
+        let source = "[[source]]\nname = \"s\"\nkind = \"http\"\nmodel = \"n\"\n";
+        check_refused(&format!("{MODEL}{source}"), &["agent.toml:7", "source `s` names n", "the models are: m"]);
+        let source = "[[source]]\nname = \"s\"\nkind = \"folder\"\n";
+        check_refused(&format!("{MODEL}{source}"), &["needs `path`"]);
+    }
+
+    #[test]
+    fn the_environment_overrides_and_a_wrong_value_names_its_variable() {
+        let with = |name: &str, value: &str| {
+            Config::parse("[outbox]\ncases_max = 5\n", "agent.toml", [(name.to_owned(), value.to_owned())].into_iter())
+        };
+        assert_eq!(with("HEDGE_OUTBOX__CASES_MAX", "7").expect("valid").outbox.cases_max, 7);
+        assert_eq!(with("HEDGE_DEVICE", "porch").expect("valid").device, Some(DeviceId::new("porch").expect("valid")));
+        let broker = with("HEDGE_BROKER__URL", "mqtt://[::1]:1884").expect("valid").broker.expect("given");
+        assert_eq!((broker.url.host.as_str(), broker.url.port), ("::1", 1884));
+        let error = with("HEDGE_OUTBOX__CASES_MAX", "many").expect_err("refused").to_string();
+        assert!(error.contains("HEDGE_OUTBOX__CASES_MAX"), "{error}");
+    }
+
+    #[test]
+    fn broker_addresses_are_read_whole_or_refused() {
+        let read = |text: &str| BrokerUrl::try_from(text.to_owned());
+        let url = read("wss://broker.example/path").expect("valid");
+        assert_eq!((url.transport, url.port, url.path.as_str()), (BrokerTransport::WebSocketTls, 443, "/path"));
+        for bad in ["", "broker", "mqtt://", "mqtt://h:99999", "mqtt://user:secret@h", "mqtt://h/path", "ftp://h"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
     }
 }

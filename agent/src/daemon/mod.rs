@@ -1,3 +1,141 @@
-//! Start, wiring, stop.
+//! Start, wiring, stop. The whole life of the agent is [`run`].
 
 pub mod config;
+mod driver;
+mod log;
+mod notify;
+mod wiring;
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use self::config::{Config, ConfigError};
+pub use self::log::LogError;
+use self::wiring::Parts;
+use crate::capture::{Capture, CaptureError, Intake};
+use crate::clock::MARK_INTERVAL;
+use crate::pipeline::Pipeline;
+use crate::state::StateFile;
+use crate::uplink::Uplink;
+use crate::verdict::SinkConfigError;
+
+/// A stop takes no longer, whatever hangs; systemd's own limit is longer.
+const STOP_MAX: Duration = Duration::from_secs(10);
+
+/// Why the agent did not start. What heals by waiting is not among these.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("the state folder {path}: {reason}")]
+    State { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Sink(#[from] SinkConfigError),
+    #[error("this system: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Reads the configuration, starts everything, serves until told to stop, stops everything.
+pub async fn run(config: Config) -> Result<(), StartError> {
+    log::start(&config.log)?;
+    // From here on a signal stops the agent in good order instead of killing it.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+
+    let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
+    let Parts { pipeline, uplink, state, verdicts, driver, events, deliveries } = wiring::wire(&config)?;
+    verdicts.forget_all_delivered().await;
+    let driving = tokio::spawn(driver.run(events, stop.clone()));
+    let delivering: Vec<_> = deliveries.into_iter().map(|delivery| tokio::spawn(delivery.run(stop.clone()))).collect();
+    tokio::spawn(report(pipeline.clone(), uplink.clone(), config.telemetry.interval_s, stop.clone()));
+    tokio::spawn(keep_time(pipeline.clone(), state.clone(), stop.clone()));
+    let capture = Capture::start(&config, &pipeline, &stop_capture).await?;
+    for address in capture.addresses() {
+        tracing::info!(%address, "listening");
+    }
+    for judge in pipeline.judges.values() {
+        judge.settle().await;
+    }
+    notify::ready();
+    tracing::info!(device = %pipeline.device, version = env!("CARGO_PKG_VERSION"), "ready");
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    notify::stopping();
+    let stopped = tokio::time::timeout(STOP_MAX, async {
+        // Samples first, so that what they leave behind is still stored, sent and said.
+        stop_capture.cancel();
+        capture.stopped().await;
+        if let Some(uplink) = &uplink {
+            uplink.hang_up().await;
+        }
+        stop.cancel();
+        for task in delivering.into_iter().chain([driving]) {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a task ended badly");
+            }
+        }
+        save_time(&pipeline, &state).await;
+        pipeline.outbox.clone().close().await;
+    });
+    if stopped.await.is_err() {
+        tracing::warn!("not everything stopped within {STOP_MAX:?}; what was stored is safe");
+    }
+    Ok(())
+}
+
+/// Publishes live figures, and at once when the link has changed.
+async fn report(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, interval_s: u64, stop: CancellationToken) {
+    let Some(uplink) = uplink else { return };
+    let mut link = pipeline.link.clone();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(interval_s.max(1))) => {}
+            changed = link.wait_for(link_differs(&pipeline)) => if changed.is_err() { return },
+        }
+        if let Err(error) = uplink.telemetry(&pipeline.status()).await {
+            tracing::debug!(%error, "figures not sent; the next ones will be newer");
+        }
+    }
+}
+
+fn link_differs(pipeline: &Pipeline) -> impl FnMut(&crate::pipeline::LinkView) -> bool + use<> {
+    let before = pipeline.link.borrow().state;
+    move |view| view.state != before
+}
+
+/// Saves the powered clock now and then while cases wait: a power cut loses at most so much ageing.
+async fn keep_time(pipeline: Arc<Pipeline>, state: Arc<std::sync::Mutex<StateFile>>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(MARK_INTERVAL) => {}
+        }
+        if pipeline.outbox.figures().waiting > 0 {
+            save_time(&pipeline, &state).await;
+        }
+    }
+}
+
+async fn save_time(pipeline: &Pipeline, state: &Arc<std::sync::Mutex<StateFile>>) {
+    let (mark, state) = (pipeline.clock.mark(), state.clone());
+    let saved = tokio::task::spawn_blocking(move || {
+        state.lock().unwrap_or_else(PoisonError::into_inner).update(|state| state.clock = mark)
+    });
+    match saved.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "cannot write the state file"),
+        Err(error) => tracing::error!(%error, "writing the state file ended badly"),
+    }
+}

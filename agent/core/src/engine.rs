@@ -1,0 +1,396 @@
+//! The whole path on one page: one event in, actions out.
+//!
+//! The engine owns what the device knows about its link and its cases under way. It does nothing itself: the
+//! agent's driver brings it events with the time, and carries out what [`Engine::next_action`] returns.
+//!
+//! ```text
+//!  Stored ──▶ Send ──▶ Published ──▶ Received ──▶ (verdict on disk) Closed
+//!               ▲                        │
+//!               └── Unknown ◀── Ask ◀────┘ silence, or after a cut
+//! ```
+
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use hedge_proto::{CaseKey, CloudStatus, LinkState, Name};
+
+use crate::clock::Moment;
+use crate::link::{Link, Loss};
+use crate::uplink::{OWED_MAX, Permission, Publish, READY_MAX, Step, Uplink, Waiting};
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A case is on disk, or was requeued by hand.
+    Stored(Waiting),
+    /// The answer to [`Action::Fetch`]: the best open cases, at most as many as were asked for.
+    Fetched(Vec<Waiting>),
+    /// Connected, and every subscription granted.
+    Connected {
+        receive_maximum: u16,
+    },
+    Disconnected(Loss),
+    CloudStatus {
+        instance: Name,
+        status: CloudStatus,
+        retained: bool,
+    },
+    Published {
+        key: CaseKey,
+        outcome: Publish,
+    },
+    AskFailed {
+        keys: Vec<CaseKey>,
+    },
+    Received {
+        keys: Vec<CaseKey>,
+    },
+    Unknown {
+        keys: Vec<CaseKey>,
+    },
+    /// The cloud asks for one payload (again).
+    Wanted {
+        key: CaseKey,
+    },
+    Busy {
+        after: Duration,
+    },
+    Failed {
+        key: CaseKey,
+        reason: String,
+    },
+    Dead {
+        key: CaseKey,
+        reason: String,
+    },
+    /// The answer to [`Action::CountTry`].
+    TryCounted {
+        key: CaseKey,
+        tries: u32,
+        reason: String,
+    },
+    /// The case is answered, dead, evicted or dropped by hand; `spoken` if a cloud's message closed it.
+    Closed {
+        key: CaseKey,
+        spoken: bool,
+    },
+    /// The network has changed: a wait for the next dial is over.
+    NetworkChanged,
+    /// Nothing but time has passed.
+    Tick,
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    Dial,
+    /// Bring the best open cases, at most so many.
+    Fetch {
+        count: usize,
+    },
+    /// Publish the whole case, and note that it was sent.
+    Send {
+        key: CaseKey,
+    },
+    Ask {
+        keys: Vec<CaseKey>,
+    },
+    /// Note that the cloud holds these; need not survive a crash.
+    MarkReceived {
+        keys: Vec<CaseKey>,
+    },
+    /// Count a failed try durably, then bring [`Event::TryCounted`].
+    CountTry {
+        key: CaseKey,
+        reason: String,
+    },
+    /// Make it a dead letter.
+    Bury {
+        key: CaseKey,
+        reason: String,
+    },
+    LinkChanged {
+        state: LinkState,
+        reason: &'static str,
+    },
+}
+
+/// What the device knows, and what it is about to do.
+#[derive(Debug)]
+pub struct Engine {
+    link: Link,
+    uplink: Uplink,
+    actions: VecDeque<Action>,
+    /// The disk may hold open cases that are not in memory.
+    more_on_disk: bool,
+    /// How many cases the disk was asked for.
+    fetching: Option<usize>,
+}
+
+impl Engine {
+    /// `open_cases`: how many the outbox holds from earlier runs. `seed`: chance, for the waits between dials.
+    #[must_use]
+    pub fn new(now: Moment, has_broker: bool, open_cases: u64, seed: u64) -> Self {
+        let mut engine = Self {
+            link: Link::new(now, has_broker, seed),
+            uplink: Uplink::default(),
+            actions: VecDeque::new(),
+            more_on_disk: open_cases > 0,
+            fetching: None,
+        };
+        engine.advance(now);
+        engine
+    }
+
+    /// Takes one event. What follows from it is then in [`Self::next_action`].
+    pub fn handle(&mut self, now: Moment, event: Event) {
+        let before = (self.link.state(), self.link.reason());
+        self.take(now, event);
+        self.link.oldest_unanswered(self.uplink.oldest_unanswered(now));
+        self.advance(now);
+        let (state, reason) = (self.link.state(), self.link.reason());
+        if before != (state, reason) {
+            self.actions.push_back(Action::LinkChanged { state, reason });
+        }
+    }
+
+    /// What to do next; `None` when there is nothing until the next event or [`Self::wake_at`].
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to come back with [`Event::Tick`] if nothing happens before.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Moment> {
+        let sending = if self.link.may_send() { self.uplink.wake_at() } else { None };
+        [self.link.dial_at(), sending].into_iter().flatten().min()
+    }
+
+    #[must_use]
+    pub fn link(&self) -> (LinkState, &'static str) {
+        (self.link.state(), self.link.reason())
+    }
+
+    /// Cases sent whose verdict has not come.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.uplink.owed()
+    }
+
+    fn take(&mut self, now: Moment, event: Event) {
+        match event {
+            Event::Stored(case) => self.remember(now, case),
+            Event::Fetched(cases) => {
+                // A full answer may not be all; what does not fit in memory is fetched again when there is room.
+                self.more_on_disk = self.fetching.take().is_some_and(|count| cases.len() >= count);
+                cases.into_iter().for_each(|case| self.remember(now, case));
+            }
+            Event::Connected { receive_maximum } => {
+                self.link.connected(now);
+                self.uplink.connected(receive_maximum);
+            }
+            Event::Disconnected(loss) => {
+                self.link.lost(now, loss);
+                self.uplink.disconnected(now);
+            }
+            Event::CloudStatus { instance, status, retained } => {
+                self.link.cloud_status(instance, status, retained);
+                if let Some(rest) = self.link.retry_after() {
+                    self.uplink.hold(now + rest);
+                }
+            }
+            Event::Published { key, outcome } => self.uplink.published(now, key, outcome),
+            Event::AskFailed { keys } => self.uplink.ask_failed(now, &keys),
+            Event::NetworkChanged => self.link.dial_now(now),
+            Event::Closed { key, spoken } => {
+                self.uplink.forget(key);
+                if spoken {
+                    self.link.cloud_spoke();
+                }
+            }
+            Event::TryCounted { key, tries, reason } => {
+                if !self.uplink.failed(now, key, tries) {
+                    self.actions.push_back(Action::Bury { key, reason });
+                }
+            }
+            Event::Tick => {}
+            Event::Received { .. }
+            | Event::Unknown { .. }
+            | Event::Wanted { .. }
+            | Event::Busy { .. }
+            | Event::Failed { .. }
+            | Event::Dead { .. } => self.listen(now, event),
+        }
+    }
+
+    /// What the cloud says about its work.
+    fn listen(&mut self, now: Moment, event: Event) {
+        self.link.cloud_spoke();
+        match event {
+            Event::Received { keys } => {
+                self.uplink.received(now, &keys);
+                self.actions.push_back(Action::MarkReceived { keys });
+            }
+            Event::Unknown { keys } => keys.into_iter().for_each(|key| self.uplink.wanted(now, key)),
+            Event::Wanted { key } => self.uplink.wanted(now, key),
+            Event::Busy { after } => self.uplink.hold(now + after),
+            Event::Failed { key, reason } => self.actions.push_back(Action::CountTry { key, reason }),
+            Event::Dead { key, reason } => {
+                self.uplink.forget(key);
+                self.actions.push_back(Action::Bury { key, reason });
+            }
+            _ => {}
+        }
+    }
+
+    fn remember(&mut self, now: Moment, case: Waiting) {
+        if !self.uplink.add(now, case) {
+            self.more_on_disk = true;
+        }
+    }
+
+    fn advance(&mut self, now: Moment) {
+        if self.link.take_dial(now) {
+            self.actions.push_back(Action::Dial);
+        }
+        if self.link.may_send() {
+            let permission = Permission { proven: self.link.proven(), accept_per_s: self.link.accept_per_s() };
+            while let Some(step) = self.uplink.step(now, permission) {
+                self.actions.push_back(match step {
+                    Step::Send(key) => Action::Send { key },
+                    Step::Ask(keys) => Action::Ask { keys },
+                });
+            }
+        }
+        let room = self.uplink.ready() < READY_MAX / 2 && self.uplink.owed() < OWED_MAX;
+        if self.more_on_disk && self.fetching.is_none() && room {
+            let count = READY_MAX + self.uplink.len();
+            self.fetching = Some(count);
+            self.actions.push_back(Action::Fetch { count });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hedge_proto::{CloudState, Epoch, WIRE_VERSION};
+    use std::vec;
+
+    fn key(sequence: u64) -> CaseKey {
+        CaseKey { epoch: Epoch(1), sequence }
+    }
+
+    fn waiting(sequence: u64, sent: bool) -> Waiting {
+        Waiting { key: key(sequence), sort_key: 0.0, sent }
+    }
+
+    fn cloud(state: CloudState) -> Event {
+        Event::CloudStatus {
+            instance: Name::new("i1").expect("valid"),
+            status: CloudStatus {
+                state,
+                wire: vec![WIRE_VERSION],
+                accept: None,
+                retry_after_s: None,
+                payload_bytes_max: None,
+            },
+            retained: false,
+        }
+    }
+
+    fn actions(engine: &mut Engine) -> Vec<Action> {
+        core::iter::from_fn(|| engine.next_action()).collect()
+    }
+
+    fn online(open_cases: u64) -> Engine {
+        let mut engine = Engine::new(Moment(0), true, open_cases, 1);
+        engine.handle(Moment(1), Event::Connected { receive_maximum: 100 });
+        engine.handle(Moment(2), cloud(CloudState::Online));
+        engine
+    }
+
+    #[test]
+    fn it_dials_at_the_start_and_says_how_the_link_is() {
+        let mut engine = Engine::new(Moment(0), true, 0, 1);
+        assert_eq!(actions(&mut engine), [Action::Dial]);
+        engine.handle(Moment(5), Event::Disconnected(Loss::Broken));
+        assert!(matches!(actions(&mut engine)[..], [Action::LinkChanged { state: LinkState::Offline, .. }]));
+        let wake = engine.wake_at().expect("dials again");
+        engine.handle(wake, Event::Tick);
+        assert!(actions(&mut engine).contains(&Action::Dial));
+    }
+
+    #[test]
+    fn a_case_goes_out_when_the_cloud_is_there_and_is_closed_by_its_verdict() {
+        let mut engine = online(0);
+        actions(&mut engine);
+        engine.handle(Moment(3), Event::Stored(waiting(7, false)));
+        assert_eq!(actions(&mut engine), [Action::Send { key: key(7) }]);
+        engine.handle(Moment(4), Event::Published { key: key(7), outcome: Publish::Acknowledged });
+        engine.handle(Moment(5), Event::Received { keys: vec![key(7)] });
+        assert_eq!(actions(&mut engine), [Action::MarkReceived { keys: vec![key(7)] }]);
+        assert_eq!(engine.in_flight(), 1);
+        engine.handle(Moment(6), Event::Closed { key: key(7), spoken: true });
+        assert_eq!(engine.in_flight(), 0);
+    }
+
+    #[test]
+    fn what_an_earlier_run_sent_is_asked_about_first() {
+        let mut engine = online(2);
+        let fetch = Action::Fetch { count: READY_MAX };
+        assert!(actions(&mut engine).contains(&fetch));
+        engine.handle(Moment(3), Event::Fetched(vec![waiting(1, true), waiting(2, false)]));
+        assert_eq!(actions(&mut engine), [Action::Ask { keys: vec![key(1)] }, Action::Send { key: key(2) }]);
+        engine.handle(Moment(4), Event::Unknown { keys: vec![key(1)] });
+        assert_eq!(actions(&mut engine), [Action::Send { key: key(1) }]);
+    }
+
+    #[test]
+    fn nothing_is_sent_while_no_cloud_is_known_to_read_it() {
+        let mut engine = Engine::new(Moment(0), true, 0, 1);
+        engine.handle(Moment(1), Event::Connected { receive_maximum: 100 });
+        engine.handle(Moment(2), Event::Stored(waiting(7, false)));
+        assert!(!actions(&mut engine).iter().any(|action| matches!(action, Action::Send { .. })));
+        engine.handle(Moment(3), cloud(CloudState::Online));
+        assert!(actions(&mut engine).contains(&Action::Send { key: key(7) }));
+    }
+
+    #[test]
+    fn a_case_the_cloud_cannot_answer_becomes_a_dead_letter_after_bounded_tries() {
+        let mut engine = online(0);
+        engine.handle(Moment(3), Event::Stored(waiting(7, false)));
+        actions(&mut engine);
+        let reason = || String::from("out of memory");
+        engine.handle(Moment(4), Event::Failed { key: key(7), reason: reason() });
+        assert_eq!(actions(&mut engine), [Action::CountTry { key: key(7), reason: reason() }]);
+        let tries = crate::uplink::TRIES_MAX;
+        engine.handle(Moment(5), Event::TryCounted { key: key(7), tries, reason: reason() });
+        assert_eq!(actions(&mut engine), [Action::Bury { key: key(7), reason: reason() }]);
+    }
+
+    #[test]
+    fn a_backlog_larger_than_memory_drains_to_the_last_case() {
+        let mut disk: Vec<u64> = (0..3 * READY_MAX as u64).collect();
+        let mut engine = online(disk.len() as u64);
+        let mut now = Moment(10);
+        while let Some(action) = engine.next_action() {
+            now = now + Duration::from_millis(1);
+            match action {
+                Action::Fetch { count } => {
+                    let best = disk.iter().take(count).map(|&sequence| waiting(sequence, false)).collect();
+                    engine.handle(now, Event::Fetched(best));
+                }
+                Action::Send { key } => {
+                    engine.handle(now, Event::Published { key, outcome: Publish::Acknowledged });
+                    disk.retain(|&sequence| sequence != key.sequence);
+                    engine.handle(now, Event::Closed { key, spoken: true });
+                }
+                _ => {}
+            }
+        }
+        assert!(disk.is_empty(), "{} left", disk.len());
+    }
+}

@@ -1,0 +1,321 @@
+//! Decides what the device believes about its way to the cloud, and when to dial.
+//!
+//! It weighs evidence others bring: the MQTT connection, cloud statuses, answers. It sends nothing and reads
+//! no clock. How much is in flight is up to `uplink`.
+//!
+//! ```text
+//!            dial due                session ready            cloud live
+//!  Offline ───────────▶ Connecting ───────────────▶ Degraded ◀──────────▶ Online
+//!     ▲                     │                           │    no live cloud,  │
+//!     │     dial failed     │      connection lost      │    answers late    │
+//!     └─────────────────────┴───────────────────────────┴────────────────────┘
+//! ```
+//!
+//! A broker without a live cloud behind it is `Degraded`: connected, but nobody answers.
+
+use alloc::collections::BTreeMap;
+use core::time::Duration;
+
+use hedge_proto::{CloudState, CloudStatus, LinkState, Name, WIRE_VERSION};
+
+use crate::chance::Chance;
+use crate::clock::Moment;
+
+/// The shortest wait between two dials; doubles with each failure.
+pub const DIAL_WAIT_MIN: Duration = Duration::from_secs(1);
+
+/// The longest wait between two dials. A repaired link must be noticed within this time.
+pub const DIAL_WAIT_MAX: Duration = Duration::from_secs(40);
+
+/// A connection that held for so long was a good one: the next wait starts from the shortest again.
+pub const STABLE_AFTER: Duration = Duration::from_secs(60);
+
+/// Somebody else uses this client id. Two that fight over it would throw each other out all day.
+pub const TAKEN_OVER_WAIT: Duration = Duration::from_secs(180);
+
+/// Something sent and unanswered for so long makes the link `Degraded`.
+pub const ANSWER_LATE_AFTER: Duration = Duration::from_secs(30);
+
+/// How many cloud instances are remembered. A fleet's cloud has a handful.
+const INSTANCES_MAX: usize = 64;
+
+/// Why there is no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The dial failed, or an established connection broke.
+    Broken,
+    /// The broker let another client have our session.
+    TakenOver,
+}
+
+/// What the device knows about its way to the cloud.
+#[derive(Debug)]
+pub struct Link {
+    state: LinkState,
+    reason: &'static str,
+    chance: Chance,
+    /// When to dial next; none while connecting or connected, or when there is no broker at all.
+    dial_at: Option<Moment>,
+    dial_wait: Duration,
+    connected_at: Moment,
+    instances: BTreeMap<Name, CloudStatus>,
+    /// Something that only a live cloud can have sent came over this connection.
+    proven: bool,
+    late: bool,
+}
+
+impl Link {
+    /// Dials at once if there is a broker.
+    #[must_use]
+    pub fn new(now: Moment, has_broker: bool, seed: u64) -> Self {
+        Self {
+            state: LinkState::Offline,
+            reason: if has_broker { "starting" } else { "no broker is configured" },
+            chance: Chance::from_seed(seed),
+            dial_at: has_broker.then_some(now),
+            dial_wait: DIAL_WAIT_MIN,
+            connected_at: now,
+            instances: BTreeMap::new(),
+            proven: false,
+            late: false,
+        }
+    }
+
+    #[must_use]
+    pub fn state(&self) -> LinkState {
+        self.state
+    }
+
+    /// One sentence for people.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+
+    #[must_use]
+    pub fn dial_at(&self) -> Option<Moment> {
+        self.dial_at
+    }
+
+    /// Whether it is time to dial; if so the link counts as connecting.
+    pub fn take_dial(&mut self, now: Moment) -> bool {
+        let due = self.dial_at.is_some_and(|at| at <= now);
+        if due {
+            self.dial_at = None;
+            self.state = LinkState::Connecting;
+            self.reason = "dialling";
+        }
+        due
+    }
+
+    /// Dials at once whatever the wait: the network has changed, or the operator asks.
+    pub fn dial_now(&mut self, now: Moment) {
+        if self.dial_at.is_some() {
+            self.dial_at = Some(now);
+        }
+    }
+
+    /// The session is ready: connected, and every subscription granted.
+    pub fn connected(&mut self, now: Moment) {
+        self.connected_at = now;
+        self.late = false;
+        self.state = LinkState::Degraded;
+        self.weigh();
+    }
+
+    pub fn lost(&mut self, now: Moment, loss: Loss) {
+        if matches!(self.state, LinkState::Online | LinkState::Degraded) && now.since(self.connected_at) >= STABLE_AFTER
+        {
+            self.dial_wait = DIAL_WAIT_MIN;
+        }
+        let wait = match loss {
+            Loss::Broken => self.dial_wait,
+            Loss::TakenOver => TAKEN_OVER_WAIT,
+        };
+        self.dial_wait = (self.dial_wait * 2).min(DIAL_WAIT_MAX);
+        self.dial_at = Some(now + wait.mul_f64(0.5 + 0.5 * self.chance.share()));
+        self.state = LinkState::Offline;
+        self.reason = match loss {
+            Loss::Broken => "no connection to the broker",
+            Loss::TakenOver => "another client uses this device's client id",
+        };
+        // Statuses come anew with the next subscription; what was known may be long gone by then.
+        self.proven = false;
+        self.instances.clear();
+    }
+
+    /// A cloud instance's status. A retained one may be older than the instance's death.
+    pub fn cloud_status(&mut self, instance: Name, status: CloudStatus, retained: bool) {
+        if !retained && status.state == CloudState::Online {
+            self.proven = true;
+        }
+        if self.instances.len() < INSTANCES_MAX || self.instances.contains_key(&instance) {
+            self.instances.insert(instance, status);
+        }
+        self.weigh();
+    }
+
+    /// A message about a case came in: a cloud is alive.
+    pub fn cloud_spoke(&mut self) {
+        self.proven = true;
+        self.late = false;
+        self.weigh();
+    }
+
+    /// Brings the age of the oldest message that the cloud owes an answer to.
+    pub fn oldest_unanswered(&mut self, age: Option<Duration>) {
+        self.late = age.is_some_and(|age| age >= ANSWER_LATE_AFTER);
+        self.weigh();
+    }
+
+    /// Whether a cloud reads our messages, as far as its statuses say. Unknown means hold.
+    #[must_use]
+    pub fn may_send(&self) -> bool {
+        matches!(self.state, LinkState::Online | LinkState::Degraded) && self.readers().next().is_some()
+    }
+
+    /// Whether something that only a live cloud can have sent came over this connection.
+    #[must_use]
+    pub fn proven(&self) -> bool {
+        self.proven
+    }
+
+    /// The cases per second the cloud takes from one device: the most any instance offers, none for no limit.
+    #[must_use]
+    pub fn accept_per_s(&self) -> Option<f32> {
+        self.readers().map(|status| status.accept).reduce(|a, b| Some(a?.max(b?))).flatten()
+    }
+
+    /// How long the cloud asks to be left alone, when all its instances do.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        let seconds = self.readers().map(|status| status.retry_after_s).reduce(|a, b| Some(a?.min(b?))).flatten()?;
+        Some(Duration::from_secs(u64::from(seconds)))
+    }
+
+    fn readers(&self) -> impl Iterator<Item = &CloudStatus> {
+        self.instances
+            .values()
+            .filter(|status| status.state == CloudState::Online && status.wire.contains(&WIRE_VERSION))
+    }
+
+    fn weigh(&mut self) {
+        if !matches!(self.state, LinkState::Online | LinkState::Degraded) {
+            return;
+        }
+        let online = self.instances.values().any(|status| status.state == CloudState::Online);
+        (self.state, self.reason) = if self.instances.is_empty() {
+            (LinkState::Degraded, "connected to the broker; no cloud has said it is there")
+        } else if !online {
+            (LinkState::Degraded, "connected to the broker; the cloud says it is offline")
+        } else if self.readers().next().is_none() {
+            (LinkState::Degraded, "the cloud does not read this agent's messages; update the cloud")
+        } else if self.late {
+            (LinkState::Degraded, "the cloud's answers are late")
+        } else {
+            (LinkState::Online, "connected, and a cloud is there")
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(state: CloudState, wire: &[u16]) -> CloudStatus {
+        CloudStatus { state, wire: wire.into(), accept: None, retry_after_s: None, payload_bytes_max: None }
+    }
+
+    fn instance() -> Name {
+        Name::new("i1").expect("valid")
+    }
+
+    fn connected() -> Link {
+        let mut link = Link::new(Moment(0), true, 1);
+        assert!(link.take_dial(Moment(0)));
+        link.connected(Moment(10));
+        link
+    }
+
+    #[test]
+    fn a_broker_without_a_live_cloud_is_degraded() {
+        let mut link = connected();
+        assert_eq!(link.state(), LinkState::Degraded);
+        link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION]), true);
+        assert_eq!(link.state(), LinkState::Online);
+        assert!(link.may_send() && !link.proven());
+        link.cloud_status(instance(), status(CloudState::Offline, &[WIRE_VERSION]), false);
+        assert_eq!(link.state(), LinkState::Degraded);
+        assert!(!link.may_send());
+    }
+
+    #[test]
+    fn an_old_cloud_is_held_for_and_said_so() {
+        let mut link = connected();
+        link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION + 1]), false);
+        assert!(!link.may_send());
+        assert!(link.reason().contains("update the cloud"));
+    }
+
+    #[test]
+    fn dial_waits_grow_to_their_limit_and_reset_only_after_a_stable_connection() {
+        let mut link = Link::new(Moment(0), true, 7);
+        let mut now = Moment(0);
+        for _ in 0..20 {
+            assert!(link.take_dial(now));
+            link.lost(now, Loss::Broken);
+            let at = link.dial_at().expect("dials again");
+            assert!(at.since(now) <= DIAL_WAIT_MAX && at.since(now) >= DIAL_WAIT_MIN / 2);
+            now = at;
+        }
+        let short = |link: &mut Link, now: Moment, held: Duration| {
+            assert!(link.take_dial(now));
+            link.connected(now);
+            link.lost(now + held, Loss::Broken);
+            link.dial_at().expect("dials again").since(now + held)
+        };
+        assert!(short(&mut link, now, STABLE_AFTER / 2) >= DIAL_WAIT_MAX / 2, "a short session resets nothing");
+        let now = link.dial_at().expect("dials again");
+        assert!(short(&mut link, now, STABLE_AFTER) <= DIAL_WAIT_MIN);
+    }
+
+    #[test]
+    fn a_taken_over_session_waits_minutes() {
+        let mut link = connected();
+        link.lost(Moment(20), Loss::TakenOver);
+        assert!(link.dial_at().expect("dials again").since(Moment(20)) >= TAKEN_OVER_WAIT / 2);
+    }
+
+    #[test]
+    fn late_answers_degrade_and_a_word_from_the_cloud_heals() {
+        let mut link = connected();
+        link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION]), false);
+        link.oldest_unanswered(Some(ANSWER_LATE_AFTER));
+        assert_eq!(link.state(), LinkState::Degraded);
+        link.cloud_spoke();
+        assert_eq!(link.state(), LinkState::Online);
+    }
+
+    #[test]
+    fn without_a_broker_it_never_dials() {
+        let mut link = Link::new(Moment(0), false, 1);
+        link.dial_now(Moment(5));
+        assert!(!link.take_dial(Moment(1_000_000)));
+        assert_eq!(link.state(), LinkState::Offline);
+    }
+
+    #[test]
+    fn the_most_generous_instance_sets_the_pace_and_all_must_ask_for_rest() {
+        let mut link = connected();
+        let mut first = status(CloudState::Online, &[WIRE_VERSION]);
+        (first.accept, first.retry_after_s) = (Some(2.0), Some(9));
+        link.cloud_status(instance(), first.clone(), true);
+        assert_eq!((link.accept_per_s(), link.retry_after()), (Some(2.0), Some(Duration::from_secs(9))));
+        (first.accept, first.retry_after_s) = (Some(5.0), None);
+        link.cloud_status(Name::new("i2").expect("valid"), first.clone(), true);
+        assert_eq!((link.accept_per_s(), link.retry_after()), (Some(5.0), None));
+        first.accept = None;
+        link.cloud_status(Name::new("i3").expect("valid"), first, true);
+        assert_eq!(link.accept_per_s(), None);
+    }
+}

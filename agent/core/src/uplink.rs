@@ -1,0 +1,473 @@
+//! Decides which cases are sent or asked about, and when.
+//!
+//! It keeps the window of what is in flight and the memory of what the cloud owes an answer to. Whether there
+//! is a link is up to `link`; what lies on disk is up to `outbox`. PUBACK frees a window slot, nothing more.
+//!
+//! ```text
+//!           send               PUBACK                  received
+//!  Ready ─────────▶ Publishing ───────▶ Published ────────────────▶ Held ──▶ (verdict stored: gone)
+//!    ▲   ▲              │                   │ silence                │ silence
+//!    │   │ nobody there │ cut               ▼          ask           ▼
+//!    │   └──────────────┤◀────────────── Doubtful ──────────▶ Asked ─┐
+//!    │                  └──────────────────▶▲ silence, cut ◀─────────┤
+//!    └────────────────────── unknown, send, failed ◀─────────────────┘
+//! ```
+//!
+//! Invariant: after one full publish a payload travels again only if the cloud says that it lacks it.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use hedge_proto::{CaseKey, IDS_MAX};
+
+use crate::clock::Moment;
+
+/// The most publishes in flight; fewer if the broker's receive maximum says so.
+pub const WINDOW_MAX: usize = 16;
+
+/// The most cases remembered while they wait to be sent, so that the disk is asked rarely.
+pub const READY_MAX: usize = 256;
+
+/// The most cases the cloud may owe an answer to. Beyond it the cloud is slower than the device: wait.
+pub const OWED_MAX: usize = 512;
+
+/// How long the cloud may take to say `received` before it is asked. Its records commit in well under a second.
+pub const RECEIVED_WAIT: Duration = Duration::from_secs(15);
+
+/// How long a verdict may take before it is asked about; doubles each time.
+pub const VERDICT_WAIT: Duration = Duration::from_secs(60);
+
+/// The longest wait between two questions about one case, and between two tries of one that failed.
+pub const QUIET_MAX: Duration = Duration::from_secs(30 * 60);
+
+/// The wait after the first `failed`; doubles each time.
+pub const FAILED_WAIT: Duration = Duration::from_secs(10);
+
+/// How long to wait when the broker says that nobody subscribes.
+pub const NOBODY_WAIT: Duration = Duration::from_secs(5);
+
+/// A case that failed so often in the cloud is a dead letter.
+pub const TRIES_MAX: u32 = 5;
+
+/// A case as the outbox knows it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Waiting {
+    pub key: CaseKey,
+    pub sort_key: f64,
+    /// It was published in full before, by this or an earlier run: ask before sending.
+    pub sent: bool,
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Send(CaseKey),
+    Ask(Vec<CaseKey>),
+}
+
+/// How a publish ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Publish {
+    /// The broker has it and somebody subscribes.
+    Acknowledged,
+    /// The broker has it and nobody subscribes, or it was never sent: the cloud cannot have it.
+    Nobody,
+    /// The connection was lost: the cloud may or may not have it.
+    Unclear,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Phase {
+    Ready { not_before: Moment },
+    Publishing,
+    Published,
+    Doubtful { not_before: Moment },
+    Asked,
+    Held,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Tracked {
+    sort_key: f64,
+    phase: Phase,
+    /// When the phase began.
+    since: Moment,
+    /// How often the cloud was asked without a verdict; lengthens the next wait.
+    asked: u32,
+}
+
+/// The window and what the cloud owes.
+#[derive(Debug)]
+pub struct Uplink {
+    cases: BTreeMap<CaseKey, Tracked>,
+    window_max: usize,
+    /// Nothing is sent before this: the cloud asked for rest.
+    hold_until: Moment,
+    /// The earliest moment of the next send, by the pace the cloud accepts.
+    next_send: Moment,
+}
+
+impl Default for Uplink {
+    fn default() -> Self {
+        Self { cases: BTreeMap::new(), window_max: WINDOW_MAX, hold_until: Moment(0), next_send: Moment(0) }
+    }
+}
+
+/// What the link allows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Permission {
+    /// A live cloud has spoken on this connection; otherwise one case at a time is the probe.
+    pub proven: bool,
+    /// Cases per second the cloud takes from this device; none for no limit.
+    pub accept_per_s: Option<f32>,
+}
+
+impl Uplink {
+    #[must_use]
+    pub fn knows(&self, key: CaseKey) -> bool {
+        self.cases.contains_key(&key)
+    }
+
+    /// How many cases are remembered as ready to send.
+    #[must_use]
+    pub fn ready(&self) -> usize {
+        self.count(|phase| matches!(phase, Phase::Ready { .. }))
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.cases.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cases.is_empty()
+    }
+
+    /// Cases sent whose verdict has not come.
+    #[must_use]
+    pub fn owed(&self) -> usize {
+        self.cases.len() - self.ready()
+    }
+
+    /// Takes a case into memory. False if there is no room; the disk has it anyway.
+    pub fn add(&mut self, now: Moment, case: Waiting) -> bool {
+        if self.knows(case.key) {
+            return true;
+        }
+        let (phase, room) = if case.sent {
+            (Phase::Doubtful { not_before: now }, self.owed() < OWED_MAX)
+        } else {
+            (Phase::Ready { not_before: now }, self.make_room(case.sort_key))
+        };
+        if room {
+            self.cases.insert(case.key, Tracked { sort_key: case.sort_key, phase, since: now, asked: 0 });
+        }
+        room
+    }
+
+    /// Whether one more may wait in memory, if need be in the place of one that is worth less.
+    fn make_room(&mut self, sort_key: f64) -> bool {
+        if self.ready() < READY_MAX {
+            return true;
+        }
+        let least = self.ready_cases().min_by(|a, b| a.1.sort_key.total_cmp(&b.1.sort_key));
+        match least.map(|(key, case)| (*key, case.sort_key)) {
+            Some((key, least)) if least < sort_key => self.cases.remove(&key).is_some(),
+            _ => false,
+        }
+    }
+
+    /// The session is ready; the broker takes at most `receive_maximum` publishes in flight.
+    pub fn connected(&mut self, receive_maximum: u16) {
+        self.window_max = WINDOW_MAX.min(usize::from(receive_maximum)).max(1);
+    }
+
+    /// Whatever was under way when the connection broke may or may not have arrived. A wait the cloud asked
+    /// for outlives the connection.
+    pub fn disconnected(&mut self, now: Moment) {
+        for case in self.cases.values_mut() {
+            if matches!(case.phase, Phase::Publishing | Phase::Published | Phase::Asked | Phase::Held) {
+                case.enter(now, Phase::Doubtful { not_before: now });
+            }
+        }
+    }
+
+    pub fn hold(&mut self, until: Moment) {
+        self.hold_until = self.hold_until.max(until);
+    }
+
+    /// Whether a question or answer is overdue, and for how long the oldest has been owed.
+    #[must_use]
+    pub fn oldest_unanswered(&self, now: Moment) -> Option<Duration> {
+        let waits = |case: &&Tracked| matches!(case.phase, Phase::Published | Phase::Asked);
+        self.cases.values().filter(waits).map(|case| now.since(case.since)).max()
+    }
+
+    /// The next thing to do now, if any; it counts as begun.
+    pub fn step(&mut self, now: Moment, permission: Permission) -> Option<Step> {
+        self.doubt_the_silent(now);
+        if now < self.hold_until || permission.accept_per_s == Some(0.0) {
+            return None;
+        }
+        self.ask(now).or_else(|| self.send(now, permission))
+    }
+
+    fn doubt_the_silent(&mut self, now: Moment) {
+        for case in self.cases.values_mut() {
+            let silent = match case.phase {
+                Phase::Published | Phase::Asked => now.since(case.since) >= doubled(RECEIVED_WAIT, case.asked),
+                Phase::Held => now.since(case.since) >= doubled(VERDICT_WAIT, case.asked),
+                Phase::Ready { .. } | Phase::Publishing | Phase::Doubtful { .. } => false,
+            };
+            if silent {
+                case.enter(now, Phase::Doubtful { not_before: now });
+            }
+        }
+    }
+
+    fn ask(&mut self, now: Moment) -> Option<Step> {
+        let due = |case: &Tracked| matches!(case.phase, Phase::Doubtful { not_before } if not_before <= now);
+        let keys: Vec<CaseKey> =
+            self.cases.iter().filter(|(_, case)| due(case)).map(|(key, _)| *key).take(IDS_MAX).collect();
+        for key in &keys {
+            if let Some(case) = self.cases.get_mut(key) {
+                case.asked = case.asked.saturating_add(1);
+                case.enter(now, Phase::Asked);
+            }
+        }
+        (!keys.is_empty()).then_some(Step::Ask(keys))
+    }
+
+    fn send(&mut self, now: Moment, permission: Permission) -> Option<Step> {
+        let window = if permission.proven { self.window_max } else { 1 };
+        let in_flight = self.count(|phase| matches!(phase, Phase::Publishing | Phase::Published));
+        if in_flight >= window || self.owed() >= OWED_MAX || now < self.next_send {
+            return None;
+        }
+        let due = |case: &Tracked| matches!(case.phase, Phase::Ready { not_before } if not_before <= now);
+        let best =
+            self.cases.iter_mut().filter(|(_, case)| due(case)).max_by(|a, b| a.1.sort_key.total_cmp(&b.1.sort_key))?;
+        best.1.enter(now, Phase::Publishing);
+        if let Some(per_s) = permission.accept_per_s {
+            self.next_send = now + Duration::from_secs_f32(1.0 / per_s.max(1e-3));
+        }
+        Some(Step::Send(*best.0))
+    }
+
+    /// A publish of this case has ended.
+    pub fn published(&mut self, now: Moment, key: CaseKey, outcome: Publish) {
+        let Some(case) = self.cases.get_mut(&key).filter(|case| case.phase == Phase::Publishing) else { return };
+        match outcome {
+            Publish::Acknowledged => case.enter(now, Phase::Published),
+            Publish::Nobody => case.enter(now, Phase::Ready { not_before: now + NOBODY_WAIT }),
+            Publish::Unclear => case.enter(now, Phase::Doubtful { not_before: now }),
+        }
+    }
+
+    /// The question never reached anybody.
+    pub fn ask_failed(&mut self, now: Moment, keys: &[CaseKey]) {
+        for key in keys {
+            if let Some(case) = self.cases.get_mut(key).filter(|case| case.phase == Phase::Asked) {
+                case.enter(now, Phase::Doubtful { not_before: now + NOBODY_WAIT });
+            }
+        }
+    }
+
+    /// The cloud's records hold these.
+    pub fn received(&mut self, now: Moment, keys: &[CaseKey]) {
+        for key in keys {
+            if let Some(case) = self.cases.get_mut(key) {
+                case.enter(now, Phase::Held);
+            }
+        }
+    }
+
+    /// The cloud lacks this case's payload, or wants it again.
+    pub fn wanted(&mut self, now: Moment, key: CaseKey) {
+        if let Some(case) = self.cases.get_mut(&key) {
+            case.enter(now, Phase::Ready { not_before: now });
+        }
+    }
+
+    /// The cloud tried and could not, now `tries` times. False: it has failed too often.
+    pub fn failed(&mut self, now: Moment, key: CaseKey, tries: u32) -> bool {
+        if tries >= TRIES_MAX {
+            self.cases.remove(&key);
+            return false;
+        }
+        if let Some(case) = self.cases.get_mut(&key) {
+            let not_before = now + doubled(FAILED_WAIT, tries.saturating_sub(1));
+            case.enter(now, Phase::Doubtful { not_before });
+        }
+        true
+    }
+
+    /// Answered, dead, evicted or dropped by hand: nothing more is done about it.
+    pub fn forget(&mut self, key: CaseKey) {
+        self.cases.remove(&key);
+    }
+
+    /// When the next step may become due without any event.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Moment> {
+        let due = |case: &Tracked| match case.phase {
+            Phase::Ready { not_before } => Some(not_before.max(self.next_send).max(self.hold_until)),
+            Phase::Doubtful { not_before } => Some(not_before.max(self.hold_until)),
+            Phase::Published | Phase::Asked => Some(case.since + doubled(RECEIVED_WAIT, case.asked)),
+            Phase::Held => Some(case.since + doubled(VERDICT_WAIT, case.asked)),
+            Phase::Publishing => None,
+        };
+        self.cases.values().filter_map(due).min()
+    }
+
+    fn ready_cases(&self) -> impl Iterator<Item = (&CaseKey, &Tracked)> {
+        self.cases.iter().filter(|(_, case)| matches!(case.phase, Phase::Ready { .. }))
+    }
+
+    fn count(&self, phase: impl Fn(&Phase) -> bool) -> usize {
+        self.cases.values().filter(|case| phase(&case.phase)).count()
+    }
+}
+
+impl Tracked {
+    fn enter(&mut self, now: Moment, phase: Phase) {
+        self.phase = phase;
+        self.since = now;
+    }
+}
+
+/// `wait`, doubled `times` times, up to [`QUIET_MAX`].
+fn doubled(wait: Duration, times: u32) -> Duration {
+    wait.saturating_mul(1_u32 << times.min(16)).min(QUIET_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hedge_proto::Epoch;
+
+    const PROVEN: Permission = Permission { proven: true, accept_per_s: None };
+
+    fn key(sequence: u64) -> CaseKey {
+        CaseKey { epoch: Epoch(1), sequence }
+    }
+
+    fn fresh(sequence: u64, sort_key: f64) -> Waiting {
+        Waiting { key: key(sequence), sort_key, sent: false }
+    }
+
+    fn with_cases(count: u64) -> Uplink {
+        let mut uplink = Uplink::default();
+        for sequence in 0..count {
+            assert!(uplink.add(Moment(0), fresh(sequence, sequence as f64)));
+        }
+        uplink
+    }
+
+    fn sends(uplink: &mut Uplink, now: Moment, permission: Permission) -> usize {
+        core::iter::from_fn(|| uplink.step(now, permission)).filter(|step| matches!(step, Step::Send(_))).count()
+    }
+
+    #[test]
+    fn the_most_valuable_case_goes_first() {
+        assert_eq!(with_cases(5).step(Moment(1), PROVEN), Some(Step::Send(key(4))));
+    }
+
+    #[test]
+    fn the_window_bounds_what_is_in_flight_and_puback_alone_does_not_free_it_for_good() {
+        let mut uplink = with_cases(100);
+        assert_eq!(sends(&mut uplink, Moment(1), PROVEN), WINDOW_MAX);
+        uplink.received(Moment(2), &[key(99), key(98)]);
+        assert_eq!(sends(&mut uplink, Moment(3), PROVEN), 2);
+    }
+
+    #[test]
+    fn while_no_cloud_is_proven_one_case_is_the_probe() {
+        let mut uplink = with_cases(10);
+        assert_eq!(sends(&mut uplink, Moment(1), Permission { proven: false, accept_per_s: None }), 1);
+    }
+
+    #[test]
+    fn after_a_cut_a_published_case_is_asked_about_not_sent_again() {
+        let mut uplink = with_cases(1);
+        assert_eq!(uplink.step(Moment(1), PROVEN), Some(Step::Send(key(0))));
+        uplink.published(Moment(2), key(0), Publish::Unclear);
+        uplink.disconnected(Moment(2));
+        assert_eq!(uplink.step(Moment(3), PROVEN), Some(Step::Ask([key(0)].into())));
+        uplink.wanted(Moment(4), key(0));
+        assert_eq!(uplink.step(Moment(5), PROVEN), Some(Step::Send(key(0))));
+    }
+
+    #[test]
+    fn silence_leads_to_questions_ever_more_rarely_and_never_to_a_second_payload() {
+        let mut uplink = with_cases(1);
+        assert_eq!(uplink.step(Moment(0), PROVEN), Some(Step::Send(key(0))));
+        uplink.published(Moment(0), key(0), Publish::Acknowledged);
+        let mut now = Moment(0);
+        let mut questions = 0;
+        while now < Moment(24 * 3_600_000) {
+            now = uplink.wake_at().expect("something is due");
+            match uplink.step(now, PROVEN) {
+                Some(Step::Ask(_)) => questions += 1,
+                other => assert_eq!(other, None),
+            }
+        }
+        assert!((48..70).contains(&questions), "{questions} questions in a day");
+    }
+
+    #[test]
+    fn nobody_subscribing_means_send_again_later() {
+        let mut uplink = with_cases(1);
+        assert!(uplink.step(Moment(0), PROVEN).is_some());
+        uplink.published(Moment(1), key(0), Publish::Nobody);
+        assert_eq!(uplink.step(Moment(2), PROVEN), None);
+        assert_eq!(uplink.step(Moment(1) + NOBODY_WAIT, PROVEN), Some(Step::Send(key(0))));
+    }
+
+    #[test]
+    fn a_case_that_fails_too_often_is_given_up_and_blocks_nobody() {
+        let mut uplink = with_cases(2);
+        for tries in 1..TRIES_MAX {
+            assert!(uplink.failed(Moment(0), key(1), tries));
+            assert_eq!(uplink.step(Moment(1), PROVEN).is_some(), tries == 1, "the other case is free to go");
+        }
+        assert!(!uplink.failed(Moment(0), key(1), TRIES_MAX));
+        assert!(!uplink.knows(key(1)));
+    }
+
+    #[test]
+    fn busy_and_pace_are_obeyed() {
+        let mut uplink = with_cases(9);
+        uplink.hold(Moment(5_000));
+        assert_eq!(uplink.step(Moment(4_999), PROVEN), None);
+        let slow = Permission { proven: true, accept_per_s: Some(2.0) };
+        assert_eq!(sends(&mut uplink, Moment(5_000), slow), 1);
+        assert_eq!(sends(&mut uplink, Moment(5_499), slow), 0);
+        assert_eq!(sends(&mut uplink, Moment(5_500), slow), 1);
+        assert_eq!(sends(&mut uplink, Moment(9_000), Permission { proven: true, accept_per_s: Some(0.0) }), 0);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_keeps_the_most_valuable() {
+        let mut uplink = with_cases(READY_MAX as u64);
+        assert!(!uplink.add(Moment(1), fresh(9_000, -1.0)), "worth less than all");
+        assert!(uplink.add(Moment(1), fresh(9_001, 1e6)));
+        assert_eq!(uplink.len(), READY_MAX);
+        assert!(!uplink.knows(key(0)));
+    }
+
+    #[test]
+    fn a_cloud_slower_than_the_device_stops_new_sends_not_memory() {
+        let mut uplink = Uplink::default();
+        for sequence in 0..2 * OWED_MAX as u64 {
+            uplink.add(Moment(0), fresh(sequence, 0.0));
+            if let Some(Step::Send(key)) = uplink.step(Moment(0), PROVEN) {
+                uplink.published(Moment(0), key, Publish::Acknowledged);
+                uplink.received(Moment(0), &[key]);
+            }
+        }
+        assert_eq!(uplink.owed(), OWED_MAX);
+    }
+}

@@ -1,0 +1,140 @@
+//! Turns the engine: brings it events and the time, carries out its actions.
+//!
+//! One task owns the engine, so no state is shared and none is half updated. The driver itself never waits for
+//! a disk or a network: whatever does is started and reports back as an event.
+
+use std::time::Duration;
+
+use hedge_core::clock::Moment;
+use hedge_core::engine::{Action, Engine, Event};
+use hedge_core::uplink::Waiting;
+use hedge_proto::{CaseKey, LinkState};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::notify::Watchdog;
+use crate::clock::Clock;
+use crate::outbox::{Entry, Outbox, Progress, State};
+use crate::pipeline::LinkView;
+use crate::uplink::Uplink;
+
+/// Events that may wait for the engine. It takes microseconds for each; whoever is faster waits a moment.
+pub(super) const EVENTS_MAX: usize = 1024;
+
+/// With nothing to do the driver still turns so often, so that the watchdog and the figures see it alive.
+const TURN_MAX: Duration = Duration::from_secs(5);
+
+/// The engine and the limbs it moves.
+pub(super) struct Driver {
+    pub clock: Clock,
+    pub engine: Engine,
+    pub outbox: Outbox,
+    /// None without a broker: the engine then never dials.
+    pub uplink: Option<Uplink>,
+    pub events: mpsc::Sender<Event>,
+    pub link: watch::Sender<LinkView>,
+    pub watchdog: Watchdog,
+}
+
+impl Driver {
+    /// Runs until told to stop.
+    pub(super) async fn run(mut self, mut arrived: mpsc::Receiver<Event>, stop: CancellationToken) {
+        loop {
+            self.carry_out_all();
+            self.watchdog.turned();
+            let event = tokio::select! {
+                () = stop.cancelled() => return,
+                event = arrived.recv() => event.unwrap_or(Event::Tick),
+                () = tokio::time::sleep(self.until_wake()) => Event::Tick,
+            };
+            self.engine.handle(self.clock.now(), event);
+        }
+    }
+
+    fn until_wake(&self) -> Duration {
+        let now: Moment = self.clock.now();
+        self.engine.wake_at().map_or(TURN_MAX, |at| at.since(now)).min(TURN_MAX).min(self.watchdog.turn_within())
+    }
+
+    fn carry_out_all(&mut self) {
+        while let Some(action) = self.engine.next_action() {
+            self.carry_out(action);
+        }
+        let in_flight = self.engine.in_flight();
+        self.link.send_if_modified(|view| std::mem::replace(&mut view.in_flight, in_flight) != in_flight);
+    }
+
+    fn carry_out(&self, action: Action) {
+        match action {
+            Action::LinkChanged { state, reason } => self.show_link(state, reason),
+            Action::Dial => self.with_uplink(Uplink::dial),
+            Action::Send { key } => self.with_uplink(|uplink| uplink.send(key)),
+            Action::Ask { keys } => self.with_uplink(|uplink| uplink.ask(keys)),
+            Action::Fetch { count } => self.fetch(count),
+            Action::MarkReceived { keys } => self.mark_received(keys),
+            Action::CountTry { key, reason } => self.count_try(key, reason),
+            Action::Bury { key, reason } => self.bury(key, reason),
+        }
+    }
+
+    fn with_uplink(&self, act: impl FnOnce(&Uplink)) {
+        if let Some(uplink) = &self.uplink {
+            act(uplink);
+        }
+    }
+
+    fn show_link(&self, state: LinkState, reason: &'static str) {
+        tracing::info!(?state, reason, "link");
+        self.watchdog.say(&format!("link {state:?}: {reason}"));
+        self.link.send_modify(|view| {
+            if view.state != state {
+                view.offline_before = view.offline();
+                view.since = Instant::now();
+            }
+            (view.state, view.reason) = (state, reason);
+        });
+    }
+
+    fn fetch(&self, count: usize) {
+        let (outbox, events) = (self.outbox.clone(), self.events.clone());
+        tokio::task::spawn_blocking(move || {
+            let best = outbox.fetch(count).iter().map(waiting).collect();
+            drop(events.blocking_send(Event::Fetched(best)));
+        });
+    }
+
+    fn mark_received(&self, keys: Vec<CaseKey>) {
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            let marks = keys.into_iter().map(|key| (key, Progress::Received)).collect();
+            outbox.mark(marks).await;
+        });
+    }
+
+    fn count_try(&self, key: CaseKey, reason: String) {
+        let (outbox, events) = (self.outbox.clone(), self.events.clone());
+        tokio::spawn(async move {
+            tracing::warn!(sequence = key.sequence, reason, "the cloud could not answer a case");
+            match outbox.attempt(key).await {
+                Ok(tries) => drop(events.send(Event::TryCounted { key, tries, reason }).await),
+                // Not counted is tried again: the case stays owed and is asked about.
+                Err(error) => tracing::error!(%error, "a failed try could not be recorded"),
+            }
+        });
+    }
+
+    fn bury(&self, key: CaseKey, reason: String) {
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            tracing::warn!(sequence = key.sequence, reason, "a case became a dead letter");
+            if let Err(error) = outbox.dead(key, &reason).await {
+                tracing::error!(%error, "a dead letter could not be recorded; it will be tried again after a restart");
+            }
+        });
+    }
+}
+
+fn waiting(entry: &Entry) -> Waiting {
+    Waiting { key: entry.key, sort_key: entry.sort_key, sent: entry.state != State::Waiting }
+}

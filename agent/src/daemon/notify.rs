@@ -1,0 +1,59 @@
+//! Tells systemd that the agent is ready, alive, and how it is.
+//!
+//! Without systemd all of it does nothing.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::time::Instant;
+
+/// Fed by the driver: systemd restarts the agent if the driver stops turning.
+pub(super) struct Watchdog {
+    /// Half of what systemd allows; none if it does not watch.
+    interval: Option<Duration>,
+    fed: Cell<Instant>,
+}
+
+impl Watchdog {
+    #[must_use]
+    pub(super) fn from_environment() -> Self {
+        let interval = sd_notify::watchdog_enabled().map(|allowed| allowed / 2);
+        Self { interval, fed: Cell::new(Instant::now()) }
+    }
+
+    /// The driver must turn at least so often; no limit if systemd does not watch.
+    #[must_use]
+    pub(super) fn turn_within(&self) -> Duration {
+        self.interval.unwrap_or(Duration::MAX)
+    }
+
+    /// The driver has turned once more.
+    pub(super) fn turned(&self) {
+        // Fed at most once a second, however busy the driver.
+        if self.interval.is_some_and(|interval| self.fed.get().elapsed() >= interval.min(Duration::from_secs(1))) {
+            self.fed.set(Instant::now());
+            tell(&[NotifyState::Watchdog]);
+        }
+    }
+
+    /// One line for `systemctl status`.
+    pub(super) fn say(&self, status: &str) {
+        tell(&[NotifyState::Status(status)]);
+    }
+}
+
+/// Answers are being given.
+pub(super) fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+pub(super) fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}

@@ -1,0 +1,168 @@
+//! Makes the parts from the configuration and connects them. Starts threads, but nothing is served yet.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hedge_core::clock::Moment;
+use hedge_core::engine::{Engine, Event};
+use hedge_proto::{DeviceId, Epoch, LinkState, Name};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+
+use super::StartError;
+use super::config::{Config, SourceConfig};
+use super::driver::{Driver, EVENTS_MAX};
+use super::notify::Watchdog;
+use crate::answers::Answers;
+use crate::clock::Clock;
+use crate::figures::Figures;
+use crate::inference::{Judge, ModelSetup};
+use crate::outbox::{Limits, OpenReport, Outbox};
+use crate::pipeline::{LinkView, Pipeline, SourceSetup, loaded_models};
+use crate::state::StateFile;
+use crate::uplink::{Uplink, UplinkSetup};
+use crate::verdict::{Delivery, Sink, Verdicts, sink_bits};
+
+/// Everything that runs.
+pub(super) struct Parts {
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) uplink: Option<Uplink>,
+    pub(super) state: Arc<Mutex<StateFile>>,
+    pub(super) verdicts: Verdicts,
+    pub(super) driver: Driver,
+    pub(super) events: mpsc::Receiver<Event>,
+    pub(super) deliveries: Vec<Delivery>,
+}
+
+pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
+    let device = device(config)?;
+    let (state, outbox, clock) = open_state(config)?;
+    let state = Arc::new(Mutex::new(state));
+    let judges = start_models(config)?;
+    let (events, arrived) = mpsc::channel(EVENTS_MAX);
+    let (link, link_view) = watch::channel(LinkView {
+        state: LinkState::Offline,
+        reason: "starting",
+        in_flight: 0,
+        offline_before: Duration::ZERO,
+        since: Instant::now(),
+    });
+    let (answers, figures, news) = (Answers::default(), Arc::new(Figures::default()), Arc::new(Notify::new()));
+    let verdicts = Verdicts {
+        outbox: outbox.clone(),
+        answers: answers.clone(),
+        figures: figures.clone(),
+        link: link_view.clone(),
+        news,
+        sinks: sink_bits(&config.verdicts),
+    };
+    let uplink = config.broker.as_ref().map(|broker| {
+        let judges = judges.clone();
+        Uplink::new(UplinkSetup {
+            config: broker.clone(),
+            device: device.clone(),
+            outbox: outbox.clone(),
+            verdicts: verdicts.clone(),
+            state: state.clone(),
+            events: events.clone(),
+            models: Box::new(move || loaded_models(&judges)),
+        })
+    });
+    let deliveries = Sink::all(&config.verdicts, uplink.as_ref(), &device)?
+        .into_iter()
+        .map(|(sink, wanted)| Delivery::new(verdicts.clone(), sink, wanted))
+        .collect();
+    let driver = Driver {
+        engine: Engine::new(clock.now(), uplink.is_some(), outbox.figures().waiting, random_u64()?),
+        clock: clock.clone(),
+        outbox: outbox.clone(),
+        uplink: uplink.clone(),
+        events: events.clone(),
+        link,
+        watchdog: Watchdog::from_environment(),
+    };
+    let pipeline = Arc::new(Pipeline {
+        device,
+        epoch: Epoch(random_u64()?),
+        sequence: AtomicU64::new(0),
+        clock,
+        sources: config.sources.iter().filter_map(|source| source_setup(config, source)).collect(),
+        judges,
+        outbox,
+        answers,
+        figures,
+        events,
+        link: link_view,
+        store_wait: config.outbox.store_wait(),
+        started: Instant::now(),
+    });
+    Ok(Parts { pipeline, uplink, state, verdicts, driver, events: arrived, deliveries })
+}
+
+fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError> {
+    let dir = &config.state_dir;
+    let failed = |reason: String| StartError::State { path: dir.clone(), reason };
+    let (state, lost) = StateFile::open(dir).map_err(|error| failed(error.to_string()))?;
+    if let Some(lost) = lost {
+        tracing::warn!(lost);
+    }
+    let limits = Limits {
+        cases_max: config.outbox.cases_max,
+        bytes_max: config.outbox.bytes_max,
+        free_bytes_min: config.outbox.free_bytes_min,
+        payload_bytes_max: config.outbox.payload_bytes_max,
+    };
+    let (outbox, report) = Outbox::open(&dir.join("outbox"), limits).map_err(|error| failed(error.to_string()))?;
+    say_report(&report, dir);
+    let clock = Clock::resume(&state.state().clock, report.clock.unwrap_or(Moment(0)));
+    Ok((state, outbox, clock))
+}
+
+fn say_report(report: &OpenReport, dir: &Path) {
+    tracing::info!(?report, "outbox open");
+    if report.damaged_records > 0 {
+        let records = report.damaged_records;
+        tracing::warn!(records, dir = %dir.display(), "damaged records were set aside");
+    }
+}
+
+fn start_models(config: &Config) -> Result<BTreeMap<Name, Judge>, StartError> {
+    let mut judges = BTreeMap::new();
+    for model in &config.models {
+        let judge = Judge::start(ModelSetup {
+            name: model.name.clone(),
+            bundle: model.bundle.clone(),
+            variant: model.variant.clone(),
+            threads: model.threads,
+            threshold: model.threshold.map(|threshold| threshold.0),
+            library: config.runtime.library.clone(),
+        })?;
+        judges.insert(model.name.clone(), judge);
+    }
+    Ok(judges)
+}
+
+fn source_setup(config: &Config, source: &SourceConfig) -> Option<(Name, SourceSetup)> {
+    let model = config.model_of(source)?.name.clone();
+    let setup = SourceSetup { model, region: source.region, metadata: source.metadata.clone() };
+    Some((source.name.clone(), setup))
+}
+
+/// The configured name, or the host's.
+fn device(config: &Config) -> Result<DeviceId, StartError> {
+    if let Some(device) = &config.device {
+        return Ok(device.clone());
+    }
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    DeviceId::new(&host).map_err(|error| StartError::State {
+        path: "device".into(),
+        reason: format!("the host name cannot be the device's name ({error}); set `device` in the configuration"),
+    })
+}
+
+fn random_u64() -> Result<u64, StartError> {
+    getrandom::u64().map_err(|error| StartError::System(std::io::Error::other(error.to_string())))
+}

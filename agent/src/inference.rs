@@ -1,0 +1,260 @@
+//! Runs one model on its own thread: decodes, infers, judges.
+//!
+//! The thread owns the session and the judge, so a sample is judged from first byte to decision under one set
+//! of settings. What happens to a deferred sample is not its business.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hedge_core::judge::{Scores, Threshold, explain_unusable, judge};
+use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Tensor};
+use hedge_proto::{Digest, Explanation, LabelScore, ModelRef, Name, SCORES_MAX, TaskResult};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::sample::SampleError;
+
+/// Samples that may wait for one model. More would only be answered late; the sender is told instead.
+const WAITING_MAX: usize = 32;
+
+/// A model that could not be loaded is tried again after so long: its file may have been put right.
+const RELOAD_WAIT: Duration = Duration::from_secs(10);
+
+/// What the model makes of one sample.
+#[derive(Debug)]
+pub struct Opinion {
+    /// Absent when the output was unusable.
+    pub result: Option<TaskResult>,
+    pub scores: Vec<LabelScore>,
+    pub explanation: Explanation,
+    /// How much a second opinion is expected to help.
+    pub priority: f32,
+}
+
+/// What is known of a model without asking its thread.
+#[derive(Debug, Clone)]
+pub struct ModelCard {
+    pub name: Name,
+    pub model: ModelRef,
+    pub task: String,
+    pub labels: Arc<[String]>,
+    pub labels_hash: Digest,
+    pub input_name: String,
+    pub input_shape: Vec<usize>,
+    pub output_name: String,
+}
+
+enum Job {
+    /// Answered as soon as the jobs before it are done and the model is loaded, or is known not to load.
+    Settle { reply: oneshot::Sender<Result<(), SampleError>> },
+    Judge {
+        content_type: ContentType,
+        bytes: Bytes,
+        region: Option<Region>,
+        reply: oneshot::Sender<Result<Opinion, SampleError>>,
+    },
+    Scores {
+        tensor: Tensor,
+        reply: oneshot::Sender<Result<Vec<f32>, SampleError>>,
+    },
+}
+
+/// The way to one model's thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Judge {
+    name: Name,
+    jobs: mpsc::Sender<Job>,
+    card: Arc<std::sync::OnceLock<ModelCard>>,
+}
+
+/// How to load one model.
+pub struct ModelSetup {
+    pub name: Name,
+    pub bundle: PathBuf,
+    pub variant: Option<String>,
+    pub threads: u8,
+    /// The manifest's suggestion if not given.
+    pub threshold: Option<Threshold>,
+    pub library: Option<PathBuf>,
+}
+
+impl Judge {
+    /// Starts the thread and loads the model on it. A model that does not load is said in every answer and
+    /// tried again; it does not keep the agent from starting.
+    pub fn start(setup: ModelSetup) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel(WAITING_MAX);
+        let card = Arc::new(std::sync::OnceLock::new());
+        let judge = Self { name: setup.name.clone(), jobs, card: card.clone() };
+        let thread = std::thread::Builder::new().name(format!("model-{}", setup.name));
+        thread.spawn(move || Bench { setup, card, loaded: Err((Arc::from("not loaded yet"), None)) }.work(queue))?;
+        Ok(judge)
+    }
+
+    /// What is known of the model; `None` until it has been loaded once.
+    #[must_use]
+    pub fn card(&self) -> Option<&ModelCard> {
+        self.card.get()
+    }
+
+    /// Waits until the model is loaded, or has failed to load.
+    pub async fn settle(&self) {
+        // A thread that has ended will not change any more either.
+        drop(self.ask(|reply| Job::Settle { reply }).await);
+    }
+
+    /// Decodes and judges one sample.
+    pub async fn judge(
+        &self,
+        content_type: ContentType,
+        bytes: Bytes,
+        region: Option<Region>,
+    ) -> Result<Opinion, SampleError> {
+        self.ask(|reply| Job::Judge { content_type, bytes, region, reply }).await
+    }
+
+    /// The model's raw output for one tensor. Nothing is judged or deferred.
+    pub async fn scores(&self, tensor: Tensor) -> Result<Vec<f32>, SampleError> {
+        self.ask(|reply| Job::Scores { tensor, reply }).await
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, SampleError>>) -> Job) -> Result<T, SampleError> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.try_send(job(reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => SampleError::Overloaded(self.name.to_string()),
+            mpsc::error::TrySendError::Closed(_) => SampleError::Stopping,
+        })?;
+        answer.await.map_err(|_| SampleError::Stopping)?
+    }
+}
+
+/// The thread's own things.
+struct Bench {
+    setup: ModelSetup,
+    card: Arc<std::sync::OnceLock<ModelCard>>,
+    /// Or why not, and when that was tried.
+    loaded: Result<Loaded, (Arc<str>, Option<Instant>)>,
+}
+
+struct Loaded {
+    model: Model,
+    bundle: Bundle,
+    threshold: Threshold,
+}
+
+impl Bench {
+    fn work(mut self, mut queue: mpsc::Receiver<Job>) {
+        self.load();
+        while let Some(job) = queue.blocking_recv() {
+            match job {
+                Job::Settle { reply } => drop(reply.send(Ok(()))),
+                // A caller that has gone away needs no answer, so a failed reply is no error.
+                Job::Judge { content_type, bytes, region, reply } => {
+                    drop(reply.send(self.judge(&content_type, &bytes, region.as_ref())));
+                }
+                Job::Scores { tensor, reply } => drop(reply.send(self.scores(&tensor))),
+            }
+        }
+    }
+
+    fn load(&mut self) {
+        self.loaded = Loaded::new(&self.setup).map_err(|reason| {
+            tracing::error!(model = %self.setup.name, reason, "the model cannot be used");
+            (Arc::from(reason), Some(Instant::now()))
+        });
+        if let Ok(loaded) = &self.loaded {
+            let card = loaded.card(self.setup.name.clone());
+            tracing::info!(model = %card.name, version = card.model.version, task = card.task, "model loaded");
+            self.card.get_or_init(|| card);
+        }
+    }
+
+    fn model(&mut self) -> Result<&mut Loaded, SampleError> {
+        if let Err((_, Some(tried))) = &self.loaded
+            && tried.elapsed() >= RELOAD_WAIT
+        {
+            self.load();
+        }
+        let name = &self.setup.name;
+        self.loaded
+            .as_mut()
+            .map_err(|(reason, _)| SampleError::ModelFailed { model: name.to_string(), reason: reason.clone() })
+    }
+
+    fn judge(
+        &mut self,
+        content_type: &ContentType,
+        bytes: &[u8],
+        region: Option<&Region>,
+    ) -> Result<Opinion, SampleError> {
+        let name = self.setup.name.clone();
+        let loaded = self.model()?;
+        let tensor = loaded
+            .model
+            .tensor(content_type, bytes, region)
+            .map_err(|error| SampleError::Unusable(error.to_string()))?;
+        let output = loaded.run(&name, &tensor)?;
+        Ok(loaded.opinion(&output))
+    }
+
+    fn scores(&mut self, tensor: &Tensor) -> Result<Vec<f32>, SampleError> {
+        let name = self.setup.name.clone();
+        self.model()?.run(&name, tensor)
+    }
+}
+
+impl Loaded {
+    fn new(setup: &ModelSetup) -> Result<Self, String> {
+        let bundle = Bundle::open(&setup.bundle).map_err(|error| error.to_string())?;
+        let runtime = Runtime::find(setup.library.as_deref()).map_err(|error| error.to_string())?;
+        let options = SessionOptions { threads: setup.threads };
+        let model = Model::load(&runtime, &bundle, setup.variant.as_deref(), &options).map_err(|error| error.to_string())?;
+        let threshold = setup.threshold.or_else(|| bundle.threshold()).ok_or_else(|| {
+            format!("no threshold: give model `{}` one, or put one into the manifest with `hedge-agent bundle calibrate`", setup.name)
+        })?;
+        Ok(Self { model, bundle, threshold })
+    }
+
+    fn card(&self, name: Name) -> ModelCard {
+        ModelCard {
+            name,
+            model: self.bundle.model_ref(),
+            task: self.bundle.task().to_owned(),
+            labels: self.bundle.labels().into(),
+            labels_hash: self.bundle.labels_hash(),
+            input_name: self.model.input_name().to_owned(),
+            input_shape: self.model.input_shape().to_vec(),
+            output_name: self.model.output_name().to_owned(),
+        }
+    }
+
+    fn run(&mut self, name: &Name, tensor: &Tensor) -> Result<Vec<f32>, SampleError> {
+        self.model
+            .run(tensor)
+            .map_err(|error| SampleError::ModelFailed { model: name.to_string(), reason: error.to_string().into() })
+    }
+
+    fn opinion(&self, output: &[f32]) -> Opinion {
+        match Scores::read(output, self.bundle.output_kind()) {
+            Ok(scores) => {
+                let judgement = judge(&scores, &self.threshold);
+                let scores: Vec<LabelScore> = scores
+                    .top(SCORES_MAX)
+                    .into_iter()
+                    .map(|entry| LabelScore { label: self.bundle.cloud_label(entry.class).to_owned(), score: entry.score })
+                    .collect();
+                let result = scores
+                    .first()
+                    .map(|best| TaskResult::Classify { label: best.label.clone(), scores: scores.clone() });
+                Opinion { result, scores, explanation: judgement.explain(), priority: judgement.priority() }
+            }
+            Err(error) => Opinion {
+                result: None,
+                scores: Vec::new(),
+                explanation: explain_unusable(&error, &self.threshold),
+                priority: 1.0,
+            },
+        }
+    }
+}

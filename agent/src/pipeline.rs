@@ -1,0 +1,296 @@
+//! The path of one sample: opinion, answer, and a stored case if the device is not sure.
+//!
+//! A kept answer never waits for anything but the model. A deferred one waits a bounded time for its case to
+//! be on disk, so that it can say so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hedge_core::engine::Event;
+use hedge_core::outbox::sort_key;
+use hedge_core::uplink::Waiting;
+use hedge_inference::{Region, Tensor};
+use hedge_proto::{
+    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, LinkState,
+    METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, PayloadForm, QueueFigures, Reason, Refusal, Telemetry,
+    WIRE_VERSION, to_cbor,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::answers::Answers;
+use crate::capture::{Intake, Lookup, ModelFacts};
+use crate::clock::Clock;
+use crate::figures::Figures;
+use crate::inference::{Judge, ModelCard, Opinion};
+use crate::outbox::{NewCase, Outbox};
+use crate::sample::{NewSample, SampleError};
+
+/// What a source adds to each of its samples.
+#[derive(Debug, Clone)]
+pub struct SourceSetup {
+    pub model: Name,
+    pub region: Option<Region>,
+    pub metadata: Metadata,
+}
+
+/// Everything the path needs. One for the whole agent, behind an `Arc`.
+pub struct Pipeline {
+    pub device: DeviceId,
+    /// Drawn at random at this process start; with the counter it names every sample.
+    pub epoch: Epoch,
+    pub sequence: AtomicU64,
+    pub clock: Clock,
+    pub sources: BTreeMap<Name, SourceSetup>,
+    pub judges: BTreeMap<Name, Judge>,
+    pub outbox: Outbox,
+    pub answers: Answers,
+    pub figures: Arc<Figures>,
+    pub events: mpsc::Sender<Event>,
+    pub link: watch::Receiver<LinkView>,
+    pub store_wait: Duration,
+    pub started: Instant,
+}
+
+/// The link as everyone outside the engine sees it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinkView {
+    pub state: LinkState,
+    pub reason: &'static str,
+    pub in_flight: usize,
+    /// Time offline before the present state began, and when that was.
+    pub offline_before: Duration,
+    pub since: Instant,
+}
+
+impl LinkView {
+    /// Time spent without a connection since the process started.
+    #[must_use]
+    pub fn offline(&self) -> Duration {
+        match self.state {
+            LinkState::Offline | LinkState::Connecting => self.offline_before + self.since.elapsed(),
+            LinkState::Online | LinkState::Degraded => self.offline_before,
+        }
+    }
+}
+
+/// A sample that has its id, and what the model made of it.
+struct Judged {
+    id: CaseId,
+    captured: Captured,
+    input: NewSample,
+    metadata: Metadata,
+    card: ModelCard,
+    opinion: Opinion,
+}
+
+impl Pipeline {
+    async fn judge(&self, input: NewSample) -> Result<Judged, SampleError> {
+        let source = self.sources.get(&input.source).ok_or_else(|| {
+            let known: Vec<&str> = self.sources.keys().map(Name::as_str).collect();
+            SampleError::UnknownSource(input.source.to_string(), known.join(", "))
+        })?;
+        let mut metadata = source.metadata.clone();
+        metadata.extend(input.metadata.clone());
+        check_metadata(&metadata)?;
+        let judge = self.judges.get(&source.model).ok_or(SampleError::Stopping)?;
+
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let id = CaseId { device: self.device.clone(), key: CaseKey { epoch: self.epoch, sequence } };
+        let captured = self.clock.captured();
+        let opinion = judge.judge(input.content_type.clone(), input.bytes.clone(), source.region).await?;
+        let card = judge.card().cloned().ok_or(SampleError::Stopping)?;
+        Ok(Judged { id, captured, input, metadata, card, opinion })
+    }
+
+    /// Puts the case into the outbox and waits at most `store_wait` to know that it is there.
+    async fn defer(&self, judged: &Judged, reason: Reason) -> CaseFate {
+        let case = case(judged, reason);
+        let key = case.id.key;
+        let stored_at = self.clock.now();
+        let sort_key = sort_key(judged.opinion.priority, stored_at);
+        let new = NewCase { key, sort_key, stored_at, header: to_cbor(&case), payload: judged.input.bytes.clone() };
+        let receipt = match self.outbox.submit(new) {
+            Ok(receipt) => receipt,
+            Err(refusal) => return self.refused(refusal),
+        };
+        let events = self.events.clone();
+        let mut stored = tokio::spawn(async move {
+            receipt.await?;
+            // If the engine is gone the agent is stopping; the case is on disk for the next start.
+            drop(events.send(Event::Stored(Waiting { key, sort_key, sent: false })).await);
+            Ok(())
+        });
+        match tokio::time::timeout(self.store_wait, &mut stored).await {
+            Ok(Ok(Ok(()))) => CaseFate::Stored,
+            Ok(Ok(Err(refusal))) => self.refused(refusal),
+            Ok(Err(_)) => self.refused(Refusal::Stopping),
+            Err(_) => CaseFate::Pending,
+        }
+    }
+
+    fn refused(&self, refusal: Refusal) -> CaseFate {
+        self.figures.count_refused(refusal);
+        CaseFate::Refused(refusal)
+    }
+
+    fn known(&self, input: &NewSample) -> Option<Arc<Answer>> {
+        let reference = input.reference.as_ref()?;
+        Some(self.answers.by_reference(&input.source, reference)?.latest().clone())
+    }
+}
+
+impl Intake for Pipeline {
+    async fn answer(&self, input: NewSample) -> Result<Arc<Answer>, SampleError> {
+        if let Some(answer) = self.known(&input) {
+            return Ok(answer);
+        }
+        let judged = self.judge(input).await.inspect_err(|_| Figures::count(&self.figures.failed))?;
+        Figures::count(&self.figures.answered);
+        let case = match (judged.opinion.explanation.outcome, judged.opinion.explanation.reason) {
+            (Outcome::Keep, _) => {
+                Figures::count(&self.figures.kept);
+                None
+            }
+            (Outcome::Defer, reason) => {
+                Figures::count(&self.figures.deferred);
+                Some(self.defer(&judged, reason.unwrap_or(Reason::Policy)).await)
+            }
+        };
+        Ok(self.answers.give(local_answer(judged, case, self.link.borrow().state)))
+    }
+
+    fn answers(&self) -> &Answers {
+        &self.answers
+    }
+
+    async fn lookup(&self, id: &CaseId) -> Lookup {
+        if id.device != self.device {
+            return Lookup::NotOurs;
+        }
+        if let Some(remembered) = self.answers.get(id) {
+            return Lookup::Found(remembered);
+        }
+        match self.outbox.lookup(id.key) {
+            Some(_) => Lookup::Open,
+            None if id.key.epoch == self.epoch && id.key.sequence >= self.sequence.load(Ordering::Relaxed) => {
+                Lookup::NotOurs
+            }
+            None => Lookup::Gone,
+        }
+    }
+
+    fn models(&self) -> Vec<ModelFacts> {
+        self.judges.values().filter_map(Judge::card).map(facts).collect()
+    }
+
+    async fn scores(&self, model: &Name, tensor: Tensor) -> Result<Vec<f32>, SampleError> {
+        let judge = self.judges.get(model).ok_or_else(|| {
+            let known: Vec<&str> = self.judges.keys().map(Name::as_str).collect();
+            SampleError::Unusable(format!("there is no model named `{model}`; the models are: {}", known.join(", ")))
+        })?;
+        judge.scores(tensor).await
+    }
+
+    fn status(&self) -> Telemetry {
+        let link = *self.link.borrow();
+        let queue = self.outbox.figures();
+        let oldest = queue.oldest_stored_at.map(|at| self.clock.now().since(at).as_secs());
+        Telemetry {
+            link: link.state,
+            link_reason: link.reason.to_owned(),
+            uptime_s: self.started.elapsed().as_secs(),
+            offline_s: link.offline().as_secs(),
+            samples: self.figures.samples(),
+            queue: QueueFigures {
+                waiting: queue.waiting,
+                waiting_bytes: queue.waiting_bytes,
+                in_flight: link.in_flight as u64,
+                dead: queue.dead,
+                oldest_s: oldest,
+            },
+            sources: self.figures.sources(),
+        }
+    }
+
+    fn set_source_state(&self, source: &Name, state: String) {
+        self.figures.set_source(source, state);
+    }
+
+    fn count_skipped(&self, _: &Name, count: u64) {
+        self.figures.skipped.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// The models that are loaded, as the device's status names them.
+pub fn loaded_models(judges: &BTreeMap<Name, Judge>) -> Vec<ModelRef> {
+    judges.values().filter_map(Judge::card).map(|card| card.model.clone()).collect()
+}
+
+fn check_metadata(metadata: &Metadata) -> Result<(), SampleError> {
+    let bytes = hedge_proto::to_json(metadata).len();
+    if bytes > METADATA_BYTES_MAX {
+        return Err(SampleError::MetadataTooLarge { bytes, bytes_max: METADATA_BYTES_MAX });
+    }
+    Ok(())
+}
+
+fn case(judged: &Judged, reason: Reason) -> Case {
+    Case {
+        v: WIRE_VERSION,
+        id: judged.id.clone(),
+        reference: judged.input.reference.clone(),
+        source: judged.input.source.to_string(),
+        task: judged.card.task.clone(),
+        labels_hash: judged.card.labels_hash,
+        model: judged.card.model.clone(),
+        scores: judged.opinion.scores.clone(),
+        decision: CaseDecision {
+            reason,
+            threshold: judged.opinion.explanation.threshold,
+            mode: judged.opinion.explanation.mode,
+        },
+        settings_version: 0,
+        captured: judged.captured.clone(),
+        form: PayloadForm::Whole,
+        content_type: judged.input.content_type.to_header(),
+        payload_sha256: Digest::of(&judged.input.bytes),
+        payload: None,
+        metadata: judged.metadata.clone(),
+    }
+}
+
+fn local_answer(judged: Judged, case: Option<CaseFate>, link: LinkState) -> Answer {
+    Answer {
+        id: judged.id,
+        reference: judged.input.reference,
+        source: judged.input.source.to_string(),
+        task: judged.card.task,
+        revision: 0,
+        authority: Authority::Device,
+        model: judged.card.model,
+        result: judged.opinion.result,
+        provisional: matches!(case, Some(CaseFate::Stored | CaseFate::Pending)),
+        changed: false,
+        decision: judged.opinion.explanation,
+        case,
+        link,
+        captured: judged.captured,
+        metadata: judged.metadata,
+    }
+}
+
+fn facts(card: &ModelCard) -> ModelFacts {
+    ModelFacts {
+        name: card.name.clone(),
+        version: card.model.version.clone(),
+        ready: true,
+        input_name: card.input_name.clone(),
+        input_shape: card.input_shape.clone(),
+        output_name: card.output_name.clone(),
+        output_shape: vec![1, card.labels.len()],
+        labels: card.labels.to_vec(),
+    }
+}

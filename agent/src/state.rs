@@ -1,0 +1,90 @@
+//! The small state file: what must survive a restart and is not a case.
+//!
+//! Written whole to a new file, synced, and renamed over the old one. Missing or damaged means starting
+//! afresh, which is safe for everything in it; a damaged file is kept beside it for inspection.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::ClockMark;
+
+/// What the file holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    pub clock: ClockMark,
+    /// How often this device has connected; see `DeviceStatus::connection`.
+    pub connection: u64,
+}
+
+/// The file and what it holds.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    state: State,
+}
+
+impl StateFile {
+    /// Reads `state.json` in `dir`. The second value says what was lost, if anything.
+    pub fn open(dir: &Path) -> io::Result<(Self, Option<String>)> {
+        fs::create_dir_all(dir)?;
+        let path = dir.join("state.json");
+        let (state, lost) = match fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(state) => (state, None),
+                Err(error) => {
+                    let aside = dir.join("state.json.damaged");
+                    fs::rename(&path, &aside)?;
+                    (State::default(), Some(format!("the state file was damaged ({error}); kept as {}", aside.display())))
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (State::default(), None),
+            Err(error) => return Err(error),
+        };
+        Ok((Self { path, state }, lost))
+    }
+
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Changes the state and writes it durably. On an error memory has the change and the disk the old state.
+    pub fn update(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
+        change(&mut self.state);
+        let temporary = self.path.with_extension("json.new");
+        let mut file = File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec(&self.state)?)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &self.path)?;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        File::open(dir)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let (mut file, lost) = StateFile::open(dir.path()).expect("opens");
+        assert_eq!(lost, None);
+        file.update(|state| state.connection = 7).expect("writes");
+        assert_eq!(StateFile::open(dir.path()).expect("opens").0.state().connection, 7);
+    }
+
+    #[test]
+    fn a_half_written_file_is_set_aside_and_said() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        fs::write(dir.path().join("state.json"), b"{\"conn").expect("writes");
+        let (file, lost) = StateFile::open(dir.path()).expect("opens");
+        assert_eq!(*file.state(), State::default());
+        assert!(lost.expect("said").contains("state.json.damaged"));
+        assert!(dir.path().join("state.json.damaged").exists());
+    }
+}

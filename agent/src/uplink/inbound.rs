@@ -1,0 +1,127 @@
+//! Reads what comes down: verdicts and their kin, cloud statuses.
+//!
+//! A verdict is acknowledged only once it is durable. Anything unreadable is said, acknowledged and dropped,
+//! so that no message can come back for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use hedge_core::engine::Event;
+use hedge_proto::{
+    CaseId, CaseKey, CloudState, CloudStatus, DOCUMENT_BYTES_MAX, DownMessage, MESSAGE_BYTES_MAX, Name, Topic, Verdict,
+    from_cbor, from_json,
+};
+use rumqttc::AsyncClient;
+use rumqttc::mqttbytes::v5::Publish;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::Shared;
+
+/// Verdicts stored side by side, so that they share a group commit. Acknowledged in order all the same.
+const SIDE_BY_SIDE: usize = 32;
+
+/// What the cloud may ask us to be quiet for, at most.
+const BUSY_MAX: Duration = Duration::from_secs(3600);
+
+/// Reads messages until the connection ends.
+pub(super) async fn listen(shared: Arc<Shared>, client: AsyncClient, arrived: mpsc::Receiver<Publish>) {
+    let mut read = ReceiverStream::new(arrived)
+        .map(|publish| {
+            let shared = shared.clone();
+            async move { (shared.read(&publish).await, publish) }
+        })
+        .buffered(SIDE_BY_SIDE);
+    while let Some((outcome, publish)) = read.next().await {
+        match outcome {
+            // A failed acknowledgement means that the connection is over; the message will come again.
+            Ok(()) => drop(client.ack(&publish).await),
+            Err(NotDurable(reason)) => {
+                tracing::error!(reason, "a verdict could not be stored; hanging up, so that it comes again");
+                drop(client.disconnect_now().await);
+                return;
+            }
+        }
+    }
+}
+
+/// The verdict must come again.
+struct NotDurable(String);
+
+impl Shared {
+    async fn read(&self, publish: &Publish) -> Result<(), NotDurable> {
+        let topic = String::from_utf8_lossy(&publish.topic);
+        match self.setup.config.prefix.read(&topic) {
+            Some(Topic::CloudStatus(instance)) => self.read_cloud_status(instance, publish).await,
+            Some(Topic::DownVerdict(device)) if device == self.setup.device => {
+                return match from_cbor(&publish.payload, MESSAGE_BYTES_MAX) {
+                    Ok(message) => self.read_down(message).await,
+                    Err(error) => {
+                        tracing::warn!(%topic, %error, "unreadable message dropped");
+                        Ok(())
+                    }
+                };
+            }
+            _ => tracing::debug!(%topic, "a message on a topic this version does not read"),
+        }
+        Ok(())
+    }
+
+    async fn read_cloud_status(&self, instance: Name, publish: &Publish) {
+        let status = if publish.payload.is_empty() {
+            // A retained status that was taken back: the instance is gone for good.
+            Ok(CloudStatus {
+                state: CloudState::Offline,
+                wire: Vec::new(),
+                accept: None,
+                retry_after_s: None,
+                payload_bytes_max: None,
+            })
+        } else {
+            from_json(&publish.payload, DOCUMENT_BYTES_MAX)
+        };
+        match status {
+            Ok(status) => {
+                self.tell(Event::CloudStatus { instance, status, retained: publish.retain }).await;
+            }
+            Err(error) => tracing::warn!(%instance, %error, "unreadable cloud status dropped"),
+        }
+    }
+
+    async fn read_down(&self, message: DownMessage) -> Result<(), NotDurable> {
+        let event = match message {
+            DownMessage::Verdict(verdict) => return self.read_verdict(verdict).await,
+            DownMessage::Received { ids } => Event::Received { keys: self.own(&ids) },
+            DownMessage::Unknown { ids } => Event::Unknown { keys: self.own(&ids) },
+            DownMessage::Busy { after_s } => {
+                Event::Busy { after: Duration::from_secs(u64::from(after_s)).min(BUSY_MAX) }
+            }
+            DownMessage::Failed { id, reason } if id.device == self.setup.device => Event::Failed { key: id.key, reason },
+            DownMessage::Dead { id, reason } if id.device == self.setup.device => Event::Dead { key: id.key, reason },
+            // The whole payload answers every form that is asked for.
+            DownMessage::Send { id, .. } if id.device == self.setup.device => Event::Wanted { key: id.key },
+            DownMessage::Failed { id, .. } | DownMessage::Dead { id, .. } | DownMessage::Send { id, .. } => {
+                tracing::warn!(%id, "a message about another device's case dropped");
+                return Ok(());
+            }
+        };
+        self.tell(event).await;
+        Ok(())
+    }
+
+    async fn read_verdict(&self, verdict: Verdict) -> Result<(), NotDurable> {
+        let key = verdict.id.key;
+        if verdict.id.device != self.setup.device {
+            tracing::warn!(id = %verdict.id, "a verdict on another device's case dropped");
+            return Ok(());
+        }
+        self.setup.verdicts.apply(verdict).await.map_err(|error| NotDurable(error.to_string()))?;
+        self.tell(Event::Closed { key, spoken: true }).await;
+        Ok(())
+    }
+
+    fn own(&self, ids: &[CaseId]) -> Vec<CaseKey> {
+        ids.iter().filter(|id| id.device == self.setup.device).map(|id| id.key).collect()
+    }
+}

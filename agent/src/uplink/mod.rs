@@ -1,0 +1,225 @@
+//! Carries messages to the broker and back: one connection at a time, publishes with their outcome.
+//!
+//! When to dial and what to send is decided by the engine; what is worth keeping is in the outbox. A publish
+//! that ends in doubt is reported as such, never repeated here.
+
+mod inbound;
+mod options;
+mod session;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hedge_core::engine::Event;
+use hedge_core::uplink::Publish;
+use hedge_proto::{
+    Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Telemetry, Topic, from_cbor,
+    to_cbor, to_json,
+};
+use rumqttc::mqttbytes::QoS;
+use rumqttc::{AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, PublishResult};
+use serde_bytes::ByteBuf;
+use tokio::sync::mpsc;
+
+pub use self::options::{OptionsError, options};
+use crate::daemon::config::BrokerConfig;
+use crate::outbox::{Outbox, Progress};
+use crate::state::StateFile;
+use crate::verdict::Verdicts;
+
+/// Publishes that may wait for the connection: the window, questions, telemetry and answers.
+const REQUESTS_MAX: usize = 64;
+
+/// Topic, properties and framing around a case's payload, at most.
+const ENVELOPE_BYTES_MAX: usize = 1024;
+
+/// The device's MQTT connection. Cheap to clone.
+#[derive(Clone)]
+pub struct Uplink(Arc<Shared>);
+
+/// What an uplink is made from.
+pub struct UplinkSetup {
+    pub config: BrokerConfig,
+    pub device: DeviceId,
+    pub outbox: Outbox,
+    pub verdicts: Verdicts,
+    pub state: Arc<Mutex<StateFile>>,
+    pub events: mpsc::Sender<Event>,
+    /// Asked at every connect, because models load while the agent runs.
+    pub models: Box<dyn Fn() -> Vec<ModelRef> + Send + Sync>,
+}
+
+struct Shared {
+    setup: UplinkSetup,
+    session: Mutex<Option<Session>>,
+}
+
+/// An established connection.
+#[derive(Clone)]
+struct Session {
+    client: AsyncClient,
+    connection: u64,
+    packet_bytes_max: usize,
+}
+
+/// Why a publish did not do what it was for.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error("there is no connection to the broker")]
+    NotConnected,
+    #[error("nobody subscribes to the topic")]
+    Nobody,
+    #[error("the broker refused it: {0:?}")]
+    Refused(PubAckReason),
+    #[error("{bytes} bytes are more than the {bytes_max} the broker takes")]
+    TooLarge { bytes: usize, bytes_max: usize },
+    #[error("the connection was lost before the broker acknowledged it")]
+    Unclear,
+}
+
+impl Uplink {
+    #[must_use]
+    pub fn new(setup: UplinkSetup) -> Self {
+        Self(Arc::new(Shared { setup, session: Mutex::new(None) }))
+    }
+
+    /// Starts one connection; its end, or failure to begin, is an [`Event::Disconnected`].
+    pub fn dial(&self) {
+        tokio::spawn(session::run(self.0.clone()));
+    }
+
+    /// Publishes one case whole; the outcome is an event.
+    pub fn send(&self, key: CaseKey) {
+        let shared = self.0.clone();
+        tokio::spawn(async move {
+            let event = shared.send_case(key).await;
+            shared.tell(event).await;
+        });
+    }
+
+    /// Asks what has become of these cases.
+    pub fn ask(&self, keys: Vec<CaseKey>) {
+        let shared = self.0.clone();
+        tokio::spawn(async move {
+            let ids = keys.iter().map(|key| shared.id(*key)).collect();
+            if let Err(error) = shared.publish_case_message(&CaseMessage::Ask { ids }).await {
+                tracing::debug!(%error, cases = keys.len(), "a question about cases did not get through");
+                shared.tell(Event::AskFailed { keys }).await;
+            }
+        });
+    }
+
+    /// Publishes live figures, if connected. They are not kept: the next ones are newer.
+    pub async fn telemetry(&self, telemetry: &Telemetry) -> Result<(), PublishError> {
+        let topic = Topic::UpTelemetry(self.0.setup.device.clone());
+        self.0.publish(&topic, to_json(telemetry), PublishOptions::new(QoS::AtMostOnce)).await
+    }
+
+    /// Publishes one answer or correction on `up/answer/{source}`; done when the broker has it.
+    pub async fn answer(&self, answer: &Answer) -> Result<(), PublishError> {
+        let Ok(source) = Name::new(&answer.source) else { return Ok(()) };
+        let topic = Topic::UpAnswer(self.0.setup.device.clone(), source);
+        match self.0.publish(&topic, to_json(answer), PublishOptions::new(QoS::AtLeastOnce)).await {
+            // The broker has it; that nobody listens now is not the device's concern.
+            Err(PublishError::Nobody) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Says goodbye: `offline`, then a clean disconnect that cancels the will.
+    pub async fn hang_up(&self) {
+        let Some(session) = self.0.session() else { return };
+        if let Err(error) = self.0.publish_offline(&session).await {
+            tracing::debug!(%error, "could not say goodbye");
+        }
+        if let Err(error) = session.client.disconnect_with_timeout(session::GOODBYE_WAIT).await {
+            tracing::debug!(%error, "could not disconnect");
+        }
+    }
+}
+
+impl Shared {
+    fn session(&self) -> Option<Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn id(&self, key: CaseKey) -> CaseId {
+        CaseId { device: self.setup.device.clone(), key }
+    }
+
+    /// Tells the engine. If it is gone the agent is stopping, and nobody needs to know.
+    async fn tell(&self, event: Event) {
+        drop(self.setup.events.send(event).await);
+    }
+
+    async fn send_case(&self, key: CaseKey) -> Event {
+        let case = match self.load_case(key).await {
+            Ok(Some(case)) => case,
+            Ok(None) => return Event::Closed { key, spoken: false },
+            Err(reason) => return self.bury(key, &reason).await,
+        };
+        self.setup.outbox.mark(vec![(key, Progress::Sent)]).await;
+        let outcome = match self.publish_case_message(&CaseMessage::Case(Box::new(case))).await {
+            Ok(()) => Publish::Acknowledged,
+            Err(PublishError::NotConnected | PublishError::Nobody) => Publish::Nobody,
+            Err(PublishError::Unclear) => Publish::Unclear,
+            Err(error @ PublishError::TooLarge { .. }) => return self.bury(key, &error.to_string()).await,
+            Err(error @ PublishError::Refused(_)) => {
+                tracing::warn!(%error, "the broker refused a case; it will be tried again");
+                Publish::Nobody
+            }
+        };
+        Event::Published { key, outcome }
+    }
+
+    /// Makes a dead letter of a case that this device cannot send.
+    async fn bury(&self, key: CaseKey, reason: &str) -> Event {
+        tracing::warn!(id = %self.id(key), reason, "a case cannot be sent; it is kept as a dead letter");
+        if let Err(error) = self.setup.outbox.dead(key, reason).await {
+            tracing::error!(%error, "the dead letter could not be recorded");
+        }
+        Event::Closed { key, spoken: false }
+    }
+
+    /// The case with its payload; `None` if it is no longer in the outbox. An error is final for this case.
+    async fn load_case(&self, key: CaseKey) -> Result<Option<Case>, String> {
+        let outbox = self.setup.outbox.clone();
+        let read = tokio::task::spawn_blocking(move || outbox.read(key)).await;
+        let stored = match read {
+            Ok(Ok(Some(stored))) => stored,
+            Ok(Ok(None)) => return Ok(None),
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(stopped) => return Err(stopped.to_string()),
+        };
+        let mut case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
+        case.payload = Some(ByteBuf::from(Vec::from(stored.payload)));
+        Ok(Some(case))
+    }
+
+    async fn publish_case_message(&self, message: &CaseMessage) -> Result<(), PublishError> {
+        let topic = Topic::UpCase(self.setup.device.clone());
+        self.publish(&topic, to_cbor(message), PublishOptions::new(QoS::AtLeastOnce)).await
+    }
+
+    /// Publishes and waits for the outcome, which the end of the connection also is.
+    async fn publish(&self, topic: &Topic, payload: Vec<u8>, options: PublishOptions) -> Result<(), PublishError> {
+        let session = self.session().ok_or(PublishError::NotConnected)?;
+        let (bytes, bytes_max) = (payload.len() + ENVELOPE_BYTES_MAX, session.packet_bytes_max);
+        if bytes > bytes_max {
+            return Err(PublishError::TooLarge { bytes, bytes_max });
+        }
+        let topic = self.setup.config.prefix.text(topic);
+        let notice = session
+            .client
+            .try_publish_tracked(topic, payload, options)
+            .map_err(|_| PublishError::NotConnected)?;
+        drop(session); // the last client handle must not outlive its connection
+        match notice.wait_async().await {
+            Ok(PublishResult::Qos1(ack)) if ack.reason == PubAckReason::NoMatchingSubscribers => {
+                Err(PublishError::Nobody)
+            }
+            Ok(_) => Ok(()),
+            Err(PublishNoticeError::V5PubAck(reason)) => Err(PublishError::Refused(reason)),
+            Err(_) => Err(PublishError::Unclear),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Turns `[broker]` into connection options: address, TLS, identity, proxy, will.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hedge_proto::{DeviceId, DeviceState, DeviceStatus, MESSAGE_BYTES_MAX, Topic, to_json};
+use rumqttc::{
+    AckMode, Broker, IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, Proxy, ProxyAuth, ProxyType, QoS,
+    SessionStore, SessionStoreError, SessionStoreKey, TlsConfiguration, Transport,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::daemon::config::{BrokerConfig, BrokerTransport};
+
+/// How long dialling may take: a TLS handshake on a 20 kbit/s, 600 ms link needs most of it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the broker keeps commands for a device that is away.
+const SESSION_EXPIRY_S: u32 = 24 * 3600;
+
+/// How long a lost connection is nobody's business: most come back within it.
+const WILL_DELAY_S: u32 = 30;
+
+/// Messages the broker may have on their way to us, unacknowledged.
+pub(super) const RECEIVE_MAXIMUM: u16 = 64;
+
+/// Data unacknowledged by the peer's kernel for so long means a cut link, however busy the sender.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// The version of the library's session model.
+const SESSION_FORMAT: u16 = 1;
+
+/// Room for the topic and properties around the largest message.
+const PACKET_BYTES_MAX: u32 = 17 * 1024 * 1024;
+const _: () = assert!(MESSAGE_BYTES_MAX < PACKET_BYTES_MAX as usize);
+
+/// Why a connection cannot even be tried.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionsError {
+    #[error("{field} = {path}: {reason}")]
+    File { field: &'static str, path: PathBuf, reason: String },
+    #[error("[broker]: {0}")]
+    Broker(String),
+}
+
+/// Options for one connection of the uplink. `connection` counts the device's connections and is told in the will.
+pub(super) fn uplink_options(config: &BrokerConfig, device: &DeviceId, connection: u64) -> Result<MqttOptions, OptionsError> {
+    let client_id = config.client_id.clone().unwrap_or_else(|| device.to_string());
+    let mut options = options(config, &client_id)?;
+    options.set_clean_start(false);
+    options.set_session_expiry_interval(Some(SESSION_EXPIRY_S));
+    options.set_session_store(NothingRemembered { client_id });
+    options.set_ack_mode(AckMode::Manual);
+    options.set_receive_maximum(Some(RECEIVE_MAXIMUM));
+    options.set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(PACKET_BYTES_MAX));
+    options.set_last_will(will(config, device, connection));
+    Ok(options)
+}
+
+/// How to reach a broker and who we are, with a session that ends with its connection.
+pub fn options(config: &BrokerConfig, client_id: &str) -> Result<MqttOptions, OptionsError> {
+    let mut options = address(config, client_id)?;
+    options.set_keep_alive(config.keep_alive_s);
+    options.set_connect_timeout(CONNECT_TIMEOUT);
+    options.set_socket_connector(|host, network| async move {
+        let stream = rumqttc::default_socket_connect(host, network).await?;
+        stream.set_nodelay(true)?;
+        socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+        Ok(stream)
+    });
+    if let Some(proxy) = &config.proxy {
+        let (addr, port) = (proxy.host.clone(), proxy.port);
+        options.set_proxy(Proxy { ty: ProxyType::Http, auth: ProxyAuth::None, addr, port });
+    }
+    credentials(config, &mut options)?;
+    Ok(options)
+}
+
+fn address(config: &BrokerConfig, client_id: &str) -> Result<MqttOptions, OptionsError> {
+    let url = &config.url;
+    let authority = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
+    let broker = |error: rumqttc::OptionError| OptionsError::Broker(error.to_string());
+    Ok(match url.transport {
+        BrokerTransport::Tcp => MqttOptions::new(client_id, Broker::tcp(&url.host, url.port)),
+        BrokerTransport::Tls => {
+            let mut options = MqttOptions::new(client_id, Broker::tcp(&url.host, url.port));
+            options.set_transport(Transport::tls_with_config(tls(config)?));
+            options
+        }
+        BrokerTransport::WebSocket => {
+            let address = format!("ws://{authority}:{}{}", url.port, url.path);
+            MqttOptions::new(client_id, Broker::websocket(address).map_err(broker)?)
+        }
+        BrokerTransport::WebSocketTls => {
+            let address = format!("wss://{authority}:{}{}", url.port, url.path);
+            MqttOptions::websocket_with_tls_config(client_id, address, tls(config)?).map_err(broker)?
+        }
+    })
+}
+
+fn will(config: &BrokerConfig, device: &DeviceId, connection: u64) -> LastWill {
+    let offline =
+        DeviceStatus { state: DeviceState::Offline, connection, version: None, wire: Vec::new(), models: Vec::new() };
+    let properties = LastWillProperties {
+        delay_interval: Some(WILL_DELAY_S),
+        payload_format_indicator: None,
+        message_expiry_interval: None,
+        content_type: None,
+        response_topic: None,
+        correlation_data: None,
+        user_properties: Vec::new(),
+    };
+    let topic = config.prefix.text(&Topic::UpStatus(device.clone()));
+    LastWill::new(topic, to_json(&offline), QoS::AtLeastOnce, true, Some(properties))
+}
+
+fn credentials(config: &BrokerConfig, options: &mut MqttOptions) -> Result<(), OptionsError> {
+    let Some(username) = &config.username else { return Ok(()) };
+    match &config.password_file {
+        Some(path) => {
+            let password = std::fs::read_to_string(path).map_err(|error| unreadable("password_file", path, &error))?;
+            options.set_credentials(username, password.trim_end_matches(['\r', '\n']).to_owned());
+        }
+        None => {
+            options.set_username(username);
+        }
+    }
+    Ok(())
+}
+
+fn tls(config: &BrokerConfig) -> Result<TlsConfiguration, OptionsError> {
+    let builder = rustls::ClientConfig::builder().with_root_certificates(roots(config.ca_file.as_deref())?);
+    let mut tls = match (&config.certificate_file, &config.key_file) {
+        (Some(certificate), Some(key)) => builder
+            .with_client_auth_cert(certificates("certificate_file", certificate)?, private_key(key)?)
+            .map_err(|error| unreadable("certificate_file", certificate, &error))?,
+        (None, None) => builder.with_no_client_auth(),
+        _ => return Err(OptionsError::Broker("certificate_file and key_file belong together; give both".into())),
+    };
+    tls.alpn_protocols = config.alpn.iter().map(|name| name.clone().into_bytes()).collect();
+    Ok(TlsConfiguration::Rustls(Arc::new(tls)))
+}
+
+fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, OptionsError> {
+    let mut roots = rustls::RootCertStore::empty();
+    if let Some(path) = ca_file {
+        for certificate in certificates("ca_file", path)? {
+            roots.add(certificate).map_err(|error| unreadable("ca_file", path, &error))?;
+        }
+        return Ok(roots);
+    }
+    let system = rustls_native_certs::load_native_certs();
+    let (added, _) = roots.add_parsable_certificates(system.certs);
+    if added == 0 {
+        return Err(OptionsError::Broker(
+            "this system has no CA certificates; install `ca-certificates` or give ca_file".into(),
+        ));
+    }
+    Ok(roots)
+}
+
+fn certificates(field: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, OptionsError> {
+    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| unreadable(field, path, &error))?;
+    if certificates.is_empty() {
+        return Err(unreadable(field, path, &"it holds no PEM certificate"));
+    }
+    Ok(certificates)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, OptionsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| unreadable("key_file", path, &error))
+}
+
+fn unreadable(field: &'static str, path: &Path, reason: &dyn std::fmt::Display) -> OptionsError {
+    OptionsError::File { field, path: path.to_owned(), reason: reason.to_string() }
+}
+
+/// Tells the library to go on with whatever session the broker kept.
+///
+/// Each connection starts with no packets of its own under way, because the outbox decides what is sent
+/// again. Without a store the library refuses a kept session for ever.
+#[derive(Debug)]
+struct NothingRemembered {
+    client_id: String,
+}
+
+/// As the library spells it.
+type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
+
+impl SessionStore for NothingRemembered {
+    fn load<'a>(&'a self, _: &'a SessionStoreKey) -> StoreFuture<'a, Option<rumqttc::PersistedSession>> {
+        let nothing = rumqttc::PersistedSession {
+            format_version: SESSION_FORMAT,
+            client_id: self.client_id.clone(),
+            clean_start: false,
+            session_expiry_interval: Some(SESSION_EXPIRY_S),
+            outgoing_inflight_upper_limit: None,
+            ack_mode: rumqttc::PersistedAckMode::Manual,
+            last_pkid: 0,
+            last_puback: 0,
+            replay: Vec::new(),
+            incoming_qos2: Vec::new(),
+        };
+        Box::pin(async move { Ok(Some(nothing)) })
+    }
+
+    fn save<'a>(&'a self, _: &'a SessionStoreKey, _: &'a rumqttc::PersistedSession) -> StoreFuture<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn clear<'a>(&'a self, _: &'a SessionStoreKey) -> StoreFuture<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}

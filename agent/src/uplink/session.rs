@@ -1,0 +1,171 @@
+//! One connection, from dial to end.
+//!
+//! Every connection gets an event loop of its own: what the library would repeat from an earlier one is the
+//! outbox's to decide.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use hedge_core::engine::Event;
+use hedge_core::link::Loss;
+use hedge_proto::{DeviceState, DeviceStatus, MESSAGE_BYTES_MAX, Topic, WIRE_VERSION, to_json};
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v5::{ConnAck, DisconnectReasonCode, Packet};
+use rumqttc::{AsyncClient, ConnectionError, NoticeFailureReason, PublishOptions, StateError};
+use rumqttc::{SubscribeFilter, SubscribeNoticeError};
+use tokio::sync::mpsc;
+
+use super::options::{RECEIVE_MAXIMUM, uplink_options};
+use super::{OptionsError, PublishError, REQUESTS_MAX, Session, Shared, inbound};
+
+/// How long the goodbye may take when the agent stops.
+pub(super) const GOODBYE_WAIT: Duration = Duration::from_secs(2);
+
+/// MQTT's default when the broker names no receive maximum.
+const RECEIVE_MAXIMUM_DEFAULT: u16 = u16::MAX;
+
+/// Why a connection came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    #[error("the state file: {0}")]
+    State(#[from] std::io::Error),
+    #[error(transparent)]
+    Client(#[from] rumqttc::ClientBuildError),
+}
+
+/// Connects, serves until the connection ends, and tells the engine that it has.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let loss = match serve(&shared).await {
+        Ok(error) => {
+            tracing::info!(%error, "the connection to the broker ended");
+            loss(&error)
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot connect");
+            Loss::Broken
+        }
+    };
+    *shared.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    shared.tell(Event::Disconnected(loss)).await;
+}
+
+async fn serve(shared: &Arc<Shared>) -> Result<ConnectionError, SessionError> {
+    let connection = count_connection(shared).await?;
+    let options = uplink_options(&shared.setup.config, &shared.setup.device, connection)?;
+    let (client, mut eventloop) = AsyncClient::builder(options).capacity(REQUESTS_MAX).try_build()?;
+    // The broker sends at most RECEIVE_MAXIMUM messages that want an acknowledgement.
+    let (inbox, arrived) = mpsc::channel(2 * usize::from(RECEIVE_MAXIMUM));
+    tokio::spawn(inbound::listen(shared.clone(), client.clone(), arrived));
+
+    let error = loop {
+        match eventloop.poll().await {
+            Ok(rumqttc::Event::Incoming(Packet::ConnAck(ack))) => {
+                tokio::spawn(open(shared.clone(), client.clone(), connection, ack));
+            }
+            Ok(rumqttc::Event::Incoming(Packet::Publish(publish))) => {
+                if inbox.try_send(publish).is_err() {
+                    tracing::warn!("more messages arrive than are read; one was dropped");
+                }
+            }
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    *shared.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    eventloop.clean();
+    eventloop.drain_pending_as_failed(NoticeFailureReason::SessionReset);
+    Ok(error)
+}
+
+/// Counts this connection durably, so that an old `offline` is known to be old.
+async fn count_connection(shared: &Arc<Shared>) -> Result<u64, std::io::Error> {
+    let state = shared.setup.state.clone();
+    let counted = tokio::task::spawn_blocking(move || {
+        let mut file = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = file.update(|state| state.connection += 1);
+        (file.state().connection, written)
+    });
+    let (connection, written) = counted.await.map_err(std::io::Error::other)?;
+    if let Err(error) = written {
+        // A full disk is no reason to stay away from the cloud; the count goes on in memory.
+        tracing::warn!(%error, "cannot write the state file");
+    }
+    Ok(connection)
+}
+
+/// Subscribes, says `online`, and tells the engine that the session is ready.
+async fn open(shared: Arc<Shared>, client: AsyncClient, connection: u64, ack: ConnAck) {
+    if let Err(error) = subscribe(&shared, &client).await {
+        tracing::error!(%error, "the broker does not grant the device's subscriptions; check its access rules");
+        drop(client.disconnect_now().await);
+        return;
+    }
+    let properties = ack.properties.as_ref();
+    let packet_bytes_max = properties
+        .and_then(|properties| properties.max_packet_size)
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .unwrap_or(usize::MAX)
+        .min(MESSAGE_BYTES_MAX);
+    let receive_maximum = properties.and_then(|properties| properties.receive_max).unwrap_or(RECEIVE_MAXIMUM_DEFAULT);
+    let session = Session { client, connection, packet_bytes_max };
+    *shared.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
+    shared.tell(Event::Connected { receive_maximum }).await;
+    if let Err(error) = shared.publish_online(&session).await {
+        tracing::warn!(%error, "could not publish the device's status");
+    }
+}
+
+async fn subscribe(shared: &Shared, client: &AsyncClient) -> Result<(), SubscribeNoticeError> {
+    let topics = &shared.setup.config.prefix;
+    let filters = [topics.down_filter(&shared.setup.device), topics.cloud_filter()]
+        .map(|filter| SubscribeFilter::new(filter, QoS::AtLeastOnce));
+    let notice = client.try_subscribe_many_tracked(filters).map_err(|_| SubscribeNoticeError::Recv)?;
+    notice.wait_async().await.map(drop)
+}
+
+impl Shared {
+    async fn publish_online(&self, session: &Session) -> Result<(), PublishError> {
+        let status = DeviceStatus {
+            state: DeviceState::Online,
+            connection: session.connection,
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            wire: vec![WIRE_VERSION],
+            models: (self.setup.models)(),
+        };
+        self.publish_status(&status).await
+    }
+
+    pub(super) async fn publish_offline(&self, session: &Session) -> Result<(), PublishError> {
+        let connection = session.connection;
+        let status = DeviceStatus {
+            state: DeviceState::Offline,
+            connection,
+            version: None,
+            wire: Vec::new(),
+            models: Vec::new(),
+        };
+        let said = tokio::time::timeout(GOODBYE_WAIT, self.publish_status(&status)).await;
+        said.unwrap_or(Err(PublishError::Unclear))
+    }
+
+    async fn publish_status(&self, status: &DeviceStatus) -> Result<(), PublishError> {
+        let topic = Topic::UpStatus(self.setup.device.clone());
+        let options = PublishOptions::new(QoS::AtLeastOnce).retained();
+        match self.publish(&topic, to_json(status), options).await {
+            Err(PublishError::Nobody) => Ok(()), // it is retained for whoever comes
+            other => other,
+        }
+    }
+}
+
+fn loss(error: &ConnectionError) -> Loss {
+    match error {
+        ConnectionError::MqttState(StateError::ServerDisconnect {
+            reason_code: DisconnectReasonCode::SessionTakenOver,
+            ..
+        }) => Loss::TakenOver,
+        _ => Loss::Broken,
+    }
+}

@@ -1,0 +1,138 @@
+//! Brings corrections from the disk to each sink, in a loop of its own, until the sink has confirmed them.
+//!
+//! A sink that is slow or gone holds up nobody: its corrections stay in the outbox. What every sink has
+//! confirmed is forgotten. Local answers, for the sinks that want them, come from memory and are not repeated.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hedge_proto::{Answer, CaseKey};
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use super::apply::{Verdicts, correction};
+use super::{BATCH_MAX, Sink, SinkError};
+use crate::daemon::config::Wanted;
+use crate::outbox::{Entry, State};
+
+/// The first wait after a sink failed; doubles up to [`RETRY_WAIT_MAX`].
+const RETRY_WAIT_MIN: Duration = Duration::from_millis(500);
+
+/// The longest wait for a sink that fails. One that is back is served within it.
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Without any news the disk is looked at so often.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// One sink's loop.
+pub struct Delivery {
+    verdicts: Verdicts,
+    sink: Sink,
+    wanted: Wanted,
+    retry_wait: Duration,
+}
+
+impl Delivery {
+    #[must_use]
+    pub fn new(verdicts: Verdicts, sink: Sink, wanted: Wanted) -> Self {
+        Self { verdicts, sink, wanted, retry_wait: RETRY_WAIT_MIN }
+    }
+
+    /// Delivers until told to stop. What is under way then is offered again at the next start.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut local_answers = self.verdicts.answers.listen();
+        loop {
+            let news = self.verdicts.news.clone();
+            let news = news.notified();
+            let wait = self.deliver_all().await;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = news, if wait == LOOK_INTERVAL => {}
+                answer = local_answers.recv(), if self.wanted != Wanted::Corrections => self.pass_on(answer).await,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Delivers what is due and says how long to wait for more.
+    async fn deliver_all(&mut self) -> Duration {
+        loop {
+            match self.deliver_batch().await {
+                Ok(0) => {
+                    self.retry_wait = RETRY_WAIT_MIN;
+                    return LOOK_INTERVAL;
+                }
+                Ok(_) => {}
+                Err(reason) => {
+                    tracing::warn!(sink = self.sink.name(), reason, "corrections wait for their sink");
+                    let wait = self.retry_wait;
+                    self.retry_wait = (wait * 2).min(RETRY_WAIT_MAX);
+                    return wait;
+                }
+            }
+        }
+    }
+
+    /// Delivers the oldest corrections that are due. Returns how many were settled; an error means later.
+    async fn deliver_batch(&mut self) -> Result<usize, String> {
+        let due = self.verdicts.outbox.undelivered(self.sink.number(), BATCH_MAX);
+        let mut settled = Vec::new();
+        let mut offered = Vec::new();
+        for entry in due {
+            match self.correction(entry.key).await {
+                Some(answer) if self.wanted.takes(&answer) => offered.push((entry, answer)),
+                _ => settled.push(entry),
+            }
+        }
+        let answers: Vec<Arc<Answer>> = offered.iter().map(|(_, answer)| answer.clone()).collect();
+        let (delivered, stopped_by) = self.sink.send_all(&answers).await;
+        let refused = usize::from(matches!(stopped_by, Err(SinkError::Refused(_))));
+        settled.extend(offered.into_iter().take(delivered + refused).map(|(entry, _)| entry));
+        for entry in &settled {
+            self.confirm(entry).await?;
+        }
+        match stopped_by {
+            Ok(()) => Ok(settled.len()),
+            Err(SinkError::Refused(reason)) => {
+                tracing::warn!(sink = self.sink.name(), reason, "a correction was refused; it is not offered again");
+                Ok(settled.len())
+            }
+            Err(SinkError::Retry(reason)) => Err(reason),
+        }
+    }
+
+    /// `None` for a case that cannot be read any more: there is nothing to deliver.
+    async fn correction(&self, key: CaseKey) -> Option<Arc<Answer>> {
+        let link = self.verdicts.link.borrow().state;
+        match correction(&self.verdicts.outbox, key, link).await {
+            Ok(answer) => Some(Arc::new(answer)),
+            Err(reason) => {
+                tracing::warn!(sequence = key.sequence, reason, "a correction cannot be delivered");
+                None
+            }
+        }
+    }
+
+    async fn confirm(&self, entry: &Entry) -> Result<(), String> {
+        let State::Answered { revision, .. } = entry.state else { return Ok(()) };
+        let outbox = &self.verdicts.outbox;
+        outbox.delivered(entry.key, revision, self.sink.number()).await.map_err(|error| error.to_string())?;
+        self.verdicts.forget_if_delivered(entry.key).await;
+        Ok(())
+    }
+
+    /// Passes a local answer on, once. A sink that fails misses it; the count is in the log.
+    async fn pass_on(&mut self, answer: Result<Arc<Answer>, broadcast::error::RecvError>) {
+        match answer {
+            Ok(answer) if answer.revision == 0 && self.sink.wants_local(self.wanted, &answer) => {
+                if let (_, Err(error)) = self.sink.send_all(&[answer]).await {
+                    tracing::warn!(sink = self.sink.name(), %error, "a local answer was not delivered");
+                }
+            }
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                tracing::warn!(sink = self.sink.name(), missed, "the sink is too slow for all local answers");
+            }
+            Ok(_) | Err(broadcast::error::RecvError::Closed) => {}
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Every message reads back as it was written, unknown fields are accepted, and sizes are checked first.
+
+use hedge_proto::{
+    Authority, Captured, Case, CaseDecision, CaseId, CaseKey, CaseMessage, CloudStatus, DecodeError, DeviceId, Digest,
+    DownMessage, Epoch, LabelScore, Metadata, ModelRef, PayloadForm, Reason, TaskResult, ThresholdMode, Verdict,
+    from_cbor, from_json, to_cbor, to_json,
+};
+use serde_bytes::ByteBuf;
+
+fn id() -> CaseId {
+    CaseId { device: DeviceId::new("porch").expect("valid"), key: CaseKey { epoch: Epoch(0xfeed), sequence: 3 } }
+}
+
+fn model() -> ModelRef {
+    ModelRef { name: "photo-small".into(), version: "1".into() }
+}
+
+fn case() -> Case {
+    Case {
+        v: 1,
+        id: id(),
+        reference: Some("frame-17".into()),
+        source: "camera".into(),
+        task: "photo".into(),
+        labels_hash: Digest::of(b"labels"),
+        model: model(),
+        scores: vec![LabelScore { label: "cat".into(), score: 0.5 }],
+        decision: CaseDecision { reason: Reason::LowScore, threshold: 0.7, mode: ThresholdMode::Fixed },
+        settings_version: 0,
+        captured: Captured { powered_ms: 12, boot: "b".into(), wall_ms: None, synced: false },
+        form: PayloadForm::Whole,
+        content_type: "image/jpeg".into(),
+        payload_sha256: Digest::of(b"payload"),
+        payload: Some(ByteBuf::from(b"payload".to_vec())),
+        metadata: Metadata::from([("line".to_owned(), "3".to_owned())]),
+    }
+}
+
+fn verdict() -> Verdict {
+    let result = TaskResult::Classify { label: "dog".into(), scores: Vec::new() };
+    Verdict { v: 1, id: id(), revision: 1, authority: Authority::Model, task: "photo".into(), result, model: model() }
+}
+
+#[test]
+fn every_case_message_reads_back() {
+    let messages = [
+        CaseMessage::Case(Box::new(case())),
+        CaseMessage::Batch(vec![case(), case()]),
+        CaseMessage::Ask { ids: vec![id()] },
+    ];
+    for message in messages {
+        assert_eq!(from_cbor(&to_cbor(&message), 10_000), Ok(message));
+    }
+}
+
+#[test]
+fn every_down_message_reads_back() {
+    let reason = || String::from("why");
+    let messages = [
+        DownMessage::Verdict(verdict()),
+        DownMessage::Received { ids: vec![id()] },
+        DownMessage::Busy { after_s: 9 },
+        DownMessage::Failed { id: id(), reason: reason() },
+        DownMessage::Dead { id: id(), reason: reason() },
+        DownMessage::Unknown { ids: vec![id()] },
+        DownMessage::Send { id: id(), form: PayloadForm::Whole },
+    ];
+    for message in messages {
+        assert_eq!(from_cbor(&to_cbor(&message), 10_000), Ok(message));
+    }
+}
+
+#[test]
+fn a_payload_travels_as_bytes_not_as_numbers() {
+    let mut large = case();
+    large.payload = Some(ByteBuf::from(vec![0xAB; 20_000]));
+    let bytes = to_cbor(&CaseMessage::Case(Box::new(large)));
+    assert!(bytes.len() < 20_800, "{} bytes for a payload of 20,000", bytes.len());
+}
+
+#[test]
+fn a_reader_accepts_fields_it_does_not_know() {
+    let text = br#"{"state":"online","wire":[1,2],"since":"tomorrow","nested":{"a":[1]}}"#;
+    let status: CloudStatus = from_json(text, 1000).expect("reads");
+    assert_eq!(status.wire, [1, 2]);
+}
+
+#[test]
+fn size_is_checked_before_anything_is_parsed() {
+    let bytes = to_cbor(&CaseMessage::Case(Box::new(case())));
+    let bytes_max = bytes.len() - 1;
+    let error = from_cbor::<CaseMessage>(&bytes, bytes_max);
+    assert_eq!(error, Err(DecodeError::TooLarge { bytes: bytes.len(), bytes_max }));
+}
+
+#[test]
+fn no_bytes_make_a_reader_panic() {
+    let whole = to_cbor(&CaseMessage::Case(Box::new(case())));
+    for end in 0..whole.len() {
+        assert!(from_cbor::<CaseMessage>(&whole[..end], 10_000).is_err(), "cut at {end}");
+    }
+    for at in 0..whole.len() {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x5A;
+        drop(from_cbor::<CaseMessage>(&flipped, 10_000)); // an error or another message, never a panic
+    }
+    let deep: Vec<u8> = std::iter::repeat_n(0x81, 5_000).collect();
+    assert!(from_cbor::<CaseMessage>(&deep, 10_000).is_err());
+    assert!(from_json::<CloudStatus>("[".repeat(5_000).as_bytes(), 10_000).is_err());
+    // A length that claims 2^60 bytes must not be believed.
+    assert!(from_cbor::<ByteBuf>(&[0x5b, 0x10, 0, 0, 0, 0, 0, 0, 0], 10_000).is_err());
+}
+
+#[test]
+fn an_authority_outranks_the_ones_below_it() {
+    assert!(Authority::Device < Authority::Model);
+    assert!(Authority::Model < Authority::StrongerModel);
+    assert!(Authority::StrongerModel < Authority::Person);
+}
+
+#[test]
+fn documents_read_back() {
+    let status = hedge_proto::DeviceStatus {
+        state: hedge_proto::DeviceState::Offline,
+        connection: 4,
+        version: None,
+        wire: Vec::new(),
+        models: Vec::new(),
+    };
+    assert_eq!(to_json(&status), br#"{"state":"offline","connection":4}"#);
+    assert_eq!(from_json(&to_json(&status), 1000), Ok(status));
+}

@@ -1,0 +1,80 @@
+//! The Fashion-MNIST test images with their labels, read from `models/fashion-test`.
+
+use std::fs::File;
+use std::io::Read as _;
+
+use anyhow::{Context, Result, bail, ensure};
+use flate2::read::GzDecoder;
+
+use crate::places;
+
+/// Pixels on each side of a picture.
+const SIDE: usize = 28;
+
+/// A file larger than this is not the test set (10,000 × 784 bytes).
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Pictures with the name of what they show.
+#[derive(Debug)]
+pub struct Fashion {
+    pixels: Vec<u8>,
+    classes: Vec<u8>,
+    labels: Vec<String>,
+}
+
+impl Fashion {
+    pub fn load() -> Result<Self> {
+        let dir = places::model("fashion-test");
+        let pixels = idx(&dir.join("t10k-images-idx3-ubyte.gz"), 3)?;
+        let classes = idx(&dir.join("t10k-labels-idx1-ubyte.gz"), 1)?;
+        ensure!(pixels.len() == classes.len() * SIDE * SIDE, "{}: pictures and labels differ in number", dir.display());
+        let labels = places::model("fashion-small").join("labels.txt");
+        let labels = std::fs::read_to_string(&labels).with_context(|| format!("cannot read {}", labels.display()))?;
+        let labels: Vec<_> = labels.lines().map(str::to_owned).collect();
+        ensure!(classes.iter().all(|class| usize::from(*class) < labels.len()), "a picture's class has no label");
+        Ok(Self { pixels, classes, labels })
+    }
+
+    /// How many pictures there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.classes.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.classes.is_empty()
+    }
+
+    /// What picture `index` shows.
+    #[must_use]
+    pub fn label(&self, index: usize) -> &str {
+        &self.labels[usize::from(self.classes[index])]
+    }
+
+    /// Picture `index` as a grey PNG.
+    pub fn png(&self, index: usize) -> Result<Vec<u8>> {
+        let mut file = Vec::new();
+        let side = u32::try_from(SIDE)?;
+        let mut encoder = png::Encoder::new(&mut file, side, side);
+        encoder.set_color(png::ColorType::Grayscale);
+        encoder.set_depth(png::BitDepth::Eight);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.pixels[index * SIDE * SIDE..(index + 1) * SIDE * SIDE])?;
+        writer.finish()?;
+        Ok(file)
+    }
+}
+
+/// The bytes of a gzipped IDX file after its header of `dimensions` sizes.
+fn idx(path: &std::path::Path, dimensions: usize) -> Result<Vec<u8>> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut bytes = Vec::new();
+    GzDecoder::new(file).take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    let header = 4 + 4 * dimensions;
+    if bytes.len() < header || usize::from(bytes[3]) != dimensions {
+        bail!("{} is not an IDX file of {dimensions} dimensions", path.display());
+    }
+    bytes.drain(..header);
+    Ok(bytes)
+}

@@ -1,0 +1,169 @@
+//! Debian's mosquitto on an address and in a folder of its own.
+
+use std::fmt::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::address;
+use crate::certificates::{Authority, Identity};
+use crate::program::{Program, Recipe};
+
+/// Where Debian puts it; `/usr/sbin` is not on every user's path.
+const PROGRAM: &str = "/usr/sbin/mosquitto";
+
+const START_WAIT_MAX: Duration = Duration::from_secs(10);
+
+#[must_use]
+pub fn is_installed() -> bool {
+    Path::new(PROGRAM).is_file()
+}
+
+/// What the broker asks of devices. The cloud always has an open listener of its own.
+#[derive(Default)]
+pub struct MosquittoSetup<'a> {
+    /// User and password instead of anonymous clients.
+    pub user: Option<(&'a str, &'a str)>,
+    /// TLS with this authority's certificate.
+    pub tls: Option<&'a Authority>,
+    /// Besides, clients must show a certificate of the same authority.
+    pub client_certificates: bool,
+    /// MQTT over WebSocket instead of plain TCP.
+    pub websocket: bool,
+    /// Sessions and retained messages are written to disk and survive a restart.
+    pub persistent: bool,
+}
+
+/// A running mosquitto.
+#[derive(Debug)]
+pub struct Mosquitto {
+    program: Program,
+    /// Where the cloud connects.
+    inside: SocketAddr,
+    /// Where devices connect.
+    outside: SocketAddr,
+    dir: PathBuf,
+}
+
+impl Mosquitto {
+    /// An open broker on plain TCP.
+    pub fn start(dir: &Path) -> Result<Self> {
+        Self::start_with(dir, &MosquittoSetup::default())
+    }
+
+    pub fn start_with(dir: &Path, setup: &MosquittoSetup<'_>) -> Result<Self> {
+        let dir = dir.join("mosquitto");
+        std::fs::create_dir_all(&dir)?;
+        let (inside, outside) = (address::own(1883), address::own(8883));
+        let identity = setup.tls.map(|authority| authority.server(outside.ip())).transpose()?;
+        let config = dir.join("mosquitto.conf");
+        std::fs::write(&config, configuration(&dir, inside, outside, setup, identity.as_ref())?)?;
+        let mut program = Recipe::new("mosquitto", PROGRAM.into(), &dir).argument("-c").argument(&config).start()?;
+        wait_for_listener(&mut program, outside)?;
+        Ok(Self { program, inside, outside, dir })
+    }
+
+    /// Where devices connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.outside
+    }
+
+    /// `mqtt://…` for the cloud.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("mqtt://{}", self.inside)
+    }
+
+    /// `kill -9`, its memory forgotten, started again: no session, no retained message is left.
+    pub fn restart_wiped(&mut self) -> Result<()> {
+        self.program.kill()?;
+        let database = self.dir.join("mosquitto.db");
+        if database.exists() {
+            std::fs::remove_file(database)?;
+        }
+        self.start_again()
+    }
+
+    /// `kill -9`; clients see their connections end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.program.kill()
+    }
+
+    /// After [`Self::kill`], at the same address.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.program.start()?;
+        wait_for_listener(&mut self.program, self.outside)
+    }
+
+    #[must_use]
+    pub fn log_end(&self) -> String {
+        self.program.log_end()
+    }
+}
+
+fn wait_for_listener(program: &mut Program, address: SocketAddr) -> Result<()> {
+    program.wait_for("mosquitto listens", START_WAIT_MAX, |_| Ok(TcpStream::connect(address).ok().map(drop)))
+}
+
+fn configuration(
+    dir: &Path,
+    inside: SocketAddr,
+    outside: SocketAddr,
+    setup: &MosquittoSetup<'_>,
+    identity: Option<&Identity>,
+) -> Result<String> {
+    // Started as root it would become the user `mosquitto`, who cannot read the test's folder.
+    let mut text = "user root\nlog_type all\nper_listener_settings true\n".to_owned();
+    if setup.persistent {
+        writeln!(text, "persistence true\npersistence_location {}/", dir.display())?;
+    }
+    writeln!(text, "listener {} {}\nallow_anonymous true", inside.port(), inside.ip())?;
+    writeln!(text, "listener {} {}", outside.port(), outside.ip())?;
+    if setup.websocket {
+        writeln!(text, "protocol websockets")?;
+    }
+    if let (Some(authority), Some(identity)) = (setup.tls, identity) {
+        writeln!(text, "certfile {}", identity.certificate.display())?;
+        writeln!(text, "keyfile {}", identity.key.display())?;
+        if setup.client_certificates {
+            writeln!(text, "cafile {}\nrequire_certificate true", authority.file().display())?;
+        }
+    }
+    if let Some((user, password)) = setup.user {
+        let file = dir.join("passwords");
+        let made = Command::new("mosquitto_passwd").args(["-b", "-c"]).arg(&file).args([user, password]).output();
+        let made = made.context("cannot run mosquitto_passwd")?;
+        ensure!(made.status.success(), "mosquitto_passwd: {}", String::from_utf8_lossy(&made.stderr));
+        writeln!(text, "allow_anonymous false\npassword_file {}", file.display())?;
+    } else {
+        writeln!(text, "allow_anonymous true")?;
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_starts_however_devices_reach_it() -> Result<()> {
+        if !crate::skip::has_mosquitto() {
+            return Ok(());
+        }
+        let dir = tempfile::tempdir()?;
+        let authority = Authority::new(dir.path())?;
+        for setup in [
+            MosquittoSetup::default(),
+            MosquittoSetup { user: Some(("device", "secret")), persistent: true, ..Default::default() },
+            MosquittoSetup { tls: Some(&authority), client_certificates: true, ..Default::default() },
+            MosquittoSetup { tls: Some(&authority), websocket: true, ..Default::default() },
+        ] {
+            Mosquitto::start_with(dir.path(), &setup)?.restart_wiped()?;
+        }
+        Ok(())
+    }
+}

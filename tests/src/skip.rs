@@ -1,0 +1,47 @@
+//! Says which tests could not run here and why, so that a green run never hides one.
+//!
+//! `cargo xtask test` collects the reasons and prints them at the end. In CI a skip is a failure: everything a
+//! test needs can be installed there.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use crate::{mosquitto, places};
+
+/// Notes that the calling test did not run. Panics in CI.
+///
+/// The test returns after this call.
+#[track_caller]
+pub fn skipped(reason: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    eprintln!("skipped {test}: {reason}");
+    if let Some(list) = std::env::var_os("HEDGETEST_SKIPPED") {
+        let noted = note(Path::new(&list), &format!("{test}: {reason}\n"));
+        assert!(noted.is_ok(), "cannot write {}: {noted:?}", list.display());
+    }
+    assert!(std::env::var_os("CI").is_none(), "in CI nothing is skipped: {reason}");
+}
+
+fn note(list: &Path, line: &str) -> std::io::Result<()> {
+    std::fs::OpenOptions::new().create(true).append(true).open(list)?.write_all(line.as_bytes())
+}
+
+/// Whether ONNX Runtime is here; notes the skip if not.
+#[track_caller]
+pub fn has_onnxruntime() -> bool {
+    let here = places::onnxruntime().is_some();
+    if !here {
+        skipped("ONNX Runtime is not here; `cargo xtask test` fetches it and sets ORT_DYLIB_PATH");
+    }
+    here
+}
+
+/// Whether mosquitto is installed; notes the skip if not.
+#[track_caller]
+pub fn has_mosquitto() -> bool {
+    let here = mosquitto::is_installed();
+    if !here {
+        skipped("mosquitto is not installed; on Debian: apt-get install mosquitto");
+    }
+    here
+}

@@ -1,0 +1,86 @@
+//! The main job: a local answer at once, and the cloud's under the same id wherever one looks for it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use hedge_proto::{Authority, CaseFate, Outcome};
+use hedge_tests::{Scene, Tally, skip, tally, wait};
+
+#[test]
+fn with_mosquitto() -> Result<()> {
+    if !skip::has_onnxruntime() || !skip::has_mosquitto() {
+        return Ok(());
+    }
+    it_is_corrected(&Scene::mosquitto()?)
+}
+
+#[test]
+fn with_the_embedded_broker() -> Result<()> {
+    if !skip::has_onnxruntime() {
+        return Ok(());
+    }
+    it_is_corrected(&Scene::embedded()?)
+}
+
+fn it_is_corrected(scene: &Scene) -> Result<()> {
+    let mut agent = scene.doubter("device-1").broker(&format!("mqtt://{}", scene.broker()?)).start()?;
+    agent.wait_until_online()?;
+
+    // At once, and over the file later.
+    let mut tally = Tally::default();
+    let local = scene.post_a_stored_one(&agent, 0, &mut tally)?;
+    assert_eq!(local.id.device.as_str(), "device-1");
+    assert_eq!((local.revision, local.authority), (0, Authority::Device));
+    assert!(local.provisional, "a correction may follow");
+    assert_eq!(local.case, Some(CaseFate::Stored));
+    let line = wait::until("the correction is in the file", Duration::from_secs(30), || {
+        Ok(agent.corrections()?.into_iter().find(|correction| correction.id == local.id))
+    })?;
+    assert_eq!((line.revision, line.authority, line.provisional), (1, Authority::Model, false));
+    assert_eq!(line.model.name, "fashion-large");
+    assert_eq!(line.changed, tally::label(&line) != tally::label(&local));
+
+    // The same over GET.
+    let got = agent.http.answer(&local.id)?;
+    assert_eq!((got.id, got.revision, got.result), (local.id.clone(), 1, line.result));
+
+    // And to a caller that waits, under its own name for the sample.
+    let mut waited = None;
+    for index in 100..150 {
+        let query = format!("&wait_ms=20000&ref=picture-{index}");
+        let answer = agent.http.post("pictures", &query, "image/png", &scene.fashion.png(index)?)?;
+        if answer.decision.outcome == Outcome::Defer {
+            waited = Some((index, answer));
+            break;
+        }
+    }
+    let (index, answer) = waited.expect("one of 50 pictures is deferred");
+    assert_eq!((answer.revision, answer.authority), (1, Authority::Model));
+    assert_eq!(answer.reference, Some(format!("picture-{index}")));
+
+    // The same `ref` is the same sample.
+    let query = format!("&ref=picture-{index}");
+    let again = agent.http.post("pictures", &query, "image/png", &scene.fashion.png(index)?)?;
+    assert_eq!(again.id, answer.id);
+
+    // The cloud's records know it too.
+    let record = scene.cloud.get(&format!("/api/cases/{}", answer.id))?;
+    assert!(record.to_string().contains("fashion-large"), "{record}");
+    agent.stop()
+}
+
+#[test]
+fn a_sure_answer_stays_on_the_device() -> Result<()> {
+    if !skip::has_onnxruntime() {
+        return Ok(());
+    }
+    let scene = Scene::embedded()?;
+    let config = hedge_tests::AgentConfig::new(scene.dir(), "device-1").model_keeping("fashion-small", 0.0);
+    let config = config.http_source("pictures").broker(&format!("mqtt://{}", scene.broker()?));
+    let mut agent = config.start()?;
+    agent.wait_until_online()?;
+    let answer = scene.post(&agent, 0, &mut Tally::default())?;
+    assert_eq!((answer.decision.outcome, answer.provisional, answer.case), (Outcome::Keep, false, None));
+    assert_eq!(agent.http.status()?.queue.waiting, 0);
+    agent.stop()
+}

@@ -1,0 +1,27 @@
+//! Builds the programs that the demo and the tests start.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::command;
+
+/// Builds hedge-agent and hedge-cloud; returns the folder they are in.
+///
+/// In debug: a first build takes minutes less than an optimised one, and the parts that work on pixels, checksums
+/// and the store are optimised in it too.
+pub(crate) fn programs() -> Result<PathBuf> {
+    build(&["--package", "hedge-agent", "--package", "hedge-cloud"])
+}
+
+/// Builds them together with the tests: in one go, crates that both need are built once.
+pub(crate) fn programs_and_tests() -> Result<PathBuf> {
+    // Without this program itself: it runs, and its file must stay.
+    build(&["--workspace", "--exclude", "xtask", "--lib", "--bins", "--tests"])
+}
+
+fn build(what: &[&str]) -> Result<PathBuf> {
+    command::run_aside(command::cargo(&["build"]).args(what))?;
+    let exe = std::env::current_exe().context("cannot tell where this program lies")?;
+    Ok(exe.parent().context("this program lies nowhere")?.to_owned())
+}

@@ -1,0 +1,97 @@
+//! The totals of a run, for people and as JSON.
+
+use std::time::Duration;
+
+use hedge_tests::Tally;
+use hedge_tests::tally::{Accuracy, Totals};
+use serde_json::{Value, json};
+
+/// What arrived, counted outside the programs.
+pub(super) struct Report {
+    totals: Totals,
+    /// Missing corrections whose cases still waited on a device when the run ended.
+    pending: u64,
+    /// Missing corrections that nothing accounts for.
+    lost: u64,
+    offline: Duration,
+    accuracy: Option<Accuracy>,
+    cloud: Option<f64>,
+}
+
+impl Report {
+    /// `waiting` is how many cases the devices still held; 0 once they had drained.
+    pub(super) fn new(tally: &Tally, waiting: u64, offline: Duration, cloud: Option<f64>) -> Self {
+        let totals = tally.totals();
+        let pending = totals.missing.min(waiting);
+        Self { totals, pending, lost: totals.missing - pending, offline, accuracy: tally.accuracy(), cloud }
+    }
+
+    /// Every promise was kept, once.
+    pub(super) fn is_clean(&self) -> bool {
+        self.lost == 0 && self.pending == 0 && self.totals.duplicates == 0 && self.totals.strangers == 0
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let totals = &self.totals;
+        json!({
+            "samples": totals.samples,
+            "kept": totals.kept,
+            "deferred": totals.deferred,
+            "verdicts": totals.verdicts,
+            "corrected": totals.corrected,
+            "pending": self.pending,
+            "lost": self.lost,
+            "duplicates": totals.duplicates,
+            "offline_s": self.offline.as_secs(),
+            "accuracy": self.accuracy.map(|accuracy| json!({
+                "local": rounded(accuracy.local),
+                "hybrid": rounded(accuracy.hybrid),
+                "cloud": self.cloud.map(rounded),
+                "deferred_share": rounded(accuracy.deferred_share),
+            })),
+        })
+    }
+
+    pub(super) fn text(&self) -> String {
+        let totals = &self.totals;
+        let mut text = format!(
+            "\n{} samples: {} kept on the device, {} deferred\n\
+             {} verdicts came back, {} of them corrected the device\n\
+             lost {}, pending {}, duplicates {}; {} s offline",
+            totals.samples,
+            totals.kept,
+            totals.deferred,
+            totals.verdicts,
+            totals.corrected,
+            self.lost,
+            self.pending,
+            totals.duplicates,
+            self.offline.as_secs(),
+        );
+        if totals.refused > 0 {
+            text +=
+                &format!("\n{} deferred samples were refused by the queue, and their answers said so", totals.refused);
+        }
+        if totals.strangers > 0 {
+            text += &format!("\n{} corrections came for ids that nobody was given", totals.strangers);
+        }
+        if let Some(accuracy) = &self.accuracy {
+            text += &format!(
+                "\nright on {} Fashion-MNIST test pictures: {:.1} % local, {:.1} % hybrid",
+                accuracy.samples,
+                100.0 * accuracy.local,
+                100.0 * accuracy.hybrid
+            );
+            if let Some(cloud) = self.cloud {
+                text += &format!(", {:.1} % cloud alone", 100.0 * cloud);
+            }
+            text += &format!("; {:.1} % deferred", 100.0 * accuracy.deferred_share);
+        }
+        text
+    }
+}
+
+/// Four places: a hundredth of a percent.
+fn rounded(share: f64) -> f64 {
+    (share * 10_000.0).round() / 10_000.0
+}

@@ -1,0 +1,34 @@
+//! A Python environment for the tests that speak to Hedge through other people's clients.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use hedge_tests::places;
+
+use crate::command;
+
+/// What is in it, pinned. tritonclient speaks the Open Inference Protocol; onnxruntime is the judge of its scores.
+const PACKAGES: &[&str] = &["tritonclient[http]==2.60.0", "onnxruntime==1.24.4", "numpy==2.3.4"];
+
+/// The interpreter of the environment, made on first use; `None` with a sentence on standard error where
+/// Python cannot make one.
+pub(crate) fn interpreter() -> Result<Option<PathBuf>> {
+    let cache = places::root().join(".cache");
+    let dir = cache.join("python");
+    let python = dir.join("bin/python");
+    // Written last, and names what is inside: other pins make another environment.
+    let complete = dir.join("complete");
+    let packages = PACKAGES.join("\n");
+    if std::fs::read_to_string(&complete).is_ok_and(|inside| inside == packages) {
+        return Ok(Some(python));
+    }
+    std::fs::create_dir_all(&cache)?;
+    let clear = command::program("python3").args(["-m", "venv", "--clear"]).arg(&dir).status();
+    if !clear.is_ok_and(|status| status.success()) {
+        eprintln!("No Python environment for client tests; on Debian: apt-get install python3-venv");
+        return Ok(None);
+    }
+    command::run_aside(command::program(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
+    std::fs::write(complete, packages)?;
+    Ok(Some(python))
+}

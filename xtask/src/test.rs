@@ -1,0 +1,63 @@
+//! Runs the tests, with everything they need fetched and built first, and lists what could not run.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{build, command, onnxruntime, python};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let library = onnxruntime::library()?;
+    let programs = build::programs_and_tests()?;
+    let python = python::interpreter()?;
+    let skipped = tempfile::NamedTempFile::new().context("cannot note skipped tests")?;
+
+    let filter = arguments.filter.as_deref();
+    let mut tests = if command::works(&mut command::cargo(&["nextest", "--version"])) {
+        let mut tests = command::cargo(&["nextest", "run", "--workspace", "--no-fail-fast"]);
+        tests.args(filter);
+        vec![tests, command::cargo(&["test", "--quiet", "--workspace", "--doc"])]
+    } else {
+        let mut tests = command::cargo(&["test", "--workspace", "--no-fail-fast"]);
+        tests.args(filter);
+        vec![tests]
+    };
+    if filter.is_some() {
+        tests.truncate(1);
+    }
+    let mut outcome = Ok(());
+    for command in &mut tests {
+        command
+            .env("ORT_DYLIB_PATH", &library)
+            .env("HEDGETEST_PROGRAMS", &programs)
+            .env("HEDGETEST_SKIPPED", skipped.path());
+        if let Some(python) = &python {
+            command.env("HEDGETEST_PYTHON", python);
+        }
+        outcome = outcome.and(command::run(command));
+    }
+    report(skipped.path())?;
+    outcome
+}
+
+/// Prints the tests that did not run, and why.
+fn report(list: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(list)?;
+    if text.is_empty() {
+        return Ok(());
+    }
+    println!("\nSkipped, so nothing is known about these:");
+    for line in text.lines() {
+        println!("  {line}");
+    }
+    if std::env::var_os("CI").is_some() {
+        bail!("in CI nothing is skipped");
+    }
+    Ok(())
+}
