@@ -18,7 +18,7 @@ mod listen;
 mod samples;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::sync::Arc;
 
