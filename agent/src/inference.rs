@@ -47,6 +47,8 @@ pub struct ModelCard {
 }
 
 enum Job {
+    /// Answered as soon as the jobs before it are done and the model is loaded, or is known not to load.
+    Settle { reply: oneshot::Sender<Result<(), SampleError>> },
     Judge {
         content_type: ContentType,
         bytes: Bytes,
@@ -96,6 +98,12 @@ impl Judge {
         self.card.get()
     }
 
+    /// Waits until the model is loaded, or has failed to load.
+    pub async fn settle(&self) {
+        // A thread that has ended will not change any more either.
+        drop(self.ask(|reply| Job::Settle { reply }).await);
+    }
+
     /// Decodes and judges one sample.
     pub async fn judge(
         &self,
@@ -140,6 +148,7 @@ impl Bench {
         self.load();
         while let Some(job) = queue.blocking_recv() {
             match job {
+                Job::Settle { reply } => drop(reply.send(Ok(()))),
                 // A caller that has gone away needs no answer, so a failed reply is no error.
                 Job::Judge { content_type, bytes, region, reply } => {
                     drop(reply.send(self.judge(&content_type, &bytes, region.as_ref())));

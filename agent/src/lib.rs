@@ -1,12 +1,20 @@
 //! The Hedge agent: answers on the device when the model is sure, asks the cloud when it is not.
 //!
 //! The data's path is the list of modules: `capture` → `inference` (decode, tensor, scores, judge) →
-//! `outbox` → `uplink` → (the cloud) → `verdict`. `daemon` wires them together and runs the engine of
-//! `hedge-core`, which makes every decision; nothing in this crate decides.
+//! `outbox` → `uplink` → (the cloud) → `verdict`. `pipeline` is the path of one sample; `daemon` wires everything
+//! together and turns the engine of `hedge-core`, which makes every decision; nothing in this crate decides.
 
 pub mod answers;
 pub mod capture;
 mod child;
+pub mod clock;
+pub mod commands;
 pub mod daemon;
+pub mod figures;
+pub mod inference;
+pub mod outbox;
+pub mod pipeline;
 pub mod sample;
+pub mod state;
+pub mod uplink;
 pub mod verdict;

@@ -22,13 +22,8 @@ struct Arguments {
 enum Command {
     /// Run the daemon until SIGTERM.
     Run(ConfigArgument),
-    /// Answer picture files once with a model bundle and explain each decision.
-    Infer(commands::infer::InferArgs),
     /// Check the configuration, the ONNX Runtime library and every model, and say what to do.
     Check(ConfigArgument),
-    /// Make, inspect and calibrate model bundles.
-    #[command(subcommand)]
-    Bundle(commands::bundle::BundleCommand),
 }
 
 #[derive(clap::Args)]
@@ -70,9 +65,7 @@ fn act(command: Command) -> anyhow::Result<()> {
             runtime.shutdown_background();
             Ok(())
         }
-        Command::Infer(arguments) => commands::infer::run(&arguments),
         Command::Check(argument) => commands::check::run(&argument.load()?),
-        Command::Bundle(command) => commands::bundle::run(&command),
     }
 }
 

@@ -1,1 +1,41 @@
-fn main() {}
+//! hedge-cloud: reads the command line, serves, and says by its exit code how it ended.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use hedge_cloud::args::{Cli, Command, LogFormat};
+use hedge_cloud::serve;
+use tracing_subscriber::EnvFilter;
+
+/// Something failed while serving.
+const FAILED: u8 = 1;
+/// Could not start: a file, an address, a model, the records. (2, a wrong command line, is clap's.)
+const NOT_STARTED: u8 = 3;
+
+fn main() -> ExitCode {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was there already");
+    }
+    let Cli { command: Command::Serve(args) } = Cli::parse();
+    log_to_stderr(args.log_format);
+    match serve::run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(serve::ServeError::Start(error)) => {
+            tracing::error!("not started: {error:#}");
+            ExitCode::from(NOT_STARTED)
+        }
+        Err(serve::ServeError::Run(error)) => {
+            tracing::error!("stopped: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logs.with_target(false).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}

@@ -1,10 +1,16 @@
-//! stub
-use serde::Deserialize;
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-pub struct Region {}
-#[derive(Debug, Clone, PartialEq)]
-pub enum ContentType {
-    Jpeg,
-    Png,
-    Tensor { shape: Vec<usize> },
-}
+//! Model bundles, pictures to tensors, ONNX Runtime.
+//!
+//! The way of a sample: [`ContentType`] says what its bytes are, the model's [`Bundle`] says what the model
+//! wants to see, [`Model::tensor`] makes the one into the other and [`Model::run`] gives the raw outputs.
+//! What the outputs mean (probabilities, keep or ask) is up to `hedge-core`; threads, queues and deadlines
+//! are up to whoever owns the [`Model`].
+
+pub mod bundle;
+pub mod features;
+pub mod model;
+pub mod runtime;
+
+pub use bundle::{Bundle, BundleError};
+pub use features::{ContentType, FeatureError, Picture, Region, Tensor};
+pub use model::{Model, ModelError, SessionOptions};
+pub use runtime::{Runtime, RuntimeError, probe_if_asked};

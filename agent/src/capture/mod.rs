@@ -135,7 +135,7 @@ impl Capture {
         };
         let stop = stop.clone();
         match &source.kind {
-            SourceKind::Http {} => intake.set_source_state(&source.name, "taking samples over HTTP".to_owned()),
+            SourceKind::Http => intake.set_source_state(&source.name, "taking samples over HTTP".to_owned()),
             SourceKind::Folder { path, after } => {
                 let task = folder::run(common, path.clone(), *after, stop);
                 self.tasks.spawn(task);

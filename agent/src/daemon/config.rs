@@ -116,7 +116,7 @@ fn no_prefix() -> Topics {
 }
 
 fn keep_alive_s() -> u16 {
-    30
+    20
 }
 
 fn topics<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Topics, D::Error> {

@@ -20,13 +20,13 @@ use crate::pipeline::LinkView;
 use crate::uplink::Uplink;
 
 /// Events that may wait for the engine. It takes microseconds for each; whoever is faster waits a moment.
-pub const EVENTS_MAX: usize = 1024;
+pub(super) const EVENTS_MAX: usize = 1024;
 
 /// With nothing to do the driver still turns so often, so that the watchdog and the figures see it alive.
 const TURN_MAX: Duration = Duration::from_secs(5);
 
 /// The engine and the limbs it moves.
-pub struct Driver {
+pub(super) struct Driver {
     pub clock: Clock,
     pub engine: Engine,
     pub outbox: Outbox,
@@ -39,7 +39,7 @@ pub struct Driver {
 
 impl Driver {
     /// Runs until told to stop.
-    pub async fn run(mut self, mut arrived: mpsc::Receiver<Event>, stop: CancellationToken) {
+    pub(super) async fn run(mut self, mut arrived: mpsc::Receiver<Event>, stop: CancellationToken) {
         loop {
             self.carry_out_all();
             self.watchdog.turned();

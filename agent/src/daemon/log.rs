@@ -14,7 +14,7 @@ pub struct LogError {
 }
 
 /// Starts logging. Under systemd the journal adds the time, so lines carry none.
-pub fn start(config: &LogConfig) -> Result<(), LogError> {
+pub(super) fn start(config: &LogConfig) -> Result<(), LogError> {
     let wrong = |reason: String| LogError { level: config.level.clone(), reason };
     let filter = EnvFilter::try_new(&config.level).map_err(|error| wrong(error.to_string()))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

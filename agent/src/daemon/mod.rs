@@ -14,12 +14,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::config::{Config, ConfigError};
+pub use self::log::LogError;
 use self::wiring::Parts;
 use crate::capture::{Capture, CaptureError, Intake};
 use crate::clock::MARK_INTERVAL;
 use crate::pipeline::Pipeline;
 use crate::state::StateFile;
 use crate::uplink::Uplink;
+use crate::verdict::SinkConfigError;
 
 /// A stop takes no longer, whatever hangs; systemd's own limit is longer.
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -30,11 +32,13 @@ pub enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
-    Log(#[from] log::LogError),
+    Log(#[from] LogError),
     #[error("the state folder {path}: {reason}")]
     State { path: PathBuf, reason: String },
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Sink(#[from] SinkConfigError),
     #[error("this system: {0}")]
     System(#[from] std::io::Error),
 }
@@ -46,7 +50,8 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
-    let Parts { pipeline, uplink, state, driver, events, deliveries } = wiring::wire(&config)?;
+    let Parts { pipeline, uplink, state, verdicts, driver, events, deliveries } = wiring::wire(&config)?;
+    verdicts.forget_all_delivered().await;
     let driving = tokio::spawn(driver.run(events, stop.clone()));
     let delivering: Vec<_> = deliveries.into_iter().map(|delivery| tokio::spawn(delivery.run(stop.clone()))).collect();
     tokio::spawn(report(pipeline.clone(), uplink.clone(), config.telemetry.interval_s, stop.clone()));
@@ -54,6 +59,9 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let capture = Capture::start(&config, &pipeline, &stop_capture).await?;
     for address in capture.addresses() {
         tracing::info!(%address, "listening");
+    }
+    for judge in pipeline.judges.values() {
+        judge.settle().await;
     }
     notify::ready();
     tracing::info!(device = %pipeline.device, version = env!("CARGO_PKG_VERSION"), "ready");

@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 use tokio::time::Instant;
 
 /// Fed by the driver: systemd restarts the agent if the driver stops turning.
-pub struct Watchdog {
+pub(super) struct Watchdog {
     /// Half of what systemd allows; none if it does not watch.
     interval: Option<Duration>,
     fed: Cell<Instant>,
@@ -17,19 +17,19 @@ pub struct Watchdog {
 
 impl Watchdog {
     #[must_use]
-    pub fn from_environment() -> Self {
+    pub(super) fn from_environment() -> Self {
         let interval = sd_notify::watchdog_enabled().map(|allowed| allowed / 2);
         Self { interval, fed: Cell::new(Instant::now()) }
     }
 
     /// The driver must turn at least so often; no limit if systemd does not watch.
     #[must_use]
-    pub fn turn_within(&self) -> Duration {
+    pub(super) fn turn_within(&self) -> Duration {
         self.interval.unwrap_or(Duration::MAX)
     }
 
     /// The driver has turned once more.
-    pub fn turned(&self) {
+    pub(super) fn turned(&self) {
         // Fed at most once a second, however busy the driver.
         if self.interval.is_some_and(|interval| self.fed.get().elapsed() >= interval.min(Duration::from_secs(1))) {
             self.fed.set(Instant::now());
@@ -38,17 +38,17 @@ impl Watchdog {
     }
 
     /// One line for `systemctl status`.
-    pub fn say(&self, status: &str) {
+    pub(super) fn say(&self, status: &str) {
         tell(&[NotifyState::Status(status)]);
     }
 }
 
 /// Answers are being given.
-pub fn ready() {
+pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-pub fn stopping() {
+pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 

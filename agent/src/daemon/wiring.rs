@@ -24,13 +24,14 @@ use crate::outbox::{Limits, OpenReport, Outbox};
 use crate::pipeline::{LinkView, Pipeline, SourceSetup, loaded_models};
 use crate::state::StateFile;
 use crate::uplink::{Uplink, UplinkSetup};
-use crate::verdict::{Delivery, Verdicts, deliveries};
+use crate::verdict::{Delivery, Sink, Verdicts, sink_bits};
 
 /// Everything that runs.
 pub(super) struct Parts {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) uplink: Option<Uplink>,
     pub(super) state: Arc<Mutex<StateFile>>,
+    pub(super) verdicts: Verdicts,
     pub(super) driver: Driver,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) deliveries: Vec<Delivery>,
@@ -56,6 +57,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         figures: figures.clone(),
         link: link_view.clone(),
         news,
+        sinks: sink_bits(&config.verdicts),
     };
     let uplink = config.broker.as_ref().map(|broker| {
         let judges = judges.clone();
@@ -69,7 +71,10 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
             models: Box::new(move || loaded_models(&judges)),
         })
     });
-    let deliveries = deliveries(&config.verdicts, &verdicts, uplink.as_ref(), &device)?;
+    let deliveries = Sink::all(&config.verdicts, uplink.as_ref(), &device)?
+        .into_iter()
+        .map(|(sink, wanted)| Delivery::new(verdicts.clone(), sink, wanted))
+        .collect();
     let driver = Driver {
         engine: Engine::new(clock.now(), uplink.is_some(), outbox.figures().waiting, random_u64()?),
         clock: clock.clone(),
@@ -94,7 +99,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         store_wait: config.outbox.store_wait(),
         started: Instant::now(),
     });
-    Ok(Parts { pipeline, uplink, state, driver, events: arrived, deliveries })
+    Ok(Parts { pipeline, uplink, state, verdicts, driver, events: arrived, deliveries })
 }
 
 fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError> {

@@ -1,13 +1,14 @@
 //! Turns `[broker]` into connection options: address, TLS, identity, proxy, will.
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_proto::{DeviceId, DeviceState, DeviceStatus, MESSAGE_BYTES_MAX, Topic, to_json};
 use rumqttc::{
     AckMode, Broker, IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, Proxy, ProxyAuth, ProxyType, QoS,
-    SessionStore, SessionStoreFuture, SessionStoreKey, TlsConfiguration, Transport,
+    SessionStore, SessionStoreError, SessionStoreKey, TlsConfiguration, Transport,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -46,7 +47,7 @@ pub enum OptionsError {
 }
 
 /// Options for one connection of the uplink. `connection` counts the device's connections and is told in the will.
-pub fn uplink_options(config: &BrokerConfig, device: &DeviceId, connection: u64) -> Result<MqttOptions, OptionsError> {
+pub(super) fn uplink_options(config: &BrokerConfig, device: &DeviceId, connection: u64) -> Result<MqttOptions, OptionsError> {
     let client_id = config.client_id.clone().unwrap_or_else(|| device.to_string());
     let mut options = options(config, &client_id)?;
     options.set_clean_start(false);
@@ -188,8 +189,11 @@ struct NothingRemembered {
     client_id: String,
 }
 
+/// As the library spells it.
+type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
+
 impl SessionStore for NothingRemembered {
-    fn load<'a>(&'a self, _: &'a SessionStoreKey) -> SessionStoreFuture<'a, Option<rumqttc::PersistedSession>> {
+    fn load<'a>(&'a self, _: &'a SessionStoreKey) -> StoreFuture<'a, Option<rumqttc::PersistedSession>> {
         let nothing = rumqttc::PersistedSession {
             format_version: SESSION_FORMAT,
             client_id: self.client_id.clone(),
@@ -205,11 +209,11 @@ impl SessionStore for NothingRemembered {
         Box::pin(async move { Ok(Some(nothing)) })
     }
 
-    fn save<'a>(&'a self, _: &'a SessionStoreKey, _: &'a rumqttc::PersistedSession) -> SessionStoreFuture<'a, ()> {
+    fn save<'a>(&'a self, _: &'a SessionStoreKey, _: &'a rumqttc::PersistedSession) -> StoreFuture<'a, ()> {
         Box::pin(async { Ok(()) })
     }
 
-    fn clear<'a>(&'a self, _: &'a SessionStoreKey) -> SessionStoreFuture<'a, ()> {
+    fn clear<'a>(&'a self, _: &'a SessionStoreKey) -> StoreFuture<'a, ()> {
         Box::pin(async { Ok(()) })
     }
 }

@@ -46,7 +46,8 @@ impl Verdicts {
             }
         }
         Figures::count(&self.figures.verdicts);
-        match correction(&self.outbox, key, self.link.borrow().state).await {
+        let link = self.link.borrow().state;
+        match correction(&self.outbox, key, link).await {
             Ok(correction) => {
                 if correction.changed {
                     Figures::count(&self.figures.corrected);
@@ -82,7 +83,7 @@ impl Verdicts {
 const NO_SINK: u8 = 7;
 
 /// The correction of an answered case, made from what is on disk.
-pub async fn correction(outbox: &Outbox, key: CaseKey, link: LinkState) -> Result<Answer, String> {
+pub(super) async fn correction(outbox: &Outbox, key: CaseKey, link: LinkState) -> Result<Answer, String> {
     let reader = outbox.clone();
     let read = tokio::task::spawn_blocking(move || reader.read(key)).await.map_err(|stopped| stopped.to_string())?;
     let stored = read.map_err(|error| error.to_string())?.ok_or("it is no longer in the outbox")?;
@@ -115,7 +116,7 @@ fn correct(case: Case, verdict: Verdict, link: LinkState) -> Answer {
 
 /// What the device itself had said.
 #[must_use]
-pub fn local_result(case: &Case) -> Option<TaskResult> {
+pub(super) fn local_result(case: &Case) -> Option<TaskResult> {
     let best = case.scores.first()?;
     Some(TaskResult::Classify { label: best.label.clone(), scores: case.scores.clone() })
 }

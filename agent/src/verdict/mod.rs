@@ -4,18 +4,25 @@
 //! when to try again is the outbox's and the delivery loop's business. Every delivery carries the idempotency
 //! key `id/revision`: the JSON-lines file holds each key exactly once, the others may see one again.
 
+mod apply;
 mod command;
+mod delivery;
 mod jsonl;
+mod mqtt;
 mod webhook;
 
 use std::sync::Arc;
 
-use hedge_proto::Answer;
+use hedge_proto::{Answer, DeviceId};
 
+pub use self::apply::Verdicts;
 pub use self::command::CommandSink;
+pub use self::delivery::Delivery;
 pub use self::jsonl::Jsonl;
+pub use self::mqtt::MqttSink;
 pub use self::webhook::Webhook;
 use crate::daemon::config::{VerdictsConfig, Wanted};
+use crate::uplink::{OptionsError, Uplink};
 
 /// Why an answer was not delivered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +42,10 @@ pub enum SinkConfigError {
     Webhook(String),
     #[error("verdicts.command: the command is empty")]
     NoCommand,
+    #[error("verdicts.mqtt: {0}")]
+    Mqtt(#[from] OptionsError),
+    #[error("verdicts.mqtt: there is no [broker] to publish on; give it a `broker` of its own")]
+    NoBroker,
 }
 
 /// One way out. They share nothing, so that none holds up another.
@@ -42,14 +53,33 @@ pub enum Sink {
     Jsonl(Jsonl),
     Webhook(Webhook),
     Command(CommandSink),
+    Mqtt(MqttSink),
+}
+
+// On disk: a number is never given to another sink.
+const JSONL: u8 = 0;
+const WEBHOOK: u8 = 1;
+const COMMAND: u8 = 2;
+const MQTT: u8 = 3;
+
+/// The bits of the configured sinks: who must have a correction before its case is forgotten.
+#[must_use]
+pub fn sink_bits(config: &VerdictsConfig) -> u8 {
+    let VerdictsConfig { jsonl, webhook, command, mqtt } = config;
+    let bit = |configured: bool, number: u8| u8::from(configured) << number;
+    bit(jsonl.is_some(), JSONL) | bit(webhook.is_some(), WEBHOOK) | bit(command.is_some(), COMMAND) | bit(mqtt.is_some(), MQTT)
 }
 
 /// The most answers one delivery takes.
 pub const BATCH_MAX: usize = 256;
 
 impl Sink {
-    /// The sinks of the configuration with what each wants. The MQTT sink is the uplink's.
-    pub fn all(config: &VerdictsConfig) -> Result<Vec<(Self, Wanted)>, SinkConfigError> {
+    /// The sinks of the configuration with what each wants.
+    pub fn all(
+        config: &VerdictsConfig,
+        uplink: Option<&Uplink>,
+        device: &DeviceId,
+    ) -> Result<Vec<(Self, Wanted)>, SinkConfigError> {
         let mut sinks = Vec::new();
         if let Some(jsonl) = &config.jsonl {
             sinks.push((Self::Jsonl(Jsonl::new(jsonl.path.clone(), jsonl.bytes_max)), jsonl.wanted));
@@ -60,7 +90,34 @@ impl Sink {
         if let Some(command) = &config.command {
             sinks.push((Self::Command(CommandSink::new(&command.command)?), command.wanted));
         }
+        if let Some(mqtt) = &config.mqtt {
+            let sink = match (&mqtt.broker, uplink) {
+                (Some(broker), _) => MqttSink::on_broker(broker, device)?,
+                (None, Some(uplink)) => MqttSink::on_uplink(uplink.clone()),
+                (None, None) => return Err(SinkConfigError::NoBroker),
+            };
+            sinks.push((Self::Mqtt(sink), mqtt.wanted));
+        }
         Ok(sinks)
+    }
+
+    /// The sink's bit in the outbox's record of who has a correction.
+    #[must_use]
+    pub fn number(&self) -> u8 {
+        match self {
+            Self::Jsonl(_) => JSONL,
+            Self::Webhook(_) => WEBHOOK,
+            Self::Command(_) => COMMAND,
+            Self::Mqtt(_) => MQTT,
+        }
+    }
+
+    /// Whether this local answer is to be passed on.
+    pub fn wants_local(&mut self, wanted: Wanted, answer: &Answer) -> bool {
+        match self {
+            Self::Mqtt(sink) => sink.wants_local(wanted, answer),
+            _ => wanted.takes(answer),
+        }
     }
 
     /// What status and the outbox call it.
@@ -70,6 +127,7 @@ impl Sink {
             Self::Jsonl(_) => "jsonl",
             Self::Webhook(_) => "webhook",
             Self::Command(_) => "command",
+            Self::Mqtt(_) => "mqtt",
         }
     }
 
@@ -79,6 +137,7 @@ impl Sink {
             Self::Jsonl(sink) => sink.send(answer).await,
             Self::Webhook(sink) => sink.send(answer).await,
             Self::Command(sink) => sink.send(answer).await,
+            Self::Mqtt(sink) => sink.send(answer).await,
         }
     }
 

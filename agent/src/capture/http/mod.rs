@@ -54,7 +54,7 @@ pub(super) struct Api<I> {
 
 /// Every path the agent answers on.
 pub(super) fn routes<I: Intake>(config: &Config, intake: &Arc<I>, stop: &CancellationToken) -> Router {
-    let sources = config.sources.iter().filter(|source| matches!(source.kind, SourceKind::Http {}));
+    let sources = config.sources.iter().filter(|source| matches!(source.kind, SourceKind::Http));
     let api = Api {
         intake: intake.clone(),
         bodies: Bodies::new(config.http.body_bytes_max),

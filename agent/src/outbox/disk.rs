@@ -1,0 +1,158 @@
+//! The few file operations the log needs, so that a test can put a worse disk under it.
+//!
+//! Nothing above this file touches a path or a file descriptor. What is promised here is only what a disk
+//! promises: appended bytes may be lost, torn or reordered until [`SegmentFile::sync`] returns.
+
+use std::fs::File;
+use std::io::{self, IoSlice, Write as _};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// One append-only file.
+pub(crate) trait SegmentFile: Send {
+    /// Writes all the bytes at the end, or fails having written some of them.
+    fn append(&mut self, parts: &mut [IoSlice<'_>]) -> io::Result<()>;
+    /// Makes everything appended so far durable.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Cuts the file to `bytes`.
+    fn cut(&mut self, bytes: u64) -> io::Result<()>;
+    /// Reads up to `into.len()` bytes at `offset`; fewer only at the end of the file.
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
+    fn bytes(&self) -> io::Result<u64>;
+}
+
+/// The folder the segments lie in.
+pub(crate) trait Disk: Send + Sync {
+    /// A new, empty segment; fails if there is one of this number.
+    fn create(&self, segment: u32) -> io::Result<Box<dyn SegmentFile>>;
+    fn open(&self, segment: u32) -> io::Result<Box<dyn SegmentFile>>;
+    fn remove(&self, segment: u32) -> io::Result<()>;
+    /// Moves a segment out of the way, under a name that is never read again.
+    fn set_aside(&self, segment: u32) -> io::Result<()>;
+    /// All segments, in any order.
+    fn segments(&self) -> io::Result<Vec<u32>>;
+    /// Makes creations and removals durable.
+    fn sync_folder(&self) -> io::Result<()>;
+    fn free_bytes(&self) -> io::Result<u64>;
+    /// Takes or gives back `bytes` of the disk, so that a full disk still takes a tombstone.
+    fn keep_reserve(&self, bytes: Option<u64>) -> io::Result<()>;
+}
+
+/// A folder of a real file system.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    /// Makes the folder if it is not there.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(path)?;
+        if let Some(parent) = path.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(Self { path: path.to_owned() })
+    }
+
+    fn path_of(&self, segment: u32) -> PathBuf {
+        self.path.join(format!("{segment:08}.log"))
+    }
+
+    fn reserve(&self) -> PathBuf {
+        self.path.join("reserve")
+    }
+}
+
+impl Disk for Folder {
+    fn create(&self, segment: u32) -> io::Result<Box<dyn SegmentFile>> {
+        let file = File::options().read(true).append(true).create_new(true).open(self.path_of(segment))?;
+        Ok(Box::new(file))
+    }
+
+    fn open(&self, segment: u32) -> io::Result<Box<dyn SegmentFile>> {
+        Ok(Box::new(File::options().read(true).append(true).open(self.path_of(segment))?))
+    }
+
+    fn remove(&self, segment: u32) -> io::Result<()> {
+        std::fs::remove_file(self.path_of(segment))
+    }
+
+    fn set_aside(&self, segment: u32) -> io::Result<()> {
+        let path = self.path_of(segment);
+        std::fs::rename(&path, path.with_extension("damaged"))
+    }
+
+    fn segments(&self) -> io::Result<Vec<u32>> {
+        let mut segments = Vec::new();
+        for file in std::fs::read_dir(&self.path)? {
+            let name = file?.file_name();
+            let stem = name.to_str().and_then(|name| name.strip_suffix(".log"));
+            segments.extend(stem.and_then(|stem| stem.parse::<u32>().ok()));
+        }
+        Ok(segments)
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.path)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn keep_reserve(&self, bytes: Option<u64>) -> io::Result<()> {
+        let path = self.reserve();
+        let Some(bytes) = bytes else {
+            return match std::fs::remove_file(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                done => done,
+            };
+        };
+        if std::fs::metadata(&path).is_ok_and(|file| file.len() == bytes) {
+            return Ok(());
+        }
+        let file = File::create(&path)?;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+        file.sync_all()
+    }
+}
+
+impl SegmentFile for File {
+    fn append(&mut self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        while !parts.is_empty() {
+            match self.write_vectored(parts) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut parts, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn cut(&mut self, bytes: u64) -> io::Result<()> {
+        self.set_len(bytes)
+    }
+
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut read = 0;
+        while read < into.len() {
+            match FileExt::read_at(self, &mut into[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(more) => read += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(read)
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}

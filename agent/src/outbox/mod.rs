@@ -1,0 +1,390 @@
+//! Keeps every case that was said to be stored, through kill, power cut and full disk.
+//!
+//! [`Outbox::store`] returns `Ok` once the case is durable. What the cases are worth, when they are sent and how
+//! often is decided in core; here they are kept, walked in order, and given back. The parts:
+//!
+//! - `log`: append-only segments, the only truth. `disk` is the file system below it.
+//! - `table`: what the log's records mean, one line per case in memory.
+//! - `commit`: the thread that owns the log, group commit. `retire`: how it gives room back.
+//! - `index`: the lines in order on disk (sled); `behind` is the thread that writes them after the fact.
+//! - `recover`: reads the log back at the start, all of it or what the queue lacks.
+//!
+//! ```text
+//! waiting ⇄ sent ⇄ received → answered(revision, delivered to sinks) → forgotten
+//!        └───────┴─────────┴→ dead → (requeue) waiting, (forget) forgotten
+//! ```
+//! `answered`, `dead` and `forgotten` are on disk when the call returns; how far sending has come is not.
+
+mod behind;
+mod case;
+mod commit;
+mod disk;
+mod index;
+mod log;
+mod order;
+mod recover;
+mod retire;
+mod shared;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use hedge_core::clock::Moment;
+use hedge_proto::{CaseKey, Refusal};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use self::behind::Behind;
+use self::commit::{Ask, Committer, Done, Request};
+use self::disk::{Disk, Folder};
+use self::log::Pointer;
+use self::log::reader::{self, RecordError};
+use self::log::record::{Head, Kind, Record};
+use self::log::segment::{FileHeader, Opening};
+use self::log::writer::{SEGMENT_BYTES, Writer};
+use self::order::Class;
+use self::recover::{RecoverError, Recovered};
+use self::shared::Shared;
+use self::table::{Line, Stage};
+
+pub use self::case::{
+    Applied, Entry, Figures, Limits, NewCase, OpenError, OpenReport, Progress, ReadError, State, StoreError, StoredCase,
+};
+pub use self::log::record::HEADER_BYTES_MAX;
+
+/// The most requests that wait for the log's thread; more are refused as [`Refusal::Overloaded`].
+const REQUESTS_MAX: usize = 1024;
+/// The most payload bytes that wait for the log's thread.
+const REQUEST_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// A reader whose record was moved looks again this often.
+const READ_TRIES_MAX: usize = 4;
+
+/// The durable queue of cases. Cloning is cheap; the last clone to go stops the threads.
+#[derive(Clone)]
+pub struct Outbox {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    limits: Limits,
+    requests: Mutex<Option<mpsc::Sender<Request>>>,
+    request_bytes: Arc<Semaphore>,
+    threads: Mutex<Option<(JoinHandle<()>, behind::Stop)>>,
+    /// Held as long as the outbox is open.
+    _lock: Option<File>,
+}
+
+impl Outbox {
+    /// Opens the outbox in `dir`, or makes it. Blocks until every stored case is known again.
+    pub fn open(dir: &Path, limits: Limits) -> Result<(Self, OpenReport), OpenError> {
+        let io = |source| OpenError::Io { path: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let lock = File::create(dir.join("lock")).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(OpenError::InUse(dir.to_owned())),
+            Err(std::fs::TryLockError::Error(error)) => return Err(io(error)),
+        }
+        let disk = Folder::open(&dir.join("log")).map_err(io)?;
+        let opened = Self::open_on(Arc::new(disk), &dir.join("queue"), limits, SEGMENT_BYTES, Some(lock));
+        opened.map_err(|error| match error {
+            RecoverError::Newer { segment, format } => OpenError::Newer { segment, format },
+            RecoverError::Io(error) => io(error),
+        })
+    }
+
+    fn open_on(
+        disk: Arc<dyn Disk>,
+        queue_path: &Path,
+        limits: Limits,
+        segment_bytes: u64,
+        lock: Option<File>,
+    ) -> Result<(Self, OpenReport), RecoverError> {
+        let Recovered { table, summary, segments, report } = recover::recover(&*disk, queue_path)?;
+        let writer = Writer::new(Arc::clone(&disk), segments.sizes, segments.tail, segment_bytes)?;
+
+        let shared = Arc::new(Shared::new(table, disk, queue_path.to_owned()));
+        shared.count_damaged(report.damaged_records);
+        let queue_thread = Behind::start(Arc::clone(&shared), summary)?;
+        let committer = Committer::new(Arc::clone(&shared), writer, limits);
+        let (requests, received) = mpsc::channel(REQUESTS_MAX);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let log_thread = std::thread::Builder::new()
+            .name("outbox-log".into())
+            .spawn(move || runtime.block_on(committer.run(received)))?;
+        let inner = Inner {
+            shared,
+            limits,
+            requests: Mutex::new(Some(requests)),
+            request_bytes: Arc::new(Semaphore::new(REQUEST_BYTES_MAX)),
+            threads: Mutex::new(Some((log_thread, queue_thread))),
+            _lock: lock,
+        };
+        Ok((Self { inner: Arc::new(inner) }, report))
+    }
+
+    /// Stores a case. `Ok` means it survives a power cut; a key that is there already is `Ok` and changes nothing.
+    /// The key of a forgotten case must not be used again.
+    pub async fn store(&self, case: NewCase) -> Result<(), Refusal> {
+        self.submit(case)?.await
+    }
+
+    /// Hands a case over without waiting for the disk. Dropping the receipt does not take the case back.
+    pub fn submit(&self, case: NewCase) -> Result<Receipt, Refusal> {
+        let NewCase { key, sort_key, stored_at, header, payload } = case;
+        if payload.len() as u64 > self.inner.limits.payload_bytes_max {
+            return Err(Refusal::TooLarge);
+        }
+        let permits = u32::try_from(payload.len().min(REQUEST_BYTES_MAX)).map_err(|_| Refusal::TooLarge)?;
+        let head = Head { sort_key, ..Head::mark(Kind::Case, key, stored_at) };
+        let permit =
+            Arc::clone(&self.inner.request_bytes).try_acquire_many_owned(permits).map_err(|_| Refusal::Overloaded)?;
+        let record = Record::new(head, header, payload).map_err(|_| Refusal::TooLarge)?;
+        let (reply, receipt) = oneshot::channel();
+        let requests = self.inner.requests().ok_or(Refusal::Stopping)?;
+        requests.try_send((Ask::Store(record, permit), reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Refusal::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => Refusal::Stopping,
+        })?;
+        Ok(Receipt(receipt))
+    }
+
+    #[must_use]
+    pub fn lookup(&self, key: CaseKey) -> Option<Entry> {
+        self.inner.shared.table().get(key).map(|line| line.entry(key))
+    }
+
+    /// Up to `n` cases without a verdict, the highest sort key first.
+    #[must_use]
+    pub fn fetch(&self, n: usize) -> Vec<Entry> {
+        self.inner.shared.table().walk(Class::Open, n, |_| true)
+    }
+
+    /// Up to `n` answered cases whose verdict `sink` has not confirmed, the oldest verdict first.
+    #[must_use]
+    pub fn undelivered(&self, sink: u8, n: usize) -> Vec<Entry> {
+        let bit = sink_bit(sink);
+        let lacking = |entry: &Entry| matches!(entry.state, State::Answered { delivered, .. } if delivered & bit == 0);
+        self.inner.shared.table().walk(Class::Answered, n, lacking)
+    }
+
+    /// Up to `n` dead letters, the highest sort key first.
+    #[must_use]
+    pub fn dead_letters(&self, n: usize) -> Vec<Entry> {
+        self.inner.shared.table().walk(Class::Dead, n, |_| true)
+    }
+
+    /// Reads a case from the log; `None` if there is none. Blocks on the disk: not for async workers.
+    pub fn read(&self, key: CaseKey) -> Result<Option<StoredCase>, ReadError> {
+        let mut tries = READ_TRIES_MAX;
+        while let Some(line) = self.inner.shared.table().get(key) {
+            tries -= 1;
+            let error = match self.inner.read(key, &line) {
+                Ok(case) => return Ok(Some(case)),
+                Err(error) => error,
+            };
+            // Copying to the head may have moved it meanwhile.
+            let moved = self.inner.shared.table().get(key).is_none_or(|now| now != line);
+            if moved && tries > 0 {
+                continue;
+            }
+            return Err(match error {
+                RecordError::Io(error) if error.kind() != io::ErrorKind::NotFound => ReadError::Io(error),
+                RecordError::Io(_) | RecordError::Damaged => {
+                    self.set_aside(key);
+                    ReadError::Damaged
+                }
+            });
+        }
+        Ok(None)
+    }
+
+    /// Notes how far sending has come. Not durable; nothing for a case that is not open.
+    #[expect(clippy::unused_async, reason = "callers must not depend on it never waiting")]
+    pub async fn mark(&self, marks: Vec<(CaseKey, Progress)>) {
+        let mut table = self.inner.shared.table();
+        for (key, progress) in marks {
+            table.mark(key, progress);
+        }
+        drop(table);
+        self.inner.shared.changed.notify_one();
+    }
+
+    /// Counts a failed try and returns how many there are. On disk when it returns.
+    pub async fn attempt(&self, key: CaseKey) -> Result<u32, StoreError> {
+        match self.ask(Ask::Attempt(key)).await? {
+            Done::Attempts(count) => Ok(count),
+            Done::Written | Done::Applied(_) => Ok(0),
+        }
+    }
+
+    /// Takes a verdict if the case is open or the revision higher than the one it has.
+    pub async fn answered(&self, key: CaseKey, revision: u32, verdict: Vec<u8>) -> Result<Applied, StoreError> {
+        match self.ask(Ask::Answer { key, revision, verdict: verdict.into() }).await? {
+            Done::Applied(applied) => Ok(applied),
+            Done::Written | Done::Attempts(_) => Ok(Applied::New),
+        }
+    }
+
+    /// Notes that sink `sink` (0 to 7) has this revision.
+    pub async fn delivered(&self, key: CaseKey, revision: u32, sink: u8) -> Result<(), StoreError> {
+        self.ask(Ask::Deliver { key, revision, sink }).await.map(drop)
+    }
+
+    /// Ends a case for good. Fine if there is none.
+    pub async fn forget(&self, key: CaseKey) -> Result<(), StoreError> {
+        self.ask(Ask::Forget(key)).await.map(drop)
+    }
+
+    /// Makes an open case a dead letter. An answered one stays answered.
+    pub async fn dead(&self, key: CaseKey, reason: &str) -> Result<(), StoreError> {
+        self.ask(Ask::Bury { key, reason: Bytes::copy_from_slice(reason.as_bytes()) }).await.map(drop)
+    }
+
+    /// Makes a dead letter wait again, with no failed tries.
+    pub async fn requeue(&self, key: CaseKey) -> Result<(), StoreError> {
+        self.ask(Ask::Requeue(key)).await.map(drop)
+    }
+
+    /// Writes the powered clock down.
+    pub async fn clock(&self, now: Moment) -> Result<(), StoreError> {
+        self.ask(Ask::Clock(now)).await.map(drop)
+    }
+
+    /// Counts and sizes; walks all cases for the oldest.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let shared = &self.inner.shared;
+        let table = shared.table();
+        let totals = table.totals();
+        let queue_bytes = table.queue.as_ref().and_then(|queue| queue.size_on_disk().ok()).unwrap_or(0);
+        Figures {
+            waiting: totals.open,
+            waiting_bytes: totals.open_bytes,
+            answered: totals.answered,
+            dead: totals.dead,
+            live_bytes: totals.live_bytes,
+            disk_bytes: shared.log_bytes.load(Ordering::Relaxed) + queue_bytes,
+            written_bytes: shared.written_bytes.load(Ordering::Relaxed),
+            damaged_records: shared.damaged_records.load(Ordering::Relaxed),
+            oldest_stored_at: table.oldest_open(),
+            queue_broken: table.queue.is_none(),
+        }
+    }
+
+    /// Finishes what was handed over, makes the queue durable and stops. Other clones get `Stopping`.
+    pub async fn close(self) {
+        let inner = Arc::clone(&self.inner);
+        if tokio::task::spawn_blocking(move || inner.stop()).await.is_err() {
+            tracing::error!("the outbox did not stop cleanly; the next start reads its log");
+        }
+    }
+
+    async fn ask(&self, ask: Ask) -> Result<Done, StoreError> {
+        let (reply, done) = oneshot::channel();
+        let requests = self.inner.requests().ok_or(StoreError::Stopping)?;
+        requests.send((ask, reply)).await.map_err(|_| StoreError::Stopping)?;
+        done.await.unwrap_or(Err(StoreError::Stopping))
+    }
+
+    /// Ends a damaged case. If there is no room for the request now, the next read tries again.
+    fn set_aside(&self, key: CaseKey) {
+        let (reply, _) = oneshot::channel();
+        let sent = self.inner.requests().map(|requests| requests.try_send((Ask::Forget(key), reply)));
+        if matches!(sent, Some(Ok(()))) {
+            self.inner.shared.count_damaged(1);
+            tracing::warn!(epoch = key.epoch.0, sequence = key.sequence, "a damaged case is dropped from the outbox");
+        }
+    }
+}
+
+impl Inner {
+    fn requests(&self) -> Option<mpsc::Sender<Request>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn read(&self, key: CaseKey, line: &Line) -> Result<StoredCase, RecordError> {
+        let body = Opened::at(&*self.shared.disk, line.slot.body, key, Kind::Case)?;
+        let answered = line.slot.stage == Stage::Answered;
+        let header = body.header()?;
+        let payload = if answered { Bytes::new() } else { body.payload()? };
+        let second = |stage, kind| match line.outcome.filter(|_| line.slot.stage == stage) {
+            Some(outcome) => Opened::at(&*self.shared.disk, outcome.at, key, kind)?.payload().map(Some),
+            None => Ok(None),
+        };
+        let verdict = second(Stage::Answered, Kind::Verdict)?.map(Vec::from);
+        let dead = second(Stage::Dead, Kind::Dead)?.map(|reason| String::from_utf8_lossy(&reason).into_owned());
+        Ok(StoredCase { header, payload, attempts: u32::from(line.slot.attempts), verdict, dead })
+    }
+
+    fn stop(&self) {
+        drop(self.requests.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let Some((log, queue)) = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        if log.join().is_err() {
+            tracing::error!("the outbox's log thread panicked; the next start reads its log");
+        }
+        queue.join(&self.shared);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A record whose place, kind and case have been checked.
+struct Opened {
+    file: Box<dyn disk::SegmentFile>,
+    head: Head,
+    offset: u32,
+}
+
+impl Opened {
+    fn at(disk: &dyn Disk, at: Pointer, key: CaseKey, kind: Kind) -> Result<Self, RecordError> {
+        let file = disk.open(at.segment)?;
+        let Opening::Fine(header) = FileHeader::read(&*file, at.segment)? else { return Err(RecordError::Damaged) };
+        let head = reader::read_head(&*file, header, at.offset)?;
+        if head.key != key || head.kind != kind {
+            return Err(RecordError::Damaged);
+        }
+        Ok(Self { file, head, offset: at.offset })
+    }
+
+    fn header(&self) -> Result<Vec<u8>, RecordError> {
+        reader::read_header(&*self.file, &self.head, self.offset)
+    }
+
+    fn payload(&self) -> Result<Bytes, RecordError> {
+        reader::read_payload(&*self.file, &self.head, self.offset)
+    }
+}
+
+/// Becomes ready once the case is durable or refused.
+#[derive(Debug)]
+pub struct Receipt(oneshot::Receiver<Result<Done, StoreError>>);
+
+impl Future for Receipt {
+    type Output = Result<(), Refusal>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|result| match result {
+            Ok(done) => done.map(drop).map_err(StoreError::into_refusal),
+            Err(_) => Err(Refusal::Stopping),
+        })
+    }
+}
+
+fn sink_bit(sink: u8) -> u8 {
+    1u8.checked_shl(u32::from(sink)).unwrap_or(0)
+}

@@ -1,0 +1,45 @@
+//! What the threads of the outbox and its callers share.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::disk::Disk;
+use super::table::Table;
+
+pub(crate) struct Shared {
+    table: Mutex<Table>,
+    /// The table has changes for the queue on disk, or the outbox stops.
+    pub(crate) changed: Condvar,
+    /// The queue on disk has caught up.
+    pub(crate) settled: Condvar,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) queue_path: PathBuf,
+    pub(crate) log_bytes: AtomicU64,
+    pub(crate) written_bytes: AtomicU64,
+    pub(crate) damaged_records: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(table: Table, disk: Arc<dyn Disk>, queue_path: PathBuf) -> Self {
+        Self {
+            table: Mutex::new(table),
+            changed: Condvar::new(),
+            settled: Condvar::new(),
+            disk,
+            queue_path,
+            log_bytes: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+            damaged_records: AtomicU64::new(0),
+        }
+    }
+
+    /// A thread that panicked while it held the table left whole lines behind, so going on is right.
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn count_damaged(&self, records: u64) {
+        self.damaged_records.fetch_add(records, Ordering::Relaxed);
+    }
+}

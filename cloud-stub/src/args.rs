@@ -1,0 +1,158 @@
+//! The command line. Everything is checked before anything is opened or dialled.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hedge_proto::Name;
+
+use crate::link::{Credentials, Endpoint};
+
+/// The cloud side of Hedge: answers the cases devices are not sure about.
+#[derive(Debug, Parser)]
+#[command(name = "hedge-cloud", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take cases from a broker, answer them, keep records, serve the dashboard
+    Serve(Box<Serve>),
+}
+
+const SERVE_AFTER: &str = "\
+Examples:
+  All in one, for a first look (no broker needed):
+    hedge-cloud serve --embedded-broker 127.0.0.1:1883 --model models/fashion/large
+
+  Beside a real broker, with TLS:
+    hedge-cloud serve --broker mqtts://broker.example:8883 --ca ca.pem --cert cloud.pem --key cloud.key \\
+      --state-dir /var/lib/hedge-cloud --model /srv/models/photo-large
+
+Once ready, stdout gets one line `dashboard http://ADDR`, with --embedded-broker a line `broker mqtt://ADDR`
+before it. Logs go to stderr; RUST_LOG sets what is logged.
+
+Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong command line, 3 could not start.";
+
+/// Each flag can also be given as an environment variable, named below its text.
+#[derive(Debug, Args)]
+#[command(after_long_help = SERVE_AFTER)]
+pub struct Serve {
+    /// The broker: mqtt://HOST[:PORT], or mqtts:// for TLS
+    #[arg(long, value_name = "URL", env = "HEDGE_CLOUD_BROKER", default_value = "mqtt://127.0.0.1:1883")]
+    pub broker: Endpoint,
+
+    /// Run a broker inside this process instead, in memory and without passwords: for demos. Port 0 takes a free one
+    #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_EMBEDDED_BROKER")]
+    pub embedded_broker: Option<SocketAddr>,
+
+    /// Authorities that may have signed the broker's certificate (PEM); without it the system's are used
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_CA")]
+    pub ca: Option<PathBuf>,
+
+    /// Our certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_CERT", requires = "key")]
+    pub cert: Option<PathBuf>,
+
+    /// The key of our certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_KEY", requires = "cert")]
+    pub key: Option<PathBuf>,
+
+    /// User name for the broker
+    #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_USERNAME")]
+    pub username: Option<String>,
+
+    /// File that holds the password and nothing else
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PASSWORD_FILE", requires = "username")]
+    pub password_file: Option<PathBuf>,
+
+    /// Where the dashboard and its API listen. Whoever reaches it sees all samples: keep it on loopback, or behind
+    /// a proxy that asks who is there
+    #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+
+    /// Where the records are kept
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_STATE_DIR", default_value = "hedge-cloud-state")]
+    pub state_dir: PathBuf,
+
+    /// A model bundle; give one per task. Cases of a task without a model are recorded and held
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_MODEL", value_delimiter = ',')]
+    pub model: Vec<PathBuf>,
+
+    /// The ONNX Runtime library; by default it is searched for
+    #[arg(long, value_name = "SO", env = "HEDGE_CLOUD_LIBRARY")]
+    pub library: Option<PathBuf>,
+
+    /// Threads each model may use
+    #[arg(long, value_name = "N", env = "HEDGE_CLOUD_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub threads: u8,
+
+    /// This instance's name: letters, digits, `.`, `_`, `-`
+    #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_INSTANCE", default_value = "cloud-1")]
+    pub instance: Name,
+
+    /// What stands in front of all topics
+    #[arg(long, value_name = "P", env = "HEDGE_CLOUD_PREFIX", default_value = "")]
+    pub prefix: String,
+
+    /// How many MiB of payloads are kept; the oldest go first, answers stay
+    #[arg(long, value_name = "MIB", env = "HEDGE_CLOUD_PAYLOAD_MIB", default_value_t = 4096)]
+    pub payload_mib: u32,
+
+    /// How many days payloads are kept
+    #[arg(long, value_name = "DAYS", env = "HEDGE_CLOUD_PAYLOAD_DAYS", default_value_t = 30)]
+    pub payload_days: u16,
+
+    /// How many days answers are kept, so that a case that comes again is not answered twice
+    #[arg(long, value_name = "DAYS", env = "HEDGE_CLOUD_RECORD_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u16).range(90..))]
+    pub record_days: u16,
+
+    /// How often, in seconds, the status is published again. More often costs every device data
+    #[arg(long, value_name = "S", env = "HEDGE_CLOUD_STATUS_S", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub status_s: u32,
+
+    /// How logs are written
+    #[arg(long, value_name = "FORMAT", env = "HEDGE_CLOUD_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// Answer every case of TASK with LABEL, without a model: for benches and tests
+    #[arg(long, value_name = "TASK=LABEL", hide = true, value_parser = task_and_label)]
+    pub answer_with: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Serve {
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        Credentials {
+            ca: self.ca.clone(),
+            certificate: self.cert.clone(),
+            key: self.key.clone(),
+            username: self.username.clone(),
+            password_file: self.password_file.clone(),
+        }
+    }
+}
+
+fn task_and_label(text: &str) -> Result<(String, String), String> {
+    let (task, label) = text.split_once('=').ok_or("write TASK=LABEL")?;
+    Ok((task.to_owned(), label.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

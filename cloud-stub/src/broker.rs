@@ -1,0 +1,93 @@
+//! A broker in this process, for demos and development. It keeps everything in memory, asks nobody for a
+//! password and has no access list: bind it to loopback.
+//!
+//! Shared subscriptions need a plugin it does not have, so the link subscribes plainly when this one is used.
+
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rmqtt::context::ServerContext;
+use rmqtt::net::Builder;
+use rmqtt::retain::{DefaultRetainStorage, RetainStorage};
+use rmqtt::server::MqttServer;
+use rmqtt::types::{Retain, TopicFilter, TopicName};
+
+use crate::link::{PACKET_BYTES_MAX, RECEIVE_MAX};
+
+/// How many clients may connect: a demo's devices many times over.
+const CLIENTS_MAX: usize = 1000;
+
+/// How many messages wait for one client before the broker drops some.
+const QUEUE_MAX: usize = 10_000;
+
+/// Why the broker cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    #[error("the embedded broker cannot listen on {addr}: {reason}; is another broker there?")]
+    Listen { addr: SocketAddr, reason: String },
+}
+
+/// Starts a broker on `addr` (port 0: a free one) inside the current runtime, and returns where it listens.
+pub async fn start(addr: SocketAddr) -> Result<SocketAddr, BrokerError> {
+    let addr = with_port(addr)?;
+    let context = ServerContext::new().busy_check_enable(false).build().await;
+    *context.extends.retain_mut().await = Box::new(Retained(DefaultRetainStorage::new()));
+    let listener = Builder::new()
+        .name("embedded")
+        .laddr(addr)
+        .nodelay(true)
+        .reuseaddr(Some(true))
+        .max_connections(CLIENTS_MAX)
+        .max_packet_size(PACKET_BYTES_MAX)
+        .max_inflight(NonZeroU16::new(RECEIVE_MAX).unwrap_or(NonZeroU16::MIN))
+        .max_mqueue_len(QUEUE_MAX)
+        .message_retry_interval(Duration::from_secs(60))
+        .max_session_expiry_interval(Duration::from_hours(24))
+        .bind()
+        .and_then(rmqtt::net::Listener::tcp)
+        .map_err(|error| BrokerError::Listen { addr, reason: error.to_string() })?;
+    let server = MqttServer::new(context).listener_by_id(listener, addr.port()).build();
+    tokio::spawn(async move {
+        if let Err(error) = server.run().await {
+            tracing::error!("the embedded broker has stopped: {error}");
+        }
+    });
+    Ok(addr)
+}
+
+/// The library cannot tell which port it was given, so a free one is chosen before.
+fn with_port(addr: SocketAddr) -> Result<SocketAddr, BrokerError> {
+    if addr.port() != 0 {
+        return Ok(addr);
+    }
+    let chosen = TcpListener::bind(addr).and_then(|listener| listener.local_addr());
+    chosen.map_err(|error| BrokerError::Listen { addr, reason: error.to_string() })
+}
+
+/// The library's store of retained messages, switched on: by itself it keeps none.
+struct Retained(DefaultRetainStorage);
+
+#[async_trait]
+impl RetainStorage for Retained {
+    fn enable(&self) -> bool {
+        true
+    }
+
+    async fn set(&self, topic: &TopicName, retain: Retain, expiry: Option<Duration>) -> rmqtt::Result<()> {
+        self.0.set_with_timeout(topic, retain, expiry).await
+    }
+
+    async fn get(&self, filter: &TopicFilter) -> rmqtt::Result<Vec<(TopicName, Retain)>> {
+        self.0.get_message(filter).await
+    }
+
+    async fn count(&self) -> isize {
+        self.0.count().await
+    }
+
+    async fn max(&self) -> isize {
+        self.0.max().await
+    }
+}

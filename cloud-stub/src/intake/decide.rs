@@ -1,0 +1,143 @@
+//! Decides what becomes of one case, one question, one status. No IO and no time: records in, answer out.
+//!
+//! Invariants: a case is answered from its record whenever the record is of the same payload; a case that
+//! could still be answered one day is never called dead; nothing is said about one device's case to another.
+
+use hedge_proto::{Case, CaseId, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage, WIRE_VERSION};
+
+use crate::store::{Known, Standing};
+
+/// How long a device is told to wait while too many cases are waiting here.
+pub const BUSY_S: u32 = 10;
+
+/// How long a device is told to hold cases of a wire version this program does not read.
+pub const HOLD_S: u32 = 300;
+
+/// The most a case may have besides its payload: names, scores and metadata come to about 2 KiB.
+pub const HEADER_BYTES_MAX: usize = 16 * 1024;
+
+/// What to do with a case that has arrived.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// It is new: record it, then say `received`.
+    Record,
+    /// It failed before and comes again: try again, and say `received`.
+    Reopen,
+    /// It is on record: say this.
+    Repeat(DownMessage),
+    /// It is not taken: say this.
+    Refuse(DownMessage),
+    /// It is not taken now: say this.
+    Hold(DownMessage),
+}
+
+/// Whether there is room for one more case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    Free,
+    /// As many cases as may wait are waiting.
+    Full,
+    /// No model here answers this task, and as many such cases as may wait are waiting.
+    NoModel,
+}
+
+/// A case as it came, and its payload's real hash.
+pub struct Arrived<'a> {
+    pub from: &'a DeviceId,
+    pub case: &'a Case,
+    pub payload_sha256: Option<Digest>,
+    pub header_bytes: usize,
+}
+
+/// Decides on one case.
+#[must_use]
+pub fn on_case(arrived: &Arrived<'_>, known: Option<&Known>, room: Room) -> Step {
+    let Arrived { from, case, .. } = arrived;
+    if case.v != WIRE_VERSION {
+        return Step::Hold(DownMessage::Busy { after_s: HOLD_S });
+    }
+    if case.id.device != **from {
+        return Step::Refuse(dead(&case.id, "the case names another device than the one that sent it"));
+    }
+    if let Some(known) = known {
+        return on_known(case, known);
+    }
+    match arrived.payload_sha256 {
+        None => Step::Refuse(failed(&case.id, "the payload is missing: this cloud takes it only in the message")),
+        Some(sum) if sum != case.payload_sha256 => {
+            Step::Refuse(failed(&case.id, "the payload is not the one its SHA-256 sum names"))
+        }
+        Some(_) if arrived.header_bytes > HEADER_BYTES_MAX => Step::Refuse(dead(
+            &case.id,
+            &format!("the case has {} bytes besides its payload, more than {HEADER_BYTES_MAX}", arrived.header_bytes),
+        )),
+        Some(_) => match room {
+            Room::Free => Step::Record,
+            Room::Full => Step::Hold(DownMessage::Busy { after_s: BUSY_S }),
+            Room::NoModel => {
+                let reason = format!("no model here answers the task `{}`, and too many such cases wait", case.task);
+                Step::Refuse(failed(&case.id, &reason))
+            }
+        },
+    }
+}
+
+fn on_known(case: &Case, known: &Known) -> Step {
+    if known.payload_sha256 != case.payload_sha256 {
+        return Step::Refuse(dead(&case.id, "another payload is on record under this id"));
+    }
+    match standing(&case.id, &known.standing) {
+        Some(message) => Step::Repeat(message),
+        None => Step::Reopen,
+    }
+}
+
+/// What to do about an id a device asks about.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Told {
+    Say(DownMessage),
+    /// It failed before and its payload is here: try again, and say `received`.
+    Reopen,
+    /// It is another device's: say nothing.
+    Nothing,
+}
+
+/// Decides on one id of a question.
+#[must_use]
+pub fn on_ask(from: &DeviceId, id: &CaseId, known: Option<&Known>) -> Told {
+    if id.device != *from {
+        return Told::Nothing;
+    }
+    match known {
+        None => Told::Say(DownMessage::Unknown { ids: vec![id.clone()] }),
+        Some(known) => standing(id, &known.standing).map_or(Told::Reopen, Told::Say),
+    }
+}
+
+/// What a record says; `None` for a failed case, which is tried again instead.
+fn standing(id: &CaseId, standing: &Standing) -> Option<DownMessage> {
+    match standing {
+        Standing::Waiting => Some(DownMessage::Received { ids: vec![id.clone()] }),
+        Standing::Answered(verdict) => Some(DownMessage::Verdict(verdict.clone())),
+        Standing::Dead(reason) => Some(dead(id, reason)),
+        Standing::Failed(_) => None,
+    }
+}
+
+/// Whether a status replaces the one on record. An `offline` of an earlier connection than the last `online`
+/// is old news: a will that fired after the device was back.
+#[must_use]
+pub fn replaces(new: &DeviceStatus, on_record: Option<&DeviceStatus>) -> bool {
+    match (new.state, on_record) {
+        (DeviceState::Offline, Some(known)) => new.connection >= known.connection,
+        _ => true,
+    }
+}
+
+pub(super) fn dead(id: &CaseId, reason: &str) -> DownMessage {
+    DownMessage::Dead { id: id.clone(), reason: reason.to_owned() }
+}
+
+pub(super) fn failed(id: &CaseId, reason: &str) -> DownMessage {
+    DownMessage::Failed { id: id.clone(), reason: reason.to_owned() }
+}

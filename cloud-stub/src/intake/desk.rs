@@ -1,0 +1,263 @@
+//! Reads one event, decides it against the records, writes the outcome into the batch.
+
+use std::collections::BTreeSet;
+
+use hedge_proto::{
+    Authority, BATCH_CASES_MAX, Case, CaseId, CaseMessage, DOCUMENT_BYTES_MAX, DecodeError, DeviceId, DeviceStatus,
+    Digest, DownMessage, IDS_MAX, MESSAGE_BYTES_MAX, TaskResult, Telemetry, Topic, Topics, Verdict, WIRE_VERSION,
+    from_cbor, from_json, to_cbor,
+};
+
+use super::Incoming;
+use super::decide::{self, Arrived, BUSY_S, Step, Told, dead, failed};
+use super::lanes::Lanes;
+use crate::model::{ModelFailure, Outcome};
+use crate::reply::Replies;
+use crate::store::{Batch, Keep, StoreError, Totals, Waiting};
+
+/// The most devices that are remembered without having sent a case: names are free to make up.
+const DEVICES_MAX: u64 = 10_000;
+
+/// The longest reason that is kept and sent.
+const REASON_CHARS_MAX: usize = 300;
+
+/// What follows once the batch is committed.
+#[derive(Default)]
+pub(super) struct Effects {
+    pub(super) replies: Replies,
+    pub(super) new_work: Vec<Waiting>,
+    /// Who is told to wait if the commit fails, and how many cases that concerns.
+    senders: BTreeSet<DeviceId>,
+    pub(super) cases_seen: u64,
+}
+
+impl Effects {
+    /// What is said instead when nothing could be recorded.
+    pub(super) fn into_busy(self) -> Replies {
+        let mut replies = Replies::default();
+        for device in self.senders {
+            replies.add(&device, DownMessage::Busy { after_s: BUSY_S });
+        }
+        replies
+    }
+}
+
+pub(super) struct Desk<'a, 'w> {
+    batch: &'a Batch<'w>,
+    topics: &'a Topics,
+    lanes: &'a Lanes,
+    totals: &'a mut Totals,
+    effects: &'a mut Effects,
+    now_ms: u64,
+}
+
+impl<'a, 'w> Desk<'a, 'w> {
+    pub(super) fn new(
+        batch: &'a Batch<'w>,
+        topics: &'a Topics,
+        lanes: &'a Lanes,
+        totals: &'a mut Totals,
+        effects: &'a mut Effects,
+        now_ms: u64,
+    ) -> Self {
+        Self { batch, topics, lanes, totals, effects, now_ms }
+    }
+
+    pub(super) fn message(&mut self, message: &Incoming) -> Result<(), StoreError> {
+        let payload = &message.payload;
+        let error = match self.topics.read(&message.topic) {
+            Some(Topic::UpCase(device)) => match from_cbor(payload, MESSAGE_BYTES_MAX) {
+                Ok(said) => return self.case_message(&device, said, &message.topic),
+                Err(error) => error,
+            },
+            Some(Topic::UpStatus(device)) if payload.is_empty() => return self.batch.clear_device_status(&device),
+            Some(Topic::UpStatus(device)) => match from_json(payload, DOCUMENT_BYTES_MAX) {
+                Ok(status) => return self.status(&device, &status),
+                Err(error) => error,
+            },
+            Some(Topic::UpTelemetry(device)) => match from_json::<Telemetry>(payload, DOCUMENT_BYTES_MAX) {
+                Ok(telemetry) => return self.telemetry(&device, &telemetry),
+                Err(error) => error,
+            },
+            _ => DecodeError::Malformed("no topic this program listens to".to_owned()),
+        };
+        self.malformed(&message.topic, &error);
+        Ok(())
+    }
+
+    fn malformed(&mut self, topic: &str, error: &DecodeError) {
+        self.totals.malformed += 1;
+        tracing::warn!(topic, "message set aside: {error}");
+    }
+
+    fn case_message(&mut self, from: &DeviceId, said: CaseMessage, topic: &str) -> Result<(), StoreError> {
+        self.effects.senders.insert(from.clone());
+        match said {
+            CaseMessage::Case(case) => self.case(from, *case),
+            CaseMessage::Batch(cases) if cases.len() <= BATCH_CASES_MAX => {
+                cases.into_iter().try_for_each(|case| self.case(from, case))
+            }
+            CaseMessage::Ask { ids } if ids.len() <= IDS_MAX => ids.iter().try_for_each(|id| self.asked(from, id)),
+            CaseMessage::Batch(_) | CaseMessage::Ask { .. } => {
+                let text = format!("it names more than {BATCH_CASES_MAX} cases or {IDS_MAX} ids");
+                self.malformed(topic, &DecodeError::Malformed(text));
+                Ok(())
+            }
+        }
+    }
+
+    fn case(&mut self, from: &DeviceId, mut case: Case) -> Result<(), StoreError> {
+        self.effects.cases_seen += 1;
+        let payload = case.payload.take();
+        let known = self.batch.known(&case.id)?;
+        // A known case is answered from its record: only a new one's payload is worth hashing.
+        let payload_sha256 = match (&known, &payload) {
+            (None, Some(bytes)) => Some(Digest::of(bytes)),
+            _ => None,
+        };
+        let arrived = Arrived { from, case: &case, payload_sha256, header_bytes: to_cbor(&case).len() };
+        let room = self.lanes.room(&case.task, self.effects.new_work.len());
+        match decide::on_case(&arrived, known.as_ref(), room) {
+            Step::Record => self.record(from, case, payload.as_deref().map_or(&[], |bytes| bytes)),
+            Step::Reopen => self.reopen(from, &case.id, &case.task),
+            Step::Repeat(message) => {
+                self.totals.repeated += 1;
+                self.effects.replies.add(from, message);
+                Ok(())
+            }
+            Step::Refuse(message) => {
+                self.totals.refused += 1;
+                tracing::warn!(device = %from, case = %case.id, "case refused: {}", reason_of(&message));
+                self.effects.replies.add(from, message);
+                Ok(())
+            }
+            Step::Hold(message) => {
+                self.totals.busy += 1;
+                self.effects.replies.add(from, message);
+                Ok(())
+            }
+        }
+    }
+
+    fn record(&mut self, from: &DeviceId, case: Case, payload: &[u8]) -> Result<(), StoreError> {
+        self.batch.record(&case, payload, self.now_ms)?;
+        let bytes = payload.len() as u64;
+        self.totals.cases += 1;
+        self.totals.waiting += 1;
+        self.totals.received_bytes += bytes;
+        self.totals.payload_bytes += bytes;
+        self.effects.replies.add(from, DownMessage::Received { ids: vec![case.id.clone()] });
+        self.effects.new_work.push(Waiting { id: case.id, task: case.task });
+        Ok(())
+    }
+
+    fn reopen(&mut self, from: &DeviceId, id: &CaseId, task: &str) -> Result<(), StoreError> {
+        self.batch.reopen(id)?;
+        self.totals.failed = self.totals.failed.saturating_sub(1);
+        self.totals.waiting += 1;
+        self.effects.replies.add(from, DownMessage::Received { ids: vec![id.clone()] });
+        self.effects.new_work.push(Waiting { id: id.clone(), task: task.to_owned() });
+        Ok(())
+    }
+
+    fn asked(&mut self, from: &DeviceId, id: &CaseId) -> Result<(), StoreError> {
+        match decide::on_ask(from, id, self.batch.known(id)?.as_ref()) {
+            Told::Say(message) => self.effects.replies.add(from, message),
+            Told::Reopen => {
+                let task = self.batch.task(id)?;
+                self.reopen(from, id, &task)?;
+            }
+            Told::Nothing => {
+                self.totals.refused += 1;
+                tracing::warn!(device = %from, case = %id, "it asks about another device's case");
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&mut self, device: &DeviceId, status: &DeviceStatus) -> Result<(), StoreError> {
+        let on_record = self.batch.device_status(device)?;
+        if self.admits(device)? && decide::replaces(status, on_record.as_ref()) {
+            self.batch.set_device_status(device, status, self.now_ms)?;
+        }
+        Ok(())
+    }
+
+    fn telemetry(&mut self, device: &DeviceId, telemetry: &Telemetry) -> Result<(), StoreError> {
+        if self.admits(device)? {
+            self.batch.set_telemetry(device, telemetry, self.now_ms)?;
+        }
+        Ok(())
+    }
+
+    fn admits(&mut self, device: &DeviceId) -> Result<bool, StoreError> {
+        let admitted = self.batch.is_device(device)? || self.batch.device_count()? < DEVICES_MAX;
+        if !admitted {
+            self.totals.refused += 1;
+        }
+        Ok(admitted)
+    }
+
+    pub(super) fn outcome(&mut self, outcome: &Outcome) -> Result<(), StoreError> {
+        let Outcome { case, opinion } = outcome;
+        self.totals.waiting = self.totals.waiting.saturating_sub(1);
+        let message = match opinion {
+            Ok(opinion) => {
+                let verdict = Verdict {
+                    v: WIRE_VERSION,
+                    id: case.id.clone(),
+                    revision: 1,
+                    authority: Authority::Model,
+                    task: case.task.clone(),
+                    result: opinion.result.clone(),
+                    model: opinion.model.clone(),
+                };
+                let agrees = agrees(case, &verdict.result);
+                self.batch.answer(&verdict, agrees, self.now_ms)?;
+                self.totals.answered += 1;
+                self.totals.agreed += u64::from(agrees == Some(true));
+                self.totals.disagreed += u64::from(agrees == Some(false));
+                DownMessage::Verdict(verdict)
+            }
+            Err(ModelFailure::Failed(reason)) => {
+                let reason = shortened(reason);
+                self.batch.fail(&case.id, &reason)?;
+                self.totals.failed += 1;
+                failed(&case.id, &reason)
+            }
+            Err(ModelFailure::Dead(reason)) => {
+                let reason = shortened(reason);
+                self.batch.kill(&case.id, &reason)?;
+                self.totals.dead += 1;
+                dead(&case.id, &reason)
+            }
+        };
+        self.effects.replies.add(&case.id.device, message);
+        Ok(())
+    }
+
+    pub(super) fn prune(&mut self, keep: &Keep) -> Result<(), StoreError> {
+        let removed = self.batch.prune(keep, self.totals.payload_bytes, self.now_ms)?;
+        self.totals.payload_bytes = self.totals.payload_bytes.saturating_sub(removed);
+        Ok(())
+    }
+}
+
+/// Whether the device's best label is the one of the verdict; `None` when it had none, or is asked in another way.
+fn agrees(case: &Case, result: &TaskResult) -> Option<bool> {
+    match result {
+        TaskResult::Classify { label, .. } => Some(case.scores.first()?.label == *label),
+        TaskResult::Detect { .. } | TaskResult::Regress { .. } => None,
+    }
+}
+
+fn shortened(reason: &str) -> String {
+    reason.chars().take(REASON_CHARS_MAX).collect()
+}
+
+fn reason_of(message: &DownMessage) -> &str {
+    match message {
+        DownMessage::Dead { reason, .. } | DownMessage::Failed { reason, .. } => reason,
+        _ => "",
+    }
+}

@@ -1,0 +1,306 @@
+//! One connection, from dialling to its end.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use hedge_proto::{CloudState, CloudStatus, DOCUMENT_BYTES_MAX, Name, Topic, from_json, to_cbor};
+use rumqttc::mqttbytes::v5::{Packet, PubAckReason, SubscribeReasonCode};
+use rumqttc::{
+    AsyncClient, ConnectionError, Event as Mqtt, EventLoop, ManualAck, NetworkOptions, NoticeFailureReason,
+    PublishNoticeError, PublishOptions, PublishResult, QoS, SubscribeFilterInput,
+};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use super::{Dial, Ends, LinkNow};
+use crate::intake::{Event, Incoming, Settled};
+use crate::reply::Reply;
+
+/// How many replies may be under way to the broker.
+const IN_FLIGHT_MAX: usize = 64;
+
+/// How many requests may lie before the client: replies, acknowledgements and a status.
+const REQUESTS_MAX: usize = 256;
+
+/// How long unacknowledged bytes may be under way before the connection counts as cut. Keep-alive alone does
+/// not notice it while we are sending.
+const UNACKED_MAX: Duration = Duration::from_secs(30);
+
+/// How long a goodbye may take.
+const GOODBYE_MAX: Duration = Duration::from_secs(3);
+
+/// One shared name for all instances: each case goes to one of them.
+const SHARE_GROUP: &str = "hedge";
+
+/// The right to acknowledge one message, once, on the connection it came by.
+#[derive(Debug)]
+pub struct Receipt {
+    generation: u64,
+    ack: ManualAck,
+}
+
+/// How a connection ended.
+pub(super) enum End {
+    /// All replies are sent and nobody is left to send more.
+    Stopped,
+    Broken(String),
+}
+
+/// Replies of an earlier connection that the broker has not acknowledged.
+#[derive(Default)]
+pub(super) struct Unsent(VecDeque<Reply>);
+
+/// Runs one connection.
+pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &mut Unsent) -> End {
+    ends.now.send_replace(LinkNow::Connecting);
+    let (client, mut events) = AsyncClient::builder(dial.options()).capacity(REQUESTS_MAX).build();
+    let mut sending = Sending::default();
+    let inbox = Inbox { generation, status_topic: dial.status_topic(), intake: ends.events.clone() };
+    let contradicted = Notify::new();
+    // Both sides run on this task and neither is dropped before the connection ends: a poll that is
+    // dropped half-way would lose its place in a packet.
+    let end = tokio::select! {
+        error = receive(&client, &mut events, &inbox, &contradicted) => End::Broken(error.to_string()),
+        end = send(&client, dial, &inbox, &contradicted, ends, unsent, &mut sending) => end,
+    };
+    if matches!(end, End::Stopped) {
+        say_goodbye(&client, &mut events, dial).await;
+    }
+    for (_, reply) in std::mem::take(&mut sending.under_way) {
+        unsent.0.push_back(reply);
+    }
+    events.clean();
+    events.drain_pending_as_failed(NoticeFailureReason::SessionReset);
+    end
+}
+
+/// Lets time pass without a connection, dropping acknowledgements that no longer have one. `true`: the program
+/// is stopping and there is nobody to tell.
+pub(super) async fn idle(ends: &mut Ends, unsent: &mut Unsent, pause: Duration) -> bool {
+    let until = Instant::now() + pause;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => return false,
+            Some(_) = ends.settled.recv() => {}
+            reply = ends.replies.recv(), if unsent.0.len() < super::REPLIES_MAX => match reply {
+                Some(reply) => unsent.0.push_back(reply),
+                None => return true,
+            },
+        }
+    }
+}
+
+/// What the receiving side needs to know.
+struct Inbox {
+    generation: u64,
+    status_topic: String,
+    intake: mpsc::Sender<Event>,
+}
+
+async fn receive(
+    client: &AsyncClient,
+    events: &mut EventLoop,
+    inbox: &Inbox,
+    contradicted: &Notify,
+) -> ConnectionError {
+    loop {
+        let publish = match events.poll().await {
+            Ok(Mqtt::Incoming(Packet::Publish(publish))) => publish,
+            Ok(_) => continue,
+            Err(error) => return error,
+        };
+        if publish.topic == inbox.status_topic {
+            // Somebody else's words on our own topic: most likely the will of our last connection.
+            if is_offline(&publish.payload) {
+                contradicted.notify_one();
+            }
+            continue;
+        }
+        let receipt = client.prepare_ack(&publish).map(|ack| Receipt { generation: inbox.generation, ack });
+        let topic = String::from_utf8_lossy(&publish.topic).into_owned();
+        // The intake's channel has room for all that the broker may send unacknowledged; what does not fit is
+        // QoS 0, or left to the device to send again.
+        if inbox.intake.try_send(Event::Message(Incoming { topic, payload: publish.payload, receipt })).is_err() {
+            tracing::warn!("a message was passed over: the intake takes no more now");
+        }
+    }
+}
+
+fn is_offline(payload: &[u8]) -> bool {
+    from_json::<CloudStatus>(payload, DOCUMENT_BYTES_MAX).is_ok_and(|status| status.state == CloudState::Offline)
+}
+
+/// Replies the broker has not acknowledged yet.
+#[derive(Default)]
+struct Sending {
+    under_way: BTreeMap<u64, Reply>,
+    next: u64,
+}
+
+type Sent = Result<PublishResult, PublishNoticeError>;
+
+impl Sending {
+    async fn publish(
+        &mut self,
+        client: &AsyncClient,
+        dial: &Dial,
+        reply: Reply,
+    ) -> Result<impl Future<Output = (u64, Sent)> + use<>, String> {
+        let topic = dial.topics.text(&Topic::DownVerdict(reply.device.clone()));
+        let message = to_cbor(&reply.message);
+        let number = self.next;
+        self.next += 1;
+        self.under_way.insert(number, reply);
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        let notice = client.publish_tracked(topic, message, options).await.map_err(|error| error.to_string())?;
+        Ok(async move { (number, notice.wait_async().await) })
+    }
+}
+
+async fn send(
+    client: &AsyncClient,
+    dial: &Dial,
+    inbox: &Inbox,
+    contradicted: &Notify,
+    ends: &mut Ends,
+    unsent: &mut Unsent,
+    sending: &mut Sending,
+) -> End {
+    let healthy = *ends.healthy.borrow_and_update();
+    if let Err(reason) = open(client, dial, healthy).await {
+        return End::Broken(reason);
+    }
+    tracing::info!(broker = %dial.endpoint, "connected");
+    ends.now.send_replace(LinkNow::Connected);
+    let mut live = interval(dial.status_every);
+    live.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    live.reset();
+    let mut notices = FuturesUnordered::new();
+    let mut more = true;
+    loop {
+        if !more && notices.is_empty() && unsent.0.is_empty() {
+            return End::Stopped;
+        }
+        let window_open = notices.len() < IN_FLIGHT_MAX;
+        if window_open && let Some(reply) = unsent.0.pop_front() {
+            match sending.publish(client, dial, reply).await {
+                Ok(notice) => notices.push(notice),
+                Err(reason) => return End::Broken(reason),
+            }
+        }
+        tokio::select! {
+            biased;
+            Some(settled) = ends.settled.recv() => {
+                if let Err(reason) = acknowledge(client, inbox.generation, settled).await {
+                    return End::Broken(reason);
+                }
+            }
+            Some((number, sent)) = notices.next() => {
+                if let Some(reply) = sending.under_way.remove(&number) && worth_repeating(&reply, &sent) {
+                    unsent.0.push_back(reply);
+                }
+            }
+            () = contradicted.notified() => {
+                let healthy = *ends.healthy.borrow();
+                publish_status(client, dial, healthy).await;
+            }
+            _ = live.tick() => {
+                let healthy = *ends.healthy.borrow();
+                publish_status(client, dial, healthy).await;
+            }
+            Ok(()) = ends.healthy.changed(), if more => {
+                let healthy = *ends.healthy.borrow();
+                publish_status(client, dial, healthy).await;
+            }
+            reply = ends.replies.recv(), if more && unsent.0.is_empty() => match reply {
+                Some(reply) => unsent.0.push_back(reply),
+                None => more = false,
+            },
+        }
+    }
+}
+
+/// Subscribes, waits until everything is granted, and says that we are here.
+async fn open(client: &AsyncClient, dial: &Dial, healthy: bool) -> Result<(), String> {
+    let topics = &dial.topics;
+    let cases = match Name::new(SHARE_GROUP) {
+        Ok(group) if dial.shared => topics.shared_fleet_filter(&group, "case"),
+        _ => topics.fleet_filter("case"),
+    };
+    let filters = [
+        SubscribeFilterInput::new(cases, QoS::AtLeastOnce),
+        SubscribeFilterInput::new(topics.fleet_filter("status"), QoS::AtLeastOnce),
+        SubscribeFilterInput::new(topics.fleet_filter("telemetry"), QoS::AtMostOnce),
+        SubscribeFilterInput::new(dial.status_topic(), QoS::AtMostOnce).no_local(true),
+    ];
+    let notice = client.subscribe_many_tracked(filters).await.map_err(|error| error.to_string())?;
+    let granted = notice.wait_async().await.map_err(|error| error.to_string())?;
+    if let Some(refused) = granted.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
+        return Err(format!("the broker refuses a subscription ({refused:?}); check its access list"));
+    }
+    publish_status(client, dial, healthy).await;
+    Ok(())
+}
+
+async fn publish_status(client: &AsyncClient, dial: &Dial, healthy: bool) {
+    let options = PublishOptions::new(QoS::AtLeastOnce).retained();
+    // An error means that the connection has ended, which the other side of the session reports.
+    if let Err(error) = client.publish(dial.status_topic(), dial.status(CloudState::Online, healthy), options).await {
+        tracing::debug!("the status was not published: {error}");
+    }
+}
+
+async fn acknowledge(client: &AsyncClient, generation: u64, settled: Settled) -> Result<(), String> {
+    let Settled { receipt, taken } = settled;
+    if receipt.generation != generation {
+        return Ok(());
+    }
+    let mut ack = receipt.ack;
+    if let (false, ManualAck::PubAck(puback)) = (taken, &mut ack) {
+        puback.reason = PubAckReason::QuotaExceeded;
+    }
+    client.manual_ack(ack).await.map_err(|error| error.to_string())
+}
+
+/// Whether a reply the broker did not take should be sent again. One that nobody listens for is not: the
+/// device asks when it is back.
+fn worth_repeating(reply: &Reply, sent: &Sent) -> bool {
+    match sent {
+        Ok(_) | Err(PublishNoticeError::V5PubAck(PubAckReason::NoMatchingSubscribers)) => false,
+        Err(PublishNoticeError::V5PubAck(reason)) => {
+            tracing::warn!(device = %reply.device, "the broker refuses a reply: {reason:?}");
+            false
+        }
+        Err(_) => true,
+    }
+}
+
+async fn say_goodbye(client: &AsyncClient, events: &mut EventLoop, dial: &Dial) {
+    let goodbye = async {
+        let said = async {
+            let options = PublishOptions::new(QoS::AtLeastOnce).retained();
+            let status = dial.status(CloudState::Offline, true);
+            if let Ok(notice) = client.publish_tracked(dial.status_topic(), status, options).await {
+                // Whatever came of it, the disconnect follows.
+                drop(notice.wait_async().await);
+            }
+            client.disconnect().await
+        };
+        tokio::join!(said, async { while events.poll().await.is_ok() {} })
+    };
+    if timeout(GOODBYE_MAX, goodbye).await.is_err() {
+        tracing::warn!("the broker did not confirm the goodbye in time");
+    }
+}
+
+/// Dials with a bound on how long sent bytes may stay unacknowledged.
+pub(super) async fn connect(address: String, options: NetworkOptions) -> io::Result<TcpStream> {
+    let stream = rumqttc::default_socket_connect(address, options).await?;
+    socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKED_MAX))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

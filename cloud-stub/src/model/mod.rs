@@ -1,0 +1,98 @@
+//! Runs each task's model on a thread of its own, so that no model holds up the intake or another model.
+//!
+//! What is run, and in which order, is the intake's decision; a worker answers one job after another and
+//! hands back what came out.
+
+mod fixed;
+
+pub use fixed::Fixed;
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use hedge_proto::{Case, ModelRef, TaskResult};
+use tokio::sync::mpsc;
+
+use crate::intake::Event;
+
+/// How many jobs may lie before one model: enough to keep it busy during a commit.
+pub const JOBS_AHEAD_MAX: usize = 32;
+
+/// What a model says about one case.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Opinion {
+    pub result: TaskResult,
+    pub model: ModelRef,
+}
+
+/// Why a model has no answer, sorted by what the intake does next.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ModelFailure {
+    /// The payload can never be answered: it cannot be decoded, or has the wrong shape.
+    #[error("{0}")]
+    Dead(String),
+    /// This run failed; another may not.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The one thing a model does here.
+pub trait Answerer: Send {
+    /// Which cases it answers: those of this task.
+    fn task(&self) -> &str;
+
+    fn answer(&mut self, case: &Case, payload: &[u8]) -> Result<Opinion, ModelFailure>;
+}
+
+/// One case to answer.
+pub struct Job {
+    pub case: Case,
+    pub payload: Vec<u8>,
+}
+
+/// What came of one job.
+#[derive(Debug)]
+pub struct Outcome {
+    pub case: Case,
+    pub opinion: Result<Opinion, ModelFailure>,
+}
+
+/// Two models were given for one task.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkersError {
+    #[error("two models answer the task `{0}`; give one model per task")]
+    TaskTwice(String),
+    #[error("a thread for the model of `{task}` cannot be started: {source}")]
+    Thread { task: String, source: std::io::Error },
+}
+
+/// The senders of jobs, by task. Dropping them ends the workers.
+pub type Workers = BTreeMap<String, SyncSender<Job>>;
+
+/// Starts one thread per model. Outcomes go to `events`.
+pub fn start(models: Vec<Box<dyn Answerer>>, events: &mpsc::Sender<Event>) -> Result<Workers, WorkersError> {
+    let mut workers = Workers::new();
+    for model in models {
+        let task = model.task().to_owned();
+        let (sender, jobs) = sync_channel(JOBS_AHEAD_MAX);
+        if workers.insert(task.clone(), sender).is_some() {
+            return Err(WorkersError::TaskTwice(task));
+        }
+        let events = events.clone();
+        std::thread::Builder::new()
+            .name(format!("model {task}"))
+            .spawn(move || work(model, &jobs, &events))
+            .map_err(|source| WorkersError::Thread { task, source })?;
+    }
+    Ok(workers)
+}
+
+fn work(mut model: Box<dyn Answerer>, jobs: &Receiver<Job>, events: &mpsc::Sender<Event>) {
+    while let Ok(Job { case, payload }) = jobs.recv() {
+        let opinion = model.answer(&case, &payload);
+        if events.blocking_send(Event::Outcome(Box::new(Outcome { case, opinion }))).is_err() {
+            // The intake has gone; what is unanswered is picked up at the next start.
+            return;
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Starts everything in order, waits, stops everything in order.
+//!
+//! Stopping runs down the path: the intake commits what it has and ends; with it the link loses its last
+//! sender of replies, sends what is left, says `offline` and ends. What a model still had is picked up at the
+//! next start.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use hedge_proto::Topics;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::args::Serve;
+use crate::intake::{self, Event, Intake, IntakeError, Outlets};
+use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow};
+use crate::model::{self, Answerer, Fixed};
+use crate::store::{FILE_NAME, Keep, Writer};
+use crate::{broker, view};
+
+/// How long stopping may take before the process ends anyway. What is committed is safe at any moment.
+const STOP_MAX: Duration = Duration::from_secs(8);
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// How serving ended, when not as asked.
+#[derive(Debug)]
+pub enum ServeError {
+    Start(anyhow::Error),
+    Run(anyhow::Error),
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub fn run(args: &Serve) -> Result<(), ServeError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the async runtime cannot be started")
+        .map_err(ServeError::Start)?;
+    let ended = runtime.block_on(async {
+        let running = start(args).await.map_err(ServeError::Start)?;
+        running.until_stopped().await.map_err(ServeError::Run)
+    });
+    // The embedded broker and open pages have no end of their own.
+    runtime.shutdown_background();
+    ended
+}
+
+struct Running {
+    events: mpsc::Sender<Event>,
+    intake: oneshot::Receiver<Result<(), IntakeError>>,
+    link: tokio::task::JoinHandle<()>,
+    stop: [Signal; 2],
+}
+
+async fn start(args: &Serve) -> anyhow::Result<Running> {
+    let topics = Topics::new(&args.prefix).context("--prefix")?;
+    let models = load_models(args)?;
+    let path = prepare_state_dir(&args.state_dir)?;
+    let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    let listener = TcpListener::bind(args.listen).await;
+    let listener = listener.with_context(|| format!("the dashboard cannot listen on {}", args.listen))?;
+    let dashboard = listener.local_addr()?;
+    warn_about_exposure(dashboard);
+
+    let writer = Writer::open(&path)?;
+    let (events, mut inbox) = mpsc::channel(intake::EVENTS_MAX);
+    let workers = model::start(models, &events)?;
+    let tasks: Vec<String> = workers.keys().cloned().collect();
+    if tasks.is_empty() {
+        tracing::warn!("no model: cases are recorded and held; give one with --model");
+    }
+    // A connection's receipts and those of the one before it.
+    let (settled, settled_inbox) = mpsc::channel(2 * usize::from(link::RECEIVE_MAX));
+    let (replies, replies_inbox) = mpsc::channel(link::REPLIES_MAX);
+    let (commits, commits_seen) = watch::channel(0);
+    let (healthy, healthy_seen) = watch::channel(true);
+    let (now, link_now) = watch::channel(LinkNow::Connecting);
+    let outlets = Outlets { settled, replies, commits, healthy };
+    let work = Intake::new(writer, topics.clone(), keep(args), workers, outlets)?;
+    let (intake_ended, intake) = oneshot::channel();
+    std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
+        // Nobody waits for it only when the process is ending anyway.
+        drop(intake_ended.send(work.run(&mut inbox)));
+    })?;
+
+    let (endpoint, credentials, embedded) = match args.embedded_broker {
+        Some(addr) => {
+            let addr = broker::start(addr).await?;
+            let endpoint = Endpoint { host: addr.ip().to_string(), port: addr.port(), tls: false };
+            (endpoint, Credentials::default(), Some(addr))
+        }
+        None => (args.broker.clone(), args.credentials(), None),
+    };
+    let status_every = Duration::from_secs(args.status_s.into());
+    let dial = Dial::new(endpoint, &credentials, args.instance.clone(), topics, embedded.is_none(), status_every)?;
+    let shown =
+        view::Shown { instance: args.instance.clone(), broker: dial.endpoint.to_string(), tasks, link: link_now };
+    let page = view::router(&path, shown, commits_seen)?;
+    let ends =
+        Ends { events: events.clone(), settled: settled_inbox, replies: replies_inbox, healthy: healthy_seen, now };
+    let link = tokio::spawn(link::run(dial, ends));
+    tokio::spawn(tick(events.clone()));
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, page).await {
+            tracing::error!("the dashboard has stopped: {error}");
+        }
+    });
+    say_ready(embedded, dashboard)?;
+    Ok(Running { events, intake, link, stop })
+}
+
+impl Running {
+    async fn until_stopped(mut self) -> anyhow::Result<()> {
+        let [terminate, interrupt] = &mut self.stop;
+        tokio::select! {
+            ended = &mut self.intake => {
+                ended.context("the intake has died; see the log above for why")??;
+                anyhow::bail!("the intake has ended by itself");
+            }
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        notify(&[sd_notify::NotifyState::Stopping]);
+        let Self { events, intake, link, .. } = self;
+        let stopped = timeout(STOP_MAX, async move {
+            if events.send(Event::Stop).await.is_ok() {
+                intake.await.context("the intake has died; see the log above for why")??;
+            }
+            link.await.context("the link has died")
+        });
+        match stopped.await {
+            Ok(ended) => ended,
+            Err(_) => {
+                tracing::warn!("not everything was said in {} s; devices will ask", STOP_MAX.as_secs());
+                Ok(())
+            }
+        }
+    }
+}
+
+fn load_models(args: &Serve) -> anyhow::Result<Vec<Box<dyn Answerer>>> {
+    let mut models: Vec<Box<dyn Answerer>> = Vec::new();
+    for (task, label) in &args.answer_with {
+        models.push(Box::new(Fixed::new(task, label)));
+    }
+    Ok(models)
+}
+
+fn prepare_state_dir(dir: &Path) -> anyhow::Result<std::path::PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+    // Samples are for nobody else's eyes.
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.with_context(|| format!("the state directory {} cannot be made", dir.display()))?;
+    Ok(dir.join(FILE_NAME))
+}
+
+fn keep(args: &Serve) -> Keep {
+    Keep {
+        payload_bytes_max: u64::from(args.payload_mib) * 1024 * 1024,
+        payload_age_ms: u64::from(args.payload_days) * DAY_MS,
+        record_age_ms: u64::from(args.record_days) * DAY_MS,
+    }
+}
+
+async fn tick(events: mpsc::Sender<Event>) {
+    let mut every = interval(intake::TICK);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        if events.send(Event::Tick).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn warn_about_exposure(dashboard: SocketAddr) {
+    if !dashboard.ip().is_loopback() {
+        tracing::warn!("the dashboard on {dashboard} shows all samples to whoever reaches it; it asks for no password");
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "these lines are the program's output: scripts read them")]
+fn say_ready(broker: Option<SocketAddr>, dashboard: SocketAddr) -> anyhow::Result<()> {
+    if let Some(addr) = broker {
+        println!("broker mqtt://{addr}");
+    }
+    println!("dashboard http://{dashboard}");
+    std::io::stdout().flush().context("stdout")?;
+    notify(&[sd_notify::NotifyState::Ready]);
+    Ok(())
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("systemd was not told: {error}");
+    }
+}

@@ -1,0 +1,142 @@
+//! Looks at committed records, beside the writer and without holding it up.
+
+use std::path::Path;
+
+use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, Telemetry, Verdict, from_cbor, from_json};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{Standing, State, StoreError, Totals, count, damaged, schema};
+
+const ROW_BYTES_MAX: usize = 1024 * 1024;
+
+/// One case as recorded, without its payload.
+#[derive(Debug, Clone)]
+pub struct CaseRow {
+    pub case: Case,
+    pub received_ms: u64,
+    pub standing: Standing,
+    /// When the verdict was given.
+    pub given_ms: Option<u64>,
+    /// Whether local and cloud answer say the same; absent without a verdict or a local answer.
+    pub agrees: Option<bool>,
+    pub payload_bytes: u64,
+    /// The payload is still here.
+    pub payload_kept: bool,
+}
+
+/// One device as recorded.
+#[derive(Debug, Clone)]
+pub struct DeviceRow {
+    pub device: String,
+    pub status: Option<DeviceStatus>,
+    pub status_ms: Option<u64>,
+    pub telemetry: Option<Telemetry>,
+    pub telemetry_ms: Option<u64>,
+    pub cases: u64,
+    pub agreed: u64,
+    pub disagreed: u64,
+    /// When its last new case arrived.
+    pub case_ms: Option<u64>,
+}
+
+/// Sees each commit as a whole.
+pub struct Reader {
+    connection: Connection,
+}
+
+const CASE_COLUMNS: &str = "c.header, c.received_ms, c.state, c.reason, c.agrees, c.payload_bytes, \
+     EXISTS (SELECT 1 FROM payloads p WHERE p.seq = c.seq), v.verdict, v.given_ms \
+     FROM cases c LEFT JOIN verdicts v ON v.seq = c.seq \
+     AND v.revision = (SELECT MAX(revision) FROM verdicts w WHERE w.seq = c.seq)";
+
+impl Reader {
+    /// Opens records that a [`super::Writer`] has opened before.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self { connection: schema::open_for_reading(path)? })
+    }
+
+    /// The latest cases, newest first, of one device or all.
+    pub fn latest(&self, device: Option<&DeviceId>, limit: u32) -> Result<Vec<CaseRow>, StoreError> {
+        let filter = if device.is_some() { "WHERE c.device = ?2" } else { "WHERE ?2 IS NULL" };
+        self.connection
+            .prepare_cached(&format!("SELECT {CASE_COLUMNS} {filter} ORDER BY c.seq DESC LIMIT ?1"))?
+            .query_map(params![limit, device.map(DeviceId::as_str)], |row| Ok(case_row(row)))?
+            .map(|row| row?)
+            .collect()
+    }
+
+    pub fn case(&self, id: &CaseId) -> Result<Option<CaseRow>, StoreError> {
+        self.connection
+            .prepare_cached(&format!("SELECT {CASE_COLUMNS} WHERE c.id = ?1"))?
+            .query_row([id.to_string()], |row| Ok(case_row(row)))
+            .optional()?
+            .transpose()
+    }
+
+    /// A case's content type and payload, while it is kept.
+    pub fn payload(&self, id: &CaseId) -> Result<Option<(String, Vec<u8>)>, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached("SELECT content_type, bytes FROM cases JOIN payloads USING (seq) WHERE id = ?1")?
+            .query_row([id.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?)
+    }
+
+    /// All devices by name.
+    pub fn devices(&self) -> Result<Vec<DeviceRow>, StoreError> {
+        self.connection
+            .prepare_cached(
+                "SELECT device, status, status_ms, telemetry, telemetry_ms, cases, agreed, disagreed, case_ms \
+                 FROM devices ORDER BY device",
+            )?
+            .query_map([], |row| Ok(device_row(row)))?
+            .map(|row| row?)
+            .collect()
+    }
+
+    pub fn totals(&self) -> Result<Totals, StoreError> {
+        let text: Option<String> =
+            self.connection.prepare_cached("SELECT json FROM totals")?.query_row([], |row| row.get(0)).optional()?;
+        text.map_or_else(|| Ok(Totals::default()), |text| serde_json::from_str(&text).map_err(damaged))
+    }
+}
+
+fn case_row(row: &Row<'_>) -> Result<CaseRow, StoreError> {
+    let header: Vec<u8> = row.get(0)?;
+    let reason: Option<String> = row.get(3)?;
+    let verdict: Option<Vec<u8>> = row.get(7)?;
+    let verdict = verdict.map(|bytes| from_cbor::<Verdict>(&bytes, ROW_BYTES_MAX)).transpose().map_err(damaged)?;
+    let reason = reason.unwrap_or_default();
+    let standing = match State::read(row.get(2)?)? {
+        State::Waiting => Standing::Waiting,
+        State::Failed => Standing::Failed(reason),
+        State::Dead => Standing::Dead(reason),
+        State::Answered => Standing::Answered(verdict.ok_or_else(|| damaged("an answered case without a verdict"))?),
+    };
+    Ok(CaseRow {
+        case: from_cbor(&header, ROW_BYTES_MAX).map_err(damaged)?,
+        received_ms: count(row.get(1)?),
+        standing,
+        given_ms: row.get::<_, Option<i64>>(8)?.map(count),
+        agrees: row.get(4)?,
+        payload_bytes: count(row.get(5)?),
+        payload_kept: row.get(6)?,
+    })
+}
+
+fn device_row(row: &Row<'_>) -> Result<DeviceRow, StoreError> {
+    let status: Option<Vec<u8>> = row.get(1)?;
+    let telemetry: Option<Vec<u8>> = row.get(3)?;
+    let time = |column: usize| Ok::<_, StoreError>(row.get::<_, Option<i64>>(column)?.map(count));
+    Ok(DeviceRow {
+        device: row.get(0)?,
+        status: status.map(|json| from_json(&json, ROW_BYTES_MAX)).transpose().map_err(damaged)?,
+        status_ms: time(2)?,
+        telemetry: telemetry.map(|json| from_json(&json, ROW_BYTES_MAX)).transpose().map_err(damaged)?,
+        telemetry_ms: time(4)?,
+        cases: count(row.get(5)?),
+        agreed: count(row.get(6)?),
+        disagreed: count(row.get(7)?),
+        case_ms: time(8)?,
+    })
+}

@@ -1,0 +1,114 @@
+//! The tables, and the steps from older layouts to this one.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::StoreError;
+
+/// Each step leads from the layout of its index to the next. Never edit one that was released: add one.
+const STEPS: &[&str] = &[r"
+CREATE TABLE cases (
+    seq            INTEGER PRIMARY KEY,
+    id             TEXT NOT NULL UNIQUE,
+    device         TEXT NOT NULL,
+    task           TEXT NOT NULL,
+    received_ms    INTEGER NOT NULL,
+    payload_sha256 BLOB NOT NULL,
+    payload_bytes  INTEGER NOT NULL,
+    content_type   TEXT NOT NULL,
+    header         BLOB NOT NULL,              -- the case as CBOR, without its payload
+    state          INTEGER NOT NULL,           -- 0 waiting, 1 answered, 2 failed, 3 dead
+    attempts       INTEGER NOT NULL DEFAULT 0, -- runs begun after a restart; see Batch::attempt
+    reason         TEXT,                       -- of state 2 and 3
+    agrees         INTEGER                     -- of state 1: local and cloud answer say the same
+);
+CREATE INDEX cases_by_state ON cases (state, seq) WHERE state = 0;
+CREATE INDEX cases_by_device ON cases (device, seq);
+CREATE TABLE payloads (seq INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
+CREATE TABLE verdicts (
+    seq      INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    given_ms INTEGER NOT NULL,
+    verdict  BLOB NOT NULL,                    -- CBOR
+    PRIMARY KEY (seq, revision)
+) WITHOUT ROWID;
+CREATE TABLE devices (
+    device       TEXT PRIMARY KEY,
+    status       BLOB,                         -- up/status as JSON
+    status_ms    INTEGER,
+    telemetry    BLOB,                         -- up/telemetry as JSON
+    telemetry_ms INTEGER,
+    cases        INTEGER NOT NULL DEFAULT 0,
+    agreed       INTEGER NOT NULL DEFAULT 0,
+    disagreed    INTEGER NOT NULL DEFAULT 0,
+    case_ms      INTEGER
+) WITHOUT ROWID;
+CREATE TABLE totals (one INTEGER PRIMARY KEY CHECK (one = 1), json TEXT NOT NULL);
+"];
+
+/// How long a statement waits for another connection's lock. Readers never block the writer in WAL mode.
+const BUSY_WAIT: Duration = Duration::from_secs(5);
+
+/// The write-ahead log is cut back to this after a checkpoint.
+const WAL_BYTES_MAX: u32 = 64 * 1024 * 1024;
+
+/// Opens the database for writing, making or upgrading its tables.
+pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    let failed = |source| StoreError::Open { path: path.to_owned(), source };
+    let mut connection = Connection::open(path).map_err(failed)?;
+    connection.busy_timeout(BUSY_WAIT).map_err(failed)?;
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX).map_err(failed)?;
+    upgrade(&mut connection, path)?;
+    Ok(connection)
+}
+
+/// Opens the database for looking only.
+pub(super) fn open_for_reading(path: &Path) -> Result<Connection, StoreError> {
+    use rusqlite::OpenFlags;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let failed = |source| StoreError::Open { path: path.to_owned(), source };
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    connection.busy_timeout(BUSY_WAIT).map_err(failed)?;
+    Ok(connection)
+}
+
+fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let known = i64::try_from(STEPS.len()).map_err(super::damaged)?;
+    let done = usize::try_from(found).map_err(super::damaged)?;
+    if found > known {
+        return Err(StoreError::Newer { path: path.to_owned(), found, known });
+    }
+    let transaction = connection.transaction()?;
+    for step in &STEPS[done..] {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", known)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_layout_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("r.sqlite");
+        open(&path).expect("made").pragma_update(None, "user_version", 99).expect("written");
+        assert!(matches!(open(&path), Err(StoreError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn opening_twice_changes_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("r.sqlite");
+        drop(open(&path).expect("made"));
+        drop(open(&path).expect("opened"));
+    }
+}

@@ -1,0 +1,310 @@
+//! The one owner of all changes.
+
+use std::path::Path;
+
+use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, Digest, Telemetry, Verdict, from_cbor, to_cbor, to_json};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+
+use super::{Known, Standing, State, StoreError, Totals, count, damaged, schema, sql};
+
+/// How much is kept, and how long. Payloads go first; verdicts and the ids they belong to stay longest.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    pub payload_bytes_max: u64,
+    pub payload_age_ms: u64,
+    pub record_age_ms: u64,
+}
+
+/// A case that has no verdict yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    pub id: CaseId,
+    pub task: String,
+}
+
+/// The most rows one pruning step removes, so that no commit takes long.
+const PRUNE_ROWS_MAX: u32 = 500;
+
+/// The largest row this program writes into a CBOR column.
+const ROW_BYTES_MAX: usize = 1024 * 1024;
+
+/// All writing goes through here, from one thread.
+pub struct Writer {
+    connection: Connection,
+}
+
+impl Writer {
+    /// Opens the records, making or upgrading them.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self { connection: schema::open(path)? })
+    }
+
+    /// Changes that become durable together, or not at all: dropping a batch undoes it.
+    pub fn batch(&mut self) -> Result<Batch<'_>, StoreError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        Ok(Batch { transaction })
+    }
+
+    pub fn totals(&self) -> Result<Totals, StoreError> {
+        let text: Option<String> =
+            self.connection.query_row("SELECT json FROM totals", [], |row| row.get(0)).optional()?;
+        text.map_or_else(|| Ok(Totals::default()), |text| serde_json::from_str(&text).map_err(damaged))
+    }
+
+    /// All cases without a verdict, oldest first.
+    pub fn waiting(&self) -> Result<Vec<Waiting>, StoreError> {
+        let mut statement = self.connection.prepare("SELECT id, task FROM cases WHERE state = 0 ORDER BY seq")?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
+        rows.map(|row| {
+            let (id, task) = row?;
+            Ok(Waiting { id: id.parse().map_err(damaged)?, task })
+        })
+        .collect()
+    }
+
+    /// A case and its payload; `None` once the payload has gone.
+    pub fn load(&self, id: &CaseId) -> Result<Option<(Case, Vec<u8>)>, StoreError> {
+        let row = self
+            .connection
+            .prepare_cached("SELECT header, bytes FROM cases JOIN payloads USING (seq) WHERE id = ?1")?
+            .query_row([id.to_string()], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?)))
+            .optional()?;
+        row.map(|(header, bytes)| Ok((from_cbor(&header, ROW_BYTES_MAX).map_err(damaged)?, bytes))).transpose()
+    }
+}
+
+/// Changes on their way into one commit.
+pub struct Batch<'w> {
+    transaction: Transaction<'w>,
+}
+
+impl Batch<'_> {
+    /// Returns when everything in the batch would survive a power cut.
+    pub fn commit(self) -> Result<(), StoreError> {
+        Ok(self.transaction.commit()?)
+    }
+
+    /// What is on record about a case, this batch included.
+    pub fn known(&self, id: &CaseId) -> Result<Option<Known>, StoreError> {
+        let row = self
+            .transaction
+            .prepare_cached("SELECT seq, payload_sha256, state, reason FROM cases WHERE id = ?1")?
+            .query_row([id.to_string()], known_columns)
+            .optional()?;
+        let Some((seq, sum, state, reason)) = row else { return Ok(None) };
+        let reason = reason.unwrap_or_default();
+        let standing = match State::read(state)? {
+            State::Waiting => Standing::Waiting,
+            State::Failed => Standing::Failed(reason),
+            State::Dead => Standing::Dead(reason),
+            State::Answered => Standing::Answered(self.verdict(seq)?),
+        };
+        Ok(Some(Known { payload_sha256: Digest(sum.as_slice().try_into().map_err(damaged)?), standing }))
+    }
+
+    fn verdict(&self, seq: i64) -> Result<Verdict, StoreError> {
+        let bytes: Vec<u8> = self
+            .transaction
+            .prepare_cached("SELECT verdict FROM verdicts WHERE seq = ?1 ORDER BY revision DESC LIMIT 1")?
+            .query_row([seq], |row| row.get(0))?;
+        from_cbor(&bytes, ROW_BYTES_MAX).map_err(damaged)
+    }
+
+    /// The task of a recorded case.
+    pub fn task(&self, id: &CaseId) -> Result<String, StoreError> {
+        Ok(self
+            .transaction
+            .prepare_cached("SELECT task FROM cases WHERE id = ?1")?
+            .query_row([id.to_string()], |row| row.get(0))?)
+    }
+
+    /// Takes a new case in as waiting. `header` is the case without its payload.
+    pub fn record(&self, header: &Case, payload: &[u8], now_ms: u64) -> Result<(), StoreError> {
+        let id = header.id.to_string();
+        let device = header.id.device.as_str();
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO cases (id, device, task, received_ms, payload_sha256, payload_bytes, content_type, \
+                 header, state) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0)",
+            )?
+            .execute(params![
+                id,
+                device,
+                header.task,
+                sql(now_ms),
+                header.payload_sha256.0,
+                sql(payload.len() as u64),
+                header.content_type,
+                to_cbor(header)
+            ])?;
+        let seq = self.transaction.last_insert_rowid();
+        self.transaction
+            .prepare_cached("INSERT INTO payloads (seq, bytes) VALUES (?1, ?2)")?
+            .execute(params![seq, payload])?;
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO devices (device, cases, case_ms) VALUES (?1, 1, ?2) \
+                 ON CONFLICT (device) DO UPDATE SET cases = cases + 1, case_ms = ?2",
+            )?
+            .execute(params![device, sql(now_ms)])?;
+        Ok(())
+    }
+
+    /// Closes a case with a verdict. `agrees` is absent when the device had no answer of its own.
+    pub fn answer(&self, verdict: &Verdict, agrees: Option<bool>, now_ms: u64) -> Result<(), StoreError> {
+        let seq = self.seq(&verdict.id)?;
+        self.transaction
+            .prepare_cached(
+                "INSERT OR REPLACE INTO verdicts (seq, revision, given_ms, verdict) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![seq, verdict.revision, sql(now_ms), to_cbor(verdict)])?;
+        self.transaction
+            .prepare_cached("UPDATE cases SET state = 1, reason = NULL, agrees = ?2 WHERE seq = ?1")?
+            .execute(params![seq, agrees])?;
+        if let Some(agrees) = agrees {
+            self.transaction
+                .prepare_cached(
+                    "UPDATE devices SET agreed = agreed + ?2, disagreed = disagreed + 1 - ?2 WHERE device = ?1",
+                )?
+                .execute(params![verdict.id.device.as_str(), agrees])?;
+        }
+        Ok(())
+    }
+
+    /// Notes that the model could not answer; the case may be tried again.
+    pub fn fail(&self, id: &CaseId, reason: &str) -> Result<(), StoreError> {
+        self.set_state(id, State::Failed, Some(reason))
+    }
+
+    /// Notes that a case will never be answered.
+    pub fn kill(&self, id: &CaseId, reason: &str) -> Result<(), StoreError> {
+        self.set_state(id, State::Dead, Some(reason))
+    }
+
+    /// Opens a failed case for another try.
+    pub fn reopen(&self, id: &CaseId) -> Result<(), StoreError> {
+        self.set_state(id, State::Waiting, None)
+    }
+
+    fn set_state(&self, id: &CaseId, state: State, reason: Option<&str>) -> Result<(), StoreError> {
+        self.transaction.prepare_cached("UPDATE cases SET state = ?2, reason = ?3 WHERE id = ?1")?.execute(params![
+            id.to_string(),
+            state as i64,
+            reason
+        ])?;
+        Ok(())
+    }
+
+    /// Counts a run that begins now, on a case left over by a process that died. Returns the runs so far.
+    pub fn attempt(&self, id: &CaseId) -> Result<u32, StoreError> {
+        Ok(self
+            .transaction
+            .prepare_cached("UPDATE cases SET attempts = attempts + 1 WHERE id = ?1 RETURNING attempts")?
+            .query_row([id.to_string()], |row| row.get(0))?)
+    }
+
+    pub fn device_status(&self, device: &DeviceId) -> Result<Option<DeviceStatus>, StoreError> {
+        let json: Option<Vec<u8>> = self
+            .transaction
+            .prepare_cached("SELECT status FROM devices WHERE device = ?1")?
+            .query_row([device.as_str()], |row| row.get(0))
+            .optional()?
+            .flatten();
+        json.map(|json| hedge_proto::from_json(&json, ROW_BYTES_MAX).map_err(damaged)).transpose()
+    }
+
+    pub fn set_device_status(&self, device: &DeviceId, status: &DeviceStatus, now_ms: u64) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO devices (device, status, status_ms) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT (device) DO UPDATE SET status = ?2, status_ms = ?3",
+            )?
+            .execute(params![device.as_str(), to_json(status), sql(now_ms)])?;
+        Ok(())
+    }
+
+    pub fn set_telemetry(&self, device: &DeviceId, telemetry: &Telemetry, now_ms: u64) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO devices (device, telemetry, telemetry_ms) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT (device) DO UPDATE SET telemetry = ?2, telemetry_ms = ?3",
+            )?
+            .execute(params![device.as_str(), to_json(telemetry), sql(now_ms)])?;
+        Ok(())
+    }
+
+    /// Forgets a device's status, as an empty retained message asks for.
+    pub fn clear_device_status(&self, device: &DeviceId) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached("UPDATE devices SET status = NULL, status_ms = NULL WHERE device = ?1")?
+            .execute([device.as_str()])?;
+        Ok(())
+    }
+
+    /// How many devices are on record.
+    pub fn device_count(&self) -> Result<u64, StoreError> {
+        let devices = self.transaction.query_row("SELECT COUNT(*) FROM devices", [], |row| row.get(0))?;
+        Ok(count(devices))
+    }
+
+    pub fn is_device(&self, device: &DeviceId) -> Result<bool, StoreError> {
+        let mut statement = self.transaction.prepare_cached("SELECT 1 FROM devices WHERE device = ?1")?;
+        Ok(statement.exists([device.as_str()])?)
+    }
+
+    pub fn set_totals(&self, totals: &Totals) -> Result<(), StoreError> {
+        let json = serde_json::to_string(totals).map_err(damaged)?;
+        self.transaction.prepare_cached("INSERT OR REPLACE INTO totals (one, json) VALUES (1, ?1)")?.execute([json])?;
+        Ok(())
+    }
+
+    /// Removes some of what is too old or too much: payloads of closed cases first, oldest first, then whole
+    /// records past their age. Returns the payload bytes removed; call again while that is not 0.
+    pub fn prune(&self, keep: &Keep, payload_bytes: u64, now_ms: u64) -> Result<u64, StoreError> {
+        let mut over = payload_bytes.saturating_sub(keep.payload_bytes_max);
+        let too_old_ms = now_ms.saturating_sub(keep.payload_age_ms);
+        let oldest: Vec<(i64, i64, i64)> = self
+            .transaction
+            .prepare_cached(
+                "SELECT seq, payload_bytes, received_ms FROM payloads JOIN cases USING (seq) WHERE state != 0 \
+                 ORDER BY seq LIMIT ?1",
+            )?
+            .query_map([PRUNE_ROWS_MAX], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .collect::<Result<_, _>>()?;
+        let mut removed = 0;
+        for (seq, bytes, received_ms) in oldest {
+            if over == 0 && count(received_ms) >= too_old_ms {
+                break;
+            }
+            self.transaction.prepare_cached("DELETE FROM payloads WHERE seq = ?1")?.execute([seq])?;
+            removed += count(bytes);
+            over = over.saturating_sub(count(bytes));
+        }
+        self.prune_records(now_ms.saturating_sub(keep.record_age_ms))?;
+        Ok(removed)
+    }
+
+    fn prune_records(&self, too_old_ms: u64) -> Result<(), StoreError> {
+        // Rows are in order of time, so only the oldest few are looked at. Payloads go before, so that their
+        // sum stays right.
+        let old = "SELECT seq FROM (SELECT seq, received_ms, state FROM cases ORDER BY seq LIMIT ?2) \
+                   WHERE received_ms < ?1 AND state != 0 AND seq NOT IN (SELECT seq FROM payloads)";
+        for table in ["verdicts", "cases"] {
+            self.transaction
+                .prepare_cached(&format!("DELETE FROM {table} WHERE seq IN ({old})"))?
+                .execute(params![sql(too_old_ms), PRUNE_ROWS_MAX])?;
+        }
+        Ok(())
+    }
+
+    fn seq(&self, id: &CaseId) -> Result<i64, StoreError> {
+        Ok(self
+            .transaction
+            .prepare_cached("SELECT seq FROM cases WHERE id = ?1")?
+            .query_row([id.to_string()], |row| row.get(0))?)
+    }
+}
+
+fn known_columns(row: &Row<'_>) -> rusqlite::Result<(i64, Vec<u8>, i64, Option<String>)> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+}

@@ -1,0 +1,135 @@
+//! Tells open pages what has changed, at most four times a second, from one reading of the records for all.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::Sse;
+use axum::response::sse::{Event, KeepAlive};
+use futures_util::stream::{Stream, unfold};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{sleep, timeout};
+
+use super::{ApiError, CASES_LIMIT, CaseView, DeviceView, FiguresView, Records, Shown, View};
+use crate::wall_ms;
+
+/// How many pages are served live at once.
+const PAGES_MAX: usize = 64;
+
+/// The shortest time between two updates: faster than anyone reads.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The figures go out at least this often, so that a page knows it is still live.
+const QUIET_MAX: Duration = Duration::from_secs(10);
+
+/// What pages show, as JSON.
+#[derive(Clone, Default)]
+struct Snapshot {
+    figures: Arc<str>,
+    devices: Arc<str>,
+    cases: Arc<str>,
+}
+
+/// The way to the one that reads for all pages.
+#[derive(Clone)]
+pub(super) struct Live {
+    latest: watch::Receiver<Snapshot>,
+    joined: Arc<Notify>,
+    pages: Arc<Semaphore>,
+}
+
+/// Starts reading for pages. Nothing is read while none is open.
+pub(super) fn start(records: Records, shown: Arc<Shown>, commits: watch::Receiver<u64>) -> Live {
+    let (sender, latest) = watch::channel(Snapshot::default());
+    let joined = Arc::new(Notify::new());
+    let pages = Arc::new(Semaphore::new(PAGES_MAX));
+    tokio::spawn(read_for_all(records, shown, commits, sender, joined.clone(), pages.clone()));
+    Live { latest, joined, pages }
+}
+
+async fn read_for_all(
+    records: Records,
+    shown: Arc<Shown>,
+    mut commits: watch::Receiver<u64>,
+    sender: watch::Sender<Snapshot>,
+    joined: Arc<Notify>,
+    pages: Arc<Semaphore>,
+) {
+    let mut link = shown.link.clone();
+    loop {
+        if pages.available_permits() == PAGES_MAX {
+            joined.notified().await;
+        }
+        match read(&records, &shown).await {
+            Ok(snapshot) => drop(sender.send_replace(snapshot)),
+            Err(error) => tracing::error!("pages are not up to date: {error}"),
+        }
+        sleep(PAUSE).await;
+        let changed = async {
+            tokio::select! {
+                seen = commits.changed() => seen,
+                seen = link.changed() => seen,
+                () = joined.notified() => Ok(()),
+            }
+        };
+        match timeout(QUIET_MAX, changed).await {
+            Ok(Err(_)) => return,
+            Ok(Ok(())) | Err(_) => {}
+        }
+    }
+}
+
+async fn read(records: &Records, shown: &Shown) -> Result<Snapshot, ApiError> {
+    let (totals, devices, cases) =
+        records.read(|reader| Ok((reader.totals()?, reader.devices()?, reader.latest(None, CASES_LIMIT)?))).await?;
+    let devices: Vec<DeviceView> = devices.into_iter().map(DeviceView::from).collect();
+    let cases: Vec<CaseView> = cases.into_iter().map(CaseView::from).collect();
+    Ok(Snapshot {
+        figures: json(&FiguresView::new(totals, shown, wall_ms())),
+        devices: json(&devices),
+        cases: json(&cases),
+    })
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Arc<str> {
+    // Views have text keys only and always serialise; an empty document would show as stale.
+    serde_json::to_string(value).unwrap_or_default().into()
+}
+
+struct Page {
+    latest: watch::Receiver<Snapshot>,
+    sent: Snapshot,
+    ready: VecDeque<Event>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// `GET /events`: the whole of each changed part, under the names `figures`, `devices` and `cases`.
+pub(super) async fn events(
+    State(view): State<View>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+    let Live { latest, joined, pages } = view.live;
+    let place = pages.try_acquire_owned().map_err(|_| ApiError::TooManyPages(PAGES_MAX))?;
+    joined.notify_one();
+    let page = Page { latest, sent: Snapshot::default(), ready: VecDeque::new(), _place: place };
+    Ok(Sse::new(unfold(page, next)).keep_alive(KeepAlive::default()))
+}
+
+async fn next(mut page: Page) -> Option<(Result<Event, Infallible>, Page)> {
+    while page.ready.is_empty() {
+        page.latest.changed().await.ok()?;
+        let now = page.latest.borrow_and_update().clone();
+        for (name, new, old) in [
+            ("figures", &now.figures, &page.sent.figures),
+            ("devices", &now.devices, &page.sent.devices),
+            ("cases", &now.cases, &page.sent.cases),
+        ] {
+            if new != old {
+                page.ready.push_back(Event::default().event(name).data(new.as_ref()));
+            }
+        }
+        page.sent = now;
+    }
+    page.ready.pop_front().map(|event| (Ok(event), page))
+}

@@ -1,0 +1,208 @@
+//! Serves the dashboard and its JSON API. It only looks: at committed records, and at the link's state.
+//!
+//! Everything devices have sent is untrusted here: the page writes it as text, payloads are served as pictures
+//! only when they say they are, and never as anything a browser would run.
+
+mod live;
+mod shape;
+
+pub use shape::{CaseView, DeviceView, FiguresView, VerdictView};
+
+use std::path::Path as FilePath;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use hedge_proto::{CaseId, DeviceId, Name};
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use crate::link::LinkNow;
+use crate::store::{Reader, StoreError};
+use crate::wall_ms;
+
+/// The most cases one answer of the API lists.
+pub const CASES_LIMIT_MAX: u32 = 500;
+
+/// How many cases are listed when nothing else is asked for: what the page shows.
+const CASES_LIMIT: u32 = 24;
+
+/// The page loads nothing from elsewhere and cannot be framed.
+const PAGE_POLICY: &str = "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// What the page says about this instance.
+#[derive(Clone)]
+pub struct Shown {
+    pub instance: Name,
+    pub broker: String,
+    /// Tasks that have a model here.
+    pub tasks: Vec<String>,
+    pub link: watch::Receiver<LinkNow>,
+}
+
+/// What every request sees.
+#[derive(Clone)]
+struct View {
+    records: Records,
+    shown: Arc<Shown>,
+    live: live::Live,
+}
+
+/// The page and its API. Routes:
+///
+/// | path | answer |
+/// |---|---|
+/// | `/` | the page |
+/// | `/api/devices` | all devices, by name: a list of [`DeviceView`] |
+/// | `/api/cases?limit=24&device=D` | the latest cases, newest first: a list of [`CaseView`] |
+/// | `/api/cases/{id}` | one [`CaseView`] |
+/// | `/api/cases/{id}/payload` | the sample itself, while it is kept |
+/// | `/api/figures` | [`FiguresView`] |
+/// | `/events` | server-sent events `figures`, `devices`, `cases`, each with the JSON of the path above |
+/// | `/healthz` | `ok`, or 503 while the broker is not reached |
+///
+/// Errors are `{"error": "…"}` with a fitting status.
+pub fn router(records: &FilePath, shown: Shown, commits: watch::Receiver<u64>) -> Result<Router, StoreError> {
+    let records = Records(Arc::new(Mutex::new(Reader::open(records)?)));
+    let shown = Arc::new(shown);
+    let live = live::start(records.clone(), shown.clone(), commits);
+    Ok(Router::new()
+        .route("/", get(|| async { file("text/html; charset=utf-8", include_str!("page.html")) }))
+        .route("/page.css", get(|| async { file("text/css; charset=utf-8", include_str!("page.css")) }))
+        .route("/page.js", get(|| async { file("text/javascript; charset=utf-8", include_str!("page.js")) }))
+        .route("/api/devices", get(devices))
+        .route("/api/cases", get(cases))
+        .route("/api/cases/{id}", get(case))
+        .route("/api/cases/{id}/payload", get(payload))
+        .route("/api/figures", get(figures))
+        .route("/events", get(live::events))
+        .route("/healthz", get(healthz))
+        .with_state(View { records, shown, live }))
+}
+
+/// The records, read off the async workers.
+#[derive(Clone)]
+struct Records(Arc<Mutex<Reader>>);
+
+impl Records {
+    async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let reader = self.0.clone();
+        let looked = tokio::task::spawn_blocking(move || look(&reader.lock().unwrap_or_else(PoisonError::into_inner)));
+        looked.await.map_err(|_| ApiError::Stopping)?.map_err(ApiError::Records)
+    }
+}
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+enum ApiError {
+    #[error("there is no case `{0}` on record")]
+    NoCase(String),
+    #[error("the payload of `{0}` is no longer kept")]
+    PayloadGone(CaseId),
+    #[error("{0}")]
+    BadName(#[from] hedge_proto::InvalidId),
+    #[error("{0} pages are being served live already; close one")]
+    TooManyPages(usize),
+    #[error(transparent)]
+    Records(StoreError),
+    #[error("this program is stopping")]
+    Stopping,
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::NoCase(_) => StatusCode::NOT_FOUND,
+            Self::PayloadGone(_) => StatusCode::GONE,
+            Self::BadName(_) => StatusCode::BAD_REQUEST,
+            Self::TooManyPages(_) | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Records(error) => {
+                tracing::error!("{error}");
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        (status, Json(serde_json::json!({ "error": self.to_string() }))).into_response()
+    }
+}
+
+fn file(content_type: &'static str, text: &'static str) -> Response {
+    let headers = [
+        (CONTENT_TYPE, content_type),
+        (CACHE_CONTROL, "no-cache"),
+        (CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, text).into_response()
+}
+
+async fn devices(State(view): State<View>) -> Result<Json<Vec<DeviceView>>, ApiError> {
+    let rows = view.records.read(Reader::devices).await?;
+    Ok(Json(rows.into_iter().map(DeviceView::from).collect()))
+}
+
+#[derive(Deserialize)]
+struct Wanted {
+    limit: Option<u32>,
+    device: Option<DeviceId>,
+}
+
+async fn cases(State(view): State<View>, Query(wanted): Query<Wanted>) -> Result<Json<Vec<CaseView>>, ApiError> {
+    let limit = wanted.limit.unwrap_or(CASES_LIMIT).min(CASES_LIMIT_MAX);
+    let rows = view.records.read(move |reader| reader.latest(wanted.device.as_ref(), limit)).await?;
+    Ok(Json(rows.into_iter().map(CaseView::from).collect()))
+}
+
+async fn case(State(view): State<View>, Path(id): Path<String>) -> Result<Json<CaseView>, ApiError> {
+    let wanted: CaseId = id.parse()?;
+    let row = view.records.read(move |reader| reader.case(&wanted)).await?;
+    row.map(|row| Json(CaseView::from(row))).ok_or(ApiError::NoCase(id))
+}
+
+async fn payload(State(view): State<View>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let wanted: CaseId = id.parse()?;
+    let looked_up = wanted.clone();
+    let found = view.records.read(move |reader| Ok((reader.payload(&looked_up)?, reader.case(&looked_up)?))).await?;
+    let (content_type, bytes) = match found {
+        (Some(found), _) => found,
+        (None, Some(_)) => return Err(ApiError::PayloadGone(wanted)),
+        (None, None) => return Err(ApiError::NoCase(id)),
+    };
+    let (content_type, disposition) = match shape::picture_type(&content_type) {
+        Some(picture) => (picture, "inline"),
+        None => ("application/octet-stream", "attachment"),
+    };
+    let headers: [(HeaderName, &str); 5] = [
+        (CONTENT_TYPE, content_type),
+        (CONTENT_DISPOSITION, disposition),
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        // A payload never changes under its id.
+        (CACHE_CONTROL, "private, max-age=86400, immutable"),
+    ];
+    Ok((headers, bytes).into_response())
+}
+
+async fn figures(State(view): State<View>) -> Result<Json<FiguresView>, ApiError> {
+    let totals = view.records.read(Reader::totals).await?;
+    Ok(Json(FiguresView::new(totals, &view.shown, wall_ms())))
+}
+
+async fn healthz(State(view): State<View>) -> (StatusCode, String) {
+    match &*view.shown.link.borrow() {
+        LinkNow::Connected => (StatusCode::OK, "ok\n".to_owned()),
+        LinkNow::Connecting => (StatusCode::SERVICE_UNAVAILABLE, "connecting to the broker\n".to_owned()),
+        LinkNow::Broken(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("no broker: {reason}\n")),
+    }
+}

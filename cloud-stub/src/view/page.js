@@ -1,0 +1,272 @@
+// Draws the page from the events of /events. Everything from devices is written as text, never as markup.
+"use strict";
+
+const REASONS = {
+  low_score: "not sure enough", margin: "two close answers", entropy: "spread over many answers",
+  out_of_distribution: "unlike what it knows", spot_check: "spot check", policy: "by policy", unusable: "no usable answer",
+};
+const QUIET_MAX_MS = 25000; // The server says something every 10 s.
+
+const at = (id) => document.getElementById(id);
+let clockOffsetMs = 0;
+let lastWordMs = 0;
+let onlyDevice = null;
+let latest = { figures: null, devices: [], cases: [] };
+
+function make(tag, className, ...content) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  element.append(...content.filter((part) => part !== null && part !== undefined));
+  return element;
+}
+
+const number = (n) => (n >= 100000 ? `${(n / 1000).toFixed(0)}k` : n.toLocaleString("en"));
+const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(part === whole || part === 0 ? 0 : 1)} %` : "–");
+
+function bytes(n) {
+  const units = ["B", "KB", "MB", "GB", "TB"];
+  let unit = 0;
+  while (n >= 1000 && unit < units.length - 1) { n /= 1000; unit += 1; }
+  return `${n >= 100 || unit === 0 ? n.toFixed(0) : n.toFixed(1)} ${units[unit]}`;
+}
+
+function span(seconds) {
+  if (seconds < 60) return `${Math.floor(seconds)} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
+  if (seconds < 172800) return `${Math.floor(seconds / 3600)} h`;
+  return `${Math.floor(seconds / 86400)} days`;
+}
+
+// A time that keeps itself up to date: see `tick`.
+function age(ms, before, after) {
+  const element = make("time");
+  element.dataset.ms = ms;
+  element.dataset.before = before;
+  element.dataset.after = after;
+  element.dateTime = new Date(ms).toISOString();
+  element.title = new Date(ms).toLocaleString();
+  writeAge(element);
+  return element;
+}
+
+function writeAge(element) {
+  const seconds = Math.max(0, (Date.now() - clockOffsetMs - Number(element.dataset.ms)) / 1000);
+  const { before, after } = element.dataset;
+  element.textContent = seconds < 2 && after === " ago" ? `${before}now` : `${before}${span(seconds)}${after}`;
+}
+
+function figure(value, label, note) {
+  return make("div", "figure", make("b", "", value), make("span", "", label), make("small", "", note || ""));
+}
+
+function drawFigures(f) {
+  latest.figures = f;
+  clockOffsetMs = Date.now() - f.now_ms;
+  at("instance").textContent = `${f.instance} on ${f.broker}` + (f.tasks.length ? ` · answers ${f.tasks.join(", ")}` : " · no model");
+  const compared = f.agreed + f.disagreed;
+  const aside = f.dead + f.failed + f.refused + f.malformed;
+  const why = [[f.dead, "dead"], [f.failed, "failed"], [f.refused, "refused"], [f.malformed, "unreadable"]]
+    .filter(([n]) => n).map(([n, what]) => `${number(n)} ${what}`).join(", ");
+  at("figures").replaceChildren(
+    figure(number(f.cases), "cases taken", f.cases ? `${bytes(f.received_bytes)} of samples` : "no data yet"),
+    figure(number(f.answered), "answered", f.repeated ? `${number(f.repeated)} asked again` : ""),
+    figure(number(f.waiting), "waiting for an answer", f.tasks.length ? "" : "no model here: they are held"),
+    figure(percent(f.agreed, compared), "cloud agrees with device", compared ? `${number(f.disagreed)} corrected of ${number(compared)}` : "no data yet"),
+    figure(bytes(f.payload_bytes), "samples kept", ""),
+    figure(number(aside), "set aside", why || "nothing"),
+  );
+  drawNotice();
+}
+
+function drawNotice() {
+  const f = latest.figures;
+  const notice = at("notice");
+  let text = "";
+  if (f && f.link === "broken") text = `No connection to the broker (${f.link_reason}). What you see is as old as that.`;
+  if (f && f.link === "connecting") text = "Connecting to the broker… What you see may be old.";
+  notice.textContent = text;
+  notice.hidden = !text;
+}
+
+function deviceLine(d) {
+  if (d.state === "offline") return make("p", "say", age(d.status_ms, "offline for ", "; it answers on by itself"));
+  if (d.state === "unknown") return make("p", "say", "has sent cases, but no status");
+  return make("p", "say", d.link_reason || (d.telemetry ? "link is fine" : "no figures from it yet"));
+}
+
+function deviceCard(d) {
+  const t = d.telemetry;
+  const s = t ? t.samples : null;
+  const cell = (label, value) => make("div", "", make("dt", "", label), make("dd", "", value));
+  const shown = (value) => (s ? number(value(s)) : "–");
+  const queued = t ? t.queue.waiting : 0;
+  let queue = "no figures yet";
+  if (t) queue = queued ? `${number(queued)} queued` + (t.queue.oldest_s ? `, oldest ${span(t.queue.oldest_s)}` : "") : "queue empty";
+  const stamp = d.last_seen_ms ? age(d.last_seen_ms, "heard ", " ago") : "never heard";
+  const kind = { online: "good", degraded: "warn", offline: "bad" }[d.state] || "quiet";
+  const card = make("button", `device ${d.state}`,
+    make("div", "top", make("span", "name", d.device), make("span", `pill ${kind}`, d.state)),
+    deviceLine(d),
+    make("dl", "",
+      cell("answered", shown((x) => x.answered)),
+      cell("kept", s ? percent(s.kept, s.kept + s.deferred) : "–"),
+      cell("deferred", shown((x) => x.deferred)),
+      cell("corrected", shown((x) => x.corrected))),
+    make("div", "foot", make("span", queued ? "queue some" : "queue", queue), stamp));
+  card.type = "button";
+  card.title = d.models.map((m) => `${m.name} ${m.version}`).join(", ");
+  card.setAttribute("aria-pressed", String(onlyDevice === d.device));
+  card.addEventListener("click", () => show(onlyDevice === d.device ? null : d.device));
+  return card;
+}
+
+function shot(c) {
+  const box = make("div", "shot");
+  if (!c.picture) {
+    const what = c.content_type.startsWith("application/vnd.hedge.tensor") ? "raw numbers, no picture" : "no picture";
+    box.append(make("span", "", `${what} (${bytes(c.payload_bytes)})`));
+  } else if (!c.payload_kept) {
+    box.append(make("span", "", "picture no longer kept"));
+  } else {
+    const image = make("img");
+    image.alt = `the sample ${c.device} sent`;
+    image.decoding = "async";
+    image.addEventListener("load", () => { if (image.naturalWidth <= 96) image.classList.add("tiny"); });
+    image.addEventListener("error", () => box.replaceChildren(make("span", "", "the picture cannot be shown")));
+    image.src = `/api/cases/${encodeURIComponent(c.id)}/payload`;
+    box.append(image);
+  }
+  return box;
+}
+
+function scoreRows(scores) {
+  return scores.slice(0, 3).map(({ label, score }) => {
+    const bar = make("i", "bar");
+    bar.style.width = `${Math.max(0, Math.min(1, score || 0)) * 100}%`;
+    return make("div", "score", bar, make("span", "", label), make("b", "", percent(score || 0, 1)));
+  });
+}
+
+function headline(result) {
+  if (result.classify) return result.classify.label;
+  if (result.detect) return `${result.detect.labels.length} found`;
+  if (result.regress) return result.regress.values.slice(0, 4).map((v) => v.toPrecision(4)).join(", ");
+  return "an answer of a kind this page does not know";
+}
+
+function cloudSide(c) {
+  const side = make("div", "side cloud", make("h3", "", "Cloud"));
+  if (c.verdict) {
+    const name = headline(c.verdict.result);
+    const said = make("p", "said", name);
+    said.title = `${name} (${c.verdict.model.name} ${c.verdict.model.version})`;
+    side.append(said, ...scoreRows(c.verdict.result.classify ? c.verdict.result.classify.scores : []));
+  } else {
+    side.append(make("p", "said none", { waiting: "waiting…", failed: "could not answer: ", dead: "will not answer: " }[c.state] + (c.why || "")));
+  }
+  return side;
+}
+
+function mark(c) {
+  if (c.agrees === true) return make("span", "pill mark good", "✓ agrees");
+  if (c.agrees === false) return make("span", "pill mark bad", "✗ corrected");
+  if (c.state === "dead" || c.state === "failed") return make("span", "pill mark bad", c.state === "dead" ? "set aside" : "failed");
+  return c.state === "waiting" ? make("span", "pill mark quiet", "waiting") : make("span", "pill mark quiet", "answered");
+}
+
+function caseCard(c) {
+  const said = make("p", c.local.length ? "said" : "said none", c.local.length ? c.local[0].label : "no usable answer");
+  said.title = `${c.local.length ? c.local[0].label : ""} (${c.local_model.name} ${c.local_model.version})`;
+  const took = c.verdict && c.verdict.given_ms ? c.verdict.given_ms - c.received_ms : null;
+  const why = make("span", "chip", REASONS[c.reason] || c.reason);
+  why.title = `threshold ${c.threshold.toFixed(2)}, ${c.mode}`;
+  return make("article", "case",
+    shot(c),
+    make("div", "body",
+      make("div", "meta", make("span", "who", `${c.device} · ${c.source}`), age(c.received_ms, "", " ago")),
+      make("div", "sides", make("div", "side", make("h3", "", "Device"), said, ...scoreRows(c.local)), cloudSide(c)),
+      make("div", "end", mark(c), why, took === null ? null : make("span", "", `answered in ${took < 1000 ? `${took} ms` : span(took / 1000)}`))));
+}
+
+// Replaces only what has changed, so that pictures do not flicker and focus stays.
+function drawList(parent, items, key, draw) {
+  const before = new Map([...parent.children].filter((e) => e.dataset.key).map((e) => [e.dataset.key, e]));
+  const focused = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.key : null;
+  const now = items.map((item) => {
+    const text = JSON.stringify(item) + (item.device === onlyDevice);
+    const old = before.get(item[key]);
+    if (old && old.dataset.text === text) return old;
+    const element = draw(item);
+    if (old && old.querySelector("img") && element.querySelector("img")) element.querySelector(".shot").replaceWith(old.querySelector(".shot"));
+    if (!old && before.size) element.classList.add("new");
+    element.dataset.key = item[key];
+    element.dataset.text = text;
+    return element;
+  });
+  if (!parent.emptyNote) parent.emptyNote = parent.querySelector(".empty");
+  now.forEach((element, index) => { if (parent.children[index] !== element) parent.insertBefore(element, parent.children[index] || null); });
+  while (parent.children.length > now.length) parent.lastElementChild.remove();
+  if (!now.length) parent.append(parent.emptyNote);
+  const again = focused && now.find((element) => element.dataset.key === focused);
+  if (again && document.activeElement !== again && again.matches("button")) again.focus({ preventScroll: true });
+}
+
+function drawDevices(devices) {
+  latest.devices = devices;
+  const order = { degraded: 0, offline: 0, online: 0, unknown: 1 };
+  drawList(at("devices"), [...devices].sort((a, b) => order[a.state] - order[b.state]), "device", deviceCard);
+}
+
+const drawCases = (cases) => drawList(at("cases"), cases, "id", caseCard);
+
+async function show(device) {
+  onlyDevice = device;
+  at("filter").hidden = !device;
+  at("filter").textContent = device ? `only ${device} ✕` : "";
+  drawDevices(latest.devices);
+  await casesChanged(latest.cases);
+}
+
+async function casesChanged(cases) {
+  latest.cases = cases;
+  if (!onlyDevice) { drawCases(cases); return; }
+  const wanted = onlyDevice;
+  try {
+    const response = await fetch(`/api/cases?device=${encodeURIComponent(wanted)}`);
+    const theirs = await response.json();
+    if (response.ok && wanted === onlyDevice) drawCases(theirs);
+  } catch { /* The live mark shows that the server is gone. */ }
+}
+
+function setLive(state, text) {
+  at("live").className = `pill ${state}`;
+  at("live").textContent = text;
+}
+
+function tick() {
+  document.querySelectorAll("time").forEach(writeAge);
+  if (lastWordMs && Date.now() - lastWordMs > QUIET_MAX_MS) {
+    setLive("bad", `not live: nothing heard for ${span((Date.now() - lastWordMs) / 1000)}`);
+  }
+}
+
+function listen() {
+  const events = new EventSource("/events");
+  const on = (name, draw) => events.addEventListener(name, (event) => {
+    lastWordMs = Date.now();
+    setLive("good", "live");
+    draw(JSON.parse(event.data));
+  });
+  on("figures", drawFigures);
+  on("devices", drawDevices);
+  on("cases", casesChanged);
+  events.addEventListener("error", () => {
+    setLive("bad", "not live: reconnecting…");
+    // A refused request ends the source for good; ask again later.
+    if (events.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
+  });
+}
+
+at("filter").addEventListener("click", () => show(null));
+setInterval(tick, 1000);
+listen();

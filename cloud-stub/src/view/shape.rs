@@ -1,0 +1,202 @@
+//! The API's JSON: what a record looks like to the page, to tests and to the demo.
+//!
+//! All times are milliseconds since 1970 UTC by this machine's clock, unless they say otherwise.
+
+use hedge_proto::{
+    Authority, CaseId, DeviceState, LabelScore, LinkState, Metadata, ModelRef, Reason, TaskResult, Telemetry,
+    ThresholdMode,
+};
+use serde::Serialize;
+
+use super::Shown;
+use crate::link::LinkNow;
+use crate::store::{CaseRow, DeviceRow, Standing, Totals};
+
+/// One device.
+#[derive(Debug, Serialize)]
+pub struct DeviceView {
+    pub device: String,
+    /// `online`, `degraded`, `offline`, or `unknown` while it has not said a word about itself.
+    pub state: &'static str,
+    /// Its own sentence on its link, from the last telemetry.
+    pub link_reason: String,
+    /// Counts the device's connections.
+    pub connection: Option<u64>,
+    pub version: Option<String>,
+    pub models: Vec<ModelRef>,
+    /// The device's own figures, as of `telemetry_ms`.
+    pub telemetry: Option<Telemetry>,
+    pub telemetry_ms: Option<u64>,
+    pub status_ms: Option<u64>,
+    /// When anything of it last arrived, its will aside.
+    pub last_seen_ms: Option<u64>,
+    /// Its cases on record here, and what the verdicts said.
+    pub cases: u64,
+    pub agreed: u64,
+    pub disagreed: u64,
+}
+
+impl From<DeviceRow> for DeviceView {
+    fn from(row: DeviceRow) -> Self {
+        let offline = row.status.as_ref().is_some_and(|status| status.state == DeviceState::Offline);
+        let told = [row.telemetry_ms, row.case_ms, row.status_ms.filter(|_| !offline)];
+        let (connection, version, models) = match row.status {
+            Some(status) => (Some(status.connection), status.version, status.models),
+            None => (None, None, Vec::new()),
+        };
+        let degraded = row.telemetry.as_ref().is_some_and(|telemetry| telemetry.link == LinkState::Degraded);
+        let state = match (connection, offline, degraded) {
+            (None, ..) => "unknown",
+            (_, true, _) => "offline",
+            (_, false, true) => "degraded",
+            (_, false, false) => "online",
+        };
+        Self {
+            device: row.device,
+            state,
+            link_reason: row.telemetry.as_ref().map(|telemetry| telemetry.link_reason.clone()).unwrap_or_default(),
+            connection,
+            version,
+            models,
+            telemetry: row.telemetry,
+            telemetry_ms: row.telemetry_ms,
+            status_ms: row.status_ms,
+            last_seen_ms: told.into_iter().flatten().max(),
+            cases: row.cases,
+            agreed: row.agreed,
+            disagreed: row.disagreed,
+        }
+    }
+}
+
+/// One case, with what the device said and what was answered.
+#[derive(Debug, Serialize)]
+pub struct CaseView {
+    pub id: CaseId,
+    pub device: String,
+    pub source: String,
+    pub task: String,
+    #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    pub received_ms: u64,
+    /// When the sample was taken, by the device's clock, if that was known to be right.
+    pub captured_ms: Option<u64>,
+    /// Why the device asked, and what its answer had to reach.
+    pub reason: Reason,
+    pub threshold: f32,
+    pub mode: ThresholdMode,
+    /// The local model's best classes, best first; empty when its output was unusable.
+    pub local: Vec<LabelScore>,
+    pub local_model: ModelRef,
+    /// `waiting`, `answered`, `failed` or `dead`.
+    pub state: &'static str,
+    /// Why it failed or is dead.
+    pub why: Option<String>,
+    pub verdict: Option<VerdictView>,
+    /// Whether both say the same; absent without a verdict or a local answer.
+    pub agrees: Option<bool>,
+    pub content_type: String,
+    pub payload_bytes: u64,
+    /// Whether `/api/cases/{id}/payload` still has it.
+    pub payload_kept: bool,
+    /// Whether it can be looked at.
+    pub picture: bool,
+    #[serde(skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
+}
+
+/// The cloud's answer.
+#[derive(Debug, Serialize)]
+pub struct VerdictView {
+    pub revision: u32,
+    pub authority: Authority,
+    pub result: TaskResult,
+    pub model: ModelRef,
+    pub given_ms: Option<u64>,
+}
+
+impl From<CaseRow> for CaseView {
+    fn from(row: CaseRow) -> Self {
+        let case = row.case;
+        let (state, why, verdict) = match row.standing {
+            Standing::Waiting => ("waiting", None, None),
+            Standing::Answered(verdict) => ("answered", None, Some(verdict)),
+            Standing::Failed(why) => ("failed", Some(why), None),
+            Standing::Dead(why) => ("dead", Some(why), None),
+        };
+        let verdict = verdict.map(|verdict| VerdictView {
+            revision: verdict.revision,
+            authority: verdict.authority,
+            result: verdict.result,
+            model: verdict.model,
+            given_ms: row.given_ms,
+        });
+        Self {
+            device: case.id.device.to_string(),
+            id: case.id,
+            source: case.source,
+            task: case.task,
+            reference: case.reference,
+            received_ms: row.received_ms,
+            captured_ms: case.captured.wall_ms.filter(|_| case.captured.synced),
+            reason: case.decision.reason,
+            threshold: case.decision.threshold,
+            mode: case.decision.mode,
+            local: case.scores,
+            local_model: case.model,
+            state,
+            why,
+            verdict,
+            agrees: row.agrees,
+            picture: picture_type(&case.content_type).is_some(),
+            content_type: case.content_type,
+            payload_bytes: row.payload_bytes,
+            payload_kept: row.payload_kept,
+            metadata: case.metadata,
+        }
+    }
+}
+
+/// What has passed through, and how this instance is.
+#[derive(Debug, Serialize)]
+pub struct FiguresView {
+    #[serde(flatten)]
+    pub totals: Totals,
+    pub instance: String,
+    pub broker: String,
+    /// `connected`, `connecting` or `broken`.
+    pub link: &'static str,
+    pub link_reason: Option<String>,
+    /// Tasks that have a model here.
+    pub tasks: Vec<String>,
+    /// When this was written.
+    pub now_ms: u64,
+}
+
+impl FiguresView {
+    pub(super) fn new(totals: Totals, shown: &Shown, now_ms: u64) -> Self {
+        let (link, link_reason) = match &*shown.link.borrow() {
+            LinkNow::Connected => ("connected", None),
+            LinkNow::Connecting => ("connecting", None),
+            LinkNow::Broken(reason) => ("broken", Some(reason.clone())),
+        };
+        Self {
+            totals,
+            instance: shown.instance.to_string(),
+            broker: shown.broker.clone(),
+            link,
+            link_reason,
+            tasks: shown.tasks.clone(),
+            now_ms,
+        }
+    }
+}
+
+/// The picture types a browser is trusted with; everything else is only handed out as a file.
+pub(super) fn picture_type(content_type: &str) -> Option<&'static str> {
+    match content_type.trim().to_ascii_lowercase().as_str() {
+        "image/jpeg" => Some("image/jpeg"),
+        "image/png" => Some("image/png"),
+        _ => None,
+    }
+}

@@ -1,0 +1,337 @@
+//! `manifest.toml` as people write it, checked while it is read.
+//!
+//! Every field that cannot be meant is refused here in the words of the file. What needs the other files of
+//! the bundle (labels, sums) is checked by [`super::Bundle::open`].
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use hedge_core::judge::{OutputKind, Temperature, Threshold};
+use hedge_proto::{Digest, Name};
+use serde::Deserialize;
+
+use crate::features::{self, ContentType, FeatureError, Region, Tensor};
+
+/// The most values one input tensor holds: 64 MiB of f32, an RGB picture of 2300 × 2300.
+pub const TENSOR_VALUES_MAX: usize = 16 * 1024 * 1024;
+
+/// The most dimensions of an input tensor.
+const DIMENSIONS_MAX: usize = 6;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub name: Name,
+    pub version: Name,
+    /// Which question the model answers. The cloud picks its own model by this name.
+    pub task: Name,
+    pub kind: Kind,
+    /// A text file, one label per line, in the order of the model's outputs.
+    pub labels: BundleFile,
+    pub input: Input,
+    pub output: Output,
+    pub threshold: Option<SuggestedThreshold>,
+    /// The first one is used unless another is asked for.
+    #[serde(rename = "variant")]
+    pub variants: Vec<Variant>,
+    /// Own label → the cloud's word for the same thing; labels not named here are the same on both sides.
+    #[serde(default)]
+    pub cloud_labels: BTreeMap<String, String>,
+    #[serde(default, rename = "golden")]
+    pub goldens: Vec<Golden>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// One label for the whole sample.
+    Classify,
+}
+
+/// One file with the weights. Variants differ in speed and size, not in what they were taught.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    pub name: Name,
+    pub file: BundleFile,
+    pub sha256: Digest,
+    pub bytes: u64,
+}
+
+/// A sample whose answer is known: a model that gives another one is not set up as it was.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Golden {
+    pub file: BundleFile,
+    /// The expected best label.
+    pub label: String,
+    /// Its probability by variant, before the temperature, so that a new calibration leaves it true.
+    pub scores: BTreeMap<String, f32>,
+}
+
+/// What the model takes.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(try_from = "InputFields")]
+pub struct Input {
+    pub name: String,
+    /// The whole shape, with a leading 1 for one sample at a time.
+    pub shape: Vec<usize>,
+    /// Absent if the model takes no pictures; tensors are always taken.
+    pub picture: Option<PictureInput>,
+}
+
+/// How a picture becomes the model's input: `value = (pixel - mean) / std`, pixels from 0 to 255.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PictureInput {
+    pub width: u32,
+    pub height: u32,
+    pub layout: Layout,
+    pub color: Color,
+    pub resize: Resize,
+    pub fit: Fit,
+    /// One number per channel.
+    pub mean: Vec<f32>,
+    pub std: Vec<f32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    Nchw,
+    Nhwc,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Color {
+    Rgb,
+    Bgr,
+    Gray,
+}
+
+impl Color {
+    #[must_use]
+    pub fn channels(self) -> usize {
+        match self {
+            Self::Rgb | Self::Bgr => 3,
+            Self::Gray => 1,
+        }
+    }
+}
+
+/// Both are antialiased: every source pixel counts when a picture shrinks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resize {
+    #[default]
+    Bicubic,
+    Bilinear,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fit {
+    /// Cuts the longer sides off, keeping proportions.
+    #[default]
+    CentreCrop,
+    /// Shows the whole picture, out of proportion.
+    Stretch,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InputFields {
+    name: String,
+    shape: Vec<usize>,
+    picture: Option<PictureFields>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PictureFields {
+    layout: Layout,
+    color: Color,
+    #[serde(default)]
+    resize: Resize,
+    #[serde(default)]
+    fit: Fit,
+    mean: PerChannel,
+    std: PerChannel,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PerChannel {
+    All(f32),
+    Each(Vec<f32>),
+}
+
+impl PerChannel {
+    fn spread(self, field: &str, channels: usize) -> Result<Vec<f32>, String> {
+        let values = match self {
+            Self::All(value) => vec![value; channels],
+            Self::Each(values) if values.len() == channels => values,
+            Self::Each(values) => {
+                let count = values.len();
+                return Err(format!(
+                    "`{field}` has {count} numbers for {channels} channels; give one for all or one for each"
+                ));
+            }
+        };
+        match values.iter().find(|value| !value.is_finite()) {
+            Some(value) => Err(format!("`{field}` holds {value}, which is not a number to calculate with")),
+            None => Ok(values),
+        }
+    }
+}
+
+impl TryFrom<InputFields> for Input {
+    type Error = String;
+
+    fn try_from(fields: InputFields) -> Result<Self, String> {
+        let InputFields { name, shape, picture } = fields;
+        if !(2..=DIMENSIONS_MAX).contains(&shape.len()) || shape[0] != 1 {
+            return Err(format!(
+                "`shape` = {shape:?} must start with 1 (one sample at a time) and have 2 to {DIMENSIONS_MAX} dimensions"
+            ));
+        }
+        match shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size)) {
+            Some(1..=TENSOR_VALUES_MAX) => {}
+            _ => return Err(format!("`shape` = {shape:?} must hold 1 to {TENSOR_VALUES_MAX} values")),
+        }
+        let picture = picture.map(|fields| PictureInput::new(fields, &shape)).transpose()?;
+        Ok(Self { name, shape, picture })
+    }
+}
+
+impl Input {
+    /// The input tensor for a sample. Needs no ONNX Runtime.
+    pub fn tensor(
+        &self,
+        content_type: &ContentType,
+        bytes: &[u8],
+        region: Option<&Region>,
+    ) -> Result<Tensor, FeatureError> {
+        features::tensor(self, content_type, bytes, region)
+    }
+}
+
+impl PictureInput {
+    fn new(fields: PictureFields, shape: &[usize]) -> Result<Self, String> {
+        let PictureFields { layout, color, resize, fit, mean, std } = fields;
+        let (channels, height, width) = match (layout, shape) {
+            (Layout::Nchw, &[_, channels, height, width]) | (Layout::Nhwc, &[_, height, width, channels]) => {
+                (channels, height, width)
+            }
+            _ => return Err(format!("a picture needs a `shape` of 4 dimensions, not {shape:?}")),
+        };
+        if channels != color.channels() {
+            return Err(format!(
+                "`shape` = {shape:?} as {layout:?} has {channels} channels, but `color` = {color:?} has {}",
+                color.channels()
+            ));
+        }
+        let mean = mean.spread("mean", channels)?;
+        let std = std.spread("std", channels)?;
+        if std.contains(&0.0) {
+            return Err("`std` is divided by and must not be 0".into());
+        }
+        // Within TENSOR_VALUES_MAX, so neither can exceed u32.
+        let side = |pixels: usize| u32::try_from(pixels).map_err(|error| error.to_string());
+        Ok(Self { width: side(width)?, height: side(height)?, layout, color, resize, fit, mean, std })
+    }
+}
+
+/// What the model gives.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(try_from = "OutputFields")]
+pub struct Output {
+    pub name: String,
+    pub kind: OutputKind,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OutputFields {
+    name: String,
+    kind: OutputWord,
+    temperature: Option<f32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum OutputWord {
+    Logits,
+    Probabilities,
+}
+
+impl TryFrom<OutputFields> for Output {
+    type Error = String;
+
+    fn try_from(fields: OutputFields) -> Result<Self, String> {
+        let kind = match (fields.kind, fields.temperature) {
+            (OutputWord::Logits, temperature) => OutputKind::Logits {
+                temperature: Temperature::new(temperature.unwrap_or(1.0)).map_err(|error| error.to_string())?,
+            },
+            (OutputWord::Probabilities, None) => OutputKind::Probabilities,
+            (OutputWord::Probabilities, Some(_)) => {
+                return Err("`temperature` divides logits; remove it, or say kind = \"logits\"".into());
+            }
+        };
+        Ok(Self { name: fields.name, kind })
+    }
+}
+
+/// What the maker of the bundle suggests an answer should reach; the operator's own numbers win.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "ThresholdFields")]
+pub struct SuggestedThreshold(pub Threshold);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ThresholdFields {
+    score_min: f32,
+    #[serde(default)]
+    margin_min: f32,
+    #[serde(default = "any_entropy")]
+    entropy_max: f32,
+}
+
+fn any_entropy() -> f32 {
+    1.0
+}
+
+impl TryFrom<ThresholdFields> for SuggestedThreshold {
+    type Error = String;
+
+    fn try_from(fields: ThresholdFields) -> Result<Self, String> {
+        Threshold::new(fields.score_min, fields.margin_min, fields.entropy_max)
+            .map(Self)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// A file inside the bundle's folder: a bundle stays whole when it is copied, and reads nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct BundleFile(PathBuf);
+
+impl BundleFile {
+    #[must_use]
+    pub fn as_path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for BundleFile {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let path = PathBuf::from(&text);
+        if !text.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_))) {
+            Ok(Self(path))
+        } else {
+            Err(format!("`{text}` is not the name of a file inside the bundle's folder"))
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Makes the model's input tensor from the bytes of a sample.
+//!
+//! A header's claims are checked before anything is allocated by them, and a decoder's bug costs one sample,
+//! not the agent. Whether a sample is small enough to be read at all is up to whoever receives it.
+
+mod content;
+mod jpeg;
+mod picture;
+mod png;
+mod region;
+mod resize;
+mod tensor;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub use content::{ContentType, DIMENSIONS_MAX};
+pub use picture::Picture;
+pub use region::{InvalidRegion, Region};
+pub use tensor::Tensor;
+
+use crate::bundle::Input;
+
+/// The most pixels a picture may claim: what the largest camera modules for small boards deliver.
+pub const PIXELS_MAX: u64 = 64 * 1_000_000;
+
+/// The most memory one decode may need. A 24-megapixel progressive JPEG stays below it.
+pub const DECODE_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Why a sample is no input for the model. The text is for its sender: what was wrong and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FeatureError {
+    #[error("the sample is said to be {said}, but its bytes are {found}")]
+    NotWhatItSays { said: &'static str, found: &'static str },
+    #[error("the picture claims {width}x{height} pixels, more than the {PIXELS_MAX} taken; send a smaller one")]
+    TooManyPixels { width: u32, height: u32 },
+    #[error(
+        "decoding the picture takes {bytes} bytes of memory, more than the {DECODE_BYTES_MAX} allowed; send a smaller one"
+    )]
+    TooMuchMemory { bytes: u64 },
+    #[error("the {format} is damaged or incomplete: {reason}")]
+    Damaged { format: &'static str, reason: String },
+    #[error("this kind of {format} is not read: {what}")]
+    Unsupported { format: &'static str, what: String },
+    #[error("the model takes no pictures, only tensors of shape {shape:?}")]
+    TensorWanted { shape: Vec<usize> },
+    #[error("the tensor has the shape {shape:?}, but the model takes {expected:?}")]
+    WrongShape { shape: Vec<usize>, expected: Vec<usize> },
+    #[error("the tensor has {bytes} bytes, but its shape takes {expected} (4 per value, little-endian f32)")]
+    WrongLength { bytes: usize, expected: usize },
+    #[error("value {index} of the tensor is NaN or infinite")]
+    NotFinite { index: usize },
+    #[error("the source has a `region`, which a tensor cannot be cut to; send pictures, or remove the region")]
+    RegionOfTensor,
+}
+
+/// The input tensor for one sample.
+pub(crate) fn tensor(
+    input: &Input,
+    content_type: &ContentType,
+    bytes: &[u8],
+    region: Option<&Region>,
+) -> Result<Tensor, FeatureError> {
+    if let ContentType::Tensor { shape } = content_type {
+        if region.is_some() {
+            return Err(FeatureError::RegionOfTensor);
+        }
+        return Tensor::read(shape, bytes, &input.shape);
+    }
+    let wanted = input.picture.as_ref().ok_or_else(|| FeatureError::TensorWanted { shape: input.shape.clone() })?;
+    let region = region.copied().unwrap_or(Region::WHOLE);
+    check_kind(content_type, bytes)?;
+    let decode = || match content_type {
+        ContentType::Jpeg => jpeg::decode(bytes, |width, height| region.enough_eighths(wanted, width, height)),
+        _ => png::decode(bytes),
+    };
+    let picture = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
+        Err(FeatureError::Damaged { format: content_type.word(), reason: "the decoder gave up on it".into() })
+    })?;
+    Ok(Tensor { shape: input.shape.clone(), data: picture.to_values(wanted, &region) })
+}
+
+/// The input tensor for a picture that is already decoded.
+pub(crate) fn tensor_of(input: &Input, picture: &Picture) -> Result<Tensor, FeatureError> {
+    let wanted = input.picture.as_ref().ok_or_else(|| FeatureError::TensorWanted { shape: input.shape.clone() })?;
+    Ok(Tensor { shape: input.shape.clone(), data: picture.to_values(wanted, &Region::WHOLE) })
+}
+
+fn check_kind(content_type: &ContentType, bytes: &[u8]) -> Result<(), FeatureError> {
+    let found = match ContentType::sniff(bytes) {
+        Some(found) if found == *content_type => return Ok(()),
+        Some(other) => other.word(),
+        None if bytes.is_empty() => "none at all",
+        None => "neither JPEG nor PNG",
+    };
+    Err(FeatureError::NotWhatItSays { said: content_type.word(), found })
+}
+
+fn check_pixels(width: u32, height: u32) -> Result<(), FeatureError> {
+    if u64::from(width) * u64::from(height) > PIXELS_MAX {
+        return Err(FeatureError::TooManyPixels { width, height });
+    }
+    Ok(())
+}
+
+fn check_memory(bytes: u64) -> Result<(), FeatureError> {
+    if bytes > DECODE_BYTES_MAX as u64 {
+        return Err(FeatureError::TooMuchMemory { bytes });
+    }
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! Pixels to the model's values: cut, resize, turn, normalise, lay out.
+
+use super::region::{Rect, Region};
+use super::resize::resize;
+use super::{FeatureError, check_pixels};
+use crate::bundle::{Color, Layout, PictureInput};
+
+/// A decoded picture as it lies in its file: 8 bits per sample, row by row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    pub(super) width: u32,
+    pub(super) height: u32,
+    /// 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha. Alpha is dropped.
+    pub(super) channels: usize,
+    pub(super) pixels: Vec<u8>,
+    pub(super) orientation: Orientation,
+}
+
+/// How a stored picture is turned upright: a point of the upright picture lies in the stored one at the same
+/// place after swapping its coordinates, then counting each from the far side, as these three say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Orientation {
+    swap: bool,
+    flip_x: bool,
+    flip_y: bool,
+}
+
+impl Orientation {
+    pub(super) const UPRIGHT: Self = Self::new(false, false, false);
+
+    const fn new(swap: bool, flip_x: bool, flip_y: bool) -> Self {
+        Self { swap, flip_x, flip_y }
+    }
+
+    /// The eight values of EXIF 2.32, 4.6.4 A.
+    pub(super) fn from_exif(value: u16) -> Option<Self> {
+        let (swap, flip_x, flip_y) = match value {
+            1 => (false, false, false),
+            2 => (false, true, false),
+            3 => (false, true, true),
+            4 => (false, false, true),
+            5 => (true, false, false),
+            6 => (true, false, true),
+            7 => (true, true, true),
+            8 => (true, true, false),
+            _ => return None,
+        };
+        Some(Self::new(swap, flip_x, flip_y))
+    }
+
+    /// Width and height as seen upright, or back again: the same swap does both.
+    pub(super) fn upright(self, width: u32, height: u32) -> (u32, u32) {
+        if self.swap { (height, width) } else { (width, height) }
+    }
+
+    fn stored_rect(self, upright: Rect, stored_width: u32, stored_height: u32) -> Rect {
+        let Rect { left, top, width, height } = upright;
+        let (left, top, width, height) =
+            if self.swap { (top, left, height, width) } else { (left, top, width, height) };
+        Rect {
+            left: if self.flip_x { f64::from(stored_width) - left - width } else { left },
+            top: if self.flip_y { f64::from(stored_height) - top - height } else { top },
+            width,
+            height,
+        }
+    }
+
+    /// The index of the stored pixel for an upright one.
+    fn stored_index(self, x: usize, y: usize, stored_width: usize, stored_height: usize) -> usize {
+        let (x, y) = if self.swap { (y, x) } else { (x, y) };
+        let x = if self.flip_x { stored_width - 1 - x } else { x };
+        let y = if self.flip_y { stored_height - 1 - y } else { y };
+        y * stored_width + x
+    }
+}
+
+impl Picture {
+    /// A gray picture from its bytes, one per pixel.
+    pub fn gray(width: u32, height: u32, pixels: Vec<u8>) -> Result<Self, FeatureError> {
+        check_pixels(width, height)?;
+        let expected = u64::from(width) * u64::from(height);
+        if width == 0 || height == 0 || pixels.len() as u64 != expected {
+            let reason = format!("{} bytes for {width}x{height} pixels", pixels.len());
+            return Err(FeatureError::Damaged { format: "picture", reason });
+        }
+        Ok(Self { width, height, channels: 1, pixels, orientation: Orientation::UPRIGHT })
+    }
+
+    /// The model's values for the region of the picture, in the model's layout.
+    pub(crate) fn to_values(&self, wanted: &PictureInput, region: &Region) -> Vec<f32> {
+        let (width, height) = self.orientation.upright(self.width, self.height);
+        let seen = region.rect(wanted, width, height);
+        let stored = self.orientation.stored_rect(seen, self.width, self.height);
+        let (stored_width, stored_height) = self.orientation.upright(wanted.width, wanted.height);
+        let (columns, rows) = (wanted.width as usize, wanted.height as usize);
+        let channels = wanted.color.channels();
+        let mut values = vec![0.0; columns * rows * channels];
+        for channel in 0..channels {
+            let pixel = |row, column| self.value(row, column, wanted.color, channel);
+            let small = resize(pixel, stored, stored_width, stored_height, wanted.resize);
+            let normalise = |pixel: u8| (f32::from(pixel) - wanted.mean[channel]) / wanted.std[channel];
+            for (at, (y, x)) in (0..rows).flat_map(|y| (0..columns).map(move |x| (y, x))).enumerate() {
+                let place = match wanted.layout {
+                    Layout::Nchw => channel * rows * columns + at,
+                    Layout::Nhwc => at * channels + channel,
+                };
+                let from = self.orientation.stored_index(x, y, stored_width as usize, stored_height as usize);
+                values[place] = normalise(small[from]);
+            }
+        }
+        values
+    }
+
+    /// A stored pixel in one of the model's colours. Alpha is dropped.
+    fn value(&self, row: usize, column: usize, color: Color, channel: usize) -> u8 {
+        let at = (row * self.width as usize + column) * self.channels;
+        let pixel = &self.pixels[at..at + self.channels];
+        match (pixel, color) {
+            ([gray] | [gray, _], _) => *gray,
+            (_, Color::Rgb) => pixel[channel],
+            (_, Color::Bgr) => pixel[2 - channel],
+            (_, Color::Gray) => luma(pixel[0], pixel[1], pixel[2]),
+        }
+    }
+}
+
+/// ITU-R BT.601 luma in 16-bit fixed point. The weights add up to 65536, so gray stays gray.
+fn luma(red: u8, green: u8, blue: u8) -> u8 {
+    let sum = 19_595 * u32::from(red) + 38_470 * u32::from(green) + 7_471 * u32::from(blue) + 0x8000;
+    u8::try_from(sum >> 16).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::{Fit, Resize};
+
+    fn wanted(width: u32, height: u32, color: Color, layout: Layout) -> PictureInput {
+        let channels = color.channels();
+        PictureInput {
+            width,
+            height,
+            layout,
+            color,
+            resize: Resize::Bicubic,
+            fit: Fit::CentreCrop,
+            mean: vec![0.0; channels],
+            std: vec![1.0; channels],
+        }
+    }
+
+    fn values(picture: &Picture, wanted: &PictureInput) -> Vec<f32> {
+        picture.to_values(wanted, &Region::WHOLE)
+    }
+
+    #[test]
+    fn a_picture_of_the_models_own_size_is_taken_as_it_is() {
+        let picture = Picture::gray(3, 2, vec![1, 2, 3, 4, 5, 6]).expect("a picture");
+        assert_eq!(values(&picture, &wanted(3, 2, Color::Gray, Layout::Nchw)), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    }
+
+    #[test]
+    fn layouts_and_colours_end_up_where_the_model_looks_for_them() {
+        let pixels = vec![10, 20, 30, 255, 11, 21, 31, 0];
+        let picture = Picture { width: 2, height: 1, channels: 4, pixels, orientation: Orientation::UPRIGHT };
+        let rgb = |layout| values(&picture, &wanted(2, 1, Color::Rgb, layout));
+        assert_eq!(rgb(Layout::Nchw), [10.0, 11.0, 20.0, 21.0, 30.0, 31.0]);
+        assert_eq!(rgb(Layout::Nhwc), [10.0, 20.0, 30.0, 11.0, 21.0, 31.0]);
+        assert_eq!(values(&picture, &wanted(2, 1, Color::Bgr, Layout::Nhwc)), [30.0, 20.0, 10.0, 31.0, 21.0, 11.0]);
+        assert_eq!(values(&picture, &wanted(2, 1, Color::Gray, Layout::Nchw)), [18.0, 19.0]);
+    }
+
+    #[test]
+    fn each_exif_orientation_shows_the_same_upright_picture() {
+        // Upright is 1 2 3 / 4 5 6; each row is how a camera held that way would have stored it.
+        for (value, width, stored) in [
+            (1, 3, [1, 2, 3, 4, 5, 6]),
+            (2, 3, [3, 2, 1, 6, 5, 4]),
+            (3, 3, [6, 5, 4, 3, 2, 1]),
+            (4, 3, [4, 5, 6, 1, 2, 3]),
+            (5, 2, [1, 4, 2, 5, 3, 6]),
+            (6, 2, [3, 6, 2, 5, 1, 4]),
+            (7, 2, [6, 3, 5, 2, 4, 1]),
+            (8, 2, [4, 1, 5, 2, 6, 3]),
+        ] {
+            let orientation = Orientation::from_exif(value).expect("a known orientation");
+            let picture = Picture { width, height: 6 / width, channels: 1, pixels: stored.to_vec(), orientation };
+            let upright = values(&picture, &wanted(3, 2, Color::Gray, Layout::Nchw));
+            assert_eq!(upright, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "orientation {value}");
+        }
+    }
+
+    #[test]
+    fn the_middle_of_a_wide_picture_is_seen_and_a_region_moves_it() {
+        let picture = Picture::gray(4, 2, vec![1, 2, 3, 4, 1, 2, 3, 4]).expect("a picture");
+        let square = wanted(2, 2, Color::Gray, Layout::Nchw);
+        assert_eq!(values(&picture, &square), [2.0, 3.0, 2.0, 3.0]);
+        let right = Region::new(0.5, 0.0, 0.5, 1.0).expect("a region");
+        assert_eq!(picture.to_values(&square, &right), [3.0, 4.0, 3.0, 4.0]);
+    }
+}
