@@ -212,3 +212,26 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => Err("the demo runs for 10 s to a day".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        for bad in ["", "s", "-5s", "1h", "2s", "99999m"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_outage_lies_within_the_run_and_leaves_time_to_drain() {
+        for run_for in [10, 20, 60, 3600].map(Duration::from_secs) {
+            let outage = Outage::within(Some(run_for));
+            assert!(outage.from < outage.to && outage.to < run_for * 3 / 4);
+        }
+    }
+}

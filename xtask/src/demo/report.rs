@@ -22,8 +22,8 @@ impl Report {
     /// `waiting` is how many cases the devices still held; 0 once they had drained.
     pub(super) fn new(tally: &Tally, waiting: u64, offline: Duration, cloud: Option<f64>) -> Self {
         let totals = tally.totals();
-        let pending = totals.missing.min(waiting);
-        Self { totals, pending, lost: totals.missing - pending, offline, accuracy: tally.accuracy(), cloud }
+        let (pending, lost) = split(totals.missing, waiting);
+        Self { totals, pending, lost, offline, accuracy: tally.accuracy(), cloud }
     }
 
     /// Every promise was kept, once.
@@ -91,7 +91,43 @@ impl Report {
     }
 }
 
+/// A missing correction is pending if a device still holds a case for it, and lost otherwise.
+fn split(missing: u64, waiting: u64) -> (u64, u64) {
+    let pending = missing.min(waiting);
+    (pending, missing - pending)
+}
+
 /// Four places: a hundredth of a percent.
 fn rounded(share: f64) -> f64 {
     (share * 10_000.0).round() / 10_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(value: &Value) -> Vec<&str> {
+        value.as_object().map(|object| object.keys().map(String::as_str).collect()).unwrap_or_default()
+    }
+
+    #[test]
+    fn the_json_has_the_keys_that_scripts_read() {
+        let mut report = Report::new(&Tally::default(), 0, Duration::from_secs(7), Some(0.9));
+        report.accuracy = Some(Accuracy::default());
+        let json = report.json();
+        let mut wanted = vec!["samples", "kept", "deferred", "verdicts", "corrected"];
+        wanted.extend(["pending", "lost", "duplicates", "offline_s", "accuracy"]);
+        wanted.sort_unstable();
+        assert_eq!(keys(&json), wanted);
+        assert_eq!(keys(&json["accuracy"]), ["cloud", "deferred_share", "hybrid", "local"]);
+        assert_eq!(json["offline_s"], 7);
+    }
+
+    #[test]
+    fn what_still_waits_is_pending_and_the_rest_of_what_is_missing_is_lost() {
+        assert_eq!(split(5, 3), (3, 2));
+        assert_eq!(split(5, 0), (0, 5));
+        // What was never promised to this program may wait.
+        assert_eq!(split(0, 9), (0, 0));
+    }
 }
