@@ -6,5 +6,6 @@
 
 pub mod answers;
 pub mod capture;
+pub mod commands;
 pub mod daemon;
 pub mod sample;
