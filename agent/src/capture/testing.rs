@@ -84,9 +84,13 @@ pub(crate) fn answer(id: CaseId, source: &str, reference: Option<String>, revisi
 }
 
 impl Fake {
-    /// Never answers.
+    /// Answers nothing before it is opened.
     pub(super) fn stuck() -> Self {
         Self { gate: Some(tokio::sync::Semaphore::new(0)), ..Self::default() }
+    }
+
+    pub(super) fn open(&self) {
+        self.gate.as_ref().expect("a gate").add_permits(1000);
     }
 
     pub(super) fn source(self: &Arc<Self>, interval: Option<Duration>) -> Source<Self> {

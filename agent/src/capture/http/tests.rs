@@ -31,11 +31,15 @@ fn config(http: &str, sources: &str) -> Config {
 }
 
 pub(in crate::capture) async fn server(sources: &str) -> Server {
+    server_with(sources, &Arc::default()).await
+}
+
+async fn server_with(sources: &str, fake: &Arc<Fake>) -> Server {
     let sources = if sources.is_empty() { "[[source]]\nname = \"cam\"\nkind = \"http\"" } else { sources };
     let config = config("listen = [\"127.0.0.1:0\"]\nbody_bytes_max = 100000", sources);
-    let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
-    let capture = Capture::start(&config, &fake, &stop).await.expect("started");
-    Server { address: capture.addresses()[0], fake, stop, capture }
+    let stop = CancellationToken::new();
+    let capture = Capture::start(&config, fake, &stop).await.expect("started");
+    Server { address: capture.addresses()[0], fake: fake.clone(), stop, capture }
 }
 
 impl Server {
@@ -139,7 +143,7 @@ async fn each_bad_request_gets_its_status_and_a_sentence() {
     let two = "[[source]]\nname = \"a\"\nkind = \"http\"\n[[source]]\nname = \"b\"\nkind = \"http\"";
     let server = server(two).await;
     let long_metadata = format!("POST /v1/samples?source=a HTTP/1.1\r\nX-Hedge-Metadata: \"{}\"", "x".repeat(2000));
-    let cases: [(&str, &[u8], u16, &str); 13] = [
+    let cases: [(&str, &[u8], u16, &str); 14] = [
         ("POST /v1/samples HTTP/1.1", JPEG, 400, "say which source with ?source=; there are: a, b"),
         (
             "POST /v1/samples?source=c HTTP/1.1",
@@ -151,6 +155,7 @@ async fn each_bad_request_gets_its_status_and_a_sentence() {
         ("POST /v1/samples?source=a HTTP/1.1", b"just text", 422, "neither a JPEG nor a PNG"),
         ("POST /v1/samples?source=a HTTP/1.1", b"", 422, "neither a JPEG nor a PNG"),
         ("POST /v1/samples?source=a HTTP/1.1\r\nContent-Type: text/plain", JPEG, 422, "`text/plain` is not read"),
+        ("POST /v1/samples?source=a HTTP/1.1\r\nContent-Encoding: gzip", JPEG, 415, "send it as it is"),
         ("POST /v1/samples?source=a HTTP/1.1\r\nX-Hedge-Metadata: {\"n\": 1}", JPEG, 400, "texts as values"),
         (&long_metadata, JPEG, 400, "metadata has 2002 bytes as JSON"),
         ("GET /v1/samples HTTP/1.1", b"", 405, "does not take this method"),
@@ -196,6 +201,28 @@ async fn a_repeated_ref_gets_the_answer_already_given() {
     assert_eq!(read(&first), read(&again));
     assert_ne!(read(&first).id, read(&other).id);
     assert_eq!(server.fake.sample_count(), 2);
+}
+
+#[tokio::test]
+async fn a_post_repeated_before_the_first_is_answered_is_the_same_sample() {
+    let fake = Arc::new(Fake::stuck());
+    let server = server_with("", &fake).await;
+    let hang_up = async {
+        let mut socket = TcpStream::connect(server.address).await.expect("connected");
+        let head = format!("POST /v1/samples?ref=7 HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", JPEG.len());
+        socket.write_all(&[head.as_bytes(), JPEG].concat()).await.expect("sent");
+        fake.until("the sample", |fake| fake.sample_count() == 1).await;
+    };
+    hang_up.await;
+    let answering = async {
+        tokio::task::yield_now().await;
+        fake.open();
+    };
+    let ((status, body), (again, other), ()) =
+        tokio::join!(server.post("?ref=7", JPEG), server.post("?ref=7", JPEG), answering);
+    assert_eq!((status, again), (200, 200));
+    assert_eq!(read(&body), read(&other));
+    assert_eq!(fake.sample_count(), 1);
 }
 
 #[tokio::test]
