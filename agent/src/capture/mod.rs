@@ -172,8 +172,17 @@ struct Source<I> {
 
 impl<I: Intake> Source<I> {
     fn say(&self, state: impl Into<String>) {
-        let state = state.into();
+        self.say_quoting(state, "");
+    }
+
+    /// `quoted` is somebody else's text: it is shown in the status, but not written to the log.
+    fn say_quoting(&self, state: impl Into<String>, quoted: &str) {
+        let mut state = state.into();
         tracing::info!(source = %self.name, "{state}");
+        if !quoted.is_empty() {
+            state.push_str(": ");
+            state.push_str(quoted);
+        }
         self.intake.set_source_state(&self.name, state);
     }
 }

@@ -262,4 +262,23 @@ mod tests {
         check(&[&bad_length, &whole[..]].concat(), 1000, &[None, Some(&whole)]);
         check(&[&whole[..], in_scan].concat(), 1000, &[Some(&whole), None]);
     }
+
+    #[test]
+    fn real_pictures_come_out_as_they_went_in() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/pictures");
+        let files =
+            std::fs::read_dir(folder).expect("the demo's pictures").map(|entry| entry.expect("an entry").path());
+        let jpegs = files.filter(|path| path.extension().is_some_and(|extension| extension == "jpg"));
+        let pictures: Vec<Vec<u8>> = jpegs.map(|path| std::fs::read(path).expect("readable")).collect();
+        assert!(!pictures.is_empty());
+        let mut pieces = Vec::new();
+        let mut each = |piece| match piece {
+            Piece::Picture(bytes) => pieces.push(bytes.to_vec()),
+            Piece::Skipped => panic!("a picture was skipped"),
+        };
+        let mut mjpeg = Mjpeg::new(10_000_000);
+        pictures.concat().chunks(4096).for_each(|bytes| mjpeg.push(bytes, &mut each));
+        mjpeg.end(&mut each);
+        assert!(pieces == pictures);
+    }
 }

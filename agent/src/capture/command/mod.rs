@@ -37,6 +37,9 @@ const STABLE: Duration = Duration::from_secs(60);
 /// How long the output of an ended program is read on, and an exit awaited after the output's end.
 const END_WAIT: Duration = Duration::from_secs(1);
 
+/// Pictures are said to be fine again after so long without trouble, so that the state does not flicker.
+const TROUBLE_OVER: Duration = Duration::from_secs(10);
+
 const READ_BYTES: usize = 64 * 1024;
 
 /// What a stream is made of.
@@ -85,8 +88,8 @@ pub(super) async fn run<I: Intake>(
     let mut wait = RESTART_WAIT_MIN;
     loop {
         let started = Instant::now();
-        let end = match Child::spawn(&command, Use::Stdout) {
-            Err(error) => format!("it cannot be started: {error}"),
+        let (end, last_words) = match Child::spawn(&command, Use::Stdout) {
+            Err(error) => (format!("it cannot be started: {error}"), String::new()),
             Ok(mut child) => {
                 source.say(format!("`{program}` is running"));
                 tokio::select! {
@@ -102,13 +105,14 @@ pub(super) async fn run<I: Intake>(
                     Ok(status) => status,
                     Err(_) => child.stop().await,
                 };
-                describe_end(&status, &child.last_words().await)
+                (describe_end(&status, ""), child.last_words().await)
             }
         };
         if started.elapsed() >= STABLE {
             wait = RESTART_WAIT_MIN;
         }
-        source.say(format!("`{program}` is not running: {end}; starting it again in {} s", wait.as_secs()));
+        let state = format!("`{program}` is not running: {end}; starting it again in {} s", wait.as_secs());
+        source.say_quoting(state, &last_words);
         tokio::select! {
             () = sleep(wait) => {}
             () = stop.cancelled() => return,
@@ -173,7 +177,7 @@ async fn read<I: Intake>(
 
 /// Answers the newest picture, again and again, at most one per interval.
 async fn answer<I: Intake>(source: &Source<I>, newest: &Newest) {
-    let mut trouble = false;
+    let mut trouble: Option<Instant> = None;
     let mut next = Instant::now();
     loop {
         sleep_until(next).await;
@@ -184,14 +188,13 @@ async fn answer<I: Intake>(source: &Source<I>, newest: &Newest) {
             Err(error) => Err(error),
         };
         match answered {
-            Ok(()) if trouble => {
-                trouble = false;
+            Ok(()) if trouble.is_some_and(|last| last.elapsed() >= TROUBLE_OVER) => {
+                trouble = None;
                 source.say("the command is running and its pictures are answered again");
             }
             Ok(()) => {}
             Err(error) => {
-                if !trouble {
-                    trouble = true;
+                if trouble.replace(Instant::now()).is_none() {
                     source.say(format!("the command is running, but a picture got no answer: {error}"));
                 }
                 if passes(&error) {

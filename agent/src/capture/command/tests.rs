@@ -45,7 +45,7 @@ async fn pictures_of_a_running_program_are_answered() {
 async fn a_program_that_dies_is_named_with_its_last_words_and_started_again() {
     let script = format!("printf '{PICTURE}'; echo 'camera unplugged' >&2; exit 3");
     let fake = run_until(&script, StreamFormat::Mjpeg, "a second run", |fake| fake.sample_count() >= 2).await;
-    let text = "`sh` is not running: it ended with exit code 3: camera unplugged; starting it again in 1 s";
+    let text = "`sh` is not running: it ended with exit code 3; starting it again in 1 s: camera unplugged";
     assert!(fake.said(text), "{:?}", fake.states.lock().expect("not poisoned"));
 }
 

@@ -247,7 +247,9 @@ impl<I: Intake> Folder<I> {
     async fn end(&mut self, name: OsString, look: Look, ending: Ending) {
         let path = self.path.clone();
         match blocking(move || fate::settle(&path, &name, &ending)).await {
-            Ok(()) => self.say(None),
+            // Not after each file, so that the state does not flicker.
+            Ok(()) if self.waiting.is_empty() => self.say(None),
+            Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 self.stuck.insert(look);

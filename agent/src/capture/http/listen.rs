@@ -26,8 +26,8 @@ const CONNECTIONS_MAX: usize = 256;
 /// How long a request's head may take, and how long a connection may idle.
 const HEAD_WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// The largest request head: an URL, a few headers and the metadata.
-const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// The largest request head, and the pieces in which bodies are read.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// How long to wait when no connection can be accepted, which means that file descriptors ran out.
 const ACCEPT_RETRY_WAIT: Duration = Duration::from_secs(1);
