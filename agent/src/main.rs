@@ -22,8 +22,13 @@ struct Arguments {
 enum Command {
     /// Run the daemon until SIGTERM.
     Run(ConfigArgument),
+    /// Answer picture files once with a model bundle and explain each decision.
+    Infer(commands::infer::InferArgs),
     /// Check the configuration, the ONNX Runtime library and every model, and say what to do.
     Check(ConfigArgument),
+    /// Make, inspect and calibrate model bundles.
+    #[command(subcommand)]
+    Bundle(commands::bundle::BundleCommand),
 }
 
 #[derive(clap::Args)]
@@ -46,12 +51,12 @@ fn main() -> ExitCode {
         return fail(&anyhow::anyhow!("another TLS provider was installed first"));
     }
     match act(Arguments::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => fail(&error),
     }
 }
 
-fn act(command: Command) -> anyhow::Result<()> {
+fn act(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(argument) => {
             let config = argument.load()?;
@@ -63,9 +68,11 @@ fn act(command: Command) -> anyhow::Result<()> {
             runtime.block_on(daemon::run(config))?;
             // A blocking read that hangs must not hold up the exit.
             runtime.shutdown_background();
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
+        Command::Infer(arguments) => commands::infer::run(&arguments),
         Command::Check(argument) => commands::check::run(&argument.load()?),
+        Command::Bundle(command) => commands::bundle::run(&command),
     }
 }
 

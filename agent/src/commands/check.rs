@@ -1,15 +1,15 @@
 //! `hedge-agent check`: says what works, what does not, and what to do.
 
 use std::path::Path;
+use std::process::ExitCode;
 
-use anyhow::bail;
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions};
 
 use crate::daemon::config::{BrokerConfig, Config, ModelConfig};
 use crate::uplink::options;
 
 /// Checks everything that can be checked without starting; fails if anything is wrong.
-pub fn run(config: &Config) -> anyhow::Result<()> {
+pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let mut failures = 0;
     let mut say = |what: &str, outcome: Result<String, String>| match outcome {
         Ok(text) => print(&format!("ok    {what}: {text}")),
@@ -33,10 +33,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         Some(broker) => say("broker", check_broker(broker)),
         None => say("broker", Ok("none; the device is on its own".to_owned())),
     }
-    if failures > 0 {
-        bail!("{failures} checks failed");
-    }
-    Ok(())
+    Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn check_state_dir(dir: &Path) -> Result<String, String> {
