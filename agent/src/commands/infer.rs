@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
-use hedge_core::judge::{Scores, Threshold, UnusableOutput, explain_unusable, judge};
+use hedge_core::judge::{Scores, Threshold, explain_unusable, judge};
 use hedge_inference::{Bundle, ContentType, Model, Runtime, SessionOptions};
 use hedge_proto::{Explanation, LabelScore, ModelRef, Outcome, TaskResult};
 use serde::Serialize;
@@ -107,7 +107,7 @@ fn answer(bundle: &Bundle, model: &mut Model, threshold: &Threshold, file: &Path
     let done = Instant::now();
     let (result, decision) = match Scores::read(&output, bundle.output_kind()) {
         Ok(scores) => (Some(result(bundle, &scores)), judge(&scores, threshold).explain()),
-        Err(error) => (None, unusable(&error, threshold)),
+        Err(error) => (None, explain_unusable(&error, threshold)),
     };
     Ok(FileAnswer {
         file: file.display().to_string(),
@@ -118,10 +118,6 @@ fn answer(bundle: &Bundle, model: &mut Model, threshold: &Threshold, file: &Path
         features_ms: (made - started).as_secs_f64() * 1e3,
         model_ms: (done - made).as_secs_f64() * 1e3,
     })
-}
-
-fn unusable(error: &UnusableOutput, threshold: &Threshold) -> Explanation {
-    explain_unusable(error, threshold)
 }
 
 /// The best classes with their labels.

@@ -50,7 +50,7 @@ pub(super) fn fit_temperature(known: &[Known]) -> f64 {
             right_loss = loss(right);
         }
     }
-    ((low + high) / 2.0).exp().mul_add(1000.0, 0.0).round() / 1000.0
+    (((low + high) / 2.0).exp() * 1000.0).round() / 1000.0
 }
 
 fn log_loss(known: &[Known], temperature: f64) -> f64 {

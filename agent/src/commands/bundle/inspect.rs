@@ -3,12 +3,13 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hedge_core::judge::OutputKind;
 use hedge_inference::bundle::Variant;
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions, Tensor};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Print a bundle's facts, check its sums and run its golden samples.
 #[derive(Debug, clap::Args)]
@@ -19,7 +20,7 @@ pub struct InspectArgs {
     /// The ONNX Runtime library [default: searched for]
     #[arg(long, value_name = "FILE")]
     pub library: Option<PathBuf>,
-    /// Also measure the time per inference, as the median of so many runs
+    /// Also measure the time of an inference, over so many runs
     #[arg(long, value_name = "RUNS", value_parser = clap::value_parser!(u16).range(1..))]
     pub time: Option<u16>,
 }
@@ -45,11 +46,10 @@ pub(super) fn write(args: &InspectArgs, out: &mut impl Write) -> anyhow::Result<
             code = ExitCode::FAILURE;
         }
         if let Some(runs) = args.time {
-            let milliseconds = median_ms(&mut model, runs)?;
+            let Cost { median_ms, processor_ms } = measure(&mut model, runs)?;
             writeln!(
                 out,
-                "time       {milliseconds:.2} ms per inference (median of {runs}, {} thread)",
-                options.threads
+                "time       {median_ms:.2} ms per inference (median of {runs}), {processor_ms:.2} ms of processor time"
             )?;
         }
     }
@@ -104,20 +104,37 @@ fn goldens_pass(bundle: &Bundle, variant: &Variant, model: &mut Model, out: &mut
     Ok(passed)
 }
 
-/// The median time of one inference on zeros; the first runs, which allocate, do not count.
-fn median_ms(model: &mut Model, runs: u16) -> anyhow::Result<f64> {
+/// What one inference on zeros costs.
+struct Cost {
+    /// As the caller waits; grows when others use the processor.
+    median_ms: f64,
+    /// As the processor works.
+    processor_ms: f64,
+}
+
+/// The first runs, which allocate, do not count.
+fn measure(model: &mut Model, runs: u16) -> anyhow::Result<Cost> {
     const WARM_UP: u16 = 10;
     let shape = model.input_shape().to_vec();
     let zeros = Tensor { data: vec![0.0; shape.iter().product()], shape };
+    for _ in 0..WARM_UP {
+        model.run(&zeros)?;
+    }
     let mut times = Vec::with_capacity(usize::from(runs));
-    for run in 0..WARM_UP + runs {
+    let before = processor_time();
+    for _ in 0..runs {
         let started = Instant::now();
         model.run(&zeros)?;
-        if run >= WARM_UP {
-            times.push(started.elapsed());
-        }
+        times.push(started.elapsed());
     }
+    let processor = processor_time().saturating_sub(before);
     times.sort_unstable();
     let median = times.get(times.len() / 2).context("no runs")?;
-    Ok(median.as_secs_f64() * 1e3)
+    Ok(Cost { median_ms: median.as_secs_f64() * 1e3, processor_ms: processor.as_secs_f64() * 1e3 / f64::from(runs) })
+}
+
+/// Of this thread, which is the one that infers.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
