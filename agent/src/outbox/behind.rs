@@ -115,7 +115,7 @@ impl Behind {
 
     fn renew(&mut self) {
         let path = &self.shared.queue_path;
-        let renewed = index::set_aside(path).map_err(IndexError::Io).and_then(|()| index::open(path));
+        let renewed = index::set_aside(path).map_err(IndexError::Io).and_then(|()| index::make(path));
         match renewed {
             Ok(queue) => {
                 self.shared.table().renew_queue(Some(queue));

@@ -206,7 +206,7 @@ impl Committer {
 
     /// Whether the reserve is there; tries to take it again once there is room for it.
     pub(super) fn keep_reserve(&mut self) -> bool {
-        let room = self.shared.disk.free_bytes().is_ok_and(|free| free > self.limits.free_bytes_min + RESERVE_BYTES);
+        let room = self.shared.disk.free_bytes().is_ok_and(|free| free > self.limits.free_bytes_min.saturating_add(RESERVE_BYTES));
         if !self.reserve_kept && room {
             self.reserve_kept = self.shared.disk.keep_reserve(Some(RESERVE_BYTES)).is_ok();
         }

@@ -63,13 +63,18 @@ fn unpanicked<T>(work: impl FnOnce() -> Result<T, IndexError>) -> Result<T, Inde
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(IndexError::Panic))
 }
 
-/// Fills an empty table. An empty queue is fine: it lacks everything from the log's beginning on.
+/// Makes an empty queue. Its summary is durable at once, so that one without is known to be damaged.
+pub(crate) fn make(path: &Path) -> Result<sled::Db, IndexError> {
+    let queue = open(path)?;
+    unpanicked(|| Ok(queue.insert(SUMMARY_KEY, &Summary::default().encode()[..]).map(drop)?))?;
+    checkpoint(&queue, path)?;
+    Ok(queue)
+}
+
+/// Fills an empty table.
 pub(crate) fn load(queue: &sled::Db, table: &mut Table) -> Result<Summary, IndexError> {
     unpanicked(|| {
-        if queue.is_empty() {
-            return Ok(Summary::default());
-        }
-        let summary = queue.get(SUMMARY_KEY)?.ok_or(IndexError::Wrong("it was never completed"))?;
+        let summary = queue.get(SUMMARY_KEY)?.ok_or(IndexError::Wrong("its summary is missing"))?;
         let summary = Summary::decode(&summary).ok_or(IndexError::Wrong("its summary is unreadable"))?;
         let mut counted = Summary { entries: 0, fingerprint: 0, ..summary };
         for class in [Class::Open, Class::Answered, Class::Dead] {

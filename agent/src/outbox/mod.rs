@@ -7,7 +7,7 @@
 //! - `table`: what the log's records mean, one line per case in memory.
 //! - `commit`: the thread that owns the log, group commit. `retire`: how it gives room back.
 //! - `index`: the lines in order on disk (sled); `behind` is the thread that writes them after the fact.
-//! - `recover`: reads the log back at the start, all of it or what the queue lacks.
+//! - `recover`: reads the log back at the start, all of it or what the queue lacks. `recall`: reads one case.
 //!
 //! ```text
 //! waiting ⇄ sent ⇄ received → answered(revision, delivered to sinks) → forgotten
@@ -22,6 +22,7 @@ mod disk;
 mod index;
 mod log;
 mod order;
+mod recall;
 mod recover;
 mod retire;
 mod shared;
@@ -46,15 +47,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use self::behind::Behind;
 use self::commit::{Ask, Committer, Done, Request};
 use self::disk::{Disk, Folder};
-use self::log::Pointer;
-use self::log::reader::{self, RecordError};
+use self::log::reader::RecordError;
 use self::log::record::{Head, Kind, Record};
-use self::log::segment::{FileHeader, Opening};
 use self::log::writer::{SEGMENT_BYTES, Writer};
 use self::order::Class;
 use self::recover::{RecoverError, Recovered};
 use self::shared::Shared;
-use self::table::{Line, Stage};
 
 pub use self::case::{
     Applied, Entry, Figures, Limits, NewCase, OpenError, OpenReport, Progress, ReadError, State, StoreError, StoredCase,
@@ -187,9 +185,10 @@ impl Outbox {
     /// Reads a case from the log; `None` if there is none. Blocks on the disk: not for async workers.
     pub fn read(&self, key: CaseKey) -> Result<Option<StoredCase>, ReadError> {
         let mut tries = READ_TRIES_MAX;
-        while let Some(line) = self.inner.shared.table().get(key) {
+        loop {
+            let Some(line) = self.inner.shared.table().get(key) else { return Ok(None) };
             tries -= 1;
-            let error = match self.inner.read(key, &line) {
+            let error = match recall::read(&*self.inner.shared.disk, key, &line) {
                 Ok(case) => return Ok(Some(case)),
                 Err(error) => error,
             };
@@ -206,7 +205,6 @@ impl Outbox {
                 }
             });
         }
-        Ok(None)
     }
 
     /// Notes how far sending has come. Not durable; nothing for a case that is not open.
@@ -313,20 +311,6 @@ impl Inner {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn read(&self, key: CaseKey, line: &Line) -> Result<StoredCase, RecordError> {
-        let body = Opened::at(&*self.shared.disk, line.slot.body, key, Kind::Case)?;
-        let answered = line.slot.stage == Stage::Answered;
-        let header = body.header()?;
-        let payload = if answered { Bytes::new() } else { body.payload()? };
-        let second = |stage, kind| match line.outcome.filter(|_| line.slot.stage == stage) {
-            Some(outcome) => Opened::at(&*self.shared.disk, outcome.at, key, kind)?.payload().map(Some),
-            None => Ok(None),
-        };
-        let verdict = second(Stage::Answered, Kind::Verdict)?.map(Vec::from);
-        let dead = second(Stage::Dead, Kind::Dead)?.map(|reason| String::from_utf8_lossy(&reason).into_owned());
-        Ok(StoredCase { header, payload, attempts: u32::from(line.slot.attempts), verdict, dead })
-    }
-
     fn stop(&self) {
         drop(self.requests.lock().unwrap_or_else(PoisonError::into_inner).take());
         let Some((log, queue)) = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
@@ -340,33 +324,6 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// A record whose place, kind and case have been checked.
-struct Opened {
-    file: Box<dyn disk::SegmentFile>,
-    head: Head,
-    offset: u32,
-}
-
-impl Opened {
-    fn at(disk: &dyn Disk, at: Pointer, key: CaseKey, kind: Kind) -> Result<Self, RecordError> {
-        let file = disk.open(at.segment)?;
-        let Opening::Fine(header) = FileHeader::read(&*file, at.segment)? else { return Err(RecordError::Damaged) };
-        let head = reader::read_head(&*file, header, at.offset)?;
-        if head.key != key || head.kind != kind {
-            return Err(RecordError::Damaged);
-        }
-        Ok(Self { file, head, offset: at.offset })
-    }
-
-    fn header(&self) -> Result<Vec<u8>, RecordError> {
-        reader::read_header(&*self.file, &self.head, self.offset)
-    }
-
-    fn payload(&self) -> Result<Bytes, RecordError> {
-        reader::read_payload(&*self.file, &self.head, self.offset)
     }
 }
 

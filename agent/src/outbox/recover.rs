@@ -70,7 +70,7 @@ pub(crate) fn recover(disk: &dyn Disk, queue_path: &Path) -> Result<Recovered, R
     report.queue_damaged = queue_was_there;
     let mut table = Table::default();
     replay(disk, &mut segments, Pointer::NOWHERE, &mut table, &mut report)?;
-    table.queue = match index::set_aside(queue_path).map_err(IndexError::Io).and_then(|()| index::open(queue_path)) {
+    table.queue = match index::set_aside(queue_path).map_err(IndexError::Io).and_then(|()| index::make(queue_path)) {
         Ok(queue) => Some(queue),
         Err(error) => {
             tracing::warn!(%error, "the outbox's queue cannot be made; its order is kept in memory for now");
@@ -105,6 +105,7 @@ fn through_queue(
     if let Some(clock) = summary.clock {
         table.see_clock(clock, 0);
     }
+    report.rebuilt = summary.position == Pointer::NOWHERE && !segments.sizes.is_empty();
     replay(disk, segments, summary.position, &mut table, report)?;
     if !pointers_hold(&table, segments) {
         return Ok(Err(IndexError::Wrong("it names records that are not in the log")));
@@ -121,7 +122,7 @@ impl Segments {
 }
 
 /// Looks at every segment's file header and moves those aside that cannot be read.
-fn survey(disk: &dyn Disk, report: &mut OpenReport) -> Result<Segments, RecoverError> {
+pub(crate) fn survey(disk: &dyn Disk, report: &mut OpenReport) -> Result<Segments, RecoverError> {
     let mut numbers = disk.segments()?;
     numbers.sort_unstable();
     let mut found = Segments { sizes: BTreeMap::new(), tail: None };
@@ -130,16 +131,16 @@ fn survey(disk: &dyn Disk, report: &mut OpenReport) -> Result<Segments, RecoverE
         let bytes = file.bytes()?;
         match FileHeader::read(&*file, segment)? {
             Opening::Newer(format) => return Err(RecoverError::Newer { segment, format }),
-            Opening::Fine(header) => {
+            Opening::Fine(header) if bytes >= FILE_HEADER_BYTES as u64 => {
                 found.sizes.insert(segment, bytes);
                 found.tail = Some(header);
             }
             // A cut right after the file was made: nothing in it was ever promised.
-            Opening::Unreadable if bytes <= FILE_HEADER_BYTES as u64 => {
+            _ if bytes <= FILE_HEADER_BYTES as u64 => {
                 report.torn_bytes += bytes;
                 disk.remove(segment)?;
             }
-            Opening::Unreadable => {
+            Opening::Fine(_) | Opening::Unreadable => {
                 report.damaged_segments += 1;
                 disk.set_aside(segment)?;
             }
@@ -150,7 +151,7 @@ fn survey(disk: &dyn Disk, report: &mut OpenReport) -> Result<Segments, RecoverE
 }
 
 /// Applies everything from `from` on, and cuts off a torn end.
-fn replay(
+pub(crate) fn replay(
     disk: &dyn Disk,
     segments: &mut Segments,
     from: Pointer,

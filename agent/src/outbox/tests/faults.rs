@@ -1,1 +1,208 @@
+//! Power cuts, failing syncs, full disks, caps and broken queues.
 
+use std::fs;
+use std::sync::Arc;
+
+use hedge_core::clock::Moment;
+use hedge_proto::Refusal;
+
+use super::super::{Limits, Outbox, StoreError};
+use super::{Bench, LIMITS, case, key};
+
+/// Small numbers that look random and are the same in every run.
+fn dice(mut seed: u64) -> impl FnMut() -> u64 {
+    move || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        seed >> 33
+    }
+}
+
+#[test]
+fn what_was_stored_survives_a_power_cut_at_any_time() {
+    for seed in 0..60 {
+        let mut roll = dice(seed);
+        let mut bench = Bench::new();
+        let (outbox, _) = bench.open();
+        let mut receipts = Vec::new();
+        for sequence in 0..20 {
+            let bytes = usize::try_from(roll() % 1500).unwrap();
+            receipts.push((sequence, bytes, outbox.submit(case(sequence, 1.0, bytes)).unwrap()));
+        }
+        let waited = usize::try_from(roll() % 20).unwrap();
+        let mut acknowledged = Vec::new();
+        for (sequence, bytes, receipt) in receipts.drain(..waited) {
+            bench.wait(receipt).unwrap();
+            acknowledged.push((sequence, bytes));
+        }
+        let survivor = bench.disk.after_power_cut(|| roll() % 2 == 0); // while the rest is being written
+        drop((receipts, outbox));
+        fs::remove_dir_all(bench.queue()).unwrap();
+        bench.disk = Arc::new(survivor);
+        let (outbox, _) = bench.open();
+        for (sequence, bytes) in acknowledged {
+            let stored = outbox.read(key(sequence)).unwrap().expect("it was acknowledged");
+            assert_eq!(stored.payload, case(sequence, 1.0, bytes).payload, "seed {seed}, case {sequence}");
+        }
+    }
+}
+
+#[test]
+fn a_failed_sync_moves_on_to_a_new_segment() {
+    let mut bench = Bench::new();
+    let (outbox, _) = bench.open();
+    bench.wait(outbox.store(case(1, 1.0, 100))).unwrap();
+    bench.disk.fail_syncs(1);
+    bench.wait(outbox.store(case(2, 1.0, 100))).unwrap();
+    bench.disk.fail_syncs(2);
+    assert_eq!(bench.wait(outbox.store(case(3, 1.0, 100))), Err(Refusal::Disk));
+    bench.wait(outbox.store(case(4, 1.0, 100))).unwrap();
+    let survivor = bench.disk.after_power_cut(|| false);
+    drop(outbox);
+    fs::remove_dir_all(bench.queue()).unwrap();
+    bench.disk = Arc::new(survivor);
+    let (outbox, report) = bench.open();
+    assert_eq!((report.cases, report.damaged_records), (3, 0));
+    assert!([1, 2, 4].iter().all(|sequence| outbox.read(key(*sequence)).unwrap().is_some()));
+}
+
+#[test]
+fn a_full_disk_refuses_takes_tombstones_and_recovers_by_itself() {
+    let bench = Bench::new();
+    let (outbox, _) = bench.open();
+    bench.disk.fill_up(Some(bench.disk.used_bytes() + 8000));
+    let mut stored = Vec::new();
+    for sequence in 0..40 {
+        match bench.wait(outbox.store(case(sequence, 1.0, 700))) {
+            Ok(()) => stored.push(sequence),
+            Err(refusal) => assert_eq!(refusal, Refusal::Disk),
+        }
+    }
+    assert!((1..40).contains(&stored.len()));
+    assert!(stored.iter().all(|sequence| outbox.read(key(*sequence)).unwrap().is_some()));
+    for sequence in &stored {
+        bench.wait(outbox.forget(key(*sequence))).unwrap();
+    }
+    bench.wait(outbox.store(case(100, 1.0, 700))).unwrap();
+    assert!(outbox.read(key(100)).unwrap().is_some());
+    drop(outbox);
+    let (_outbox, report) = bench.open();
+    assert_eq!((report.cases, report.damaged_records), (1, 0));
+}
+
+#[test]
+fn caps_refuse_with_their_reason() {
+    let bench = Bench::new();
+    let limits = Limits { cases_max: 2, payload_bytes_max: 1000, ..LIMITS };
+    let (outbox, _) = bench.open_with(limits);
+    assert_eq!(bench.wait(outbox.store(case(0, 1.0, 1001))), Err(Refusal::TooLarge));
+    bench.wait(outbox.store(case(1, 1.0, 10))).unwrap();
+    bench.wait(outbox.store(case(2, 1.0, 10))).unwrap();
+    assert_eq!(bench.wait(outbox.store(case(3, 1.0, 10))), Err(Refusal::Full));
+    bench.wait(outbox.store(case(2, 1.0, 10))).unwrap(); // it is there already
+    bench.wait(outbox.forget(key(1))).unwrap();
+    bench.wait(outbox.store(case(4, 1.0, 10))).unwrap();
+    drop(outbox);
+
+    let (outbox, _) = bench.open_with(Limits { bytes_max: 500, ..LIMITS });
+    assert_eq!(bench.wait(outbox.store(case(5, 1.0, 400))), Err(Refusal::Full));
+    drop(outbox);
+
+    let (outbox, _) = bench.open_with(Limits { free_bytes_min: u64::MAX, ..LIMITS });
+    assert_eq!(bench.wait(outbox.store(case(6, 1.0, 10))), Err(Refusal::Disk));
+    bench.wait(outbox.forget(key(2))).unwrap();
+}
+
+#[test]
+fn a_damaged_queue_is_moved_aside_whole_and_made_anew() {
+    let bench = Bench::new();
+    for round in 0..4 {
+        let (outbox, report) = bench.open();
+        assert_eq!((report.rebuilt, report.queue_damaged), (round > 0, round > 0));
+        assert_eq!(report.cases, round);
+        bench.wait(outbox.store(case(round, 1.0, 50))).unwrap();
+        assert_eq!(outbox.fetch(100).len() as u64, round + 1);
+        bench.wait(outbox.close());
+        let database = bench.queue().join("db");
+        let bytes = fs::metadata(&database).unwrap().len();
+        fs::write(&database, vec![0xA5; usize::try_from(bytes).unwrap()]).unwrap();
+    }
+    let kept = fs::read_dir(bench.folder.path()).unwrap().count();
+    assert_eq!(kept, 3, "the queue and two damaged ones");
+}
+
+#[test]
+fn a_queue_that_lost_entries_is_noticed() {
+    let bench = Bench::new();
+    let (outbox, _) = bench.open();
+    for sequence in 0..10 {
+        bench.wait(outbox.store(case(sequence, 1.0, 50))).unwrap();
+    }
+    bench.wait(outbox.close());
+    let queue = super::super::index::open(&bench.queue()).unwrap();
+    let (first, _) = queue.range([b'o']..).next().unwrap().unwrap();
+    queue.remove(first).unwrap();
+    queue.flush().unwrap();
+    drop(queue);
+    let (_outbox, report) = bench.open();
+    assert_eq!((report.cases, report.rebuilt), (10, true));
+}
+
+#[test]
+fn a_clean_stop_needs_no_rebuilding() {
+    let bench = Bench::new();
+    let (outbox, _) = bench.open();
+    for sequence in 0..10 {
+        bench.wait(outbox.store(case(sequence, 1.0, 50))).unwrap();
+    }
+    let clone = outbox.clone();
+    bench.wait(outbox.close());
+    assert_eq!(bench.wait(clone.store(case(11, 1.0, 50))), Err(Refusal::Stopping));
+    assert_eq!(bench.wait(clone.forget(key(1))), Err(StoreError::Stopping));
+    drop(clone);
+    let (_outbox, report) = bench.open();
+    assert_eq!((report.cases, report.rebuilt, report.torn_bytes), (10, false, 0));
+}
+
+#[test]
+fn a_drained_log_gives_its_room_back_and_keeps_the_time() {
+    let bench = Bench::new();
+    let (outbox, _) = bench.open();
+    for sequence in 0..60 {
+        bench.wait(outbox.store(case(sequence, 1.0, 500))).unwrap();
+    }
+    bench.wait(outbox.clock(Moment(77_000))).unwrap();
+    for sequence in 0..60 {
+        bench.wait(outbox.forget(key(sequence))).unwrap();
+    }
+    for _ in 0..20 {
+        bench.wait(outbox.clock(Moment(5))).unwrap();
+    }
+    assert!(bench.disk.contents().len() <= 2, "{} segments are left", bench.disk.contents().len());
+    drop(outbox);
+    fs::remove_dir_all(bench.queue()).unwrap();
+    let (_outbox, report) = bench.open();
+    assert_eq!((report.cases, report.clock), (0, Some(Moment(77_000))));
+}
+
+#[test]
+fn two_processes_cannot_open_one_outbox() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_outbox, _) = Outbox::open(folder.path(), LIMITS).unwrap();
+    let Err(error) = Outbox::open(folder.path(), LIMITS) else { panic!("opened twice") };
+    assert!(error.to_string().contains("in use"));
+}
+
+#[test]
+fn a_real_folder_keeps_cases_over_restarts() {
+    let bench = Bench::new();
+    let (outbox, _) = Outbox::open(bench.folder.path(), LIMITS).unwrap();
+    bench.wait(outbox.store(case(1, 2.0, 5000))).unwrap();
+    bench.wait(outbox.store(case(2, 3.0, 5000))).unwrap();
+    bench.wait(outbox.answered(key(2), 1, b"cat".to_vec())).unwrap();
+    drop(outbox);
+    let (outbox, report) = Outbox::open(bench.folder.path(), LIMITS).unwrap();
+    assert_eq!((report.cases, report.damaged_records), (2, 0));
+    assert_eq!(outbox.read(key(1)).unwrap().unwrap().payload.len(), 5000);
+    assert_eq!(outbox.read(key(2)).unwrap().unwrap().verdict, Some(b"cat".to_vec()));
+    assert_eq!(outbox.undelivered(0, 10).len(), 1);
+}

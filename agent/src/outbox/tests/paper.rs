@@ -57,6 +57,11 @@ impl PaperDisk {
         self.state().used_bytes()
     }
 
+    pub(super) fn flip(&self, segment: u32, at: usize) {
+        let file = self.state().find(segment).unwrap();
+        file.content.lock().unwrap().bytes[at] ^= 0x55;
+    }
+
     pub(super) fn contents(&self) -> BTreeMap<u32, Vec<u8>> {
         let state = self.state();
         state.files.iter().map(|(number, file)| (*number, file.content.lock().unwrap().bytes.clone())).collect()
