@@ -15,7 +15,7 @@ use tokio::time::Instant;
 pub const ANSWERS_MAX: usize = 10_000;
 
 /// How long an id can be looked up.
-pub const ANSWER_AGE_MAX: Duration = Duration::from_hours(24);
+pub const ANSWER_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// How far a listener may fall behind before it loses answers.
 const LISTENER_BACKLOG: usize = 256;

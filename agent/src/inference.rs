@@ -48,7 +48,9 @@ pub struct ModelCard {
 
 enum Job {
     /// Answered as soon as the jobs before it are done and the model is loaded, or is known not to load.
-    Settle { reply: oneshot::Sender<Result<(), SampleError>> },
+    Settle {
+        reply: oneshot::Sender<Result<(), SampleError>>,
+    },
     Judge {
         content_type: ContentType,
         bytes: Bytes,
@@ -209,9 +211,13 @@ impl Loaded {
         let bundle = Bundle::open(&setup.bundle).map_err(|error| error.to_string())?;
         let runtime = Runtime::find(setup.library.as_deref()).map_err(|error| error.to_string())?;
         let options = SessionOptions { threads: setup.threads };
-        let model = Model::load(&runtime, &bundle, setup.variant.as_deref(), &options).map_err(|error| error.to_string())?;
+        let model =
+            Model::load(&runtime, &bundle, setup.variant.as_deref(), &options).map_err(|error| error.to_string())?;
         let threshold = setup.threshold.or_else(|| bundle.threshold()).ok_or_else(|| {
-            format!("no threshold: give model `{}` one, or put one into the manifest with `hedge-agent bundle calibrate`", setup.name)
+            format!(
+                "no threshold: give model `{}` one, or put one into the manifest with `hedge-agent bundle calibrate`",
+                setup.name
+            )
         })?;
         Ok(Self { model, bundle, threshold })
     }
@@ -242,7 +248,10 @@ impl Loaded {
                 let scores: Vec<LabelScore> = scores
                     .top(SCORES_MAX)
                     .into_iter()
-                    .map(|entry| LabelScore { label: self.bundle.cloud_label(entry.class).to_owned(), score: entry.score })
+                    .map(|entry| LabelScore {
+                        label: self.bundle.cloud_label(entry.class).to_owned(),
+                        score: entry.score,
+                    })
                     .collect();
                 let result = scores
                     .first()

@@ -73,7 +73,7 @@ fn act(command: Command) -> anyhow::Result<()> {
 const WORKERS: usize = 2;
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("hedge-agent: {error:#}");
+    eprintln!("hedge-agent: {error}");
     let wrong_configuration =
         error.is::<ConfigError>() || matches!(error.downcast_ref(), Some(StartError::Config(_) | StartError::Log(_)));
     ExitCode::from(if wrong_configuration { 2 } else { 1 })

@@ -38,7 +38,10 @@ impl StateFile {
                 Err(error) => {
                     let aside = dir.join("state.json.damaged");
                     fs::rename(&path, &aside)?;
-                    (State::default(), Some(format!("the state file was damaged ({error}); kept as {}", aside.display())))
+                    (
+                        State::default(),
+                        Some(format!("the state file was damaged ({error}); kept as {}", aside.display())),
+                    )
                 }
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => (State::default(), None),

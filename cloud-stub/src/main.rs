@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider was there already");
     }
+    hedge_inference::probe_if_asked();
     let Cli { command: Command::Serve(args) } = Cli::parse();
     log_to_stderr(args.log_format);
     match serve::run(&args) {

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use hedge_inference::{Runtime, SessionOptions};
 use hedge_proto::Topics;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -19,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::args::Serve;
 use crate::intake::{self, Event, Intake, IntakeError, Outlets};
 use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow};
-use crate::model::{self, Answerer, Fixed};
+use crate::model::{self, Answerer, Fixed, Onnx};
 use crate::store::{FILE_NAME, Keep, Writer};
 use crate::{broker, view};
 
@@ -149,6 +150,14 @@ fn load_models(args: &Serve) -> anyhow::Result<Vec<Box<dyn Answerer>>> {
     let mut models: Vec<Box<dyn Answerer>> = Vec::new();
     for (task, label) in &args.answer_with {
         models.push(Box::new(Fixed::new(task, label)));
+    }
+    if args.model.is_empty() {
+        return Ok(models);
+    }
+    let runtime = Runtime::find(args.library.as_deref())?;
+    for dir in &args.model {
+        let model = Onnx::load(&runtime, dir, SessionOptions { threads: args.threads });
+        models.push(Box::new(model.with_context(|| format!("--model {}", dir.display()))?));
     }
     Ok(models)
 }

@@ -14,7 +14,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use hedge_proto::{CaseKey, CloudStatus, LinkState, Name};
+use hedge_proto::{CaseKey, CloudState, CloudStatus, LinkState, Name};
 
 use crate::clock::Moment;
 use crate::link::{Link, Loss};
@@ -148,8 +148,8 @@ impl Engine {
     pub fn handle(&mut self, now: Moment, event: Event) {
         let before = (self.link.state(), self.link.reason());
         self.take(now, event);
-        self.link.oldest_unanswered(self.uplink.oldest_unanswered(now));
         self.advance(now);
+        self.link.expects_word(now, self.uplink.expects_word());
         let (state, reason) = (self.link.state(), self.link.reason());
         if before != (state, reason) {
             self.actions.push_back(Action::LinkChanged { state, reason });
@@ -196,6 +196,9 @@ impl Engine {
                 self.uplink.disconnected(now);
             }
             Event::CloudStatus { instance, status, retained } => {
+                if status.state == CloudState::Offline && !retained {
+                    self.uplink.instance_lost(now);
+                }
                 self.link.cloud_status(instance, status, retained);
                 if let Some(rest) = self.link.retry_after() {
                     self.uplink.hold(now + rest);
@@ -276,7 +279,7 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hedge_proto::{CloudState, Epoch, WIRE_VERSION};
+    use hedge_proto::{Epoch, WIRE_VERSION};
     use std::vec;
 
     fn key(sequence: u64) -> CaseKey {
@@ -369,6 +372,34 @@ mod tests {
         let tries = crate::uplink::TRIES_MAX;
         engine.handle(Moment(5), Event::TryCounted { key: key(7), tries, reason: reason() });
         assert_eq!(actions(&mut engine), [Action::Bury { key: key(7), reason: reason() }]);
+    }
+
+    #[test]
+    fn after_an_instance_is_lost_its_cases_are_asked_about_soon() {
+        let mut engine = online(0);
+        engine.handle(Moment(3), Event::Stored(waiting(7, false)));
+        engine.handle(Moment(4), Event::Received { keys: vec![key(7)] });
+        engine.handle(Moment(5), cloud(CloudState::Offline));
+        engine.handle(Moment(6), cloud(CloudState::Online));
+        actions(&mut engine);
+        let soon = Moment(5) + crate::uplink::INSTANCE_LOST_WAIT;
+        assert!(engine.wake_at().is_some_and(|at| at <= soon));
+        engine.handle(soon, Event::Tick);
+        assert_eq!(actions(&mut engine), [Action::Ask { keys: vec![key(7)] }]);
+    }
+
+    #[test]
+    fn a_cloud_that_never_answers_makes_the_link_degraded_while_it_is_asked_again() {
+        let mut engine = online(0);
+        engine.handle(Moment(3), Event::Stored(waiting(7, false)));
+        engine.handle(Moment(4), Event::Published { key: key(7), outcome: Publish::Acknowledged });
+        assert_eq!(engine.link().0, LinkState::Online);
+        for second in 1..=40 {
+            engine.handle(Moment(second * 1_000), Event::Tick);
+        }
+        assert_eq!(engine.link().0, LinkState::Degraded);
+        engine.handle(Moment(41_000), Event::Received { keys: vec![key(7)] });
+        assert_eq!(engine.link().0, LinkState::Online);
     }
 
     #[test]

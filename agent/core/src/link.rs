@@ -61,6 +61,8 @@ pub struct Link {
     instances: BTreeMap<Name, CloudStatus>,
     /// Something that only a live cloud can have sent came over this connection.
     proven: bool,
+    /// The cloud owes a word since then.
+    silent_since: Option<Moment>,
     late: bool,
 }
 
@@ -77,6 +79,7 @@ impl Link {
             connected_at: now,
             instances: BTreeMap::new(),
             proven: false,
+            silent_since: None,
             late: false,
         }
     }
@@ -118,6 +121,7 @@ impl Link {
     /// The session is ready: connected, and every subscription granted.
     pub fn connected(&mut self, now: Moment) {
         self.connected_at = now;
+        self.silent_since = None;
         self.late = false;
         self.state = LinkState::Degraded;
         self.weigh();
@@ -158,13 +162,19 @@ impl Link {
     /// A message about a case came in: a cloud is alive.
     pub fn cloud_spoke(&mut self) {
         self.proven = true;
+        self.silent_since = None;
         self.late = false;
         self.weigh();
     }
 
-    /// Brings the age of the oldest message that the cloud owes an answer to.
-    pub fn oldest_unanswered(&mut self, age: Option<Duration>) {
-        self.late = age.is_some_and(|age| age >= ANSWER_LATE_AFTER);
+    /// Whether the cloud owes a word now. Late is measured from its last one, or from when this began.
+    pub fn expects_word(&mut self, now: Moment, expects: bool) {
+        if !expects {
+            self.silent_since = None;
+            return;
+        }
+        let since = *self.silent_since.get_or_insert(now);
+        self.late |= now.since(since) >= ANSWER_LATE_AFTER;
         self.weigh();
     }
 
@@ -290,8 +300,11 @@ mod tests {
     fn late_answers_degrade_and_a_word_from_the_cloud_heals() {
         let mut link = connected();
         link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION]), false);
-        link.oldest_unanswered(Some(ANSWER_LATE_AFTER));
+        link.expects_word(Moment(1_000), true);
+        link.expects_word(Moment(1_000) + ANSWER_LATE_AFTER, true);
         assert_eq!(link.state(), LinkState::Degraded);
+        link.expects_word(Moment(99_000), false);
+        assert_eq!(link.state(), LinkState::Degraded, "only a word heals");
         link.cloud_spoke();
         assert_eq!(link.state(), LinkState::Online);
     }

@@ -47,6 +47,9 @@ pub const FAILED_WAIT: Duration = Duration::from_secs(10);
 /// How long to wait when the broker says that nobody subscribes.
 pub const NOBODY_WAIT: Duration = Duration::from_secs(5);
 
+/// How long the other instances get to pick up what a lost one had, before they are asked.
+pub const INSTANCE_LOST_WAIT: Duration = Duration::from_secs(5);
+
 /// A case that failed so often in the cloud is a dead letter.
 pub const TRIES_MAX: u32 = 5;
 
@@ -198,11 +201,19 @@ impl Uplink {
         self.hold_until = self.hold_until.max(until);
     }
 
-    /// Whether a question or answer is overdue, and for how long the oldest has been owed.
+    /// Whether the cloud owes a word on something: a publish or a question.
     #[must_use]
-    pub fn oldest_unanswered(&self, now: Moment) -> Option<Duration> {
-        let waits = |case: &&Tracked| matches!(case.phase, Phase::Published | Phase::Asked);
-        self.cases.values().filter(waits).map(|case| now.since(case.since)).max()
+    pub fn expects_word(&self) -> bool {
+        self.cases.values().any(|case| matches!(case.phase, Phase::Published | Phase::Asked))
+    }
+
+    /// A cloud instance went down: what it had said it holds may be gone with it.
+    pub fn instance_lost(&mut self, now: Moment) {
+        for case in self.cases.values_mut() {
+            if matches!(case.phase, Phase::Published | Phase::Asked | Phase::Held) {
+                case.enter(now, Phase::Doubtful { not_before: now + INSTANCE_LOST_WAIT });
+            }
+        }
     }
 
     /// The next thing to do now, if any; it counts as begun.

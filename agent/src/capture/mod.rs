@@ -178,10 +178,13 @@ impl<I: Intake> Source<I> {
     }
 }
 
+/// What curl says of `--data-binary` when it is told nothing.
+const CURL_DEFAULT: &str = "application/x-www-form-urlencoded";
+
 /// Reads what kind of sample these bytes are, from what the sender says or else from how they begin.
 fn content_type(stated: Option<&str>, bytes: &[u8]) -> Result<ContentType, SampleError> {
     match stated.map(str::trim) {
-        None | Some("" | "application/octet-stream") => ContentType::sniff(bytes)
+        None | Some("" | "application/octet-stream" | CURL_DEFAULT) => ContentType::sniff(bytes)
             .ok_or_else(|| SampleError::Unusable("this is neither a JPEG nor a PNG picture".to_owned())),
         Some(stated) => ContentType::parse(stated).ok_or_else(|| {
             let stated: String = stated.chars().take(100).collect();

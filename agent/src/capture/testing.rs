@@ -27,7 +27,7 @@ pub(super) struct Fake {
     pub(super) states: Mutex<Vec<String>>,
     pub(super) verdict: Mutex<Verdict>,
     /// Set: no answer is given before a permit is added here.
-    pub(super) gate: Option<tokio::sync::Semaphore>,
+    gate: Option<tokio::sync::Semaphore>,
     changed: Notify,
 }
 
@@ -84,6 +84,15 @@ pub(crate) fn answer(id: CaseId, source: &str, reference: Option<String>, revisi
 }
 
 impl Fake {
+    /// Answers nothing before it is opened.
+    pub(super) fn stuck() -> Self {
+        Self { gate: Some(tokio::sync::Semaphore::new(0)), ..Self::default() }
+    }
+
+    pub(super) fn open(&self) {
+        self.gate.as_ref().expect("a gate").add_permits(1000);
+    }
+
     pub(super) fn source(self: &Arc<Self>, interval: Option<Duration>) -> Source<Self> {
         Source { name: name("cam"), interval, sample_bytes_max: 100_000, intake: self.clone() }
     }

@@ -1,5 +1,7 @@
 //! Structured logs on standard error. Nothing of a sample is ever logged.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -22,7 +24,7 @@ pub(super) fn start(config: &LogConfig) -> Result<(), LogError> {
     let started = match config.format {
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
         LogFormat::Text if in_journal => builder.without_time().with_ansi(false).finish().try_init(),
-        LogFormat::Text => builder.with_target(false).finish().try_init(),
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).finish().try_init(),
     };
     started.map_err(|error| wrong(error.to_string()))
 }

@@ -63,6 +63,10 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     for judge in pipeline.judges.values() {
         judge.settle().await;
     }
+    if let Some(uplink) = &uplink {
+        // Not connected yet is no matter: the status is published with every connection.
+        drop(uplink.say_online().await);
+    }
     notify::ready();
     tracing::info!(device = %pipeline.device, version = env!("CARGO_PKG_VERSION"), "ready");
 

@@ -97,7 +97,9 @@ impl Shared {
             DownMessage::Busy { after_s } => {
                 Event::Busy { after: Duration::from_secs(u64::from(after_s)).min(BUSY_MAX) }
             }
-            DownMessage::Failed { id, reason } if id.device == self.setup.device => Event::Failed { key: id.key, reason },
+            DownMessage::Failed { id, reason } if id.device == self.setup.device => {
+                Event::Failed { key: id.key, reason }
+            }
             DownMessage::Dead { id, reason } if id.device == self.setup.device => Event::Dead { key: id.key, reason },
             // The whole payload answers every form that is asked for.
             DownMessage::Send { id, .. } if id.device == self.setup.device => Event::Wanted { key: id.key },

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hedge_core::engine::Event;
 use hedge_core::uplink::Publish;
 use hedge_proto::{
-    Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Telemetry, Topic, from_cbor,
-    to_cbor, to_json,
+    Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Telemetry, Topic,
+    from_cbor, to_cbor, to_json,
 };
 use rumqttc::mqttbytes::QoS;
 use rumqttc::{AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, PublishResult};
@@ -106,6 +106,12 @@ impl Uplink {
                 shared.tell(Event::AskFailed { keys }).await;
             }
         });
+    }
+
+    /// Says anew who and how we are, if connected: a model has been loaded.
+    pub async fn say_online(&self) -> Result<(), PublishError> {
+        let session = self.0.session().ok_or(PublishError::NotConnected)?;
+        self.0.publish_online(&session).await
     }
 
     /// Publishes live figures, if connected. They are not kept: the next ones are newer.
@@ -208,10 +214,8 @@ impl Shared {
             return Err(PublishError::TooLarge { bytes, bytes_max });
         }
         let topic = self.setup.config.prefix.text(topic);
-        let notice = session
-            .client
-            .try_publish_tracked(topic, payload, options)
-            .map_err(|_| PublishError::NotConnected)?;
+        let notice =
+            session.client.try_publish_tracked(topic, payload, options).map_err(|_| PublishError::NotConnected)?;
         drop(session); // the last client handle must not outlive its connection
         match notice.wait_async().await {
             Ok(PublishResult::Qos1(ack)) if ack.reason == PubAckReason::NoMatchingSubscribers => {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use hedge_proto::{DeviceId, DeviceState, DeviceStatus, MESSAGE_BYTES_MAX, Topic, to_json};
 use rumqttc::{
-    AckMode, Broker, IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, Proxy, ProxyAuth, ProxyType, QoS,
-    SessionStore, SessionStoreError, SessionStoreKey, TlsConfiguration, Transport,
+    AckMode, Broker, IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, Proxy, ProxyAuth, ProxyType,
+    QoS, SessionStore, SessionStoreError, SessionStoreKey, TlsConfiguration, Transport,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -47,7 +47,11 @@ pub enum OptionsError {
 }
 
 /// Options for one connection of the uplink. `connection` counts the device's connections and is told in the will.
-pub(super) fn uplink_options(config: &BrokerConfig, device: &DeviceId, connection: u64) -> Result<MqttOptions, OptionsError> {
+pub(super) fn uplink_options(
+    config: &BrokerConfig,
+    device: &DeviceId,
+    connection: u64,
+) -> Result<MqttOptions, OptionsError> {
     let client_id = config.client_id.clone().unwrap_or_else(|| device.to_string());
     let mut options = options(config, &client_id)?;
     options.set_clean_start(false);

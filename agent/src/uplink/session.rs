@@ -126,7 +126,7 @@ async fn subscribe(shared: &Shared, client: &AsyncClient) -> Result<(), Subscrib
 }
 
 impl Shared {
-    async fn publish_online(&self, session: &Session) -> Result<(), PublishError> {
+    pub(super) async fn publish_online(&self, session: &Session) -> Result<(), PublishError> {
         let status = DeviceStatus {
             state: DeviceState::Online,
             connection: session.connection,

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use hedge_proto::{
-    Answer, Authority, Case, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Outcome, TaskResult, Verdict, from_cbor, to_cbor,
+    Answer, Authority, Case, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Outcome, TaskResult, Verdict,
+    from_cbor, to_cbor,
 };
 use tokio::sync::{Notify, watch};
 

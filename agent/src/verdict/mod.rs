@@ -67,7 +67,10 @@ const MQTT: u8 = 3;
 pub fn sink_bits(config: &VerdictsConfig) -> u8 {
     let VerdictsConfig { jsonl, webhook, command, mqtt } = config;
     let bit = |configured: bool, number: u8| u8::from(configured) << number;
-    bit(jsonl.is_some(), JSONL) | bit(webhook.is_some(), WEBHOOK) | bit(command.is_some(), COMMAND) | bit(mqtt.is_some(), MQTT)
+    bit(jsonl.is_some(), JSONL)
+        | bit(webhook.is_some(), WEBHOOK)
+        | bit(command.is_some(), COMMAND)
+        | bit(mqtt.is_some(), MQTT)
 }
 
 /// The most answers one delivery takes.

@@ -4,8 +4,10 @@
 //! hands back what came out.
 
 mod fixed;
+mod onnx;
 
 pub use fixed::Fixed;
+pub use onnx::{Onnx, OnnxError};
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};

@@ -1,1 +1,103 @@
+//! With real programs, and a fake intake.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::newest::Newest;
+use super::{answer, run};
+use crate::capture::testing::Fake;
+use crate::daemon::config::StreamFormat;
+
+/// A whole picture as printf prints it; the smallest that is read as JPEG.
+const PICTURE: &str = r"\377\330\377\332\000\002ab\377\331";
+
+fn picture(number: u8) -> Bytes {
+    Bytes::from(vec![0xff, 0xd8, 0xff, 0xe0, number])
+}
+
+/// Runs a script as a source until `until` holds, then stops it.
+async fn run_until(script: &str, format: StreamFormat, what: &str, holds: impl Fn(&Fake) -> bool) -> Arc<Fake> {
+    let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
+    let command = vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()];
+    let running = tokio::spawn(run(fake.source(None), command, format, stop.clone()));
+    fake.until(what, holds).await;
+    stop.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(10), running).await;
+    ended.expect("it stops").expect("no panic");
+    fake
+}
+
+#[tokio::test]
+async fn pictures_of_a_running_program_are_answered() {
+    let script = format!("printf '{PICTURE}'; sleep 1000");
+    let fake = run_until(&script, StreamFormat::Mjpeg, "a picture", |fake| fake.sample_count() == 1).await;
+    let bytes = fake.samples.lock().expect("not poisoned")[0].bytes.clone();
+    assert_eq!(&bytes[..], b"\xff\xd8\xff\xda\x00\x02ab\xff\xd9");
+    let script = r"printf '\000\000\000\004\377\330\377z'; sleep 1000";
+    run_until(script, StreamFormat::LengthDelimited, "a sample", |fake| fake.sample_count() == 1).await;
+}
+
+#[tokio::test]
+async fn a_program_that_dies_is_named_with_its_last_words_and_started_again() {
+    let script = format!("printf '{PICTURE}'; echo 'camera unplugged' >&2; exit 3");
+    let fake = run_until(&script, StreamFormat::Mjpeg, "a second run", |fake| fake.sample_count() >= 2).await;
+    let text = "`sh` is not running: it ended with exit code 3: camera unplugged; starting it again in 1 s";
+    assert!(fake.said(text), "{:?}", fake.states.lock().expect("not poisoned"));
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_said_so() {
+    let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
+    let command = vec!["/nonexistent/camera".to_owned()];
+    let running = tokio::spawn(run(fake.source(None), command, StreamFormat::Mjpeg, stop.clone()));
+    fake.until("the reason", |fake| fake.said("cannot be started: No such file")).await;
+    stop.cancel();
+    running.await.expect("no panic");
+}
+
+#[tokio::test]
+async fn a_flood_on_both_outputs_neither_blocks_the_program_nor_fills_memory() {
+    // 100 MB of garbage on standard output, and no end of it on standard error.
+    let script = format!("yes >&2 & head -c 100000000 /dev/zero; printf '{PICTURE}'; yes");
+    let fake =
+        run_until(&script, StreamFormat::Mjpeg, "a picture behind the flood", |fake| fake.sample_count() > 0).await;
+    assert!(fake.skipped.load(Ordering::Relaxed) >= 1);
+    assert!(fake.said("no whole picture within the limit so far"));
+}
+
+#[tokio::test]
+async fn pictures_are_read_while_the_model_is_busy_and_the_newest_waits() {
+    let fake = Arc::new(Fake::stuck());
+    let stop = CancellationToken::new();
+    let script = format!("for i in 1 2 3 4 5; do printf '{PICTURE}'; done; echo read >&2; sleep 1000");
+    let command = vec!["sh".to_owned(), "-c".to_owned(), script];
+    let running = tokio::spawn(run(fake.source(None), command, StreamFormat::Mjpeg, stop.clone()));
+    // One is being answered or waits; of the others all but the newest are gone.
+    fake.until("skipped pictures", |fake| fake.skipped.load(Ordering::Relaxed) >= 3).await;
+    stop.cancel();
+    running.await.expect("no panic");
+    assert!(fake.sample_count() <= 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interval_takes_the_newest_picture_each_time() {
+    let fake = Arc::new(Fake::default());
+    let source = fake.source(Some(Duration::from_secs(10)));
+    let newest = Newest::default();
+    let camera = async {
+        for number in 0..25 {
+            newest.put(picture(number));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        newest.close();
+    };
+    tokio::join!(camera, answer(&source, &newest));
+    let samples = fake.samples.lock().expect("not poisoned");
+    let numbers: Vec<u8> = samples.iter().map(|sample| sample.bytes[4]).collect();
+    assert_eq!(numbers.len(), 4);
+    assert!(matches!(numbers[..], [0, 9 | 10, 19 | 20, 24]), "{numbers:?}");
+}

@@ -50,6 +50,11 @@ impl Bodies {
         if let Some(bytes) = stated.filter(|bytes| *bytes > self.body_bytes_max) {
             return Err(SampleError::TooLarge { bytes, bytes_max: self.body_bytes_max }.into());
         }
+        // What unpacks to a thousand times its size would escape every bound here.
+        if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+            let text = "a body with Content-Encoding is not read; send it as it is";
+            return Err(HttpError::closing(StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
+        }
         // A body of unstated length takes room for the largest, so that two half-read ones cannot block each other.
         let room = self.room.clone().acquire_many_owned(units(stated.unwrap_or(self.body_bytes_max)));
         let whole = async {

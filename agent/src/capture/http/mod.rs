@@ -15,10 +15,11 @@ mod body;
 mod error;
 mod events;
 mod listen;
+mod repeats;
 mod samples;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::sync::Arc;
 
@@ -35,6 +36,7 @@ use self::body::Bodies;
 pub(super) use self::error::HttpError;
 pub use self::listen::ListenError;
 pub(super) use self::listen::{Listener, serve};
+use self::repeats::Repeats;
 use self::samples::HttpSource;
 use super::{Intake, open_inference};
 use crate::daemon::config::{Config, SourceKind};
@@ -48,6 +50,7 @@ pub(super) struct Api<I> {
     pub(super) intake: Arc<I>,
     pub(super) bodies: Bodies,
     sources: Vec<HttpSource>,
+    repeats: Repeats,
     listeners: Arc<Semaphore>,
     stop: CancellationToken,
 }
@@ -59,6 +62,7 @@ pub(super) fn routes<I: Intake>(config: &Config, intake: &Arc<I>, stop: &Cancell
         intake: intake.clone(),
         bodies: Bodies::new(config.http.body_bytes_max),
         sources: sources.map(HttpSource::new).collect(),
+        repeats: Repeats::default(),
         listeners: Arc::new(Semaphore::new(events::LISTENERS_MAX)),
         stop: stop.clone(),
     };

@@ -12,6 +12,7 @@ use hedge_proto::{Answer, CaseId, METADATA_BYTES_MAX, Metadata, Name};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 
+use super::body::Received;
 use super::{Api, HttpError};
 use crate::capture::{Intake, Lookup, content_type};
 use crate::daemon::config::SourceConfig;
@@ -79,26 +80,41 @@ pub(super) async fn post<I: Intake>(
     let metadata = metadata(&headers)?;
     let received = api.bodies.receive(&headers, body).await?;
 
-    let reference = query.reference.filter(|text| !text.is_empty());
-    let known = reference.as_deref().and_then(|reference| api.intake.answers().by_reference(&source.name, reference));
-    let answer = match known {
-        Some(remembered) => remembered.latest().clone(),
-        None => {
-            let stated = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("not text"));
-            let content_type = content_type(stated, &received.bytes)?;
-            if !source.takes_now() {
-                api.intake.count_skipped(&source.name, 1);
-                let text = format!("source `{}` takes one sample per {:?}", source.name, source.interval);
-                return Err(HttpError::later(StatusCode::TOO_MANY_REQUESTS, text));
-            }
-            let bytes = received.bytes.clone();
-            let sample = NewSample { source: source.name.clone(), reference, metadata, content_type, bytes };
-            timeout(ANSWER_WAIT_MAX, api.intake.answer(sample)).await.map_err(|_| too_slow())??
-        }
+    let stated = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("not text"));
+    let sample = NewSample {
+        source: source.name.clone(),
+        reference: query.reference.filter(|text| !text.is_empty()),
+        metadata,
+        content_type: content_type(stated, &received.bytes)?,
+        bytes: received.bytes.clone(),
     };
-    drop(received);
+    // On its own, so that a caller who hangs up and posts again finds the answer.
+    let answering = tokio::spawn(answer(api.clone(), sample, received));
+    let answer = match timeout(ANSWER_WAIT_MAX, answering).await {
+        Ok(Ok(answer)) => answer?,
+        Ok(Err(_)) => return Err(HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer was lost to a fault")),
+        Err(_) => return Err(too_slow()),
+    };
     let answer = api.wait_for_correction(answer, arrived, query.wait_ms).await;
     Ok(document(&answer))
+}
+
+/// The answer to one sample: the one already given if its `ref` was answered before.
+async fn answer<I: Intake>(api: Arc<Api<I>>, sample: NewSample, _room: Received) -> Result<Arc<Answer>, HttpError> {
+    let mut _turn = None;
+    if let Some(reference) = &sample.reference {
+        _turn = Some(api.repeats.turn(&sample.source, reference).await);
+        if let Some(remembered) = api.intake.answers().by_reference(&sample.source, reference) {
+            return Ok(remembered.latest().clone());
+        }
+    }
+    let source = api.source(Some(sample.source.as_str()))?;
+    if !source.takes_now() {
+        api.intake.count_skipped(&source.name, 1);
+        let text = format!("source `{}` takes one sample per {:?}", source.name, source.interval.unwrap_or_default());
+        return Err(HttpError::later(StatusCode::TOO_MANY_REQUESTS, text));
+    }
+    Ok(api.intake.answer(sample).await?)
 }
 
 fn document(answer: &Answer) -> Response {

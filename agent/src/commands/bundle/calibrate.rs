@@ -1,0 +1,129 @@
+//! `bundle calibrate`: fits temperature and threshold on samples with known labels, never on test samples.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use hedge_core::judge::OutputKind;
+use hedge_inference::bundle::MANIFEST;
+use hedge_inference::{Bundle, Model, Runtime, SessionOptions};
+use toml_edit::{DocumentMut, Item, Table, value};
+
+use super::calibration::{Quality, Scored, accuracy, fit_temperature, logits, quality, score, score_min};
+use super::samples::{Known, from_folders, from_idx};
+
+/// Fit temperature and threshold on labelled samples and write both into the manifest.
+#[derive(Debug, clap::Args)]
+pub struct CalibrateArgs {
+    /// The folder with the model's `manifest.toml`
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Gray pictures as a gzipped IDX file (the format of MNIST)
+    #[arg(long, value_name = "IDX.gz", requires = "labels", required_unless_present = "pictures")]
+    pub images: Option<PathBuf>,
+    /// Their classes as a gzipped IDX file
+    #[arg(long, value_name = "IDX.gz", requires = "images")]
+    pub labels: Option<PathBuf>,
+    /// Or a folder with one folder of pictures per label, named like the label
+    #[arg(long, value_name = "DIR", conflicts_with = "images")]
+    pub pictures: Option<PathBuf>,
+    /// The share of these samples that is to be sent to the cloud
+    #[arg(long, value_name = "0..1", default_value_t = 0.18)]
+    pub defer_share: f64,
+    /// Which of the bundle's files to run [default: the manifest's first]
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+    /// The ONNX Runtime library [default: searched for]
+    #[arg(long, value_name = "FILE")]
+    pub library: Option<PathBuf>,
+    /// Only measure the bundle as it is; write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    ensure!((0.0..=1.0).contains(&args.defer_share), "--defer-share {} is not a number from 0 to 1", args.defer_share);
+    let bundle = Bundle::open(&args.dir)?;
+    let runtime = Runtime::find(args.library.as_deref())?;
+    let mut model = Model::load(&runtime, &bundle, args.variant.as_deref(), &SessionOptions::default())?;
+    let known = run_model(args, &bundle, &mut model)?;
+    writeln!(out, "samples    {}", known.len())?;
+
+    let kind = bundle.output_kind();
+    write_quality("as it is", &quality(&known, kind)?, out)?;
+    if args.dry_run {
+        if let Some(threshold) = bundle.threshold() {
+            write_split(&score(&known, kind)?, threshold.score_min(), out)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (temperature, kind) = match kind {
+        // Probabilities cannot be cooled down: only the threshold is chosen.
+        OutputKind::Probabilities => (None, kind),
+        OutputKind::Logits { .. } => {
+            let temperature = fit_temperature(&known);
+            (Some(temperature), logits(temperature)?)
+        }
+    };
+    if let Some(temperature) = temperature {
+        write_quality(&format!("temperature {temperature}"), &quality(&known, kind)?, out)?;
+    }
+    let scored = score(&known, kind)?;
+    let score_min = score_min(&scored, args.defer_share);
+    write_split(&scored, score_min, out)?;
+    change_manifest(args, temperature, score_min)?;
+    writeln!(out, "written    {}", args.dir.join(MANIFEST).display())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_model(args: &CalibrateArgs, bundle: &Bundle, model: &mut Model) -> anyhow::Result<Vec<Known>> {
+    match (&args.images, &args.labels, &args.pictures) {
+        (Some(images), Some(labels), None) => from_idx(bundle, model, images, labels),
+        (None, None, Some(pictures)) => from_folders(bundle, model, pictures),
+        _ => anyhow::bail!("give either --images and --labels, or --pictures"),
+    }
+}
+
+fn write_quality(name: &str, quality: &Quality, out: &mut impl Write) -> std::io::Result<()> {
+    let Quality { accuracy, log_loss, calibration_error } = quality;
+    writeln!(out, "{name}: accuracy {accuracy:.4}, log loss {log_loss:.4}, calibration error {calibration_error:.4}")
+}
+
+fn write_split(scored: &[Scored], score_min: f32, out: &mut impl Write) -> std::io::Result<()> {
+    let (kept, deferred): (Vec<Scored>, Vec<Scored>) = scored.iter().partition(|sample| sample.score >= score_min);
+    let share = deferred.len() as f64 / scored.len() as f64;
+    writeln!(
+        out,
+        "score_min  {score_min}: {share:.4} of the samples are deferred; kept answers are right in {:.4}, deferred ones in {:.4}",
+        accuracy(&kept),
+        accuracy(&deferred)
+    )
+}
+
+/// Changes two numbers and leaves the rest of the file, with its comments, as it was.
+fn change_manifest(args: &CalibrateArgs, temperature: Option<f64>, score_min: f32) -> anyhow::Result<()> {
+    let path = args.dir.join(MANIFEST);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut manifest: DocumentMut = text.parse().with_context(|| path.display().to_string())?;
+    if let Some(temperature) = temperature {
+        set(&mut manifest, "output", "temperature", temperature);
+    }
+    // Through its decimals: 0.7321_f32 as f64 would be written with all its binary noise.
+    set(&mut manifest, "threshold", "score_min", score_min.to_string().parse()?);
+    let new = path.with_extension("toml.new");
+    std::fs::write(&new, manifest.to_string()).with_context(|| format!("cannot write {}", new.display()))?;
+    std::fs::rename(&new, &path).with_context(|| format!("cannot replace {}", path.display()))
+}
+
+fn set(manifest: &mut DocumentMut, table: &str, key: &str, number: f64) {
+    let table = manifest.entry(table).or_insert_with(|| Item::Table(Table::new()));
+    match table.get_mut(key).and_then(Item::as_value_mut) {
+        Some(old) => {
+            let decor = old.decor().clone();
+            *old = number.into();
+            *old.decor_mut() = decor;
+        }
+        None => table[key] = value(number),
+    }
+}

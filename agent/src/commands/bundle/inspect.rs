@@ -1,0 +1,123 @@
+//! `bundle inspect`: the facts of a bundle, and whether its model still gives the golden answers here.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+use hedge_core::judge::OutputKind;
+use hedge_inference::bundle::Variant;
+use hedge_inference::{Bundle, Model, Runtime, SessionOptions, Tensor};
+
+/// Print a bundle's facts, check its sums and run its golden samples.
+#[derive(Debug, clap::Args)]
+pub struct InspectArgs {
+    /// The folder with the model's `manifest.toml`
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// The ONNX Runtime library [default: searched for]
+    #[arg(long, value_name = "FILE")]
+    pub library: Option<PathBuf>,
+    /// Also measure the time per inference, as the median of so many runs
+    #[arg(long, value_name = "RUNS", value_parser = clap::value_parser!(u16).range(1..))]
+    pub time: Option<u16>,
+}
+
+/// The exit code is 1 if a golden sample got another answer.
+pub(super) fn write(args: &InspectArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let bundle = Bundle::open(&args.dir)?;
+    write_facts(&bundle, out)?;
+    let runtime = Runtime::find(args.library.as_deref())?;
+    writeln!(out, "runtime    ONNX Runtime {} at {}", runtime.version(), runtime.path().display())?;
+    let mut code = ExitCode::SUCCESS;
+    for variant in &bundle.manifest().variants {
+        let options = SessionOptions::default();
+        let mut model = Model::load(&runtime, &bundle, Some(variant.name.as_str()), &options)?;
+        writeln!(
+            out,
+            "\nvariant    {}: {}, {} bytes, sha256 as in the manifest",
+            variant.name,
+            variant.file.as_path().display(),
+            variant.bytes
+        )?;
+        if !goldens_pass(&bundle, variant, &mut model, out)? {
+            code = ExitCode::FAILURE;
+        }
+        if let Some(runs) = args.time {
+            let milliseconds = median_ms(&mut model, runs)?;
+            writeln!(
+                out,
+                "time       {milliseconds:.2} ms per inference (median of {runs}, {} thread)",
+                options.threads
+            )?;
+        }
+    }
+    Ok(code)
+}
+
+fn write_facts(bundle: &Bundle, out: &mut impl Write) -> anyhow::Result<()> {
+    let manifest = bundle.manifest();
+    let input = bundle.input();
+    writeln!(out, "bundle     {} {} in {}", manifest.name, manifest.version, bundle.dir().display())?;
+    writeln!(out, "task       {} ({} labels, hash {})", manifest.task, bundle.labels().len(), bundle.labels_hash())?;
+    writeln!(out, "input      {} {:?}", input.name, input.shape)?;
+    match &input.picture {
+        Some(picture) => writeln!(
+            out,
+            "pictures   {:?} {:?}, {:?} {:?}, (pixel - {:?}) / {:?}",
+            picture.color, picture.layout, picture.fit, picture.resize, picture.mean, picture.std
+        )?,
+        None => writeln!(out, "pictures   none; takes tensors only")?,
+    }
+    match manifest.output.kind {
+        OutputKind::Logits { temperature } => {
+            writeln!(out, "output     {}: logits, temperature {}", manifest.output.name, temperature.value())?;
+        }
+        OutputKind::Probabilities => writeln!(out, "output     {}: probabilities", manifest.output.name)?,
+    }
+    match bundle.threshold() {
+        Some(threshold) => writeln!(out, "threshold  score_min {} is suggested", threshold.score_min())?,
+        None => writeln!(out, "threshold  none is suggested; `bundle calibrate` finds one")?,
+    }
+    Ok(())
+}
+
+fn goldens_pass(bundle: &Bundle, variant: &Variant, model: &mut Model, out: &mut impl Write) -> anyhow::Result<bool> {
+    let goldens = &bundle.manifest().goldens;
+    if goldens.is_empty() {
+        writeln!(out, "golden     no samples")?;
+    }
+    let mut passed = true;
+    for golden in goldens {
+        let outcome = model.check_golden(bundle, variant, golden)?;
+        let file = golden.file.as_path().display();
+        let expected = outcome.expected_score.map_or_else(|| "any score".to_owned(), |score| format!("{score:.4}"));
+        let (word, got) = (if outcome.passed() { "ok" } else { "DIFFERS" }, &outcome.label);
+        writeln!(
+            out,
+            "golden     {word}: {file} is {got} {:.4}, expected {} {expected}",
+            outcome.score, outcome.expected_label
+        )?;
+        passed &= outcome.passed();
+    }
+    Ok(passed)
+}
+
+/// The median time of one inference on zeros; the first runs, which allocate, do not count.
+fn median_ms(model: &mut Model, runs: u16) -> anyhow::Result<f64> {
+    const WARM_UP: u16 = 10;
+    let shape = model.input_shape().to_vec();
+    let zeros = Tensor { data: vec![0.0; shape.iter().product()], shape };
+    let mut times = Vec::with_capacity(usize::from(runs));
+    for run in 0..WARM_UP + runs {
+        let started = Instant::now();
+        model.run(&zeros)?;
+        if run >= WARM_UP {
+            times.push(started.elapsed());
+        }
+    }
+    times.sort_unstable();
+    let median = times.get(times.len() / 2).context("no runs")?;
+    Ok(median.as_secs_f64() * 1e3)
+}
