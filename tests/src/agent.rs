@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hedge_proto::{Answer, LinkState, Telemetry};
+use hedge_proto::{Answer, CaseId, LinkState, Telemetry};
 
 use crate::interface::Interface;
 use crate::program::{Program, Recipe};
@@ -234,6 +234,15 @@ impl Agent {
         let mut answers = self.sink().read_on()?;
         answers.retain(|answer| answer.revision > 0);
         Ok(answers)
+    }
+
+    /// Waits until its file shows a correction of `id`.
+    pub fn wait_for_correction(&mut self, id: &CaseId, bound: Duration) -> Result<Answer> {
+        let outcome = wait::until(&format!("a correction of {id} is in the file"), bound, || {
+            self.program.check_alive()?;
+            Ok(self.corrections()?.into_iter().find(|correction| correction.id == *id))
+        });
+        outcome.with_context(|| format!("status: {:?}; the end of its log:\n{}", self.http.status(), self.log_end()))
     }
 
     #[must_use]

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hedge_proto::{Authority, CaseFate, Outcome};
-use hedge_tests::{Scene, Tally, skip, tally, wait};
+use hedge_tests::{Scene, Tally, skip, tally};
+
+/// Far more than one case takes on an idle link.
+const CORRECTION_WAIT_MAX: Duration = Duration::from_secs(20);
 
 #[test]
 fn with_mosquitto() -> Result<()> {
@@ -33,9 +36,7 @@ fn it_is_corrected(scene: &Scene) -> Result<()> {
     assert_eq!((local.revision, local.authority), (0, Authority::Device));
     assert!(local.provisional, "a correction may follow");
     assert_eq!(local.case, Some(CaseFate::Stored));
-    let line = wait::until("the correction is in the file", Duration::from_secs(30), || {
-        Ok(agent.corrections()?.into_iter().find(|correction| correction.id == local.id))
-    })?;
+    let line = agent.wait_for_correction(&local.id, CORRECTION_WAIT_MAX)?;
     assert_eq!((line.revision, line.authority, line.provisional), (1, Authority::Model, false));
     assert_eq!(line.model.name, "fashion-large");
     assert_eq!(line.changed, tally::label(&line) != tally::label(&local));
