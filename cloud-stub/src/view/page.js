@@ -165,7 +165,8 @@ function cloudSide(c) {
     said.title = `${name} (${c.verdict.model.name} ${c.verdict.model.version})`;
     side.append(said, ...scoreRows(c.verdict.result.classify ? c.verdict.result.classify.scores : []));
   } else {
-    side.append(make("p", "said none", { waiting: "waiting…", failed: "could not answer: ", dead: "will not answer: " }[c.state] + (c.why || "")));
+    const held = latest.figures && !latest.figures.tasks.includes(c.task) ? `held: no model here for ${c.task}` : "waiting…";
+    side.append(make("p", "said none", { waiting: held, failed: "could not answer: ", dead: "will not answer: " }[c.state] + (c.why || "")));
   }
   return side;
 }
