@@ -22,11 +22,11 @@ fn main() -> ExitCode {
     match serve::run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(serve::ServeError::Start(error)) => {
-            tracing::error!("not started: {error:#}");
+            tracing::error!("not started: {}", in_one_line(&error));
             ExitCode::from(NOT_STARTED)
         }
         Err(serve::ServeError::Run(error)) => {
-            tracing::error!("stopped: {error:#}");
+            tracing::error!("stopped: {}", in_one_line(&error));
             ExitCode::from(FAILED)
         }
     }
@@ -39,4 +39,16 @@ fn log_to_stderr(format: LogFormat) {
         LogFormat::Text => logs.with_target(false).init(),
         LogFormat::Json => logs.json().init(),
     }
+}
+
+/// An error and its causes; a cause that its effect already words is not said twice.
+fn in_one_line(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |line, cause| {
+        let cause = cause.to_string();
+        match line.as_str() {
+            "" => cause,
+            said if said.contains(&cause) => line,
+            said => format!("{said}: {cause}"),
+        }
+    })
 }
