@@ -74,9 +74,9 @@ async fn read_for_all(
                 () = joined.notified() => Ok(()),
             }
         };
-        match timeout(QUIET_MAX, changed).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        // Only the end of the intake ends this; a quiet time is as good a reason to read as a change.
+        if let Ok(Err(_)) = timeout(QUIET_MAX, changed).await {
+            return;
         }
     }
 }
