@@ -21,6 +21,12 @@ pub fn own(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, high, low, last)), port)
 }
 
+/// A port that is free on every address, for a program that listens on all of them whatever it is told.
+pub fn own_port() -> std::io::Result<u16> {
+    // Free again when this returns: the caller's program is quick, and the system hands ports out in turn.
+    Ok(std::net::TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, 0))?.local_addr()?.port())
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

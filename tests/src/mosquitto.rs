@@ -57,7 +57,9 @@ impl Mosquitto {
     pub fn start_with(dir: &Path, setup: &MosquittoSetup<'_>) -> Result<Self> {
         let dir = dir.join("mosquitto");
         std::fs::create_dir_all(&dir)?;
-        let (inside, outside) = (address::own(1883), address::own(8883));
+        // For WebSockets mosquitto does not heed the address.
+        let outside = address::own(if setup.websocket { address::own_port()? } else { 8883 });
+        let inside = address::own(1883);
         let identity = setup.tls.map(|authority| authority.server(outside.ip())).transpose()?;
         let config = dir.join("mosquitto.conf");
         std::fs::write(&config, configuration(&dir, inside, outside, setup, identity.as_ref())?)?;
