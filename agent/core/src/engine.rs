@@ -150,6 +150,7 @@ impl Engine {
         self.take(now, event);
         self.advance(now);
         self.link.expects_word(now, self.uplink.expects_word());
+        debug_assert_eq!(self.broken_bound(), None);
         let (state, reason) = (self.link.state(), self.link.reason());
         if before != (state, reason) {
             self.actions.push_back(Action::LinkChanged { state, reason });
@@ -177,6 +178,12 @@ impl Engine {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.uplink.owed()
+    }
+
+    /// The bound of memory or window that does not hold, if any.
+    #[must_use]
+    pub fn broken_bound(&self) -> Option<&'static str> {
+        self.uplink.broken_bound()
     }
 
     fn take(&mut self, now: Moment, event: Event) {

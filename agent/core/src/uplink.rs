@@ -154,6 +154,19 @@ impl Uplink {
         self.cases.len() - self.ready()
     }
 
+    /// The bound that does not hold, if any; for assertions and simulations.
+    #[must_use]
+    pub fn broken_bound(&self) -> Option<&'static str> {
+        let in_flight = self.count(|phase| matches!(phase, Phase::Publishing | Phase::Published));
+        if in_flight > WINDOW_MAX {
+            Some("more publishes are in flight than the window holds")
+        } else if self.cases.len() > READY_MAX + OWED_MAX {
+            Some("more cases are in memory than may be")
+        } else {
+            None
+        }
+    }
+
     /// Takes a case into memory. False if there is no room; the disk has it anyway.
     pub fn add(&mut self, now: Moment, case: Waiting) -> bool {
         if self.knows(case.key) {
