@@ -297,7 +297,9 @@ impl World {
                 Message::Cases(keys) => {
                     keys.iter().for_each(|key| self.cloud_takes(instance, *key, &mut said, &mut work));
                 }
-                Message::Ask(keys) => keys.iter().for_each(|key| self.cloud_is_asked(instance, *key, &mut said, &mut work)),
+                Message::Ask(keys) => {
+                    keys.iter().for_each(|key| self.cloud_is_asked(instance, *key, &mut said, &mut work))
+                }
                 Message::Status(..) | Message::Down(_) => {}
             }
         }
@@ -344,7 +346,14 @@ impl World {
         }
     }
 
-    fn cloud_repeats(&mut self, instance: usize, key: CaseKey, standing: Standing, said: &mut Said, work: &mut Vec<CaseKey>) {
+    fn cloud_repeats(
+        &mut self,
+        instance: usize,
+        key: CaseKey,
+        standing: Standing,
+        said: &mut Said,
+        work: &mut Vec<CaseKey>,
+    ) {
         match standing {
             Standing::Waiting(_) => said.received.push(key),
             Standing::Answered(revision) => said.single.push(Down::Verdict { key, revision }),

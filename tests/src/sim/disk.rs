@@ -41,12 +41,27 @@ pub(super) struct Disk {
 /// What the log's thread is asked for.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
-    Store { key: CaseKey, sort_key: f64 },
-    Attempt { key: CaseKey, reason: String },
-    Bury { key: CaseKey },
+    Store {
+        key: CaseKey,
+        sort_key: f64,
+    },
+    Attempt {
+        key: CaseKey,
+        reason: String,
+    },
+    Bury {
+        key: CaseKey,
+    },
     /// A verdict, and the message it came by.
-    Answer { key: CaseKey, revision: u32, wire: usize, id: u32 },
-    Forget { key: CaseKey },
+    Answer {
+        key: CaseKey,
+        revision: u32,
+        wire: usize,
+        id: u32,
+    },
+    Forget {
+        key: CaseKey,
+    },
 }
 
 impl Disk {

@@ -201,7 +201,9 @@ impl Ledger {
         let answered = |key: &CaseKey| self.cases.get(key).is_some_and(|account| account.answered);
         match self.stored.iter().find(|key| !on_disk(**key) && !answered(key)) {
             None => Ok(()),
-            Some(key) => broken("no case said to be stored is lost", format!("{} is neither on disk nor answered", short(*key))),
+            Some(key) => {
+                broken("no case said to be stored is lost", format!("{} is neither on disk nor answered", short(*key)))
+            }
         }
     }
 }

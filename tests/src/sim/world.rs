@@ -18,22 +18,51 @@ const STEPS_MAX: u64 = 3_000_000;
 
 #[derive(Debug, Clone)]
 pub(super) enum Happening {
-    Dialled { client: Client, life: u32 },
-    DialFailed { client: Client, life: u32 },
-    Arrives { wire: usize, to: End, packet: Packet },
+    Dialled {
+        client: Client,
+        life: u32,
+    },
+    DialFailed {
+        client: Client,
+        life: u32,
+    },
+    Arrives {
+        wire: usize,
+        to: End,
+        packet: Packet,
+    },
     /// An end sees that the connection is over.
-    Closes { wire: usize, end: End },
+    Closes {
+        wire: usize,
+        end: End,
+    },
     /// An end has waited long enough for a sign of the other.
-    GivesUp { wire: usize, end: End },
-    Device { life: u32, step: device::Step },
-    Cloud { instance: usize, life: u32, step: cloud::Step },
-    NewCase { left: u64 },
+    GivesUp {
+        wire: usize,
+        end: End,
+    },
+    Device {
+        life: u32,
+        step: device::Step,
+    },
+    Cloud {
+        instance: usize,
+        life: u32,
+        step: cloud::Step,
+    },
+    NewCase {
+        left: u64,
+    },
     Strikes,
     DeviceStarts,
-    CloudStarts { instance: usize },
+    CloudStarts {
+        instance: usize,
+    },
     BrokerStarts,
     /// Something an instance says in its status has changed.
-    SpeaksUp { instance: usize },
+    SpeaksUp {
+        instance: usize,
+    },
 }
 
 pub(super) struct World {
