@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 pub use self::options::{OptionsError, options};
 use crate::daemon::config::BrokerConfig;
-use crate::outbox::{Outbox, Progress};
+use crate::outbox::{Outbox, Progress, StoreError};
 use crate::state::StateFile;
 use crate::verdict::Verdicts;
 
@@ -180,10 +180,13 @@ impl Shared {
     /// Makes a dead letter of a case that this device cannot send.
     async fn bury(&self, key: CaseKey, reason: &str) -> Event {
         tracing::warn!(id = %self.id(key), reason, "a case cannot be sent; it is kept as a dead letter");
-        if let Err(error) = self.setup.outbox.dead(key, reason).await {
-            tracing::error!(%error, "the dead letter could not be recorded");
+        match self.setup.outbox.dead(key, reason).await {
+            Ok(()) | Err(StoreError::Unknown) => Event::Closed { key, spoken: false },
+            Err(error) => {
+                tracing::error!(%error, "the dead letter could not be recorded; it will be tried again");
+                Event::Published { key, outcome: Publish::Nobody }
+            }
         }
-        Event::Closed { key, spoken: false }
     }
 
     /// The case with its payload; `None` if it is no longer in the outbox. An error is final for this case.
@@ -191,6 +194,8 @@ impl Shared {
         let outbox = self.setup.outbox.clone();
         let read = tokio::task::spawn_blocking(move || outbox.read(key)).await;
         let stored = match read {
+            // Answered or dead while this send was on its way here.
+            Ok(Ok(Some(stored))) if stored.verdict.is_some() || stored.dead.is_some() => return Ok(None),
             Ok(Ok(Some(stored))) => stored,
             Ok(Ok(None)) => return Ok(None),
             Ok(Err(error)) => return Err(error.to_string()),
