@@ -228,6 +228,7 @@ impl World {
             Op::Bury { key } => {
                 self.device.disk.bury(key);
                 self.note(|| format!("{} is a dead letter", short(key)));
+                self.device_soon(Step::Tell(Event::Closed { key, spoken: false }));
             }
             Op::Forget { key } => self.device.disk.forget(key),
         }

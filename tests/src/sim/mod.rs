@@ -106,7 +106,7 @@ impl fmt::Display for Failure {
         for line in &self.trace {
             writeln!(f, "{line}")?;
         }
-        let Broken { promise, details } = &self.broken;
+        let Broken { promise, details, .. } = &self.broken;
         writeln!(f, "seed {}: \"{promise}\" does not hold: {details}", self.seed)?;
         write!(f, "again: cargo xtask sim --first-seed {} --seeds 1 --trace", self.seed)
     }
@@ -120,5 +120,8 @@ pub fn run(seed: u64, planted: Option<Planted>) -> Result<Summary, Box<Failure>>
 /// One world with a trace of its steps; `aloud` prints all of them to standard error.
 pub fn explain(seed: u64, planted: Option<Planted>, aloud: bool) -> Result<Summary, Box<Failure>> {
     let lived = World::new(seed, planted, Trace::kept(aloud)).run();
-    lived.map_err(|(broken, trace)| Box::new(Failure { seed, broken, trace: trace.into_lines() }))
+    lived.map_err(|(broken, trace)| {
+        let trace = trace.into_lines(broken.case.as_deref());
+        Box::new(Failure { seed, broken, trace })
+    })
 }

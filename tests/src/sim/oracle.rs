@@ -17,12 +17,14 @@ use super::device::short;
 pub struct Broken {
     pub promise: &'static str,
     pub details: String,
+    /// The case it is about, if the trace is better read for that one alone.
+    pub case: Option<String>,
 }
 
 pub(super) type Checked = Result<(), Broken>;
 
 pub(super) fn broken(promise: &'static str, details: String) -> Checked {
-    Err(Broken { promise, details })
+    Err(Broken { promise, details, case: None })
 }
 
 /// The engine's own bounds: window, owed, memory.

@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BinaryHeap};
 use super::broker::Broker;
 use super::cloud::{self, Cloud, Records};
 use super::device::{self, Device};
+use super::disk::Stage;
 use super::message::{Client, End, Packet};
 use super::net::Net;
-use super::oracle::{Broken, Checked, Ledger, broken, drain_within};
+use super::oracle::{Broken, Checked, Ledger, drain_within};
 use super::plan::{Dice, Fault, Plan};
 use super::trace::Trace;
 use super::{Planted, Summary};
@@ -202,11 +203,14 @@ impl World {
     }
 
     fn stuck(&self) -> Checked {
-        let open: Vec<String> =
-            self.device.disk.open().map(|(key, row)| format!("{} {:?}", device::short(key), row.stage)).collect();
+        let open: Vec<(String, Stage)> =
+            self.device.disk.open().map(|(key, row)| (device::short(key), row.stage)).collect();
         let link = self.device.engine.as_ref().map(hedge_core::engine::Engine::link);
-        let details = format!("{} still open ({link:?}): {}", open.len(), open[..open.len().min(5)].join(", "));
-        broken("in calm every case is answered or dead in bounded time", details)
+        Err(Broken {
+            promise: "in calm every case is answered or dead in bounded time",
+            details: format!("{} still open ({link:?}): {:?}", open.len(), &open[..open.len().min(5)]),
+            case: open.into_iter().next().map(|(case, _)| case),
+        })
     }
 
     pub(super) fn check(&mut self, checked: Checked) {
