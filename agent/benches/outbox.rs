@@ -156,7 +156,8 @@ fn round_raw(time: Duration, dir: &Path, bytes: usize, in_flight: usize) -> Resu
     let (requests, mut received) = mpsc::channel::<RawRequest>(1024);
     let mut file = fs::File::options().append(true).create_new(true).open(dir.join("raw"))?;
     let leader = std::thread::spawn(move || -> Result<()> {
-        while let Some(first) = received.blocking_recv() {
+        let waiting = tokio::runtime::Builder::new_current_thread().build()?;
+        while let Some(first) = waiting.block_on(received.recv()) {
             let mut batch = vec![first];
             while let Ok(request) = received.try_recv() {
                 batch.push(request);
@@ -298,7 +299,8 @@ fn folder_bytes(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        bytes += if entry.file_type()?.is_dir() { folder_bytes(&entry.path())? } else { entry.metadata()?.blocks() * 512 };
+        bytes +=
+            if entry.file_type()?.is_dir() { folder_bytes(&entry.path())? } else { entry.metadata()?.blocks() * 512 };
     }
     Ok(bytes)
 }

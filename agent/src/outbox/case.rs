@@ -39,7 +39,10 @@ pub enum State {
     /// The cloud has said that it has it.
     Received,
     /// The verdict is on disk; bit `n` of `delivered` is set once sink `n` has it.
-    Answered { revision: u32, delivered: u8 },
+    Answered {
+        revision: u32,
+        delivered: u8,
+    },
     /// Kept for inspection, never sent.
     Dead,
 }
@@ -142,7 +145,9 @@ pub struct OpenReport {
 pub enum OpenError {
     #[error("the outbox in {} is in use by another process; stop it first", .0.display())]
     InUse(PathBuf),
-    #[error("log segment {segment} has format {format}, newer than this version reads; install the newer version again")]
+    #[error(
+        "log segment {segment} has format {format}, newer than this version reads; install the newer version again"
+    )]
     Newer { segment: u32, format: u16 },
     #[error("the outbox in {} cannot be opened: {source}", .path.display())]
     Io { path: PathBuf, source: std::io::Error },

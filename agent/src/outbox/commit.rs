@@ -30,6 +30,9 @@ const RESERVE_BYTES: u64 = 512 * 1024;
 /// How often tidying goes on while nobody asks for anything.
 const TIDY: Duration = Duration::from_millis(200);
 
+/// How often a dead letter can be queued again: lives are counted in a byte.
+const LIVES_MAX: u8 = 250;
+
 /// Belongs to no case.
 pub(super) const NO_CASE: CaseKey = CaseKey { epoch: Epoch(0), sequence: 0 };
 
@@ -206,7 +209,11 @@ impl Committer {
 
     /// Whether the reserve is there; tries to take it again once there is room for it.
     pub(super) fn keep_reserve(&mut self) -> bool {
-        let room = self.shared.disk.free_bytes().is_ok_and(|free| free > self.limits.free_bytes_min.saturating_add(RESERVE_BYTES));
+        let room = self
+            .shared
+            .disk
+            .free_bytes()
+            .is_ok_and(|free| free > self.limits.free_bytes_min.saturating_add(RESERVE_BYTES));
         if !self.reserve_kept && room {
             self.reserve_kept = self.shared.disk.keep_reserve(Some(RESERVE_BYTES)).is_ok();
         }
@@ -319,6 +326,9 @@ fn plan(table: &Table, room: &mut Room, ask: &Ask) -> Plan {
         (Ask::Requeue(key), Some(line)) => {
             if line.slot.stage != Stage::Dead {
                 return Plan::Reply(Ok(Done::Written));
+            }
+            if line.slot.life >= LIVES_MAX {
+                return Plan::Reply(Err(StoreError::Refused(Refusal::Full)));
             }
             let head = Head { life: line.slot.life.saturating_add(1), ..Head::mark(Kind::Requeued, *key, moment) };
             Plan::mark(head, Done::Written)

@@ -150,7 +150,8 @@ impl Writer {
     }
 
     fn head_with_room(&mut self, bytes: u64) -> io::Result<&mut HeadSegment> {
-        let full = |head: &HeadSegment| head.bytes + bytes > self.segment_bytes && head.bytes > FILE_HEADER_BYTES as u64;
+        let full =
+            |head: &HeadSegment| head.bytes + bytes > self.segment_bytes && head.bytes > FILE_HEADER_BYTES as u64;
         let head = match self.head.take() {
             Some(head) if !full(&head) => head,
             _ => self.begin()?,

@@ -178,7 +178,10 @@ fn agree(outbox: &Outbox, model: &mut Model, restarted: bool) {
     open.sort();
     assert_eq!(open, model.keys(|state| state.is_open()));
     assert_eq!(dead.len(), model.keys(|state| state == State::Dead).len());
-    assert_eq!(sorted(undelivered), model.keys(|state| matches!(state, State::Answered { delivered, .. } if delivered & 2 == 0)));
+    assert_eq!(
+        sorted(undelivered),
+        model.keys(|state| matches!(state, State::Answered { delivered, .. } if delivered & 2 == 0))
+    );
     let figures = outbox.figures();
     assert_eq!((figures.waiting, figures.dead), (open.len() as u64, dead.len() as u64));
     assert_eq!(figures.damaged_records, 0);
