@@ -74,9 +74,8 @@ async fn read_for_all(
                 () = joined.notified() => Ok(()),
             }
         };
-        match timeout(QUIET_MAX, changed).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = timeout(QUIET_MAX, changed).await {
+            return;
         }
     }
 }
