@@ -25,7 +25,7 @@ pub enum Command {
 const SERVE_AFTER: &str = "\
 Examples:
   All in one, for a first look (no broker needed):
-    hedge-cloud serve --embedded-broker 127.0.0.1:1883 --model models/fashion/large
+    hedge-cloud serve --embedded-broker 127.0.0.1:1883 --model models/fashion-large
 
   Beside a real broker, with TLS:
     hedge-cloud serve --broker mqtts://broker.example:8883 --ca ca.pem --cert cloud.pem --key cloud.key \\

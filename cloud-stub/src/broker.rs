@@ -22,6 +22,9 @@ const CLIENTS_MAX: usize = 1000;
 /// How many messages wait for one client before the broker drops some.
 const QUEUE_MAX: usize = 10_000;
 
+/// How long a session of a device that is away is kept, at most: what a device asks for.
+const SESSION_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Why the broker cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
@@ -44,7 +47,7 @@ pub async fn start(addr: SocketAddr) -> Result<SocketAddr, BrokerError> {
         .max_inflight(NonZeroU16::new(RECEIVE_MAX).unwrap_or(NonZeroU16::MIN))
         .max_mqueue_len(QUEUE_MAX)
         .message_retry_interval(Duration::from_secs(60))
-        .max_session_expiry_interval(Duration::from_hours(24))
+        .max_session_expiry_interval(SESSION_AGE_MAX)
         .bind()
         .and_then(rmqtt::net::Listener::tcp)
         .map_err(|error| BrokerError::Listen { addr, reason: error.to_string() })?;

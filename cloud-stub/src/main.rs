@@ -1,5 +1,6 @@
 //! hedge-cloud: reads the command line, serves, and says by its exit code how it ended.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -22,11 +23,11 @@ fn main() -> ExitCode {
     match serve::run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(serve::ServeError::Start(error)) => {
-            tracing::error!("not started: {error:#}");
+            tracing::error!("not started: {}", in_one_line(&error));
             ExitCode::from(NOT_STARTED)
         }
         Err(serve::ServeError::Run(error)) => {
-            tracing::error!("stopped: {error:#}");
+            tracing::error!("stopped: {}", in_one_line(&error));
             ExitCode::from(FAILED)
         }
     }
@@ -36,7 +37,19 @@ fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => logs.with_target(false).init(),
+        LogFormat::Text => logs.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => logs.json().init(),
     }
+}
+
+/// An error and its causes; a cause that its effect already words is not said twice.
+fn in_one_line(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |line, cause| {
+        let cause = cause.to_string();
+        match line.as_str() {
+            "" => cause,
+            said if said.contains(&cause) => line,
+            said => format!("{said}: {cause}"),
+        }
+    })
 }

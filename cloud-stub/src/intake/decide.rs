@@ -141,3 +141,143 @@ pub(super) fn dead(id: &CaseId, reason: &str) -> DownMessage {
 pub(super) fn failed(id: &CaseId, reason: &str) -> DownMessage {
     DownMessage::Failed { id: id.clone(), reason: reason.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hedge_proto::{
+        Authority, Captured, CaseDecision, CaseKey, Epoch, ModelRef, Name, PayloadForm, Reason, TaskResult,
+        ThresholdMode, Verdict, labels_hash,
+    };
+
+    fn device(name: &str) -> DeviceId {
+        Name::new(name).expect("valid")
+    }
+
+    fn case() -> Case {
+        Case {
+            v: WIRE_VERSION,
+            id: CaseId { device: device("d"), key: CaseKey { epoch: Epoch(1), sequence: 1 } },
+            reference: None,
+            source: "s".to_owned(),
+            task: "t".to_owned(),
+            labels_hash: labels_hash(&["a"]),
+            model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
+            scores: Vec::new(),
+            decision: CaseDecision { reason: Reason::Unusable, threshold: 0.5, mode: ThresholdMode::Fixed },
+            settings_version: 0,
+            captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
+            form: PayloadForm::Whole,
+            content_type: "image/png".to_owned(),
+            payload_sha256: Digest::of(b"p"),
+            payload: None,
+            metadata: Default::default(),
+        }
+    }
+
+    fn verdict() -> Verdict {
+        Verdict {
+            v: WIRE_VERSION,
+            id: case().id,
+            revision: 1,
+            authority: Authority::Model,
+            task: "t".to_owned(),
+            result: TaskResult::Regress { values: vec![1.0] },
+            model: case().model,
+        }
+    }
+
+    fn known(standing: Standing) -> Known {
+        Known { payload_sha256: Digest::of(b"p"), standing }
+    }
+
+    fn every_standing() -> [Standing; 4] {
+        let why = "why".to_owned();
+        [Standing::Waiting, Standing::Answered(verdict()), Standing::Failed(why.clone()), Standing::Dead(why)]
+    }
+
+    fn decide(case: &Case, known: Option<&Known>, room: Room) -> Step {
+        let payload_sha256 = Some(Digest::of(b"p"));
+        on_case(&Arrived { from: &device("d"), case, payload_sha256, header_bytes: 100 }, known, room)
+    }
+
+    #[test]
+    fn a_new_case_is_recorded_only_where_there_is_room() {
+        assert_eq!(decide(&case(), None, Room::Free), Step::Record);
+        assert!(matches!(decide(&case(), None, Room::Full), Step::Hold(DownMessage::Busy { .. })));
+        assert!(matches!(decide(&case(), None, Room::NoModel), Step::Refuse(DownMessage::Failed { .. })));
+    }
+
+    #[test]
+    fn a_known_case_is_answered_from_its_record_whatever_the_room() {
+        for room in [Room::Free, Room::Full, Room::NoModel] {
+            for standing in every_standing() {
+                let step = decide(&case(), Some(&known(standing.clone())), room);
+                match standing {
+                    Standing::Failed(_) => assert_eq!(step, Step::Reopen),
+                    _ => assert!(matches!(step, Step::Repeat(_)), "{step:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_known_id_with_another_hash_is_never_answered_from_its_record() {
+        let other = Case { payload_sha256: Digest::of(b"q"), ..case() };
+        for standing in every_standing() {
+            let step = decide(&other, Some(&known(standing)), Room::Free);
+            assert!(matches!(step, Step::Refuse(DownMessage::Dead { .. })), "{step:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_and_what_is_sent_again_get_the_same_answer() {
+        for standing in every_standing() {
+            let known = known(standing);
+            let told = on_ask(&device("d"), &case().id, Some(&known));
+            match decide(&case(), Some(&known), Room::Free) {
+                Step::Repeat(message) => assert_eq!(told, Told::Say(message)),
+                Step::Reopen => assert_eq!(told, Told::Reopen),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_about_one_devices_case_to_another() {
+        for standing in every_standing() {
+            assert_eq!(on_ask(&device("e"), &case().id, Some(&known(standing))), Told::Nothing);
+        }
+        let arrived = Arrived { from: &device("e"), case: &case(), payload_sha256: None, header_bytes: 0 };
+        let step = on_case(&arrived, Some(&known(Standing::Answered(verdict()))), Room::Free);
+        assert!(matches!(step, Step::Refuse(DownMessage::Dead { .. })), "{step:?}");
+    }
+
+    #[test]
+    fn an_unread_version_and_a_missing_or_wrong_payload_are_never_dead() {
+        let newer = Case { v: WIRE_VERSION + 1, ..case() };
+        assert!(matches!(decide(&newer, None, Room::Free), Step::Hold(_)));
+        for payload_sha256 in [None, Some(Digest::of(b"q"))] {
+            let arrived = Arrived { from: &device("d"), case: &case(), payload_sha256, header_bytes: 0 };
+            let step = on_case(&arrived, None, Room::Free);
+            assert!(matches!(step, Step::Refuse(DownMessage::Failed { .. })), "{step:?}");
+        }
+    }
+
+    #[test]
+    fn only_an_offline_below_the_last_connection_is_old_news() {
+        let status =
+            |state, connection| DeviceStatus { state, connection, version: None, wire: Vec::new(), models: Vec::new() };
+        let online = status(DeviceState::Online, 5);
+        for (new, expected) in [
+            (status(DeviceState::Offline, 4), false),
+            (status(DeviceState::Offline, 5), true),
+            (status(DeviceState::Offline, 6), true),
+            // A device that lost its count starts again.
+            (status(DeviceState::Online, 1), true),
+        ] {
+            assert_eq!(replaces(&new, Some(&online)), expected, "{new:?}");
+        }
+        assert!(replaces(&status(DeviceState::Offline, 0), None));
+    }
+}

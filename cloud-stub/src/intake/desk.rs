@@ -177,7 +177,9 @@ impl<'a, 'w> Desk<'a, 'w> {
 
     fn status(&mut self, device: &DeviceId, status: &DeviceStatus) -> Result<(), StoreError> {
         let on_record = self.batch.device_status(device)?;
-        if self.admits(device)? && decide::replaces(status, on_record.as_ref()) {
+        // A retained status comes again at every connect of ours; the time on record is when it was news.
+        let news = on_record.as_ref() != Some(status) && decide::replaces(status, on_record.as_ref());
+        if news && self.admits(device)? {
             self.batch.set_device_status(device, status, self.now_ms)?;
         }
         Ok(())

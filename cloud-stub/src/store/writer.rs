@@ -308,3 +308,99 @@ impl Batch<'_> {
 fn known_columns(row: &Row<'_>) -> rusqlite::Result<(i64, Vec<u8>, i64, Option<String>)> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{FILE_NAME, Reader};
+    use hedge_proto::{
+        Authority, Captured, CaseDecision, CaseKey, Epoch, ModelRef, Name, PayloadForm, Reason, TaskResult,
+        ThresholdMode, WIRE_VERSION, labels_hash,
+    };
+
+    fn case(sequence: u64) -> Case {
+        Case {
+            v: WIRE_VERSION,
+            id: CaseId { device: Name::new("d").expect("valid"), key: CaseKey { epoch: Epoch(1), sequence } },
+            reference: None,
+            source: "s".to_owned(),
+            task: "t".to_owned(),
+            labels_hash: labels_hash(&["a"]),
+            model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
+            scores: Vec::new(),
+            decision: CaseDecision { reason: Reason::LowScore, threshold: 0.5, mode: ThresholdMode::Fixed },
+            settings_version: 0,
+            captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
+            form: PayloadForm::Whole,
+            content_type: "image/png".to_owned(),
+            payload_sha256: Digest::of(b"p"),
+            payload: None,
+            metadata: Default::default(),
+        }
+    }
+
+    fn verdict(id: CaseId, revision: u32) -> Verdict {
+        let result = TaskResult::Regress { values: vec![f32::from(u8::try_from(revision).expect("small"))] };
+        let model = ModelRef { name: "m".to_owned(), version: "1".to_owned() };
+        Verdict { v: WIRE_VERSION, id, revision, authority: Authority::Model, task: "t".to_owned(), result, model }
+    }
+
+    fn records() -> (tempfile::TempDir, Writer) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let writer = Writer::open(&dir.path().join(FILE_NAME)).expect("records");
+        (dir, writer)
+    }
+
+    #[test]
+    fn a_batch_that_is_dropped_leaves_nothing() {
+        let (_dir, mut writer) = records();
+        writer.batch().expect("a batch").record(&case(1), b"p", 1).expect("recorded");
+        let batch = writer.batch().expect("a batch");
+        assert_eq!(batch.known(&case(1).id).expect("read"), None);
+    }
+
+    #[test]
+    fn the_highest_revision_is_the_answer() {
+        let (dir, mut writer) = records();
+        let batch = writer.batch().expect("a batch");
+        batch.record(&case(1), b"p", 1).expect("recorded");
+        for revision in [2, 1] {
+            batch.answer(&verdict(case(1).id, revision), None, 2).expect("answered");
+        }
+        let answered = Some(Known {
+            payload_sha256: case(1).payload_sha256,
+            standing: Standing::Answered(verdict(case(1).id, 2)),
+        });
+        assert_eq!(batch.known(&case(1).id).expect("read"), answered);
+        batch.commit().expect("committed");
+        let reader = Reader::open(&dir.path().join(FILE_NAME)).expect("records");
+        assert_eq!(reader.latest(None, 10).expect("read").len(), 1);
+    }
+
+    #[test]
+    fn payloads_go_first_and_oldest_first_and_never_those_of_waiting_cases() {
+        let (_dir, mut writer) = records();
+        let batch = writer.batch().expect("a batch");
+        for sequence in 0..10 {
+            batch.record(&case(sequence), &[0; 100], 1000).expect("recorded");
+            if sequence != 0 {
+                batch.answer(&verdict(case(sequence).id, 1), None, 1000).expect("answered");
+            }
+        }
+        batch.commit().expect("committed");
+        let keep = Keep { payload_bytes_max: 750, payload_age_ms: 1_000_000, record_age_ms: 2_000_000 };
+        let batch = writer.batch().expect("a batch");
+        assert_eq!(batch.prune(&keep, 1000, 2000).expect("pruned"), 300);
+        batch.commit().expect("committed");
+        let kept: Vec<u64> = (0..10).filter(|n| writer.load(&case(*n).id).expect("read").is_some()).collect();
+        assert_eq!(kept, [0, 4, 5, 6, 7, 8, 9]);
+
+        // Past their age the others follow, and at last the answers, but never a case that waits.
+        let batch = writer.batch().expect("a batch");
+        assert_eq!(batch.prune(&keep, 700, 1_500_000).expect("pruned"), 600);
+        assert!(batch.known(&case(1).id).expect("read").is_some(), "answers outlive payloads");
+        assert_eq!(batch.prune(&keep, 100, 3_000_000).expect("pruned"), 0);
+        assert_eq!(batch.known(&case(1).id).expect("read"), None);
+        assert!(batch.known(&case(0).id).expect("read").is_some());
+    }
+}

@@ -74,6 +74,7 @@ async fn read_for_all(
                 () = joined.notified() => Ok(()),
             }
         };
+        // Only the end of the intake ends this; a quiet time is as good a reason to read as a change.
         if let Ok(Err(_)) = timeout(QUIET_MAX, changed).await {
             return;
         }

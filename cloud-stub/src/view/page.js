@@ -71,7 +71,7 @@ function drawFigures(f) {
     figure(number(f.cases), "cases taken", f.cases ? `${bytes(f.received_bytes)} of samples` : "no data yet"),
     figure(number(f.answered), "answered", f.repeated ? `${number(f.repeated)} asked again` : ""),
     figure(number(f.waiting), "waiting for an answer", f.tasks.length ? "" : "no model here: they are held"),
-    figure(percent(f.agreed, compared), "cloud agrees with device", compared ? `${number(f.disagreed)} corrected of ${number(compared)}` : "no data yet"),
+    figure(percent(f.agreed, compared), "agreement", compared ? `cloud corrected ${number(f.disagreed)} of ${number(compared)}` : "no data yet"),
     figure(bytes(f.payload_bytes), "samples kept", ""),
     figure(number(aside), "set aside", why || "nothing"),
   );
@@ -143,7 +143,7 @@ function scoreRows(scores) {
   return scores.slice(0, 3).map(({ label, score }) => {
     const bar = make("i", "bar");
     bar.style.width = `${Math.max(0, Math.min(1, score || 0)) * 100}%`;
-    return make("div", "score", bar, make("span", "", label), make("b", "", percent(score || 0, 1)));
+    return make("div", "score", bar, make("span", "", label), make("b", "", `${Math.round((score || 0) * 100)} %`));
   });
 }
 
@@ -155,14 +155,18 @@ function headline(result) {
 }
 
 function cloudSide(c) {
-  const side = make("div", "side cloud", make("h3", "", "Cloud"));
+  const title = make("h3", "", "Cloud");
+  const side = make("div", "side cloud", title);
   if (c.verdict) {
+    const took = c.verdict.given_ms ? c.verdict.given_ms - c.received_ms : null;
+    if (took !== null) title.append(make("small", "", ` after ${took < 1000 ? `${took} ms` : span(took / 1000)}`));
     const name = headline(c.verdict.result);
     const said = make("p", "said", name);
     said.title = `${name} (${c.verdict.model.name} ${c.verdict.model.version})`;
     side.append(said, ...scoreRows(c.verdict.result.classify ? c.verdict.result.classify.scores : []));
   } else {
-    side.append(make("p", "said none", { waiting: "waiting…", failed: "could not answer: ", dead: "will not answer: " }[c.state] + (c.why || "")));
+    const held = latest.figures && !latest.figures.tasks.includes(c.task) ? `held: no model here for ${c.task}` : "waiting…";
+    side.append(make("p", "said none", { waiting: held, failed: "could not answer: ", dead: "will not answer: " }[c.state] + (c.why || "")));
   }
   return side;
 }
@@ -177,7 +181,6 @@ function mark(c) {
 function caseCard(c) {
   const said = make("p", c.local.length ? "said" : "said none", c.local.length ? c.local[0].label : "no usable answer");
   said.title = `${c.local.length ? c.local[0].label : ""} (${c.local_model.name} ${c.local_model.version})`;
-  const took = c.verdict && c.verdict.given_ms ? c.verdict.given_ms - c.received_ms : null;
   const why = make("span", "chip", REASONS[c.reason] || c.reason);
   why.title = `threshold ${c.threshold.toFixed(2)}, ${c.mode}`;
   return make("article", "case",
@@ -185,7 +188,7 @@ function caseCard(c) {
     make("div", "body",
       make("div", "meta", make("span", "who", `${c.device} · ${c.source}`), age(c.received_ms, "", " ago")),
       make("div", "sides", make("div", "side", make("h3", "", "Device"), said, ...scoreRows(c.local)), cloudSide(c)),
-      make("div", "end", mark(c), why, took === null ? null : make("span", "", `answered in ${took < 1000 ? `${took} ms` : span(took / 1000)}`))));
+      make("div", "end", mark(c), why)));
 }
 
 // Replaces only what has changed, so that pictures do not flicker and focus stays.
