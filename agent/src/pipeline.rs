@@ -71,7 +71,7 @@ impl LinkView {
     pub fn offline(&self) -> Duration {
         match self.state {
             LinkState::Offline | LinkState::Connecting => self.offline_before + self.since.elapsed(),
-            LinkState::Online | LinkState::Degraded => self.offline_before,
+            LinkState::Online | LinkState::Degraded | LinkState::OverBudget => self.offline_before,
         }
     }
 }
@@ -112,6 +112,14 @@ impl Pipeline {
         let stored_at = self.clock.now();
         let sort_key = sort_key(judged.opinion.priority, stored_at);
         let new = NewCase { key, sort_key, stored_at, header: to_cbor(&case), payload: judged.input.bytes.clone() };
+        let waiting = Waiting {
+            key,
+            sort_key,
+            stored_at,
+            payload_bytes: u32::try_from(judged.input.bytes.len()).unwrap_or(u32::MAX),
+            sent: false,
+            urgent: judged.input.urgent,
+        };
         let receipt = match self.outbox.submit(new) {
             Ok(receipt) => receipt,
             Err(refusal) => return self.refused(refusal),
@@ -120,7 +128,7 @@ impl Pipeline {
         let mut stored = tokio::spawn(async move {
             receipt.await?;
             // If the engine is gone the agent is stopping; the case is on disk for the next start.
-            drop(events.send(Event::Stored(Waiting { key, sort_key, sent: false })).await);
+            drop(events.send(Event::Stored(waiting)).await);
             Ok(())
         });
         match tokio::time::timeout(self.store_wait, &mut stored).await {

@@ -17,6 +17,8 @@ pub enum LinkState {
     Online,
     /// Connected, but no live cloud behind the broker, or answers are late.
     Degraded,
+    /// Connected, but a ceiling of cases or bytes is reached: it listens and sends nothing.
+    OverBudget,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

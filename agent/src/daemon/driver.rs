@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use hedge_core::budget::Spent;
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Action, Engine, Event};
 use hedge_core::uplink::Waiting;
@@ -17,13 +18,16 @@ use super::notify::Watchdog;
 use crate::clock::Clock;
 use crate::outbox::{Entry, Outbox, Progress, State};
 use crate::pipeline::LinkView;
-use crate::uplink::Uplink;
+use crate::uplink::{Meter, Uplink};
 
 /// Events that may wait for the engine. It takes microseconds for each; whoever is faster waits a moment.
 pub(super) const EVENTS_MAX: usize = 1024;
 
 /// With nothing to do the driver still turns so often, so that the watchdog and the figures see it alive.
 const TURN_MAX: Duration = Duration::from_secs(5);
+
+/// How often the state file's keeper can see what was spent.
+const SPENT_SHOWN_EVERY: Duration = Duration::from_secs(10);
 
 /// The engine and the limbs it moves.
 pub(super) struct Driver {
@@ -35,6 +39,10 @@ pub(super) struct Driver {
     pub events: mpsc::Sender<Event>,
     pub link: watch::Sender<LinkView>,
     pub watchdog: Watchdog,
+    pub meter: Meter,
+    /// What counts against the ceilings, for the state file.
+    pub spent: watch::Sender<Spent>,
+    pub spent_shown: Instant,
 }
 
 impl Driver {
@@ -44,12 +52,26 @@ impl Driver {
             self.carry_out_all();
             self.watchdog.turned();
             let event = tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 event = arrived.recv() => event.unwrap_or(Event::Tick),
                 () = tokio::time::sleep(self.until_wake()) => Event::Tick,
             };
-            self.engine.handle(self.clock.now(), event);
+            let now = self.clock.now();
+            let bytes = self.meter.take();
+            if bytes > 0 {
+                self.engine.handle(now, Event::Spent { bytes });
+            }
+            self.engine.handle(now, event);
+            if self.spent_shown.elapsed() >= SPENT_SHOWN_EVERY {
+                self.show_spent();
+            }
         }
+        self.show_spent();
+    }
+
+    fn show_spent(&mut self) {
+        self.spent_shown = Instant::now();
+        self.spent.send_replace(self.engine.spent().clone());
     }
 
     fn until_wake(&self) -> Duration {
@@ -69,7 +91,7 @@ impl Driver {
         match action {
             Action::LinkChanged { state, reason } => self.show_link(state, reason),
             Action::Dial => self.with_uplink(Uplink::dial),
-            Action::Send { key } => self.with_uplink(|uplink| uplink.send(key)),
+            Action::Send { keys } => self.with_uplink(|uplink| uplink.send(keys)),
             Action::Ask { keys } => self.with_uplink(|uplink| uplink.ask(keys)),
             Action::Fetch { count } => self.fetch(count),
             Action::MarkReceived { keys } => self.mark_received(keys),
@@ -136,5 +158,12 @@ impl Driver {
 }
 
 fn waiting(entry: &Entry) -> Waiting {
-    Waiting { key: entry.key, sort_key: entry.sort_key, sent: entry.state != State::Waiting }
+    Waiting {
+        key: entry.key,
+        sort_key: entry.sort_key,
+        stored_at: entry.stored_at,
+        payload_bytes: entry.payload_bytes,
+        sent: entry.state != State::Waiting,
+        urgent: false,
+    }
 }
