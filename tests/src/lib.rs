@@ -19,6 +19,7 @@ pub mod mosquitto;
 pub mod places;
 pub mod program;
 pub mod scene;
+pub mod sim;
 pub mod sink;
 pub mod skip;
 pub mod tally;

@@ -176,6 +176,7 @@ impl Engine {
         self.take(now, event);
         self.advance(now);
         self.link.expects_word(now, self.uplink.expects_word());
+        debug_assert_eq!(self.broken_bound(), None);
         let (state, reason) = (self.link.state(), self.link.reason());
         if before != (state, reason) {
             self.actions.push_back(Action::LinkChanged { state, reason });
@@ -190,7 +191,7 @@ impl Engine {
     /// When to come back with [`Event::Tick`] if nothing happens before.
     #[must_use]
     pub fn wake_at(&self) -> Option<Moment> {
-        let sending = if self.link.may_send() { self.uplink.wake_at() } else { None };
+        let sending = if self.link.may_send() { self.uplink.wake_at(self.permission()) } else { None };
         [self.link.dial_at(), sending, self.over_until].into_iter().flatten().min()
     }
 
@@ -211,12 +212,18 @@ impl Engine {
         self.uplink.owed()
     }
 
+    /// The bound of memory or window that does not hold, if any.
+    #[must_use]
+    pub fn broken_bound(&self) -> Option<&'static str> {
+        self.uplink.broken_bound()
+    }
+
     fn take(&mut self, now: Moment, event: Event) {
         match event {
             Event::Stored(case) => self.remember(now, case),
             Event::Fetched(cases) => {
                 // A full answer may not be all; what does not fit in memory is fetched again when there is room.
-                self.more_on_disk = self.fetching.take().is_some_and(|count| cases.len() >= count);
+                self.more_on_disk |= self.fetching.take().is_some_and(|count| cases.len() >= count);
                 cases.into_iter().for_each(|case| self.remember(now, case));
             }
             Event::Connected { receive_maximum } => {
@@ -294,12 +301,16 @@ impl Engine {
         }
     }
 
+    fn permission(&self) -> Permission {
+        Permission { proven: self.link.proven(), accept_per_s: self.link.accept_per_s() }
+    }
+
     fn advance(&mut self, now: Moment) {
         if self.link.take_dial(now) {
             self.actions.push_back(Action::Dial);
         }
         self.weigh_budget(now);
-        let permission = Permission { proven: self.link.proven(), accept_per_s: self.link.accept_per_s() };
+        let permission = self.permission();
         while self.link.may_send()
             && let Some(step) = self.uplink.step(now, permission)
         {
@@ -317,6 +328,7 @@ impl Engine {
         if self.more_on_disk && self.fetching.is_none() && room {
             let count = READY_MAX + self.uplink.len();
             self.fetching = Some(count);
+            self.more_on_disk = false; // until the answer, or a case stored after the disk was looked at
             self.actions.push_back(Action::Fetch { count });
         }
     }
@@ -478,6 +490,51 @@ mod tests {
         assert_eq!(engine.link().0, LinkState::Degraded);
         engine.handle(Moment(41_000), Event::Received { keys: vec![key(7)] });
         assert_eq!(engine.link().0, LinkState::Online);
+    }
+
+    #[test]
+    fn what_memory_had_no_room_for_is_fetched_when_there_is_room() {
+        let mut engine = engine(0, Ceilings::LAN);
+        let later_is_better = |sequence: u64| Waiting { sort_key: sequence as f64, ..waiting(sequence, false) };
+        for sequence in 0..=READY_MAX as u64 {
+            engine.handle(Moment(1), Event::Stored(later_is_better(sequence)));
+        }
+        engine.handle(Moment(2), Event::Connected { receive_maximum: 100 });
+        engine.handle(Moment(3), cloud(CloudState::Online));
+        let mut fetches = 0;
+        while let Some(action) = engine.next_action() {
+            match action {
+                Action::Send { keys } => engine.handle(Moment(4), Event::Closed { key: keys[0], spoken: true }),
+                Action::Fetch { .. } => fetches += 1,
+                _ => {}
+            }
+        }
+        assert_eq!(fetches, 1, "the first case gave way to better ones and lies on the disk alone");
+    }
+
+    #[test]
+    fn a_case_stored_while_the_disk_is_looked_at_is_not_forgotten() {
+        let mut engine = online(1);
+        assert!(actions(&mut engine).contains(&Action::Fetch { count: READY_MAX }));
+        for sequence in 0..2 * READY_MAX as u64 {
+            engine.handle(Moment(3), Event::Stored(waiting(sequence, false)));
+        }
+        engine.handle(Moment(4), Event::Fetched(vec![]));
+        let mut open: Vec<CaseKey> = (0..2 * READY_MAX as u64).map(key).collect();
+        while let Some(action) = engine.next_action() {
+            match action {
+                Action::Send { keys } => {
+                    open.retain(|known| *known != keys[0]);
+                    engine.handle(Moment(5), Event::Closed { key: keys[0], spoken: true });
+                }
+                Action::Fetch { .. } => {
+                    let best = open.iter().map(|key| waiting(key.sequence, false)).collect();
+                    engine.handle(Moment(5), Event::Fetched(best));
+                }
+                _ => {}
+            }
+        }
+        assert!(open.is_empty(), "{} left", open.len());
     }
 
     #[test]

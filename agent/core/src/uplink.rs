@@ -188,13 +188,27 @@ impl Uplink {
         self.cases.len() - self.ready()
     }
 
-    /// Takes a case into memory. False if there is no room; the disk has it anyway.
+    /// The bound that does not hold, if any; for assertions and simulations.
+    #[must_use]
+    pub fn broken_bound(&self) -> Option<&'static str> {
+        let in_flight = self.count(|phase| matches!(phase, Phase::Publishing | Phase::Published));
+        if in_flight > WINDOW_MAX {
+            Some("more publishes are in flight than the window holds")
+        } else if self.cases.len() > READY_MAX + OWED_MAX {
+            Some("more cases are in memory than may be")
+        } else {
+            None
+        }
+    }
+
+    /// Takes a case into memory. False if it or a lesser one has no room there and is left to the disk.
     pub fn add(&mut self, now: Moment, case: Waiting) -> bool {
         if self.knows(case.key) {
             return true;
         }
         let urgent = case.urgent && self.cases.values().filter(|known| known.case.urgent).count() < URGENT_MAX;
         let case = Waiting { urgent, ..case };
+        let had_room = case.sent || self.ready() < READY_MAX;
         let (phase, room) = if case.sent {
             (Phase::Doubtful { not_before: now }, self.owed() < OWED_MAX)
         } else {
@@ -203,7 +217,7 @@ impl Uplink {
         if room {
             self.cases.insert(case.key, Tracked { case, phase, publish: 0, again: false, since: now, asked: 0 });
         }
-        room
+        room && had_room
     }
 
     /// Whether one more may wait in memory, if need be in the place of one that is worth less.
@@ -288,8 +302,7 @@ impl Uplink {
     }
 
     fn send(&mut self, now: Moment, permission: Permission) -> Option<Step> {
-        let window = if permission.proven { self.window_max } else { 1 };
-        if self.publishes_in_flight() >= window || self.owed() >= OWED_MAX || now < self.next_send {
+        if !self.has_slot(permission) || now < self.next_send {
             return None;
         }
         let first = self.next_case(now)?;
@@ -307,6 +320,12 @@ impl Uplink {
             self.next_send = now + Duration::from_secs_f32(1.0 / per_s.max(1e-3));
         }
         Some(Step::Send(keys))
+    }
+
+    /// Whether window and memory allow one more to be sent.
+    fn has_slot(&self, permission: Permission) -> bool {
+        let window = if permission.proven { self.window_max } else { 1 };
+        self.publishes_in_flight() < window && self.owed() < OWED_MAX
     }
 
     fn publishes_in_flight(&self) -> usize {
@@ -400,12 +419,15 @@ impl Uplink {
         self.cases.remove(&key);
     }
 
-    /// When the next step may become due without any event.
+    /// When the next step may become due without any event. What waits for a slot or for the cloud to take
+    /// anything at all waits for an event.
     #[must_use]
-    pub fn wake_at(&self) -> Option<Moment> {
+    pub fn wake_at(&self, permission: Permission) -> Option<Moment> {
+        let takes = permission.accept_per_s != Some(0.0);
+        let sends = takes && self.has_slot(permission);
         let due = |case: &Tracked| match case.phase {
-            Phase::Ready { not_before } => Some(not_before.max(self.next_send).max(self.hold_until)),
-            Phase::Doubtful { not_before } => Some(not_before.max(self.hold_until)),
+            Phase::Ready { not_before } => sends.then(|| not_before.max(self.next_send).max(self.hold_until)),
+            Phase::Doubtful { not_before } => takes.then(|| not_before.max(self.hold_until)),
             Phase::Published | Phase::Asked => Some(case.since + doubled(RECEIVED_WAIT, case.asked)),
             Phase::Held => Some(case.since + doubled(VERDICT_WAIT, case.asked)),
             Phase::Publishing => None,
@@ -513,7 +535,7 @@ mod tests {
         let mut now = Moment(0);
         let mut questions = 0;
         while now < Moment(24 * 3_600_000) {
-            now = uplink.wake_at().expect("something is due");
+            now = uplink.wake_at(PROVEN).expect("something is due");
             match uplink.step(now, PROVEN) {
                 Some(Step::Ask(_)) => questions += 1,
                 other => assert_eq!(other, None),
@@ -558,9 +580,20 @@ mod tests {
     fn memory_is_bounded_and_keeps_the_most_valuable() {
         let mut uplink = with_cases(READY_MAX as u64);
         assert!(!uplink.add(Moment(1), fresh(9_000, -1.0)), "worth less than all");
-        assert!(uplink.add(Moment(1), fresh(9_001, 1e6)));
+        assert!(!uplink.add(Moment(1), fresh(9_001, 1e6)), "a lesser one is left to the disk");
         assert_eq!(uplink.len(), READY_MAX);
-        assert!(!uplink.knows(key(0)));
+        assert!(uplink.knows(key(9_001)) && !uplink.knows(key(0)));
+    }
+
+    #[test]
+    fn what_waits_for_a_slot_or_for_a_cloud_that_takes_nothing_wakes_nobody() {
+        let mut uplink = with_cases(WINDOW_MAX as u64 + 1);
+        assert_eq!(sends(&mut uplink, Moment(1), PROVEN), WINDOW_MAX);
+        assert_eq!(uplink.wake_at(PROVEN), None, "the window is full");
+        uplink.published(Moment(2), &[key(3)], Publish::Acknowledged);
+        assert_eq!(uplink.wake_at(PROVEN), Some(Moment(2) + RECEIVED_WAIT));
+        let nothing = Permission { proven: true, accept_per_s: Some(0.0) };
+        assert_eq!(with_cases(1).wake_at(nothing), None);
     }
 
     #[test]
