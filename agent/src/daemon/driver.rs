@@ -10,7 +10,6 @@ use hedge_core::engine::{Action, Engine, Event};
 use hedge_core::uplink::Waiting;
 use hedge_proto::{CaseKey, LinkState};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::notify::Watchdog;
@@ -87,13 +86,7 @@ impl Driver {
     fn show_link(&self, state: LinkState, reason: &'static str) {
         tracing::info!(?state, reason, "link");
         self.watchdog.say(&format!("link {state:?}: {reason}"));
-        self.link.send_modify(|view| {
-            if view.state != state {
-                view.offline_before = view.offline();
-                view.since = Instant::now();
-            }
-            (view.state, view.reason) = (state, reason);
-        });
+        self.link.send_modify(|view| view.enter(state, reason));
     }
 
     fn fetch(&self, count: usize) {

@@ -179,7 +179,7 @@ impl StoreError {
 /// Why a stored case could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    #[error("the case was damaged on disk and has been set aside")]
+    #[error("the case was damaged on disk")]
     Damaged,
     #[error("the case cannot be read now: {0}")]
     Io(#[from] std::io::Error),
