@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::http::ListenError;
 use crate::answers::{Answers, Remembered};
 use crate::daemon::config::{Config, SourceKind};
+use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 
 /// What every source hands its samples to.
@@ -45,6 +46,12 @@ pub trait Intake: Send + Sync + 'static {
     fn scores(&self, model: &Name, tensor: Tensor) -> impl Future<Output = Result<Vec<f32>, SampleError>> + Send;
 
     fn status(&self) -> Telemetry;
+
+    /// The same figures as Prometheus text.
+    fn metrics(&self) -> String;
+
+    /// The outbox, for an operator.
+    fn queue(&self) -> Queue;
 
     /// What a person should know of a source now, in one sentence.
     fn set_source_state(&self, source: &Name, state: String);

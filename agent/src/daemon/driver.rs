@@ -8,7 +8,6 @@ use std::time::Duration;
 use hedge_core::budget::Spent;
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Action, Engine, Event};
-use hedge_core::uplink::Waiting;
 use hedge_proto::{CaseKey, LinkState};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -16,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::notify::Watchdog;
 use crate::clock::Clock;
-use crate::outbox::{Entry, Outbox, Progress, State};
+use crate::outbox::{Entry, Outbox, Progress};
 use crate::pipeline::LinkView;
 use crate::uplink::{Meter, Uplink};
 
@@ -109,19 +108,13 @@ impl Driver {
     fn show_link(&self, state: LinkState, reason: &'static str) {
         tracing::info!(?state, reason, "link");
         self.watchdog.say(&format!("link {state:?}: {reason}"));
-        self.link.send_modify(|view| {
-            if view.state != state {
-                view.offline_before = view.offline();
-                view.since = Instant::now();
-            }
-            (view.state, view.reason) = (state, reason);
-        });
+        self.link.send_modify(|view| view.enter(state, reason));
     }
 
     fn fetch(&self, count: usize) {
         let (outbox, events) = (self.outbox.clone(), self.events.clone());
         tokio::task::spawn_blocking(move || {
-            let best = outbox.fetch(count).iter().map(waiting).collect();
+            let best = outbox.fetch(count).iter().map(Entry::waiting).collect();
             drop(events.blocking_send(Event::Fetched(best)));
         });
     }
@@ -154,16 +147,5 @@ impl Driver {
                 tracing::error!(%error, "a dead letter could not be recorded; it will be tried again after a restart");
             }
         });
-    }
-}
-
-fn waiting(entry: &Entry) -> Waiting {
-    Waiting {
-        key: entry.key,
-        sort_key: entry.sort_key,
-        stored_at: entry.stored_at,
-        payload_bytes: entry.payload_bytes,
-        sent: entry.state != State::Waiting,
-        urgent: false,
     }
 }

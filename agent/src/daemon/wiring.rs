@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use hedge_core::budget::Budget;
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event, Setup};
-use hedge_proto::{DeviceId, Epoch, LinkState, Name};
+use hedge_proto::{DeviceId, Epoch, Name};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
@@ -45,16 +44,11 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
     let spent_before = state.state().spent.clone();
     let state = Arc::new(Mutex::new(state));
     let (meter, (spent, spent_view)) = (Meter::default(), watch::channel(spent_before.clone().unwrap_or_default()));
-    let judges = start_models(config)?;
+    let figures = Arc::new(Figures::default());
+    let judges = start_models(config, &figures)?;
     let (events, arrived) = mpsc::channel(EVENTS_MAX);
-    let (link, link_view) = watch::channel(LinkView {
-        state: LinkState::Offline,
-        reason: "starting",
-        in_flight: 0,
-        offline_before: Duration::ZERO,
-        since: Instant::now(),
-    });
-    let (answers, figures, news) = (Answers::default(), Arc::new(Figures::default()), Arc::new(Notify::new()));
+    let (link, link_view) = watch::channel(LinkView::starting());
+    let (answers, news) = (Answers::default(), Arc::new(Notify::new()));
     let verdicts = Verdicts {
         outbox: outbox.clone(),
         answers: answers.clone(),
@@ -150,7 +144,7 @@ fn say_report(report: &OpenReport, dir: &Path) {
     }
 }
 
-fn start_models(config: &Config) -> Result<BTreeMap<Name, Judge>, StartError> {
+fn start_models(config: &Config, figures: &Arc<Figures>) -> Result<BTreeMap<Name, Judge>, StartError> {
     let mut judges = BTreeMap::new();
     for model in &config.models {
         let judge = Judge::start(ModelSetup {
@@ -160,6 +154,7 @@ fn start_models(config: &Config) -> Result<BTreeMap<Name, Judge>, StartError> {
             threads: model.threads,
             threshold: model.threshold.map(|threshold| threshold.0),
             library: config.runtime.library.clone(),
+            figures: figures.clone(),
         })?;
         judges.insert(model.name.clone(), judge);
     }
