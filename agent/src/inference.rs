@@ -14,6 +14,7 @@ use hedge_proto::{Digest, Explanation, LabelScore, ModelRef, Name, SCORES_MAX, T
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::figures::{Figures, Timed};
 use crate::sample::SampleError;
 
 /// Samples that may wait for one model. More would only be answered late; the sender is told instead.
@@ -80,6 +81,8 @@ pub struct ModelSetup {
     /// The manifest's suggestion if not given.
     pub threshold: Option<Threshold>,
     pub library: Option<PathBuf>,
+    /// Where the time of each stage is counted.
+    pub figures: Arc<Figures>,
 }
 
 impl Judge {
@@ -190,13 +193,17 @@ impl Bench {
         bytes: &[u8],
         region: Option<&Region>,
     ) -> Result<Opinion, SampleError> {
-        let name = self.setup.name.clone();
+        let (name, figures) = (self.setup.name.clone(), self.setup.figures.clone());
         let loaded = self.model()?;
+        let begun = Instant::now();
         let tensor = loaded
             .model
             .tensor(content_type, bytes, region)
             .map_err(|error| SampleError::Unusable(error.to_string()))?;
+        let decoded = Instant::now();
         let output = loaded.run(&name, &tensor)?;
+        figures.took(Timed::Tensor, decoded - begun);
+        figures.took(Timed::Inference, decoded.elapsed());
         Ok(loaded.opinion(&output))
     }
 

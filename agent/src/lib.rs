@@ -5,6 +5,7 @@
 //! together and turns the engine of `hedge-core`, which makes every decision; nothing in this crate decides.
 
 pub mod answers;
+pub mod board;
 pub mod capture;
 mod child;
 pub mod clock;
@@ -12,9 +13,12 @@ pub mod commands;
 pub mod daemon;
 pub mod figures;
 pub mod inference;
+pub mod metrics;
 pub mod outbox;
 pub mod pipeline;
+pub mod queue;
 pub mod sample;
 pub mod state;
+pub mod telemetry;
 pub mod uplink;
 pub mod verdict;

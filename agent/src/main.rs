@@ -26,6 +26,8 @@ enum Command {
     Infer(commands::infer::InferArgs),
     /// Check the configuration, the ONNX Runtime library and every model, and say what to do.
     Check(ConfigArgument),
+    /// See and mend the queue of cases, whether the agent runs or not.
+    Queue(commands::queue::QueueArgs),
     /// Make, inspect and calibrate model bundles.
     #[command(subcommand)]
     Bundle(commands::bundle::BundleCommand),
@@ -69,6 +71,11 @@ fn act(command: Command) -> anyhow::Result<ExitCode> {
             // A blocking read that hangs must not hold up the exit.
             runtime.shutdown_background();
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Queue(arguments) => {
+            let config = Config::load(&arguments.config, std::env::vars())?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.context("starting the runtime")?.block_on(commands::queue::run(&arguments, &config))
         }
         Command::Infer(arguments) => commands::infer::run(&arguments),
         Command::Check(argument) => commands::check::run(&argument.load()?),

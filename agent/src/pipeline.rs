@@ -14,8 +14,8 @@ use hedge_core::uplink::Waiting;
 use hedge_inference::{Region, Tensor};
 use hedge_proto::{
     Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, LinkState,
-    METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, PayloadForm, QueueFigures, Reason, Refusal, Telemetry,
-    WIRE_VERSION, to_cbor,
+    METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, PayloadForm, Reason, Refusal, Telemetry, WIRE_VERSION,
+    to_cbor,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -23,10 +23,12 @@ use tokio::time::Instant;
 use crate::answers::Answers;
 use crate::capture::{Intake, Lookup, ModelFacts};
 use crate::clock::Clock;
-use crate::figures::Figures;
+use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
 use crate::outbox::{NewCase, Outbox};
+use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
+use crate::{metrics, telemetry};
 
 /// What a source adds to each of its samples.
 #[derive(Debug, Clone)]
@@ -60,19 +62,54 @@ pub struct LinkView {
     pub state: LinkState,
     pub reason: &'static str,
     pub in_flight: usize,
-    /// Time offline before the present state began, and when that was.
-    pub offline_before: Duration,
-    pub since: Instant,
+    /// Connections that came about since the process started.
+    pub connections: u64,
+    /// Time in each state before the present one began, and when that was.
+    before: [Duration; LinkState::ALL.len()],
+    since: Instant,
 }
 
 impl LinkView {
+    #[must_use]
+    pub fn starting() -> Self {
+        Self {
+            state: LinkState::Offline,
+            reason: "starting",
+            in_flight: 0,
+            connections: 0,
+            before: Default::default(),
+            since: Instant::now(),
+        }
+    }
+
+    /// Notes the present state and why, and how long the one before it lasted.
+    pub fn enter(&mut self, state: LinkState, reason: &'static str) {
+        if self.state != state {
+            self.connections += u64::from(!is_connected(self.state) && is_connected(state));
+            self.before[self.state as usize] += self.since.elapsed();
+            self.since = Instant::now();
+        }
+        (self.state, self.reason) = (state, reason);
+    }
+
+    /// Time spent in `state` since the process started.
+    #[must_use]
+    pub fn time_in(&self, state: LinkState) -> Duration {
+        let now = if self.state == state { self.since.elapsed() } else { Duration::ZERO };
+        self.before[state as usize] + now
+    }
+
     /// Time spent without a connection since the process started.
     #[must_use]
     pub fn offline(&self) -> Duration {
-        match self.state {
-            LinkState::Offline | LinkState::Connecting => self.offline_before + self.since.elapsed(),
-            LinkState::Online | LinkState::Degraded => self.offline_before,
-        }
+        LinkState::ALL.into_iter().filter(|state| !is_connected(*state)).map(|state| self.time_in(state)).sum()
+    }
+}
+
+fn is_connected(state: LinkState) -> bool {
+    match state {
+        LinkState::Offline | LinkState::Connecting => false,
+        LinkState::Online | LinkState::Degraded | LinkState::OverBudget => true,
     }
 }
 
@@ -112,15 +149,25 @@ impl Pipeline {
         let stored_at = self.clock.now();
         let sort_key = sort_key(judged.opinion.priority, stored_at);
         let new = NewCase { key, sort_key, stored_at, header: to_cbor(&case), payload: judged.input.bytes.clone() };
+        let waiting = Waiting {
+            key,
+            sort_key,
+            stored_at,
+            payload_bytes: u32::try_from(judged.input.bytes.len()).unwrap_or(u32::MAX),
+            sent: false,
+            urgent: judged.input.urgent,
+        };
+        let submitted = Instant::now();
         let receipt = match self.outbox.submit(new) {
             Ok(receipt) => receipt,
             Err(refusal) => return self.refused(refusal),
         };
-        let events = self.events.clone();
+        let (events, figures) = (self.events.clone(), self.figures.clone());
         let mut stored = tokio::spawn(async move {
             receipt.await?;
+            figures.took(Timed::Store, submitted.elapsed());
             // If the engine is gone the agent is stopping; the case is on disk for the next start.
-            drop(events.send(Event::Stored(Waiting { key, sort_key, sent: false })).await);
+            drop(events.send(Event::Stored(waiting)).await);
             Ok(())
         });
         match tokio::time::timeout(self.store_wait, &mut stored).await {
@@ -147,18 +194,20 @@ impl Intake for Pipeline {
         if let Some(answer) = self.known(&input) {
             return Ok(answer);
         }
+        let arrived = Instant::now();
         let judged = self.judge(input).await.inspect_err(|_| Figures::count(&self.figures.failed))?;
         Figures::count(&self.figures.answered);
-        let case = match (judged.opinion.explanation.outcome, judged.opinion.explanation.reason) {
+        let (case, path) = match (judged.opinion.explanation.outcome, judged.opinion.explanation.reason) {
             (Outcome::Keep, _) => {
                 Figures::count(&self.figures.kept);
-                None
+                (None, Timed::Kept)
             }
             (Outcome::Defer, reason) => {
                 Figures::count(&self.figures.deferred);
-                Some(self.defer(&judged, reason.unwrap_or(Reason::Policy)).await)
+                (Some(self.defer(&judged, reason.unwrap_or(Reason::Policy)).await), Timed::Deferred)
             }
         };
+        self.figures.took(path, arrived.elapsed());
         Ok(self.answers.give(local_answer(judged, case, self.link.borrow().state)))
     }
 
@@ -195,24 +244,15 @@ impl Intake for Pipeline {
     }
 
     fn status(&self) -> Telemetry {
-        let link = *self.link.borrow();
-        let queue = self.outbox.figures();
-        let oldest = queue.oldest_stored_at.map(|at| self.clock.now().since(at).as_secs());
-        Telemetry {
-            link: link.state,
-            link_reason: link.reason.to_owned(),
-            uptime_s: self.started.elapsed().as_secs(),
-            offline_s: link.offline().as_secs(),
-            samples: self.figures.samples(),
-            queue: QueueFigures {
-                waiting: queue.waiting,
-                waiting_bytes: queue.waiting_bytes,
-                in_flight: link.in_flight as u64,
-                dead: queue.dead,
-                oldest_s: oldest,
-            },
-            sources: self.figures.sources(),
-        }
+        telemetry::of(self)
+    }
+
+    fn metrics(&self) -> String {
+        metrics::text(&self.status(), &self.figures)
+    }
+
+    fn queue(&self) -> Queue {
+        Queue::running(self)
     }
 
     fn set_source_state(&self, source: &Name, state: String) {

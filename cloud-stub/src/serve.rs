@@ -71,7 +71,8 @@ async fn start(args: &Serve) -> anyhow::Result<Running> {
 
     let writer = Writer::open(&path)?;
     let (events, mut inbox) = mpsc::channel(intake::EVENTS_MAX);
-    let workers = model::start(models, &events)?;
+    let model_seconds = model::seconds();
+    let workers = model::start(models, &events, &model_seconds)?;
     let tasks: Vec<String> = workers.keys().cloned().collect();
     if tasks.is_empty() {
         tracing::warn!("no model: cases are recorded and held; give one with --model");
@@ -100,8 +101,13 @@ async fn start(args: &Serve) -> anyhow::Result<Running> {
     };
     let status_every = Duration::from_secs(args.status_s.into());
     let dial = Dial::new(endpoint, &credentials, args.instance.clone(), topics, embedded.is_none(), status_every)?;
-    let shown =
-        view::Shown { instance: args.instance.clone(), broker: dial.endpoint.to_string(), tasks, link: link_now };
+    let shown = view::Shown {
+        instance: args.instance.clone(),
+        broker: dial.endpoint.to_string(),
+        tasks,
+        link: link_now,
+        model_seconds,
+    };
     let page = view::router(&path, shown, commits_seen)?;
     let ends =
         Ends { events: events.clone(), settled: settled_inbox, replies: replies_inbox, healthy: healthy_seen, now };

@@ -25,13 +25,11 @@ fn status(state: DeviceState, connection: u64) -> DeviceStatus {
 
 fn telemetry(link: LinkState) -> Telemetry {
     Telemetry {
-        link,
         link_reason: "all is well".to_owned(),
         uptime_s: 60,
-        offline_s: 0,
         samples: SampleFigures { answered: 100, kept: 90, deferred: 10, ..SampleFigures::default() },
         queue: QueueFigures { waiting: 3, ..QueueFigures::default() },
-        sources: Default::default(),
+        ..Telemetry::new(link)
     }
 }
 

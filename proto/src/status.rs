@@ -17,6 +17,25 @@ pub enum LinkState {
     Online,
     /// Connected, but no live cloud behind the broker, or answers are late.
     Degraded,
+    /// Connected, but a ceiling of cases or bytes is reached: it listens and sends nothing.
+    OverBudget,
+}
+
+impl LinkState {
+    /// All states, in the order in which they are declared.
+    pub const ALL: [Self; 5] = [Self::Offline, Self::Connecting, Self::Online, Self::Degraded, Self::OverBudget];
+
+    /// As it is written in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Offline => "offline",
+            Self::Connecting => "connecting",
+            Self::Online => "online",
+            Self::Degraded => "degraded",
+            Self::OverBudget => "over_budget",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -78,6 +97,8 @@ pub struct SampleFigures {
     pub skipped: u64,
     /// Cases refused by the outbox, by reason.
     pub refused: BTreeMap<String, u64>,
+    /// Cases taken out of the outbox without a verdict, by reason.
+    pub dropped: BTreeMap<String, u64>,
     pub verdicts: u64,
     /// Verdicts that said something else than the local answer.
     pub corrected: u64,
@@ -97,6 +118,51 @@ pub struct QueueFigures {
     /// Age of the oldest waiting case on the powered clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_s: Option<u64>,
+    /// Cases whose correction some sink has not confirmed.
+    pub answered: u64,
+    /// Everything that counts against the caps, and the caps.
+    pub bytes: u64,
+    pub bytes_max: u64,
+    pub cases_max: u64,
+    /// What log and queue take on the disk, and what was written to the log since the start.
+    pub disk_bytes: u64,
+    pub written_bytes: u64,
+    /// Records whose bytes have changed on the disk, found since the start.
+    pub damaged_records: u64,
+    /// The queue on disk cannot be written; its order is kept in memory.
+    pub in_memory: bool,
+}
+
+/// How long something took, since the process started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LatencyFigures {
+    pub count: u64,
+    pub mean_ms: f64,
+    /// Half of all, and all but one in a hundred, took at most so long; upper ends of coarse steps.
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+}
+
+/// What the device's board tells. What it does not tell is absent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BoardFigures {
+    /// Memory of the agent's process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rss_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature_c: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttling: Option<Throttling>,
+}
+
+/// What holds the board's processor back: `under_voltage`, `frequency_capped`, `throttled`, `soft_temperature_limit`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Throttling {
+    pub now: Vec<String>,
+    pub since_boot: Vec<String>,
 }
 
 /// `up/telemetry`: live figures of one device.
@@ -116,4 +182,39 @@ pub struct Telemetry {
     pub queue: QueueFigures,
     #[serde(default)]
     pub sources: BTreeMap<Name, String>,
+    /// Seconds in each state of the link since the process started, by the state's name.
+    #[serde(default)]
+    pub link_s: BTreeMap<String, u64>,
+    /// Connections that came about since the process started.
+    #[serde(default)]
+    pub connections: u64,
+    /// Answers by path (`kept`, `deferred`) and stages (`tensor`, `inference`, `store`); only what happened.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub latency: BTreeMap<String, LatencyFigures>,
+    /// Each configured model, and its name and version once it is loaded.
+    #[serde(default)]
+    pub models: BTreeMap<Name, Option<ModelRef>>,
+    #[serde(default)]
+    pub board: BoardFigures,
+}
+
+impl Telemetry {
+    /// With nothing counted yet.
+    #[must_use]
+    pub fn new(link: LinkState) -> Self {
+        Self {
+            link,
+            link_reason: String::new(),
+            uptime_s: 0,
+            offline_s: 0,
+            samples: SampleFigures::default(),
+            queue: QueueFigures::default(),
+            sources: BTreeMap::new(),
+            link_s: BTreeMap::new(),
+            connections: 0,
+            latency: BTreeMap::new(),
+            models: BTreeMap::new(),
+            board: BoardFigures::default(),
+        }
+    }
 }

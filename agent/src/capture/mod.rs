@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::http::ListenError;
 use crate::answers::{Answers, Remembered};
 use crate::daemon::config::{Config, SourceKind};
+use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 
 /// What every source hands its samples to.
@@ -45,6 +46,12 @@ pub trait Intake: Send + Sync + 'static {
     fn scores(&self, model: &Name, tensor: Tensor) -> impl Future<Output = Result<Vec<f32>, SampleError>> + Send;
 
     fn status(&self) -> Telemetry;
+
+    /// The same figures as Prometheus text.
+    fn metrics(&self) -> String;
+
+    /// The outbox, for an operator.
+    fn queue(&self) -> Queue;
 
     /// What a person should know of a source now, in one sentence.
     fn set_source_state(&self, source: &Name, state: String);
@@ -207,7 +214,14 @@ fn content_type(stated: Option<&str>, bytes: &[u8]) -> Result<ContentType, Sampl
 /// A picture whose kind is read from its first bytes.
 fn picture(source: &Name, reference: Option<String>, bytes: Bytes) -> Result<NewSample, SampleError> {
     let content_type = content_type(None, &bytes)?;
-    Ok(NewSample { source: source.clone(), reference, metadata: Default::default(), content_type, bytes })
+    Ok(NewSample {
+        source: source.clone(),
+        reference,
+        metadata: Default::default(),
+        urgent: false,
+        content_type,
+        bytes,
+    })
 }
 
 /// Whether the same sample may be answered later: nothing is wrong with the sample itself.

@@ -8,12 +8,13 @@ use std::time::Duration;
 use hedge_inference::Tensor;
 use hedge_proto::{
     Answer, Authority, Captured, CaseId, CaseKey, DeviceId, Epoch, Explanation, LinkState, ModelRef, Name, Outcome,
-    QueueFigures, SampleFigures, Telemetry, ThresholdMode,
+    Telemetry, ThresholdMode,
 };
 use tokio::sync::Notify;
 
 use super::{Intake, Lookup, ModelFacts, Source};
 use crate::answers::Answers;
+use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 
 /// Decides on a sample in a test.
@@ -26,6 +27,8 @@ pub(super) struct Fake {
     pub(super) samples: Mutex<Vec<NewSample>>,
     pub(super) states: Mutex<Vec<String>>,
     pub(super) verdict: Mutex<Verdict>,
+    /// Given by tests that look at it.
+    pub(super) queue: Mutex<Option<Queue>>,
     /// Set: no answer is given before a permit is added here.
     gate: Option<tokio::sync::Semaphore>,
     changed: Notify,
@@ -40,6 +43,7 @@ impl Default for Fake {
             samples: Mutex::default(),
             states: Mutex::default(),
             verdict: Mutex::new(Box::new(|_| Ok(()))),
+            queue: Mutex::default(),
             gate: None,
             changed: Notify::new(),
         }
@@ -180,15 +184,15 @@ impl Intake for Fake {
     }
 
     fn status(&self) -> Telemetry {
-        Telemetry {
-            link: LinkState::Offline,
-            link_reason: String::new(),
-            uptime_s: 7,
-            offline_s: 0,
-            samples: SampleFigures::default(),
-            queue: QueueFigures::default(),
-            sources: BTreeMap::new(),
-        }
+        Telemetry { uptime_s: 7, ..Telemetry::new(LinkState::Offline) }
+    }
+
+    fn metrics(&self) -> String {
+        "hedge_agent_uptime_seconds 7\n".to_owned()
+    }
+
+    fn queue(&self) -> Queue {
+        self.queue.lock().expect("not poisoned").clone().expect("the test has given a queue")
     }
 
     fn set_source_state(&self, _: &Name, state: String) {

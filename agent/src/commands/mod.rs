@@ -1,4 +1,5 @@
-//! The commands that run and end: they use the agent's parts, but no daemon, no network and no state.
+//! The commands that run and end: they use the agent's parts, but no daemon. Only `queue` touches what is stored,
+//! and asks a running agent.
 //!
 //! Each has its arguments as a type for clap and a `run` that prints to standard output. What a failed command
 //! says is its error; `main` prints it.
@@ -6,6 +7,7 @@
 pub mod bundle;
 pub mod check;
 pub mod infer;
+pub mod queue;
 
 use std::fs::File;
 use std::io::Read;

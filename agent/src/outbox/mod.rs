@@ -7,6 +7,7 @@
 //! - `table`: what the log's records mean, one line per case in memory.
 //! - `commit`: the thread that owns the log, group commit. `retire`: how it gives room back.
 //! - `index`: the lines in order on disk (sled); `behind` is the thread that writes them after the fact.
+//! - `inspect`: reads the whole log and only says what is damaged.
 //! - `recover`: reads the log back at the start, all of it or what the queue lacks. `recall`: reads one case.
 //!
 //! ```text
@@ -20,6 +21,7 @@ mod case;
 mod commit;
 mod disk;
 mod index;
+mod inspect;
 mod log;
 mod order;
 mod recall;
@@ -57,6 +59,7 @@ use self::shared::Shared;
 pub use self::case::{
     Applied, Entry, Figures, Limits, NewCase, OpenError, OpenReport, Progress, ReadError, State, StoreError, StoredCase,
 };
+pub use self::inspect::{Damage, Inspection};
 pub use self::log::record::HEADER_BYTES_MAX;
 
 /// The most requests that wait for the log's thread; more are refused as [`Refusal::Overloaded`].
@@ -182,8 +185,18 @@ impl Outbox {
         self.inner.shared.table().walk(Class::Dead, n, |_| true)
     }
 
-    /// Reads a case from the log; `None` if there is none. Blocks on the disk: not for async workers.
+    /// Reads a case from the log; `None` if there is none. A damaged one is ended and counted.
+    /// Blocks on the disk: not for async workers.
     pub fn read(&self, key: CaseKey) -> Result<Option<StoredCase>, ReadError> {
+        self.look(key).inspect_err(|error| {
+            if matches!(error, ReadError::Damaged) {
+                self.set_aside(key);
+            }
+        })
+    }
+
+    /// Like [`Self::read`], but leaves a damaged case where it is.
+    pub fn look(&self, key: CaseKey) -> Result<Option<StoredCase>, ReadError> {
         let mut tries = READ_TRIES_MAX;
         loop {
             let Some(line) = self.inner.shared.table().get(key) else { return Ok(None) };
@@ -199,10 +212,7 @@ impl Outbox {
             }
             return Err(match error {
                 RecordError::Io(error) if error.kind() != io::ErrorKind::NotFound => ReadError::Io(error),
-                RecordError::Io(_) | RecordError::Damaged => {
-                    self.set_aside(key);
-                    ReadError::Damaged
-                }
+                RecordError::Io(_) | RecordError::Damaged => ReadError::Damaged,
             });
         }
     }
@@ -259,6 +269,43 @@ impl Outbox {
         self.ask(Ask::Clock(now)).await.map(drop)
     }
 
+    /// Reads the whole log and changes nothing. Blocks on the disk: not for async workers.
+    pub fn inspect(&self) -> io::Result<Inspection> {
+        let end = self.inner.shared.table().position();
+        inspect::log(&*self.inner.shared.disk, Some(end))
+    }
+
+    /// Like [`Self::inspect`] without opening the outbox in `dir`; an error while an agent uses it.
+    pub fn inspect_closed(dir: &Path) -> Result<Inspection, OpenError> {
+        let io = |source| OpenError::Io { path: dir.to_owned(), source };
+        let lock = match File::open(dir.join("lock")) {
+            Ok(lock) => Some(lock),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io(error)),
+        };
+        match lock.as_ref().map(File::try_lock) {
+            None | Some(Ok(())) => inspect::folder(dir).map_err(io),
+            Some(Err(std::fs::TryLockError::WouldBlock)) => Err(OpenError::InUse(dir.to_owned())),
+            Some(Err(std::fs::TryLockError::Error(error))) => Err(io(error)),
+        }
+    }
+
+    /// Up to `n` of the `wanted` cases: the open ones as they are sent, then answered ones, then dead letters.
+    #[must_use]
+    pub fn all(&self, n: usize, wanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        let table = self.inner.shared.table();
+        let mut entries = Vec::new();
+        for class in [Class::Open, Class::Answered, Class::Dead] {
+            entries.extend(table.walk(class, n - entries.len(), &wanted));
+        }
+        entries
+    }
+
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.inner.limits
+    }
+
     /// Counts and sizes; walks all cases for the oldest.
     #[must_use]
     pub fn figures(&self) -> Figures {
@@ -298,8 +345,8 @@ impl Outbox {
     /// Ends a damaged case. If there is no room for the request now, the next read tries again.
     fn set_aside(&self, key: CaseKey) {
         let (reply, _) = oneshot::channel();
-        let sent = self.inner.requests().map(|requests| requests.try_send((Ask::Forget(key), reply)));
-        if matches!(sent, Some(Ok(()))) {
+        let sent = self.inner.requests().is_some_and(|requests| requests.try_send((Ask::Forget(key), reply)).is_ok());
+        if sent {
             self.inner.shared.count_damaged(1);
             tracing::warn!(epoch = key.epoch.0, sequence = key.sequence, "a damaged case is dropped from the outbox");
         }

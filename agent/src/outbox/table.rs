@@ -230,6 +230,10 @@ impl Table {
         self.position = position;
     }
 
+    pub(crate) fn position(&self) -> Pointer {
+        self.position
+    }
+
     pub(crate) fn clock(&self) -> Option<Moment> {
         self.clock
     }

@@ -11,8 +11,11 @@ pub use onnx::{Onnx, OnnxError};
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Instant;
 
 use hedge_proto::{Case, ModelRef, TaskResult};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::mpsc;
 
 use crate::intake::Event;
@@ -71,8 +74,23 @@ pub enum WorkersError {
 /// The senders of jobs, by task. Dropping them ends the workers.
 pub type Workers = BTreeMap<String, SyncSender<Job>>;
 
+/// How long models take for one case, by task. Clones count together.
+pub type Seconds = Family<Vec<(&'static str, String)>, Histogram, fn() -> Histogram>;
+
+/// Upper ends of the steps in seconds: a small model on this machine to a large one elsewhere.
+const BOUNDS_S: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+
+#[must_use]
+pub fn seconds() -> Seconds {
+    Seconds::new_with_constructor(|| Histogram::new(BOUNDS_S))
+}
+
 /// Starts one thread per model. Outcomes go to `events`.
-pub fn start(models: Vec<Box<dyn Answerer>>, events: &mpsc::Sender<Event>) -> Result<Workers, WorkersError> {
+pub fn start(
+    models: Vec<Box<dyn Answerer>>,
+    events: &mpsc::Sender<Event>,
+    seconds: &Seconds,
+) -> Result<Workers, WorkersError> {
     let mut workers = Workers::new();
     for model in models {
         let task = model.task().to_owned();
@@ -80,18 +98,20 @@ pub fn start(models: Vec<Box<dyn Answerer>>, events: &mpsc::Sender<Event>) -> Re
         if workers.insert(task.clone(), sender).is_some() {
             return Err(WorkersError::TaskTwice(task));
         }
-        let events = events.clone();
+        let (events, seconds) = (events.clone(), seconds.get_or_create_owned(&vec![("task", task.clone())]));
         std::thread::Builder::new()
             .name(format!("model {task}"))
-            .spawn(move || work(model, &jobs, &events))
+            .spawn(move || work(model, &jobs, &events, &seconds))
             .map_err(|source| WorkersError::Thread { task, source })?;
     }
     Ok(workers)
 }
 
-fn work(mut model: Box<dyn Answerer>, jobs: &Receiver<Job>, events: &mpsc::Sender<Event>) {
+fn work(mut model: Box<dyn Answerer>, jobs: &Receiver<Job>, events: &mpsc::Sender<Event>, seconds: &Histogram) {
     while let Ok(Job { case, payload }) = jobs.recv() {
+        let begun = Instant::now();
         let opinion = model.answer(&case, &payload);
+        seconds.observe(begun.elapsed().as_secs_f64());
         if events.blocking_send(Event::Outcome(Box::new(Outcome { case, opinion }))).is_err() {
             // The intake has gone; what is unanswered is picked up at the next start.
             return;

@@ -4,12 +4,14 @@
 //! only when they say they are, and never as anything a browser would run.
 
 mod live;
+mod metrics;
 mod shape;
 
 pub use shape::{CaseView, DeviceView, FiguresView, VerdictView};
 
 use std::path::Path as FilePath;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -25,6 +27,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::link::LinkNow;
+use crate::model::Seconds;
 use crate::store::{Reader, StoreError};
 use crate::wall_ms;
 
@@ -46,6 +49,7 @@ pub struct Shown {
     /// Tasks that have a model here.
     pub tasks: Vec<String>,
     pub link: watch::Receiver<LinkNow>,
+    pub model_seconds: Seconds,
 }
 
 /// What every request sees.
@@ -54,6 +58,8 @@ struct View {
     records: Records,
     shown: Arc<Shown>,
     live: live::Live,
+    started: Instant,
+    records_path: Arc<FilePath>,
 }
 
 /// The page and its API. Routes:
@@ -67,10 +73,12 @@ struct View {
 /// | `/api/cases/{id}/payload` | the sample itself, while it is kept |
 /// | `/api/figures` | [`FiguresView`] |
 /// | `/events` | server-sent events `figures`, `devices`, `cases`, each with the JSON of the path above |
+/// | `/metrics` | figures as Prometheus text |
 /// | `/healthz` | `ok`, or 503 while the broker is not reached |
 ///
 /// Errors are `{"error": "…"}` with a fitting status.
 pub fn router(records: &FilePath, shown: Shown, commits: watch::Receiver<u64>) -> Result<Router, StoreError> {
+    let records_path = Arc::from(records);
     let records = Records(Arc::new(Mutex::new(Reader::open(records)?)));
     let shown = Arc::new(shown);
     let live = live::start(records.clone(), shown.clone(), commits);
@@ -84,8 +92,9 @@ pub fn router(records: &FilePath, shown: Shown, commits: watch::Receiver<u64>) -
         .route("/api/cases/{id}/payload", get(payload))
         .route("/api/figures", get(figures))
         .route("/events", get(live::events))
+        .route("/metrics", get(metrics::metrics))
         .route("/healthz", get(healthz))
-        .with_state(View { records, shown, live }))
+        .with_state(View { records, shown, live, started: Instant::now(), records_path }))
 }
 
 /// The records, read off the async workers.

@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use hedge_core::budget::{Budget, Ceilings, Spent};
 use hedge_core::clock::Moment;
-use hedge_core::engine::{Action, Engine, Event};
-use hedge_core::link::Loss;
+use hedge_core::engine::{Action, Engine, Event, Setup};
+use hedge_core::link::{Loss, Profile};
 use hedge_core::outbox::sort_key;
 use hedge_core::uplink::{Publish, Waiting};
 use hedge_proto::{CaseKey, CloudState, CloudStatus, Epoch, Name, WIRE_VERSION};
 
 use super::Planted;
-use super::disk::{Disk, Op, Progress, Stage};
+use super::disk::{Disk, Op, PAYLOAD_BYTES, Progress, Stage};
 use super::message::{Ack, Client, Down, End, Message, Packet, Status};
 use super::watch::Watch;
 use super::world::{Happening, World};
@@ -101,7 +102,16 @@ impl World {
         self.device.sequence = 0;
         let open = self.device.disk.open().count() as u64;
         self.note(|| format!("the device starts with {open} open cases"));
-        let engine = Engine::new(self.device_now(), true, open, self.dice.number());
+        let now = self.device_now();
+        let setup = Setup {
+            has_broker: true,
+            open_cases: open,
+            profile: Profile::LAN,
+            budget: Budget::resume(Ceilings::LAN, Some(Spent::default()), now),
+            batch_bytes_max: 0,
+            seed: self.dice.number(),
+        };
+        let engine = Engine::new(now, setup);
         self.device.engine = Some(engine);
         self.device.watch = Watch::default();
         let answered: Vec<CaseKey> = self.device.disk.answered().collect();
@@ -214,7 +224,9 @@ impl World {
             Op::Store { key, sort_key } => {
                 self.device.disk.store(key, sort_key);
                 self.ledger.said_stored(key);
-                let waiting = Waiting { key, sort_key, sent: false };
+                let stored_at = self.device_now();
+                let waiting =
+                    Waiting { key, sort_key, stored_at, payload_bytes: PAYLOAD_BYTES, sent: false, urgent: false };
                 self.device_soon(Step::Tell(Event::Stored(waiting)));
             }
             Op::Answer { key, revision, wire, id } => self.device_answered(key, revision, (wire, id), full),
@@ -299,10 +311,12 @@ impl World {
             self.trace.note(self.now, || format!("{} may travel once more", short(key)));
         }
         if self.planted == Some(Planted::PubackIsDone)
-            && let Event::Published { key, outcome: Publish::Acknowledged } = event
+            && let Event::Published { keys, outcome: Publish::Acknowledged } = event
         {
-            engine.handle(now, Event::Closed { key, spoken: false });
-            self.device.disk.forget(key);
+            for key in keys {
+                engine.handle(now, Event::Closed { key, spoken: false });
+                self.device.disk.forget(key);
+            }
         } else if self.planted == Some(Planted::DeadAtFirstFailure)
             && let Event::TryCounted { key, reason, .. } = event
         {
@@ -343,12 +357,12 @@ impl World {
         match action {
             Action::LinkChanged { .. } => {}
             Action::Dial => self.dial(Client::Device, self.device.life),
-            Action::Send { key } => {
-                let checked = self.device.watch.sends(now, &[key]);
+            Action::Send { keys } => {
+                let checked = self.device.watch.sends(now, &keys);
                 self.check(checked);
-                self.device_soon(Step::Load(key));
+                keys.iter().for_each(|key| self.device_soon(Step::Load(*key)));
                 if self.planted == Some(Planted::IgnoresWindow) {
-                    self.tell_behind_the_watch(Event::Received { keys: vec![key] });
+                    self.tell_behind_the_watch(Event::Received { keys });
                 }
             }
             Action::Ask { keys } => {
@@ -397,7 +411,7 @@ impl World {
         }
         self.device.disk.mark(key, Progress::Sent);
         let Some(wire) = self.device.session else {
-            return self.device_soon(Step::Tell(Event::Published { key, outcome: Publish::Nobody }));
+            return self.device_soon(Step::Tell(Event::Published { keys: vec![key], outcome: Publish::Nobody }));
         };
         let open = matches!(self.device.disk.get(key).map(|row| row.stage), Some(Stage::Open(_)));
         let checked = self.ledger.travels(key, open);
@@ -434,10 +448,12 @@ impl World {
 
     fn device_hears_ack(&mut self, id: u32, ack: Ack) {
         let event = match (self.device.under_way.remove(&id), ack) {
-            (Some(UnderWay::Case(key)), Ack::Taken) => Event::Published { key, outcome: Publish::Acknowledged },
+            (Some(UnderWay::Case(key)), Ack::Taken) => {
+                Event::Published { keys: vec![key], outcome: Publish::Acknowledged }
+            }
             (Some(UnderWay::Case(key)), Ack::Nobody | Ack::Refused) => {
                 self.ledger.allows(key);
-                Event::Published { key, outcome: Publish::Nobody }
+                Event::Published { keys: vec![key], outcome: Publish::Nobody }
             }
             (Some(UnderWay::Ask(keys)), Ack::Nobody | Ack::Refused) => Event::AskFailed { keys },
             (Some(UnderWay::Ask(_)), Ack::Taken) | (None, _) => return,
@@ -478,7 +494,7 @@ impl World {
         self.device.inbox.clear();
         for (_, what) in std::mem::take(&mut self.device.under_way) {
             self.device_soon(Step::Tell(match what {
-                UnderWay::Case(key) => Event::Published { key, outcome: Publish::Unclear },
+                UnderWay::Case(key) => Event::Published { keys: vec![key], outcome: Publish::Unclear },
                 UnderWay::Ask(keys) => Event::AskFailed { keys },
             }));
         }

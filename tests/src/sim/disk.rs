@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use hedge_core::clock::Moment;
 use hedge_core::uplink::Waiting;
 use hedge_core::verdict::{Known, Ruling, rule};
 use hedge_proto::CaseKey;
+
+/// What every case's payload weighs here: a dataset photo.
+pub(super) const PAYLOAD_BYTES: u32 = 28_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -140,7 +144,10 @@ impl Disk {
             .map(|(key, row)| Waiting {
                 key,
                 sort_key: row.sort_key,
+                stored_at: Moment(0),
+                payload_bytes: PAYLOAD_BYTES,
                 sent: row.stage != Stage::Open(Progress::Waiting),
+                urgent: false,
             })
             .collect();
         best.sort_by(|a, b| b.sort_key.total_cmp(&a.sort_key));

@@ -50,13 +50,17 @@ impl Watch {
                     self.hold(now + Duration::from_secs(u64::from(rest_s)));
                 }
             }
-            Event::Published { key, outcome } => match (self.flying.get_mut(key), outcome) {
-                (Some(acknowledged @ None), Publish::Acknowledged) => *acknowledged = Some(now),
-                (Some(None), Publish::Nobody | Publish::Unclear) => {
-                    self.flying.remove(key);
+            Event::Published { keys, outcome } => {
+                for key in keys {
+                    match (self.flying.get_mut(key), outcome) {
+                        (Some(acknowledged @ None), Publish::Acknowledged) => *acknowledged = Some(now),
+                        (Some(None), Publish::Nobody | Publish::Unclear) => {
+                            self.flying.remove(key);
+                        }
+                        _ => {}
+                    }
                 }
-                _ => {}
-            },
+            }
             Event::Received { keys } | Event::Unknown { keys } => {
                 self.proven = true;
                 self.flying.retain(|key, _| !keys.contains(key));
@@ -77,7 +81,13 @@ impl Watch {
                 self.proven |= spoken;
                 self.flying.remove(key);
             }
-            Event::Stored(_) | Event::Fetched(_) | Event::AskFailed { .. } | Event::NetworkChanged | Event::Tick => {}
+            Event::Stored(_)
+            | Event::Fetched(_)
+            | Event::AskFailed { .. }
+            | Event::NetworkChanged
+            | Event::Explained(_)
+            | Event::Spent { .. }
+            | Event::Tick => {}
         }
     }
 

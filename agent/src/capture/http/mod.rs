@@ -5,6 +5,8 @@
 //! GET  /v1/samples/{id}?wait_ms=           the last word on an id
 //! GET  /v1/answers?source=                 every answer and correction, as server-sent events
 //! GET  /v1/status                          live figures
+//! GET  /metrics                            the same as Prometheus text
+//! /v1/queue…                               the outbox, see `queue`
 //! GET  /healthz                            the process is alive
 //! /v2/…                                    Open Inference Protocol, see `open_inference`
 //! ```
@@ -15,6 +17,7 @@ mod body;
 mod error;
 mod events;
 mod listen;
+mod queue;
 mod repeats;
 mod samples;
 mod stream;
@@ -25,7 +28,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use hedge_proto::Telemetry;
@@ -40,6 +43,7 @@ use self::repeats::Repeats;
 use self::samples::HttpSource;
 use super::{Intake, open_inference};
 use crate::daemon::config::{Config, SourceKind};
+use crate::metrics::CONTENT_TYPE;
 use crate::sample::SampleError;
 
 /// How much of an unknown name an error repeats.
@@ -71,7 +75,9 @@ pub(super) fn routes<I: Intake>(config: &Config, intake: &Arc<I>, stop: &Cancell
         .route("/v1/samples/{id}", get(samples::get::<I>))
         .route("/v1/answers", get(events::answers::<I>))
         .route("/v1/status", get(status::<I>))
+        .route("/metrics", get(metrics::<I>))
         .route("/healthz", get(async || Json(serde_json::json!({ "alive": true }))))
+        .merge(queue::routes::<I>())
         .merge(open_inference::routes::<I>())
         .fallback(async || HttpError::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
         .method_not_allowed_fallback(method_not_allowed)
@@ -84,6 +90,10 @@ async fn method_not_allowed() -> Response {
 
 async fn status<I: Intake>(State(api): State<Arc<Api<I>>>) -> Json<Telemetry> {
     Json(api.intake.status())
+}
+
+async fn metrics<I: Intake>(State(api): State<Arc<Api<I>>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], api.intake.metrics())
 }
 
 impl<I> Api<I> {

@@ -1,0 +1,184 @@
+//! Writes the device's figures as Prometheus text (OpenMetrics 1.0).
+//!
+//! Everything comes from the telemetry document and the latencies behind it, so a scrape and `up/telemetry` say
+//! the same. Labels take their values from fixed lists and from the configuration: no source, id or error text.
+
+use std::fmt;
+
+use hedge_proto::{BoardFigures, LinkState, QueueFigures, SampleFigures, Telemetry};
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text::encode};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::Registry;
+
+use crate::board::LIMITS;
+use crate::figures::{DROPS, Figures, REFUSALS, Spread, Timed, drop_name, refusal_name};
+
+/// How a scraper reads the text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Labels = Vec<(&'static str, String)>;
+
+/// All metrics as text.
+#[must_use]
+pub fn text(now: &Telemetry, figures: &Figures) -> String {
+    let mut page = Registry::with_prefix("hedge_agent");
+    let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+    page.register("build_info", "The version of the agent", Labelled(vec![(version, gauge(1))]));
+    page.register("uptime_seconds", "Time since the process started", gauge(now.uptime_s));
+    samples(&mut page, &now.samples);
+    latencies(&mut page, figures);
+    link(&mut page, now);
+    queue(&mut page, &now.queue);
+    models(&mut page, now);
+    board(&mut page, &now.board);
+    let mut text = String::new();
+    if encode(&mut text, &page).is_err() {
+        // Writing to a text cannot fail. Half a page would be refused by its reader, which looks for the end.
+        tracing::error!("the metrics could not be written");
+    }
+    text
+}
+
+fn samples(page: &mut Registry, now: &SampleFigures) {
+    let outcomes = [("kept", now.kept), ("deferred", now.deferred), ("failed", now.failed)];
+    let answers = outcomes.map(|(outcome, count)| (label("outcome", outcome), ConstCounter::new(count)));
+    page.register("answers", "Samples by what became of them; failed ones got no answer", Labelled(answers.into()));
+    page.register("skipped_frames", "Samples passed over for a newer one", ConstCounter::new(now.skipped));
+    page.register("verdicts", "Verdicts applied", ConstCounter::new(now.verdicts));
+    page.register("corrected", "Verdicts that said something else than the device", ConstCounter::new(now.corrected));
+    page.register("late_verdicts", "Verdicts on cases no longer open", ConstCounter::new(now.late_verdicts));
+    let refused = REFUSALS.map(refusal_name).map(|reason| (reason, now.refused.get(reason)));
+    page.register("cases_refused", "Cases the outbox did not take", by_reason(&refused));
+    let dropped = DROPS.map(drop_name).map(|reason| (reason, now.dropped.get(reason)));
+    page.register("cases_dropped", "Stored cases taken out without a verdict", by_reason(&dropped));
+}
+
+fn by_reason(counts: &[(&'static str, Option<&u64>)]) -> Labelled<ConstCounter<u64>> {
+    let counter = |count: Option<&u64>| ConstCounter::new(count.copied().unwrap_or(0));
+    Labelled(counts.iter().map(|(reason, count)| (label("reason", reason), counter(*count))).collect())
+}
+
+fn latencies(page: &mut Registry, figures: &Figures) {
+    let by = |name, timed: &[Timed]| {
+        Labelled(timed.iter().map(|what| (label(name, what.name()), figures.spread(*what))).collect())
+    };
+    let paths = by("path", &[Timed::Kept, Timed::Deferred]);
+    page.register("answer_seconds", "From a sample's arrival to its answer", paths);
+    let stages = by("stage", &[Timed::Tensor, Timed::Inference, Timed::Store]);
+    page.register("stage_seconds", "Time in each stage of a sample's path", stages);
+}
+
+fn link(page: &mut Registry, now: &Telemetry) {
+    let each = |value: &dyn Fn(LinkState) -> u64| {
+        LinkState::ALL.map(|state| (label("state", state.name()), value(state))).to_vec()
+    };
+    let states = each(&|state| u64::from(state == now.link));
+    let states = states.into_iter().map(|(labels, value)| (labels, gauge(value))).collect();
+    page.register("link_state", "1 for the state the link is in", Labelled(states));
+    let times = each(&|state| now.link_s.get(state.name()).copied().unwrap_or(0));
+    let times = times.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value))).collect();
+    page.register("link_seconds", "Time in each state of the link", Labelled(times));
+    page.register("connections", "Connections to the broker that came about", ConstCounter::new(now.connections));
+}
+
+fn queue(page: &mut Registry, now: &QueueFigures) {
+    let cases = [("waiting", now.waiting), ("answered", now.answered), ("dead", now.dead)];
+    let all = cases.iter().map(|(_, count)| count).sum();
+    let cases = cases.map(|(state, count)| (label("state", state), gauge(count)));
+    page.register("queue_cases", "Cases in the outbox", Labelled(cases.into()));
+    page.register("queue_in_flight_cases", "Waiting cases that were sent", gauge(now.in_flight));
+    page.register("queue_bytes", "Bytes in the outbox that count against its cap", gauge(now.bytes));
+    let share = [("cases", ratio(all, now.cases_max)), ("bytes", ratio(now.bytes, now.bytes_max))];
+    let share = share.map(|(cap, share)| (label("cap", cap), ConstGauge::new(share)));
+    page.register("queue_cap_ratio", "Share of the outbox's caps in use", Labelled(share.into()));
+    let oldest = gauge(now.oldest_s.unwrap_or(0));
+    page.register("queue_oldest_seconds", "Age of the oldest unanswered case, 0 when there is none", oldest);
+    page.register("dead_letters", "Cases kept for inspection, never sent", gauge(now.dead));
+    page.register("disk_bytes", "What the outbox takes on the disk", gauge(now.disk_bytes));
+    page.register("written_bytes", "Bytes written to the outbox's log", ConstCounter::new(now.written_bytes));
+    page.register("damaged_records", "Records found damaged on the disk", ConstCounter::new(now.damaged_records));
+    let in_memory = gauge(u64::from(now.in_memory));
+    page.register("queue_in_memory", "1 while the queue's order cannot be written to the disk", in_memory);
+}
+
+fn models(page: &mut Registry, now: &Telemetry) {
+    let loaded =
+        |(name, model): (&hedge_proto::Name, &Option<_>)| (label("model", name), gauge(u64::from(model.is_some())));
+    page.register(
+        "model_loaded",
+        "1 once a configured model is loaded",
+        Labelled(now.models.iter().map(loaded).collect()),
+    );
+    let facts = now.models.iter().filter_map(|(name, model)| {
+        let model = model.as_ref()?;
+        let labels = [("model", name.to_string()), ("name", model.name.clone()), ("version", model.version.clone())];
+        Some((labels.into(), gauge(1)))
+    });
+    page.register("model_info", "Which bundle each model is", Labelled(facts.collect()));
+}
+
+fn board(page: &mut Registry, now: &BoardFigures) {
+    if let Some(bytes) = now.rss_bytes {
+        page.register("resident_memory_bytes", "Memory of the process", gauge(bytes));
+    }
+    if let Some(celsius) = now.temperature_c {
+        page.register("board_temperature_celsius", "Temperature of the processor", ConstGauge::new(celsius));
+    }
+    if let Some(throttling) = &now.throttling {
+        let limits = |set: &[String]| {
+            let holds = |limit: &str| gauge(u64::from(set.iter().any(|name| name == limit)));
+            Labelled(LIMITS.iter().map(|limit| (label("limit", limit), holds(limit))).collect())
+        };
+        page.register("board_throttled", "1 while the board holds its processor back", limits(&throttling.now));
+        let since_boot = limits(&throttling.since_boot);
+        page.register("board_throttled_since_boot", "1 once it has held it back since the boot", since_boot);
+    }
+}
+
+fn label(name: &'static str, value: impl ToString) -> Labels {
+    vec![(name, value.to_string())]
+}
+
+#[expect(clippy::cast_precision_loss, reason = "2^53 bytes or cases are beyond any device")]
+fn gauge(value: u64) -> ConstGauge<f64> {
+    ConstGauge::new(value as f64)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "2^53 bytes or cases are beyond any device")]
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// One metric with several values, in the order given.
+#[derive(Debug)]
+struct Labelled<M>(Vec<(Labels, M)>);
+
+impl<M: EncodeMetric + TypedMetric + fmt::Debug> EncodeMetric for Labelled<M> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(labels, metric)| metric.encode(encoder.encode_family(labels)?))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        M::TYPE
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl EncodeMetric for Spread {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_histogram::<NoLabelSet>(self.sum_s, self.count, &self.steps, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+impl TypedMetric for Spread {
+    const TYPE: MetricType = MetricType::Histogram;
+}

@@ -1,0 +1,55 @@
+//! What the device tells about itself: one document behind `/v1/status`, `up/telemetry` and `/metrics`.
+//!
+//! It only gathers: figures are counted in `figures`, the outbox counts itself, the board is read.
+
+use hedge_proto::{LinkState, ModelRef, Name, QueueFigures, Telemetry};
+
+use crate::board;
+use crate::inference::Judge;
+use crate::pipeline::Pipeline;
+
+/// Everything as it is now.
+#[must_use]
+pub fn of(pipeline: &Pipeline) -> Telemetry {
+    let link = *pipeline.link.borrow();
+    Telemetry {
+        link: link.state,
+        link_reason: link.reason.to_owned(),
+        uptime_s: pipeline.started.elapsed().as_secs(),
+        offline_s: link.offline().as_secs(),
+        samples: pipeline.figures.samples(),
+        queue: queue(pipeline, link.in_flight as u64),
+        sources: pipeline.figures.sources(),
+        link_s: LinkState::ALL
+            .into_iter()
+            .map(|state| (state.name().to_owned(), link.time_in(state).as_secs()))
+            .collect(),
+        connections: link.connections,
+        latency: pipeline.figures.latency(),
+        models: pipeline.judges.iter().map(model).collect(),
+        board: board::read(),
+    }
+}
+
+fn model((name, judge): (&Name, &Judge)) -> (Name, Option<ModelRef>) {
+    (name.clone(), judge.card().map(|card| card.model.clone()))
+}
+
+fn queue(pipeline: &Pipeline, in_flight: u64) -> QueueFigures {
+    let (now, limits) = (pipeline.outbox.figures(), pipeline.outbox.limits());
+    QueueFigures {
+        waiting: now.waiting,
+        waiting_bytes: now.waiting_bytes,
+        in_flight,
+        dead: now.dead,
+        oldest_s: now.oldest_stored_at.map(|at| pipeline.clock.now().since(at).as_secs()),
+        answered: now.answered,
+        bytes: now.live_bytes,
+        bytes_max: limits.bytes_max,
+        cases_max: limits.cases_max,
+        disk_bytes: now.disk_bytes,
+        written_bytes: now.written_bytes,
+        damaged_records: now.damaged_records,
+        in_memory: now.queue_broken,
+    }
+}

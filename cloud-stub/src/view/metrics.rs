@@ -1,0 +1,108 @@
+//! `GET /metrics`: this instance and its records as Prometheus text (OpenMetrics 1.0).
+//!
+//! Counters come from the records and go on across restarts. Labels take their values from fixed lists and from
+//! the tasks that have a model; devices are counted, never named.
+
+use std::path::Path;
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::Registry;
+
+use super::{ApiError, DeviceView, View};
+use crate::link::LinkNow;
+use crate::store::Totals;
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What a device can be; see [`DeviceView::state`].
+const DEVICE_STATES: [&str; 4] = ["online", "degraded", "offline", "unknown"];
+
+type Labels = [(&'static str, &'static str); 1];
+
+pub(super) async fn metrics(State(view): State<View>) -> Result<impl IntoResponse, ApiError> {
+    let path = view.records_path.clone();
+    let looked = view.records.read(move |reader| Ok((reader.totals()?, reader.devices()?, records_bytes(&path))));
+    let (totals, devices, records_bytes) = looked.await?;
+    let devices: Vec<_> = devices.into_iter().map(|row| DeviceView::from(row).state).collect();
+
+    let mut page = Registry::with_prefix("hedge_cloud");
+    let connected = matches!(*view.shown.link.borrow(), LinkNow::Connected);
+    let version = Family::<Labels, Gauge>::default();
+    version.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
+    page.register("build_info", "The version of this program", version);
+    page.register("uptime_seconds", "Time since the process started", gauge(view.started.elapsed().as_secs()));
+    page.register("broker_connected", "1 while the broker is reached", gauge(u64::from(connected)));
+    page.register("tasks", "Tasks that have a model here", gauge(view.shown.tasks.len() as u64));
+    page.register("model_seconds", "Time the model takes for one case", view.shown.model_seconds.clone());
+    page.register("records_bytes", "Size of the records on the disk", gauge(records_bytes));
+    if let Some(bytes) = resident_bytes() {
+        page.register("resident_memory_bytes", "Memory of the process", gauge(bytes));
+    }
+    register_devices(&mut page, &devices);
+    register_totals(&mut page, &totals);
+    let mut text = String::new();
+    if encode(&mut text, &page).is_err() {
+        // Writing to a text cannot fail. Half a page would be refused by its reader, which looks for the end.
+        tracing::error!("the metrics could not be written");
+    }
+    Ok(([(CONTENT_TYPE, OPENMETRICS)], text))
+}
+
+fn register_devices(page: &mut Registry, devices: &[&'static str]) {
+    let by_state = DEVICE_STATES.map(|state| (state, devices.iter().filter(|device| **device == state).count() as u64));
+    page.register("devices", "Devices by the state of their link", gauges("state", &by_state));
+}
+
+fn register_totals(page: &mut Registry, now: &Totals) {
+    page.register("received_cases", "Cases taken into the records", ConstCounter::new(now.cases));
+    let outcomes = [("waiting", now.waiting), ("answered", now.answered), ("failed", now.failed), ("dead", now.dead)];
+    page.register("case_outcomes", "Cases by what has become of them", gauges("outcome", &outcomes));
+    page.register("waiting_cases", "Cases without a verdict that will get one", gauge(now.waiting));
+    let verdicts = [("agreed", now.agreed), ("disagreed", now.disagreed)];
+    page.register("verdicts", "Verdicts by whether they say the same as the device", counters("verdict", &verdicts));
+    let away = [("refused", now.refused), ("malformed", now.malformed), ("busy", now.busy)];
+    page.register("turned_away", "Messages and cases that were not taken", counters("reason", &away));
+    let repeated = ConstCounter::new(now.repeated);
+    page.register("repeated_cases", "Cases that came again and were answered from the records", repeated);
+    page.register("received_bytes", "Payload bytes taken in", ConstCounter::new(now.received_bytes));
+    page.register("payload_bytes", "Payload bytes kept", gauge(now.payload_bytes));
+}
+
+fn gauge(value: u64) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn gauges(label: &'static str, values: &[(&'static str, u64)]) -> Family<Labels, Gauge> {
+    let family = Family::<Labels, Gauge>::default();
+    for (name, value) in values {
+        family.get_or_create(&[(label, *name)]).set(i64::try_from(*value).unwrap_or(i64::MAX));
+    }
+    family
+}
+
+fn counters(label: &'static str, values: &[(&'static str, u64)]) -> Family<Labels, Counter> {
+    let family = Family::<Labels, Counter>::default();
+    for (name, value) in values {
+        family.get_or_create(&[(label, *name)]).inc_by(*value);
+    }
+    family
+}
+
+/// The database and what is not merged into it yet.
+fn records_bytes(path: &Path) -> u64 {
+    let log = path.with_extension("sqlite-wal");
+    [path, &log].into_iter().filter_map(|file| std::fs::metadata(file).ok()).map(|file| file.len()).sum()
+}
+
+/// `VmRSS:     12345 kB`
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
