@@ -194,8 +194,7 @@ impl Uplink {
     /// The bound that does not hold, if any; for assertions and simulations.
     #[must_use]
     pub fn broken_bound(&self) -> Option<&'static str> {
-        let in_flight = self.count(|phase| matches!(phase, Phase::Publishing | Phase::Published));
-        if in_flight > WINDOW_MAX {
+        if self.publishes_in_flight() > WINDOW_MAX {
             Some("more publishes are in flight than the window holds")
         } else if self.cases.len() > READY_MAX + OWED_MAX {
             Some("more cases are in memory than may be")
