@@ -116,7 +116,7 @@ impl World {
         let began = self.now;
         self.note_plan();
         self.begin();
-        let limit = drain_within(self.plan.cases, self.plan.accept_per_s);
+        let limit = drain_within(&self.plan);
         let limit = self.plan.calm_at + u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         while self.violation.is_none() && !(self.calm() && self.drained()) {
             let Some(Reverse((at, number))) = self.due.pop() else { break };
