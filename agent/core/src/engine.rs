@@ -447,7 +447,7 @@ mod tests {
         engine.handle(Moment(3), Event::Stored(waiting(7, false)));
         actions(&mut engine);
         engine.handle(Moment(4), dead());
-        assert_eq!(actions(&mut engine), [bury.clone()]);
+        assert_eq!(actions(&mut engine), core::slice::from_ref(&bury));
         let wake = engine.wake_at().expect("asks again");
         engine.handle(wake, Event::Tick);
         assert_eq!(actions(&mut engine), [Action::Ask { keys: vec![key(7)] }]);

@@ -127,6 +127,8 @@ struct Account {
     failed: u32,
     dead: bool,
     answered: bool,
+    /// By hand, or evicted and counted.
+    dropped: bool,
 }
 
 impl Ledger {
@@ -153,6 +155,17 @@ impl Ledger {
             let account = self.account(key);
             account.allowed = account.allowed.max(account.travelled);
         }
+    }
+
+    pub(super) fn dropped(&mut self, key: CaseKey) {
+        self.account(key).dropped = true;
+    }
+
+    /// A dead letter begins anew.
+    pub(super) fn requeued(&mut self, key: CaseKey) {
+        let account = self.account(key);
+        (account.failed, account.dead) = (0, false);
+        account.allowed = account.allowed.max(account.travelled);
     }
 
     /// What the device hears may allow a payload to travel again; returns the case it allows last.
@@ -214,7 +227,7 @@ impl Ledger {
 
     /// Each case said to be stored is on disk, or was answered.
     pub(super) fn nothing_is_lost(&self, on_disk: impl Fn(CaseKey) -> bool) -> Checked {
-        let answered = |key: &CaseKey| self.cases.get(key).is_some_and(|account| account.answered);
+        let answered = |key: &CaseKey| self.cases.get(key).is_some_and(|account| account.answered || account.dropped);
         match self.stored.iter().find(|key| !on_disk(**key) && !answered(key)) {
             None => Ok(()),
             Some(key) => {

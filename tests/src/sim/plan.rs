@@ -66,9 +66,13 @@ pub(super) enum Fault {
     TakenOver,
     /// The device notices another network.
     NetworkChanged,
+    /// Somebody drops an open case by hand, or it is evicted.
+    Drop,
+    /// Somebody makes the dead letters wait again.
+    Requeue,
 }
 
-const FAULTS: [Fault; 19] = [
+const FAULTS: [Fault; 21] = [
     Fault::Reset(0),
     Fault::Reset(1),
     Fault::Reset(2),
@@ -88,6 +92,8 @@ const FAULTS: [Fault; 19] = [
     Fault::CloudUnhealthy,
     Fault::CloudOther,
     Fault::NetworkChanged,
+    Fault::Drop,
+    Fault::Requeue,
 ];
 
 /// The shape of one world. Times are in milliseconds.

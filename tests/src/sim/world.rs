@@ -307,6 +307,8 @@ impl World {
                 self.at(until, Happening::SpeaksUp { instance });
             }
             Fault::TakenOver => self.device_is_taken_over(),
+            Fault::Drop => self.drop_by_hand(),
+            Fault::Requeue => self.requeue_by_hand(),
             Fault::NetworkChanged => self.tell(hedge_core::engine::Event::NetworkChanged),
         }
     }
