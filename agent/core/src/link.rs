@@ -222,9 +222,8 @@ impl Link {
 
     /// A cloud instance's status. A retained one may be older than the instance's death.
     pub fn cloud_status(&mut self, instance: Name, status: CloudStatus, retained: bool) {
-        if !retained && status.state == CloudState::Online {
-            self.proven = true;
-        }
+        // Before the session is ready the broker hands over what it kept while we were away.
+        self.proven |= self.is_connected() && !retained && status.state == CloudState::Online;
         if self.instances.len() < INSTANCES_MAX || self.instances.contains_key(&instance) {
             self.instances.insert(instance, status);
         }
@@ -233,7 +232,7 @@ impl Link {
 
     /// A message about a case came in: a cloud is alive.
     pub fn cloud_spoke(&mut self) {
-        self.proven = true;
+        self.proven |= self.is_connected();
         self.silent_since = None;
         self.late = false;
         self.weigh();
@@ -343,6 +342,18 @@ mod tests {
         link.cloud_status(instance(), status(CloudState::Offline, &[WIRE_VERSION]), false);
         assert_eq!(link.state(), LinkState::Degraded);
         assert!(!link.may_send());
+    }
+
+    #[test]
+    fn what_the_broker_kept_while_we_were_away_proves_no_live_cloud() {
+        let mut link = Link::new(Moment(0), true, Profile::LAN, 1);
+        assert!(link.take_dial(Moment(0)));
+        link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION]), false);
+        link.cloud_spoke();
+        link.connected(Moment(10));
+        assert!(link.may_send() && !link.proven());
+        link.cloud_spoke();
+        assert!(link.proven());
     }
 
     #[test]
