@@ -18,6 +18,7 @@ pub(super) struct Watch {
     connected: bool,
     window: usize,
     statuses: BTreeMap<Name, CloudStatus>,
+    /// Something came over this connection that no earlier one can have brought.
     proven: bool,
     /// Sent and without a word since: in which publish, and the moment of its PUBACK.
     flying: BTreeMap<CaseKey, (u64, Option<Moment>)>,
@@ -45,7 +46,7 @@ impl Watch {
             }
             Event::CloudStatus { instance, status, retained } => {
                 let online = status.state == CloudState::Online;
-                self.proven |= online && !retained;
+                self.proven |= online && !retained && self.connected;
                 if !online && !retained {
                     self.flying.retain(|_, (_, acknowledged)| acknowledged.is_none());
                 }
@@ -67,23 +68,23 @@ impl Watch {
                 }
             }
             Event::Received { keys } | Event::Unknown { keys } => {
-                self.proven = true;
+                self.proven |= self.connected;
                 self.flying.retain(|key, _| !keys.contains(key));
             }
             Event::Wanted { key } | Event::Dead { key, .. } => {
-                self.proven = true;
+                self.proven |= self.connected;
                 self.flying.remove(key);
             }
-            Event::Failed { .. } => self.proven = true,
+            Event::Failed { .. } => self.proven |= self.connected,
             Event::TryCounted { key, .. } => {
                 self.flying.remove(key);
             }
             Event::Busy { after } => {
-                self.proven = true;
+                self.proven |= self.connected;
                 self.hold(now + *after);
             }
             Event::Closed { key, spoken } => {
-                self.proven |= spoken;
+                self.proven |= *spoken && self.connected;
                 self.flying.remove(key);
             }
             Event::Stored(_)
