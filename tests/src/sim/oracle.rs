@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event};
-use hedge_core::uplink::TRIES_MAX;
+use hedge_core::uplink::{NOBODY_WAIT, TRIES_MAX};
 use hedge_proto::{BATCH_CASES_MAX, CaseKey};
 
 use super::device::short;
@@ -70,6 +70,17 @@ pub(super) fn one_probe(flying: usize) -> Checked {
         return Ok(());
     }
     broken("while no cloud is proven up, one case is the probe", format!("{flying} are under way"))
+}
+
+/// Where nobody takes a payload, the next one waits.
+pub(super) fn not_poured_out(now: Moment, nobody_since: Option<Moment>) -> Checked {
+    match nobody_since {
+        Some(since) if now.since(since) < NOBODY_WAIT => {
+            let text = format!("{} ms after the last one", now.since(since).as_millis());
+            broken("while nobody listens, payloads are not poured out", text)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// One publish may go over the ceiling: it was under way when the ceiling was reached.
