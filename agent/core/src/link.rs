@@ -62,6 +62,9 @@ pub const TAKEN_OVER_WAIT: Duration = Duration::from_secs(180);
 /// Something sent and unanswered for so long makes the link `Degraded`.
 pub const ANSWER_LATE_AFTER: Duration = Duration::from_secs(30);
 
+/// The longest rest a status may ask for; it may say so again.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
 /// How many cloud instances are remembered. A fleet's cloud has a handful.
 const INSTANCES_MAX: usize = 64;
 
@@ -281,7 +284,7 @@ impl Link {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         let seconds = self.readers().map(|status| status.retry_after_s).reduce(|a, b| Some(a?.min(b?))).flatten()?;
-        Some(Duration::from_secs(u64::from(seconds)))
+        Some(Duration::from_secs(u64::from(seconds)).min(RETRY_AFTER_MAX))
     }
 
     fn readers(&self) -> impl Iterator<Item = &CloudStatus> {
@@ -423,6 +426,9 @@ mod tests {
         (first.accept, first.retry_after_s) = (Some(2.0), Some(9));
         link.cloud_status(instance(), first.clone(), true);
         assert_eq!((link.accept_per_s(), link.retry_after()), (Some(2.0), Some(Duration::from_secs(9))));
+        first.retry_after_s = Some(u32::MAX);
+        link.cloud_status(instance(), first.clone(), true);
+        assert_eq!(link.retry_after(), Some(RETRY_AFTER_MAX), "nobody is silenced for good");
         (first.accept, first.retry_after_s) = (Some(5.0), None);
         link.cloud_status(Name::new("i2").expect("valid"), first.clone(), true);
         assert_eq!((link.accept_per_s(), link.retry_after()), (Some(5.0), None));
