@@ -7,7 +7,7 @@ use std::time::Duration;
 use hedge_core::budget::{Budget, Ceilings, Spent};
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Action, Engine, Event, Setup};
-use hedge_core::link::{Loss, Profile};
+use hedge_core::link::Loss;
 use hedge_core::outbox::sort_key;
 use hedge_core::uplink::{Publish, Waiting};
 use hedge_proto::{CaseKey, CloudState, CloudStatus, Epoch, Name, WIRE_VERSION};
@@ -117,7 +117,7 @@ impl World {
         let setup = Setup {
             has_broker: true,
             open_cases: open,
-            profile: Profile::LAN,
+            profile: self.plan.profile,
             budget: Budget::resume(ceilings, Some(self.device.spent.clone()), now),
             batch_bytes_max: self.plan.batch_bytes_max,
             seed: self.dice.number(),

@@ -111,13 +111,17 @@ pub(super) fn on_record(key: CaseKey, recorded: bool) -> Checked {
 /// Counted from the beginning of the calm, every case is answered or dead within this time: the longest quiet
 /// between two questions, the longest rests a cloud or broker may ask for, and the drain itself.
 pub(super) fn drain_within(plan: &Plan) -> Duration {
-    let waits = hedge_core::uplink::QUIET_MAX + Duration::from_secs(300 + 180 + 60 + 600);
+    let waits = if plan.is_peaceful() {
+        Duration::from_secs(120)
+    } else {
+        hedge_core::uplink::QUIET_MAX + plan.profile.dial_wait_max + Duration::from_secs(300 + 180 + 60 + 1_200)
+    };
     #[expect(clippy::cast_precision_loss, reason = "a bound, not a count")]
     let paced = Duration::from_secs_f32(plan.cases as f32 * plan.accept_per_s.map_or(0.0, |per_s| 1.0 / per_s));
     // An hour for each time the ceiling is reached; a payload may travel twice and more.
     let hours = plan.cases_per_hour.map_or(0, |ceiling| 2 + 4 * plan.cases / ceiling);
-    // Failed cases are tried again and again, with doubled waits; a slow model takes four seconds a case.
-    waits + 2 * paced + Duration::from_secs(3_600 * hours + 600 + 8 * plan.cases)
+    // A slow model takes four seconds a case.
+    waits + 2 * paced + Duration::from_secs(3_600 * hours) + 2 * Duration::from_millis(plan.model.1 * plan.cases)
 }
 
 /// What happened to each case, as only somebody outside can know it.
@@ -200,6 +204,17 @@ impl Ledger {
                 None
             }
             _ => None,
+        }
+    }
+
+    /// In a peaceful world, however slow the cloud, each payload goes out once.
+    pub(super) fn sent_once(&self) -> Checked {
+        match self.cases.iter().find(|(_, account)| account.travelled != 1) {
+            None => Ok(()),
+            Some((key, account)) => {
+                let text = format!("{} went out {} times", short(*key), account.travelled);
+                broken("in a peaceful world each payload goes out once", text)
+            }
         }
     }
 

@@ -156,6 +156,10 @@ impl World {
             self.happens(happening);
         }
         self.ledger_check_stored();
+        if self.plan.is_peaceful() {
+            let checked = self.ledger.sent_once();
+            self.check(checked);
+        }
         match self.violation.take() {
             None => Ok(Summary {
                 steps: self.steps,
