@@ -198,10 +198,10 @@ fn a_dead_letter_is_seen_and_answered_once_it_is_queued_again() -> Result<()> {
     let dead = DownMessage::Dead { id: stored.id.clone(), reason: "nobody knows what this is".to_owned() };
     let message = scene.dir().join("dead.cbor");
     std::fs::write(&message, to_cbor(&dead))?;
-    let (host, port) = (broker.ip().to_string(), broker.port().to_string());
-    let topic = "hedge/v1/device-1/down/verdict";
+    // On the port where the cloud connects: the other one's number makes mosquitto_pub speak TLS.
+    let topic = format!("{}/hedge/v1/device-1/down/verdict", scene.setup.broker.as_deref().context("mosquitto")?);
     let mut publish = Command::new("mosquitto_pub");
-    publish.args(["-h", &host, "-p", &port, "-q", "1", "-t", topic, "-f"]).arg(&message);
+    publish.args(["-q", "1", "-L", &topic, "-f"]).arg(&message);
     ensure!(publish.status()?.success(), "mosquitto_pub failed");
     agent.wait_for_status("it is a dead letter", WAIT_MAX, |status| status.queue.dead == 1)?;
 
