@@ -87,7 +87,7 @@ fn queue(page: &mut Registry, now: &QueueFigures) {
     let cases = [("waiting", now.waiting), ("answered", now.answered), ("dead", now.dead)];
     let all = cases.iter().map(|(_, count)| count).sum();
     let cases = cases.map(|(state, count)| (label("state", state), gauge(count)));
-    page.register("queue_cases", "Cases in the outbox", Labelled(cases.into()));
+    page.register("queue_cases", "Cases in the outbox; dead ones are kept for inspection", Labelled(cases.into()));
     page.register("queue_in_flight_cases", "Waiting cases that were sent", gauge(now.in_flight));
     page.register("queue_bytes", "Bytes in the outbox that count against its cap", gauge(now.bytes));
     let share = [("cases", ratio(all, now.cases_max)), ("bytes", ratio(now.bytes, now.bytes_max))];
@@ -95,7 +95,6 @@ fn queue(page: &mut Registry, now: &QueueFigures) {
     page.register("queue_cap_ratio", "Share of the outbox's caps in use", Labelled(share.into()));
     let oldest = gauge(now.oldest_s.unwrap_or(0));
     page.register("queue_oldest_seconds", "Age of the oldest unanswered case, 0 when there is none", oldest);
-    page.register("dead_letters", "Cases kept for inspection, never sent", gauge(now.dead));
     page.register("disk_bytes", "What the outbox takes on the disk", gauge(now.disk_bytes));
     page.register("written_bytes", "Bytes written to the outbox's log", ConstCounter::new(now.written_bytes));
     page.register("damaged_records", "Records found damaged on the disk", ConstCounter::new(now.damaged_records));

@@ -87,7 +87,7 @@ fn both_programs_count_what_happened_and_have_every_figure_that_an_alert_names()
     for (sample, expected) in [
         ("hedge_cloud_received_cases_total", cases),
         ("hedge_cloud_case_outcomes{outcome=\"answered\"}", cases),
-        ("hedge_cloud_waiting_cases", 0.0),
+        ("hedge_cloud_case_outcomes{outcome=\"waiting\"}", 0.0),
         ("hedge_cloud_broker_connected", 1.0),
         ("hedge_cloud_devices{state=\"online\"}", 1.0),
         ("hedge_cloud_turned_away_total{reason=\"refused\"}", 0.0),
