@@ -109,7 +109,7 @@ impl LinkView {
 fn is_connected(state: LinkState) -> bool {
     match state {
         LinkState::Offline | LinkState::Connecting => false,
-        LinkState::Online | LinkState::Degraded => true,
+        LinkState::Online | LinkState::Degraded | LinkState::OverBudget => true,
     }
 }
 
@@ -149,6 +149,14 @@ impl Pipeline {
         let stored_at = self.clock.now();
         let sort_key = sort_key(judged.opinion.priority, stored_at);
         let new = NewCase { key, sort_key, stored_at, header: to_cbor(&case), payload: judged.input.bytes.clone() };
+        let waiting = Waiting {
+            key,
+            sort_key,
+            stored_at,
+            payload_bytes: u32::try_from(judged.input.bytes.len()).unwrap_or(u32::MAX),
+            sent: false,
+            urgent: judged.input.urgent,
+        };
         let submitted = Instant::now();
         let receipt = match self.outbox.submit(new) {
             Ok(receipt) => receipt,
@@ -159,7 +167,7 @@ impl Pipeline {
             receipt.await?;
             figures.took(Timed::Store, submitted.elapsed());
             // If the engine is gone the agent is stopping; the case is on disk for the next start.
-            drop(events.send(Event::Stored(Waiting { key, sort_key, sent: false })).await);
+            drop(events.send(Event::Stored(waiting)).await);
             Ok(())
         });
         match tokio::time::timeout(self.store_wait, &mut stored).await {

@@ -14,6 +14,8 @@ pub struct NewSample {
     /// The application's own name for the sample: the same `ref` is the same sample.
     pub reference: Option<String>,
     pub metadata: Metadata,
+    /// Somebody waits for the verdict: its case goes first.
+    pub urgent: bool,
     pub content_type: ContentType,
     pub bytes: Bytes,
 }

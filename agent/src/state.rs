@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use hedge_core::budget::Spent;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::ClockMark;
@@ -18,6 +19,8 @@ pub struct State {
     pub clock: ClockMark,
     /// How often this device has connected; see `DeviceStatus::connection`.
     pub connection: u64,
+    /// What counts against the ceilings.
+    pub spent: Option<Spent>,
 }
 
 /// The file and what it holds.

@@ -17,11 +17,13 @@ pub enum LinkState {
     Online,
     /// Connected, but no live cloud behind the broker, or answers are late.
     Degraded,
+    /// Connected, but a ceiling of cases or bytes is reached: it listens and sends nothing.
+    OverBudget,
 }
 
 impl LinkState {
     /// All states, in the order in which they are declared.
-    pub const ALL: [Self; 4] = [Self::Offline, Self::Connecting, Self::Online, Self::Degraded];
+    pub const ALL: [Self; 5] = [Self::Offline, Self::Connecting, Self::Online, Self::Degraded, Self::OverBudget];
 
     /// As it is written in JSON.
     #[must_use]
@@ -31,6 +33,7 @@ impl LinkState {
             Self::Connecting => "connecting",
             Self::Online => "online",
             Self::Degraded => "degraded",
+            Self::OverBudget => "over_budget",
         }
     }
 }

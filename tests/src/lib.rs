@@ -20,6 +20,7 @@ pub mod places;
 pub mod program;
 pub mod scene;
 pub mod scrape;
+pub mod sim;
 pub mod sink;
 pub mod skip;
 pub mod tally;

@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | check | bench`.
+//! The project's commands: `cargo xtask demo | test | check | bench | sim`.
 //!
 //! Each has a module of its own. What they share with the tests (starting programs, breaking links, counting)
 //! is in `hedge-tests`.
@@ -12,6 +12,7 @@ mod command;
 mod demo;
 mod onnxruntime;
 mod python;
+mod sim;
 mod test;
 
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Command {
     Check,
     /// Measures a part; the last line is JSON. `outbox` is the queue on this machine's disk.
     Bench(bench::Arguments),
+    /// Runs the device's engine through worlds made from seeds, and says which seed breaks a promise.
+    Sim(sim::Arguments),
     /// Writes the pictures of a folder to standard output over and over, as a camera would.
     #[command(hide = true)]
     Camera(camera::Arguments),
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Check => check::run(),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Sim(arguments) => sim::run(&arguments),
         Command::Camera(arguments) => camera::run(&arguments),
     };
     match outcome {

@@ -16,8 +16,9 @@ use core::time::Duration;
 
 use hedge_proto::{CaseKey, CloudState, CloudStatus, LinkState, Name};
 
+use crate::budget::{Budget, Spent};
 use crate::clock::Moment;
-use crate::link::{Link, Loss};
+use crate::link::{Link, Loss, Profile, Trouble};
 use crate::uplink::{OWED_MAX, Permission, Publish, READY_MAX, Step, Uplink, Waiting};
 
 /// Something that happened.
@@ -32,13 +33,15 @@ pub enum Event {
         receive_maximum: u16,
     },
     Disconnected(Loss),
+    /// Why there is no connection, in words for people.
+    Explained(Trouble),
     CloudStatus {
         instance: Name,
         status: CloudStatus,
         retained: bool,
     },
     Published {
-        key: CaseKey,
+        keys: Vec<CaseKey>,
         outcome: Publish,
     },
     AskFailed {
@@ -78,6 +81,10 @@ pub enum Event {
     },
     /// The network has changed: a wait for the next dial is over.
     NetworkChanged,
+    /// So many bytes went over the wire, in both directions, of whatever kind.
+    Spent {
+        bytes: u64,
+    },
     /// Nothing but time has passed.
     Tick,
 }
@@ -90,9 +97,9 @@ pub enum Action {
     Fetch {
         count: usize,
     },
-    /// Publish the whole case, and note that it was sent.
+    /// Publish these cases whole, in one message, and note that they were sent.
     Send {
-        key: CaseKey,
+        keys: Vec<CaseKey>,
     },
     Ask {
         keys: Vec<CaseKey>,
@@ -117,11 +124,28 @@ pub enum Action {
     },
 }
 
+/// What an engine starts from.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub has_broker: bool,
+    /// Cases the outbox holds from earlier runs.
+    pub open_cases: u64,
+    pub profile: Profile,
+    pub budget: Budget,
+    /// Payload bytes that small cases may share a publish up to; 0 for one case each.
+    pub batch_bytes_max: u32,
+    /// Chance, for the waits between dials.
+    pub seed: u64,
+}
+
 /// What the device knows, and what it is about to do.
 #[derive(Debug)]
 pub struct Engine {
     link: Link,
     uplink: Uplink,
+    budget: Budget,
+    /// When there is room under every ceiling again.
+    over_until: Option<Moment>,
     actions: VecDeque<Action>,
     /// The disk may hold open cases that are not in memory.
     more_on_disk: bool,
@@ -130,14 +154,16 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// `open_cases`: how many the outbox holds from earlier runs. `seed`: chance, for the waits between dials.
+    /// Dials at once if there is a broker.
     #[must_use]
-    pub fn new(now: Moment, has_broker: bool, open_cases: u64, seed: u64) -> Self {
+    pub fn new(now: Moment, setup: Setup) -> Self {
         let mut engine = Self {
-            link: Link::new(now, has_broker, seed),
-            uplink: Uplink::default(),
+            link: Link::new(now, setup.has_broker, setup.profile, setup.seed),
+            uplink: Uplink::new(setup.batch_bytes_max),
+            budget: setup.budget,
+            over_until: None,
             actions: VecDeque::new(),
-            more_on_disk: open_cases > 0,
+            more_on_disk: setup.open_cases > 0,
             fetching: None,
         };
         engine.advance(now);
@@ -150,6 +176,7 @@ impl Engine {
         self.take(now, event);
         self.advance(now);
         self.link.expects_word(now, self.uplink.expects_word());
+        debug_assert_eq!(self.broken_bound(), None);
         let (state, reason) = (self.link.state(), self.link.reason());
         if before != (state, reason) {
             self.actions.push_back(Action::LinkChanged { state, reason });
@@ -164,13 +191,19 @@ impl Engine {
     /// When to come back with [`Event::Tick`] if nothing happens before.
     #[must_use]
     pub fn wake_at(&self) -> Option<Moment> {
-        let sending = if self.link.may_send() { self.uplink.wake_at() } else { None };
-        [self.link.dial_at(), sending].into_iter().flatten().min()
+        let sending = if self.link.may_send() { self.uplink.wake_at(self.permission()) } else { None };
+        [self.link.dial_at(), sending, self.over_until].into_iter().flatten().min()
     }
 
     #[must_use]
     pub fn link(&self) -> (LinkState, &'static str) {
         (self.link.state(), self.link.reason())
+    }
+
+    /// What counts against the ceilings, to be kept over a restart.
+    #[must_use]
+    pub fn spent(&self) -> &Spent {
+        self.budget.spent()
     }
 
     /// Cases sent whose verdict has not come.
@@ -179,12 +212,18 @@ impl Engine {
         self.uplink.owed()
     }
 
+    /// The bound of memory or window that does not hold, if any.
+    #[must_use]
+    pub fn broken_bound(&self) -> Option<&'static str> {
+        self.uplink.broken_bound()
+    }
+
     fn take(&mut self, now: Moment, event: Event) {
         match event {
             Event::Stored(case) => self.remember(now, case),
             Event::Fetched(cases) => {
                 // A full answer may not be all; what does not fit in memory is fetched again when there is room.
-                self.more_on_disk = self.fetching.take().is_some_and(|count| cases.len() >= count);
+                self.more_on_disk |= self.fetching.take().is_some_and(|count| cases.len() >= count);
                 cases.into_iter().for_each(|case| self.remember(now, case));
             }
             Event::Connected { receive_maximum } => {
@@ -204,8 +243,10 @@ impl Engine {
                     self.uplink.hold(now + rest);
                 }
             }
-            Event::Published { key, outcome } => self.uplink.published(now, key, outcome),
+            Event::Published { keys, outcome } => self.uplink.published(now, &keys, outcome),
+            Event::Spent { bytes } => self.budget.spend(now, 0, bytes),
             Event::AskFailed { keys } => self.uplink.ask_failed(now, &keys),
+            Event::Explained(trouble) => self.link.explain(trouble),
             Event::NetworkChanged => self.link.dial_now(now),
             Event::Closed { key, spoken } => {
                 self.uplink.forget(key);
@@ -226,6 +267,12 @@ impl Engine {
             | Event::Failed { .. }
             | Event::Dead { .. } => self.listen(now, event),
         }
+    }
+
+    fn weigh_budget(&mut self, now: Moment) {
+        let reached = self.budget.reached(now);
+        self.over_until = reached.map(|reached| reached.until);
+        self.link.budget(reached);
     }
 
     /// What the cloud says about its work.
@@ -254,23 +301,34 @@ impl Engine {
         }
     }
 
+    fn permission(&self) -> Permission {
+        Permission { proven: self.link.proven(), accept_per_s: self.link.accept_per_s() }
+    }
+
     fn advance(&mut self, now: Moment) {
         if self.link.take_dial(now) {
             self.actions.push_back(Action::Dial);
         }
-        if self.link.may_send() {
-            let permission = Permission { proven: self.link.proven(), accept_per_s: self.link.accept_per_s() };
-            while let Some(step) = self.uplink.step(now, permission) {
-                self.actions.push_back(match step {
-                    Step::Send(key) => Action::Send { key },
-                    Step::Ask(keys) => Action::Ask { keys },
-                });
-            }
+        self.weigh_budget(now);
+        let permission = self.permission();
+        while self.link.may_send()
+            && let Some(step) = self.uplink.step(now, permission)
+        {
+            let action = match step {
+                Step::Ask(keys) => Action::Ask { keys },
+                Step::Send(keys) => {
+                    self.budget.spend(now, keys.len() as u64, 0);
+                    self.weigh_budget(now);
+                    Action::Send { keys }
+                }
+            };
+            self.actions.push_back(action);
         }
         let room = self.uplink.ready() < READY_MAX / 2 && self.uplink.owed() < OWED_MAX;
         if self.more_on_disk && self.fetching.is_none() && room {
             let count = READY_MAX + self.uplink.len();
             self.fetching = Some(count);
+            self.more_on_disk = false; // until the answer, or a case stored after the disk was looked at
             self.actions.push_back(Action::Fetch { count });
         }
     }
@@ -279,6 +337,7 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Ceilings;
     use hedge_proto::{Epoch, WIRE_VERSION};
     use std::vec;
 
@@ -287,7 +346,7 @@ mod tests {
     }
 
     fn waiting(sequence: u64, sent: bool) -> Waiting {
-        Waiting { key: key(sequence), sort_key: 0.0, sent }
+        Waiting { key: key(sequence), sort_key: 0.0, stored_at: Moment(0), payload_bytes: 50_000, sent, urgent: false }
     }
 
     fn cloud(state: CloudState) -> Event {
@@ -308,8 +367,14 @@ mod tests {
         core::iter::from_fn(|| engine.next_action()).collect()
     }
 
+    fn engine(open_cases: u64, ceilings: Ceilings) -> Engine {
+        let budget = Budget::resume(ceilings, Some(Spent::default()), Moment(0));
+        let profile = Profile::LAN;
+        Engine::new(Moment(0), Setup { has_broker: true, open_cases, profile, budget, batch_bytes_max: 0, seed: 1 })
+    }
+
     fn online(open_cases: u64) -> Engine {
-        let mut engine = Engine::new(Moment(0), true, open_cases, 1);
+        let mut engine = engine(open_cases, Ceilings::LAN);
         engine.handle(Moment(1), Event::Connected { receive_maximum: 100 });
         engine.handle(Moment(2), cloud(CloudState::Online));
         engine
@@ -317,7 +382,7 @@ mod tests {
 
     #[test]
     fn it_dials_at_the_start_and_says_how_the_link_is() {
-        let mut engine = Engine::new(Moment(0), true, 0, 1);
+        let mut engine = engine(0, Ceilings::LAN);
         assert_eq!(actions(&mut engine), [Action::Dial]);
         engine.handle(Moment(5), Event::Disconnected(Loss::Broken));
         assert!(matches!(actions(&mut engine)[..], [Action::LinkChanged { state: LinkState::Offline, .. }]));
@@ -331,8 +396,8 @@ mod tests {
         let mut engine = online(0);
         actions(&mut engine);
         engine.handle(Moment(3), Event::Stored(waiting(7, false)));
-        assert_eq!(actions(&mut engine), [Action::Send { key: key(7) }]);
-        engine.handle(Moment(4), Event::Published { key: key(7), outcome: Publish::Acknowledged });
+        assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(7)] }]);
+        engine.handle(Moment(4), Event::Published { keys: vec![key(7)], outcome: Publish::Acknowledged });
         engine.handle(Moment(5), Event::Received { keys: vec![key(7)] });
         assert_eq!(actions(&mut engine), [Action::MarkReceived { keys: vec![key(7)] }]);
         assert_eq!(engine.in_flight(), 1);
@@ -346,19 +411,19 @@ mod tests {
         let fetch = Action::Fetch { count: READY_MAX };
         assert!(actions(&mut engine).contains(&fetch));
         engine.handle(Moment(3), Event::Fetched(vec![waiting(1, true), waiting(2, false)]));
-        assert_eq!(actions(&mut engine), [Action::Ask { keys: vec![key(1)] }, Action::Send { key: key(2) }]);
+        assert_eq!(actions(&mut engine), [Action::Ask { keys: vec![key(1)] }, Action::Send { keys: vec![key(2)] }]);
         engine.handle(Moment(4), Event::Unknown { keys: vec![key(1)] });
-        assert_eq!(actions(&mut engine), [Action::Send { key: key(1) }]);
+        assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(1)] }]);
     }
 
     #[test]
     fn nothing_is_sent_while_no_cloud_is_known_to_read_it() {
-        let mut engine = Engine::new(Moment(0), true, 0, 1);
+        let mut engine = engine(0, Ceilings::LAN);
         engine.handle(Moment(1), Event::Connected { receive_maximum: 100 });
         engine.handle(Moment(2), Event::Stored(waiting(7, false)));
         assert!(!actions(&mut engine).iter().any(|action| matches!(action, Action::Send { .. })));
         engine.handle(Moment(3), cloud(CloudState::Online));
-        assert!(actions(&mut engine).contains(&Action::Send { key: key(7) }));
+        assert!(actions(&mut engine).contains(&Action::Send { keys: vec![key(7)] }));
     }
 
     #[test]
@@ -372,6 +437,31 @@ mod tests {
         let tries = crate::uplink::TRIES_MAX;
         engine.handle(Moment(5), Event::TryCounted { key: key(7), tries, reason: reason() });
         assert_eq!(actions(&mut engine), [Action::Bury { key: key(7), reason: reason() }]);
+    }
+
+    #[test]
+    fn a_reached_ceiling_is_a_state_of_the_link_and_ends_by_itself() {
+        let mut engine = engine(0, Ceilings { cases_per_hour: 2, ..Ceilings::LAN });
+        engine.handle(Moment(1), Event::Connected { receive_maximum: 100 });
+        engine.handle(Moment(2), cloud(CloudState::Online));
+        for sequence in 0..3 {
+            engine.handle(Moment(3), Event::Stored(waiting(sequence, false)));
+        }
+        let sent =
+            |engine: &mut Engine| actions(engine).iter().filter(|action| matches!(action, Action::Send { .. })).count();
+        assert_eq!((sent(&mut engine), engine.link().0), (2, LinkState::OverBudget));
+        let wake = engine.wake_at().expect("the hour ends");
+        engine.handle(wake, Event::Tick);
+        assert_eq!((sent(&mut engine), engine.link().0), (1, LinkState::Online));
+    }
+
+    #[test]
+    fn every_byte_on_the_wire_counts() {
+        let mut engine = engine(0, Ceilings { bytes_per_day: 1_000, ..Ceilings::LAN });
+        engine.handle(Moment(1), Event::Connected { receive_maximum: 100 });
+        engine.handle(Moment(2), cloud(CloudState::Online));
+        engine.handle(Moment(3), Event::Spent { bytes: 1_000 });
+        assert_eq!(engine.link(), (LinkState::OverBudget, "the ceiling of bytes per day is reached"));
     }
 
     #[test]
@@ -392,7 +482,7 @@ mod tests {
     fn a_cloud_that_never_answers_makes_the_link_degraded_while_it_is_asked_again() {
         let mut engine = online(0);
         engine.handle(Moment(3), Event::Stored(waiting(7, false)));
-        engine.handle(Moment(4), Event::Published { key: key(7), outcome: Publish::Acknowledged });
+        engine.handle(Moment(4), Event::Published { keys: vec![key(7)], outcome: Publish::Acknowledged });
         assert_eq!(engine.link().0, LinkState::Online);
         for second in 1..=40 {
             engine.handle(Moment(second * 1_000), Event::Tick);
@@ -400,6 +490,51 @@ mod tests {
         assert_eq!(engine.link().0, LinkState::Degraded);
         engine.handle(Moment(41_000), Event::Received { keys: vec![key(7)] });
         assert_eq!(engine.link().0, LinkState::Online);
+    }
+
+    #[test]
+    fn what_memory_had_no_room_for_is_fetched_when_there_is_room() {
+        let mut engine = engine(0, Ceilings::LAN);
+        let later_is_better = |sequence: u64| Waiting { sort_key: sequence as f64, ..waiting(sequence, false) };
+        for sequence in 0..=READY_MAX as u64 {
+            engine.handle(Moment(1), Event::Stored(later_is_better(sequence)));
+        }
+        engine.handle(Moment(2), Event::Connected { receive_maximum: 100 });
+        engine.handle(Moment(3), cloud(CloudState::Online));
+        let mut fetches = 0;
+        while let Some(action) = engine.next_action() {
+            match action {
+                Action::Send { keys } => engine.handle(Moment(4), Event::Closed { key: keys[0], spoken: true }),
+                Action::Fetch { .. } => fetches += 1,
+                _ => {}
+            }
+        }
+        assert_eq!(fetches, 1, "the first case gave way to better ones and lies on the disk alone");
+    }
+
+    #[test]
+    fn a_case_stored_while_the_disk_is_looked_at_is_not_forgotten() {
+        let mut engine = online(1);
+        assert!(actions(&mut engine).contains(&Action::Fetch { count: READY_MAX }));
+        for sequence in 0..2 * READY_MAX as u64 {
+            engine.handle(Moment(3), Event::Stored(waiting(sequence, false)));
+        }
+        engine.handle(Moment(4), Event::Fetched(vec![]));
+        let mut open: Vec<CaseKey> = (0..2 * READY_MAX as u64).map(key).collect();
+        while let Some(action) = engine.next_action() {
+            match action {
+                Action::Send { keys } => {
+                    open.retain(|known| *known != keys[0]);
+                    engine.handle(Moment(5), Event::Closed { key: keys[0], spoken: true });
+                }
+                Action::Fetch { .. } => {
+                    let best = open.iter().map(|key| waiting(key.sequence, false)).collect();
+                    engine.handle(Moment(5), Event::Fetched(best));
+                }
+                _ => {}
+            }
+        }
+        assert!(open.is_empty(), "{} left", open.len());
     }
 
     #[test]
@@ -414,8 +549,9 @@ mod tests {
                     let best = disk.iter().take(count).map(|&sequence| waiting(sequence, false)).collect();
                     engine.handle(now, Event::Fetched(best));
                 }
-                Action::Send { key } => {
-                    engine.handle(now, Event::Published { key, outcome: Publish::Acknowledged });
+                Action::Send { keys } => {
+                    let key = keys[0];
+                    engine.handle(now, Event::Published { keys, outcome: Publish::Acknowledged });
                     disk.retain(|&sequence| sequence != key.sequence);
                     engine.handle(now, Event::Closed { key, spoken: true });
                 }

@@ -11,21 +11,47 @@
 //!     └─────────────────────┴───────────────────────────┴────────────────────┘
 //! ```
 //!
-//! A broker without a live cloud behind it is `Degraded`: connected, but nobody answers.
+//! A broker without a live cloud behind it is `Degraded`: connected, but nobody answers. While a ceiling of the
+//! budget is reached, a connected link is `OverBudget` instead: it listens and sends nothing.
 
 use alloc::collections::BTreeMap;
 use core::time::Duration;
 
 use hedge_proto::{CloudState, CloudStatus, LinkState, Name, WIRE_VERSION};
 
+use crate::budget::Reached;
 use crate::chance::Chance;
 use crate::clock::Moment;
 
 /// The shortest wait between two dials; doubles with each failure.
 pub const DIAL_WAIT_MIN: Duration = Duration::from_secs(1);
 
-/// The longest wait between two dials. A repaired link must be noticed within this time.
-pub const DIAL_WAIT_MAX: Duration = Duration::from_secs(40);
+/// What kind of link the device has: what it costs to keep and to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Profile {
+    /// The longest wait between two dials. A repaired link must be noticed within this time.
+    pub dial_wait_max: Duration,
+    /// How often the device shows that it is alive; a cut that nothing else shows is seen within twice that.
+    pub keep_alive: Duration,
+    /// How often live figures are sent while nothing changes.
+    pub telemetry: Duration,
+}
+
+impl Profile {
+    /// Costs nothing: a cut is seen within 45 s, a repaired link used within 60 s.
+    pub const LAN: Self = Self {
+        dial_wait_max: Duration::from_secs(40),
+        keep_alive: Duration::from_secs(20),
+        telemetry: Duration::from_secs(60),
+    };
+
+    /// Paid by the byte: at most 300 KB a day while idle.
+    pub const METERED: Self = Self {
+        dial_wait_max: Duration::from_secs(300),
+        keep_alive: Duration::from_secs(600),
+        telemetry: Duration::from_secs(6 * 3600),
+    };
+}
 
 /// A connection that held for so long was a good one: the next wait starts from the shortest again.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
@@ -48,12 +74,49 @@ pub enum Loss {
     TakenOver,
 }
 
+/// Why there is no connection, as far as can be told. Words for people; nothing is decided by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// An established connection ended.
+    Lost,
+    NoName,
+    NoRoute,
+    NobodyListens,
+    NoAnswer,
+    NotTrusted,
+    NotAllowed,
+    CaptivePortal,
+    WrongClock,
+    /// The internet is there, the broker is not.
+    OnlyBroker,
+}
+
+impl Trouble {
+    /// One sentence for people.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Lost => "the connection to the broker was lost",
+            Self::NoName => "the broker's name is not known: no DNS, or a wrong name",
+            Self::NoRoute => "there is no network, or no route to the broker",
+            Self::NobodyListens => "nobody listens at the broker's address and port",
+            Self::NoAnswer => "the broker does not answer",
+            Self::NotTrusted => "the broker's certificate is not trusted: check ca_file, the name and the clock",
+            Self::NotAllowed => "the broker refuses this device's user, password or certificate",
+            Self::CaptivePortal => "something else answers in the internet's place: a captive portal?",
+            Self::WrongClock => "this device's clock is wrong, so certificates are not valid",
+            Self::OnlyBroker => "the internet is there, but the broker is not",
+        }
+    }
+}
+
 /// What the device knows about its way to the cloud.
 #[derive(Debug)]
 pub struct Link {
     state: LinkState,
     reason: &'static str,
     chance: Chance,
+    profile: Profile,
     /// When to dial next; none while connecting or connected, or when there is no broker at all.
     dial_at: Option<Moment>,
     dial_wait: Duration,
@@ -64,16 +127,18 @@ pub struct Link {
     /// The cloud owes a word since then.
     silent_since: Option<Moment>,
     late: bool,
+    over_budget: Option<Reached>,
 }
 
 impl Link {
     /// Dials at once if there is a broker.
     #[must_use]
-    pub fn new(now: Moment, has_broker: bool, seed: u64) -> Self {
+    pub fn new(now: Moment, has_broker: bool, profile: Profile, seed: u64) -> Self {
         Self {
             state: LinkState::Offline,
             reason: if has_broker { "starting" } else { "no broker is configured" },
             chance: Chance::from_seed(seed),
+            profile,
             dial_at: has_broker.then_some(now),
             dial_wait: DIAL_WAIT_MIN,
             connected_at: now,
@@ -81,6 +146,7 @@ impl Link {
             proven: false,
             silent_since: None,
             late: false,
+            over_budget: None,
         }
     }
 
@@ -128,15 +194,14 @@ impl Link {
     }
 
     pub fn lost(&mut self, now: Moment, loss: Loss) {
-        if matches!(self.state, LinkState::Online | LinkState::Degraded) && now.since(self.connected_at) >= STABLE_AFTER
-        {
+        if self.is_connected() && now.since(self.connected_at) >= STABLE_AFTER {
             self.dial_wait = DIAL_WAIT_MIN;
         }
         let wait = match loss {
             Loss::Broken => self.dial_wait,
             Loss::TakenOver => TAKEN_OVER_WAIT,
         };
-        self.dial_wait = (self.dial_wait * 2).min(DIAL_WAIT_MAX);
+        self.dial_wait = (self.dial_wait * 2).min(self.profile.dial_wait_max);
         self.dial_at = Some(now + wait.mul_f64(0.5 + 0.5 * self.chance.share()));
         self.state = LinkState::Offline;
         self.reason = match loss {
@@ -146,6 +211,13 @@ impl Link {
         // Statuses come anew with the next subscription; what was known may be long gone by then.
         self.proven = false;
         self.instances.clear();
+    }
+
+    /// Why there is no connection. Ignored once there is one again.
+    pub fn explain(&mut self, trouble: Trouble) {
+        if self.state == LinkState::Offline {
+            self.reason = trouble.text();
+        }
     }
 
     /// A cloud instance's status. A retained one may be older than the instance's death.
@@ -178,10 +250,20 @@ impl Link {
         self.weigh();
     }
 
+    /// A ceiling is reached, or none is any longer. Reached, the link stays up and only listens.
+    pub fn budget(&mut self, reached: Option<Reached>) {
+        self.over_budget = reached;
+        self.weigh();
+    }
+
     /// Whether a cloud reads our messages, as far as its statuses say. Unknown means hold.
     #[must_use]
     pub fn may_send(&self) -> bool {
-        matches!(self.state, LinkState::Online | LinkState::Degraded) && self.readers().next().is_some()
+        self.is_connected() && self.over_budget.is_none() && self.readers().next().is_some()
+    }
+
+    fn is_connected(&self) -> bool {
+        matches!(self.state, LinkState::Online | LinkState::Degraded | LinkState::OverBudget)
     }
 
     /// Whether something that only a live cloud can have sent came over this connection.
@@ -210,7 +292,11 @@ impl Link {
     }
 
     fn weigh(&mut self) {
-        if !matches!(self.state, LinkState::Online | LinkState::Degraded) {
+        if !self.is_connected() {
+            return;
+        }
+        if let Some(reached) = self.over_budget {
+            (self.state, self.reason) = (LinkState::OverBudget, reached.reason);
             return;
         }
         let online = self.instances.values().any(|status| status.state == CloudState::Online);
@@ -241,7 +327,7 @@ mod tests {
     }
 
     fn connected() -> Link {
-        let mut link = Link::new(Moment(0), true, 1);
+        let mut link = Link::new(Moment(0), true, Profile::LAN, 1);
         assert!(link.take_dial(Moment(0)));
         link.connected(Moment(10));
         link
@@ -267,9 +353,11 @@ mod tests {
         assert!(link.reason().contains("update the cloud"));
     }
 
+    const DIAL_WAIT_MAX: Duration = Profile::LAN.dial_wait_max;
+
     #[test]
     fn dial_waits_grow_to_their_limit_and_reset_only_after_a_stable_connection() {
-        let mut link = Link::new(Moment(0), true, 7);
+        let mut link = Link::new(Moment(0), true, Profile::LAN, 7);
         let mut now = Moment(0);
         for _ in 0..20 {
             assert!(link.take_dial(now));
@@ -311,7 +399,7 @@ mod tests {
 
     #[test]
     fn without_a_broker_it_never_dials() {
-        let mut link = Link::new(Moment(0), false, 1);
+        let mut link = Link::new(Moment(0), false, Profile::LAN, 1);
         link.dial_now(Moment(5));
         assert!(!link.take_dial(Moment(1_000_000)));
         assert_eq!(link.state(), LinkState::Offline);

@@ -14,12 +14,16 @@
 //! ```
 //!
 //! Invariant: after one full publish a payload travels again only if the cloud says that it lacks it.
+//!
+//! What goes next: cases whose callers wait; then by worth, but every fourth publish is kept for what was stored
+//! just now, so that a long backlog does not make today's questions late. Small cases share a publish on their
+//! first way.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use hedge_proto::{CaseKey, IDS_MAX};
+use hedge_proto::{BATCH_CASES_MAX, CaseKey, IDS_MAX};
 
 use crate::clock::Moment;
 
@@ -50,6 +54,18 @@ pub const NOBODY_WAIT: Duration = Duration::from_secs(5);
 /// How long the other instances get to pick up what a lost one had, before they are asked.
 pub const INSTANCE_LOST_WAIT: Duration = Duration::from_secs(5);
 
+/// Every so many publishes one is kept for a fresh case.
+pub const FRESH_EVERY: u32 = 4;
+
+/// A case stored less long ago is fresh.
+pub const FRESH: Duration = Duration::from_secs(60);
+
+/// Cases whose callers wait, remembered ahead of all others. More callers than that wait like everybody.
+pub const URGENT_MAX: usize = 64;
+
+/// A case this small may share a publish: for a larger one the envelope is no cost worth saving.
+pub const BATCH_CASE_BYTES_MAX: u32 = 8 * 1024;
+
 /// A case that failed so often in the cloud is a dead letter.
 pub const TRIES_MAX: u32 = 5;
 
@@ -58,14 +74,19 @@ pub const TRIES_MAX: u32 = 5;
 pub struct Waiting {
     pub key: CaseKey,
     pub sort_key: f64,
+    pub stored_at: Moment,
+    pub payload_bytes: u32,
     /// It was published in full before, by this or an earlier run: ask before sending.
     pub sent: bool,
+    /// Somebody waits for the verdict.
+    pub urgent: bool,
 }
 
 /// What is to be done next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    Send(CaseKey),
+    /// In one publish.
+    Send(Vec<CaseKey>),
     Ask(Vec<CaseKey>),
 }
 
@@ -92,8 +113,11 @@ enum Phase {
 
 #[derive(Debug, Clone, Copy)]
 struct Tracked {
-    sort_key: f64,
+    case: Waiting,
     phase: Phase,
+    /// Which publish carried it, and whether the cloud has asked for it again.
+    publish: u64,
+    again: bool,
     /// When the phase began.
     since: Moment,
     /// How often the cloud was asked without a verdict; lengthens the next wait.
@@ -105,16 +129,13 @@ struct Tracked {
 pub struct Uplink {
     cases: BTreeMap<CaseKey, Tracked>,
     window_max: usize,
+    /// The payload bytes one publish of several cases may carry; 0 for one case each.
+    batch_bytes_max: u32,
+    publishes: u64,
     /// Nothing is sent before this: the cloud asked for rest.
     hold_until: Moment,
     /// The earliest moment of the next send, by the pace the cloud accepts.
     next_send: Moment,
-}
-
-impl Default for Uplink {
-    fn default() -> Self {
-        Self { cases: BTreeMap::new(), window_max: WINDOW_MAX, hold_until: Moment(0), next_send: Moment(0) }
-    }
 }
 
 /// What the link allows.
@@ -127,6 +148,19 @@ pub struct Permission {
 }
 
 impl Uplink {
+    /// `batch_bytes_max`: payload bytes that small cases may share a publish up to; 0 for one case each.
+    #[must_use]
+    pub fn new(batch_bytes_max: u32) -> Self {
+        Self {
+            cases: BTreeMap::new(),
+            window_max: WINDOW_MAX,
+            batch_bytes_max,
+            publishes: 0,
+            hold_until: Moment(0),
+            next_send: Moment(0),
+        }
+    }
+
     #[must_use]
     pub fn knows(&self, key: CaseKey) -> bool {
         self.cases.contains_key(&key)
@@ -154,30 +188,46 @@ impl Uplink {
         self.cases.len() - self.ready()
     }
 
-    /// Takes a case into memory. False if there is no room; the disk has it anyway.
+    /// The bound that does not hold, if any; for assertions and simulations.
+    #[must_use]
+    pub fn broken_bound(&self) -> Option<&'static str> {
+        let in_flight = self.count(|phase| matches!(phase, Phase::Publishing | Phase::Published));
+        if in_flight > WINDOW_MAX {
+            Some("more publishes are in flight than the window holds")
+        } else if self.cases.len() > READY_MAX + OWED_MAX {
+            Some("more cases are in memory than may be")
+        } else {
+            None
+        }
+    }
+
+    /// Takes a case into memory. False if it or a lesser one has no room there and is left to the disk.
     pub fn add(&mut self, now: Moment, case: Waiting) -> bool {
         if self.knows(case.key) {
             return true;
         }
+        let urgent = case.urgent && self.cases.values().filter(|known| known.case.urgent).count() < URGENT_MAX;
+        let case = Waiting { urgent, ..case };
+        let had_room = case.sent || self.ready() < READY_MAX;
         let (phase, room) = if case.sent {
             (Phase::Doubtful { not_before: now }, self.owed() < OWED_MAX)
         } else {
-            (Phase::Ready { not_before: now }, self.make_room(case.sort_key))
+            (Phase::Ready { not_before: now }, self.make_room(&case))
         };
         if room {
-            self.cases.insert(case.key, Tracked { sort_key: case.sort_key, phase, since: now, asked: 0 });
+            self.cases.insert(case.key, Tracked { case, phase, publish: 0, again: false, since: now, asked: 0 });
         }
-        room
+        room && had_room
     }
 
     /// Whether one more may wait in memory, if need be in the place of one that is worth less.
-    fn make_room(&mut self, sort_key: f64) -> bool {
+    fn make_room(&mut self, case: &Waiting) -> bool {
         if self.ready() < READY_MAX {
             return true;
         }
-        let least = self.ready_cases().min_by(|a, b| a.1.sort_key.total_cmp(&b.1.sort_key));
-        match least.map(|(key, case)| (*key, case.sort_key)) {
-            Some((key, least)) if least < sort_key => self.cases.remove(&key).is_some(),
+        let least = self.cases.values().filter(|known| known.is_ready()).min_by(|a, b| a.worth().total_cmp(&b.worth()));
+        match least.map(|least| (least.case.key, least.worth())) {
+            Some((key, least)) if least < worth(case) => self.cases.remove(&key).is_some(),
             _ => false,
         }
     }
@@ -252,28 +302,76 @@ impl Uplink {
     }
 
     fn send(&mut self, now: Moment, permission: Permission) -> Option<Step> {
-        let window = if permission.proven { self.window_max } else { 1 };
-        let in_flight = self.count(|phase| matches!(phase, Phase::Publishing | Phase::Published));
-        if in_flight >= window || self.owed() >= OWED_MAX || now < self.next_send {
+        if !self.has_slot(permission) || now < self.next_send {
             return None;
         }
-        let due = |case: &Tracked| matches!(case.phase, Phase::Ready { not_before } if not_before <= now);
-        let best =
-            self.cases.iter_mut().filter(|(_, case)| due(case)).max_by(|a, b| a.1.sort_key.total_cmp(&b.1.sort_key))?;
-        best.1.enter(now, Phase::Publishing);
+        let first = self.next_case(now)?;
+        // While the cloud is not proven up, or paces us, one case is one publish.
+        let alone = !permission.proven || permission.accept_per_s.is_some();
+        let keys = if alone { [first].into() } else { self.with_company(now, first) };
+        self.publishes += 1;
+        for key in &keys {
+            if let Some(case) = self.cases.get_mut(key) {
+                case.publish = self.publishes;
+                case.enter(now, Phase::Publishing);
+            }
+        }
         if let Some(per_s) = permission.accept_per_s {
             self.next_send = now + Duration::from_secs_f32(1.0 / per_s.max(1e-3));
         }
-        Some(Step::Send(*best.0))
+        Some(Step::Send(keys))
     }
 
-    /// A publish of this case has ended.
-    pub fn published(&mut self, now: Moment, key: CaseKey, outcome: Publish) {
-        let Some(case) = self.cases.get_mut(&key).filter(|case| case.phase == Phase::Publishing) else { return };
-        match outcome {
-            Publish::Acknowledged => case.enter(now, Phase::Published),
-            Publish::Nobody => case.enter(now, Phase::Ready { not_before: now + NOBODY_WAIT }),
-            Publish::Unclear => case.enter(now, Phase::Doubtful { not_before: now }),
+    /// Whether window and memory allow one more to be sent.
+    fn has_slot(&self, permission: Permission) -> bool {
+        let window = if permission.proven { self.window_max } else { 1 };
+        self.publishes_in_flight() < window && self.owed() < OWED_MAX
+    }
+
+    fn publishes_in_flight(&self) -> usize {
+        let in_flight = |case: &&Tracked| matches!(case.phase, Phase::Publishing | Phase::Published);
+        self.cases.values().filter(in_flight).map(|case| case.publish).collect::<BTreeSet<_>>().len()
+    }
+
+    fn next_case(&self, now: Moment) -> Option<CaseKey> {
+        let fresh_turn = self.publishes % u64::from(FRESH_EVERY) == u64::from(FRESH_EVERY) - 1;
+        let due = || self.cases.values().filter(move |case| case.is_due(now));
+        let newest = due()
+            .filter(|case| fresh_turn && now.since(case.case.stored_at) < FRESH)
+            .max_by_key(|case| (case.case.stored_at, case.case.key));
+        let urgent = due().filter(|case| case.case.urgent).max_by(|a, b| a.worth().total_cmp(&b.worth()));
+        urgent.or(newest).or_else(|| due().max_by(|a, b| a.worth().total_cmp(&b.worth()))).map(|case| case.case.key)
+    }
+
+    /// The first case, and other small ones of most worth that fit into one publish with it.
+    fn with_company(&self, now: Moment, first: CaseKey) -> Vec<CaseKey> {
+        let shares = |case: &&Tracked| !case.again && case.case.payload_bytes <= BATCH_CASE_BYTES_MAX;
+        let mut keys: Vec<CaseKey> = [first].into();
+        let Some(leader) = self.cases.get(&first).filter(shares) else { return keys };
+        let mut bytes = leader.case.payload_bytes;
+        let mut others: Vec<&Tracked> =
+            self.cases.values().filter(|case| case.is_due(now) && case.case.key != first).filter(shares).collect();
+        others.sort_by(|a, b| b.worth().total_cmp(&a.worth()));
+        let room = BATCH_CASES_MAX.min(OWED_MAX - self.owed());
+        for other in others {
+            bytes = bytes.saturating_add(other.case.payload_bytes);
+            if keys.len() >= room || bytes > self.batch_bytes_max {
+                break;
+            }
+            keys.push(other.case.key);
+        }
+        keys
+    }
+
+    /// A publish of these cases has ended.
+    pub fn published(&mut self, now: Moment, keys: &[CaseKey], outcome: Publish) {
+        for key in keys {
+            let Some(case) = self.cases.get_mut(key).filter(|case| case.phase == Phase::Publishing) else { continue };
+            match outcome {
+                Publish::Acknowledged => case.enter(now, Phase::Published),
+                Publish::Nobody => case.enter(now, Phase::Ready { not_before: now + NOBODY_WAIT }),
+                Publish::Unclear => case.enter(now, Phase::Doubtful { not_before: now }),
+            }
         }
     }
 
@@ -298,6 +396,7 @@ impl Uplink {
     /// The cloud lacks this case's payload, or wants it again.
     pub fn wanted(&mut self, now: Moment, key: CaseKey) {
         if let Some(case) = self.cases.get_mut(&key) {
+            case.again = true;
             case.enter(now, Phase::Ready { not_before: now });
         }
     }
@@ -320,21 +419,20 @@ impl Uplink {
         self.cases.remove(&key);
     }
 
-    /// When the next step may become due without any event.
+    /// When the next step may become due without any event. What waits for a slot or for the cloud to take
+    /// anything at all waits for an event.
     #[must_use]
-    pub fn wake_at(&self) -> Option<Moment> {
+    pub fn wake_at(&self, permission: Permission) -> Option<Moment> {
+        let takes = permission.accept_per_s != Some(0.0);
+        let sends = takes && self.has_slot(permission);
         let due = |case: &Tracked| match case.phase {
-            Phase::Ready { not_before } => Some(not_before.max(self.next_send).max(self.hold_until)),
-            Phase::Doubtful { not_before } => Some(not_before.max(self.hold_until)),
+            Phase::Ready { not_before } => sends.then(|| not_before.max(self.next_send).max(self.hold_until)),
+            Phase::Doubtful { not_before } => takes.then(|| not_before.max(self.hold_until)),
             Phase::Published | Phase::Asked => Some(case.since + doubled(RECEIVED_WAIT, case.asked)),
             Phase::Held => Some(case.since + doubled(VERDICT_WAIT, case.asked)),
             Phase::Publishing => None,
         };
         self.cases.values().filter_map(due).min()
-    }
-
-    fn ready_cases(&self) -> impl Iterator<Item = (&CaseKey, &Tracked)> {
-        self.cases.iter().filter(|(_, case)| matches!(case.phase, Phase::Ready { .. }))
     }
 
     fn count(&self, phase: impl Fn(&Phase) -> bool) -> usize {
@@ -343,10 +441,27 @@ impl Uplink {
 }
 
 impl Tracked {
+    fn is_ready(&self) -> bool {
+        matches!(self.phase, Phase::Ready { .. })
+    }
+
+    fn is_due(&self, now: Moment) -> bool {
+        matches!(self.phase, Phase::Ready { not_before } if not_before <= now)
+    }
+
+    fn worth(&self) -> f64 {
+        worth(&self.case)
+    }
+
     fn enter(&mut self, now: Moment, phase: Phase) {
         self.phase = phase;
         self.since = now;
     }
+}
+
+/// Greater is kept in memory longer and sent earlier: a case somebody waits for before all others.
+fn worth(case: &Waiting) -> f64 {
+    if case.urgent { f64::INFINITY } else { case.sort_key }
 }
 
 /// `wait`, doubled `times` times, up to [`QUIET_MAX`].
@@ -366,11 +481,12 @@ mod tests {
     }
 
     fn fresh(sequence: u64, sort_key: f64) -> Waiting {
-        Waiting { key: key(sequence), sort_key, sent: false }
+        let stored_at = Moment(0);
+        Waiting { key: key(sequence), sort_key, stored_at, payload_bytes: 100_000, sent: false, urgent: false }
     }
 
     fn with_cases(count: u64) -> Uplink {
-        let mut uplink = Uplink::default();
+        let mut uplink = Uplink::new(64 * 1024);
         for sequence in 0..count {
             assert!(uplink.add(Moment(0), fresh(sequence, sequence as f64)));
         }
@@ -383,7 +499,7 @@ mod tests {
 
     #[test]
     fn the_most_valuable_case_goes_first() {
-        assert_eq!(with_cases(5).step(Moment(1), PROVEN), Some(Step::Send(key(4))));
+        assert_eq!(with_cases(5).step(Moment(1), PROVEN), Some(Step::Send([key(4)].into())));
     }
 
     #[test]
@@ -403,23 +519,23 @@ mod tests {
     #[test]
     fn after_a_cut_a_published_case_is_asked_about_not_sent_again() {
         let mut uplink = with_cases(1);
-        assert_eq!(uplink.step(Moment(1), PROVEN), Some(Step::Send(key(0))));
-        uplink.published(Moment(2), key(0), Publish::Unclear);
+        assert_eq!(uplink.step(Moment(1), PROVEN), Some(Step::Send([key(0)].into())));
+        uplink.published(Moment(2), &[key(0)], Publish::Unclear);
         uplink.disconnected(Moment(2));
         assert_eq!(uplink.step(Moment(3), PROVEN), Some(Step::Ask([key(0)].into())));
         uplink.wanted(Moment(4), key(0));
-        assert_eq!(uplink.step(Moment(5), PROVEN), Some(Step::Send(key(0))));
+        assert_eq!(uplink.step(Moment(5), PROVEN), Some(Step::Send([key(0)].into())));
     }
 
     #[test]
     fn silence_leads_to_questions_ever_more_rarely_and_never_to_a_second_payload() {
         let mut uplink = with_cases(1);
-        assert_eq!(uplink.step(Moment(0), PROVEN), Some(Step::Send(key(0))));
-        uplink.published(Moment(0), key(0), Publish::Acknowledged);
+        assert_eq!(uplink.step(Moment(0), PROVEN), Some(Step::Send([key(0)].into())));
+        uplink.published(Moment(0), &[key(0)], Publish::Acknowledged);
         let mut now = Moment(0);
         let mut questions = 0;
         while now < Moment(24 * 3_600_000) {
-            now = uplink.wake_at().expect("something is due");
+            now = uplink.wake_at(PROVEN).expect("something is due");
             match uplink.step(now, PROVEN) {
                 Some(Step::Ask(_)) => questions += 1,
                 other => assert_eq!(other, None),
@@ -432,9 +548,9 @@ mod tests {
     fn nobody_subscribing_means_send_again_later() {
         let mut uplink = with_cases(1);
         assert!(uplink.step(Moment(0), PROVEN).is_some());
-        uplink.published(Moment(1), key(0), Publish::Nobody);
+        uplink.published(Moment(1), &[key(0)], Publish::Nobody);
         assert_eq!(uplink.step(Moment(2), PROVEN), None);
-        assert_eq!(uplink.step(Moment(1) + NOBODY_WAIT, PROVEN), Some(Step::Send(key(0))));
+        assert_eq!(uplink.step(Moment(1) + NOBODY_WAIT, PROVEN), Some(Step::Send([key(0)].into())));
     }
 
     #[test]
@@ -464,19 +580,63 @@ mod tests {
     fn memory_is_bounded_and_keeps_the_most_valuable() {
         let mut uplink = with_cases(READY_MAX as u64);
         assert!(!uplink.add(Moment(1), fresh(9_000, -1.0)), "worth less than all");
-        assert!(uplink.add(Moment(1), fresh(9_001, 1e6)));
+        assert!(!uplink.add(Moment(1), fresh(9_001, 1e6)), "a lesser one is left to the disk");
         assert_eq!(uplink.len(), READY_MAX);
-        assert!(!uplink.knows(key(0)));
+        assert!(uplink.knows(key(9_001)) && !uplink.knows(key(0)));
+    }
+
+    #[test]
+    fn what_waits_for_a_slot_or_for_a_cloud_that_takes_nothing_wakes_nobody() {
+        let mut uplink = with_cases(WINDOW_MAX as u64 + 1);
+        assert_eq!(sends(&mut uplink, Moment(1), PROVEN), WINDOW_MAX);
+        assert_eq!(uplink.wake_at(PROVEN), None, "the window is full");
+        uplink.published(Moment(2), &[key(3)], Publish::Acknowledged);
+        assert_eq!(uplink.wake_at(PROVEN), Some(Moment(2) + RECEIVED_WAIT));
+        let nothing = Permission { proven: true, accept_per_s: Some(0.0) };
+        assert_eq!(with_cases(1).wake_at(nothing), None);
+    }
+
+    #[test]
+    fn small_cases_share_their_first_publish_and_large_or_repeated_ones_do_not() {
+        let mut uplink = Uplink::new(10_000);
+        for sequence in 0..5 {
+            uplink.add(Moment(0), Waiting { payload_bytes: 3_000, ..fresh(sequence, sequence as f64) });
+        }
+        uplink.add(Moment(0), fresh(9, -1.0));
+        let first = [key(4), key(3), key(2)];
+        assert_eq!(uplink.step(Moment(1), PROVEN), Some(Step::Send(first.into())));
+        assert_eq!(uplink.step(Moment(1), PROVEN), Some(Step::Send([key(1), key(0)].into())));
+        assert_eq!(uplink.step(Moment(1), PROVEN), Some(Step::Send([key(9)].into())));
+        uplink.published(Moment(2), &first, Publish::Acknowledged);
+        first.iter().for_each(|key| uplink.wanted(Moment(3), *key));
+        assert_eq!(uplink.step(Moment(4), PROVEN), Some(Step::Send([key(4)].into())));
+    }
+
+    #[test]
+    fn somebody_who_waits_goes_first_and_fresh_cases_get_every_fourth_publish() {
+        let mut uplink = Uplink::new(0);
+        let old = |sequence: u64| fresh(sequence, 1_000.0 - sequence as f64);
+        (0..50).for_each(|sequence| assert!(uplink.add(Moment(0), old(sequence))));
+        let now = Moment(10_000_000);
+        for sequence in 100..110 {
+            uplink.add(now, Waiting { stored_at: now, ..fresh(sequence, 0.0) });
+        }
+        uplink.add(now, Waiting { urgent: true, ..fresh(200, -5.0) });
+        let order: Vec<u64> = core::iter::from_fn(|| uplink.step(now, PROVEN))
+            .filter_map(|step| if let Step::Send(keys) = step { keys.first().map(|key| key.sequence) } else { None })
+            .take(9)
+            .collect();
+        assert_eq!(order, [200, 0, 1, 109, 2, 3, 4, 108, 5]);
     }
 
     #[test]
     fn a_cloud_slower_than_the_device_stops_new_sends_not_memory() {
-        let mut uplink = Uplink::default();
+        let mut uplink = Uplink::new(64 * 1024);
         for sequence in 0..2 * OWED_MAX as u64 {
             uplink.add(Moment(0), fresh(sequence, 0.0));
-            if let Some(Step::Send(key)) = uplink.step(Moment(0), PROVEN) {
-                uplink.published(Moment(0), key, Publish::Acknowledged);
-                uplink.received(Moment(0), &[key]);
+            if let Some(Step::Send(keys)) = uplink.step(Moment(0), PROVEN) {
+                uplink.published(Moment(0), &keys, Publish::Acknowledged);
+                uplink.received(Moment(0), &keys);
             }
         }
         assert_eq!(uplink.owed(), OWED_MAX);

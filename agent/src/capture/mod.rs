@@ -214,7 +214,14 @@ fn content_type(stated: Option<&str>, bytes: &[u8]) -> Result<ContentType, Sampl
 /// A picture whose kind is read from its first bytes.
 fn picture(source: &Name, reference: Option<String>, bytes: Bytes) -> Result<NewSample, SampleError> {
     let content_type = content_type(None, &bytes)?;
-    Ok(NewSample { source: source.clone(), reference, metadata: Default::default(), content_type, bytes })
+    Ok(NewSample {
+        source: source.clone(),
+        reference,
+        metadata: Default::default(),
+        urgent: false,
+        content_type,
+        bytes,
+    })
 }
 
 /// Whether the same sample may be answered later: nothing is wrong with the sample itself.

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use hedge_core::link::Profile;
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions};
 
 use crate::daemon::config::{BrokerConfig, Config, ModelConfig};
-use crate::uplink::options;
+use crate::uplink::{Meter, options};
 
 /// Checks everything that can be checked without starting; fails if anything is wrong.
 pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
@@ -58,7 +59,7 @@ fn check_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, String
 
 /// Whether the address and every file named are usable. Whether the broker answers is seen by `run`.
 fn check_broker(config: &BrokerConfig) -> Result<String, String> {
-    options(config, "check").map_err(|error| error.to_string())?;
+    options(config, "check", Profile::LAN.keep_alive, &Meter::default()).map_err(|error| error.to_string())?;
     let plain = config.url.transport.is_plain();
     let warning = if plain { "; unencrypted: anyone on the way can read the pictures" } else { "" };
     Ok(format!("{}:{}{warning}", config.url.host, config.url.port))

@@ -5,24 +5,28 @@
 
 use std::time::Duration;
 
+use hedge_core::budget::Spent;
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Action, Engine, Event};
-use hedge_core::uplink::Waiting;
 use hedge_proto::{CaseKey, LinkState};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::notify::Watchdog;
 use crate::clock::Clock;
-use crate::outbox::{Entry, Outbox, Progress, State};
+use crate::outbox::{Entry, Outbox, Progress};
 use crate::pipeline::LinkView;
-use crate::uplink::Uplink;
+use crate::uplink::{Meter, Uplink};
 
 /// Events that may wait for the engine. It takes microseconds for each; whoever is faster waits a moment.
 pub(super) const EVENTS_MAX: usize = 1024;
 
 /// With nothing to do the driver still turns so often, so that the watchdog and the figures see it alive.
 const TURN_MAX: Duration = Duration::from_secs(5);
+
+/// How often the state file's keeper can see what was spent.
+const SPENT_SHOWN_EVERY: Duration = Duration::from_secs(10);
 
 /// The engine and the limbs it moves.
 pub(super) struct Driver {
@@ -34,6 +38,10 @@ pub(super) struct Driver {
     pub events: mpsc::Sender<Event>,
     pub link: watch::Sender<LinkView>,
     pub watchdog: Watchdog,
+    pub meter: Meter,
+    /// What counts against the ceilings, for the state file.
+    pub spent: watch::Sender<Spent>,
+    pub spent_shown: Instant,
 }
 
 impl Driver {
@@ -43,12 +51,26 @@ impl Driver {
             self.carry_out_all();
             self.watchdog.turned();
             let event = tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 event = arrived.recv() => event.unwrap_or(Event::Tick),
                 () = tokio::time::sleep(self.until_wake()) => Event::Tick,
             };
-            self.engine.handle(self.clock.now(), event);
+            let now = self.clock.now();
+            let bytes = self.meter.take();
+            if bytes > 0 {
+                self.engine.handle(now, Event::Spent { bytes });
+            }
+            self.engine.handle(now, event);
+            if self.spent_shown.elapsed() >= SPENT_SHOWN_EVERY {
+                self.show_spent();
+            }
         }
+        self.show_spent();
+    }
+
+    fn show_spent(&mut self) {
+        self.spent_shown = Instant::now();
+        self.spent.send_replace(self.engine.spent().clone());
     }
 
     fn until_wake(&self) -> Duration {
@@ -68,7 +90,7 @@ impl Driver {
         match action {
             Action::LinkChanged { state, reason } => self.show_link(state, reason),
             Action::Dial => self.with_uplink(Uplink::dial),
-            Action::Send { key } => self.with_uplink(|uplink| uplink.send(key)),
+            Action::Send { keys } => self.with_uplink(|uplink| uplink.send(keys)),
             Action::Ask { keys } => self.with_uplink(|uplink| uplink.ask(keys)),
             Action::Fetch { count } => self.fetch(count),
             Action::MarkReceived { keys } => self.mark_received(keys),
@@ -92,7 +114,7 @@ impl Driver {
     fn fetch(&self, count: usize) {
         let (outbox, events) = (self.outbox.clone(), self.events.clone());
         tokio::task::spawn_blocking(move || {
-            let best = outbox.fetch(count).iter().map(waiting).collect();
+            let best = outbox.fetch(count).iter().map(Entry::waiting).collect();
             drop(events.blocking_send(Event::Fetched(best)));
         });
     }
@@ -126,8 +148,4 @@ impl Driver {
             }
         });
     }
-}
-
-fn waiting(entry: &Entry) -> Waiting {
-    Waiting { key: entry.key, sort_key: entry.sort_key, sent: entry.state != State::Waiting }
 }

@@ -2,12 +2,13 @@
 
 pub mod config;
 mod driver;
+mod keeper;
 mod log;
 mod notify;
 mod wiring;
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,10 +18,8 @@ use self::config::{Config, ConfigError};
 pub use self::log::LogError;
 use self::wiring::Parts;
 use crate::capture::{Capture, CaptureError, Intake};
-use crate::clock::MARK_INTERVAL;
 use crate::pipeline::Pipeline;
-use crate::state::StateFile;
-use crate::uplink::Uplink;
+use crate::uplink::{Uplink, watch_network};
 use crate::verdict::SinkConfigError;
 
 /// A stop takes no longer, whatever hangs; systemd's own limit is longer.
@@ -50,12 +49,14 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
-    let Parts { pipeline, uplink, state, verdicts, driver, events, deliveries } = wiring::wire(&config)?;
+    let Parts { pipeline, uplink, mut keeper, verdicts, driver, events, deliveries } = wiring::wire(&config)?;
     verdicts.forget_all_delivered().await;
     let driving = tokio::spawn(driver.run(events, stop.clone()));
     let delivering: Vec<_> = deliveries.into_iter().map(|delivery| tokio::spawn(delivery.run(stop.clone()))).collect();
-    tokio::spawn(report(pipeline.clone(), uplink.clone(), config.telemetry.interval_s, stop.clone()));
-    tokio::spawn(keep_time(pipeline.clone(), state.clone(), stop.clone()));
+    tokio::spawn(report(pipeline.clone(), uplink.clone(), telemetry_interval(&config), stop.clone()));
+    let outbox = pipeline.outbox.clone();
+    tokio::spawn(keeper.clone().run(move || outbox.figures().waiting > 0, stop.clone()));
+    tokio::spawn(watch_network(pipeline.events.clone(), stop.clone()));
     let capture = Capture::start(&config, &pipeline, &stop_capture).await?;
     for address in capture.addresses() {
         tracing::info!(%address, "listening");
@@ -89,7 +90,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
                 tracing::error!(%error, "a task ended badly");
             }
         }
-        save_time(&pipeline, &state).await;
+        keeper.save().await;
         pipeline.outbox.clone().close().await;
     });
     if stopped.await.is_err() {
@@ -99,13 +100,13 @@ pub async fn run(config: Config) -> Result<(), StartError> {
 }
 
 /// Publishes live figures, and at once when the link has changed.
-async fn report(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, interval_s: u64, stop: CancellationToken) {
+async fn report(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, interval: Duration, stop: CancellationToken) {
     let Some(uplink) = uplink else { return };
     let mut link = pipeline.link.clone();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_secs(interval_s.max(1))) => {}
+            () = tokio::time::sleep(interval) => {}
             changed = link.wait_for(link_differs(&pipeline)) => if changed.is_err() { return },
         }
         if let Err(error) = uplink.telemetry(&pipeline.status()).await {
@@ -114,32 +115,14 @@ async fn report(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, interval_s: u64
     }
 }
 
+fn telemetry_interval(config: &Config) -> Duration {
+    match config.telemetry.interval_s {
+        Some(seconds) => Duration::from_secs(seconds.max(1)),
+        None => config.link.profile().telemetry,
+    }
+}
+
 fn link_differs(pipeline: &Pipeline) -> impl FnMut(&crate::pipeline::LinkView) -> bool + use<> {
     let before = pipeline.link.borrow().state;
     move |view| view.state != before
-}
-
-/// Saves the powered clock now and then while cases wait: a power cut loses at most so much ageing.
-async fn keep_time(pipeline: Arc<Pipeline>, state: Arc<std::sync::Mutex<StateFile>>, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(MARK_INTERVAL) => {}
-        }
-        if pipeline.outbox.figures().waiting > 0 {
-            save_time(&pipeline, &state).await;
-        }
-    }
-}
-
-async fn save_time(pipeline: &Pipeline, state: &Arc<std::sync::Mutex<StateFile>>) {
-    let (mark, state) = (pipeline.clock.mark(), state.clone());
-    let saved = tokio::task::spawn_blocking(move || {
-        state.lock().unwrap_or_else(PoisonError::into_inner).update(|state| state.clock = mark)
-    });
-    match saved.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "cannot write the state file"),
-        Err(error) => tracing::error!(%error, "writing the state file ended badly"),
-    }
 }

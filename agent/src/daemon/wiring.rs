@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
+use hedge_core::budget::Budget;
 use hedge_core::clock::Moment;
-use hedge_core::engine::{Engine, Event};
+use hedge_core::engine::{Engine, Event, Setup};
 use hedge_proto::{DeviceId, Epoch, Name};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use super::StartError;
 use super::config::{Config, SourceConfig};
 use super::driver::{Driver, EVENTS_MAX};
+use super::keeper::Keeper;
 use super::notify::Watchdog;
 use crate::answers::Answers;
 use crate::clock::Clock;
@@ -22,14 +24,14 @@ use crate::inference::{Judge, ModelSetup};
 use crate::outbox::{Limits, OpenReport, Outbox};
 use crate::pipeline::{LinkView, Pipeline, SourceSetup, loaded_models};
 use crate::state::StateFile;
-use crate::uplink::{Uplink, UplinkSetup};
+use crate::uplink::{Meter, Uplink, UplinkSetup};
 use crate::verdict::{Delivery, Sink, Verdicts, sink_bits};
 
 /// Everything that runs.
 pub(super) struct Parts {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) uplink: Option<Uplink>,
-    pub(super) state: Arc<Mutex<StateFile>>,
+    pub(super) keeper: Keeper,
     pub(super) verdicts: Verdicts,
     pub(super) driver: Driver,
     pub(super) events: mpsc::Receiver<Event>,
@@ -39,7 +41,9 @@ pub(super) struct Parts {
 pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
     let device = device(config)?;
     let (state, outbox, clock) = open_state(config)?;
+    let spent_before = state.state().spent.clone();
     let state = Arc::new(Mutex::new(state));
+    let (meter, (spent, spent_view)) = (Meter::default(), watch::channel(spent_before.clone().unwrap_or_default()));
     let figures = Arc::new(Figures::default());
     let judges = start_models(config, &figures)?;
     let (events, arrived) = mpsc::channel(EVENTS_MAX);
@@ -57,6 +61,9 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         let judges = judges.clone();
         Uplink::new(UplinkSetup {
             config: broker.clone(),
+            keep_alive: config.link.profile().keep_alive,
+            probe: config.link.probe.clone(),
+            meter: meter.clone(),
             device: device.clone(),
             outbox: outbox.clone(),
             verdicts: verdicts.clone(),
@@ -70,19 +77,32 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         .map(|(sink, wanted)| Delivery::new(verdicts.clone(), sink, wanted))
         .collect();
     let driver = Driver {
-        engine: Engine::new(clock.now(), uplink.is_some(), outbox.figures().waiting, random_u64()?),
+        engine: Engine::new(
+            clock.now(),
+            Setup {
+                has_broker: uplink.is_some(),
+                open_cases: outbox.figures().waiting,
+                profile: config.link.profile(),
+                budget: Budget::resume(config.link.ceilings(), spent_before.clone(), clock.now()),
+                batch_bytes_max: config.link.batch_bytes_max(),
+                seed: random_u64()?,
+            },
+        ),
         clock: clock.clone(),
         outbox: outbox.clone(),
         uplink: uplink.clone(),
         events: events.clone(),
         link,
         watchdog: Watchdog::from_environment(),
+        meter,
+        spent,
+        spent_shown: Instant::now(),
     };
     let pipeline = Arc::new(Pipeline {
         device,
         epoch: Epoch(random_u64()?),
         sequence: AtomicU64::new(0),
-        clock,
+        clock: clock.clone(),
         sources: config.sources.iter().filter_map(|source| source_setup(config, source)).collect(),
         judges,
         outbox,
@@ -93,7 +113,8 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         store_wait: config.outbox.store_wait(),
         started: Instant::now(),
     });
-    Ok(Parts { pipeline, uplink, state, verdicts, driver, events: arrived, deliveries })
+    let keeper = Keeper { clock, state, spent: spent_view };
+    Ok(Parts { pipeline, uplink, keeper, verdicts, driver, events: arrived, deliveries })
 }
 
 fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError> {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use hedge_core::clock::Moment;
+use hedge_core::uplink::Waiting;
 use hedge_proto::{CaseKey, Refusal};
 
 /// How much the outbox takes.
@@ -74,6 +75,21 @@ pub struct Entry {
     pub stored_at: Moment,
     /// Tries that failed since it was stored or queued again.
     pub attempts: u32,
+}
+
+impl Entry {
+    /// The case as the engine knows it.
+    #[must_use]
+    pub fn waiting(&self) -> Waiting {
+        Waiting {
+            key: self.key,
+            sort_key: self.sort_key,
+            stored_at: self.stored_at,
+            payload_bytes: self.payload_bytes,
+            sent: self.state != State::Waiting,
+            urgent: false,
+        }
+    }
 }
 
 /// A case as it was stored, with what has been learnt since.

@@ -151,7 +151,7 @@ impl Queue {
                 Some(state) => Some(format!("it is no dead letter but {}", Stage::from(state).name())),
             };
             if let (None, Some(entry)) = (&problem, entry) {
-                self.tell(Event::Stored(Waiting { key: id.0, sort_key: entry.sort_key, sent: false })).await;
+                self.tell(Event::Stored(Waiting { sent: false, ..entry.waiting() })).await;
             }
             changed.push(Changed { id: self.id(id.0), problem });
         }

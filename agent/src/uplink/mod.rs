@@ -4,10 +4,14 @@
 //! that ends in doubt is reported as such, never repeated here.
 
 mod inbound;
+mod meter;
+mod network;
 mod options;
 mod session;
+mod trouble;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hedge_core::engine::Event;
 use hedge_core::uplink::Publish;
@@ -20,8 +24,10 @@ use rumqttc::{AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, Pub
 use serde_bytes::ByteBuf;
 use tokio::sync::mpsc;
 
+pub use self::meter::Meter;
+pub use self::network::watch as watch_network;
 pub use self::options::{OptionsError, options};
-use crate::daemon::config::BrokerConfig;
+use crate::daemon::config::{BrokerConfig, ProbeConfig};
 use crate::outbox::{Outbox, Progress};
 use crate::state::StateFile;
 use crate::verdict::Verdicts;
@@ -39,6 +45,9 @@ pub struct Uplink(Arc<Shared>);
 /// What an uplink is made from.
 pub struct UplinkSetup {
     pub config: BrokerConfig,
+    pub keep_alive: Duration,
+    pub probe: Option<ProbeConfig>,
+    pub meter: Meter,
     pub device: DeviceId,
     pub outbox: Outbox,
     pub verdicts: Verdicts,
@@ -87,13 +96,10 @@ impl Uplink {
         tokio::spawn(session::run(self.0.clone()));
     }
 
-    /// Publishes one case whole; the outcome is an event.
-    pub fn send(&self, key: CaseKey) {
+    /// Publishes these cases whole; the outcome is an event.
+    pub fn send(&self, keys: Vec<CaseKey>) {
         let shared = self.0.clone();
-        tokio::spawn(async move {
-            let event = shared.send_case(key).await;
-            shared.tell(event).await;
-        });
+        tokio::spawn(async move { shared.send_cases(keys).await });
     }
 
     /// Asks what has become of these cases.
@@ -157,33 +163,59 @@ impl Shared {
         drop(self.setup.events.send(event).await);
     }
 
-    async fn send_case(&self, key: CaseKey) -> Event {
-        let case = match self.load_case(key).await {
-            Ok(Some(case)) => case,
-            Ok(None) => return Event::Closed { key, spoken: false },
-            Err(reason) => return self.bury(key, &reason).await,
+    /// Publishes cases in one message, and tells the engine what became of each.
+    async fn send_cases(&self, keys: Vec<CaseKey>) {
+        let mut cases = Vec::with_capacity(keys.len());
+        for key in keys {
+            match self.load_case(key).await {
+                Ok(Some(case)) => cases.push(case),
+                Ok(None) => self.tell(Event::Closed { key, spoken: false }).await,
+                Err(reason) => self.bury(key, &reason).await,
+            }
+        }
+        let keys: Vec<CaseKey> = cases.iter().map(|case| case.id.key).collect();
+        self.setup.outbox.mark(keys.iter().map(|key| (*key, Progress::Sent)).collect()).await;
+        let message = match (cases.len(), cases.pop()) {
+            (_, None) => return,
+            (1, Some(only)) => CaseMessage::Case(Box::new(only)),
+            (_, Some(last)) => {
+                cases.push(last);
+                CaseMessage::Batch(cases)
+            }
         };
-        self.setup.outbox.mark(vec![(key, Progress::Sent)]).await;
-        let outcome = match self.publish_case_message(&CaseMessage::Case(Box::new(case))).await {
+        let outcome = match self.publish_case_message(&message).await {
             Ok(()) => Publish::Acknowledged,
             Err(PublishError::NotConnected | PublishError::Nobody) => Publish::Nobody,
             Err(PublishError::Unclear) => Publish::Unclear,
-            Err(error @ PublishError::TooLarge { .. }) => return self.bury(key, &error.to_string()).await,
+            Err(error @ PublishError::TooLarge { .. }) => return self.send_apart_or_bury(message, &error).await,
             Err(error @ PublishError::Refused(_)) => {
                 tracing::warn!(%error, "the broker refused a case; it will be tried again");
                 Publish::Nobody
             }
         };
-        Event::Published { key, outcome }
+        self.tell(Event::Published { keys, outcome }).await;
+    }
+
+    /// What is too large for the broker together may fit one by one; what does not fit alone never will.
+    async fn send_apart_or_bury(&self, message: CaseMessage, error: &PublishError) {
+        match message {
+            CaseMessage::Batch(cases) => {
+                for case in cases {
+                    Box::pin(self.send_cases(vec![case.id.key])).await;
+                }
+            }
+            CaseMessage::Case(case) => self.bury(case.id.key, &error.to_string()).await,
+            CaseMessage::Ask { .. } => {}
+        }
     }
 
     /// Makes a dead letter of a case that this device cannot send.
-    async fn bury(&self, key: CaseKey, reason: &str) -> Event {
+    async fn bury(&self, key: CaseKey, reason: &str) {
         tracing::warn!(id = %self.id(key), reason, "a case cannot be sent; it is kept as a dead letter");
         if let Err(error) = self.setup.outbox.dead(key, reason).await {
             tracing::error!(%error, "the dead letter could not be recorded");
         }
-        Event::Closed { key, spoken: false }
+        self.tell(Event::Closed { key, spoken: false }).await;
     }
 
     /// The case with its payload; `None` if it is no longer in the outbox. An error is final for this case.

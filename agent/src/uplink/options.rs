@@ -13,6 +13,7 @@ use rumqttc::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::Meter;
 use crate::daemon::config::{BrokerConfig, BrokerTransport};
 
 /// How long dialling may take: a TLS handshake on a 20 kbit/s, 600 ms link needs most of it.
@@ -51,9 +52,11 @@ pub(super) fn uplink_options(
     config: &BrokerConfig,
     device: &DeviceId,
     connection: u64,
+    keep_alive: Duration,
+    meter: &Meter,
 ) -> Result<MqttOptions, OptionsError> {
     let client_id = config.client_id.clone().unwrap_or_else(|| device.to_string());
-    let mut options = options(config, &client_id)?;
+    let mut options = options(config, &client_id, keep_alive, meter)?;
     options.set_clean_start(false);
     options.set_session_expiry_interval(Some(SESSION_EXPIRY_S));
     options.set_session_store(NothingRemembered { client_id });
@@ -65,15 +68,25 @@ pub(super) fn uplink_options(
 }
 
 /// How to reach a broker and who we are, with a session that ends with its connection.
-pub fn options(config: &BrokerConfig, client_id: &str) -> Result<MqttOptions, OptionsError> {
+pub fn options(
+    config: &BrokerConfig,
+    client_id: &str,
+    keep_alive: Duration,
+    meter: &Meter,
+) -> Result<MqttOptions, OptionsError> {
     let mut options = address(config, client_id)?;
-    options.set_keep_alive(config.keep_alive_s);
+    let keep_alive_s = u16::try_from(keep_alive.as_secs()).unwrap_or(u16::MAX);
+    options.set_keep_alive(config.keep_alive_s.unwrap_or(keep_alive_s));
     options.set_connect_timeout(CONNECT_TIMEOUT);
-    options.set_socket_connector(|host, network| async move {
-        let stream = rumqttc::default_socket_connect(host, network).await?;
-        stream.set_nodelay(true)?;
-        socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
-        Ok(stream)
+    let meter = meter.clone();
+    options.set_socket_connector(move |host, network| {
+        let meter = meter.clone();
+        async move {
+            let stream = rumqttc::default_socket_connect(host, network).await?;
+            stream.set_nodelay(true)?;
+            socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+            Ok(meter.on(stream))
+        }
     });
     if let Some(proxy) = &config.proxy {
         let (addr, port) = (proxy.host.clone(), proxy.port);

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use hedge_core::engine::Event;
-use hedge_core::link::Loss;
+use hedge_core::link::{Loss, Trouble};
 use hedge_proto::{DeviceState, DeviceStatus, MESSAGE_BYTES_MAX, Topic, WIRE_VERSION, to_json};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{ConnAck, DisconnectReasonCode, Packet};
@@ -16,7 +16,7 @@ use rumqttc::{SubscribeFilter, SubscribeNoticeError};
 use tokio::sync::mpsc;
 
 use super::options::{RECEIVE_MAXIMUM, uplink_options};
-use super::{OptionsError, PublishError, REQUESTS_MAX, Session, Shared, inbound};
+use super::{OptionsError, PublishError, REQUESTS_MAX, Session, Shared, UplinkSetup, inbound, trouble};
 
 /// How long the goodbye may take when the agent stops.
 pub(super) const GOODBYE_WAIT: Duration = Duration::from_secs(2);
@@ -37,23 +37,39 @@ enum SessionError {
 
 /// Connects, serves until the connection ends, and tells the engine that it has.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let loss = match serve(&shared).await {
+    let (loss, trouble) = match serve(&shared).await {
         Ok(error) => {
             tracing::info!(%error, "the connection to the broker ended");
-            loss(&error)
+            (loss(&error), Some(trouble::read(&error)))
         }
         Err(error) => {
             tracing::error!(%error, "cannot connect");
-            Loss::Broken
+            (Loss::Broken, None)
         }
     };
     *shared.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
     shared.tell(Event::Disconnected(loss)).await;
+    if loss == Loss::Broken {
+        explain(&shared, trouble).await;
+    }
+}
+
+/// Finds words for people: the error's own, then the probe's if one is configured.
+async fn explain(shared: &Shared, trouble: Option<Trouble>) {
+    if let Some(trouble) = trouble {
+        shared.tell(Event::Explained(trouble)).await;
+    }
+    if let Some(config) = &shared.setup.probe
+        && let Some(trouble) = trouble::probe(config).await
+    {
+        shared.tell(Event::Explained(trouble)).await;
+    }
 }
 
 async fn serve(shared: &Arc<Shared>) -> Result<ConnectionError, SessionError> {
     let connection = count_connection(shared).await?;
-    let options = uplink_options(&shared.setup.config, &shared.setup.device, connection)?;
+    let UplinkSetup { config, device, keep_alive, meter, .. } = &shared.setup;
+    let options = uplink_options(config, device, connection, *keep_alive, meter)?;
     let (client, mut eventloop) = AsyncClient::builder(options).capacity(REQUESTS_MAX).try_build()?;
     // The broker sends at most RECEIVE_MAXIMUM messages that want an acknowledgement.
     let (inbox, arrived) = mpsc::channel(2 * usize::from(RECEIVE_MAXIMUM));

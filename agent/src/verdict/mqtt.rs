@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hedge_core::link::Profile;
 use hedge_proto::{Answer, DeviceId, Name, TaskResult, Topic, Topics, to_json};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::{AsyncClient, EventLoop, NoticeFailureReason, PublishOptions};
 
 use super::SinkError;
 use crate::daemon::config::{BrokerConfig, Wanted};
-use crate::uplink::{OptionsError, PublishError, Uplink, options};
+use crate::uplink::{Meter, OptionsError, PublishError, Uplink, options};
 
 /// How long the other broker may take to acknowledge one answer.
 const ACKNOWLEDGE_WAIT: Duration = Duration::from_secs(10);
@@ -42,10 +43,11 @@ impl MqttSink {
     /// Publishes to a broker of its own, connected until the sink is dropped.
     pub fn on_broker(config: &BrokerConfig, device: &DeviceId) -> Result<Self, OptionsError> {
         let client_id = config.client_id.clone().unwrap_or_else(|| format!("{device}-answers"));
-        let (client, eventloop) = AsyncClient::builder(options(config, &client_id)?)
-            .capacity(REQUESTS_MAX)
-            .try_build()
-            .map_err(|error| OptionsError::Broker(error.to_string()))?;
+        let (client, eventloop) =
+            AsyncClient::builder(options(config, &client_id, Profile::LAN.keep_alive, &Meter::default())?)
+                .capacity(REQUESTS_MAX)
+                .try_build()
+                .map_err(|error| OptionsError::Broker(error.to_string()))?;
         tokio::spawn(keep_connected(eventloop));
         let way = Way::Other { client, topics: config.prefix.clone(), device: device.clone() };
         Ok(Self { way, last: BTreeMap::new() })

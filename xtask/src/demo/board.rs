@@ -17,14 +17,9 @@ impl Line {
 
     fn text(&self) -> String {
         let Telemetry { link, samples, queue, .. } = &self.status;
-        let link = match link {
-            LinkState::Offline => "offline",
-            LinkState::Connecting => "connecting",
-            LinkState::Online => "online",
-            LinkState::Degraded => "degraded",
-        };
+        let link = link.name();
         format!(
-            "{:<12} {link:<10} kept {:>6}  deferred {:>5}  queue {:>5}  verdicts {:>5}  corrected {:>4}",
+            "{:<12} {link:<11} kept {:>6}  deferred {:>5}  queue {:>5}  verdicts {:>5}  corrected {:>4}",
             self.device, samples.kept, samples.deferred, queue.waiting, samples.verdicts, samples.corrected
         )
     }

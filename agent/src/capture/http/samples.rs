@@ -85,6 +85,7 @@ pub(super) async fn post<I: Intake>(
         source: source.name.clone(),
         reference: query.reference.filter(|text| !text.is_empty()),
         metadata,
+        urgent: query.wait_ms.is_some_and(|wait_ms| wait_ms > 0),
         content_type: content_type(stated, &received.bytes)?,
         bytes: received.bytes.clone(),
     };

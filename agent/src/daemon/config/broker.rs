@@ -27,16 +27,12 @@ pub struct BrokerConfig {
     pub alpn: Option<String>,
     /// `http://host:port` of a proxy that allows CONNECT.
     pub proxy: Option<ProxyUrl>,
-    #[serde(default = "keep_alive_s")]
-    pub keep_alive_s: u16,
+    /// The link profile's if not given.
+    pub keep_alive_s: Option<u16>,
 }
 
 fn no_prefix() -> Topics {
     Topics::new("").unwrap_or_else(|_| unreachable!("no prefix is a valid prefix"))
-}
-
-fn keep_alive_s() -> u16 {
-    20
 }
 
 fn topics<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Topics, D::Error> {

@@ -5,6 +5,7 @@
 //! `url` in `[broker]`.
 
 mod broker;
+mod link;
 mod overrides;
 mod source;
 mod verdicts;
@@ -20,6 +21,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 pub use self::broker::{BrokerConfig, BrokerTransport, BrokerUrl, ProxyUrl};
+pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 use self::overrides::Override;
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
 pub use self::verdicts::{CommandSinkConfig, JsonlConfig, MqttSinkConfig, VerdictsConfig, Wanted, WebhookConfig};
@@ -44,6 +46,7 @@ pub struct Config {
     pub log: LogConfig,
     /// Without a broker the device is on its own: it answers and queues.
     pub broker: Option<BrokerConfig>,
+    pub link: LinkConfig,
     pub runtime: RuntimeConfig,
     pub http: HttpConfig,
     pub outbox: OutboxConfig,
@@ -62,6 +65,7 @@ impl Default for Config {
             state_dir: "/var/lib/hedge-agent".into(),
             log: LogConfig::default(),
             broker: None,
+            link: LinkConfig::default(),
             runtime: RuntimeConfig::default(),
             http: HttpConfig::default(),
             outbox: OutboxConfig::default(),
@@ -173,16 +177,11 @@ impl OutboxConfig {
     }
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetryConfig {
-    pub interval_s: u64,
-}
-
-impl Default for TelemetryConfig {
-    fn default() -> Self {
-        Self { interval_s: 60 }
-    }
+    /// The link profile's if not given. A change of the link is told at once all the same.
+    pub interval_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

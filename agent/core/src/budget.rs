@@ -1,0 +1,262 @@
+//! Decides whether one more case or byte may go over the wire.
+//!
+//! Six ceilings hold at once: cases and bytes, each in any hour, day and month (30 days) of powered time. What
+//! was spent is kept in slots of a twelfth of the period, so that a ceiling holds in *every* such period, not
+//! only in those that start on the hour.
+//!
+//! Invariant: within any period, never more is spent than the ceiling and what was under way when it was reached.
+
+use core::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Moment;
+
+/// Twelve whole slots cover a period; the thirteenth is the one that is being filled.
+const SLOTS: usize = 13;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The most that may be spent in each period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ceilings {
+    pub cases_per_hour: u64,
+    pub cases_per_day: u64,
+    pub cases_per_month: u64,
+    pub bytes_per_hour: u64,
+    pub bytes_per_day: u64,
+    pub bytes_per_month: u64,
+}
+
+impl Ceilings {
+    /// For a link that costs nothing: stops a runaway, not the work. 30 cases/s, 300 GB a month.
+    pub const LAN: Self = Self {
+        cases_per_hour: 120_000,
+        cases_per_day: 2_600_000,
+        cases_per_month: 78_000_000,
+        bytes_per_hour: 4_000_000_000,
+        bytes_per_day: 30_000_000_000,
+        bytes_per_month: 300_000_000_000,
+    };
+
+    /// For a phone contract: 1 GB a month.
+    pub const METERED: Self = Self {
+        cases_per_hour: 120,
+        cases_per_day: 1_000,
+        cases_per_month: 20_000,
+        bytes_per_hour: 10_000_000,
+        bytes_per_day: 50_000_000,
+        bytes_per_month: 1_000_000_000,
+    };
+}
+
+/// What has been spent, as it is kept over a restart.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Spent {
+    cases_per_hour: Slots,
+    cases_per_day: Slots,
+    cases_per_month: Slots,
+    bytes_per_hour: Slots,
+    bytes_per_day: Slots,
+    bytes_per_month: Slots,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Slots {
+    /// The number of the newest slot since the powered clock began.
+    newest: u64,
+    /// Newest first.
+    spent: [u64; SLOTS],
+}
+
+/// A ceiling that has been reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// One sentence for people.
+    pub reason: &'static str,
+    /// When there is room again.
+    pub until: Moment,
+}
+
+/// The ceilings and what has been spent under them.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    ceilings: Ceilings,
+    spent: Spent,
+}
+
+impl Budget {
+    /// Goes on from what was spent before. Without it all but a twelfth of each ceiling counts as spent, and frees
+    /// up as time passes: a device that lost its memory must not spend a month's ceiling twice.
+    #[must_use]
+    pub fn resume(ceilings: Ceilings, spent: Option<Spent>, now: Moment) -> Self {
+        let known = spent.is_some();
+        let mut budget = Self { ceilings, spent: spent.unwrap_or_default() };
+        if !known {
+            budget.each(|slots, period, ceiling, _| slots.fill(now, period, ceiling));
+        }
+        budget
+    }
+
+    #[must_use]
+    pub fn spent(&self) -> &Spent {
+        &self.spent
+    }
+
+    pub fn spend(&mut self, now: Moment, cases: u64, bytes: u64) {
+        let Spent { cases_per_hour, cases_per_day, cases_per_month, bytes_per_hour, bytes_per_day, bytes_per_month } =
+            &mut self.spent;
+        for (slots, period, amount) in [
+            (cases_per_hour, HOUR, cases),
+            (cases_per_day, DAY, cases),
+            (cases_per_month, MONTH, cases),
+            (bytes_per_hour, HOUR, bytes),
+            (bytes_per_day, DAY, bytes),
+            (bytes_per_month, MONTH, bytes),
+        ] {
+            slots.add(now, period, amount);
+        }
+    }
+
+    /// The ceiling that holds longest of those that are reached.
+    #[must_use]
+    pub fn reached(&mut self, now: Moment) -> Option<Reached> {
+        let mut worst: Option<Reached> = None;
+        self.each(|slots, period, ceiling, reason| {
+            if let Some(until) = slots.room_at(now, period, ceiling)
+                && worst.is_none_or(|before| before.until < until)
+            {
+                worst = Some(Reached { reason, until });
+            }
+        });
+        worst
+    }
+
+    fn each(&mut self, mut f: impl FnMut(&mut Slots, Duration, u64, &'static str)) {
+        let (spent, ceilings) = (&mut self.spent, &self.ceilings);
+        f(&mut spent.cases_per_hour, HOUR, ceilings.cases_per_hour, "the ceiling of cases per hour is reached");
+        f(&mut spent.cases_per_day, DAY, ceilings.cases_per_day, "the ceiling of cases per day is reached");
+        f(&mut spent.cases_per_month, MONTH, ceilings.cases_per_month, "the ceiling of cases per month is reached");
+        f(&mut spent.bytes_per_hour, HOUR, ceilings.bytes_per_hour, "the ceiling of bytes per hour is reached");
+        f(&mut spent.bytes_per_day, DAY, ceilings.bytes_per_day, "the ceiling of bytes per day is reached");
+        f(&mut spent.bytes_per_month, MONTH, ceilings.bytes_per_month, "the ceiling of bytes per month is reached");
+    }
+}
+
+impl Slots {
+    fn add(&mut self, now: Moment, period: Duration, amount: u64) {
+        self.advance(now, period);
+        self.spent[0] = self.spent[0].saturating_add(amount);
+    }
+
+    /// As if the ceiling had been spent evenly until the slot before this one.
+    fn fill(&mut self, now: Moment, period: Duration, ceiling: u64) {
+        self.newest = now.0 / slot_ms(period);
+        self.spent = [ceiling / (SLOTS as u64 - 1); SLOTS];
+        (self.spent[0], self.spent[1]) = (0, 0);
+    }
+
+    /// When there is room, if there is none now.
+    fn room_at(&mut self, now: Moment, period: Duration, ceiling: u64) -> Option<Moment> {
+        self.advance(now, period);
+        let mut spent: u64 = self.spent.iter().sum();
+        if spent < ceiling {
+            return None;
+        }
+        // Slots leave the period oldest first, one with each new slot.
+        let mut slots_later = 0;
+        for amount in self.spent.iter().rev() {
+            slots_later += 1;
+            spent -= amount;
+            if spent < ceiling {
+                break;
+            }
+        }
+        Some(Moment((self.newest + slots_later) * slot_ms(period)))
+    }
+
+    fn advance(&mut self, now: Moment, period: Duration) {
+        let newest = now.0 / slot_ms(period);
+        let passed = newest.saturating_sub(self.newest);
+        if passed == 0 {
+            return; // a powered clock that lags after a power cut frees nothing
+        }
+        let passed = usize::try_from(passed).unwrap_or(SLOTS).min(SLOTS);
+        self.spent.rotate_right(passed);
+        self.spent[..passed].fill(0);
+        self.newest = newest;
+    }
+}
+
+/// A twelfth of the period.
+fn slot_ms(period: Duration) -> u64 {
+    u64::try_from(period.as_millis()).unwrap_or(u64::MAX) / (SLOTS as u64 - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    const CEILINGS: Ceilings = Ceilings { cases_per_hour: 10, ..Ceilings::LAN };
+
+    fn fresh(ceilings: Ceilings) -> Budget {
+        Budget::resume(ceilings, Some(Spent::default()), Moment(0))
+    }
+
+    #[test]
+    fn a_ceiling_is_reached_named_and_lifted_by_time() {
+        let mut budget = fresh(CEILINGS);
+        budget.spend(Moment(1_000), 10, 0);
+        let reached = budget.reached(Moment(2_000)).expect("reached");
+        assert_eq!(reached.reason, "the ceiling of cases per hour is reached");
+        assert!(budget.reached(Moment(reached.until.0 - 1)).is_some());
+        assert_eq!(budget.reached(reached.until), None);
+        assert!(reached.until.since(Moment(1_000)) >= HOUR);
+    }
+
+    #[test]
+    fn what_was_spent_survives_a_restart_and_a_lost_memory_counts_as_spent() {
+        let mut budget = fresh(CEILINGS);
+        budget.spend(Moment(1_000), 10, 0);
+        let saved = budget.spent().clone();
+        assert!(Budget::resume(CEILINGS, Some(saved), Moment(2_000)).reached(Moment(2_000)).is_some());
+        let ceilings = Ceilings { cases_per_hour: 120, ..CEILINGS };
+        let mut lost = Budget::resume(ceilings, None, Moment(2_000));
+        let at_once = (0..120).take_while(|_| {
+            let room = lost.reached(Moment(2_000)).is_none();
+            lost.spend(Moment(2_000), 1, 0);
+            room
+        });
+        assert_eq!(at_once.count(), 10, "a twelfth");
+    }
+
+    #[test]
+    fn a_clock_that_lags_frees_nothing() {
+        let mut budget = fresh(CEILINGS);
+        budget.spend(Moment(50_000_000), 10, 0);
+        assert!(budget.reached(Moment(1_000)).is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn in_any_hour_no_more_than_the_ceiling_is_spent(steps in prop::collection::vec(0_u64..900_000, 1..200)) {
+            let mut budget = fresh(CEILINGS);
+            let mut now = Moment(0);
+            let mut spent_at: Vec<Moment> = Vec::new();
+            for step in steps {
+                now = now + Duration::from_millis(step);
+                if budget.reached(now).is_none() {
+                    budget.spend(now, 1, 0);
+                    spent_at.push(now);
+                }
+                let in_last_hour = spent_at.iter().filter(|at| now.since(**at) < HOUR).count();
+                prop_assert!(in_last_hour <= 10, "{in_last_hour} cases within an hour");
+            }
+        }
+    }
+}

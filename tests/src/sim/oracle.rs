@@ -1,0 +1,209 @@
+//! What must stay true, as plain functions. Each says what was broken.
+//!
+//! [`Ledger`] knows what really happened; `watch` knows what the device can know.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use hedge_core::clock::Moment;
+use hedge_core::engine::{Engine, Event};
+use hedge_core::uplink::TRIES_MAX;
+use hedge_proto::CaseKey;
+
+use super::device::short;
+
+/// A promise that does not hold, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    pub promise: &'static str,
+    pub details: String,
+}
+
+pub(super) type Checked = Result<(), Broken>;
+
+pub(super) fn broken(promise: &'static str, details: String) -> Checked {
+    Err(Broken { promise, details })
+}
+
+/// The engine's own bounds: window, owed, memory.
+pub(super) fn engine_is_bounded(engine: &Engine) -> Checked {
+    engine.broken_bound().map_or(Ok(()), |bound| broken("memory and window are bounded", bound.to_owned()))
+}
+
+/// A wake that is already over would turn the driver without end.
+pub(super) fn never_spins(now: Moment, wake_at: Option<Moment>) -> Checked {
+    match wake_at {
+        Some(at) if at <= now => {
+            broken("the driver sleeps until there is something to do", format!("woken at {}, wants {}", now.0, at.0))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn acknowledged_is_durable(durable: bool) -> Checked {
+    if durable {
+        return Ok(());
+    }
+    broken("a verdict is durable before its acknowledgement", "it was acknowledged while its case is open".to_owned())
+}
+
+pub(super) fn held_back(now: Moment, until: Moment) -> Checked {
+    if now >= until {
+        return Ok(());
+    }
+    broken("busy and pace are obeyed", format!("it spoke {} ms too early", until.since(now).as_millis()))
+}
+
+pub(super) fn in_window(flying: usize, window: usize) -> Checked {
+    if flying <= window {
+        return Ok(());
+    }
+    broken("in flight is at most the window", format!("{flying} in a window of {window}"))
+}
+
+pub(super) fn one_probe(flying: usize, proven: bool) -> Checked {
+    if proven || flying <= 1 {
+        return Ok(());
+    }
+    broken("while no cloud is proven up, one case is the probe", format!("{flying} are under way"))
+}
+
+pub(super) fn has_reader(readers: usize) -> Checked {
+    if readers > 0 {
+        return Ok(());
+    }
+    broken("nothing is sent while no reader of our wire version is known", "none is known".to_owned())
+}
+
+/// What a cloud says it holds is on its records.
+pub(super) fn on_record(key: CaseKey, recorded: bool) -> Checked {
+    if recorded {
+        return Ok(());
+    }
+    broken("the cloud acknowledges a case only once it is on record", format!("{} is not", short(key)))
+}
+
+/// When a case becomes due, counted from `calm`, it is answered or dead within this time: the longest quiet
+/// between two questions, the longest rests a cloud or broker may ask for, and the drain itself.
+pub(super) fn drain_within(cases: u64, accept_per_s: Option<f32>) -> Duration {
+    let waits = hedge_core::uplink::QUIET_MAX + Duration::from_secs(300 + 180 + 60 + 600);
+    #[expect(clippy::cast_precision_loss, reason = "a bound, not a count")]
+    let drain = Duration::from_secs_f32(cases as f32 * accept_per_s.map_or(0.0, |per_s| 1.0 / per_s));
+    // Failed cases are tried again and again, with doubled waits; a slow model takes four seconds a case.
+    waits + 2 * drain + Duration::from_secs(600 + 8 * cases)
+}
+
+/// What happened to each case, as only somebody outside can know it.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    stored: BTreeSet<CaseKey>,
+    applied: BTreeSet<(CaseKey, u32)>,
+    cases: BTreeMap<CaseKey, Account>,
+    pub(super) payloads: u64,
+}
+
+#[derive(Debug, Default)]
+struct Account {
+    /// How often its payload went out.
+    travelled: u32,
+    /// How often more than once it was allowed to: the cloud lacks it, wants it, failed on it, or nobody listened.
+    allowed: u32,
+    failed: u32,
+    dead: bool,
+    answered: bool,
+}
+
+impl Ledger {
+    pub(super) fn said_stored(&mut self, key: CaseKey) {
+        self.stored.insert(key);
+        self.cases.entry(key).or_default();
+    }
+
+    pub(super) fn stored(&self) -> usize {
+        self.stored.len()
+    }
+
+    fn account(&mut self, key: CaseKey) -> &mut Account {
+        self.cases.entry(key).or_default()
+    }
+
+    pub(super) fn allows(&mut self, key: CaseKey) {
+        self.account(key).allowed += 1;
+    }
+
+    /// The device restarted and its disk does not say that these were sent.
+    pub(super) fn progress_lost(&mut self, keys: Vec<CaseKey>) {
+        for key in keys {
+            let account = self.account(key);
+            account.allowed = account.allowed.max(account.travelled);
+        }
+    }
+
+    /// What the device hears may allow a payload to travel again; returns the case it allows last.
+    pub(super) fn hears(&mut self, event: &Event) -> Option<CaseKey> {
+        match event {
+            Event::Unknown { keys } => {
+                keys.iter().for_each(|key| self.allows(*key));
+                keys.last().copied()
+            }
+            Event::Wanted { key } => {
+                self.allows(*key);
+                Some(*key)
+            }
+            Event::Failed { key, .. } => {
+                self.account(*key).failed += 1;
+                self.allows(*key);
+                Some(*key)
+            }
+            Event::Dead { key, .. } => {
+                self.account(*key).dead = true;
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// A payload goes out on a connection.
+    pub(super) fn travels(&mut self, key: CaseKey, open: bool) -> Checked {
+        self.payloads += 1;
+        let account = self.account(key);
+        account.travelled += 1;
+        if !open {
+            return broken("an answered or dead case is not sent again", format!("{} was", short(key)));
+        }
+        if account.travelled > 1 + account.allowed {
+            let Account { travelled, allowed, .. } = *account;
+            let text = format!("{} travelled {travelled} times, allowed once and {allowed} times more", short(key));
+            return broken("after one full publish a payload travels again only if the cloud lacks it", text);
+        }
+        Ok(())
+    }
+
+    pub(super) fn applied(&mut self, key: CaseKey, revision: u32) -> Checked {
+        self.account(key).answered = true;
+        if self.applied.insert((key, revision)) {
+            return Ok(());
+        }
+        broken("no verdict is applied twice", format!("revision {revision} of {}", short(key)))
+    }
+
+    pub(super) fn buries(&mut self, key: CaseKey) -> Checked {
+        let account = self.account(key);
+        if account.dead || account.failed >= TRIES_MAX {
+            return Ok(());
+        }
+        let text = format!("{} failed {} times", short(key), account.failed);
+        broken("a dead letter has failed often enough, or the cloud said dead", text)
+    }
+
+    /// Each case said to be stored is on disk, or was answered.
+    pub(super) fn nothing_is_lost(&self, on_disk: impl Fn(CaseKey) -> bool) -> Checked {
+        let answered = |key: &CaseKey| self.cases.get(key).is_some_and(|account| account.answered);
+        match self.stored.iter().find(|key| !on_disk(**key) && !answered(key)) {
+            None => Ok(()),
+            Some(key) => {
+                broken("no case said to be stored is lost", format!("{} is neither on disk nor answered", short(*key)))
+            }
+        }
+    }
+}

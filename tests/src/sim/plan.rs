@@ -1,0 +1,169 @@
+//! What one world is like: drawn from the seed before it begins.
+//!
+//! Each world has only some kinds of faults: a rare interleaving of two is easier to meet where the other ten
+//! are silent.
+
+use hedge_core::chance::Chance;
+
+/// Everything random comes from here, so that the seed is the whole world.
+#[derive(Debug, Clone)]
+pub(super) struct Dice(Chance);
+
+impl Dice {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(Chance::from_seed(seed))
+    }
+
+    pub(super) fn number(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
+    /// From `low` to `high`, both included.
+    pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.0.next_u64() % (high.saturating_sub(low) + 1)
+    }
+
+    /// True once in so many throws; never for 0.
+    pub(super) fn one_in(&mut self, throws: u64) -> bool {
+        throws > 0 && self.0.next_u64().is_multiple_of(throws)
+    }
+
+    pub(super) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        let index = usize::try_from(self.0.next_u64() % choices.len() as u64).unwrap_or(0);
+        choices[index]
+    }
+}
+
+/// What may go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Both ends of a connection see it end; what was under way arrives at one of them or not.
+    Reset(usize),
+    /// Nothing gets through for a while; what was sent arrives late, or its end gives up first.
+    Outage(usize),
+    /// One connection swallows everything, and both ends find out by themselves.
+    HalfOpen(usize),
+    /// kill -9 of the agent: what is not on disk is gone.
+    Kill,
+    /// The device loses power: nobody says goodbye, the powered clock has lost some minutes.
+    PowerCut,
+    DiskFull,
+    BrokerRestart,
+    /// The broker comes back without sessions and retained messages.
+    BrokerWiped,
+    /// The cloud dies between any two steps and comes back with its records.
+    CloudCrash,
+    /// It comes back without its records.
+    CloudWiped,
+    /// It says goodbye and comes back.
+    CloudStop,
+    /// Its records cannot be written for a while.
+    CloudUnhealthy,
+    /// It comes back as a version that does not read our messages, for a while.
+    CloudOther,
+    /// Another client uses the device's client id.
+    TakenOver,
+    /// The device notices another network.
+    NetworkChanged,
+}
+
+const FAULTS: [Fault; 19] = [
+    Fault::Reset(0),
+    Fault::Reset(1),
+    Fault::Reset(2),
+    Fault::Outage(0),
+    Fault::Outage(1),
+    Fault::Outage(2),
+    Fault::HalfOpen(0),
+    Fault::HalfOpen(1),
+    Fault::Kill,
+    Fault::PowerCut,
+    Fault::DiskFull,
+    Fault::BrokerRestart,
+    Fault::BrokerWiped,
+    Fault::CloudCrash,
+    Fault::CloudWiped,
+    Fault::CloudStop,
+    Fault::CloudUnhealthy,
+    Fault::CloudOther,
+    Fault::NetworkChanged,
+];
+
+/// The shape of one world. Times are in milliseconds.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    pub(super) instances: usize,
+    /// Each case goes to one instance; without it to all of them.
+    pub(super) shared_subscription: bool,
+    /// The instances see each other's records.
+    pub(super) shared_records: bool,
+    /// What a lost instance had not acknowledged goes to another one.
+    pub(super) hands_on: bool,
+    /// The broker delivers a message twice now and then.
+    pub(super) twice_one_in: u64,
+    /// The cloud asks for payloads with `send` instead of saying `unknown`.
+    pub(super) says_send: bool,
+    pub(super) latency: (u64, u64),
+    pub(super) disk: (u64, u64),
+    /// A task of the device is held up for seconds now and then.
+    pub(super) slow_task_one_in: u64,
+    pub(super) cases: u64,
+    pub(super) arrivals: (u64, u64),
+    /// New cases and faults end here; from then on everything must drain.
+    pub(super) calm_at: u64,
+    pub(super) fault_every: (u64, u64),
+    pub(super) faults: Vec<Fault>,
+    pub(super) accept_per_s: Option<f32>,
+    /// How many cases may wait in the cloud before it is busy.
+    pub(super) room: usize,
+    pub(super) model: (u64, u64),
+    pub(super) odd_one_in: u64,
+    pub(super) second_opinion_one_in: u64,
+    pub(super) status_every: u64,
+    pub(super) turn_max: u64,
+    pub(super) receive_maximum: u16,
+}
+
+impl Plan {
+    pub(super) fn draw(seed: u64, dice: &mut Dice) -> Self {
+        let calm_at = dice.between(200, 2_000) * 1_000;
+        // Most worlds are small: they are fast and easy to read. A few are larger than the device's memory.
+        let cases = match dice.between(0, 99) {
+            0..75 => dice.between(1, 40),
+            75..96 => dice.between(40, 200),
+            _ => dice.between(300, 900),
+        };
+        let share = dice.between(1, 6);
+        let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| dice.between(0, 5) < share).collect();
+        if dice.one_in(20) {
+            faults.push(Fault::TakenOver);
+        }
+        let per_case = if dice.one_in(3) { 50 } else { calm_at / (cases + 1) };
+        Self {
+            seed,
+            instances: if dice.one_in(2) { 2 } else { 1 },
+            shared_subscription: !dice.one_in(4),
+            shared_records: dice.one_in(2),
+            hands_on: dice.one_in(2),
+            twice_one_in: dice.pick(&[0, 0, 10, 100]),
+            says_send: dice.one_in(4),
+            latency: dice.pick(&[(1, 5), (5, 80), (100, 700)]),
+            disk: dice.pick(&[(1, 3), (1, 50), (20, 2_000)]),
+            slow_task_one_in: dice.pick(&[0, 10, 100]),
+            cases,
+            arrivals: (0, 2 * per_case),
+            calm_at,
+            fault_every: dice.pick(&[(1_000, 15_000), (5_000, 60_000), (20_000, 200_000)]),
+            faults,
+            accept_per_s: dice.pick(&[None, None, None, Some(0.5), Some(5.0), Some(50.0)]),
+            room: dice.pick(&[3, 50, usize::MAX, usize::MAX]),
+            model: dice.pick(&[(1, 20), (20, 400), (500, 4_000)]),
+            odd_one_in: dice.pick(&[0, 3, 20]),
+            second_opinion_one_in: dice.pick(&[0, 5, 30]),
+            status_every: dice.pick(&[10_000, 30_000, 60_000]),
+            turn_max: dice.pick(&[5_000, 30_000]),
+            receive_maximum: dice.pick(&[u16::MAX, 20, 10, 1]),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Watches the engine from outside: what it was told, and whether what it does follows the rules.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hedge_core::clock::Moment;
+use hedge_core::engine::Event;
+use hedge_core::uplink::{Publish, RECEIVED_WAIT, WINDOW_MAX};
+use hedge_proto::{CaseKey, CloudState, CloudStatus, Name, WIRE_VERSION};
+
+use super::oracle::{Checked, has_reader, held_back, in_window, one_probe};
+
+/// What one run of the engine was told.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    connected: bool,
+    window: usize,
+    statuses: BTreeMap<Name, CloudStatus>,
+    proven: bool,
+    /// Sent and without a word since; the moment of its PUBACK.
+    flying: BTreeMap<CaseKey, Option<Moment>>,
+    hold_until: Moment,
+    /// The earliest next send at the pace of the last one.
+    next_send: Moment,
+}
+
+impl Watch {
+    /// Before the engine hears it.
+    pub(super) fn hears(&mut self, now: Moment, event: &Event) {
+        match event {
+            Event::Connected { receive_maximum } => {
+                self.connected = true;
+                self.window = WINDOW_MAX.min(usize::from(*receive_maximum)).max(1);
+            }
+            Event::Disconnected(_) => {
+                self.connected = false;
+                self.proven = false;
+                self.statuses.clear();
+                self.flying.clear();
+            }
+            Event::CloudStatus { instance, status, retained } => {
+                let online = status.state == CloudState::Online;
+                self.proven |= online && !retained;
+                if !online && !retained {
+                    self.flying.retain(|_, acknowledged| acknowledged.is_none());
+                }
+                self.statuses.insert(instance.clone(), status.clone());
+                let rests: Option<Vec<u32>> = self.readers().map(|status| status.retry_after_s).collect();
+                if let Some(rest_s) = rests.and_then(|rests| rests.into_iter().min()) {
+                    self.hold(now + Duration::from_secs(u64::from(rest_s)));
+                }
+            }
+            Event::Published { keys, outcome } => {
+                for key in keys {
+                    match (self.flying.get_mut(key), outcome) {
+                        (Some(acknowledged @ None), Publish::Acknowledged) => *acknowledged = Some(now),
+                        (Some(None), Publish::Nobody | Publish::Unclear) => {
+                            self.flying.remove(key);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Event::Received { keys } | Event::Unknown { keys } => {
+                self.proven = true;
+                self.flying.retain(|key, _| !keys.contains(key));
+            }
+            Event::Wanted { key } | Event::Dead { key, .. } => {
+                self.proven = true;
+                self.flying.remove(key);
+            }
+            Event::Failed { .. } => self.proven = true,
+            Event::TryCounted { key, .. } => {
+                self.flying.remove(key);
+            }
+            Event::Busy { after } => {
+                self.proven = true;
+                self.hold(now + *after);
+            }
+            Event::Closed { key, spoken } => {
+                self.proven |= spoken;
+                self.flying.remove(key);
+            }
+            Event::Stored(_)
+            | Event::Fetched(_)
+            | Event::AskFailed { .. }
+            | Event::NetworkChanged
+            | Event::Explained(_)
+            | Event::Spent { .. }
+            | Event::Tick => {}
+        }
+    }
+
+    /// The engine wants these published whole.
+    pub(super) fn sends(&mut self, now: Moment, keys: &[CaseKey]) -> Checked {
+        self.asks(now)?;
+        held_back(now, self.next_send)?;
+        let pace = self.pace();
+        if pace == Some(0.0) {
+            return held_back(now, Moment(u64::MAX));
+        }
+        if let Some(per_s) = pace {
+            self.next_send = now + Duration::from_secs_f32(1.0 / per_s.max(1e-3)).mul_f64(keys.len() as f64);
+        }
+        self.flying.retain(|_, at| at.is_none_or(|at| now.since(at) < RECEIVED_WAIT));
+        self.flying.extend(keys.iter().map(|key| (*key, None)));
+        in_window(self.flying.len(), self.window)?;
+        one_probe(self.flying.len(), self.proven)
+    }
+
+    /// The engine wants to ask.
+    pub(super) fn asks(&self, now: Moment) -> Checked {
+        has_reader(if self.connected { self.readers().count() } else { 0 })?;
+        held_back(now, self.hold_until)
+    }
+
+    fn hold(&mut self, until: Moment) {
+        self.hold_until = self.hold_until.max(until);
+    }
+
+    fn readers(&self) -> impl Iterator<Item = &CloudStatus> {
+        self.statuses
+            .values()
+            .filter(|status| status.state == CloudState::Online && status.wire.contains(&WIRE_VERSION))
+    }
+
+    fn pace(&self) -> Option<f32> {
+        self.readers().map(|status| status.accept).reduce(|a, b| Some(a?.max(b?))).flatten()
+    }
+}

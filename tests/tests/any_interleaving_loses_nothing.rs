@@ -1,0 +1,39 @@
+//! The device's engine in thousands of worlds made of numbers: whatever device, network, broker and cloud do, and
+//! in whichever order, no stored case is lost, none is applied twice, and all are answered once it is calm.
+
+use hedge_tests::sim::{Planted, run, sweep};
+
+/// In CI. `cargo xtask sim` runs as many as one likes.
+const SEEDS: u64 = 2_000;
+
+/// A planted bug must show within so many worlds.
+const SEEDS_TO_FIND: u64 = 400;
+
+#[test]
+fn in_any_interleaving_nothing_is_lost_and_nothing_is_stuck() {
+    let report = sweep(1, SEEDS, 2, None);
+    println!("{:.0} worlds/s: {:?}", report.seeds_per_s(), report.total);
+    if let Some(failure) = report.failure {
+        panic!("\n{failure}");
+    }
+    assert_eq!(report.seeds, SEEDS);
+}
+
+#[test]
+fn each_kind_of_planted_bug_is_found() {
+    for planted in Planted::ALL {
+        let report = sweep(1, SEEDS_TO_FIND, 2, Some(planted));
+        match report.failure {
+            Some(failure) => println!("{planted:?}: world {}, {}", report.seeds, failure.broken.promise),
+            None => panic!("{planted:?} lives unseen through {} worlds", report.seeds),
+        }
+    }
+}
+
+#[test]
+fn a_seed_fails_the_same_way_twice() {
+    let seed = sweep(1, SEEDS_TO_FIND, 1, Some(Planted::SendsOnSilence)).failure.expect("found").seed;
+    let [first, second] = [(); 2].map(|()| run(seed, Some(Planted::SendsOnSilence)).expect_err("fails again"));
+    assert_eq!((&first.broken, &first.trace), (&second.broken, &second.trace));
+    assert!(!first.trace.is_empty());
+}
