@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::interface::client;
 use crate::program::{Program, Recipe};
-use crate::{address, places};
+use crate::{Scrape, address, places};
 
 /// From start to listening: two sessions of ONNX Runtime and a broker, in a debug build on a busy machine.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -107,10 +107,20 @@ impl Cloud {
 
     /// One document of the dashboard's interface, for example `/api/devices`.
     pub fn get(&self, path: &str) -> Result<Value> {
+        let text = self.text(path)?;
+        serde_json::from_str(&text).with_context(|| format!("GET {path} is not JSON: {text}"))
+    }
+
+    /// Its figures as a scraper sees them.
+    pub fn scrape(&self) -> Result<Scrape> {
+        Ok(Scrape::new(self.text("/metrics")?))
+    }
+
+    fn text(&self, path: &str) -> Result<String> {
         let mut answer = self.http.get(format!("{}{path}", self.dashboard)).call()?;
         let text = answer.body_mut().read_to_string()?;
         ensure!(answer.status() == 200, "GET {path}: {} {text}", answer.status());
-        serde_json::from_str(&text).with_context(|| format!("GET {path} is not JSON: {text}"))
+        Ok(text)
     }
 
     pub fn check_alive(&mut self) -> Result<()> {

@@ -45,3 +45,13 @@ pub fn has_mosquitto() -> bool {
     }
     here
 }
+
+/// Whether promtool is installed; notes the skip if not.
+#[track_caller]
+pub fn has_promtool() -> bool {
+    let here = Path::new(places::PROMTOOL).is_file();
+    if !here {
+        skipped("promtool is not installed; on Debian: apt-get install --no-install-recommends prometheus");
+    }
+    here
+}
