@@ -4,6 +4,8 @@
 //! header, no checksum, no index. Rounds of the two alternate and medians are compared. `bytes` is what a caller
 //! hands over, a case's header and payload together. Prints a line per row and one JSON object as its last line.
 //!
+//! Built without any LTO, memory reads 19 MiB too high: sled's empty page tables are then written, not mapped.
+//!
 //! `cargo bench -p hedge-agent --bench outbox -- [--full] [--dir FOLDER]`
 #![expect(clippy::print_stdout, reason = "printing is all it does")]
 
@@ -156,7 +158,8 @@ fn round_raw(time: Duration, dir: &Path, bytes: usize, in_flight: usize) -> Resu
     let (requests, mut received) = mpsc::channel::<RawRequest>(1024);
     let mut file = fs::File::options().append(true).create_new(true).open(dir.join("raw"))?;
     let leader = std::thread::spawn(move || -> Result<()> {
-        while let Some(first) = received.blocking_recv() {
+        let waiting = tokio::runtime::Builder::new_current_thread().build()?;
+        while let Some(first) = waiting.block_on(received.recv()) {
             let mut batch = vec![first];
             while let Ok(request) = received.try_recv() {
                 batch.push(request);

@@ -40,7 +40,7 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong command line, 3 
 #[derive(Debug, Args)]
 #[command(after_long_help = SERVE_AFTER)]
 pub struct Serve {
-    /// The broker: mqtt://HOST[:PORT], or mqtts:// for TLS
+    /// The broker: mqtt://HOST:PORT, or mqtts:// for TLS
     #[arg(long, value_name = "URL", env = "HEDGE_CLOUD_BROKER", default_value = "mqtt://127.0.0.1:1883")]
     pub broker: Endpoint,
 

@@ -30,6 +30,9 @@ const RESERVE_BYTES: u64 = 512 * 1024;
 /// How often tidying goes on while nobody asks for anything.
 const TIDY: Duration = Duration::from_millis(200);
 
+/// How often a dead letter can be queued again: lives are counted in a byte.
+const LIVES_MAX: u8 = 250;
+
 /// Belongs to no case.
 pub(super) const NO_CASE: CaseKey = CaseKey { epoch: Epoch(0), sequence: 0 };
 
@@ -69,9 +72,15 @@ pub(crate) enum Done {
 pub(crate) type Reply = oneshot::Sender<Result<Done, StoreError>>;
 pub(crate) type Request = (Ask, Reply);
 
-/// One operation of a batch.
-struct Planned {
-    record: Record,
+/// Records to be written together, and who waits for each.
+#[derive(Default)]
+struct Batch {
+    records: Vec<Record>,
+    waiters: Vec<Waiter>,
+}
+
+struct Waiter {
+    is_case: bool,
     done: Done,
     reply: Reply,
     /// Freed with the batch.
@@ -122,23 +131,39 @@ impl Committer {
 
     /// One batch: plan, append, sync, apply, acknowledge.
     fn commit(&mut self) {
-        let mut batch = self.plan();
-        let records: Vec<_> = batch.iter().map(|planned| planned.record.clone()).collect();
-        let mut written = self.write(&records);
-        if let Some(error) = written.error.as_ref().filter(|_| self.reserve_kept) {
-            tracing::warn!(%error, "the disk refuses the outbox's log; the reserve is given up");
-            self.give_up_reserve();
-            let rest = batch.split_off(written.durable.len());
-            let (cases, mut marks): (Vec<_>, Vec<_>) = rest.into_iter().partition(Planned::is_case);
-            cases.into_iter().for_each(|planned| planned.refuse(error));
-            let retried = self.write(&marks.iter().map(|planned| planned.record.clone()).collect::<Vec<_>>());
-            batch.append(&mut marks);
-            written.durable.extend(retried.durable);
-            written.error = retried.error;
+        let Batch { records, waiters } = self.plan();
+        let written = self.write(&records);
+        let mut waiters = waiters.into_iter();
+        for waiter in waiters.by_ref().take(written.durable.len()) {
+            answer(waiter.reply, Ok(waiter.done));
         }
-        self.acknowledge(batch, &written.durable, written.error);
+        if let Some(error) = written.error {
+            let rest = records.into_iter().skip(written.durable.len()).zip(waiters).collect();
+            self.fail(rest, &error);
+        }
         self.tidy_step();
         behind::tell(&self.shared, self.lag_extra);
+    }
+
+    /// Refuses cases, and gives up the reserve so that the rest still finds room.
+    fn fail(&mut self, rest: Vec<(Record, Waiter)>, error: &io::Error) {
+        tracing::warn!(%error, "the disk refuses the outbox's log");
+        let (cases, marks): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, waiter)| waiter.is_case);
+        cases.into_iter().for_each(|(_, waiter)| waiter.refuse(error));
+        let (records, waiters): (Vec<_>, Vec<_>) = marks.into_iter().unzip();
+        if records.is_empty() {
+            return;
+        }
+        self.give_up_reserve();
+        let retried = self.write(&records);
+        let failure = retried.error.unwrap_or_else(|| io::Error::other("not written"));
+        for (number, waiter) in waiters.into_iter().enumerate() {
+            if number < retried.durable.len() {
+                answer(waiter.reply, Ok(waiter.done));
+            } else {
+                waiter.refuse(&failure);
+            }
+        }
     }
 
     /// Writes and applies: what is durable is also in the table.
@@ -157,42 +182,29 @@ impl Committer {
         written
     }
 
-    fn acknowledge(&self, batch: Vec<Planned>, durable: &[Pointer], error: Option<io::Error>) {
-        let failure = error.unwrap_or_else(|| io::Error::other("not written"));
-        for (number, planned) in batch.into_iter().enumerate() {
-            if number < durable.len() {
-                answer(planned.reply, Ok(planned.done));
-            } else {
-                planned.refuse(&failure);
-            }
-        }
-    }
-
     /// Takes operations from the front until one has to wait for this batch.
-    fn plan(&mut self) -> Vec<Planned> {
+    fn plan(&mut self) -> Batch {
         let shared = Arc::clone(&self.shared);
         let table = shared.table();
         let mut room = Room::new(&self.limits, &table, &*self.shared.disk);
-        let mut batch: Vec<Planned> = Vec::new();
+        let mut batch = Batch::default();
         let mut taken = HashSet::new();
         let mut bytes = 0;
-        while let Some((ask, reply)) = self.waiting.pop_front() {
+        while bytes < BATCH_BYTES_MAX && batch.records.len() < BATCH_OPS_MAX {
+            if self.waiting.front().is_none_or(|(ask, _)| taken.contains(&ask.key())) {
+                break;
+            }
+            let Some((ask, reply)) = self.waiting.pop_front() else { break };
             let key = ask.key();
-            let planned = if taken.contains(&key) { None } else { Some(plan(&table, &mut room, &ask)) };
-            match planned {
-                Some(Plan::Write(record, done)) => {
+            match plan(&table, &mut room, ask) {
+                Plan::Write(record, done, permit) => {
                     taken.insert(key);
                     bytes += record.bytes();
-                    batch.push(Planned { record, done, reply, _permit: ask.into_permit() });
+                    let is_case = record.head.kind == Kind::Case;
+                    batch.records.push(record);
+                    batch.waiters.push(Waiter { is_case, done, reply, _permit: permit });
                 }
-                Some(Plan::Reply(result)) => answer(reply, result),
-                None => {
-                    self.waiting.push_front((ask, reply));
-                    break;
-                }
-            }
-            if bytes >= BATCH_BYTES_MAX || batch.len() >= BATCH_OPS_MAX {
-                break;
+                Plan::Reply(result) => answer(reply, result),
             }
         }
         batch
@@ -206,7 +218,11 @@ impl Committer {
 
     /// Whether the reserve is there; tries to take it again once there is room for it.
     pub(super) fn keep_reserve(&mut self) -> bool {
-        let room = self.shared.disk.free_bytes().is_ok_and(|free| free > self.limits.free_bytes_min.saturating_add(RESERVE_BYTES));
+        let room = self
+            .shared
+            .disk
+            .free_bytes()
+            .is_ok_and(|free| free > self.limits.free_bytes_min.saturating_add(RESERVE_BYTES));
         if !self.reserve_kept && room {
             self.reserve_kept = self.shared.disk.keep_reserve(Some(RESERVE_BYTES)).is_ok();
         }
@@ -221,14 +237,10 @@ impl Committer {
     }
 }
 
-impl Planned {
-    fn is_case(&self) -> bool {
-        self.record.head.kind == Kind::Case
-    }
-
+impl Waiter {
     fn refuse(self, error: &io::Error) {
         let failure =
-            if self.is_case() { StoreError::Refused(Refusal::Disk) } else { StoreError::Disk(error.to_string()) };
+            if self.is_case { StoreError::Refused(Refusal::Disk) } else { StoreError::Disk(error.to_string()) };
         answer(self.reply, Err(failure));
     }
 }
@@ -272,18 +284,18 @@ impl Room {
 }
 
 enum Plan {
-    Write(Record, Done),
+    Write(Record, Done, Option<OwnedSemaphorePermit>),
     Reply(Result<Done, StoreError>),
 }
 
-fn plan(table: &Table, room: &mut Room, ask: &Ask) -> Plan {
+fn plan(table: &Table, room: &mut Room, ask: Ask) -> Plan {
     let moment = table.clock().unwrap_or_default();
     let known = table.get(ask.key());
     match (ask, known) {
-        (Ask::Clock(now), _) => Plan::mark(Head::mark(Kind::Clock, NO_CASE, *now), Done::Written),
+        (Ask::Clock(now), _) => Plan::mark(Head::mark(Kind::Clock, NO_CASE, now), Done::Written),
         (Ask::Store(..), Some(_)) => Plan::Reply(Ok(Done::Written)), // stored before: the promise holds already
-        (Ask::Store(record, _), None) => match room.take(record.bytes()) {
-            Ok(()) => Plan::Write(record.clone(), Done::Written),
+        (Ask::Store(record, permit), None) => match room.take(record.bytes()) {
+            Ok(()) => Plan::Write(record, Done::Written, Some(permit)),
             Err(refusal) => Plan::Reply(Err(StoreError::Refused(refusal))),
         },
         (Ask::Answer { .. }, None) => Plan::Reply(Ok(Done::Applied(Applied::Unknown))),
@@ -291,36 +303,39 @@ fn plan(table: &Table, room: &mut Room, ask: &Ask) -> Plan {
         (_, None) => Plan::Reply(Err(StoreError::Unknown)),
         (Ask::Attempt(key), Some(line)) => {
             let count = u32::from(line.slot.attempts.saturating_add(1));
-            let head = Head { life: line.slot.life, count, ..Head::mark(Kind::Attempt, *key, moment) };
+            let head = Head { life: line.slot.life, count, ..Head::mark(Kind::Attempt, key, moment) };
             Plan::mark(head, Done::Attempts(count))
         }
         (Ask::Answer { key, revision, verdict }, Some(line)) => {
-            if !takes_verdict(&line, *revision) {
+            if !takes_verdict(&line, revision) {
                 return Plan::Reply(Ok(Done::Applied(Applied::Late)));
             }
-            let head = Head { count: *revision, ..Head::mark(Kind::Verdict, *key, moment) };
+            let head = Head { count: revision, ..Head::mark(Kind::Verdict, key, moment) };
             Plan::record(head, verdict, Done::Applied(Applied::New))
         }
         (Ask::Deliver { key, revision, sink }, Some(line)) => {
-            if !awaits_delivery(&line, *revision, *sink) {
+            if !awaits_delivery(&line, revision, sink) {
                 return Plan::Reply(Ok(Done::Written));
             }
-            let head = Head { count: *revision, tag: *sink, ..Head::mark(Kind::Delivered, *key, moment) };
+            let head = Head { count: revision, tag: sink, ..Head::mark(Kind::Delivered, key, moment) };
             Plan::mark(head, Done::Written)
         }
-        (Ask::Forget(key), Some(_)) => Plan::mark(Head::mark(Kind::Forgotten, *key, moment), Done::Written),
+        (Ask::Forget(key), Some(_)) => Plan::mark(Head::mark(Kind::Forgotten, key, moment), Done::Written),
         (Ask::Bury { key, reason }, Some(line)) => {
             if matches!(line.slot.stage, Stage::Answered | Stage::Dead) {
                 return Plan::Reply(Ok(Done::Written));
             }
-            let head = Head { life: line.slot.life.saturating_add(1), ..Head::mark(Kind::Dead, *key, moment) };
+            let head = Head { life: line.slot.life.saturating_add(1), ..Head::mark(Kind::Dead, key, moment) };
             Plan::record(head, reason, Done::Written)
         }
         (Ask::Requeue(key), Some(line)) => {
             if line.slot.stage != Stage::Dead {
                 return Plan::Reply(Ok(Done::Written));
             }
-            let head = Head { life: line.slot.life.saturating_add(1), ..Head::mark(Kind::Requeued, *key, moment) };
+            if line.slot.life >= LIVES_MAX {
+                return Plan::Reply(Err(StoreError::Refused(Refusal::Full)));
+            }
+            let head = Head { life: line.slot.life.saturating_add(1), ..Head::mark(Kind::Requeued, key, moment) };
             Plan::mark(head, Done::Written)
         }
     }
@@ -343,12 +358,12 @@ fn awaits_delivery(line: &Line, revision: u32, sink: u8) -> bool {
 
 impl Plan {
     fn mark(head: Head, done: Done) -> Self {
-        Self::Write(Record::mark(head), done)
+        Self::Write(Record::mark(head), done, None)
     }
 
-    fn record(head: Head, payload: &Bytes, done: Done) -> Self {
-        match Record::new(head, Vec::new(), payload.clone()) {
-            Ok(record) => Self::Write(record, done),
+    fn record(head: Head, payload: Bytes, done: Done) -> Self {
+        match Record::new(head, Vec::new(), payload) {
+            Ok(record) => Self::Write(record, done, None),
             Err(_) => Self::Reply(Err(StoreError::Refused(Refusal::TooLarge))),
         }
     }
@@ -361,13 +376,6 @@ impl Ask {
             Self::Attempt(key) | Self::Forget(key) | Self::Requeue(key) => *key,
             Self::Answer { key, .. } | Self::Deliver { key, .. } | Self::Bury { key, .. } => *key,
             Self::Clock(_) => NO_CASE,
-        }
-    }
-
-    fn into_permit(self) -> Option<OwnedSemaphorePermit> {
-        match self {
-            Self::Store(_, permit) => Some(permit),
-            _ => None,
         }
     }
 }

@@ -23,8 +23,11 @@ const SUMMARY_KEY: &[u8] = b"m";
 const CACHE_BYTES: u64 = 1024 * 1024;
 /// How many damaged queues are kept for inspection.
 const DAMAGED_MAX: usize = 2;
-/// More entries than this are written in several batches, of which only the last is complete.
-const BATCH_ENTRIES_MAX: usize = 4096;
+/// Sled keeps everything in memory that an atomic batch touches until it ends, and does not give it back: 100,000
+/// entries took 293 MiB in batches of 4,096, 104 MiB in batches of 512 and 25 MiB in batches of 256.
+const BATCH_ENTRIES_MAX: usize = 256;
+/// Sled's buffers are of this size; with its own choice of 512 KiB it takes 4 MiB more.
+const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Why the queue on disk cannot be used. The answer is always the same: make a new one.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +56,7 @@ pub(crate) fn open(path: &Path) -> Result<sled::Db, IndexError> {
         .path(path)
         .mode(sled::Mode::LowSpace)
         .cache_capacity(CACHE_BYTES)
+        .segment_size(BUFFER_BYTES)
         .flush_every_ms(None)
         .print_profile_on_drop(false);
     unpanicked(|| Ok(config.open()?))
@@ -100,22 +104,26 @@ pub(crate) fn keys(queue: &sled::Db, from: OrderKey, to: OrderKey) -> impl Itera
     })
 }
 
-/// Writes the changes, and with the last of them that they are complete.
+/// Writes the changes in atomic batches. The position moves on with the last of them: until then the queue is
+/// ahead of it, and a replay of what it has already seen changes nothing.
 pub(crate) fn write(queue: &sled::Db, changes: &mut Changes, summary: &mut Summary) -> Result<(), IndexError> {
     changes.lines.sort_unstable_by_key(|change| change.line.map(|line| line.order_key()));
     let mut chunks = changes.lines.chunks(BATCH_ENTRIES_MAX).peekable();
-    summary.position = changes.position;
-    summary.clock = changes.clock;
     loop {
         let mut batch = sled::Batch::default();
         for change in chunks.next().unwrap_or_default() {
             summary.write(&mut batch, change);
         }
-        if chunks.peek().is_none() {
-            batch.insert(SUMMARY_KEY, &summary.encode()[..]);
-            return unpanicked(|| Ok(queue.apply_batch(batch)?));
+        let last = chunks.peek().is_none();
+        if last {
+            summary.position = changes.position;
+            summary.clock = changes.clock;
         }
+        batch.insert(SUMMARY_KEY, &summary.encode()[..]);
         unpanicked(|| Ok(queue.apply_batch(batch)?))?;
+        if last {
+            return Ok(());
+        }
     }
 }
 

@@ -298,8 +298,8 @@ impl Outbox {
     /// Ends a damaged case. If there is no room for the request now, the next read tries again.
     fn set_aside(&self, key: CaseKey) {
         let (reply, _) = oneshot::channel();
-        let sent = self.inner.requests().map(|requests| requests.try_send((Ask::Forget(key), reply)));
-        if matches!(sent, Some(Ok(()))) {
+        let sent = self.inner.requests().is_some_and(|requests| requests.try_send((Ask::Forget(key), reply)).is_ok());
+        if sent {
             self.inner.shared.count_damaged(1);
             tracing::warn!(epoch = key.epoch.0, sequence = key.sequence, "a damaged case is dropped from the outbox");
         }

@@ -42,7 +42,7 @@ impl Mosquitto {
     /// `None`, and a word about it, where mosquitto is not installed.
     pub fn start() -> Option<Self> {
         if !Path::new(MOSQUITTO).exists() {
-            println!("skipped: mosquitto is not installed (apt-get install mosquitto)");
+            eprintln!("skipped: mosquitto is not installed (apt-get install mosquitto)");
             return None;
         }
         let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

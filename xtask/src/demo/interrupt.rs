@@ -1,14 +1,14 @@
 //! Notices Ctrl-C and a request to stop, so that the demo can stop its programs in order.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Set once somebody wants the end.
+/// How often somebody asked for the end.
 #[derive(Debug, Clone)]
-pub(super) struct Interrupt(Arc<AtomicBool>);
+pub(super) struct Interrupt(Arc<AtomicU32>);
 
 impl Interrupt {
     /// Takes over both signals from now on.
@@ -19,18 +19,26 @@ impl Interrupt {
             let _guard = runtime.enter();
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
         };
-        let set = Arc::clone(&interrupt.0);
+        let asked = Arc::clone(&interrupt.0);
         let waiting = move || {
             runtime.block_on(async {
-                tokio::select! { _ = terminate.recv() => {}, _ = ctrl_c.recv() => {} }
+                loop {
+                    tokio::select! { _ = terminate.recv() => {}, _ = ctrl_c.recv() => {} }
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
             });
-            set.store(true, Ordering::Relaxed);
         };
         std::thread::Builder::new().name("interrupt".into()).spawn(waiting).context("cannot listen for Ctrl-C")?;
         Ok(interrupt)
     }
 
+    /// The inputs shall stop.
     pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
+    /// Nothing more shall be waited for.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 1
     }
 }

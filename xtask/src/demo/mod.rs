@@ -112,13 +112,14 @@ fn watch(
     let mut run = Run { stand: &mut stand, poster: &poster, tally: &mut tally, board, offline: Duration::ZERO };
     run.until_over(arguments.run_for, interrupt)?;
     run.stand.close_shutters()?;
-    run.board.say("Inputs stopped; waiting for the last verdicts");
+    run.board.say("Inputs stopped; waiting for the last verdicts (Ctrl-C: not any longer)");
     poster.stop();
     let drained = run.drain(interrupt)?;
     let offline = run.offline;
     let (posted, fashion) = poster.finish(&mut tally)?;
 
     let waiting = if drained { 0 } else { stand.waiting()? };
+    stand.read_sinks(&mut tally)?;
     let cloud = if interrupt.is_set() {
         None
     } else {
@@ -182,7 +183,7 @@ impl Run<'_> {
     fn drain(&mut self, interrupt: &Interrupt) -> Result<bool> {
         let deadline = Instant::now() + DRAIN_WAIT_MAX;
         let mut empty_since = None;
-        while !interrupt.is_set() && Instant::now() < deadline {
+        while !interrupt.is_urgent() && Instant::now() < deadline {
             self.tick()?;
             if self.stand.waiting()? > 0 {
                 empty_since = None;

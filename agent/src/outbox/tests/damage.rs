@@ -14,8 +14,11 @@ use super::{Bench, case, key};
 
 const CASES: u64 = 12;
 
-/// A log of two segments, and where each case's record ends in which of them.
-fn small_log() -> (BTreeMap<u32, Vec<u8>>, Vec<(u32, std::ops::Range<usize>)>) {
+/// The segment a record is in, and its bytes there.
+type Place = (u32, std::ops::Range<usize>);
+
+/// A log of two segments, and where each case's record lies.
+fn small_log() -> (BTreeMap<u32, Vec<u8>>, Vec<Place>) {
     let bench = Bench::new();
     let (outbox, _) = bench.open();
     let mut places = Vec::new();

@@ -34,7 +34,7 @@ fn what_was_stored_survives_a_power_cut_at_any_time() {
             bench.wait(receipt).unwrap();
             acknowledged.push((sequence, bytes));
         }
-        let survivor = bench.disk.after_power_cut(|| roll() % 2 == 0); // while the rest is being written
+        let survivor = bench.disk.after_power_cut(|| roll().is_multiple_of(2)); // while the rest is being written
         drop((receipts, outbox));
         fs::remove_dir_all(bench.queue()).unwrap();
         bench.disk = Arc::new(survivor);
@@ -182,6 +182,42 @@ fn a_drained_log_gives_its_room_back_and_keeps_the_time() {
     fs::remove_dir_all(bench.queue()).unwrap();
     let (_outbox, report) = bench.open();
     assert_eq!((report.cases, report.clock), (0, Some(Moment(77_000))));
+}
+
+#[test]
+fn what_stays_is_copied_when_its_segment_goes() {
+    let bench = Bench::new();
+    let (outbox, _) = bench.open();
+    for sequence in 0..4 {
+        bench.wait(outbox.store(case(sequence, 1.0, 300))).unwrap();
+    }
+    bench.wait(outbox.attempt(key(0))).unwrap();
+    bench.wait(outbox.answered(key(1), 2, b"cat".to_vec())).unwrap();
+    bench.wait(outbox.delivered(key(1), 2, 3)).unwrap();
+    bench.wait(outbox.dead(key(2), "it failed")).unwrap();
+    bench.wait(outbox.dead(key(3), "it failed once")).unwrap();
+    bench.wait(outbox.requeue(key(3))).unwrap();
+    let before: Vec<_> = (0..4).map(|sequence| outbox.lookup(key(sequence))).collect();
+    for sequence in 10..200 {
+        bench.wait(outbox.store(case(sequence, 1.0, 300))).unwrap();
+        bench.wait(outbox.forget(key(sequence))).unwrap();
+    }
+    let contents = bench.disk.contents();
+    assert!(contents.len() < 6 && contents.first_key_value().unwrap().0 > &10, "{:?}", contents.keys());
+    let check = |outbox: &Outbox| {
+        let after: Vec<_> = (0..4).map(|sequence| outbox.lookup(key(sequence))).collect();
+        assert_eq!(after, before);
+        assert_eq!(outbox.read(key(0)).unwrap().unwrap().payload.len(), 300);
+        assert_eq!(outbox.read(key(1)).unwrap().unwrap().verdict, Some(b"cat".to_vec()));
+        assert_eq!(outbox.read(key(2)).unwrap().unwrap().dead.as_deref(), Some("it failed"));
+        assert_eq!(outbox.read(key(3)).unwrap().unwrap().payload.len(), 300);
+    };
+    check(&outbox);
+    drop(outbox);
+    fs::remove_dir_all(bench.queue()).unwrap();
+    let (outbox, report) = bench.open();
+    assert_eq!((report.cases, report.damaged_records), (4, 0));
+    check(&outbox);
 }
 
 #[test]

@@ -4,17 +4,25 @@
 //! outside `[[model]]` and `[[source]]` can be overridden from the environment: `HEDGE_BROKER__URL` is
 //! `url` in `[broker]`.
 
+mod broker;
+mod overrides;
+mod source;
+mod verdicts;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hedge_core::judge::Threshold;
-use hedge_inference::Region;
-use hedge_proto::{DeviceId, Metadata, Name, Topics};
+use hedge_proto::{DeviceId, Name};
 use serde::Deserialize;
-use serde::de::Error as _;
 use toml::Spanned;
+
+pub use self::broker::{BrokerConfig, BrokerTransport, BrokerUrl, ProxyUrl};
+use self::overrides::Override;
+pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
+pub use self::verdicts::{CommandSinkConfig, JsonlConfig, MqttSinkConfig, VerdictsConfig, Wanted, WebhookConfig};
 
 /// Why the configuration cannot be used. The text names the file, the line and the field.
 #[derive(Debug, thiserror::Error)]
@@ -84,134 +92,6 @@ impl Default for LogConfig {
 pub enum LogFormat {
     Text,
     Json,
-}
-
-/// Where the broker is and how the device shows who it is.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BrokerConfig {
-    /// `mqtt://`, `mqtts://`, `ws://` or `wss://`, with host and optional port.
-    pub url: BrokerUrl,
-    /// In front of `hedge/v1/…`, for brokers shared with others.
-    #[serde(default = "no_prefix", deserialize_with = "topics")]
-    pub prefix: Topics,
-    /// The device id if not given.
-    pub client_id: Option<String>,
-    pub username: Option<String>,
-    pub password_file: Option<PathBuf>,
-    /// PEM; the system's certificates if not given.
-    pub ca_file: Option<PathBuf>,
-    pub certificate_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
-    /// TLS application protocol, for brokers that share port 443.
-    pub alpn: Option<String>,
-    /// `http://host:port` of a proxy that allows CONNECT.
-    pub proxy: Option<ProxyUrl>,
-    #[serde(default = "keep_alive_s")]
-    pub keep_alive_s: u16,
-}
-
-fn no_prefix() -> Topics {
-    Topics::new("").unwrap_or_else(|_| unreachable!("no prefix is a valid prefix"))
-}
-
-fn keep_alive_s() -> u16 {
-    20
-}
-
-fn topics<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Topics, D::Error> {
-    Topics::new(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-/// How bytes travel to the broker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BrokerTransport {
-    Tcp,
-    Tls,
-    WebSocket,
-    WebSocketTls,
-}
-
-impl BrokerTransport {
-    /// Whether anyone on the way can read along.
-    #[must_use]
-    pub fn is_plain(self) -> bool {
-        matches!(self, Self::Tcp | Self::WebSocket)
-    }
-}
-
-/// `scheme://host[:port][/path]`, the path for WebSockets only.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct BrokerUrl {
-    pub transport: BrokerTransport,
-    pub host: String,
-    pub port: u16,
-    /// With its leading slash; `/mqtt` if not given.
-    pub path: String,
-}
-
-impl TryFrom<String> for BrokerUrl {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let expected = || {
-            format!(
-                "`{text}` is not mqtt://, mqtts://, ws:// or wss:// with a host, such as mqtts://broker.example:8883"
-            )
-        };
-        let (scheme, rest) = text.split_once("://").ok_or_else(expected)?;
-        let (transport, default_port) = match scheme {
-            "mqtt" => (BrokerTransport::Tcp, 1883),
-            "mqtts" => (BrokerTransport::Tls, 8883),
-            "ws" => (BrokerTransport::WebSocket, 80),
-            "wss" => (BrokerTransport::WebSocketTls, 443),
-            _ => return Err(expected()),
-        };
-        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-        let websocket = matches!(transport, BrokerTransport::WebSocket | BrokerTransport::WebSocketTls);
-        if !websocket && !matches!(path, "" | "/") {
-            return Err(format!("`{text}` has a path, which only ws:// and wss:// take"));
-        }
-        let (host, port) = host_and_port(authority, default_port).ok_or_else(expected)?;
-        let path = if matches!(path, "" | "/") { "/mqtt".to_owned() } else { path.to_owned() };
-        Ok(Self { transport, host, port, path })
-    }
-}
-
-/// `http://host:port`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct ProxyUrl {
-    pub host: String,
-    pub port: u16,
-}
-
-impl TryFrom<String> for ProxyUrl {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.strip_prefix("http://")
-            .map(|rest| rest.trim_end_matches('/'))
-            .and_then(|authority| host_and_port(authority, 3128))
-            .map(|(host, port)| Self { host, port })
-            .ok_or_else(|| format!("`{text}` is not a proxy of the form http://host:port"))
-    }
-}
-
-/// Splits `host`, `host:port`, `[v6]` and `[v6]:port`.
-fn host_and_port(authority: &str, default_port: u16) -> Option<(String, u16)> {
-    if authority.contains('@') {
-        return None; // a password in a URL ends up in logs
-    }
-    let (host, port) = if let Some(v6) = authority.strip_prefix('[') {
-        let (host, rest) = v6.split_once(']')?;
-        (host, rest.strip_prefix(':'))
-    } else {
-        authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port)))
-    };
-    let port = port.map_or(Some(default_port), |port| port.parse().ok())?;
-    (!host.is_empty()).then(|| (host.to_owned(), port))
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -293,73 +173,6 @@ impl OutboxConfig {
     }
 }
 
-/// Where answers and corrections go besides the HTTP interface.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct VerdictsConfig {
-    pub jsonl: Option<JsonlConfig>,
-    pub webhook: Option<WebhookConfig>,
-    pub command: Option<CommandSinkConfig>,
-    pub mqtt: Option<MqttSinkConfig>,
-}
-
-/// Which answers a sink gets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Wanted {
-    /// Local answers and corrections.
-    All,
-    #[default]
-    Corrections,
-    /// Corrections that say something else than the local answer.
-    Changed,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JsonlConfig {
-    pub path: PathBuf,
-    #[serde(default)]
-    pub wanted: Wanted,
-    /// The file is renamed to `<path>.1` when it would grow over this.
-    #[serde(default = "jsonl_bytes_max")]
-    pub bytes_max: u64,
-}
-
-fn jsonl_bytes_max() -> u64 {
-    64 * 1024 * 1024
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WebhookConfig {
-    pub url: String,
-    #[serde(default)]
-    pub wanted: Wanted,
-    /// PEM; the system's certificates if not given.
-    pub ca_file: Option<PathBuf>,
-    /// A file whose content is sent as `Authorization: Bearer …`.
-    pub token_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CommandSinkConfig {
-    /// Program and arguments; gets one answer as JSON on its standard input.
-    pub command: Vec<String>,
-    #[serde(default)]
-    pub wanted: Wanted,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MqttSinkConfig {
-    #[serde(default)]
-    pub wanted: Wanted,
-    /// Another broker than the uplink's, for example on the local network.
-    pub broker: Option<BrokerConfig>,
-}
-
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetryConfig {
@@ -417,113 +230,6 @@ impl TryFrom<ThresholdFields> for ThresholdConfig {
             .map(Self)
             .map_err(|error| error.to_string())
     }
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(try_from = "SourceFields")]
-pub struct SourceConfig {
-    pub name: Name,
-    /// Names a `[[model]]`; the only one if not given.
-    pub model: Option<Spanned<Name>>,
-    /// At most one sample per so many milliseconds; the newest wins.
-    pub interval_ms: Option<u64>,
-    /// Which part of the picture is judged.
-    pub region: Option<Region>,
-    pub metadata: Metadata,
-    pub kind: SourceKind,
-}
-
-/// How samples come in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SourceKind {
-    /// `POST /v1/samples?source=NAME`
-    Http,
-    Folder {
-        path: PathBuf,
-        after: Fate,
-    },
-    Command {
-        /// Program and arguments; its standard output carries the samples.
-        command: Vec<String>,
-        format: StreamFormat,
-    },
-}
-
-/// A `[[source]]` as it is written; which fields belong together is checked when it is read.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SourceFields {
-    name: Name,
-    kind: KindName,
-    model: Option<Spanned<Name>>,
-    interval_ms: Option<u64>,
-    region: Option<Region>,
-    #[serde(default)]
-    metadata: Metadata,
-    path: Option<PathBuf>,
-    after: Option<Fate>,
-    command: Option<Vec<String>>,
-    format: Option<StreamFormat>,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum KindName {
-    Http,
-    Folder,
-    Command,
-}
-
-impl TryFrom<SourceFields> for SourceConfig {
-    type Error = String;
-
-    fn try_from(fields: SourceFields) -> Result<Self, String> {
-        let SourceFields { name, kind, model, interval_ms, region, metadata, path, after, command, format } = fields;
-        let kind = match (kind, path, after, command, format) {
-            (KindName::Http, None, None, None, None) => SourceKind::Http,
-            (KindName::Folder, Some(path), after, None, None) => {
-                SourceKind::Folder { path, after: after.unwrap_or_default() }
-            }
-            (KindName::Command, None, None, Some(command), format) if !command.is_empty() => {
-                SourceKind::Command { command, format: format.unwrap_or_default() }
-            }
-            (KindName::Http, ..) => {
-                return Err(format!("source `{name}` of kind http takes no path, after, command or format"));
-            }
-            (KindName::Folder, ..) => {
-                return Err(format!(
-                    "source `{name}` of kind folder needs `path`, takes `after`, and no command or format"
-                ));
-            }
-            (KindName::Command, ..) => {
-                return Err(format!(
-                    "source `{name}` of kind command needs `command` = [program, arguments…], takes `format`, and no path or after"
-                ));
-            }
-        };
-        Ok(Self { name, model, interval_ms, region, metadata, kind })
-    }
-}
-
-/// What happens to a file once its sample has been answered. One that cannot be used always goes to `failed/`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fate {
-    /// Into `done/` beside it.
-    #[default]
-    Move,
-    Delete,
-}
-
-/// How samples are told apart in a command's output.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StreamFormat {
-    /// JPEG pictures one after the other.
-    #[default]
-    Mjpeg,
-    /// A 4-byte big-endian length before each JPEG or PNG.
-    LengthDelimited,
 }
 
 impl Config {
@@ -604,40 +310,6 @@ fn line_of(text: &str, offset: usize) -> usize {
     1 + text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count()
 }
 
-/// One `HEDGE_…` variable. `HEDGE_CONFIG` is the program's own and not a value of the file.
-struct Override {
-    variable: String,
-    path: Vec<String>,
-    value: toml::Value,
-}
-
-impl Override {
-    fn new(variable: &str, value: &str) -> Option<Self> {
-        let path = variable.strip_prefix("HEDGE_").filter(|rest| *rest != "CONFIG")?;
-        // A value that reads as TOML is taken as such; anything else is a text.
-        let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
-            .ok()
-            .and_then(|mut table| table.remove("value"))
-            .unwrap_or_else(|| toml::Value::String(value.to_owned()));
-        let path = path.split("__").map(str::to_lowercase).collect();
-        Some(Self { variable: variable.to_owned(), path, value })
-    }
-
-    fn apply(&self, table: &mut toml::Table) {
-        let Some((last, parents)) = self.path.split_last() else { return };
-        let mut table = table;
-        for parent in parents {
-            let entry = table.entry(parent.clone()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-            if !entry.is_table() {
-                *entry = toml::Value::Table(toml::Table::new());
-            }
-            let toml::Value::Table(inner) = entry else { return };
-            table = inner;
-        }
-        table.insert(last.clone(), self.value.clone());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -692,15 +364,5 @@ mod tests {
         assert_eq!((broker.url.host.as_str(), broker.url.port), ("::1", 1884));
         let error = with("HEDGE_OUTBOX__CASES_MAX", "many").expect_err("refused").to_string();
         assert!(error.contains("HEDGE_OUTBOX__CASES_MAX"), "{error}");
-    }
-
-    #[test]
-    fn broker_addresses_are_read_whole_or_refused() {
-        let read = |text: &str| BrokerUrl::try_from(text.to_owned());
-        let url = read("wss://broker.example/path").expect("valid");
-        assert_eq!((url.transport, url.port, url.path.as_str()), (BrokerTransport::WebSocketTls, 443, "/path"));
-        for bad in ["", "broker", "mqtt://", "mqtt://h:99999", "mqtt://user:secret@h", "mqtt://h/path", "ftp://h"] {
-            assert!(read(bad).is_err(), "{bad}");
-        }
     }
 }

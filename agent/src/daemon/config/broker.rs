@@ -1,0 +1,150 @@
+//! `[broker]`: where the broker is and how the device shows who it is.
+
+use std::path::PathBuf;
+
+use hedge_proto::Topics;
+use serde::Deserialize;
+use serde::de::Error as _;
+
+/// Where the broker is and how the device shows who it is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrokerConfig {
+    /// `mqtt://`, `mqtts://`, `ws://` or `wss://`, with host and optional port.
+    pub url: BrokerUrl,
+    /// In front of `hedge/v1/…`, for brokers shared with others.
+    #[serde(default = "no_prefix", deserialize_with = "topics")]
+    pub prefix: Topics,
+    /// The device id if not given.
+    pub client_id: Option<String>,
+    pub username: Option<String>,
+    pub password_file: Option<PathBuf>,
+    /// PEM; the system's certificates if not given.
+    pub ca_file: Option<PathBuf>,
+    pub certificate_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// TLS application protocol, for brokers that share port 443.
+    pub alpn: Option<String>,
+    /// `http://host:port` of a proxy that allows CONNECT.
+    pub proxy: Option<ProxyUrl>,
+    #[serde(default = "keep_alive_s")]
+    pub keep_alive_s: u16,
+}
+
+fn no_prefix() -> Topics {
+    Topics::new("").unwrap_or_else(|_| unreachable!("no prefix is a valid prefix"))
+}
+
+fn keep_alive_s() -> u16 {
+    20
+}
+
+fn topics<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Topics, D::Error> {
+    Topics::new(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// How bytes travel to the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokerTransport {
+    Tcp,
+    Tls,
+    WebSocket,
+    WebSocketTls,
+}
+
+impl BrokerTransport {
+    /// Whether anyone on the way can read along.
+    #[must_use]
+    pub fn is_plain(self) -> bool {
+        matches!(self, Self::Tcp | Self::WebSocket)
+    }
+}
+
+/// `scheme://host[:port][/path]`, the path for WebSockets only.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct BrokerUrl {
+    pub transport: BrokerTransport,
+    pub host: String,
+    pub port: u16,
+    /// With its leading slash; `/mqtt` if not given.
+    pub path: String,
+}
+
+impl TryFrom<String> for BrokerUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let expected = || {
+            format!(
+                "`{text}` is not mqtt://, mqtts://, ws:// or wss:// with a host, such as mqtts://broker.example:8883"
+            )
+        };
+        let (scheme, rest) = text.split_once("://").ok_or_else(expected)?;
+        let (transport, default_port) = match scheme {
+            "mqtt" => (BrokerTransport::Tcp, 1883),
+            "mqtts" => (BrokerTransport::Tls, 8883),
+            "ws" => (BrokerTransport::WebSocket, 80),
+            "wss" => (BrokerTransport::WebSocketTls, 443),
+            _ => return Err(expected()),
+        };
+        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        let websocket = matches!(transport, BrokerTransport::WebSocket | BrokerTransport::WebSocketTls);
+        if !websocket && !matches!(path, "" | "/") {
+            return Err(format!("`{text}` has a path, which only ws:// and wss:// take"));
+        }
+        let (host, port) = host_and_port(authority, default_port).ok_or_else(expected)?;
+        let path = if matches!(path, "" | "/") { "/mqtt".to_owned() } else { path.to_owned() };
+        Ok(Self { transport, host, port, path })
+    }
+}
+
+/// `http://host:port`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ProxyUrl {
+    pub host: String,
+    pub port: u16,
+}
+
+impl TryFrom<String> for ProxyUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.strip_prefix("http://")
+            .map(|rest| rest.trim_end_matches('/'))
+            .and_then(|authority| host_and_port(authority, 3128))
+            .map(|(host, port)| Self { host, port })
+            .ok_or_else(|| format!("`{text}` is not a proxy of the form http://host:port"))
+    }
+}
+
+/// Splits `host`, `host:port`, `[v6]` and `[v6]:port`.
+fn host_and_port(authority: &str, default_port: u16) -> Option<(String, u16)> {
+    if authority.contains('@') {
+        return None; // a password in a URL ends up in logs
+    }
+    let (host, port) = if let Some(v6) = authority.strip_prefix('[') {
+        let (host, rest) = v6.split_once(']')?;
+        (host, rest.strip_prefix(':'))
+    } else {
+        authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port)))
+    };
+    let port = port.map_or(Some(default_port), |port| port.parse().ok())?;
+    (!host.is_empty()).then(|| (host.to_owned(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broker_addresses_are_read_whole_or_refused() {
+        let read = |text: &str| BrokerUrl::try_from(text.to_owned());
+        let url = read("wss://broker.example/path").expect("valid");
+        assert_eq!((url.transport, url.port, url.path.as_str()), (BrokerTransport::WebSocketTls, 443, "/path"));
+        for bad in ["", "broker", "mqtt://", "mqtt://h:99999", "mqtt://user:secret@h", "mqtt://h/path", "ftp://h"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}
