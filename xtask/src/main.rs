@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | check | bench`.
+//! The project's commands: `cargo xtask demo | test | check | soak | bench`.
 //!
 //! Each has a module of its own. What they share with the tests (starting programs, breaking links, counting)
 //! is in `hedge-tests`.
@@ -12,6 +12,7 @@ mod command;
 mod demo;
 mod onnxruntime;
 mod python;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -34,7 +35,9 @@ enum Command {
     Test(test::Arguments),
     /// Format, lints, docs, dependency policy, unit files: everything but the tests.
     Check,
-    /// Measures a part; the last line is JSON. `outbox` is the queue on this machine's disk.
+    /// Runs one test file for longer, or again with the chance of a failed run.
+    Soak(soak::Arguments),
+    /// Measures a part; the last line is JSON.
     Bench(bench::Arguments),
     /// Writes the pictures of a folder to standard output over and over, as a camera would.
     #[command(hide = true)]
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Check => check::run(),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Camera(arguments) => camera::run(&arguments),
     };
