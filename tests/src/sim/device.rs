@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use hedge_core::budget::{Budget, Spent};
+use hedge_core::budget::{Budget, Ceilings, Spent};
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Action, Engine, Event, Setup};
 use hedge_core::link::{Loss, Profile};
@@ -71,6 +71,8 @@ pub(super) struct Device {
     /// The connection that was hung up because a verdict could not be stored: nobody waits for its others.
     unheard: Option<usize>,
     tick_at: Option<u64>,
+    /// Read since the last tick.
+    bytes: u64,
 }
 
 impl Device {
@@ -91,6 +93,7 @@ impl Device {
             inbox: VecDeque::new(),
             unheard: None,
             tick_at: None,
+            bytes: 0,
         }
     }
 }
@@ -109,11 +112,13 @@ impl World {
         let open = self.device.disk.open().count() as u64;
         self.note(|| format!("the device starts with {open} open cases"));
         let now = self.device_now();
+        let ceilings =
+            if self.planted == Some(Planted::IgnoresCeilings) { Ceilings::LAN } else { self.plan.ceilings() };
         let setup = Setup {
             has_broker: true,
             open_cases: open,
             profile: Profile::LAN,
-            budget: Budget::resume(self.plan.ceilings(), Some(self.device.spent.clone()), now),
+            budget: Budget::resume(ceilings, Some(self.device.spent.clone()), now),
             batch_bytes_max: self.plan.batch_bytes_max,
             seed: self.dice.number(),
         };
@@ -311,6 +316,10 @@ impl World {
         if self.device.tick_at == Some(self.now) {
             self.device.tick_at = None;
         }
+        let bytes = std::mem::take(&mut self.device.bytes);
+        if bytes > 0 {
+            self.tell(Event::Spent { bytes });
+        }
         self.tell(Event::Tick);
     }
 
@@ -318,7 +327,7 @@ impl World {
     pub(super) fn tell(&mut self, event: Event) {
         let now = self.device_now();
         let Some(engine) = &mut self.device.engine else { return };
-        if !matches!(event, Event::Tick) {
+        if !matches!(event, Event::Tick | Event::Spent { .. }) {
             self.trace.note(self.now, || format!("device ← {}", shown(&event)));
         }
         self.device.watch.hears(now, &event);
@@ -338,6 +347,10 @@ impl World {
             && let Event::TryCounted { key, reason, .. } = event
         {
             engine.handle(now, Event::TryCounted { key, tries: u32::MAX, reason });
+        } else if self.planted == Some(Planted::TrustsRetained)
+            && let Event::CloudStatus { instance, status, .. } = event
+        {
+            engine.handle(now, Event::CloudStatus { instance, status, retained: false });
         } else if self.planted == Some(Planted::SendsToAnyCloud)
             && let Event::CloudStatus { instance, mut status, retained } = event
         {
@@ -402,7 +415,7 @@ impl World {
         }
     }
 
-    /// What the watch need not know, or, for a planted bug, must not.
+    /// Only for planted bugs: the engine hears something that did not happen.
     fn tell_behind_the_watch(&mut self, event: Event) {
         let now = self.device_now();
         if let Some(engine) = &mut self.device.engine {
@@ -456,7 +469,7 @@ impl World {
         if self.device.wire != Some(wire) {
             return;
         }
-        self.tell_behind_the_watch(Event::Spent { bytes: PACKET_BYTES });
+        self.device.bytes += PACKET_BYTES;
         match packet {
             Packet::ConnAck => self.transmit(wire, End::Client, Packet::Subscribe),
             Packet::SubAck => {

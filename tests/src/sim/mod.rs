@@ -51,6 +51,10 @@ pub enum Planted {
     SendsAnswered,
     /// Each case leaves the window as soon as it is sent.
     IgnoresWindow,
+    /// A retained status counts as a live one.
+    TrustsRetained,
+    /// No ceiling is known.
+    IgnoresCeilings,
     /// Of what the disk was asked for only the first few arrive.
     DropsLeftovers,
     /// The first `failed` makes a dead letter.
@@ -61,24 +65,6 @@ pub enum Planted {
     IgnoresBusy,
     /// The cloud acknowledges before its commit.
     CloudAcksFirst,
-}
-
-impl Planted {
-    pub const ALL: [Self; 13] = [
-        Self::StoredBeforeDurable,
-        Self::AcksBeforeDurable,
-        Self::AppliesTwice,
-        Self::PubackIsDone,
-        Self::NeverAsks,
-        Self::SendsOnSilence,
-        Self::SendsAnswered,
-        Self::IgnoresWindow,
-        Self::DropsLeftovers,
-        Self::DeadAtFirstFailure,
-        Self::SendsToAnyCloud,
-        Self::IgnoresBusy,
-        Self::CloudAcksFirst,
-    ];
 }
 
 /// A world in which everything held.
