@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use hedge_proto::{BoardFigures, LinkState, QueueFigures, SampleFigures, Telemetry};
+use hedge_proto::{BoardFigures, BudgetFigures, LinkState, QueueFigures, SampleFigures, Telemetry};
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text::encode};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -80,6 +80,14 @@ fn link(page: &mut Registry, now: &Telemetry) {
     let times = each(&|state| now.link_s.get(state.name()).copied().unwrap_or(0));
     let times = times.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value))).collect();
     page.register("link_seconds", "Time in each state of the link", Labelled(times));
+    page.register("link_bytes", "Bytes over the link in both directions", ConstCounter::new(now.link_bytes));
+    let each = |value: &dyn Fn(&BudgetFigures) -> ConstGauge<f64>| {
+        now.budget.iter().map(|(ceiling, figures)| (label("ceiling", ceiling), value(figures))).collect()
+    };
+    let spent = Labelled(each(&|figures| gauge(figures.spent)));
+    page.register("budget_spent", "Cases and bytes that count against each ceiling", spent);
+    let share = Labelled(each(&|figures| ConstGauge::new(ratio(figures.spent, figures.max))));
+    page.register("budget_ratio", "Share of each ceiling that is spent", share);
     page.register("connections", "Connections to the broker that came about", ConstCounter::new(now.connections));
 }
 
