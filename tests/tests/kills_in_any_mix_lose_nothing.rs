@@ -21,7 +21,7 @@ const ROUNDS: u32 = 15;
 const POSTS_PER_S: f64 = 15.0;
 
 /// Two dials at the longest wait, and one that is stuck; a queue of some hundreds drains in seconds.
-const DRAIN_WAIT_MAX: Duration = Duration::from_secs(150);
+const DRAIN_WAIT_MAX: Duration = Duration::from_secs(240);
 
 /// From a kill to the start: nothing, or long enough that the others notice.
 const DOWN_MS_MAX: u64 = 700;
