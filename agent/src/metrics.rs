@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use hedge_proto::{BoardFigures, LinkState, QueueFigures, SampleFigures, Telemetry};
+use hedge_proto::{BoardFigures, BudgetFigures, LinkState, QueueFigures, SampleFigures, Telemetry};
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text::encode};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -80,6 +80,14 @@ fn link(page: &mut Registry, now: &Telemetry) {
     let times = each(&|state| now.link_s.get(state.name()).copied().unwrap_or(0));
     let times = times.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value))).collect();
     page.register("link_seconds", "Time in each state of the link", Labelled(times));
+    page.register("link_bytes", "Bytes over the link in both directions", ConstCounter::new(now.link_bytes));
+    let each = |value: &dyn Fn(&BudgetFigures) -> ConstGauge<f64>| {
+        now.budget.iter().map(|(ceiling, figures)| (label("ceiling", ceiling), value(figures))).collect()
+    };
+    let spent = Labelled(each(&|figures| gauge(figures.spent)));
+    page.register("budget_spent", "Cases and bytes that count against each ceiling", spent);
+    let share = Labelled(each(&|figures| ConstGauge::new(ratio(figures.spent, figures.max))));
+    page.register("budget_ratio", "Share of each ceiling that is spent", share);
     page.register("connections", "Connections to the broker that came about", ConstCounter::new(now.connections));
 }
 
@@ -87,7 +95,7 @@ fn queue(page: &mut Registry, now: &QueueFigures) {
     let cases = [("waiting", now.waiting), ("answered", now.answered), ("dead", now.dead)];
     let all = cases.iter().map(|(_, count)| count).sum();
     let cases = cases.map(|(state, count)| (label("state", state), gauge(count)));
-    page.register("queue_cases", "Cases in the outbox", Labelled(cases.into()));
+    page.register("queue_cases", "Cases in the outbox; dead ones are kept for inspection", Labelled(cases.into()));
     page.register("queue_in_flight_cases", "Waiting cases that were sent", gauge(now.in_flight));
     page.register("queue_bytes", "Bytes in the outbox that count against its cap", gauge(now.bytes));
     let share = [("cases", ratio(all, now.cases_max)), ("bytes", ratio(now.bytes, now.bytes_max))];
@@ -95,7 +103,6 @@ fn queue(page: &mut Registry, now: &QueueFigures) {
     page.register("queue_cap_ratio", "Share of the outbox's caps in use", Labelled(share.into()));
     let oldest = gauge(now.oldest_s.unwrap_or(0));
     page.register("queue_oldest_seconds", "Age of the oldest unanswered case, 0 when there is none", oldest);
-    page.register("dead_letters", "Cases kept for inspection, never sent", gauge(now.dead));
     page.register("disk_bytes", "What the outbox takes on the disk", gauge(now.disk_bytes));
     page.register("written_bytes", "Bytes written to the outbox's log", ConstCounter::new(now.written_bytes));
     page.register("damaged_records", "Records found damaged on the disk", ConstCounter::new(now.damaged_records));
@@ -181,4 +188,74 @@ impl EncodeMetric for Spread {
 
 impl TypedMetric for Spread {
     const TYPE: MetricType = MetricType::Histogram;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hedge_proto::{ModelRef, Name, Throttling};
+
+    use super::*;
+
+    fn full() -> Telemetry {
+        let throttling = Throttling { now: vec!["throttled".into()], since_boot: vec!["under_voltage".into()] };
+        let board = BoardFigures { rss_bytes: Some(1), temperature_c: Some(48.5), throttling: Some(throttling) };
+        let name = |text: &str| Name::new(text).expect("valid");
+        let model = ModelRef { name: "small".into(), version: "3".into() };
+        let models = [(name("m"), Some(model)), (name("n"), None)].into();
+        let queue = QueueFigures { waiting: 3, dead: 1, cases_max: 8, ..QueueFigures::default() };
+        Telemetry { board, models, queue, ..Telemetry::new(LinkState::Degraded) }
+    }
+
+    #[track_caller]
+    fn check(text: &str, lines: &[&str]) {
+        for line in lines {
+            assert!(text.lines().any(|found| found == *line), "no `{line}` in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn each_figure_has_its_line_and_what_never_happened_is_zero() {
+        let figures = Figures::default();
+        figures.took(Timed::Kept, Duration::from_millis(2));
+        check(
+            &text(&full(), &figures),
+            &[
+                "hedge_agent_answers_total{outcome=\"kept\"} 0",
+                "hedge_agent_cases_refused_total{reason=\"too_large\"} 0",
+                "hedge_agent_link_state{state=\"degraded\"} 1.0",
+                "hedge_agent_link_state{state=\"online\"} 0.0",
+                "hedge_agent_queue_cap_ratio{cap=\"cases\"} 0.5",
+                "hedge_agent_model_loaded{model=\"m\"} 1.0",
+                "hedge_agent_model_loaded{model=\"n\"} 0.0",
+                "hedge_agent_model_info{model=\"m\",name=\"small\",version=\"3\"} 1.0",
+                "hedge_agent_answer_seconds_bucket{le=\"0.001\",path=\"kept\"} 0",
+                "hedge_agent_answer_seconds_bucket{le=\"0.0025\",path=\"kept\"} 1",
+                "hedge_agent_answer_seconds_bucket{le=\"+Inf\",path=\"kept\"} 1",
+                "hedge_agent_board_temperature_celsius 48.5",
+                "hedge_agent_board_throttled{limit=\"throttled\"} 1.0",
+                "hedge_agent_board_throttled{limit=\"under_voltage\"} 0.0",
+                "hedge_agent_board_throttled_since_boot{limit=\"under_voltage\"} 1.0",
+                "# EOF",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_board_that_tells_nothing_has_no_lines_of_its_own() {
+        assert!(!text(&Telemetry::new(LinkState::Offline), &Figures::default()).contains("hedge_agent_board_"));
+    }
+
+    #[test]
+    fn what_alerts_say_of_boards_exists_where_boards_tell() {
+        let page = text(&full(), &Figures::default());
+        let rules = include_str!("../../docs/alerts.yml");
+        let words = rules.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let names: Vec<_> = words.filter(|word| word.starts_with("hedge_agent_board_")).collect();
+        assert!(!names.is_empty());
+        for name in names {
+            assert!(page.lines().any(|line| line.starts_with(name)), "no {name}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use hedge_core::budget::{Ceilings, Spent};
 use hedge_core::engine::Event;
 use hedge_core::outbox::sort_key;
 use hedge_core::uplink::Waiting;
@@ -52,6 +53,9 @@ pub struct Pipeline {
     pub figures: Arc<Figures>,
     pub events: mpsc::Sender<Event>,
     pub link: watch::Receiver<LinkView>,
+    /// What counts against the ceilings, and the ceilings; none without a broker.
+    pub spent: watch::Receiver<Spent>,
+    pub ceilings: Option<Ceilings>,
     pub store_wait: Duration,
     pub started: Instant,
 }
@@ -64,6 +68,8 @@ pub struct LinkView {
     pub in_flight: usize,
     /// Connections that came about since the process started.
     pub connections: u64,
+    /// Bytes in both directions since the process started.
+    pub bytes: u64,
     /// Time in each state before the present one began, and when that was.
     before: [Duration; LinkState::ALL.len()],
     since: Instant,
@@ -77,6 +83,7 @@ impl LinkView {
             reason: "starting",
             in_flight: 0,
             connections: 0,
+            bytes: 0,
             before: Default::default(),
             since: Instant::now(),
         }

@@ -2,7 +2,9 @@
 //!
 //! It only gathers: figures are counted in `figures`, the outbox counts itself, the board is read.
 
-use hedge_proto::{LinkState, ModelRef, Name, QueueFigures, Telemetry};
+use std::collections::BTreeMap;
+
+use hedge_proto::{BudgetFigures, LinkState, ModelRef, Name, QueueFigures, Telemetry};
 
 use crate::board;
 use crate::inference::Judge;
@@ -25,10 +27,18 @@ pub fn of(pipeline: &Pipeline) -> Telemetry {
             .map(|state| (state.name().to_owned(), link.time_in(state).as_secs()))
             .collect(),
         connections: link.connections,
+        link_bytes: link.bytes,
+        budget: budget(pipeline),
         latency: pipeline.figures.latency(),
         models: pipeline.judges.iter().map(model).collect(),
         board: board::read(),
     }
+}
+
+fn budget(pipeline: &Pipeline) -> BTreeMap<String, BudgetFigures> {
+    let Some(ceilings) = &pipeline.ceilings else { return BTreeMap::new() };
+    let used = pipeline.spent.borrow().used(pipeline.clock.now(), ceilings);
+    used.map(|used| (used.ceiling.to_owned(), BudgetFigures { spent: used.spent, max: used.max })).into()
 }
 
 fn model((name, judge): (&Name, &Judge)) -> (Name, Option<ModelRef>) {

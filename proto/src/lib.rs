@@ -25,8 +25,8 @@ pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json};
 pub use digest::{Digest, InvalidDigest};
 pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
 pub use status::{
-    BoardFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, LatencyFigures, LinkState, QueueFigures,
-    SampleFigures, Telemetry, Throttling,
+    BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, LatencyFigures, LinkState,
+    QueueFigures, SampleFigures, Telemetry, Throttling,
 };
 pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};
 pub use topic::{Topic, Topics};

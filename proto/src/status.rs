@@ -144,6 +144,14 @@ pub struct LatencyFigures {
     pub p99_ms: f64,
 }
 
+/// A ceiling on what goes over the link, and how much of it is spent in the running period.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BudgetFigures {
+    pub spent: u64,
+    pub max: u64,
+}
+
 /// What the device's board tells. What it does not tell is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -188,6 +196,12 @@ pub struct Telemetry {
     /// Connections that came about since the process started.
     #[serde(default)]
     pub connections: u64,
+    /// Bytes over the connection in both directions since the process started, everything counted.
+    #[serde(default)]
+    pub link_bytes: u64,
+    /// By the ceiling's name in the configuration: `cases_per_hour` to `bytes_per_month`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub budget: BTreeMap<String, BudgetFigures>,
     /// Answers by path (`kept`, `deferred`) and stages (`tensor`, `inference`, `store`); only what happened.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub latency: BTreeMap<String, LatencyFigures>,
@@ -212,6 +226,8 @@ impl Telemetry {
             sources: BTreeMap::new(),
             link_s: BTreeMap::new(),
             connections: 0,
+            link_bytes: 0,
+            budget: BTreeMap::new(),
             latency: BTreeMap::new(),
             models: BTreeMap::new(),
             board: BoardFigures::default(),

@@ -126,7 +126,9 @@ impl AgentConfig {
         self.dir.join("answers.jsonl")
     }
 
-    fn file(&self) -> PathBuf {
+    /// Its configuration file, once written.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
         self.dir.join("agent.toml")
     }
 

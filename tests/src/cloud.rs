@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::interface::client;
 use crate::program::{Program, Recipe};
-use crate::{address, places};
+use crate::{Scrape, address, places};
 
 /// From start to listening: two sessions of ONNX Runtime and a broker, in a debug build on a busy machine.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -29,6 +29,8 @@ pub struct CloudSetup {
     /// Further arguments, as typed.
     pub more: Vec<String>,
     pub environment: Vec<(String, String)>,
+    /// The network namespace it runs in; its dashboard is then out of reach.
+    pub namespace: Option<String>,
 }
 
 impl CloudSetup {
@@ -42,6 +44,7 @@ impl CloudSetup {
             instance: "cloud-1".into(),
             more: Vec::new(),
             environment: Vec::new(),
+            namespace: None,
         }
     }
 
@@ -49,6 +52,12 @@ impl CloudSetup {
     #[must_use]
     pub fn at(broker: &str, models: &[&str]) -> Self {
         Self { broker: Some(broker.to_owned()), ..Self::embedded(models) }
+    }
+
+    /// At a broker that runs already, answering every case of `task` with `label`: no model, no waiting for one.
+    #[must_use]
+    pub fn stub(broker: &str, task: &str, label: &str) -> Self {
+        Self { more: vec!["--answer-with".into(), format!("{task}={label}")], ..Self::at(broker, &[]) }
     }
 }
 
@@ -82,7 +91,7 @@ impl Cloud {
         for model in &setup.models {
             recipe = recipe.argument("--model").argument(places::model(model));
         }
-        let mut program = recipe.start()?;
+        let mut program = recipe.inside(setup.namespace.as_deref()).start()?;
         let (broker, dashboard) = wait_until_ready(&mut program, setup)?;
         Ok(Self { program, broker, dashboard, http: client(REQUEST_WAIT_MAX) })
     }
@@ -107,14 +116,29 @@ impl Cloud {
 
     /// One document of the dashboard's interface, for example `/api/devices`.
     pub fn get(&self, path: &str) -> Result<Value> {
+        let text = self.text(path)?;
+        serde_json::from_str(&text).with_context(|| format!("GET {path} is not JSON: {text}"))
+    }
+
+    /// Its figures as a scraper sees them.
+    pub fn scrape(&self) -> Result<Scrape> {
+        Ok(Scrape::new(self.text("/metrics")?))
+    }
+
+    fn text(&self, path: &str) -> Result<String> {
         let mut answer = self.http.get(format!("{}{path}", self.dashboard)).call()?;
         let text = answer.body_mut().read_to_string()?;
         ensure!(answer.status() == 200, "GET {path}: {} {text}", answer.status());
-        serde_json::from_str(&text).with_context(|| format!("GET {path} is not JSON: {text}"))
+        Ok(text)
     }
 
     pub fn check_alive(&mut self) -> Result<()> {
         self.program.check_alive()
+    }
+
+    #[must_use]
+    pub fn program(&mut self) -> &mut Program {
+        &mut self.program
     }
 
     /// `kill -9`.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hedge_proto::{Answer, CaseId, Telemetry};
 
+use crate::Scrape;
+
 /// Longer than any `wait_ms` of a test; a stuck agent still ends the test.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -58,6 +60,13 @@ impl Interface {
         let (status, text) = self.get("/v1/status")?;
         ensure!(status == 200, "GET /v1/status: {status} {text}");
         serde_json::from_str(&text).with_context(|| format!("not a status: {text}"))
+    }
+
+    /// Its figures as a scraper sees them.
+    pub fn scrape(&self) -> Result<Scrape> {
+        let (status, text) = self.get("/metrics")?;
+        ensure!(status == 200, "GET /metrics: {status} {text}");
+        Ok(Scrape::new(text))
     }
 
     pub fn get(&self, path: &str) -> Result<Reply> {

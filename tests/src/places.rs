@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+/// Checks alert rules; Debian's package `prometheus` has it.
+pub const PROMTOOL: &str = "/usr/bin/promtool";
+
 /// The repository's root.
 #[must_use]
 pub fn root() -> &'static Path {

@@ -6,6 +6,7 @@
 use std::io::Write as _;
 use std::path::Path;
 
+use crate::namespace::CloudSide;
 use crate::{mosquitto, places};
 
 /// Notes that the calling test did not run. Panics in CI.
@@ -44,4 +45,24 @@ pub fn has_mosquitto() -> bool {
         skipped("mosquitto is not installed; on Debian: apt-get install mosquitto");
     }
     here
+}
+
+/// Whether promtool is installed; notes the skip if not.
+#[track_caller]
+pub fn has_promtool() -> bool {
+    let here = Path::new(places::PROMTOOL).is_file();
+    if !here {
+        skipped("promtool is not installed; on Debian: apt-get install --no-install-recommends prometheus");
+    }
+    here
+}
+
+/// Whether this process may make network namespaces; notes the skip if not.
+#[track_caller]
+pub fn has_namespaces() -> bool {
+    let reason = CloudSide::unavailable();
+    if let Some(reason) = &reason {
+        skipped(reason);
+    }
+    reason.is_none()
 }

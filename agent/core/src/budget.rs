@@ -72,6 +72,34 @@ struct Slots {
     spent: [u64; SLOTS],
 }
 
+/// A ceiling, as the configuration names it, and how much of it is spent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    pub ceiling: &'static str,
+    pub spent: u64,
+    pub max: u64,
+}
+
+impl Spent {
+    /// What counts against each ceiling now.
+    #[must_use]
+    pub fn used(&self, now: Moment, ceilings: &Ceilings) -> [Used; 6] {
+        let used = |ceiling, slots: &Slots, period, max| {
+            let mut slots = slots.clone();
+            slots.advance(now, period);
+            Used { ceiling, spent: slots.spent.iter().sum(), max }
+        };
+        [
+            used("cases_per_hour", &self.cases_per_hour, HOUR, ceilings.cases_per_hour),
+            used("cases_per_day", &self.cases_per_day, DAY, ceilings.cases_per_day),
+            used("cases_per_month", &self.cases_per_month, MONTH, ceilings.cases_per_month),
+            used("bytes_per_hour", &self.bytes_per_hour, HOUR, ceilings.bytes_per_hour),
+            used("bytes_per_day", &self.bytes_per_day, DAY, ceilings.bytes_per_day),
+            used("bytes_per_month", &self.bytes_per_month, MONTH, ceilings.bytes_per_month),
+        ]
+    }
+}
+
 /// A ceiling that has been reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reached {
@@ -233,6 +261,16 @@ mod tests {
             room
         });
         assert_eq!(at_once.count(), 10, "a twelfth");
+    }
+
+    #[test]
+    fn what_is_shown_as_spent_frees_up_with_time() {
+        let mut budget = fresh(CEILINGS);
+        budget.spend(Moment(1_000), 4, 700);
+        let used = |now: Moment| budget.spent().used(now, &CEILINGS);
+        assert_eq!(used(Moment(2_000))[0], Used { ceiling: "cases_per_hour", spent: 4, max: 10 });
+        let later = used(Moment(2 * 3_600_000));
+        assert_eq!([later[0].spent, later[1].spent, later[3].spent, later[4].spent], [0, 4, 0, 700]);
     }
 
     #[test]

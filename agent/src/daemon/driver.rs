@@ -59,6 +59,11 @@ impl Driver {
             let bytes = self.meter.take();
             if bytes > 0 {
                 self.engine.handle(now, Event::Spent { bytes });
+                // Nobody waits for this figure, so nobody is woken.
+                self.link.send_if_modified(|view| {
+                    view.bytes += bytes;
+                    false
+                });
             }
             self.engine.handle(now, event);
             if self.spent_shown.elapsed() >= SPENT_SHOWN_EVERY {

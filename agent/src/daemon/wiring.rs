@@ -110,6 +110,8 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         figures,
         events,
         link: link_view,
+        spent: spent_view.clone(),
+        ceilings: config.broker.is_some().then(|| config.link.ceilings()),
         store_wait: config.outbox.store_wait(),
         started: Instant::now(),
     });

@@ -63,7 +63,6 @@ fn register_totals(page: &mut Registry, now: &Totals) {
     page.register("received_cases", "Cases taken into the records", ConstCounter::new(now.cases));
     let outcomes = [("waiting", now.waiting), ("answered", now.answered), ("failed", now.failed), ("dead", now.dead)];
     page.register("case_outcomes", "Cases by what has become of them", gauges("outcome", &outcomes));
-    page.register("waiting_cases", "Cases without a verdict that will get one", gauge(now.waiting));
     let verdicts = [("agreed", now.agreed), ("disagreed", now.disagreed)];
     page.register("verdicts", "Verdicts by whether they say the same as the device", counters("verdict", &verdicts));
     let away = [("refused", now.refused), ("malformed", now.malformed), ("busy", now.busy)];

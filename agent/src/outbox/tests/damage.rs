@@ -12,13 +12,13 @@ use super::super::{NewCase, recall, recover};
 use super::paper::PaperDisk;
 use super::{Bench, case, key};
 
-const CASES: u64 = 12;
+pub(super) const CASES: u64 = 12;
 
 /// The segment a record is in, and its bytes there.
-type Place = (u32, std::ops::Range<usize>);
+pub(super) type Place = (u32, std::ops::Range<usize>);
 
 /// A log of two segments, and where each case's record lies.
-fn small_log() -> (BTreeMap<u32, Vec<u8>>, Vec<Place>) {
+pub(super) fn small_log() -> (BTreeMap<u32, Vec<u8>>, Vec<Place>) {
     let bench = Bench::new();
     let (outbox, _) = bench.open();
     let mut places = Vec::new();

@@ -3,6 +3,7 @@
 
 mod damage;
 mod faults;
+mod inspect;
 mod model;
 mod paper;
 
