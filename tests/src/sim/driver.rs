@@ -73,7 +73,7 @@ impl World {
                 let checked = self.device.watch.sends(now, &keys, self.plan.cases_per_hour);
                 self.check(checked);
                 self.device_soon(Step::Load(keys.clone()));
-                if self.planted == Some(Planted::IgnoresWindow) {
+                if self.planted == Some(Planted::IgnoresWindow) && self.device.watch.proven() {
                     self.tell_behind_the_watch(Event::Received { keys });
                 }
             }
