@@ -177,10 +177,9 @@ impl Ledger {
         self.account(key).dropped = true;
     }
 
-    /// A dead letter begins anew.
+    /// A dead letter begins anew. Words about its first life may still come and end the second one.
     pub(super) fn requeued(&mut self, key: CaseKey) {
         let account = self.account(key);
-        (account.failed, account.dead) = (0, false);
         account.allowed = account.allowed.max(account.travelled);
     }
 
