@@ -29,6 +29,8 @@ pub struct CloudSetup {
     /// Further arguments, as typed.
     pub more: Vec<String>,
     pub environment: Vec<(String, String)>,
+    /// The network namespace it runs in; its dashboard is then out of reach.
+    pub namespace: Option<String>,
 }
 
 impl CloudSetup {
@@ -42,6 +44,7 @@ impl CloudSetup {
             instance: "cloud-1".into(),
             more: Vec::new(),
             environment: Vec::new(),
+            namespace: None,
         }
     }
 
@@ -49,6 +52,12 @@ impl CloudSetup {
     #[must_use]
     pub fn at(broker: &str, models: &[&str]) -> Self {
         Self { broker: Some(broker.to_owned()), ..Self::embedded(models) }
+    }
+
+    /// At a broker that runs already, answering every case of `task` with `label`: no model, no waiting for one.
+    #[must_use]
+    pub fn stub(broker: &str, task: &str, label: &str) -> Self {
+        Self { more: vec!["--answer-with".into(), format!("{task}={label}")], ..Self::at(broker, &[]) }
     }
 }
 
@@ -82,7 +91,7 @@ impl Cloud {
         for model in &setup.models {
             recipe = recipe.argument("--model").argument(places::model(model));
         }
-        let mut program = recipe.start()?;
+        let mut program = recipe.inside(setup.namespace.as_deref()).start()?;
         let (broker, dashboard) = wait_until_ready(&mut program, setup)?;
         Ok(Self { program, broker, dashboard, http: client(REQUEST_WAIT_MAX) })
     }
@@ -125,6 +134,11 @@ impl Cloud {
 
     pub fn check_alive(&mut self) -> Result<()> {
         self.program.check_alive()
+    }
+
+    #[must_use]
+    pub fn program(&mut self) -> &mut Program {
+        &mut self.program
     }
 
     /// `kill -9`.

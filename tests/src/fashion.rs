@@ -54,16 +54,35 @@ impl Fashion {
 
     /// Picture `index` as a grey PNG.
     pub fn png(&self, index: usize) -> Result<Vec<u8>> {
-        let mut file = Vec::new();
-        let side = u32::try_from(SIDE)?;
-        let mut encoder = png::Encoder::new(&mut file, side, side);
-        encoder.set_color(png::ColorType::Grayscale);
-        encoder.set_depth(png::BitDepth::Eight);
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&self.pixels[index * SIDE * SIDE..(index + 1) * SIDE * SIDE])?;
-        writer.finish()?;
-        Ok(file)
+        grey_png(SIDE, &self.pixels[index * SIDE * SIDE..(index + 1) * SIDE * SIDE])
     }
+}
+
+/// A picture that shows nothing, in about `bytes` bytes: noise cannot be packed. Each `seed` makes another one.
+pub fn noise_png(bytes: usize, seed: u64) -> Result<Vec<u8>> {
+    let side = bytes.isqrt();
+    let mut state = seed | 1;
+    let pixels: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_be_bytes()[3]
+    })
+    .take(side * side)
+    .collect();
+    grey_png(side, &pixels)
+}
+
+fn grey_png(side: usize, pixels: &[u8]) -> Result<Vec<u8>> {
+    let mut file = Vec::new();
+    let side = u32::try_from(side)?;
+    let mut encoder = png::Encoder::new(&mut file, side, side);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(pixels)?;
+    writer.finish()?;
+    Ok(file)
 }
 
 /// The bytes of a gzipped IDX file after its header of `dimensions` sizes.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::address;
 use crate::certificates::{Authority, Identity};
+use crate::namespace::CloudSide;
 use crate::program::{Program, Recipe};
 
 /// Where Debian puts it; `/usr/sbin` is not on every user's path.
@@ -33,8 +34,10 @@ pub struct MosquittoSetup<'a> {
     pub client_certificates: bool,
     /// MQTT over WebSocket instead of plain TCP.
     pub websocket: bool,
-    /// Sessions and retained messages are written to disk and survive a restart.
+    /// Sessions and retained messages are written to disk at every change and survive a restart.
     pub persistent: bool,
+    /// Behind a link of its own: devices connect at its far address.
+    pub far: Option<&'a CloudSide>,
 }
 
 /// A running mosquitto.
@@ -59,11 +62,13 @@ impl Mosquitto {
         std::fs::create_dir_all(&dir)?;
         // For WebSockets mosquitto does not heed the address.
         let outside = address::own(if setup.websocket { address::own_port()? } else { 8883 });
+        let outside = setup.far.map_or(outside, |side| SocketAddr::new(side.address(), outside.port()));
         let inside = address::own(1883);
         let identity = setup.tls.map(|authority| authority.server(outside.ip())).transpose()?;
         let config = dir.join("mosquitto.conf");
         std::fs::write(&config, configuration(&dir, inside, outside, setup, identity.as_ref())?)?;
-        let mut program = Recipe::new("mosquitto", PROGRAM.into(), &dir).argument("-c").argument(&config).start()?;
+        let recipe = Recipe::new("mosquitto", PROGRAM.into(), &dir).argument("-c").argument(&config);
+        let mut program = recipe.inside(setup.far.map(CloudSide::name)).start()?;
         wait_for_listener(&mut program, outside)?;
         Ok(Self { program, inside, outside, dir })
     }
@@ -83,11 +88,17 @@ impl Mosquitto {
     /// `kill -9`, its memory forgotten, started again: no session, no retained message is left.
     pub fn restart_wiped(&mut self) -> Result<()> {
         self.program.kill()?;
+        self.wipe()?;
+        self.start_again()
+    }
+
+    /// Forgets what a killed broker had written down.
+    pub fn wipe(&self) -> Result<()> {
         let database = self.dir.join("mosquitto.db");
         if database.exists() {
             std::fs::remove_file(database)?;
         }
-        self.start_again()
+        Ok(())
     }
 
     /// `kill -9`; clients see their connections end.
@@ -122,6 +133,7 @@ fn configuration(
     let mut text = "user root\nlog_type all\nper_listener_settings true\n".to_owned();
     if setup.persistent {
         writeln!(text, "persistence true\npersistence_location {}/", dir.display())?;
+        writeln!(text, "autosave_on_changes true\nautosave_interval 1")?;
     }
     writeln!(text, "listener {} {}\nallow_anonymous true", inside.port(), inside.ip())?;
     writeln!(text, "listener {} {}", outside.port(), outside.ip())?;

@@ -16,6 +16,9 @@ use crate::wait;
 /// How much of a program's log an error shows.
 const LOG_LINES_SHOWN: usize = 15;
 
+/// `USER_HZ` is 100 wherever Linux runs.
+const TICK_MS: u64 = 10;
+
 /// How to start a program, any number of times.
 #[derive(Debug, Clone)]
 pub struct Recipe {
@@ -48,6 +51,17 @@ impl Recipe {
     #[must_use]
     pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// The same program in a network namespace, as the same process.
+    #[must_use]
+    pub fn inside(mut self, namespace: Option<&str>) -> Self {
+        if let Some(namespace) = namespace {
+            let program = std::mem::replace(&mut self.program, "ip".into());
+            let words = ["netns".into(), "exec".into(), namespace.into(), program.into_os_string()];
+            self.arguments.splice(0..0, words);
+        }
         self
     }
 
@@ -101,6 +115,16 @@ impl Program {
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// The processor time it has used since its start.
+    pub fn cpu(&self) -> Result<Duration> {
+        let id = self.id().with_context(|| format!("{} is not running", self.recipe.name))?;
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+        // The name in the second field may hold anything; the fields behind it are counted from its end.
+        let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ')).context("no stat of a process")?;
+        let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap_or(0)).sum();
+        Ok(Duration::from_millis(ticks * TICK_MS))
     }
 
     /// An error with the end of its log, if it has ended by itself.

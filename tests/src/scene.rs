@@ -49,6 +49,17 @@ impl Scene {
         Ok(Self { cloud, setup, mosquitto: Some(mosquitto), fashion: Fashion::load()?, dir })
     }
 
+    /// Like [`Self::mosquitto_with`], with a cloud that says the same about every picture at once, and where the
+    /// broker is.
+    pub fn stub(setup: &MosquittoSetup<'_>) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let mosquitto = Mosquitto::start_with(dir.path(), setup)?;
+        let namespace = setup.far.map(|side| side.name().to_owned());
+        let setup = CloudSetup { namespace, ..CloudSetup::stub(&mosquitto.url(), "fashion", "Coat") };
+        let cloud = Cloud::start(dir.path(), &setup)?;
+        Ok(Self { cloud, setup, mosquitto: Some(mosquitto), fashion: Fashion::load()?, dir })
+    }
+
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -6,6 +6,7 @@
 use std::io::Write as _;
 use std::path::Path;
 
+use crate::namespace::CloudSide;
 use crate::{mosquitto, places};
 
 /// Notes that the calling test did not run. Panics in CI.
@@ -54,4 +55,14 @@ pub fn has_promtool() -> bool {
         skipped("promtool is not installed; on Debian: apt-get install --no-install-recommends prometheus");
     }
     here
+}
+
+/// Whether this process may make network namespaces; notes the skip if not.
+#[track_caller]
+pub fn has_namespaces() -> bool {
+    let reason = CloudSide::unavailable();
+    if let Some(reason) = &reason {
+        skipped(reason);
+    }
+    reason.is_none()
 }

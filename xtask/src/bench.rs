@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::command;
+use crate::{build, command, onnxruntime};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -17,10 +17,21 @@ pub(crate) struct Arguments {
 enum Name {
     /// Durable cases per second of log and queue, beside a bare log on the same disk.
     Outbox,
+    /// Cases per second from a full queue into the cloud's records, beside the broker alone.
+    Drain,
+    /// Bytes a day of an idle, connected device.
+    LinkIdle,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let Name::Outbox = arguments.name;
-    let mut bench = command::cargo(&["bench", "--quiet", "--package", "hedge-agent", "--bench", "outbox", "--"]);
+    let (package, name) = match arguments.name {
+        Name::Outbox => ("hedge-agent", "outbox"),
+        Name::Drain => ("hedge-tests", "drain"),
+        Name::LinkIdle => ("hedge-tests", "link_idle"),
+    };
+    let mut bench = command::cargo(&["bench", "--quiet", "--package", package, "--bench", name, "--"]);
+    if package == "hedge-tests" {
+        bench.env("ORT_DYLIB_PATH", onnxruntime::library()?).env("HEDGETEST_PROGRAMS", build::released_programs()?);
+    }
     command::run(bench.args(&arguments.arguments))
 }

@@ -14,6 +14,12 @@ pub(crate) fn programs() -> Result<PathBuf> {
     build(&["--package", "hedge-agent", "--package", "hedge-cloud"])
 }
 
+/// The same as they are delivered, for what is measured.
+pub(crate) fn released_programs() -> Result<PathBuf> {
+    let debug = build(&["--release", "--package", "hedge-agent", "--package", "hedge-cloud"])?;
+    Ok(debug.with_file_name("release"))
+}
+
 /// Builds them together with the tests: in one go, crates that both need are built once.
 pub(crate) fn programs_and_tests() -> Result<PathBuf> {
     // Without this program itself: it runs, and its file must stay.

@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | check | bench | sim`.
+//! The project's commands: `cargo xtask demo | test | check | bench | sim | soak`.
 //!
 //! Each has a module of its own. What they share with the tests (starting programs, breaking links, counting)
 //! is in `hedge-tests`.
@@ -13,6 +13,7 @@ mod demo;
 mod onnxruntime;
 mod python;
 mod sim;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -35,7 +36,9 @@ enum Command {
     Test(test::Arguments),
     /// Format, lints, docs, dependency policy, unit files: everything but the tests.
     Check,
-    /// Measures a part; the last line is JSON. `outbox` is the queue on this machine's disk.
+    /// Runs one test file for longer, or again with the chance of a failed run.
+    Soak(soak::Arguments),
+    /// Measures a part; the last line is JSON.
     Bench(bench::Arguments),
     /// Runs the device's engine through worlds made from seeds, and says which seed breaks a promise.
     Sim(sim::Arguments),
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Check => check::run(),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Camera(arguments) => camera::run(&arguments),

@@ -21,6 +21,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let filter = arguments.filter.as_deref();
     let mut tests = if command::works(&mut command::cargo(&["nextest", "--version"])) {
         let mut tests = command::cargo(&["nextest", "run", "--workspace", "--no-fail-fast"]);
+        tests.args(["--test-threads", &threads().to_string()]);
         tests.args(filter);
         vec![tests, command::cargo(&["test", "--quiet", "--workspace", "--doc"])]
     } else {
@@ -44,6 +45,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     report(skipped.path())?;
     outcome
+}
+
+/// Four a processor, for tests that mostly wait; `.config/nextest.toml` says how many of them each test takes.
+fn threads() -> usize {
+    4 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// Prints the tests that did not run, and why.

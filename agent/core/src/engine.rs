@@ -113,7 +113,7 @@ pub enum Action {
         key: CaseKey,
         reason: String,
     },
-    /// Make it a dead letter.
+    /// Make it a dead letter durably, then bring [`Event::Closed`]. Without that the cloud is asked again later.
     Bury {
         key: CaseKey,
         reason: String,
@@ -288,7 +288,7 @@ impl Engine {
             Event::Busy { after } => self.uplink.hold(now + after),
             Event::Failed { key, reason } => self.actions.push_back(Action::CountTry { key, reason }),
             Event::Dead { key, reason } => {
-                self.uplink.forget(key);
+                self.uplink.dying(now, key);
                 self.actions.push_back(Action::Bury { key, reason });
             }
             _ => {}
@@ -437,6 +437,24 @@ mod tests {
         let tries = crate::uplink::TRIES_MAX;
         engine.handle(Moment(5), Event::TryCounted { key: key(7), tries, reason: reason() });
         assert_eq!(actions(&mut engine), [Action::Bury { key: key(7), reason: reason() }]);
+    }
+
+    #[test]
+    fn a_dead_letter_that_the_disk_refuses_is_made_later() {
+        let mut engine = online(0);
+        let dead = || Event::Dead { key: key(7), reason: String::from("unreadable") };
+        let bury = Action::Bury { key: key(7), reason: String::from("unreadable") };
+        engine.handle(Moment(3), Event::Stored(waiting(7, false)));
+        actions(&mut engine);
+        engine.handle(Moment(4), dead());
+        assert_eq!(actions(&mut engine), [bury.clone()]);
+        let wake = engine.wake_at().expect("asks again");
+        engine.handle(wake, Event::Tick);
+        assert_eq!(actions(&mut engine), [Action::Ask { keys: vec![key(7)] }]);
+        engine.handle(wake, dead());
+        assert_eq!(actions(&mut engine), [bury]);
+        engine.handle(wake, Event::Closed { key: key(7), spoken: false });
+        assert_eq!(engine.wake_at(), None);
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub const QUIET_MAX: Duration = Duration::from_secs(30 * 60);
 /// The wait after the first `failed`; doubles each time.
 pub const FAILED_WAIT: Duration = Duration::from_secs(10);
 
+/// How long making a dead letter may take before the cloud is asked again: a full disk may have refused it.
+pub const BURY_WAIT: Duration = Duration::from_secs(60);
+
 /// How long to wait when the broker says that nobody subscribes.
 pub const NOBODY_WAIT: Duration = Duration::from_secs(5);
 
@@ -191,8 +194,7 @@ impl Uplink {
     /// The bound that does not hold, if any; for assertions and simulations.
     #[must_use]
     pub fn broken_bound(&self) -> Option<&'static str> {
-        let in_flight = self.count(|phase| matches!(phase, Phase::Publishing | Phase::Published));
-        if in_flight > WINDOW_MAX {
+        if self.publishes_in_flight() > WINDOW_MAX {
             Some("more publishes are in flight than the window holds")
         } else if self.cases.len() > READY_MAX + OWED_MAX {
             Some("more cases are in memory than may be")
@@ -401,17 +403,21 @@ impl Uplink {
         }
     }
 
-    /// The cloud tried and could not, now `tries` times. False: it has failed too often.
+    /// The cloud tried and could not, now `tries` times. False: it has failed too often. It is remembered until it
+    /// is forgotten, so that a dead letter the disk refuses is made later.
     pub fn failed(&mut self, now: Moment, key: CaseKey, tries: u32) -> bool {
-        if tries >= TRIES_MAX {
-            self.cases.remove(&key);
-            return false;
-        }
         if let Some(case) = self.cases.get_mut(&key) {
             let not_before = now + doubled(FAILED_WAIT, tries.saturating_sub(1));
             case.enter(now, Phase::Doubtful { not_before });
         }
-        true
+        tries < TRIES_MAX
+    }
+
+    /// The cloud will never answer it, and it is being made a dead letter.
+    pub fn dying(&mut self, now: Moment, key: CaseKey) {
+        if let Some(case) = self.cases.get_mut(&key) {
+            case.enter(now, Phase::Doubtful { not_before: now + BURY_WAIT });
+        }
     }
 
     /// Answered, dead, evicted or dropped by hand: nothing more is done about it.
@@ -561,6 +567,8 @@ mod tests {
             assert_eq!(uplink.step(Moment(1), PROVEN).is_some(), tries == 1, "the other case is free to go");
         }
         assert!(!uplink.failed(Moment(0), key(1), TRIES_MAX));
+        assert_eq!(uplink.step(Moment(1), PROVEN), None);
+        uplink.forget(key(1));
         assert!(!uplink.knows(key(1)));
     }
 

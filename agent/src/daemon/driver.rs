@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::notify::Watchdog;
 use crate::clock::Clock;
-use crate::outbox::{Entry, Outbox, Progress};
+use crate::outbox::{Entry, Outbox, Progress, StoreError};
 use crate::pipeline::LinkView;
 use crate::uplink::{Meter, Uplink};
 
@@ -145,11 +145,12 @@ impl Driver {
     }
 
     fn bury(&self, key: CaseKey, reason: String) {
-        let outbox = self.outbox.clone();
+        let (outbox, events) = (self.outbox.clone(), self.events.clone());
         tokio::spawn(async move {
             tracing::warn!(sequence = key.sequence, reason, "a case became a dead letter");
-            if let Err(error) = outbox.dead(key, &reason).await {
-                tracing::error!(%error, "a dead letter could not be recorded; it will be tried again after a restart");
+            match outbox.dead(key, &reason).await {
+                Ok(()) | Err(StoreError::Unknown) => drop(events.send(Event::Closed { key, spoken: false }).await),
+                Err(error) => tracing::error!(%error, "a dead letter could not be recorded; it will be tried again"),
             }
         });
     }

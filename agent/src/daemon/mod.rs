@@ -39,6 +39,8 @@ pub enum StartError {
     Capture(#[from] CaptureError),
     #[error(transparent)]
     Sink(#[from] SinkConfigError),
+    #[error("a part of the agent ended that must not; the log says which")]
+    DriverEnded,
     #[error("this system: {0}")]
     System(#[from] std::io::Error),
 }
@@ -52,7 +54,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
     let Parts { pipeline, uplink, mut keeper, verdicts, driver, events, deliveries } = wiring::wire(&config)?;
     verdicts.forget_all_delivered().await;
-    let driving = tokio::spawn(driver.run(events, stop.clone()));
+    let mut driving = tokio::spawn(driver.run(events, stop.clone()));
     let delivering: Vec<_> = deliveries.into_iter().map(|delivery| tokio::spawn(delivery.run(stop.clone()))).collect();
     tokio::spawn(report(pipeline.clone(), uplink.clone(), telemetry_interval(&config), stop.clone()));
     let outbox = pipeline.outbox.clone();
@@ -75,6 +77,11 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        // Without its driver the agent would answer on and send nothing for ever; a restart heals that.
+        ended = &mut driving => {
+            tracing::error!(?ended, "the driver ended by itself");
+            return Err(StartError::DriverEnded);
+        }
     }
     tracing::info!("stopping");
     notify::stopping();

@@ -28,7 +28,7 @@ pub use self::meter::Meter;
 pub use self::network::watch as watch_network;
 pub use self::options::{OptionsError, options};
 use crate::daemon::config::{BrokerConfig, ProbeConfig};
-use crate::outbox::{Outbox, Progress};
+use crate::outbox::{Outbox, Progress, StoreError};
 use crate::state::StateFile;
 use crate::verdict::Verdicts;
 
@@ -212,10 +212,14 @@ impl Shared {
     /// Makes a dead letter of a case that this device cannot send.
     async fn bury(&self, key: CaseKey, reason: &str) {
         tracing::warn!(id = %self.id(key), reason, "a case cannot be sent; it is kept as a dead letter");
-        if let Err(error) = self.setup.outbox.dead(key, reason).await {
-            tracing::error!(%error, "the dead letter could not be recorded");
-        }
-        self.tell(Event::Closed { key, spoken: false }).await;
+        let event = match self.setup.outbox.dead(key, reason).await {
+            Ok(()) | Err(StoreError::Unknown) => Event::Closed { key, spoken: false },
+            Err(error) => {
+                tracing::error!(%error, "the dead letter could not be recorded; it will be tried again");
+                Event::Published { keys: vec![key], outcome: Publish::Nobody }
+            }
+        };
+        self.tell(event).await;
     }
 
     /// The case with its payload; `None` if it is no longer in the outbox. An error is final for this case.
@@ -223,6 +227,8 @@ impl Shared {
         let outbox = self.setup.outbox.clone();
         let read = tokio::task::spawn_blocking(move || outbox.read(key)).await;
         let stored = match read {
+            // Answered or dead while this send was on its way here.
+            Ok(Ok(Some(stored))) if stored.verdict.is_some() || stored.dead.is_some() => return Ok(None),
             Ok(Ok(Some(stored))) => stored,
             Ok(Ok(None)) => return Ok(None),
             Ok(Err(error)) => return Err(error.to_string()),

@@ -87,6 +87,10 @@ impl Delivery {
         let answers: Vec<Arc<Answer>> = offered.iter().map(|(_, answer)| answer.clone()).collect();
         let (delivered, stopped_by) = self.sink.send_all(&answers).await;
         let refused = usize::from(matches!(stopped_by, Err(SinkError::Refused(_))));
+        if delivered > 0 {
+            // It is there: one that fails now and then must not be waited for as if it were gone.
+            self.retry_wait = RETRY_WAIT_MIN;
+        }
         settled.extend(offered.into_iter().take(delivered + refused).map(|(entry, _)| entry));
         for entry in &settled {
             self.confirm(entry).await?;

@@ -13,7 +13,7 @@ use hedge_core::uplink::{Publish, Waiting};
 use hedge_proto::{CaseKey, CloudState, CloudStatus, Epoch, Name, WIRE_VERSION};
 
 use super::Planted;
-use super::disk::{Disk, Op, PAYLOAD_BYTES, Progress, Stage};
+use super::disk::{Disk, Op, Progress, Stage};
 use super::message::{Ack, Client, Down, End, Message, Packet, Status};
 use super::watch::Watch;
 use super::world::{Happening, World};
@@ -21,14 +21,17 @@ use super::world::{Happening, World};
 /// How often the queue on disk catches up.
 pub(super) const CHECKPOINT_MS: u64 = 10_000;
 
+/// What a packet without a payload weighs.
+const PACKET_BYTES: u64 = 100;
+
 /// What goes on inside the agent's process. It dies with it.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Tick,
     /// A task tells the engine something.
     Tell(Event),
-    /// A task reads a case, to publish it.
-    Load(CaseKey),
+    /// A task reads cases, to publish them in one message.
+    Load(Vec<CaseKey>),
     /// A task looks for the best cases.
     Look(usize),
     Mark(Vec<CaseKey>),
@@ -41,7 +44,7 @@ pub(super) enum Step {
 /// A publish that waits for its PUBACK.
 #[derive(Debug)]
 enum UnderWay {
-    Case(CaseKey),
+    Cases(Vec<CaseKey>),
     Ask(Vec<CaseKey>),
 }
 
@@ -55,6 +58,8 @@ pub(super) struct Device {
     pub(super) wire: Option<usize>,
     /// The connection once every subscription is granted.
     session: Option<usize>,
+    /// What counts against the ceilings, as the state file has it.
+    spent: Spent,
     /// By how much the powered clock is behind the world's.
     pub(super) clock_behind: u64,
     epoch: Epoch,
@@ -66,6 +71,8 @@ pub(super) struct Device {
     /// The connection that was hung up because a verdict could not be stored: nobody waits for its others.
     unheard: Option<usize>,
     tick_at: Option<u64>,
+    /// Read since the last tick.
+    bytes: u64,
 }
 
 impl Device {
@@ -77,6 +84,7 @@ impl Device {
             watch: Watch::default(),
             wire: None,
             session: None,
+            spent: Spent::default(),
             clock_behind: 0,
             epoch: Epoch(0),
             sequence: 0,
@@ -85,6 +93,7 @@ impl Device {
             inbox: VecDeque::new(),
             unheard: None,
             tick_at: None,
+            bytes: 0,
         }
     }
 }
@@ -103,12 +112,14 @@ impl World {
         let open = self.device.disk.open().count() as u64;
         self.note(|| format!("the device starts with {open} open cases"));
         let now = self.device_now();
+        let ceilings =
+            if self.planted == Some(Planted::IgnoresCeilings) { Ceilings::LAN } else { self.plan.ceilings() };
         let setup = Setup {
             has_broker: true,
             open_cases: open,
             profile: Profile::LAN,
-            budget: Budget::resume(Ceilings::LAN, Some(Spent::default()), now),
-            batch_bytes_max: 0,
+            budget: Budget::resume(ceilings, Some(self.device.spent.clone()), now),
+            batch_bytes_max: self.plan.batch_bytes_max,
             seed: self.dice.number(),
         };
         let engine = Engine::new(now, setup);
@@ -164,11 +175,20 @@ impl World {
         self.device.sequence += 1;
         #[expect(clippy::cast_precision_loss, reason = "a share")]
         let priority = self.dice.between(1, 1_000) as f32 / 1_000.0;
-        let sort_key = sort_key(priority, self.device_now());
+        let (low, high) = self.plan.payload_bytes;
+        let stored_at = self.device_now();
+        let case = Waiting {
+            key,
+            sort_key: sort_key(priority, stored_at),
+            stored_at,
+            payload_bytes: u32::try_from(self.dice.between(low, high)).unwrap_or(u32::MAX),
+            sent: false,
+            urgent: self.dice.one_in(self.plan.urgent_one_in),
+        };
         if self.planted == Some(Planted::StoredBeforeDurable) {
             self.ledger.said_stored(key);
         }
-        self.device_writes(Op::Store { key, sort_key });
+        self.device_writes(Op::Store(case));
     }
 
     pub(super) fn device_step(&mut self, life: u32, step: Step) {
@@ -178,7 +198,7 @@ impl World {
         match step {
             Step::Tick => self.device_ticks(),
             Step::Tell(event) => self.tell(event),
-            Step::Load(key) => self.device_publishes(key),
+            Step::Load(keys) => self.device_publishes(keys),
             Step::Look(count) => {
                 let mut found = self.device.disk.fetch(count);
                 if self.planted == Some(Planted::DropsLeftovers) && found.len() > 8 {
@@ -191,6 +211,9 @@ impl World {
             Step::Delivered(key) => self.device_writes(Op::Forget { key }),
             Step::Checkpoint => {
                 self.device.disk.checkpoint();
+                if let Some(engine) = &self.device.engine {
+                    self.device.spent = engine.spent().clone();
+                }
                 self.device_after(CHECKPOINT_MS, Step::Checkpoint);
             }
         }
@@ -220,14 +243,11 @@ impl World {
     fn device_wrote(&mut self, op: Op) {
         let full = self.device.disk.full_until > self.now;
         match op {
-            Op::Store { .. } if full => {}
-            Op::Store { key, sort_key } => {
-                self.device.disk.store(key, sort_key);
-                self.ledger.said_stored(key);
-                let stored_at = self.device_now();
-                let waiting =
-                    Waiting { key, sort_key, stored_at, payload_bytes: PAYLOAD_BYTES, sent: false, urgent: false };
-                self.device_soon(Step::Tell(Event::Stored(waiting)));
+            Op::Store(_) if full => {}
+            Op::Store(case) => {
+                self.device.disk.store(case);
+                self.ledger.said_stored(case.key);
+                self.device_soon(Step::Tell(Event::Stored(case)));
             }
             Op::Answer { key, revision, wire, id } => self.device_answered(key, revision, (wire, id), full),
             // What is small may still fit into the reserve.
@@ -240,6 +260,7 @@ impl World {
             Op::Bury { key } => {
                 self.device.disk.bury(key);
                 self.note(|| format!("{} is a dead letter", short(key)));
+                self.device_soon(Step::Tell(Event::Closed { key, spoken: false }));
             }
             Op::Forget { key } => self.device.disk.forget(key),
         }
@@ -295,6 +316,10 @@ impl World {
         if self.device.tick_at == Some(self.now) {
             self.device.tick_at = None;
         }
+        let bytes = std::mem::take(&mut self.device.bytes);
+        if bytes > 0 {
+            self.tell(Event::Spent { bytes });
+        }
         self.tell(Event::Tick);
     }
 
@@ -302,7 +327,7 @@ impl World {
     pub(super) fn tell(&mut self, event: Event) {
         let now = self.device_now();
         let Some(engine) = &mut self.device.engine else { return };
-        if !matches!(event, Event::Tick) {
+        if !matches!(event, Event::Tick | Event::Spent { .. }) {
             self.trace.note(self.now, || format!("device ← {}", shown(&event)));
         }
         self.device.watch.hears(now, &event);
@@ -313,13 +338,19 @@ impl World {
             && let Event::Published { keys, outcome: Publish::Acknowledged } = event
         {
             for key in keys {
-                engine.handle(now, Event::Closed { key, spoken: false });
+                let closed = Event::Closed { key, spoken: false };
+                self.device.watch.hears(now, &closed);
+                engine.handle(now, closed);
                 self.device.disk.forget(key);
             }
         } else if self.planted == Some(Planted::DeadAtFirstFailure)
             && let Event::TryCounted { key, reason, .. } = event
         {
             engine.handle(now, Event::TryCounted { key, tries: u32::MAX, reason });
+        } else if self.planted == Some(Planted::TrustsRetained)
+            && let Event::CloudStatus { instance, status, .. } = event
+        {
+            engine.handle(now, Event::CloudStatus { instance, status, retained: false });
         } else if self.planted == Some(Planted::SendsToAnyCloud)
             && let Event::CloudStatus { instance, mut status, retained } = event
         {
@@ -357,9 +388,9 @@ impl World {
             Action::LinkChanged { .. } => {}
             Action::Dial => self.dial(Client::Device, self.device.life),
             Action::Send { keys } => {
-                let checked = self.device.watch.sends(now, &keys);
+                let checked = self.device.watch.sends(now, &keys, self.plan.cases_per_hour);
                 self.check(checked);
-                keys.iter().for_each(|key| self.device_soon(Step::Load(*key)));
+                self.device_soon(Step::Load(keys.clone()));
                 if self.planted == Some(Planted::IgnoresWindow) {
                     self.tell_behind_the_watch(Event::Received { keys });
                 }
@@ -369,7 +400,7 @@ impl World {
                 self.check(checked);
                 match self.planted {
                     Some(Planted::NeverAsks) => {}
-                    Some(Planted::SendsOnSilence) => keys.into_iter().for_each(|key| self.device_soon(Step::Load(key))),
+                    Some(Planted::SendsOnSilence) => self.device_soon(Step::Load(keys)),
                     _ => self.device_asks(keys),
                 }
             }
@@ -399,23 +430,32 @@ impl World {
         }
     }
 
-    fn device_publishes(&mut self, key: CaseKey) {
-        let sendable = match self.device.disk.get(key).map(|row| row.stage) {
-            Some(Stage::Open(_)) => true,
-            Some(_) => self.planted == Some(Planted::SendsAnswered),
-            None => false,
+    fn device_publishes(&mut self, mut keys: Vec<CaseKey>) {
+        keys.retain(|key| self.device_loads(*key));
+        if keys.is_empty() {
+            return;
+        }
+        let Some(wire) = self.device.session else {
+            return self.device_soon(Step::Tell(Event::Published { keys, outcome: Publish::Nobody }));
         };
-        if !sendable {
-            return self.device_soon(Step::Tell(Event::Closed { key, spoken: false }));
+        for key in &keys {
+            let open = matches!(self.device.disk.get(*key).map(|row| row.stage), Some(Stage::Open(_)));
+            let checked = self.ledger.travels(*key, open);
+            self.check(checked);
+        }
+        self.device_transmits(wire, Message::Cases(keys.clone()), UnderWay::Cases(keys));
+    }
+
+    /// Whether it is still to be sent; if so it counts as sent from here on.
+    fn device_loads(&mut self, key: CaseKey) -> bool {
+        let stage = self.device.disk.get(key).map(|row| row.stage);
+        let open = matches!(stage, Some(Stage::Open(_)));
+        if !open && !(stage.is_some() && self.planted == Some(Planted::SendsAnswered)) {
+            self.device_soon(Step::Tell(Event::Closed { key, spoken: false }));
+            return false;
         }
         self.device.disk.mark(key, Progress::Sent);
-        let Some(wire) = self.device.session else {
-            return self.device_soon(Step::Tell(Event::Published { keys: vec![key], outcome: Publish::Nobody }));
-        };
-        let open = matches!(self.device.disk.get(key).map(|row| row.stage), Some(Stage::Open(_)));
-        let checked = self.ledger.travels(key, open);
-        self.check(checked);
-        self.device_transmits(wire, Message::Cases(vec![key]), UnderWay::Case(key));
+        true
     }
 
     fn device_transmits(&mut self, wire: usize, message: Message, what: UnderWay) {
@@ -429,6 +469,7 @@ impl World {
         if self.device.wire != Some(wire) {
             return;
         }
+        self.device.bytes += PACKET_BYTES;
         match packet {
             Packet::ConnAck => self.transmit(wire, End::Client, Packet::Subscribe),
             Packet::SubAck => {
@@ -447,12 +488,10 @@ impl World {
 
     fn device_hears_ack(&mut self, id: u32, ack: Ack) {
         let event = match (self.device.under_way.remove(&id), ack) {
-            (Some(UnderWay::Case(key)), Ack::Taken) => {
-                Event::Published { keys: vec![key], outcome: Publish::Acknowledged }
-            }
-            (Some(UnderWay::Case(key)), Ack::Nobody | Ack::Refused) => {
-                self.ledger.allows(key);
-                Event::Published { keys: vec![key], outcome: Publish::Nobody }
+            (Some(UnderWay::Cases(keys)), Ack::Taken) => Event::Published { keys, outcome: Publish::Acknowledged },
+            (Some(UnderWay::Cases(keys)), Ack::Nobody | Ack::Refused) => {
+                keys.iter().for_each(|key| self.ledger.allows(*key));
+                Event::Published { keys, outcome: Publish::Nobody }
             }
             (Some(UnderWay::Ask(keys)), Ack::Nobody | Ack::Refused) => Event::AskFailed { keys },
             (Some(UnderWay::Ask(_)), Ack::Taken) | (None, _) => return,
@@ -493,7 +532,7 @@ impl World {
         self.device.inbox.clear();
         for (_, what) in std::mem::take(&mut self.device.under_way) {
             self.device_soon(Step::Tell(match what {
-                UnderWay::Case(key) => Event::Published { keys: vec![key], outcome: Publish::Unclear },
+                UnderWay::Cases(keys) => Event::Published { keys, outcome: Publish::Unclear },
                 UnderWay::Ask(keys) => Event::AskFailed { keys },
             }));
         }

@@ -2,13 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use hedge_core::clock::Moment;
 use hedge_core::uplink::Waiting;
 use hedge_core::verdict::{Known, Ruling, rule};
 use hedge_proto::CaseKey;
-
-/// What every case's payload weighs here: a dataset photo.
-pub(super) const PAYLOAD_BYTES: u32 = 28_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -26,7 +22,7 @@ pub(super) enum Progress {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
-    pub(super) sort_key: f64,
+    case: Waiting,
     pub(super) stage: Stage,
     /// What the queue on disk says of it, behind the truth.
     saved: Progress,
@@ -45,10 +41,7 @@ pub(super) struct Disk {
 /// What the log's thread is asked for.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
-    Store {
-        key: CaseKey,
-        sort_key: f64,
-    },
+    Store(Waiting),
     Attempt {
         key: CaseKey,
         reason: String,
@@ -73,9 +66,9 @@ impl Disk {
         self.rows.get(&key)
     }
 
-    pub(super) fn store(&mut self, key: CaseKey, sort_key: f64) {
+    pub(super) fn store(&mut self, case: Waiting) {
         let stage = Stage::Open(Progress::Waiting);
-        self.rows.insert(key, Row { sort_key, stage, saved: Progress::Waiting, attempts: 0 });
+        self.rows.insert(case.key, Row { case, stage, saved: Progress::Waiting, attempts: 0 });
     }
 
     pub(super) fn mark(&mut self, key: CaseKey, progress: Progress) {
@@ -141,13 +134,10 @@ impl Disk {
     pub(super) fn fetch(&self, count: usize) -> Vec<Waiting> {
         let mut best: Vec<Waiting> = self
             .open()
-            .map(|(key, row)| Waiting {
-                key,
-                sort_key: row.sort_key,
-                stored_at: Moment(0),
-                payload_bytes: PAYLOAD_BYTES,
+            .map(|(_, row)| Waiting {
                 sent: row.stage != Stage::Open(Progress::Waiting),
-                urgent: false,
+                urgent: false, // whoever waited is not asked again
+                ..row.case
             })
             .collect();
         best.sort_by(|a, b| b.sort_key.total_cmp(&a.sort_key));

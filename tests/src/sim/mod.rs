@@ -51,6 +51,10 @@ pub enum Planted {
     SendsAnswered,
     /// Each case leaves the window as soon as it is sent.
     IgnoresWindow,
+    /// A retained status counts as a live one.
+    TrustsRetained,
+    /// No ceiling is known.
+    IgnoresCeilings,
     /// Of what the disk was asked for only the first few arrive.
     DropsLeftovers,
     /// The first `failed` makes a dead letter.
@@ -61,24 +65,6 @@ pub enum Planted {
     IgnoresBusy,
     /// The cloud acknowledges before its commit.
     CloudAcksFirst,
-}
-
-impl Planted {
-    pub const ALL: [Self; 13] = [
-        Self::StoredBeforeDurable,
-        Self::AcksBeforeDurable,
-        Self::AppliesTwice,
-        Self::PubackIsDone,
-        Self::NeverAsks,
-        Self::SendsOnSilence,
-        Self::SendsAnswered,
-        Self::IgnoresWindow,
-        Self::DropsLeftovers,
-        Self::DeadAtFirstFailure,
-        Self::SendsToAnyCloud,
-        Self::IgnoresBusy,
-        Self::CloudAcksFirst,
-    ];
 }
 
 /// A world in which everything held.
@@ -106,7 +92,7 @@ impl fmt::Display for Failure {
         for line in &self.trace {
             writeln!(f, "{line}")?;
         }
-        let Broken { promise, details } = &self.broken;
+        let Broken { promise, details, .. } = &self.broken;
         writeln!(f, "seed {}: \"{promise}\" does not hold: {details}", self.seed)?;
         write!(f, "again: cargo xtask sim --first-seed {} --seeds 1 --trace", self.seed)
     }
@@ -120,5 +106,8 @@ pub fn run(seed: u64, planted: Option<Planted>) -> Result<Summary, Box<Failure>>
 /// One world with a trace of its steps; `aloud` prints all of them to standard error.
 pub fn explain(seed: u64, planted: Option<Planted>, aloud: bool) -> Result<Summary, Box<Failure>> {
     let lived = World::new(seed, planted, Trace::kept(aloud)).run();
-    lived.map_err(|(broken, trace)| Box::new(Failure { seed, broken, trace: trace.into_lines() }))
+    lived.map_err(|(broken, trace)| {
+        let trace = trace.into_lines(broken.case.as_deref());
+        Box::new(Failure { seed, broken, trace })
+    })
 }

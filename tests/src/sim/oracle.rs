@@ -8,21 +8,24 @@ use std::time::Duration;
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event};
 use hedge_core::uplink::TRIES_MAX;
-use hedge_proto::CaseKey;
+use hedge_proto::{BATCH_CASES_MAX, CaseKey};
 
 use super::device::short;
+use super::plan::Plan;
 
 /// A promise that does not hold, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broken {
     pub promise: &'static str,
     pub details: String,
+    /// The case it is about, if the trace is better read for that one alone.
+    pub case: Option<String>,
 }
 
 pub(super) type Checked = Result<(), Broken>;
 
 pub(super) fn broken(promise: &'static str, details: String) -> Checked {
-    Err(Broken { promise, details })
+    Err(Broken { promise, details, case: None })
 }
 
 /// The engine's own bounds: window, owed, memory.
@@ -61,11 +64,22 @@ pub(super) fn in_window(flying: usize, window: usize) -> Checked {
     broken("in flight is at most the window", format!("{flying} in a window of {window}"))
 }
 
-pub(super) fn one_probe(flying: usize, proven: bool) -> Checked {
-    if proven || flying <= 1 {
+/// `flying`: cases under way while no cloud is proven up.
+pub(super) fn one_probe(flying: usize) -> Checked {
+    if flying <= 1 {
         return Ok(());
     }
     broken("while no cloud is proven up, one case is the probe", format!("{flying} are under way"))
+}
+
+/// One publish may go over the ceiling: it was under way when the ceiling was reached.
+pub(super) fn under_ceiling(sent_within_hour: usize, ceiling: Option<u64>) -> Checked {
+    match ceiling {
+        Some(ceiling) if sent_within_hour as u64 >= ceiling + BATCH_CASES_MAX as u64 => {
+            broken("a ceiling holds in every hour", format!("{sent_within_hour} cases under a ceiling of {ceiling}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn has_reader(readers: usize) -> Checked {
@@ -83,14 +97,16 @@ pub(super) fn on_record(key: CaseKey, recorded: bool) -> Checked {
     broken("the cloud acknowledges a case only once it is on record", format!("{} is not", short(key)))
 }
 
-/// When a case becomes due, counted from `calm`, it is answered or dead within this time: the longest quiet
+/// Counted from the beginning of the calm, every case is answered or dead within this time: the longest quiet
 /// between two questions, the longest rests a cloud or broker may ask for, and the drain itself.
-pub(super) fn drain_within(cases: u64, accept_per_s: Option<f32>) -> Duration {
+pub(super) fn drain_within(plan: &Plan) -> Duration {
     let waits = hedge_core::uplink::QUIET_MAX + Duration::from_secs(300 + 180 + 60 + 600);
     #[expect(clippy::cast_precision_loss, reason = "a bound, not a count")]
-    let drain = Duration::from_secs_f32(cases as f32 * accept_per_s.map_or(0.0, |per_s| 1.0 / per_s));
+    let paced = Duration::from_secs_f32(plan.cases as f32 * plan.accept_per_s.map_or(0.0, |per_s| 1.0 / per_s));
+    // An hour for each time the ceiling is reached; a payload may travel twice and more.
+    let hours = plan.cases_per_hour.map_or(0, |ceiling| 2 + 4 * plan.cases / ceiling);
     // Failed cases are tried again and again, with doubled waits; a slow model takes four seconds a case.
-    waits + 2 * drain + Duration::from_secs(600 + 8 * cases)
+    waits + 2 * paced + Duration::from_secs(3_600 * hours + 600 + 8 * plan.cases)
 }
 
 /// What happened to each case, as only somebody outside can know it.

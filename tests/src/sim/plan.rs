@@ -3,6 +3,7 @@
 //! Each world has only some kinds of faults: a rare interleaving of two is easier to meet where the other ten
 //! are silent.
 
+use hedge_core::budget::Ceilings;
 use hedge_core::chance::Chance;
 
 /// Everything random comes from here, so that the seed is the whole world.
@@ -123,6 +124,11 @@ pub(super) struct Plan {
     pub(super) status_every: u64,
     pub(super) turn_max: u64,
     pub(super) receive_maximum: u16,
+    pub(super) payload_bytes: (u64, u64),
+    pub(super) batch_bytes_max: u32,
+    pub(super) urgent_one_in: u64,
+    /// A ceiling that will be reached.
+    pub(super) cases_per_hour: Option<u64>,
 }
 
 impl Plan {
@@ -164,6 +170,14 @@ impl Plan {
             status_every: dice.pick(&[10_000, 30_000, 60_000]),
             turn_max: dice.pick(&[5_000, 30_000]),
             receive_maximum: dice.pick(&[u16::MAX, 20, 10, 1]),
+            payload_bytes: dice.pick(&[(28_000, 28_000), (100, 4_000), (100, 20_000)]),
+            batch_bytes_max: dice.pick(&[0, 10_000, 64 * 1024]),
+            urgent_one_in: dice.pick(&[0, 0, 3, 20]),
+            cases_per_hour: dice.one_in(20).then(|| dice.between(cases / 4 + 1, cases + 1)),
         }
+    }
+
+    pub(super) fn ceilings(&self) -> Ceilings {
+        Ceilings { cases_per_hour: self.cases_per_hour.unwrap_or(u64::MAX / 2), ..Ceilings::LAN }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
-/// How many lines are kept.
-const LINES_MAX: usize = 80;
+/// How many lines are kept, and how many of them are shown.
+const LINES_MAX: usize = 50_000;
+const SHOWN_MAX: usize = 60;
 
 #[derive(Debug, Default)]
 pub(super) struct Trace {
@@ -29,7 +30,17 @@ impl Trace {
         lines.push_back(line);
     }
 
-    pub(super) fn into_lines(self) -> Vec<String> {
-        self.lines.unwrap_or_default().into()
+    /// The last lines; of those about one case if it is named, and the faults between them.
+    pub(super) fn into_lines(self, case: Option<&str>) -> Vec<String> {
+        let lines = self.lines.unwrap_or_default();
+        let first = lines.front().cloned();
+        let about = |line: &&String| {
+            case.is_none_or(|case| line.contains("fault: ") || line.split([' ', ',', '[', ']', ':']).any(|w| w == case))
+        };
+        let mut shown: Vec<String> = lines.iter().rev().filter(about).take(SHOWN_MAX).cloned().collect();
+        // The first line says what kind of world it is.
+        shown.extend(first.filter(|first| lines.len() > 1 && shown.last() != Some(first)));
+        shown.reverse();
+        shown
     }
 }

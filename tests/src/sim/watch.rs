@@ -1,6 +1,6 @@
 //! Watches the engine from outside: what it was told, and whether what it does follows the rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use hedge_core::clock::Moment;
@@ -8,7 +8,9 @@ use hedge_core::engine::Event;
 use hedge_core::uplink::{Publish, RECEIVED_WAIT, WINDOW_MAX};
 use hedge_proto::{CaseKey, CloudState, CloudStatus, Name, WIRE_VERSION};
 
-use super::oracle::{Checked, has_reader, held_back, in_window, one_probe};
+use super::oracle::{Checked, has_reader, held_back, in_window, one_probe, under_ceiling};
+
+const HOUR: Duration = Duration::from_secs(3_600);
 
 /// What one run of the engine was told.
 #[derive(Debug, Default)]
@@ -17,8 +19,11 @@ pub(super) struct Watch {
     window: usize,
     statuses: BTreeMap<Name, CloudStatus>,
     proven: bool,
-    /// Sent and without a word since; the moment of its PUBACK.
-    flying: BTreeMap<CaseKey, Option<Moment>>,
+    /// Sent and without a word since: in which publish, and the moment of its PUBACK.
+    flying: BTreeMap<CaseKey, (u64, Option<Moment>)>,
+    publishes: u64,
+    /// When the last cases were sent, for the hourly ceiling.
+    sent_at: VecDeque<Moment>,
     hold_until: Moment,
     /// The earliest next send at the pace of the last one.
     next_send: Moment,
@@ -42,7 +47,7 @@ impl Watch {
                 let online = status.state == CloudState::Online;
                 self.proven |= online && !retained;
                 if !online && !retained {
-                    self.flying.retain(|_, acknowledged| acknowledged.is_none());
+                    self.flying.retain(|_, (_, acknowledged)| acknowledged.is_none());
                 }
                 self.statuses.insert(instance.clone(), status.clone());
                 let rests: Option<Vec<u32>> = self.readers().map(|status| status.retry_after_s).collect();
@@ -53,8 +58,8 @@ impl Watch {
             Event::Published { keys, outcome } => {
                 for key in keys {
                     match (self.flying.get_mut(key), outcome) {
-                        (Some(acknowledged @ None), Publish::Acknowledged) => *acknowledged = Some(now),
-                        (Some(None), Publish::Nobody | Publish::Unclear) => {
+                        (Some((_, acknowledged @ None)), Publish::Acknowledged) => *acknowledged = Some(now),
+                        (Some((_, None)), Publish::Nobody | Publish::Unclear) => {
                             self.flying.remove(key);
                         }
                         _ => {}
@@ -92,7 +97,7 @@ impl Watch {
     }
 
     /// The engine wants these published whole.
-    pub(super) fn sends(&mut self, now: Moment, keys: &[CaseKey]) -> Checked {
+    pub(super) fn sends(&mut self, now: Moment, keys: &[CaseKey], cases_per_hour: Option<u64>) -> Checked {
         self.asks(now)?;
         held_back(now, self.next_send)?;
         let pace = self.pace();
@@ -102,10 +107,17 @@ impl Watch {
         if let Some(per_s) = pace {
             self.next_send = now + Duration::from_secs_f32(1.0 / per_s.max(1e-3)).mul_f64(keys.len() as f64);
         }
-        self.flying.retain(|_, at| at.is_none_or(|at| now.since(at) < RECEIVED_WAIT));
-        self.flying.extend(keys.iter().map(|key| (*key, None)));
-        in_window(self.flying.len(), self.window)?;
-        one_probe(self.flying.len(), self.proven)
+        self.flying.retain(|_, (_, at)| at.is_none_or(|at| now.since(at) < RECEIVED_WAIT));
+        self.publishes += 1;
+        self.flying.extend(keys.iter().map(|key| (*key, (self.publishes, None))));
+        let flying: BTreeSet<u64> = self.flying.values().map(|(publish, _)| *publish).collect();
+        in_window(flying.len(), self.window)?;
+        one_probe(if self.proven { 0 } else { self.flying.len() })?;
+        while self.sent_at.front().is_some_and(|at| now.since(*at) >= HOUR) {
+            self.sent_at.pop_front();
+        }
+        self.sent_at.extend(keys.iter().map(|_| now));
+        under_ceiling(self.sent_at.len(), cases_per_hour)
     }
 
     /// The engine wants to ask.

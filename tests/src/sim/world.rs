@@ -1,14 +1,15 @@
 //! One world: a heap of what will happen, and everything it happens to. Virtual time, nothing else.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
 
 use super::broker::Broker;
 use super::cloud::{self, Cloud, Records};
 use super::device::{self, Device};
+use super::disk::Stage;
 use super::message::{Client, End, Packet};
 use super::net::Net;
-use super::oracle::{Broken, Checked, Ledger, broken, drain_within};
+use super::oracle::{Broken, Checked, Ledger, drain_within};
 use super::plan::{Dice, Fault, Plan};
 use super::trace::Trace;
 use super::{Planted, Summary};
@@ -65,6 +66,34 @@ pub(super) enum Happening {
     },
 }
 
+/// An appointment. Of two at the same time the one made first is kept first.
+struct Due {
+    at: u64,
+    number: u64,
+    happening: Happening,
+}
+
+impl Ord for Due {
+    /// The heap gives the greatest first.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.number).cmp(&(self.at, self.number))
+    }
+}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Due {}
+
 pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) planted: Option<Planted>,
@@ -78,9 +107,8 @@ pub(super) struct World {
     pub(super) ledger: Ledger,
     pub(super) trace: Trace,
     pub(super) violation: Option<Broken>,
-    due: BinaryHeap<Reverse<(u64, u64)>>,
-    happenings: BTreeMap<u64, Happening>,
-    numbers: u64,
+    due: BinaryHeap<Due>,
+    appointments: u64,
     steps: u64,
 }
 
@@ -102,8 +130,7 @@ impl World {
             trace,
             violation: None,
             due: BinaryHeap::new(),
-            happenings: BTreeMap::new(),
-            numbers: 0,
+            appointments: 0,
             steps: 0,
         };
         world.plan.calm_at += world.now;
@@ -115,10 +142,10 @@ impl World {
         let began = self.now;
         self.note_plan();
         self.begin();
-        let limit = drain_within(self.plan.cases, self.plan.accept_per_s);
+        let limit = drain_within(&self.plan);
         let limit = self.plan.calm_at + u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         while self.violation.is_none() && !(self.calm() && self.drained()) {
-            let Some(Reverse((at, number))) = self.due.pop() else { break };
+            let Some(Due { at, happening, .. }) = self.due.pop() else { break };
             self.now = at;
             self.steps += 1;
             if at > limit || self.steps > STEPS_MAX {
@@ -126,9 +153,7 @@ impl World {
                 self.check(checked);
                 break;
             }
-            if let Some(happening) = self.happenings.remove(&number) {
-                self.happens(happening);
-            }
+            self.happens(happening);
         }
         self.ledger_check_stored();
         match self.violation.take() {
@@ -187,9 +212,8 @@ impl World {
     }
 
     pub(super) fn at(&mut self, at: u64, happening: Happening) {
-        self.numbers += 1;
-        self.due.push(Reverse((at, self.numbers)));
-        self.happenings.insert(self.numbers, happening);
+        self.appointments += 1;
+        self.due.push(Due { at, number: self.appointments, happening });
     }
 
     /// Nothing new goes wrong, and whatever was wrong has ended.
@@ -202,11 +226,14 @@ impl World {
     }
 
     fn stuck(&self) -> Checked {
-        let open: Vec<String> =
-            self.device.disk.open().map(|(key, row)| format!("{} {:?}", device::short(key), row.stage)).collect();
+        let open: Vec<(String, Stage)> =
+            self.device.disk.open().map(|(key, row)| (device::short(key), row.stage)).collect();
         let link = self.device.engine.as_ref().map(hedge_core::engine::Engine::link);
-        let details = format!("{} still open ({link:?}): {}", open.len(), open[..open.len().min(5)].join(", "));
-        broken("in calm every case is answered or dead in bounded time", details)
+        Err(Broken {
+            promise: "in calm every case is answered or dead in bounded time",
+            details: format!("{} still open ({link:?}): {:?}", open.len(), &open[..open.len().min(5)]),
+            case: open.into_iter().next().map(|(case, _)| case),
+        })
     }
 
     pub(super) fn check(&mut self, checked: Checked) {
