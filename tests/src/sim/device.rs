@@ -1,28 +1,24 @@
-//! The device: the real engine, and a model of what carries out its actions (`hedge-agent`'s driver, uplink and
-//! outbox).
+//! The device's life: start, kill, power cut, new cases, and the tasks of `hedge-agent` with their waits for disk
+//! and time. The real engine turns in `driver`; the connection is in `uplink`.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
 
 use hedge_core::budget::{Budget, Ceilings, Spent};
 use hedge_core::clock::Moment;
-use hedge_core::engine::{Action, Engine, Event, Setup};
-use hedge_core::link::Loss;
+use hedge_core::engine::{Engine, Event, Setup};
 use hedge_core::outbox::sort_key;
-use hedge_core::uplink::{Publish, Waiting};
-use hedge_proto::{CaseKey, CloudState, CloudStatus, Epoch, Name, WIRE_VERSION};
+use hedge_core::uplink::Waiting;
+use hedge_proto::{CaseKey, Epoch};
 
 use super::Planted;
 use super::disk::{Disk, Op, Progress, Stage};
-use super::message::{Ack, Client, Down, End, Message, Packet, Status};
+use super::message::End;
+use super::uplink::UnderWay;
 use super::watch::Watch;
 use super::world::{Happening, World};
 
 /// How often the queue on disk catches up.
 pub(super) const CHECKPOINT_MS: u64 = 10_000;
-
-/// What a packet without a payload weighs.
-const PACKET_BYTES: u64 = 100;
 
 /// What goes on inside the agent's process. It dies with it.
 #[derive(Debug, Clone)]
@@ -41,13 +37,6 @@ pub(super) enum Step {
     Checkpoint,
 }
 
-/// A publish that waits for its PUBACK.
-#[derive(Debug)]
-enum UnderWay {
-    Cases(Vec<CaseKey>),
-    Ask(Vec<CaseKey>),
-}
-
 #[derive(Debug)]
 pub(super) struct Device {
     /// None while it is off.
@@ -57,22 +46,22 @@ pub(super) struct Device {
     pub(super) watch: Watch,
     pub(super) wire: Option<usize>,
     /// The connection once every subscription is granted.
-    session: Option<usize>,
+    pub(super) session: Option<usize>,
     /// What counts against the ceilings, as the state file has it.
-    spent: Spent,
+    pub(super) spent: Spent,
     /// By how much the powered clock is behind the world's.
     pub(super) clock_behind: u64,
-    epoch: Epoch,
-    sequence: u64,
-    under_way: BTreeMap<u32, UnderWay>,
-    next_id: u32,
+    pub(super) epoch: Epoch,
+    pub(super) sequence: u64,
+    pub(super) under_way: BTreeMap<u32, UnderWay>,
+    pub(super) next_id: u32,
     /// What came by the present connection, in order, and whether it may be acknowledged.
-    inbox: VecDeque<(u32, bool)>,
+    pub(super) inbox: VecDeque<(u32, bool)>,
     /// The connection that was hung up because a verdict could not be stored: nobody waits for its others.
-    unheard: Option<usize>,
-    tick_at: Option<u64>,
+    pub(super) unheard: Option<usize>,
+    pub(super) tick_at: Option<u64>,
     /// Read since the last tick.
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 impl Device {
@@ -241,19 +230,19 @@ impl World {
     }
 
     /// A task of the agent goes on a moment later, and now and then much later.
-    fn device_soon(&mut self, step: Step) {
+    pub(super) fn device_soon(&mut self, step: Step) {
         let slow = self.dice.one_in(self.plan.slow_task_one_in);
         let wait = if slow { self.dice.between(1, 5_000) } else { self.dice.between(0, 2) };
         self.device_after(wait, step);
     }
 
-    fn device_after(&mut self, wait: u64, step: Step) {
+    pub(super) fn device_after(&mut self, wait: u64, step: Step) {
         let life = self.device.life;
         self.after(wait, Happening::Device { life, step });
     }
 
     /// Hands an operation to the log's thread.
-    fn device_writes(&mut self, op: Op) {
+    pub(super) fn device_writes(&mut self, op: Op) {
         let (low, high) = self.plan.disk;
         let at = (self.now + self.dice.between(low, high)).max(self.device.disk.written_at);
         self.device.disk.written_at = at;
@@ -314,270 +303,6 @@ impl World {
             self.settle(id, key);
         }
     }
-
-    /// A message is done with; messages are acknowledged in the order they came.
-    fn settle(&mut self, id: u32, key: CaseKey) {
-        let durable = !matches!(self.device.disk.get(key).map(|row| row.stage), Some(Stage::Open(_)));
-        self.check(super::oracle::acknowledged_is_durable(durable));
-        self.acknowledge(id);
-    }
-
-    fn acknowledge(&mut self, id: u32) {
-        for (known, done) in &mut self.device.inbox {
-            *done |= *known == id;
-        }
-        let Some(wire) = self.device.wire else { return };
-        while let Some((id, true)) = self.device.inbox.front().copied() {
-            self.device.inbox.pop_front();
-            self.transmit(wire, End::Client, Packet::PubAck { id, ack: Ack::Taken });
-        }
-    }
-
-    fn device_ticks(&mut self) {
-        if self.device.tick_at == Some(self.now) {
-            self.device.tick_at = None;
-        }
-        let bytes = std::mem::take(&mut self.device.bytes);
-        if bytes > 0 {
-            self.tell(Event::Spent { bytes });
-        }
-        self.tell(Event::Tick);
-    }
-
-    /// One turn of the driver.
-    pub(super) fn tell(&mut self, event: Event) {
-        let now = self.device_now();
-        let Some(engine) = &mut self.device.engine else { return };
-        if !matches!(event, Event::Tick | Event::Spent { .. }) {
-            self.trace.note(self.now, || format!("device ← {}", shown(&event)));
-        }
-        self.device.watch.hears(now, &event);
-        if let Some(key) = self.ledger.hears(&event) {
-            self.trace.note(self.now, || format!("{} may travel once more", short(key)));
-        }
-        if self.planted == Some(Planted::PubackIsDone)
-            && let Event::Published { keys, outcome: Publish::Acknowledged } = event
-        {
-            for key in keys {
-                let closed = Event::Closed { key, spoken: false };
-                self.device.watch.hears(now, &closed);
-                engine.handle(now, closed);
-                self.device.disk.forget(key);
-            }
-        } else if self.planted == Some(Planted::DeadAtFirstFailure)
-            && let Event::TryCounted { key, reason, .. } = event
-        {
-            engine.handle(now, Event::TryCounted { key, tries: u32::MAX, reason });
-        } else if self.planted == Some(Planted::TrustsRetained)
-            && let Event::CloudStatus { instance, status, .. } = event
-        {
-            engine.handle(now, Event::CloudStatus { instance, status, retained: false });
-        } else if self.planted == Some(Planted::SendsToAnyCloud)
-            && let Event::CloudStatus { instance, mut status, retained } = event
-        {
-            status.wire = vec![WIRE_VERSION];
-            engine.handle(now, Event::CloudStatus { instance, status, retained });
-        } else if !(self.planted == Some(Planted::IgnoresBusy) && matches!(event, Event::Busy { .. })) {
-            engine.handle(now, event);
-        }
-        self.carry_out_all();
-    }
-
-    fn carry_out_all(&mut self) {
-        while self.violation.is_none()
-            && let Some(action) = self.device.engine.as_mut().and_then(Engine::next_action)
-        {
-            self.carry_out(action);
-        }
-        let now = self.device_now();
-        let Some(engine) = &self.device.engine else { return };
-        let wake_at = engine.wake_at();
-        let checked = super::oracle::engine_is_bounded(engine).and(super::oracle::never_spins(now, wake_at));
-        self.check(checked);
-        let wait = wake_at.map_or(self.plan.turn_max, |at| at.0.saturating_sub(now.0)).min(self.plan.turn_max);
-        let at = self.now + wait;
-        if self.device.tick_at.is_none_or(|known| known > at) {
-            self.device.tick_at = Some(at);
-            self.device_after(wait, Step::Tick);
-        }
-    }
-
-    fn carry_out(&mut self, action: Action) {
-        let now = self.device_now();
-        self.trace.note(self.now, || format!("engine → {}", shown(&action)));
-        match action {
-            Action::LinkChanged { .. } => {}
-            Action::Dial => self.dial(Client::Device, self.device.life),
-            Action::Send { keys } => {
-                let checked = self.device.watch.sends(now, &keys, self.plan.cases_per_hour);
-                self.check(checked);
-                self.device_soon(Step::Load(keys.clone()));
-                if self.planted == Some(Planted::IgnoresWindow) {
-                    self.tell_behind_the_watch(Event::Received { keys });
-                }
-            }
-            Action::Ask { keys } => {
-                let checked = self.device.watch.asks(now);
-                self.check(checked);
-                match self.planted {
-                    Some(Planted::NeverAsks) => {}
-                    Some(Planted::SendsOnSilence) => self.device_soon(Step::Load(keys)),
-                    _ => self.device_asks(keys),
-                }
-            }
-            Action::Fetch { count } => self.device_soon(Step::Look(count)),
-            Action::MarkReceived { keys } => self.device_soon(Step::Mark(keys)),
-            Action::CountTry { key, reason } => self.device_writes(Op::Attempt { key, reason }),
-            Action::Bury { key, .. } => {
-                let checked = self.ledger.buries(key);
-                self.check(checked);
-                self.device_writes(Op::Bury { key });
-            }
-        }
-    }
-
-    /// Only for planted bugs: the engine hears something that did not happen.
-    fn tell_behind_the_watch(&mut self, event: Event) {
-        let now = self.device_now();
-        if let Some(engine) = &mut self.device.engine {
-            engine.handle(now, event);
-        }
-    }
-
-    fn device_asks(&mut self, keys: Vec<CaseKey>) {
-        match self.device.session {
-            Some(wire) => self.device_transmits(wire, Message::Ask(keys.clone()), UnderWay::Ask(keys)),
-            None => self.device_soon(Step::Tell(Event::AskFailed { keys })),
-        }
-    }
-
-    fn device_publishes(&mut self, mut keys: Vec<CaseKey>) {
-        keys.retain(|key| self.device_loads(*key));
-        if keys.is_empty() {
-            return;
-        }
-        let Some(wire) = self.device.session else {
-            return self.device_soon(Step::Tell(Event::Published { keys, outcome: Publish::Nobody }));
-        };
-        for key in &keys {
-            let open = matches!(self.device.disk.get(*key).map(|row| row.stage), Some(Stage::Open(_)));
-            let checked = self.ledger.travels(*key, open);
-            self.check(checked);
-        }
-        self.device_transmits(wire, Message::Cases(keys.clone()), UnderWay::Cases(keys));
-    }
-
-    /// Whether it is still to be sent; if so it counts as sent from here on.
-    fn device_loads(&mut self, key: CaseKey) -> bool {
-        let stage = self.device.disk.get(key).map(|row| row.stage);
-        let open = matches!(stage, Some(Stage::Open(_)));
-        let planted = stage.is_some() && self.planted == Some(Planted::SendsAnswered);
-        if !open && !planted {
-            self.device_soon(Step::Tell(Event::Closed { key, spoken: false }));
-            return false;
-        }
-        self.device.disk.mark(key, Progress::Sent);
-        true
-    }
-
-    fn device_transmits(&mut self, wire: usize, message: Message, what: UnderWay) {
-        self.device.next_id += 1;
-        let id = self.device.next_id;
-        self.device.under_way.insert(id, what);
-        self.transmit(wire, End::Client, Packet::Publish { id, message, retained: false });
-    }
-
-    pub(super) fn device_gets(&mut self, wire: usize, packet: Packet) {
-        if self.device.wire != Some(wire) {
-            return;
-        }
-        self.device.bytes += PACKET_BYTES;
-        match packet {
-            Packet::ConnAck => self.transmit(wire, End::Client, Packet::Subscribe),
-            Packet::SubAck => {
-                self.device.session = Some(wire);
-                let receive_maximum = self.plan.receive_maximum;
-                self.device_soon(Step::Tell(Event::Connected { receive_maximum }));
-            }
-            Packet::PubAck { id, ack } => self.device_hears_ack(id, ack),
-            Packet::Publish { id, message, retained } => {
-                self.device.inbox.push_back((id, false));
-                self.device_reads(wire, id, message, retained);
-            }
-            Packet::Connect | Packet::Subscribe => {}
-        }
-    }
-
-    fn device_hears_ack(&mut self, id: u32, ack: Ack) {
-        let event = match (self.device.under_way.remove(&id), ack) {
-            (Some(UnderWay::Cases(keys)), Ack::Taken) => Event::Published { keys, outcome: Publish::Acknowledged },
-            (Some(UnderWay::Cases(keys)), Ack::Nobody | Ack::Refused) => {
-                keys.iter().for_each(|key| self.ledger.allows(*key));
-                Event::Published { keys, outcome: Publish::Nobody }
-            }
-            (Some(UnderWay::Ask(keys)), Ack::Nobody | Ack::Refused) => Event::AskFailed { keys },
-            (Some(UnderWay::Ask(_)), Ack::Taken) | (None, _) => return,
-        };
-        self.device_soon(Step::Tell(event));
-    }
-
-    fn device_reads(&mut self, wire: usize, id: u32, message: Message, retained: bool) {
-        let event = match message {
-            Message::Status(instance, status) => cloud_status(instance, status, retained),
-            Message::Down(Down::Verdict { key, revision }) => {
-                self.trace.note(self.now, || format!("device reads a verdict on {}", short(key)));
-                if self.planted == Some(Planted::AcksBeforeDurable) {
-                    self.settle(id, key);
-                    self.device_soon(Step::Tell(Event::Closed { key, spoken: true }));
-                }
-                return self.device_writes(Op::Answer { key, revision, wire, id });
-            }
-            Message::Down(Down::Received(keys)) => Event::Received { keys },
-            Message::Down(Down::Unknown(keys)) => Event::Unknown { keys },
-            Message::Down(Down::Busy { after_s }) => Event::Busy { after: Duration::from_secs(u64::from(after_s)) },
-            Message::Down(Down::Failed(key)) => Event::Failed { key, reason: "failed".to_owned() },
-            Message::Down(Down::Dead(key)) => Event::Dead { key, reason: "dead".to_owned() },
-            Message::Down(Down::Send(key)) => Event::Wanted { key },
-            Message::Cases(_) | Message::Ask(_) => return,
-        };
-        self.tell(event);
-        self.acknowledge(id);
-    }
-
-    /// The device's end of a connection is closed.
-    pub(super) fn device_lost(&mut self, wire: usize, taken_over: bool) {
-        if self.device.engine.is_none() || self.device.wire != Some(wire) {
-            return;
-        }
-        self.device.wire = None;
-        self.device.session = None;
-        self.device.inbox.clear();
-        for (_, what) in std::mem::take(&mut self.device.under_way) {
-            self.device_soon(Step::Tell(match what {
-                UnderWay::Cases(keys) => Event::Published { keys, outcome: Publish::Unclear },
-                UnderWay::Ask(keys) => Event::AskFailed { keys },
-            }));
-        }
-        let loss = if taken_over { Loss::TakenOver } else { Loss::Broken };
-        self.device_soon(Step::Tell(Event::Disconnected(loss)));
-    }
-
-    pub(super) fn device_dial_failed(&mut self) {
-        self.device_soon(Step::Tell(Event::Disconnected(Loss::Broken)));
-    }
-}
-
-fn cloud_status(instance: usize, status: Status, retained: bool) -> Event {
-    let Status { online, reads, accept_per_s, retry_after_s } = status;
-    let Ok(instance) = Name::new(&format!("i{instance}")) else { return Event::Tick };
-    let status = CloudStatus {
-        state: if online { CloudState::Online } else { CloudState::Offline },
-        wire: vec![if reads { WIRE_VERSION } else { WIRE_VERSION + 1 }],
-        accept: accept_per_s,
-        retry_after_s,
-        payload_bytes_max: None,
-    };
-    Event::CloudStatus { instance, status, retained }
 }
 
 /// A case as the trace names it.

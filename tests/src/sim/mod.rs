@@ -16,12 +16,14 @@ mod broker;
 mod cloud;
 mod device;
 mod disk;
+mod driver;
 mod message;
 mod net;
 mod oracle;
 mod plan;
 mod sweep;
 mod trace;
+mod uplink;
 mod watch;
 mod world;
 

@@ -120,8 +120,9 @@ pub(super) fn drain_within(plan: &Plan) -> Duration {
     let paced = Duration::from_secs_f32(plan.cases as f32 * plan.accept_per_s.map_or(0.0, |per_s| 1.0 / per_s));
     // An hour for each time the ceiling is reached; a payload may travel twice and more.
     let hours = plan.cases_per_hour.map_or(0, |ceiling| 2 + 4 * plan.cases / ceiling);
-    // A slow model takes four seconds a case.
-    waits + 2 * paced + Duration::from_secs(3_600 * hours) + 2 * Duration::from_millis(plan.model.1 * plan.cases)
+    // One case after the other at worst: there and back twice, a handful of commits, a slow model.
+    let each = Duration::from_millis(4 * plan.latency.1 + 5 * plan.disk.1 + plan.model.1 + 100);
+    waits + 2 * paced + Duration::from_secs(3_600 * hours) + 2 * each * u32::try_from(plan.cases).unwrap_or(u32::MAX)
 }
 
 /// What happened to each case, as only somebody outside can know it.

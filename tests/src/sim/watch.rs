@@ -144,6 +144,10 @@ impl Watch {
         held_back(now, self.hold_until)
     }
 
+    pub(super) fn proven(&self) -> bool {
+        self.proven
+    }
+
     fn hold(&mut self, until: Moment) {
         self.hold_until = self.hold_until.max(until);
     }
