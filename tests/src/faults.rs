@@ -214,10 +214,8 @@ impl Shared {
     /// Blocks while that direction is stalled; false once cut.
     fn may_pass(&self, direction: Direction) -> bool {
         let state = self.lock();
-        let state = self
-            .changed
-            .wait_while(state, |state| state.mode.holds(direction))
-            .unwrap_or_else(PoisonError::into_inner);
+        let state =
+            self.changed.wait_while(state, |state| state.mode.holds(direction)).unwrap_or_else(PoisonError::into_inner);
         state.mode != Mode::Cut
     }
 
@@ -421,7 +419,8 @@ mod tests {
         gone.write_all(b"gone").expect("taken by the kernel");
         drop(gone);
         patient.write_all(b"ping").expect("taken by the kernel");
-        crate::wait::until_true("both were accepted", Duration::from_secs(5), || Ok(proxy.accepted() == 2)).expect("so");
+        crate::wait::until_true("both were accepted", Duration::from_secs(5), || Ok(proxy.accepted() == 2))
+            .expect("so");
         proxy.pass();
         let mut answer = [0; 4];
         patient.read_exact(&mut answer).expect("held bytes arrive");

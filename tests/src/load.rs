@@ -97,10 +97,7 @@ impl Shared {
             let due = self.start + Duration::from_secs_f64(number as f64 / self.per_s);
             wait::pause(due.saturating_duration_since(Instant::now()));
             let picture = number % self.fashion.len();
-            let outcome = self
-                .fashion
-                .png(picture)
-                .and_then(|png| self.agent.post("pictures", "", "image/png", &png));
+            let outcome = self.fashion.png(picture).and_then(|png| self.agent.post("pictures", "", "image/png", &png));
             if outcomes.send(Posted { due, took: due.elapsed(), picture, outcome }).is_err() {
                 return; // nobody counts any more
             }

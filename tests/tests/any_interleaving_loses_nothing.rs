@@ -52,14 +52,3 @@ fn a_seed_fails_the_same_way_twice() {
     assert_eq!((&first.broken, &first.trace), (&second.broken, &second.trace));
     assert!(!first.trace.is_empty());
 }
-
-#[test]
-#[ignore = "scratch"]
-fn scratch() {
-    let number = |name: &str, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
-    let report = sweep(number("FIRST", 1), number("SEEDS", 1), 2, None);
-    println!("{:.0} worlds/s {}: {:?}", report.seeds_per_s(), report.seeds, report.total);
-    if let Some(failure) = report.failure {
-        println!("{failure}");
-    }
-}

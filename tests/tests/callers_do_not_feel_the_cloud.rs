@@ -71,12 +71,7 @@ fn answers_come_as_fast_offline_as_online() -> Result<()> {
 }
 
 /// The 99th percentile of how long the answers of one window took.
-fn window(
-    agent: &mut Agent,
-    load: &Load,
-    tally: &mut Tally,
-    is_wanted: fn(&Telemetry) -> bool,
-) -> Result<Duration> {
+fn window(agent: &mut Agent, load: &Load, tally: &mut Tally, is_wanted: fn(&Telemetry) -> bool) -> Result<Duration> {
     agent.wait_for_status("the link is as this window wants it", CHANGE_WITHIN, is_wanted)?;
     note(load.collect(), tally)?;
     let start = Instant::now();

@@ -62,7 +62,10 @@ fn lost_verdicts_and_a_slow_cloud_cost_questions_only() -> Result<()> {
 
 fn check(what: &str, round: u32, bytes: u64, undisturbed: u64) -> Result<()> {
     let share = (bytes as f64 - undisturbed as f64) / (CASES_PER_ROUND * PAYLOAD_BYTES as u64) as f64;
-    eprintln!("round {round}, {what}: {bytes} bytes up, {undisturbed} undisturbed: {:+.2} % of payloads", 100.0 * share);
+    eprintln!(
+        "round {round}, {what}: {bytes} bytes up, {undisturbed} undisturbed: {:+.2} % of payloads",
+        100.0 * share
+    );
     ensure!(share <= RESENT_SHARE_MAX, "{what}: {:.1} % of payload bytes were sent again", 100.0 * share);
     Ok(())
 }

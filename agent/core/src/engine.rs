@@ -238,6 +238,9 @@ impl Engine {
                 if status.state == CloudState::Offline && !retained {
                     self.uplink.instance_lost(now);
                 }
+                if status.state == CloudState::Online && !retained {
+                    self.uplink.somebody_listens();
+                }
                 self.link.cloud_status(instance, status, retained);
                 if let Some(rest) = self.link.retry_after() {
                     self.uplink.hold(now + rest);
@@ -251,6 +254,7 @@ impl Engine {
             Event::Closed { key, spoken } => {
                 self.uplink.forget(key);
                 if spoken {
+                    self.uplink.somebody_listens();
                     self.link.cloud_spoke();
                 }
             }
@@ -278,6 +282,7 @@ impl Engine {
     /// What the cloud says about its work.
     fn listen(&mut self, now: Moment, event: Event) {
         self.link.cloud_spoke();
+        self.uplink.somebody_listens();
         match event {
             Event::Received { keys } => {
                 self.uplink.received(now, &keys);
@@ -447,7 +452,7 @@ mod tests {
         engine.handle(Moment(3), Event::Stored(waiting(7, false)));
         actions(&mut engine);
         engine.handle(Moment(4), dead());
-        assert_eq!(actions(&mut engine), [bury.clone()]);
+        assert_eq!(actions(&mut engine), core::slice::from_ref(&bury));
         let wake = engine.wake_at().expect("asks again");
         engine.handle(wake, Event::Tick);
         assert_eq!(actions(&mut engine), [Action::Ask { keys: vec![key(7)] }]);

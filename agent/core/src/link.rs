@@ -59,8 +59,18 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// Somebody else uses this client id. Two that fight over it would throw each other out all day.
 pub const TAKEN_OVER_WAIT: Duration = Duration::from_secs(180);
 
+/// So many connections in a row, each closed by the broker before it was stable, look like another client with
+/// this id: some brokers do not say so.
+pub const SHORT_SESSIONS: u32 = 5;
+
+/// The wait after that guess. It may be wrong (a broker that restarts over and over), so it is below two minutes.
+pub const SHORT_SESSIONS_WAIT: Duration = Duration::from_secs(110);
+
 /// Something sent and unanswered for so long makes the link `Degraded`.
 pub const ANSWER_LATE_AFTER: Duration = Duration::from_secs(30);
+
+/// The longest rest a status may ask for; it may say so again.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// How many cloud instances are remembered. A fleet's cloud has a handful.
 const INSTANCES_MAX: usize = 64;
@@ -70,6 +80,8 @@ const INSTANCES_MAX: usize = 64;
 pub enum Loss {
     /// The dial failed, or an established connection broke.
     Broken,
+    /// The broker closed the connection in good order, without saying why.
+    Closed,
     /// The broker let another client have our session.
     TakenOver,
 }
@@ -121,6 +133,7 @@ pub struct Link {
     dial_at: Option<Moment>,
     dial_wait: Duration,
     connected_at: Moment,
+    short_sessions: u32,
     instances: BTreeMap<Name, CloudStatus>,
     /// Something that only a live cloud can have sent came over this connection.
     proven: bool,
@@ -142,6 +155,7 @@ impl Link {
             dial_at: has_broker.then_some(now),
             dial_wait: DIAL_WAIT_MIN,
             connected_at: now,
+            short_sessions: 0,
             instances: BTreeMap::new(),
             proven: false,
             silent_since: None,
@@ -194,20 +208,28 @@ impl Link {
     }
 
     pub fn lost(&mut self, now: Moment, loss: Loss) {
-        if self.is_connected() && now.since(self.connected_at) >= STABLE_AFTER {
+        let stable = self.is_connected() && now.since(self.connected_at) >= STABLE_AFTER;
+        if stable {
             self.dial_wait = DIAL_WAIT_MIN;
         }
-        let wait = match loss {
-            Loss::Broken => self.dial_wait,
-            Loss::TakenOver => TAKEN_OVER_WAIT,
+        let short = self.is_connected() && !stable && loss == Loss::Closed;
+        self.short_sessions = if short { self.short_sessions + 1 } else { 0 };
+        let wait;
+        (wait, self.reason) = match loss {
+            Loss::Broken => (self.dial_wait, "no connection to the broker"),
+            Loss::TakenOver => (TAKEN_OVER_WAIT, "another client uses this device's client id"),
+            Loss::Closed if self.short_sessions >= SHORT_SESSIONS => {
+                self.short_sessions = 0;
+                (
+                    SHORT_SESSIONS_WAIT,
+                    "the broker closes every connection soon: does another client use this client id?",
+                )
+            }
+            Loss::Closed => (self.dial_wait, "the broker closed the connection"),
         };
         self.dial_wait = (self.dial_wait * 2).min(self.profile.dial_wait_max);
         self.dial_at = Some(now + wait.mul_f64(0.5 + 0.5 * self.chance.share()));
         self.state = LinkState::Offline;
-        self.reason = match loss {
-            Loss::Broken => "no connection to the broker",
-            Loss::TakenOver => "another client uses this device's client id",
-        };
         // Statuses come anew with the next subscription; what was known may be long gone by then.
         self.proven = false;
         self.instances.clear();
@@ -222,9 +244,8 @@ impl Link {
 
     /// A cloud instance's status. A retained one may be older than the instance's death.
     pub fn cloud_status(&mut self, instance: Name, status: CloudStatus, retained: bool) {
-        if !retained && status.state == CloudState::Online {
-            self.proven = true;
-        }
+        // Before the session is ready the broker hands over what it kept while we were away.
+        self.proven |= self.is_connected() && !retained && status.state == CloudState::Online;
         if self.instances.len() < INSTANCES_MAX || self.instances.contains_key(&instance) {
             self.instances.insert(instance, status);
         }
@@ -233,7 +254,7 @@ impl Link {
 
     /// A message about a case came in: a cloud is alive.
     pub fn cloud_spoke(&mut self) {
-        self.proven = true;
+        self.proven |= self.is_connected();
         self.silent_since = None;
         self.late = false;
         self.weigh();
@@ -282,7 +303,7 @@ impl Link {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         let seconds = self.readers().map(|status| status.retry_after_s).reduce(|a, b| Some(a?.min(b?))).flatten()?;
-        Some(Duration::from_secs(u64::from(seconds)))
+        Some(Duration::from_secs(u64::from(seconds)).min(RETRY_AFTER_MAX))
     }
 
     fn readers(&self) -> impl Iterator<Item = &CloudStatus> {
@@ -346,6 +367,18 @@ mod tests {
     }
 
     #[test]
+    fn what_the_broker_kept_while_we_were_away_proves_no_live_cloud() {
+        let mut link = Link::new(Moment(0), true, Profile::LAN, 1);
+        assert!(link.take_dial(Moment(0)));
+        link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION]), false);
+        link.cloud_spoke();
+        link.connected(Moment(10));
+        assert!(link.may_send() && !link.proven());
+        link.cloud_spoke();
+        assert!(link.proven());
+    }
+
+    #[test]
     fn an_old_cloud_is_held_for_and_said_so() {
         let mut link = connected();
         link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION + 1]), false);
@@ -385,6 +418,27 @@ mod tests {
     }
 
     #[test]
+    fn a_few_connections_closed_at_once_look_like_a_twin_but_a_stable_or_broken_one_does_not() {
+        let mut link = Link::new(Moment(0), true, Profile::LAN, 1);
+        let mut session = |held: Duration, loss: Loss| {
+            let now = link.dial_at().expect("dials again");
+            assert!(link.take_dial(now));
+            link.connected(now);
+            link.lost(now + held, loss);
+            link.reason().contains("client id")
+        };
+        let short = Duration::from_secs(5);
+        for end in [Loss::Broken, Loss::Closed] {
+            let held = if end == Loss::Closed { STABLE_AFTER } else { short };
+            (0..SHORT_SESSIONS - 1).for_each(|_| assert!(!session(short, Loss::Closed)));
+            assert!(!session(held, end), "{end:?}");
+        }
+        (0..SHORT_SESSIONS - 1).for_each(|_| assert!(!session(short, Loss::Closed)));
+        assert!(session(short, Loss::Closed));
+        assert!(!session(short, Loss::Closed), "and then it is tried anew");
+    }
+
+    #[test]
     fn late_answers_degrade_and_a_word_from_the_cloud_heals() {
         let mut link = connected();
         link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION]), false);
@@ -412,6 +466,9 @@ mod tests {
         (first.accept, first.retry_after_s) = (Some(2.0), Some(9));
         link.cloud_status(instance(), first.clone(), true);
         assert_eq!((link.accept_per_s(), link.retry_after()), (Some(2.0), Some(Duration::from_secs(9))));
+        first.retry_after_s = Some(u32::MAX);
+        link.cloud_status(instance(), first.clone(), true);
+        assert_eq!(link.retry_after(), Some(RETRY_AFTER_MAX), "nobody is silenced for good");
         (first.accept, first.retry_after_s) = (Some(5.0), None);
         link.cloud_status(Name::new("i2").expect("valid"), first.clone(), true);
         assert_eq!((link.accept_per_s(), link.retry_after()), (Some(5.0), None));

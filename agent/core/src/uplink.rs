@@ -51,8 +51,11 @@ pub const FAILED_WAIT: Duration = Duration::from_secs(10);
 /// How long making a dead letter may take before the cloud is asked again: a full disk may have refused it.
 pub const BURY_WAIT: Duration = Duration::from_secs(60);
 
-/// How long to wait when the broker says that nobody subscribes.
+/// How long no payload is sent when the broker says that nobody subscribes; doubles each time.
 pub const NOBODY_WAIT: Duration = Duration::from_secs(5);
+
+/// The longest such wait: a status that a dead cloud left behind costs six payloads an hour.
+pub const NOBODY_WAIT_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// How long the other instances get to pick up what a lost one had, before they are asked.
 pub const INSTANCE_LOST_WAIT: Duration = Duration::from_secs(5);
@@ -139,6 +142,9 @@ pub struct Uplink {
     hold_until: Moment,
     /// The earliest moment of the next send, by the pace the cloud accepts.
     next_send: Moment,
+    /// No payload is sent before this: nobody took the last one. And how often in a row that was so.
+    nobody_until: Moment,
+    nobody_times: u32,
 }
 
 /// What the link allows.
@@ -161,6 +167,8 @@ impl Uplink {
             publishes: 0,
             hold_until: Moment(0),
             next_send: Moment(0),
+            nobody_until: Moment(0),
+            nobody_times: 0,
         }
     }
 
@@ -237,6 +245,21 @@ impl Uplink {
     /// The session is ready; the broker takes at most `receive_maximum` publishes in flight.
     pub fn connected(&mut self, receive_maximum: u16) {
         self.window_max = WINDOW_MAX.min(usize::from(receive_maximum)).max(1);
+        self.somebody_listens();
+    }
+
+    /// A live cloud has spoken, or this is another connection: the next payload need not wait any longer.
+    pub fn somebody_listens(&mut self) {
+        self.nobody_until = Moment(0);
+        self.nobody_times = 0;
+    }
+
+    fn nobody_listens(&mut self, now: Moment) {
+        // What was sent side by side is told side by side, and counts once.
+        if now >= self.nobody_until {
+            self.nobody_until = now + doubled(NOBODY_WAIT, self.nobody_times).min(NOBODY_WAIT_MAX);
+            self.nobody_times += 1;
+        }
     }
 
     /// Whatever was under way when the connection broke may or may not have arrived. A wait the cloud asked
@@ -304,7 +327,7 @@ impl Uplink {
     }
 
     fn send(&mut self, now: Moment, permission: Permission) -> Option<Step> {
-        if !self.has_slot(permission) || now < self.next_send {
+        if !self.has_slot(permission) || now < self.next_send.max(self.nobody_until) {
             return None;
         }
         let first = self.next_case(now)?;
@@ -367,11 +390,14 @@ impl Uplink {
 
     /// A publish of these cases has ended.
     pub fn published(&mut self, now: Moment, keys: &[CaseKey], outcome: Publish) {
+        if outcome == Publish::Nobody {
+            self.nobody_listens(now);
+        }
         for key in keys {
             let Some(case) = self.cases.get_mut(key).filter(|case| case.phase == Phase::Publishing) else { continue };
             match outcome {
                 Publish::Acknowledged => case.enter(now, Phase::Published),
-                Publish::Nobody => case.enter(now, Phase::Ready { not_before: now + NOBODY_WAIT }),
+                Publish::Nobody => case.enter(now, Phase::Ready { not_before: now }),
                 Publish::Unclear => case.enter(now, Phase::Doubtful { not_before: now }),
             }
         }
@@ -431,8 +457,9 @@ impl Uplink {
     pub fn wake_at(&self, permission: Permission) -> Option<Moment> {
         let takes = permission.accept_per_s != Some(0.0);
         let sends = takes && self.has_slot(permission);
+        let send_at = self.next_send.max(self.hold_until).max(self.nobody_until);
         let due = |case: &Tracked| match case.phase {
-            Phase::Ready { not_before } => sends.then(|| not_before.max(self.next_send).max(self.hold_until)),
+            Phase::Ready { not_before } => sends.then(|| not_before.max(send_at)),
             Phase::Doubtful { not_before } => takes.then(|| not_before.max(self.hold_until)),
             Phase::Published | Phase::Asked => Some(case.since + doubled(RECEIVED_WAIT, case.asked)),
             Phase::Held => Some(case.since + doubled(VERDICT_WAIT, case.asked)),
@@ -557,6 +584,25 @@ mod tests {
         uplink.published(Moment(1), &[key(0)], Publish::Nobody);
         assert_eq!(uplink.step(Moment(2), PROVEN), None);
         assert_eq!(uplink.step(Moment(1) + NOBODY_WAIT, PROVEN), Some(Step::Send([key(0)].into())));
+    }
+
+    #[test]
+    fn payloads_are_not_poured_out_where_nobody_listens() {
+        let mut uplink = with_cases(100);
+        let probe = Permission { proven: false, accept_per_s: None };
+        let mut now = Moment(0);
+        let mut payloads = 0;
+        while now < Moment(3_600_000) {
+            if let Some(Step::Send(keys)) = uplink.step(now, probe) {
+                payloads += 1;
+                uplink.published(now, &keys, Publish::Nobody);
+            }
+            now = uplink.wake_at(probe).expect("tries again");
+        }
+        assert!((8..16).contains(&payloads), "{payloads} in an hour");
+        assert_eq!(uplink.step(now - Duration::from_secs(1), PROVEN), None);
+        uplink.somebody_listens();
+        assert!(matches!(uplink.step(now - Duration::from_secs(1), PROVEN), Some(Step::Send(_))));
     }
 
     #[test]

@@ -264,7 +264,7 @@ impl World {
             online: true,
             reads: cloud.other_version_until <= self.now,
             accept_per_s: if healthy { self.plan.accept_per_s } else { Some(0.0) },
-            retry_after_s: (!healthy).then_some(UNHEALTHY_RETRY_S),
+            retry_after_s: (!healthy && self.plan.says_retry).then_some(UNHEALTHY_RETRY_S),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hedge_core::budget::{Budget, Ceilings, Spent};
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Action, Engine, Event, Setup};
-use hedge_core::link::{Loss, Profile};
+use hedge_core::link::Loss;
 use hedge_core::outbox::sort_key;
 use hedge_core::uplink::{Publish, Waiting};
 use hedge_proto::{CaseKey, CloudState, CloudStatus, Epoch, Name, WIRE_VERSION};
@@ -117,7 +117,7 @@ impl World {
         let setup = Setup {
             has_broker: true,
             open_cases: open,
-            profile: Profile::LAN,
+            profile: self.plan.profile,
             budget: Budget::resume(ceilings, Some(self.device.spent.clone()), now),
             batch_bytes_max: self.plan.batch_bytes_max,
             seed: self.dice.number(),
@@ -191,6 +191,27 @@ impl World {
         self.device_writes(Op::Store(case));
     }
 
+    pub(super) fn drop_by_hand(&mut self) {
+        let open: Vec<CaseKey> = self.device.disk.open().map(|(key, _)| key).collect();
+        if !open.is_empty() {
+            let key = self.dice.pick(&open);
+            self.ledger.dropped(key);
+            self.device.disk.forget(key);
+            self.device_after(1, Step::Tell(Event::Closed { key, spoken: false }));
+        }
+    }
+
+    pub(super) fn requeue_by_hand(&mut self) {
+        let dead: Vec<CaseKey> = self.device.disk.dead().collect();
+        for key in dead {
+            self.ledger.requeued(key);
+            if let Some(case) = self.device.disk.requeue(key) {
+                // A person is slower than the task that made it a dead letter.
+                self.device_after(5, Step::Tell(Event::Stored(case)));
+            }
+        }
+    }
+
     pub(super) fn device_step(&mut self, life: u32, step: Step) {
         if self.device.engine.is_none() || self.device.life != life {
             return;
@@ -260,7 +281,7 @@ impl World {
             Op::Bury { key } => {
                 self.device.disk.bury(key);
                 self.note(|| format!("{} is a dead letter", short(key)));
-                self.device_soon(Step::Tell(Event::Closed { key, spoken: false }));
+                self.device_after(1, Step::Tell(Event::Closed { key, spoken: false }));
             }
             Op::Forget { key } => self.device.disk.forget(key),
         }
@@ -450,7 +471,8 @@ impl World {
     fn device_loads(&mut self, key: CaseKey) -> bool {
         let stage = self.device.disk.get(key).map(|row| row.stage);
         let open = matches!(stage, Some(Stage::Open(_)));
-        if !open && !(stage.is_some() && self.planted == Some(Planted::SendsAnswered)) {
+        let planted = stage.is_some() && self.planted == Some(Planted::SendsAnswered);
+        if !open && !planted {
             self.device_soon(Step::Tell(Event::Closed { key, spoken: false }));
             return false;
         }

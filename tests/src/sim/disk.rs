@@ -126,6 +126,17 @@ impl Disk {
         self.rows.iter().filter(move |(_, row)| open(row)).map(|(key, row)| (*key, row))
     }
 
+    pub(super) fn dead(&self) -> impl Iterator<Item = CaseKey> {
+        self.rows.iter().filter(|(_, row)| row.stage == Stage::Dead).map(|(key, _)| *key)
+    }
+
+    /// A dead letter waits again, with no failed tries.
+    pub(super) fn requeue(&mut self, key: CaseKey) -> Option<Waiting> {
+        let row = self.rows.get_mut(&key)?;
+        (row.stage, row.saved, row.attempts) = (Stage::Open(Progress::Waiting), Progress::Waiting, 0);
+        Some(row.case)
+    }
+
     pub(super) fn answered(&self) -> impl Iterator<Item = CaseKey> {
         self.rows.iter().filter(|(_, row)| matches!(row.stage, Stage::Answered { .. })).map(|(key, _)| *key)
     }

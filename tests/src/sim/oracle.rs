@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event};
-use hedge_core::uplink::TRIES_MAX;
+use hedge_core::uplink::{NOBODY_WAIT, TRIES_MAX};
 use hedge_proto::{BATCH_CASES_MAX, CaseKey};
 
 use super::device::short;
@@ -72,6 +72,17 @@ pub(super) fn one_probe(flying: usize) -> Checked {
     broken("while no cloud is proven up, one case is the probe", format!("{flying} are under way"))
 }
 
+/// Where nobody takes a payload, the next one waits.
+pub(super) fn not_poured_out(now: Moment, nobody_since: Option<Moment>) -> Checked {
+    match nobody_since {
+        Some(since) if now.since(since) < NOBODY_WAIT => {
+            let text = format!("{} ms after the last one", now.since(since).as_millis());
+            broken("while nobody listens, payloads are not poured out", text)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// One publish may go over the ceiling: it was under way when the ceiling was reached.
 pub(super) fn under_ceiling(sent_within_hour: usize, ceiling: Option<u64>) -> Checked {
     match ceiling {
@@ -100,13 +111,17 @@ pub(super) fn on_record(key: CaseKey, recorded: bool) -> Checked {
 /// Counted from the beginning of the calm, every case is answered or dead within this time: the longest quiet
 /// between two questions, the longest rests a cloud or broker may ask for, and the drain itself.
 pub(super) fn drain_within(plan: &Plan) -> Duration {
-    let waits = hedge_core::uplink::QUIET_MAX + Duration::from_secs(300 + 180 + 60 + 600);
+    let waits = if plan.is_peaceful() {
+        Duration::from_secs(120)
+    } else {
+        hedge_core::uplink::QUIET_MAX + plan.profile.dial_wait_max + Duration::from_secs(300 + 180 + 60 + 1_200)
+    };
     #[expect(clippy::cast_precision_loss, reason = "a bound, not a count")]
     let paced = Duration::from_secs_f32(plan.cases as f32 * plan.accept_per_s.map_or(0.0, |per_s| 1.0 / per_s));
     // An hour for each time the ceiling is reached; a payload may travel twice and more.
     let hours = plan.cases_per_hour.map_or(0, |ceiling| 2 + 4 * plan.cases / ceiling);
-    // Failed cases are tried again and again, with doubled waits; a slow model takes four seconds a case.
-    waits + 2 * paced + Duration::from_secs(3_600 * hours + 600 + 8 * plan.cases)
+    // A slow model takes four seconds a case.
+    waits + 2 * paced + Duration::from_secs(3_600 * hours) + 2 * Duration::from_millis(plan.model.1 * plan.cases)
 }
 
 /// What happened to each case, as only somebody outside can know it.
@@ -127,6 +142,8 @@ struct Account {
     failed: u32,
     dead: bool,
     answered: bool,
+    /// By hand, or evicted and counted.
+    dropped: bool,
 }
 
 impl Ledger {
@@ -155,6 +172,17 @@ impl Ledger {
         }
     }
 
+    pub(super) fn dropped(&mut self, key: CaseKey) {
+        self.account(key).dropped = true;
+    }
+
+    /// A dead letter begins anew.
+    pub(super) fn requeued(&mut self, key: CaseKey) {
+        let account = self.account(key);
+        (account.failed, account.dead) = (0, false);
+        account.allowed = account.allowed.max(account.travelled);
+    }
+
     /// What the device hears may allow a payload to travel again; returns the case it allows last.
     pub(super) fn hears(&mut self, event: &Event) -> Option<CaseKey> {
         match event {
@@ -176,6 +204,17 @@ impl Ledger {
                 None
             }
             _ => None,
+        }
+    }
+
+    /// In a peaceful world, however slow the cloud, each payload goes out once.
+    pub(super) fn sent_once(&self) -> Checked {
+        match self.cases.iter().find(|(_, account)| account.travelled != 1) {
+            None => Ok(()),
+            Some((key, account)) => {
+                let text = format!("{} went out {} times", short(*key), account.travelled);
+                broken("in a peaceful world each payload goes out once", text)
+            }
         }
     }
 
@@ -214,7 +253,7 @@ impl Ledger {
 
     /// Each case said to be stored is on disk, or was answered.
     pub(super) fn nothing_is_lost(&self, on_disk: impl Fn(CaseKey) -> bool) -> Checked {
-        let answered = |key: &CaseKey| self.cases.get(key).is_some_and(|account| account.answered);
+        let answered = |key: &CaseKey| self.cases.get(key).is_some_and(|account| account.answered || account.dropped);
         match self.stored.iter().find(|key| !on_disk(**key) && !answered(key)) {
             None => Ok(()),
             Some(key) => {

@@ -5,6 +5,7 @@
 
 use hedge_core::budget::Ceilings;
 use hedge_core::chance::Chance;
+use hedge_core::link::Profile;
 
 /// Everything random comes from here, so that the seed is the whole world.
 #[derive(Debug, Clone)]
@@ -66,9 +67,13 @@ pub(super) enum Fault {
     TakenOver,
     /// The device notices another network.
     NetworkChanged,
+    /// Somebody drops an open case by hand, or it is evicted.
+    Drop,
+    /// Somebody makes the dead letters wait again.
+    Requeue,
 }
 
-const FAULTS: [Fault; 19] = [
+const FAULTS: [Fault; 21] = [
     Fault::Reset(0),
     Fault::Reset(1),
     Fault::Reset(2),
@@ -88,6 +93,8 @@ const FAULTS: [Fault; 19] = [
     Fault::CloudUnhealthy,
     Fault::CloudOther,
     Fault::NetworkChanged,
+    Fault::Drop,
+    Fault::Requeue,
 ];
 
 /// The shape of one world. Times are in milliseconds.
@@ -127,6 +134,9 @@ pub(super) struct Plan {
     pub(super) payload_bytes: (u64, u64),
     pub(super) batch_bytes_max: u32,
     pub(super) urgent_one_in: u64,
+    /// An unhealthy cloud says when to come back; otherwise only that it takes nothing.
+    pub(super) says_retry: bool,
+    pub(super) profile: Profile,
     /// A ceiling that will be reached.
     pub(super) cases_per_hour: Option<u64>,
 }
@@ -144,6 +154,9 @@ impl Plan {
         let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| dice.between(0, 5) < share).collect();
         if dice.one_in(20) {
             faults.push(Fault::TakenOver);
+        }
+        if dice.one_in(10) {
+            faults.clear();
         }
         let per_case = if dice.one_in(3) { 50 } else { calm_at / (cases + 1) };
         Self {
@@ -173,8 +186,16 @@ impl Plan {
             payload_bytes: dice.pick(&[(28_000, 28_000), (100, 4_000), (100, 20_000)]),
             batch_bytes_max: dice.pick(&[0, 10_000, 64 * 1024]),
             urgent_one_in: dice.pick(&[0, 0, 3, 20]),
+            says_retry: dice.one_in(2),
+            profile: dice.pick(&[Profile::LAN, Profile::LAN, Profile::METERED]),
             cases_per_hour: dice.one_in(20).then(|| dice.between(cases / 4 + 1, cases + 1)),
         }
+    }
+
+    /// Nothing goes wrong, and the cloud takes and answers whatever comes.
+    pub(super) fn is_peaceful(&self) -> bool {
+        let one_memory = self.instances == 1 || (self.shared_records && self.shared_subscription);
+        self.faults.is_empty() && one_memory && self.room == usize::MAX && self.odd_one_in == 0
     }
 
     pub(super) fn ceilings(&self) -> Ceilings {

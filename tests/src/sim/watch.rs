@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use hedge_core::clock::Moment;
 use hedge_core::engine::Event;
-use hedge_core::uplink::{Publish, RECEIVED_WAIT, WINDOW_MAX};
+use hedge_core::uplink::{NOBODY_WAIT, Publish, RECEIVED_WAIT, WINDOW_MAX};
 use hedge_proto::{CaseKey, CloudState, CloudStatus, Name, WIRE_VERSION};
 
-use super::oracle::{Checked, has_reader, held_back, in_window, one_probe, under_ceiling};
+use super::oracle::{Checked, has_reader, held_back, in_window, not_poured_out, one_probe, under_ceiling};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -18,6 +18,7 @@ pub(super) struct Watch {
     connected: bool,
     window: usize,
     statuses: BTreeMap<Name, CloudStatus>,
+    /// Something came over this connection that no earlier one can have brought.
     proven: bool,
     /// Sent and without a word since: in which publish, and the moment of its PUBACK.
     flying: BTreeMap<CaseKey, (u64, Option<Moment>)>,
@@ -25,6 +26,8 @@ pub(super) struct Watch {
     /// When the last cases were sent, for the hourly ceiling.
     sent_at: VecDeque<Moment>,
     hold_until: Moment,
+    /// Since when nobody takes what is sent.
+    nobody_since: Option<Moment>,
     /// The earliest next send at the pace of the last one.
     next_send: Moment,
 }
@@ -32,9 +35,23 @@ pub(super) struct Watch {
 impl Watch {
     /// Before the engine hears it.
     pub(super) fn hears(&mut self, now: Moment, event: &Event) {
+        let proven_before = std::mem::take(&mut self.proven);
+        self.learns(now, event);
+        if self.proven {
+            self.nobody_since = None;
+        }
+        self.proven |= proven_before && !matches!(event, Event::Disconnected(_));
+    }
+
+    fn learns(&mut self, now: Moment, event: &Event) {
+        let waited = self.nobody_since.is_none_or(|since| now.since(since) >= NOBODY_WAIT);
+        if matches!(event, Event::Published { outcome: Publish::Nobody, .. }) && waited {
+            self.nobody_since = Some(now);
+        }
         match event {
             Event::Connected { receive_maximum } => {
                 self.connected = true;
+                self.nobody_since = None;
                 self.window = WINDOW_MAX.min(usize::from(*receive_maximum)).max(1);
             }
             Event::Disconnected(_) => {
@@ -45,7 +62,7 @@ impl Watch {
             }
             Event::CloudStatus { instance, status, retained } => {
                 let online = status.state == CloudState::Online;
-                self.proven |= online && !retained;
+                self.proven |= online && !retained && self.connected;
                 if !online && !retained {
                     self.flying.retain(|_, (_, acknowledged)| acknowledged.is_none());
                 }
@@ -67,23 +84,23 @@ impl Watch {
                 }
             }
             Event::Received { keys } | Event::Unknown { keys } => {
-                self.proven = true;
+                self.proven |= self.connected;
                 self.flying.retain(|key, _| !keys.contains(key));
             }
             Event::Wanted { key } | Event::Dead { key, .. } => {
-                self.proven = true;
+                self.proven |= self.connected;
                 self.flying.remove(key);
             }
-            Event::Failed { .. } => self.proven = true,
+            Event::Failed { .. } => self.proven |= self.connected,
             Event::TryCounted { key, .. } => {
                 self.flying.remove(key);
             }
             Event::Busy { after } => {
-                self.proven = true;
+                self.proven |= self.connected;
                 self.hold(now + *after);
             }
             Event::Closed { key, spoken } => {
-                self.proven |= spoken;
+                self.proven |= *spoken && self.connected;
                 self.flying.remove(key);
             }
             Event::Stored(_)
@@ -100,6 +117,7 @@ impl Watch {
     pub(super) fn sends(&mut self, now: Moment, keys: &[CaseKey], cases_per_hour: Option<u64>) -> Checked {
         self.asks(now)?;
         held_back(now, self.next_send)?;
+        not_poured_out(now, self.nobody_since)?;
         let pace = self.pace();
         if pace == Some(0.0) {
             return held_back(now, Moment(u64::MAX));

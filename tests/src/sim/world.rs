@@ -156,6 +156,10 @@ impl World {
             self.happens(happening);
         }
         self.ledger_check_stored();
+        if self.plan.is_peaceful() {
+            let checked = self.ledger.sent_once();
+            self.check(checked);
+        }
         match self.violation.take() {
             None => Ok(Summary {
                 steps: self.steps,
@@ -307,6 +311,8 @@ impl World {
                 self.at(until, Happening::SpeaksUp { instance });
             }
             Fault::TakenOver => self.device_is_taken_over(),
+            Fault::Drop => self.drop_by_hand(),
+            Fault::Requeue => self.requeue_by_hand(),
             Fault::NetworkChanged => self.tell(hedge_core::engine::Event::NetworkChanged),
         }
     }
