@@ -14,7 +14,7 @@ const THROTTLED: &str = "sys/devices/platform/soc/soc:firmware/get_throttled";
 
 const MEMORY: &str = "proc/self/status";
 
-/// The bits of [`THROTTLED`], from bit 0.
+/// What the bits of a Raspberry Pi's `get_throttled` mean, from bit 0.
 pub const LIMITS: [&str; 4] = ["under_voltage", "frequency_capped", "throttled", "soft_temperature_limit"];
 
 /// Reads everything now.

@@ -1,9 +1,9 @@
 //! Every message reads back as it was written, unknown fields are accepted, and sizes are checked first.
 
 use hedge_proto::{
-    Authority, Captured, Case, CaseDecision, CaseId, CaseKey, CaseMessage, CloudStatus, DecodeError, DeviceId, Digest,
-    DownMessage, Epoch, LabelScore, Metadata, ModelRef, PayloadForm, Reason, TaskResult, ThresholdMode, Verdict,
-    from_cbor, from_json, to_cbor, to_json,
+    Authority, BoardFigures, Captured, Case, CaseDecision, CaseId, CaseKey, CaseMessage, CloudStatus,
+    DOCUMENT_BYTES_MAX, DecodeError, DeviceId, Digest, DownMessage, Epoch, LabelScore, Metadata, ModelRef, PayloadForm,
+    Reason, TaskResult, Telemetry, ThresholdMode, Verdict, from_cbor, from_json, to_cbor, to_json,
 };
 use serde_bytes::ByteBuf;
 
@@ -129,4 +129,13 @@ fn documents_read_back() {
     };
     assert_eq!(to_json(&status), br#"{"state":"offline","connection":4}"#);
     assert_eq!(from_json(&to_json(&status), 1000), Ok(status));
+}
+
+#[test]
+fn telemetry_of_an_older_device_reads_with_nothing_made_up() {
+    let old = br#"{"link":"online","uptime_s":5,"samples":{"kept":2},"queue":{"waiting":1}}"#;
+    let read: Telemetry = from_json(old, DOCUMENT_BYTES_MAX).expect("reads");
+    assert_eq!((read.uptime_s, read.samples.kept, read.queue.waiting), (5, 2, 1));
+    assert!(read.latency.is_empty() && read.budget.is_empty() && read.board == BoardFigures::default());
+    assert_eq!(from_json(&to_json(&read), DOCUMENT_BYTES_MAX), Ok(read));
 }

@@ -21,7 +21,7 @@ use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::{Agent, Mosquitto, Scene, wait};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::Packet;
-use rumqttc::{AsyncClient, Broker, Event, MqttOptions, PublishOptions};
+use rumqttc::{AsyncClient, Broker, Event, IncomingPacketSizeLimit, MqttOptions, PublishOptions};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -199,7 +199,7 @@ fn broker_alone(mosquitto: &Mosquitto, messages: u64, bytes: usize) -> Result<f6
         let connect = |name: &str| {
             let address = mosquitto.address();
             let mut options = MqttOptions::new(name, Broker::tcp(address.ip().to_string(), address.port()));
-            options.set_keep_alive(60);
+            options.set_keep_alive(60).set_incoming_packet_size_limit(IncomingPacketSizeLimit::Unlimited);
             AsyncClient::builder(options).capacity(64).build()
         };
         let (subscriber, mut incoming) = connect("bench-subscriber");

@@ -9,6 +9,9 @@ use hedge_tests::{Scene, Tally, places, scrape, skip, wait};
 
 const CORRECTION_WAIT_MAX: Duration = Duration::from_secs(20);
 
+/// Well under the interval of telemetry (60 s): a change of the link is told at once.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
+
 /// Only boards that tell have these; the agent's own tests look at them.
 const OF_BOARDS: &str = "hedge_agent_board_";
 
@@ -63,6 +66,11 @@ fn both_programs_count_what_happened_and_have_every_figure_that_an_alert_names()
     assert_eq!(status, 422);
     agent.wait_for_status("the queue is empty", CORRECTION_WAIT_MAX, |status| status.queue.waiting == 0)?;
 
+    // The device tells of its link by itself, on its way from connecting to online; no interval has to pass.
+    let online = "hedge_cloud_devices{state=\"online\"}";
+    let told = || Ok(scene.cloud.scrape()?.value(online)? == 1.0);
+    wait::until_true("the cloud knows that the device is online", TOLD_WITHIN, told)?;
+
     let (device, cloud) = (agent.http.scrape()?, scene.cloud.scrape()?);
     let cases = deferred.len() as f64;
     let kept = answers.len() as f64 - cases;
@@ -89,12 +97,14 @@ fn both_programs_count_what_happened_and_have_every_figure_that_an_alert_names()
         ("hedge_cloud_case_outcomes{outcome=\"answered\"}", cases),
         ("hedge_cloud_case_outcomes{outcome=\"waiting\"}", 0.0),
         ("hedge_cloud_broker_connected", 1.0),
-        ("hedge_cloud_devices{state=\"online\"}", 1.0),
+        (online, 1.0),
         ("hedge_cloud_turned_away_total{reason=\"refused\"}", 0.0),
     ] {
         assert_eq!(cloud.value(sample)?, expected, "{sample}");
     }
     assert!(device.value("hedge_agent_link_bytes_total")? > 1000.0);
+    let spent = device.value("hedge_agent_budget_ratio{ceiling=\"bytes_per_month\"}")?;
+    assert!(spent < 0.95, "a new device would raise HedgeAgentBudgetShort: {spent}");
     assert!(device.value("hedge_agent_resident_memory_bytes")? > 1e6);
     assert!(device.text().ends_with("# EOF\n") && cloud.text().ends_with("# EOF\n"));
 

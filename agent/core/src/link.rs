@@ -59,6 +59,13 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// Somebody else uses this client id. Two that fight over it would throw each other out all day.
 pub const TAKEN_OVER_WAIT: Duration = Duration::from_secs(180);
 
+/// So many connections in a row, each closed by the broker before it was stable, look like another client with
+/// this id: some brokers do not say so.
+pub const SHORT_SESSIONS: u32 = 5;
+
+/// The wait after that guess. It may be wrong (a broker that restarts over and over), so it is below two minutes.
+pub const SHORT_SESSIONS_WAIT: Duration = Duration::from_secs(110);
+
 /// Something sent and unanswered for so long makes the link `Degraded`.
 pub const ANSWER_LATE_AFTER: Duration = Duration::from_secs(30);
 
@@ -73,6 +80,8 @@ const INSTANCES_MAX: usize = 64;
 pub enum Loss {
     /// The dial failed, or an established connection broke.
     Broken,
+    /// The broker closed the connection in good order, without saying why.
+    Closed,
     /// The broker let another client have our session.
     TakenOver,
 }
@@ -124,6 +133,7 @@ pub struct Link {
     dial_at: Option<Moment>,
     dial_wait: Duration,
     connected_at: Moment,
+    short_sessions: u32,
     instances: BTreeMap<Name, CloudStatus>,
     /// Something that only a live cloud can have sent came over this connection.
     proven: bool,
@@ -145,6 +155,7 @@ impl Link {
             dial_at: has_broker.then_some(now),
             dial_wait: DIAL_WAIT_MIN,
             connected_at: now,
+            short_sessions: 0,
             instances: BTreeMap::new(),
             proven: false,
             silent_since: None,
@@ -197,20 +208,28 @@ impl Link {
     }
 
     pub fn lost(&mut self, now: Moment, loss: Loss) {
-        if self.is_connected() && now.since(self.connected_at) >= STABLE_AFTER {
+        let stable = self.is_connected() && now.since(self.connected_at) >= STABLE_AFTER;
+        if stable {
             self.dial_wait = DIAL_WAIT_MIN;
         }
-        let wait = match loss {
-            Loss::Broken => self.dial_wait,
-            Loss::TakenOver => TAKEN_OVER_WAIT,
+        let short = self.is_connected() && !stable && loss == Loss::Closed;
+        self.short_sessions = if short { self.short_sessions + 1 } else { 0 };
+        let wait;
+        (wait, self.reason) = match loss {
+            Loss::Broken => (self.dial_wait, "no connection to the broker"),
+            Loss::TakenOver => (TAKEN_OVER_WAIT, "another client uses this device's client id"),
+            Loss::Closed if self.short_sessions >= SHORT_SESSIONS => {
+                self.short_sessions = 0;
+                (
+                    SHORT_SESSIONS_WAIT,
+                    "the broker closes every connection soon: does another client use this client id?",
+                )
+            }
+            Loss::Closed => (self.dial_wait, "the broker closed the connection"),
         };
         self.dial_wait = (self.dial_wait * 2).min(self.profile.dial_wait_max);
         self.dial_at = Some(now + wait.mul_f64(0.5 + 0.5 * self.chance.share()));
         self.state = LinkState::Offline;
-        self.reason = match loss {
-            Loss::Broken => "no connection to the broker",
-            Loss::TakenOver => "another client uses this device's client id",
-        };
         // Statuses come anew with the next subscription; what was known may be long gone by then.
         self.proven = false;
         self.instances.clear();
@@ -396,6 +415,27 @@ mod tests {
         let mut link = connected();
         link.lost(Moment(20), Loss::TakenOver);
         assert!(link.dial_at().expect("dials again").since(Moment(20)) >= TAKEN_OVER_WAIT / 2);
+    }
+
+    #[test]
+    fn a_few_connections_closed_at_once_look_like_a_twin_but_a_stable_or_broken_one_does_not() {
+        let mut link = Link::new(Moment(0), true, Profile::LAN, 1);
+        let mut session = |held: Duration, loss: Loss| {
+            let now = link.dial_at().expect("dials again");
+            assert!(link.take_dial(now));
+            link.connected(now);
+            link.lost(now + held, loss);
+            link.reason().contains("client id")
+        };
+        let short = Duration::from_secs(5);
+        for end in [Loss::Broken, Loss::Closed] {
+            let held = if end == Loss::Closed { STABLE_AFTER } else { short };
+            (0..SHORT_SESSIONS - 1).for_each(|_| assert!(!session(short, Loss::Closed)));
+            assert!(!session(held, end), "{end:?}");
+        }
+        (0..SHORT_SESSIONS - 1).for_each(|_| assert!(!session(short, Loss::Closed)));
+        assert!(session(short, Loss::Closed));
+        assert!(!session(short, Loss::Closed), "and then it is tried anew");
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub(super) struct Driver {
 impl Driver {
     /// Runs until told to stop.
     pub(super) async fn run(mut self, mut arrived: mpsc::Receiver<Event>, stop: CancellationToken) {
+        let (state, reason) = self.engine.link();
+        self.show_link(state, reason);
         loop {
             self.carry_out_all();
             self.watchdog.turned();

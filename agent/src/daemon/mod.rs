@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hedge_proto::LinkState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -110,13 +111,17 @@ pub async fn run(config: Config) -> Result<(), StartError> {
 async fn report(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, interval: Duration, stop: CancellationToken) {
     let Some(uplink) = uplink else { return };
     let mut link = pipeline.link.clone();
+    // What was told, not what is now: the link may change while figures are being sent.
+    let mut told = LinkState::Offline;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(interval) => {}
-            changed = link.wait_for(link_differs(&pipeline)) => if changed.is_err() { return },
+            changed = link.wait_for(|view| view.state != told) => if changed.is_err() { return },
         }
-        if let Err(error) = uplink.telemetry(&pipeline.status()).await {
+        let status = pipeline.status();
+        told = status.link;
+        if let Err(error) = uplink.telemetry(&status).await {
             tracing::debug!(%error, "figures not sent; the next ones will be newer");
         }
     }
@@ -127,9 +132,4 @@ fn telemetry_interval(config: &Config) -> Duration {
         Some(seconds) => Duration::from_secs(seconds.max(1)),
         None => config.link.profile().telemetry,
     }
-}
-
-fn link_differs(pipeline: &Pipeline) -> impl FnMut(&crate::pipeline::LinkView) -> bool + use<> {
-    let before = pipeline.link.borrow().state;
-    move |view| view.state != before
 }

@@ -28,6 +28,10 @@ const WILL_DELAY_S: u32 = 30;
 /// Messages the broker may have on their way to us, unacknowledged.
 pub(super) const RECEIVE_MAXIMUM: u16 = 64;
 
+/// What the kernel takes from us beyond what is on its way. On a slow link everything in it is in front of the next
+/// keep-alive: 32 KiB (the kernel doubles it) are 13 s at 20 kbit/s.
+const SEND_BUFFER_BYTES: usize = 16 * 1024;
+
 /// Data unacknowledged by the peer's kernel for so long means a cut link, however busy the sender.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(40);
 
@@ -84,7 +88,9 @@ pub fn options(
         async move {
             let stream = rumqttc::default_socket_connect(host, network).await?;
             stream.set_nodelay(true)?;
-            socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+            let socket = socket2::SockRef::from(&stream);
+            socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+            socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
             Ok(meter.on(stream))
         }
     });

@@ -182,6 +182,7 @@ fn loss(error: &ConnectionError) -> Loss {
             reason_code: DisconnectReasonCode::SessionTakenOver,
             ..
         }) => Loss::TakenOver,
+        ConnectionError::MqttState(StateError::ConnectionAborted) => Loss::Closed,
         _ => Loss::Broken,
     }
 }

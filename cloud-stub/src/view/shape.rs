@@ -44,7 +44,10 @@ impl From<DeviceRow> for DeviceView {
             Some(status) => (Some(status.connection), status.version, status.models),
             None => (None, None, Vec::new()),
         };
-        let degraded = row.telemetry.as_ref().is_some_and(|telemetry| telemetry.link == LinkState::Degraded);
+        let degraded = row
+            .telemetry
+            .as_ref()
+            .is_some_and(|telemetry| matches!(telemetry.link, LinkState::Degraded | LinkState::OverBudget));
         let state = match (connection, offline, degraded) {
             (None, ..) => "unknown",
             (_, true, _) => "offline",

@@ -5,6 +5,7 @@ mod export;
 mod reach;
 mod text;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -130,9 +131,9 @@ fn exit_code(fine: bool) -> ExitCode {
 
 fn say(arguments: &QueueArgs, document: &impl Serialize, text: String) -> anyhow::Result<()> {
     let text = if arguments.json { serde_json::to_string_pretty(document)? } else { text };
-    #[expect(clippy::print_stdout, reason = "a command's result goes to standard output")]
-    {
-        println!("{}", text.trim_end());
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        // Whoever reads has seen enough: `… | head`.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
     }
-    Ok(())
 }
