@@ -1,6 +1,8 @@
 //! The virtual network: each connection keeps order and may end, stall or go silent; connections overtake each
 //! other.
 
+use hedge_core::link::Loss;
+
 use super::message::{Client, End, Packet};
 use super::world::{Happening, World};
 
@@ -17,7 +19,8 @@ pub(super) struct Wire {
     to_client_at: u64,
     to_broker_at: u64,
     half_open: bool,
-    taken_over: bool,
+    /// What the client's end will take its end for.
+    loss: Loss,
 }
 
 #[derive(Debug, Default)]
@@ -69,7 +72,7 @@ impl World {
             to_client_at: now,
             to_broker_at: now,
             half_open: false,
-            taken_over: false,
+            loss: Loss::Broken,
         });
         match client {
             Client::Device => self.device.wire = Some(wire),
@@ -122,6 +125,9 @@ impl World {
         if !std::mem::replace(self.net.wires[wire].open(end), false) {
             return;
         }
+        if end == End::Broker && self.net.wires[wire].loss == Loss::Broken {
+            self.net.wires[wire].loss = Loss::Closed;
+        }
         if !self.net.wires[wire].half_open {
             let at = self.arrival(wire, end.other());
             self.at(at, Happening::Closes { wire, end: end.other() });
@@ -129,9 +135,11 @@ impl World {
         self.ended(wire, end);
     }
 
-    /// The broker lets another client have the session.
+    /// The broker lets another client have the session. Not every broker says so.
     pub(super) fn throw_out(&mut self, wire: usize) {
-        self.net.wires[wire].taken_over = true;
+        if self.dice.one_in(2) {
+            self.net.wires[wire].loss = Loss::TakenOver;
+        }
         self.hang_up(wire, End::Broker);
     }
 
@@ -142,11 +150,11 @@ impl World {
     }
 
     fn ended(&mut self, wire: usize, end: End) {
-        let Wire { client, taken_over, .. } = self.net.wires[wire];
+        let Wire { client, loss, .. } = self.net.wires[wire];
         self.note(|| format!("wire {wire} of {client:?} is closed at its {end:?} end"));
         match (end, client) {
             (End::Broker, client) => self.broker_lost(wire, client),
-            (End::Client, Client::Device) => self.device_lost(wire, taken_over),
+            (End::Client, Client::Device) => self.device_lost(wire, loss),
             (End::Client, Client::Cloud(instance)) => self.cloud_lost(instance, wire),
         }
     }

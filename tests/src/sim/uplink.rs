@@ -127,7 +127,7 @@ impl World {
     }
 
     /// The device's end of a connection is closed.
-    pub(super) fn device_lost(&mut self, wire: usize, taken_over: bool) {
+    pub(super) fn device_lost(&mut self, wire: usize, loss: Loss) {
         if self.device.engine.is_none() || self.device.wire != Some(wire) {
             return;
         }
@@ -140,7 +140,6 @@ impl World {
                 UnderWay::Ask(keys) => Event::AskFailed { keys },
             }));
         }
-        let loss = if taken_over { Loss::TakenOver } else { Loss::Broken };
         self.device_soon(Step::Tell(Event::Disconnected(loss)));
     }
 
