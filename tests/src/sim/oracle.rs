@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event};
-use hedge_core::uplink::{NOBODY_WAIT, TRIES_MAX};
+use hedge_core::uplink::{NOBODY_WAIT, QUIET_MAX, TRIES_MAX};
 use hedge_proto::{BATCH_CASES_MAX, CaseKey};
 
 use super::device::short;
@@ -108,13 +108,15 @@ pub(super) fn on_record(key: CaseKey, recorded: bool) -> Checked {
     broken("the cloud acknowledges a case only once it is on record", format!("{} is not", short(key)))
 }
 
-/// Counted from the beginning of the calm, every case is answered or dead within this time: the longest quiet
+/// Counted from the beginning of the calm, every case is answered or dead within this time: the longest quiets
 /// between two questions, the longest rests a cloud or broker may ask for, and the drain itself.
 pub(super) fn drain_within(plan: &Plan) -> Duration {
     let waits = if plan.is_peaceful() {
         Duration::from_secs(120)
     } else {
-        hedge_core::uplink::QUIET_MAX + plan.profile.dial_wait_max + Duration::from_secs(300 + 180 + 60 + 1_200)
+        // A case that fails may be quiet before each try, where words of two instances cross.
+        let quiets = if plan.odd_one_in > 0 { 2 + TRIES_MAX } else { 2 };
+        quiets * QUIET_MAX + plan.profile.dial_wait_max + Duration::from_secs(300 + 180 + 60 + 1_200)
     };
     #[expect(clippy::cast_precision_loss, reason = "a bound, not a count")]
     let paced = Duration::from_secs_f32(plan.cases as f32 * plan.accept_per_s.map_or(0.0, |per_s| 1.0 / per_s));
