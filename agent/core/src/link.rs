@@ -66,6 +66,8 @@ pub const SHORT_SESSIONS: u32 = 5;
 /// The wait after that guess. It may be wrong (a broker that restarts over and over), so it is below two minutes.
 pub const SHORT_SESSIONS_WAIT: Duration = Duration::from_secs(110);
 
+const LIKE_A_TWIN: &str = "the broker closes every connection soon: does another client use this client id?";
+
 /// Something sent and unanswered for so long makes the link `Degraded`.
 pub const ANSWER_LATE_AFTER: Duration = Duration::from_secs(30);
 
@@ -132,6 +134,8 @@ pub struct Link {
     /// When to dial next; none while connecting or connected, or when there is no broker at all.
     dial_at: Option<Moment>,
     dial_wait: Duration,
+    /// The present wait leaves the place to another client with our name.
+    gives_way: bool,
     connected_at: Moment,
     short_sessions: u32,
     instances: BTreeMap<Name, CloudStatus>,
@@ -154,6 +158,7 @@ impl Link {
             profile,
             dial_at: has_broker.then_some(now),
             dial_wait: DIAL_WAIT_MIN,
+            gives_way: false,
             connected_at: now,
             short_sessions: 0,
             instances: BTreeMap::new(),
@@ -191,9 +196,9 @@ impl Link {
         due
     }
 
-    /// Dials at once whatever the wait: the network has changed, or the operator asks.
+    /// Dials at once, because the network has changed. A wait for another client of our name is none of the network's.
     pub fn dial_now(&mut self, now: Moment) {
-        if self.dial_at.is_some() {
+        if self.dial_at.is_some() && !self.gives_way {
             self.dial_at = Some(now);
         }
     }
@@ -214,19 +219,18 @@ impl Link {
         }
         let short = self.is_connected() && !stable && loss == Loss::Closed;
         self.short_sessions = if short { self.short_sessions + 1 } else { 0 };
+        let twin = self.short_sessions >= SHORT_SESSIONS;
         let wait;
         (wait, self.reason) = match loss {
             Loss::Broken => (self.dial_wait, "no connection to the broker"),
             Loss::TakenOver => (TAKEN_OVER_WAIT, "another client uses this device's client id"),
-            Loss::Closed if self.short_sessions >= SHORT_SESSIONS => {
-                self.short_sessions = 0;
-                (
-                    SHORT_SESSIONS_WAIT,
-                    "the broker closes every connection soon: does another client use this client id?",
-                )
-            }
+            Loss::Closed if twin => (SHORT_SESSIONS_WAIT, LIKE_A_TWIN),
             Loss::Closed => (self.dial_wait, "the broker closed the connection"),
         };
+        self.gives_way = twin || loss == Loss::TakenOver;
+        if twin {
+            self.short_sessions = 0;
+        }
         self.dial_wait = (self.dial_wait * 2).min(self.profile.dial_wait_max);
         self.dial_at = Some(now + wait.mul_f64(0.5 + 0.5 * self.chance.share()));
         self.state = LinkState::Offline;
@@ -414,6 +418,7 @@ mod tests {
     fn a_taken_over_session_waits_minutes() {
         let mut link = connected();
         link.lost(Moment(20), Loss::TakenOver);
+        link.dial_now(Moment(30));
         assert!(link.dial_at().expect("dials again").since(Moment(20)) >= TAKEN_OVER_WAIT / 2);
     }
 
