@@ -1,0 +1,191 @@
+use super::*;
+use hedge_proto::Epoch;
+
+const PROVEN: Permission = Permission { proven: true, accept_per_s: None };
+
+fn key(sequence: u64) -> CaseKey {
+    CaseKey { epoch: Epoch(1), sequence }
+}
+
+fn fresh(sequence: u64, sort_key: f64) -> Waiting {
+    let stored_at = Moment(0);
+    Waiting { key: key(sequence), sort_key, stored_at, payload_bytes: 100_000, sent: false, urgent: false }
+}
+
+fn with_cases(count: u64) -> Uplink {
+    let mut uplink = Uplink::new(64 * 1024);
+    for sequence in 0..count {
+        assert!(uplink.add(Moment(0), fresh(sequence, sequence as f64)));
+    }
+    uplink
+}
+
+fn sends(uplink: &mut Uplink, now: Moment, permission: Permission) -> usize {
+    core::iter::from_fn(|| uplink.step(now, permission)).filter(|step| matches!(step, Step::Send(_))).count()
+}
+
+#[test]
+fn the_most_valuable_case_goes_first() {
+    assert_eq!(with_cases(5).step(Moment(1), PROVEN), Some(Step::Send([key(4)].into())));
+}
+
+#[test]
+fn the_window_bounds_what_is_in_flight_and_puback_alone_does_not_free_it_for_good() {
+    let mut uplink = with_cases(100);
+    assert_eq!(sends(&mut uplink, Moment(1), PROVEN), WINDOW_MAX);
+    uplink.received(Moment(2), &[key(99), key(98)]);
+    assert_eq!(sends(&mut uplink, Moment(3), PROVEN), 2);
+}
+
+#[test]
+fn while_no_cloud_is_proven_one_case_is_the_probe() {
+    let mut uplink = with_cases(10);
+    assert_eq!(sends(&mut uplink, Moment(1), Permission { proven: false, accept_per_s: None }), 1);
+}
+
+#[test]
+fn after_a_cut_a_published_case_is_asked_about_not_sent_again() {
+    let mut uplink = with_cases(1);
+    assert_eq!(uplink.step(Moment(1), PROVEN), Some(Step::Send([key(0)].into())));
+    uplink.published(Moment(2), &[key(0)], Publish::Unclear);
+    uplink.disconnected(Moment(2));
+    assert_eq!(uplink.step(Moment(3), PROVEN), Some(Step::Ask([key(0)].into())));
+    uplink.wanted(Moment(4), key(0));
+    assert_eq!(uplink.step(Moment(5), PROVEN), Some(Step::Send([key(0)].into())));
+}
+
+#[test]
+fn silence_leads_to_questions_ever_more_rarely_and_never_to_a_second_payload() {
+    let mut uplink = with_cases(1);
+    assert_eq!(uplink.step(Moment(0), PROVEN), Some(Step::Send([key(0)].into())));
+    uplink.published(Moment(0), &[key(0)], Publish::Acknowledged);
+    let mut now = Moment(0);
+    let mut questions = 0;
+    while now < Moment(24 * 3_600_000) {
+        now = uplink.wake_at(PROVEN).expect("something is due");
+        match uplink.step(now, PROVEN) {
+            Some(Step::Ask(_)) => questions += 1,
+            other => assert_eq!(other, None),
+        }
+    }
+    assert!((48..70).contains(&questions), "{questions} questions in a day");
+}
+
+#[test]
+fn nobody_subscribing_means_send_again_later() {
+    let mut uplink = with_cases(1);
+    assert!(uplink.step(Moment(0), PROVEN).is_some());
+    uplink.published(Moment(1), &[key(0)], Publish::Nobody);
+    assert_eq!(uplink.step(Moment(2), PROVEN), None);
+    assert_eq!(uplink.step(Moment(1) + NOBODY_WAIT, PROVEN), Some(Step::Send([key(0)].into())));
+}
+
+#[test]
+fn payloads_are_not_poured_out_where_nobody_listens() {
+    let mut uplink = with_cases(100);
+    let probe = Permission { proven: false, accept_per_s: None };
+    let mut now = Moment(0);
+    let mut payloads = 0;
+    while now < Moment(3_600_000) {
+        if let Some(Step::Send(keys)) = uplink.step(now, probe) {
+            payloads += 1;
+            uplink.published(now, &keys, Publish::Nobody);
+        }
+        now = uplink.wake_at(probe).expect("tries again");
+    }
+    assert!((8..16).contains(&payloads), "{payloads} in an hour");
+    assert_eq!(uplink.step(now - Duration::from_secs(1), PROVEN), None);
+    uplink.somebody_listens();
+    assert!(matches!(uplink.step(now - Duration::from_secs(1), PROVEN), Some(Step::Send(_))));
+}
+
+#[test]
+fn a_case_that_fails_too_often_is_given_up_and_blocks_nobody() {
+    let mut uplink = with_cases(2);
+    for tries in 1..TRIES_MAX {
+        assert!(uplink.failed(Moment(0), key(1), tries));
+        assert_eq!(uplink.step(Moment(1), PROVEN).is_some(), tries == 1, "the other case is free to go");
+    }
+    assert!(!uplink.failed(Moment(0), key(1), TRIES_MAX));
+    assert_eq!(uplink.step(Moment(1), PROVEN), None);
+    uplink.forget(key(1));
+    assert!(!uplink.knows(key(1)));
+}
+
+#[test]
+fn busy_and_pace_are_obeyed() {
+    let mut uplink = with_cases(9);
+    uplink.hold(Moment(5_000));
+    assert_eq!(uplink.step(Moment(4_999), PROVEN), None);
+    let slow = Permission { proven: true, accept_per_s: Some(2.0) };
+    assert_eq!(sends(&mut uplink, Moment(5_000), slow), 1);
+    assert_eq!(sends(&mut uplink, Moment(5_499), slow), 0);
+    assert_eq!(sends(&mut uplink, Moment(5_500), slow), 1);
+    assert_eq!(sends(&mut uplink, Moment(9_000), Permission { proven: true, accept_per_s: Some(0.0) }), 0);
+}
+
+#[test]
+fn memory_is_bounded_and_keeps_the_most_valuable() {
+    let mut uplink = with_cases(READY_MAX as u64);
+    assert!(!uplink.add(Moment(1), fresh(9_000, -1.0)), "worth less than all");
+    assert!(!uplink.add(Moment(1), fresh(9_001, 1e6)), "a lesser one is left to the disk");
+    assert_eq!(uplink.len(), READY_MAX);
+    assert!(uplink.knows(key(9_001)) && !uplink.knows(key(0)));
+}
+
+#[test]
+fn what_waits_for_a_slot_or_for_a_cloud_that_takes_nothing_wakes_nobody() {
+    let mut uplink = with_cases(WINDOW_MAX as u64 + 1);
+    assert_eq!(sends(&mut uplink, Moment(1), PROVEN), WINDOW_MAX);
+    assert_eq!(uplink.wake_at(PROVEN), None, "the window is full");
+    uplink.published(Moment(2), &[key(3)], Publish::Acknowledged);
+    assert_eq!(uplink.wake_at(PROVEN), Some(Moment(2) + RECEIVED_WAIT));
+    let nothing = Permission { proven: true, accept_per_s: Some(0.0) };
+    assert_eq!(with_cases(1).wake_at(nothing), None);
+}
+
+#[test]
+fn small_cases_share_their_first_publish_and_large_or_repeated_ones_do_not() {
+    let mut uplink = Uplink::new(10_000);
+    for sequence in 0..5 {
+        uplink.add(Moment(0), Waiting { payload_bytes: 3_000, ..fresh(sequence, sequence as f64) });
+    }
+    uplink.add(Moment(0), fresh(9, -1.0));
+    let first = [key(4), key(3), key(2)];
+    assert_eq!(uplink.step(Moment(1), PROVEN), Some(Step::Send(first.into())));
+    assert_eq!(uplink.step(Moment(1), PROVEN), Some(Step::Send([key(1), key(0)].into())));
+    assert_eq!(uplink.step(Moment(1), PROVEN), Some(Step::Send([key(9)].into())));
+    uplink.published(Moment(2), &first, Publish::Acknowledged);
+    first.iter().for_each(|key| uplink.wanted(Moment(3), *key));
+    assert_eq!(uplink.step(Moment(4), PROVEN), Some(Step::Send([key(4)].into())));
+}
+
+#[test]
+fn somebody_who_waits_goes_first_and_fresh_cases_get_every_fourth_publish() {
+    let mut uplink = Uplink::new(0);
+    let old = |sequence: u64| fresh(sequence, 1_000.0 - sequence as f64);
+    (0..50).for_each(|sequence| assert!(uplink.add(Moment(0), old(sequence))));
+    let now = Moment(10_000_000);
+    for sequence in 100..110 {
+        uplink.add(now, Waiting { stored_at: now, ..fresh(sequence, 0.0) });
+    }
+    uplink.add(now, Waiting { urgent: true, ..fresh(200, -5.0) });
+    let order: Vec<u64> = core::iter::from_fn(|| uplink.step(now, PROVEN))
+        .filter_map(|step| if let Step::Send(keys) = step { keys.first().map(|key| key.sequence) } else { None })
+        .take(9)
+        .collect();
+    assert_eq!(order, [200, 0, 1, 109, 2, 3, 4, 108, 5]);
+}
+
+#[test]
+fn a_cloud_slower_than_the_device_stops_new_sends_not_memory() {
+    let mut uplink = Uplink::new(64 * 1024);
+    for sequence in 0..2 * OWED_MAX as u64 {
+        uplink.add(Moment(0), fresh(sequence, 0.0));
+        if let Some(Step::Send(keys)) = uplink.step(Moment(0), PROVEN) {
+            uplink.published(Moment(0), &keys, Publish::Acknowledged);
+            uplink.received(Moment(0), &keys);
+        }
+    }
+    assert_eq!(uplink.owed(), OWED_MAX);
+}
