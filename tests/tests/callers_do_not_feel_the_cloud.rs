@@ -13,7 +13,7 @@ use hedge_tests::scene::all_arrive_once;
 use hedge_tests::soak::rounds;
 use hedge_tests::{Agent, FaultProxy, Load, Posted, Scene, Tally, skip, wait};
 
-const ROUNDS: u32 = 5;
+const ROUNDS: u32 = 3;
 
 /// 250 posts: the 99th percentile leaves out the two slowest.
 const WINDOW: Duration = Duration::from_secs(5);

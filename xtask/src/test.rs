@@ -47,9 +47,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     outcome
 }
 
-/// Four a processor, for tests that mostly wait; `.config/nextest.toml` says how many of them each test takes.
+/// Six a processor, for tests that mostly wait; `.config/nextest.toml` says how many of them each test takes.
 fn threads() -> usize {
-    4 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    6 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// Prints the tests that did not run, and why.
