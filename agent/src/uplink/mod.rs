@@ -8,6 +8,7 @@ mod meter;
 mod network;
 mod options;
 mod session;
+mod silence;
 mod trouble;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,7 @@ use tokio::sync::mpsc;
 pub use self::meter::Meter;
 pub use self::network::watch as watch_network;
 pub use self::options::{OptionsError, options};
+use self::silence::Silence;
 use crate::daemon::config::{BrokerConfig, ProbeConfig};
 use crate::outbox::{Outbox, Progress, StoreError};
 use crate::state::StateFile;
@@ -68,6 +70,7 @@ struct Session {
     client: AsyncClient,
     connection: u64,
     packet_bytes_max: usize,
+    silence: Arc<Silence>,
 }
 
 /// Why a publish did not do what it was for.
@@ -254,7 +257,9 @@ impl Shared {
         let topic = self.setup.config.prefix.text(topic);
         let notice =
             session.client.try_publish_tracked(topic, payload, options).map_err(|_| PublishError::NotConnected)?;
+        let silence = session.silence.clone();
         drop(session); // the last client handle must not outlive its connection
+        let _debt = silence.owed(bytes);
         match notice.wait_async().await {
             Ok(PublishResult::Qos1(ack)) if ack.reason == PubAckReason::NoMatchingSubscribers => {
                 Err(PublishError::Nobody)

@@ -26,7 +26,7 @@ const SESSION_EXPIRY_S: u32 = 24 * 3600;
 const WILL_DELAY_S: u32 = 30;
 
 /// Messages the broker may have on their way to us, unacknowledged.
-pub(super) const RECEIVE_MAXIMUM: u16 = 64;
+const RECEIVE_MAXIMUM: u16 = 64;
 
 /// What the kernel takes from us beyond what is on its way. On a slow link everything in it is in front of the next
 /// keep-alive: 32 KiB (the kernel doubles it) are 13 s at 20 kbit/s.

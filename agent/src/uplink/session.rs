@@ -15,7 +15,8 @@ use rumqttc::{AsyncClient, ConnectionError, NoticeFailureReason, PublishOptions,
 use rumqttc::{SubscribeFilter, SubscribeNoticeError};
 use tokio::sync::mpsc;
 
-use super::options::{RECEIVE_MAXIMUM, uplink_options};
+use super::options::uplink_options;
+use super::silence::Silence;
 use super::{OptionsError, PublishError, REQUESTS_MAX, Session, Shared, UplinkSetup, inbound, trouble};
 
 /// How long the goodbye may take when the agent stops.
@@ -23,6 +24,24 @@ pub(super) const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 
 /// MQTT's default when the broker names no receive maximum.
 const RECEIVE_MAXIMUM_DEFAULT: u16 = u16::MAX;
+
+/// Messages from the broker that may wait to be read. Some brokers send more at once than the receive maximum they
+/// were told; a dropped verdict would only come again when it is asked about.
+const INBOX_MAX: usize = 2048;
+
+/// How a connection ended.
+enum End {
+    Failed(ConnectionError),
+    /// Open, but nothing is acknowledged any more.
+    Silent,
+}
+
+/// A connection that is not ready yet.
+struct Opening {
+    client: AsyncClient,
+    connection: u64,
+    silence: Arc<Silence>,
+}
 
 /// Why a connection came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +57,13 @@ enum SessionError {
 /// Connects, serves until the connection ends, and tells the engine that it has.
 pub(super) async fn run(shared: Arc<Shared>) {
     let (loss, trouble) = match serve(&shared).await {
-        Ok(error) => {
+        Ok(End::Failed(error)) => {
             tracing::info!(%error, "the connection to the broker ended");
             (loss(&error), Some(trouble::read(&error)))
+        }
+        Ok(End::Silent) => {
+            tracing::info!("the broker has acknowledged nothing for too long; dialling anew");
+            (Loss::Broken, Some(Trouble::NoAnswer))
         }
         Err(error) => {
             tracing::error!(%error, "cannot connect");
@@ -66,33 +89,44 @@ async fn explain(shared: &Shared, trouble: Option<Trouble>) {
     }
 }
 
-async fn serve(shared: &Arc<Shared>) -> Result<ConnectionError, SessionError> {
+async fn serve(shared: &Arc<Shared>) -> Result<End, SessionError> {
     let connection = count_connection(shared).await?;
     let UplinkSetup { config, device, keep_alive, meter, .. } = &shared.setup;
     let options = uplink_options(config, device, connection, *keep_alive, meter)?;
     let (client, mut eventloop) = AsyncClient::builder(options).capacity(REQUESTS_MAX).try_build()?;
-    // The broker sends at most RECEIVE_MAXIMUM messages that want an acknowledgement.
-    let (inbox, arrived) = mpsc::channel(2 * usize::from(RECEIVE_MAXIMUM));
+    let silence = Arc::new(Silence::new());
+    let (inbox, arrived) = mpsc::channel(INBOX_MAX);
     tokio::spawn(inbound::listen(shared.clone(), client.clone(), arrived));
 
-    let error = loop {
-        match eventloop.poll().await {
-            Ok(rumqttc::Event::Incoming(Packet::ConnAck(ack))) => {
-                tokio::spawn(open(shared.clone(), client.clone(), connection, ack));
-            }
-            Ok(rumqttc::Event::Incoming(Packet::Publish(publish))) => {
-                if inbox.try_send(publish).is_err() {
-                    tracing::warn!("more messages arrive than are read; one was dropped");
+    let polling = async {
+        loop {
+            match eventloop.poll().await {
+                Ok(rumqttc::Event::Incoming(packet)) => {
+                    silence.heard();
+                    match packet {
+                        Packet::ConnAck(ack) => {
+                            let opening = Opening { client: client.clone(), connection, silence: silence.clone() };
+                            tokio::spawn(open(shared.clone(), opening, ack));
+                        }
+                        Packet::Publish(publish) if inbox.try_send(publish).is_err() => {
+                            tracing::warn!("more messages arrive than are read; one was dropped");
+                        }
+                        _ => {}
+                    }
                 }
+                Ok(_) => {}
+                Err(error) => return End::Failed(error),
             }
-            Ok(_) => {}
-            Err(error) => break error,
         }
+    };
+    let end = tokio::select! {
+        end = polling => end,
+        () = silence.broken() => End::Silent,
     };
     *shared.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
     eventloop.clean();
     eventloop.drain_pending_as_failed(NoticeFailureReason::SessionReset);
-    Ok(error)
+    Ok(end)
 }
 
 /// Counts this connection durably, so that an old `offline` is known to be old.
@@ -112,7 +146,8 @@ async fn count_connection(shared: &Arc<Shared>) -> Result<u64, std::io::Error> {
 }
 
 /// Subscribes, says `online`, and tells the engine that the session is ready.
-async fn open(shared: Arc<Shared>, client: AsyncClient, connection: u64, ack: ConnAck) {
+async fn open(shared: Arc<Shared>, opening: Opening, ack: ConnAck) {
+    let Opening { client, connection, silence } = opening;
     if let Err(error) = subscribe(&shared, &client).await {
         tracing::error!(%error, "the broker does not grant the device's subscriptions; check its access rules");
         drop(client.disconnect_now().await);
@@ -125,7 +160,7 @@ async fn open(shared: Arc<Shared>, client: AsyncClient, connection: u64, ack: Co
         .unwrap_or(usize::MAX)
         .min(MESSAGE_BYTES_MAX);
     let receive_maximum = properties.and_then(|properties| properties.receive_max).unwrap_or(RECEIVE_MAXIMUM_DEFAULT);
-    let session = Session { client, connection, packet_bytes_max };
+    let session = Session { client, connection, packet_bytes_max, silence };
     *shared.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
     shared.tell(Event::Connected { receive_maximum }).await;
     if let Err(error) = shared.publish_online(&session).await {
