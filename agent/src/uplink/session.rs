@@ -10,7 +10,7 @@ use hedge_core::engine::Event;
 use hedge_core::link::{Loss, Trouble};
 use hedge_proto::{DeviceState, DeviceStatus, MESSAGE_BYTES_MAX, Topic, WIRE_VERSION, to_json};
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::{ConnAck, DisconnectReasonCode, Packet};
+use rumqttc::mqttbytes::v5::{ConnAck, DisconnectReasonCode, Packet, Publish};
 use rumqttc::{AsyncClient, ConnectionError, NoticeFailureReason, PublishOptions, StateError};
 use rumqttc::{SubscribeFilter, SubscribeNoticeError};
 use tokio::sync::mpsc;
@@ -108,9 +108,7 @@ async fn serve(shared: &Arc<Shared>) -> Result<End, SessionError> {
                             let opening = Opening { client: client.clone(), connection, silence: silence.clone() };
                             tokio::spawn(open(shared.clone(), opening, ack));
                         }
-                        Packet::Publish(publish) if inbox.try_send(publish).is_err() => {
-                            tracing::warn!("more messages arrive than are read; one was dropped");
-                        }
+                        Packet::Publish(publish) => keep(&inbox, publish),
                         _ => {}
                     }
                 }
@@ -127,6 +125,12 @@ async fn serve(shared: &Arc<Shared>) -> Result<End, SessionError> {
     eventloop.clean();
     eventloop.drain_pending_as_failed(NoticeFailureReason::SessionReset);
     Ok(end)
+}
+
+fn keep(inbox: &mpsc::Sender<Publish>, publish: Publish) {
+    if inbox.try_send(publish).is_err() {
+        tracing::warn!("more messages arrive than are read; one was dropped");
+    }
 }
 
 /// Counts this connection durably, so that an old `offline` is known to be old.
