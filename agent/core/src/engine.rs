@@ -16,9 +16,9 @@ use core::time::Duration;
 
 use hedge_proto::{CaseKey, CloudState, CloudStatus, LinkState, Name};
 
-use crate::budget::{Budget, Spent};
+use crate::budget::{Budget, Ceilings, Spent};
 use crate::clock::Moment;
-use crate::link::{Link, Loss, Profile, Trouble};
+use crate::link::{Link, Loss, Profile, Trouble, Way};
 use crate::uplink::{OWED_MAX, Permission, Publish, READY_MAX, Step, Uplink, Waiting};
 
 /// Something that happened.
@@ -81,6 +81,10 @@ pub enum Event {
     },
     /// The network has changed: a wait for the next dial is over.
     NetworkChanged,
+    /// Other settings are in force.
+    Configured(Configured),
+    /// Where the broker is, or how it is reached, has changed.
+    BrokerChanged,
     /// So many bytes went over the wire, in both directions, of whatever kind.
     Spent {
         bytes: u64,
@@ -92,7 +96,11 @@ pub enum Event {
 /// Something to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    Dial,
+    Dial {
+        way: Way,
+    },
+    /// End the present connection, or dial.
+    HangUp,
     /// Bring the best open cases, at most so many.
     Fetch {
         count: usize,
@@ -124,10 +132,21 @@ pub enum Action {
     },
 }
 
+/// What settings change while the engine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Configured {
+    pub profile: Profile,
+    pub ceilings: Ceilings,
+    /// Payload bytes that small cases may share a publish up to; 0 for one case each.
+    pub batch_bytes_max: u32,
+}
+
 /// What an engine starts from.
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub has_broker: bool,
+    /// There is a broker to go to when the usual one is away for long.
+    pub has_recovery: bool,
     /// Cases the outbox holds from earlier runs.
     pub open_cases: u64,
     pub profile: Profile,
@@ -158,7 +177,7 @@ impl Engine {
     #[must_use]
     pub fn new(now: Moment, setup: Setup) -> Self {
         let mut engine = Self {
-            link: Link::new(now, setup.has_broker, setup.profile, setup.seed),
+            link: Link::new(now, setup.has_broker, setup.has_recovery, setup.profile, setup.seed),
             uplink: Uplink::new(setup.batch_bytes_max),
             budget: setup.budget,
             over_until: None,
@@ -192,7 +211,7 @@ impl Engine {
     #[must_use]
     pub fn wake_at(&self) -> Option<Moment> {
         let sending = if self.link.may_send() { self.uplink.wake_at(self.permission()) } else { None };
-        [self.link.dial_at(), sending, self.over_until].into_iter().flatten().min()
+        [self.link.dial_at(), self.link.leave_at(), sending, self.over_until].into_iter().flatten().min()
     }
 
     #[must_use]
@@ -251,6 +270,16 @@ impl Engine {
             Event::AskFailed { keys } => self.uplink.ask_failed(now, &keys),
             Event::Explained(trouble) => self.link.explain(trouble),
             Event::NetworkChanged => self.link.dial_now(now),
+            Event::Configured(Configured { profile, ceilings, batch_bytes_max }) => {
+                self.link.set_profile(profile);
+                self.budget.set_ceilings(ceilings);
+                self.uplink.set_batch_bytes_max(batch_bytes_max);
+            }
+            Event::BrokerChanged => {
+                if self.link.redial(now) {
+                    self.actions.push_back(Action::HangUp);
+                }
+            }
             Event::Closed { key, spoken } => {
                 self.uplink.forget(key);
                 if spoken {
@@ -311,8 +340,11 @@ impl Engine {
     }
 
     fn advance(&mut self, now: Moment) {
-        if self.link.take_dial(now) {
-            self.actions.push_back(Action::Dial);
+        if self.link.take_leave(now) {
+            self.actions.push_back(Action::HangUp);
+        }
+        if let Some(way) = self.link.take_dial(now) {
+            self.actions.push_back(Action::Dial { way });
         }
         self.weigh_budget(now);
         let permission = self.permission();

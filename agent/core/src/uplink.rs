@@ -172,6 +172,11 @@ impl Uplink {
         }
     }
 
+    /// For what is sent from now on.
+    pub fn set_batch_bytes_max(&mut self, batch_bytes_max: u32) {
+        self.batch_bytes_max = batch_bytes_max;
+    }
+
     #[must_use]
     pub fn knows(&self, key: CaseKey) -> bool {
         self.cases.contains_key(&key)
