@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_core::judge::{Scores, Threshold, explain_unusable, judge};
+use hedge_core::judge::{Scores, Thresholds, explain_unusable, judge};
 use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Tensor};
 use hedge_proto::{Digest, Explanation, LabelScore, ModelRef, Name, SCORES_MAX, TaskResult};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::daemon::config::ThresholdConfig;
 use crate::figures::{Figures, Timed};
 use crate::sample::SampleError;
 
@@ -56,6 +57,7 @@ enum Job {
         content_type: ContentType,
         bytes: Bytes,
         region: Option<Region>,
+        threshold: Arc<ThresholdConfig>,
         reply: oneshot::Sender<Result<Opinion, SampleError>>,
     },
     Scores {
@@ -78,8 +80,6 @@ pub struct ModelSetup {
     pub bundle: PathBuf,
     pub variant: Option<String>,
     pub threads: u8,
-    /// The manifest's suggestion if not given.
-    pub threshold: Option<Threshold>,
     pub library: Option<PathBuf>,
     /// Where the time of each stage is counted.
     pub figures: Arc<Figures>,
@@ -115,8 +115,9 @@ impl Judge {
         content_type: ContentType,
         bytes: Bytes,
         region: Option<Region>,
+        threshold: Arc<ThresholdConfig>,
     ) -> Result<Opinion, SampleError> {
-        self.ask(|reply| Job::Judge { content_type, bytes, region, reply }).await
+        self.ask(|reply| Job::Judge { content_type, bytes, region, threshold, reply }).await
     }
 
     /// The model's raw output for one tensor. Nothing is judged or deferred.
@@ -145,7 +146,6 @@ struct Bench {
 struct Loaded {
     model: Model,
     bundle: Bundle,
-    threshold: Threshold,
 }
 
 impl Bench {
@@ -155,8 +155,8 @@ impl Bench {
             match job {
                 Job::Settle { reply } => drop(reply.send(Ok(()))),
                 // A caller that has gone away needs no answer, so a failed reply is no error.
-                Job::Judge { content_type, bytes, region, reply } => {
-                    drop(reply.send(self.judge(&content_type, &bytes, region.as_ref())));
+                Job::Judge { content_type, bytes, region, threshold, reply } => {
+                    drop(reply.send(self.judge(&content_type, &bytes, region.as_ref(), &threshold)));
                 }
                 Job::Scores { tensor, reply } => drop(reply.send(self.scores(&tensor))),
             }
@@ -192,9 +192,11 @@ impl Bench {
         content_type: &ContentType,
         bytes: &[u8],
         region: Option<&Region>,
+        threshold: &ThresholdConfig,
     ) -> Result<Opinion, SampleError> {
         let (name, figures) = (self.setup.name.clone(), self.setup.figures.clone());
         let loaded = self.model()?;
+        let thresholds = loaded.thresholds(&name, threshold)?;
         let begun = Instant::now();
         let tensor = loaded
             .model
@@ -204,7 +206,7 @@ impl Bench {
         let output = loaded.run(&name, &tensor)?;
         figures.took(Timed::Tensor, decoded - begun);
         figures.took(Timed::Inference, decoded.elapsed());
-        Ok(loaded.opinion(&output))
+        Ok(loaded.opinion(&output, &thresholds))
     }
 
     fn scores(&mut self, tensor: &Tensor) -> Result<Vec<f32>, SampleError> {
@@ -220,13 +222,18 @@ impl Loaded {
         let options = SessionOptions { threads: setup.threads };
         let model =
             Model::load(&runtime, &bundle, setup.variant.as_deref(), &options).map_err(|error| error.to_string())?;
-        let threshold = setup.threshold.or_else(|| bundle.threshold()).ok_or_else(|| {
-            format!(
-                "no threshold: give model `{}` one, or put one into the manifest with `hedge-agent bundle calibrate`",
-                setup.name
-            )
-        })?;
-        Ok(Self { model, bundle, threshold })
+        Ok(Self { model, bundle })
+    }
+
+    /// What the settings ask of this model's answers.
+    fn thresholds(&self, name: &Name, threshold: &ThresholdConfig) -> Result<Thresholds, SampleError> {
+        let resolved = threshold.resolve(self.bundle.threshold(), self.bundle.labels());
+        resolved.ok_or_else(|| SampleError::ModelFailed {
+            model: name.to_string(),
+            reason:
+                "no threshold: give the model one, or put one into the manifest with `hedge-agent bundle calibrate`"
+                    .into(),
+        })
     }
 
     fn card(&self, name: Name) -> ModelCard {
@@ -248,10 +255,10 @@ impl Loaded {
             .map_err(|error| SampleError::ModelFailed { model: name.to_string(), reason: error.to_string().into() })
     }
 
-    fn opinion(&self, output: &[f32]) -> Opinion {
+    fn opinion(&self, output: &[f32], thresholds: &Thresholds) -> Opinion {
         match Scores::read(output, self.bundle.output_kind()) {
             Ok(scores) => {
-                let judgement = judge(&scores, &self.threshold);
+                let judgement = judge(&scores, thresholds);
                 let scores: Vec<LabelScore> = scores
                     .top(SCORES_MAX)
                     .into_iter()
@@ -268,7 +275,7 @@ impl Loaded {
             Err(error) => Opinion {
                 result: None,
                 scores: Vec::new(),
-                explanation: explain_unusable(&error, &self.threshold),
+                explanation: explain_unusable(&error, &thresholds.all),
                 priority: 1.0,
             },
         }

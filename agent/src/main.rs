@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hedge_agent::commands;
-use hedge_agent::daemon::config::{Config, ConfigError};
+use hedge_agent::daemon::config::{Config, ConfigError, ConfigFile};
 use hedge_agent::daemon::{self, StartError};
 
 /// Answers on the device when the model is sure, asks the cloud when it is not, loses nothing while the link
@@ -61,13 +61,13 @@ fn main() -> ExitCode {
 fn act(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(argument) => {
-            let config = argument.load()?;
+            let file = ConfigFile::load(&argument.config, std::env::vars())?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(WORKERS)
                 .enable_all()
                 .build()
                 .context("starting the runtime")?;
-            runtime.block_on(daemon::run(config))?;
+            runtime.block_on(daemon::run(file))?;
             // A blocking read that hangs must not hold up the exit.
             runtime.shutdown_background();
             Ok(ExitCode::SUCCESS)

@@ -219,6 +219,12 @@ impl Engine {
         (self.link.state(), self.link.reason())
     }
 
+    /// Whether something that only a live cloud can have sent came over the present connection.
+    #[must_use]
+    pub fn proven(&self) -> bool {
+        self.link.proven()
+    }
+
     /// What counts against the ceilings, to be kept over a restart.
     #[must_use]
     pub fn spent(&self) -> &Spent {

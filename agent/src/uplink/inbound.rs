@@ -22,6 +22,9 @@ use super::Shared;
 /// Verdicts stored side by side, so that they share a group commit. Acknowledged in order all the same.
 const SIDE_BY_SIDE: usize = 32;
 
+/// The most of a sender's name that is kept.
+const BY_CHARS_MAX: usize = 128;
+
 /// What the cloud may ask us to be quiet for, at most.
 const BUSY_MAX: Duration = Duration::from_secs(3600);
 
@@ -46,13 +49,19 @@ pub(super) async fn listen(shared: Arc<Shared>, client: AsyncClient, arrived: mp
     }
 }
 
+/// Who says so, by the user property `by`.
+fn given_by(publish: &Publish) -> Option<String> {
+    let properties = &publish.properties.as_ref()?.user_properties;
+    properties.iter().find(|(name, _)| name == "by").map(|(_, value)| value.chars().take(BY_CHARS_MAX).collect())
+}
+
 /// The verdict must come again.
 struct NotDurable(String);
 
 impl Shared {
     async fn read(&self, publish: &Publish) -> Result<(), NotDurable> {
         let topic = String::from_utf8_lossy(&publish.topic);
-        match self.setup.config.prefix.read(&topic) {
+        match self.setup.prefix.read(&topic) {
             Some(Topic::CloudStatus(instance)) => self.read_cloud_status(instance, publish).await,
             Some(Topic::DownVerdict(device)) if device == self.setup.device => {
                 return match from_cbor(&publish.payload, MESSAGE_BYTES_MAX) {
@@ -62,6 +71,9 @@ impl Shared {
                         Ok(())
                     }
                 };
+            }
+            Some(Topic::DownDesired(device)) if device == self.setup.device => {
+                self.setup.control.desired(publish.payload.clone(), given_by(publish)).await;
             }
             _ => tracing::debug!(%topic, "a message on a topic this version does not read"),
         }

@@ -11,25 +11,26 @@ mod session;
 mod silence;
 mod trouble;
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
 use hedge_core::engine::Event;
+use hedge_core::link::Way;
 use hedge_core::uplink::Publish;
 use hedge_proto::{
-    Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Telemetry, Topic,
-    from_cbor, to_cbor, to_json,
+    Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Reported, Telemetry,
+    Topic, Topics, from_cbor, to_cbor, to_json,
 };
 use rumqttc::mqttbytes::QoS;
 use rumqttc::{AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, PublishResult};
 use serde_bytes::ByteBuf;
-use tokio::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 pub use self::meter::Meter;
 pub use self::network::watch as watch_network;
 pub use self::options::{OptionsError, options};
 use self::silence::Silence;
-use crate::daemon::config::{BrokerConfig, ProbeConfig};
+use crate::control::{Control, InForce};
+use crate::daemon::config::ProbeConfig;
 use crate::outbox::{Outbox, Progress, StoreError};
 use crate::state::StateFile;
 use crate::verdict::Verdicts;
@@ -46,8 +47,11 @@ pub struct Uplink(Arc<Shared>);
 
 /// What an uplink is made from.
 pub struct UplinkSetup {
-    pub config: BrokerConfig,
-    pub keep_alive: Duration,
+    /// Where the broker is; looked at for every dial.
+    pub settings: watch::Receiver<Arc<InForce>>,
+    pub prefix: Topics,
+    /// Takes what an operator wants.
+    pub control: Control,
     pub probe: Option<ProbeConfig>,
     pub meter: Meter,
     pub device: DeviceId,
@@ -62,13 +66,26 @@ pub struct UplinkSetup {
 struct Shared {
     setup: UplinkSetup,
     session: Mutex<Option<Session>>,
+    sessions: watch::Sender<Option<SessionView>>,
+    /// Ends the present connection, or dial.
+    leave: Mutex<CancellationToken>,
+}
+
+/// An established connection, as others see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionView {
+    /// Counts the device's connections.
+    pub connection: u64,
+    /// Of the settings it was dialled with.
+    pub version: u64,
+    pub way: Way,
 }
 
 /// An established connection.
 #[derive(Clone)]
 struct Session {
     client: AsyncClient,
-    connection: u64,
+    view: SessionView,
     packet_bytes_max: usize,
     silence: Arc<Silence>,
 }
@@ -91,12 +108,35 @@ pub enum PublishError {
 impl Uplink {
     #[must_use]
     pub fn new(setup: UplinkSetup) -> Self {
-        Self(Arc::new(Shared { setup, session: Mutex::new(None) }))
+        let sessions = watch::channel(None).0;
+        Self(Arc::new(Shared { setup, session: Mutex::new(None), sessions, leave: Mutex::default() }))
     }
 
     /// Starts one connection; its end, or failure to begin, is an [`Event::Disconnected`].
-    pub fn dial(&self) {
-        tokio::spawn(session::run(self.0.clone()));
+    pub fn dial(&self, way: Way) {
+        let leave = CancellationToken::new();
+        *self.0.leave.lock().unwrap_or_else(PoisonError::into_inner) = leave.clone();
+        tokio::spawn(session::run(self.0.clone(), way, leave));
+    }
+
+    /// Ends the present connection, with a goodbye if it is established.
+    pub fn leave(&self) {
+        let (uplink, leave) = (self.clone(), self.0.leave.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        tokio::spawn(async move {
+            uplink.hang_up().await;
+            leave.cancel();
+        });
+    }
+
+    /// The established connection, as it changes.
+    #[must_use]
+    pub fn sessions(&self) -> watch::Receiver<Option<SessionView>> {
+        self.0.sessions.subscribe()
+    }
+
+    /// Publishes the settings in force, retained; done when the broker has them.
+    pub async fn reported(&self, reported: &Reported) -> Result<(), PublishError> {
+        self.0.publish_retained(&Topic::UpReported(self.0.setup.device.clone()), to_json(reported)).await
     }
 
     /// Publishes these cases whole; the outcome is an event.
@@ -153,6 +193,21 @@ impl Uplink {
 }
 
 impl Shared {
+    /// The connection is established, or over.
+    fn set_session(&self, session: Option<Session>) {
+        let view = session.as_ref().map(|session| session.view);
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+        self.sessions.send_if_modified(|shown| std::mem::replace(shown, view) != view);
+    }
+
+    /// Publishes what is kept for whoever comes; nobody need listen now.
+    async fn publish_retained(&self, topic: &Topic, payload: Vec<u8>) -> Result<(), PublishError> {
+        match self.publish(topic, payload, PublishOptions::new(QoS::AtLeastOnce).retained()).await {
+            Err(PublishError::Nobody) => Ok(()),
+            other => other,
+        }
+    }
+
     fn session(&self) -> Option<Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -254,7 +309,7 @@ impl Shared {
         if bytes > bytes_max {
             return Err(PublishError::TooLarge { bytes, bytes_max });
         }
-        let topic = self.setup.config.prefix.text(topic);
+        let topic = self.setup.prefix.text(topic);
         let notice =
             session.client.try_publish_tracked(topic, payload, options).map_err(|_| PublishError::NotConnected)?;
         let silence = session.silence.clone();

@@ -125,6 +125,12 @@ impl Book {
         self.trial.as_ref().map(|(overlay, _)| overlay).or(self.good.as_ref())
     }
 
+    /// The last overlay that is not on trial.
+    #[must_use]
+    pub fn good(&self) -> Option<&Overlay> {
+        self.good.as_ref()
+    }
+
     #[must_use]
     pub fn trial(&self) -> Option<&Trial> {
         self.trial.as_ref().map(|(_, trial)| trial)

@@ -4,7 +4,7 @@ use hedge_core::budget::Ceilings;
 use hedge_core::link::Profile;
 use serde::Deserialize;
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinkConfig {
     pub profile: ProfileName,
@@ -26,7 +26,7 @@ pub enum ProfileName {
 }
 
 /// Overrides of the profile's ceilings; each holds in any such period of powered time.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CeilingsConfig {
     pub cases_per_hour: Option<u64>,
@@ -38,7 +38,7 @@ pub struct CeilingsConfig {
 }
 
 /// An address whose answer is known beforehand.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeConfig {
     pub url: String,
