@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::answers::Answers;
-use crate::capture::{Intake, Lookup, ModelFacts};
+use crate::capture::{Intake, Lookup, ModelFacts, Snapshots};
 use crate::clock::Clock;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
@@ -53,6 +53,7 @@ pub struct Pipeline {
     pub judges: BTreeMap<Name, Judge>,
     pub outbox: Outbox,
     pub answers: Answers,
+    pub snapshots: Snapshots,
     pub figures: Arc<Figures>,
     pub events: mpsc::Sender<Event>,
     pub link: watch::Receiver<LinkView>,
@@ -270,6 +271,10 @@ impl Intake for Pipeline {
 
     fn answers(&self) -> &Answers {
         &self.answers
+    }
+
+    fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
     }
 
     async fn lookup(&self, id: &CaseId) -> Lookup {

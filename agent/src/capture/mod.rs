@@ -8,6 +8,7 @@ mod command;
 mod folder;
 mod http;
 mod open_inference;
+mod snapshots;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -24,6 +25,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use self::http::ListenError;
+pub use self::snapshots::Snapshots;
 use crate::answers::{Answers, Remembered};
 use crate::daemon::config::{Config, SourceKind};
 use crate::pipeline::LinkView;
@@ -38,6 +40,9 @@ pub trait Intake: Send + Sync + 'static {
     fn answer(&self, sample: NewSample) -> impl Future<Output = Result<Arc<Answer>, SampleError>> + Send;
 
     fn answers(&self) -> &Answers;
+
+    /// The sources that can be asked for a sample.
+    fn snapshots(&self) -> &Snapshots;
 
     /// What is known of an id, also from before this process.
     fn lookup(&self, id: &CaseId) -> impl Future<Output = Lookup> + Send;

@@ -13,7 +13,7 @@ use hedge_proto::{
 };
 use tokio::sync::{Notify, watch};
 
-use super::{Intake, Lookup, ModelFacts, Source};
+use super::{Intake, Lookup, ModelFacts, Snapshots, Source};
 use crate::answers::Answers;
 use crate::pipeline::LinkView;
 use crate::queue::Queue;
@@ -24,6 +24,7 @@ type Verdict = Box<dyn Fn(&NewSample) -> Result<(), SampleError> + Send + Sync>;
 
 pub(super) struct Fake {
     answers: Answers,
+    pub(super) snapshots: Snapshots,
     next: AtomicU64,
     pub(super) skipped: AtomicU64,
     pub(super) samples: Mutex<Vec<NewSample>>,
@@ -42,6 +43,7 @@ impl Default for Fake {
     fn default() -> Self {
         Self {
             answers: Answers::default(),
+            snapshots: Snapshots::default(),
             next: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
             samples: Mutex::default(),
@@ -154,6 +156,10 @@ impl Intake for Fake {
         }
         let id = id(self.next.fetch_add(1, Ordering::Relaxed));
         Ok(self.answers.give(answer(id, &source, reference, 0)))
+    }
+
+    fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
     }
 
     fn answers(&self) -> &Answers {

@@ -7,6 +7,7 @@
 pub mod bundle;
 pub mod check;
 pub mod infer;
+pub mod log;
 pub mod queue;
 
 use std::fs::File;

@@ -48,6 +48,11 @@ pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// The process stays, so this is no stop to systemd; it has until the next start's first turn.
+pub(super) fn restarting() {
+    tell(&[NotifyState::Status("restarting"), NotifyState::Watchdog]);
+}
+
 pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }

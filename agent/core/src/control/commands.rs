@@ -20,8 +20,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use hedge_proto::{
-    COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, DOCUMENT_BYTES_MAX, DeviceId, Digest, Order, Reply, Topic,
-    Topics, to_json,
+    COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, DeviceId, Digest, Order, Reply, Topic, Topics, to_json,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -134,7 +133,9 @@ pub enum Admission {
         reply_to: ReplyTo,
     },
     /// The kept result is to be said again; it is in [`Book::unsaid`].
-    Again,
+    Again {
+        id: String,
+    },
     Refuse(Refusal),
     /// Nothing is to be said. Why, for the log.
     Ignore(&'static str),
@@ -199,12 +200,8 @@ impl Book {
             return Admission::Ignore("a retained command was taken back");
         }
         let in_time = self.arriving.take(now);
-        let mut sender = Sender {
-            id: None,
-            command: None,
-            by: arrived.by.map(ToOwned::to_owned),
-            reply_to: self.reply_to(arrived),
-        };
+        let mut sender =
+            Sender { id: None, command: None, by: arrived.by.map(ToOwned::to_owned), reply_to: self.reply_to(arrived) };
         match self.weigh(wall_ms, arrived, in_time, &mut sender) {
             Ok(admission) => admission,
             Err(_) if !self.refusing.take(now) => Admission::Ignore("too many commands were refused to answer each"),
@@ -336,6 +333,12 @@ impl Book {
         records
     }
 
+    /// How many [`Self::records`] there are at most.
+    #[must_use]
+    pub fn records_max(&self) -> usize {
+        3 * self.kept.len()
+    }
+
     fn under_way(&self) -> usize {
         self.kept.values().filter(|kept| kept.reply.is_none()).count()
     }
@@ -353,10 +356,7 @@ impl Book {
         };
         ReplyTo {
             topic: arrived.response_topic.filter(honoured).map(ToOwned::to_owned),
-            correlation: arrived
-                .correlation
-                .filter(|data| data.len() <= COMMAND_ID_BYTES_MAX)
-                .map(<[u8]>::to_vec),
+            correlation: arrived.correlation.filter(|data| data.len() <= COMMAND_ID_BYTES_MAX).map(<[u8]>::to_vec),
         }
     }
 }
@@ -365,7 +365,9 @@ impl Kept {
     fn repeated(&mut self, digest: Digest, in_time: bool, reply_to: &ReplyTo) -> Result<Admission, String> {
         if self.intent.digest != digest {
             let (id, command) = (&self.intent.id, &self.intent.command);
-            return Err(format!("the id `{id}` was used for `{command}` with other arguments; give this one another id"));
+            return Err(format!(
+                "the id `{id}` was used for `{command}` with other arguments; give this one another id"
+            ));
         }
         if self.reply.is_none() {
             return Ok(Admission::Ignore("a command that is under way was repeated"));
@@ -375,7 +377,7 @@ impl Kept {
         }
         self.said = false;
         self.intent.reply_to = reply_to.clone();
-        Ok(Admission::Again)
+        Ok(Admission::Again { id: self.intent.id.clone() })
     }
 }
 

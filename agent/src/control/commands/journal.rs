@@ -53,6 +53,7 @@ impl Journal {
             file = open(&path)?;
             found.damaged_lines = 1;
         }
+        File::open(dir)?.sync_all()?; // a journal made just now is there after a power cut, too
         let bytes = fs::read(&path)?;
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         if whole < bytes.len() {
@@ -104,6 +105,13 @@ impl Journal {
         File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
         (self.file, self.lines, self.broken) = (open(&self.path)?, records.len(), false);
         Ok(())
+    }
+
+    /// Writes fail from now on, as on a full disk.
+    #[cfg(test)]
+    pub(super) fn refuse_writes(&mut self) {
+        self.file = File::open(&self.path).expect("opens");
+        self.path = "/dev/null/nowhere".into();
     }
 
     fn set_aside(&self, line: &[u8]) {

@@ -1,6 +1,7 @@
 //! The book of commands, case by case and against a naive model.
 
 use super::*;
+use hedge_proto::DOCUMENT_BYTES_MAX;
 use proptest::prelude::*;
 use serde_json::json;
 use std::collections::HashMap;
@@ -49,7 +50,7 @@ fn a_known_id_gets_the_kept_result_and_never_begins_again() {
     assert_eq!(book.unsaid().next().map(|(_, _, reply)| reply.clone()), Some(done("a", 1)));
     book.said("a");
     assert_eq!(book.unsaid().count(), 0);
-    assert_eq!(admit(&mut book, r#"{"id": "a", "command": "drain", "args": {}}"#), Admission::Again);
+    assert_eq!(admit(&mut book, r#"{"id": "a", "command": "drain", "args": {}}"#), Admission::Again { id });
     assert_eq!(book.unsaid().next().map(|(_, _, reply)| reply.clone()), Some(done("a", 1)));
 }
 
@@ -185,12 +186,20 @@ fn a_flood_is_refused_with_the_reason_and_then_not_answered_any_more() {
 /// What a test does to the book.
 #[derive(Debug, Clone)]
 enum Step {
-    Arrive { id: u8, order: u8, retained: bool },
+    Arrive {
+        id: u8,
+        order: u8,
+        retained: bool,
+    },
     EndOldest,
     SayFirst,
     /// The agent goes down; so many of the last records had not reached the disk.
-    Crash { lost: usize },
-    Wait { ms: u64 },
+    Crash {
+        lost: usize,
+    },
+    Wait {
+        ms: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -241,7 +250,7 @@ proptest! {
                             book.begin(intent);
                             running.push_back(id);
                         }
-                        Admission::Again => {
+                        Admission::Again { id } => {
                             let (known, reply) = &model[&id];
                             prop_assert!(*known == order && reply.is_some());
                             let again = book.unsaid().find(|(unsaid, ..)| *unsaid == id).map(|(_, _, reply)| reply);
