@@ -51,7 +51,7 @@ pub(crate) struct Message {
 
 /// Brings messages to the desk. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Desk(mpsc::Sender<Handed>);
+pub struct Desk(mpsc::Sender<Handed>);
 
 /// A message, and who waits until it is in good hands.
 pub(crate) type Handed = (Message, oneshot::Sender<()>);
@@ -88,7 +88,7 @@ struct Turn {
 }
 
 /// The task that owns the commands.
-pub(crate) struct DeskTask<E, S> {
+pub struct DeskTask<E, S> {
     clock: Clock,
     journal: Arc<Mutex<Journal>>,
     book: Book,
@@ -100,7 +100,7 @@ pub(crate) struct DeskTask<E, S> {
 }
 
 /// What a desk is made from.
-pub(crate) struct DeskSetup<E, S> {
+pub struct DeskSetup<E, S> {
     pub device: DeviceId,
     pub topics: Topics,
     pub clock: Clock,
@@ -156,7 +156,7 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
                     Some((message, taken)) => {
                         self.take(message).await;
                         // Whoever waited may be gone with the connection; the message then comes again.
-                        drop(taken.send(()));
+                        taken.send(()).ok();
                     }
                     None => return,
                 },
