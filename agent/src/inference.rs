@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_core::judge::{Scores, Threshold, explain_unusable, judge};
+use hedge_core::judge::{Scores, Threshold, ThresholdScale, explain_unusable, judge};
 use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Tensor};
 use hedge_proto::{Digest, Explanation, LabelScore, ModelRef, Name, SCORES_MAX, TaskResult};
 use tokio::sync::{mpsc, oneshot};
@@ -56,6 +56,7 @@ enum Job {
         content_type: ContentType,
         bytes: Bytes,
         region: Option<Region>,
+        scale: ThresholdScale,
         reply: oneshot::Sender<Result<Opinion, SampleError>>,
     },
     Scores {
@@ -148,8 +149,9 @@ impl Judge {
         content_type: ContentType,
         bytes: Bytes,
         region: Option<Region>,
+        scale: ThresholdScale,
     ) -> Result<Opinion, SampleError> {
-        self.ask(|reply| Job::Judge { content_type, bytes, region, reply }).await
+        self.ask(|reply| Job::Judge { content_type, bytes, region, scale, reply }).await
     }
 
     /// The model's raw output for one tensor. Nothing is judged or deferred.
@@ -189,8 +191,8 @@ impl Bench {
             match job {
                 Job::Settle { reply } => drop(reply.send(Ok(()))),
                 // A caller that has gone away needs no answer, so a failed reply is no error.
-                Job::Judge { content_type, bytes, region, reply } => {
-                    drop(reply.send(self.judge(&content_type, &bytes, region.as_ref())));
+                Job::Judge { content_type, bytes, region, scale, reply } => {
+                    drop(reply.send(self.judge(&content_type, &bytes, region.as_ref(), scale)));
                 }
                 Job::Scores { tensor, reply } => drop(reply.send(self.scores(&tensor))),
             }
@@ -227,6 +229,7 @@ impl Bench {
         content_type: &ContentType,
         bytes: &[u8],
         region: Option<&Region>,
+        scale: ThresholdScale,
     ) -> Result<Opinion, SampleError> {
         let (name, figures, work) = (self.setup.name.clone(), self.setup.figures.clone(), self.work.clone());
         let loaded = self.model()?;
@@ -240,7 +243,7 @@ impl Bench {
         let output = loaded.run(&name, &tensor)?;
         figures.took(Timed::Tensor, decoded - begun);
         figures.took(Timed::Inference, decoded.elapsed());
-        Ok(loaded.opinion(&output))
+        Ok(loaded.opinion(&output, scale))
     }
 
     fn scores(&mut self, tensor: &Tensor) -> Result<Vec<f32>, SampleError> {
@@ -286,10 +289,11 @@ impl Loaded {
             .map_err(|error| SampleError::ModelFailed { model: name.to_string(), reason: error.to_string().into() })
     }
 
-    fn opinion(&self, output: &[f32]) -> Opinion {
+    fn opinion(&self, output: &[f32], scale: ThresholdScale) -> Opinion {
+        let threshold = self.threshold.scaled(scale);
         match Scores::read(output, self.bundle.output_kind()) {
             Ok(scores) => {
-                let judgement = judge(&scores, &self.threshold);
+                let judgement = judge(&scores, &threshold);
                 let scores: Vec<LabelScore> = scores
                     .top(SCORES_MAX)
                     .into_iter()
@@ -306,7 +310,7 @@ impl Loaded {
             Err(error) => Opinion {
                 result: None,
                 scores: Vec::new(),
-                explanation: explain_unusable(&error, &self.threshold),
+                explanation: explain_unusable(&error, &threshold),
                 priority: 1.0,
             },
         }

@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hedge_inference::{ContentType, Tensor};
 use hedge_proto::{Answer, CaseId, Name, Telemetry};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::http::ListenError;
 use crate::answers::{Answers, Remembered};
 use crate::daemon::config::{Config, SourceKind};
+use crate::pipeline::LinkView;
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 
@@ -55,6 +57,9 @@ pub trait Intake: Taker {
     fn scores(&self, model: &Name, tensor: Tensor) -> impl Future<Output = Result<Vec<f32>, SampleError>> + Send;
 
     fn status(&self) -> Telemetry;
+
+    /// The link and what its state allows, as it changes.
+    fn link(&self) -> watch::Receiver<LinkView>;
 
     /// The same figures as Prometheus text.
     fn metrics(&self) -> String;

@@ -5,15 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hedge_core::policy::Policies;
 use hedge_inference::Tensor;
 use hedge_proto::{
     Answer, Authority, Captured, CaseId, CaseKey, DeviceId, Epoch, Explanation, LinkState, ModelRef, Name, Outcome,
     Telemetry, ThresholdMode,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::{Intake, Lookup, ModelFacts, Source, Taker};
 use crate::answers::Answers;
+use crate::pipeline::LinkView;
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 
@@ -29,6 +31,8 @@ pub(super) struct Fake {
     pub(super) verdict: Mutex<Verdict>,
     /// Given by tests that look at it.
     pub(super) queue: Mutex<Option<Queue>>,
+    /// Online until a test says otherwise.
+    pub(super) link: watch::Sender<LinkView>,
     /// Set: no answer is given before a permit is added here.
     gate: Option<tokio::sync::Semaphore>,
     changed: Notify,
@@ -44,6 +48,7 @@ impl Default for Fake {
             states: Mutex::default(),
             verdict: Mutex::new(Box::new(|_| Ok(()))),
             queue: Mutex::default(),
+            link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).0,
             gate: None,
             changed: Notify::new(),
         }
@@ -197,6 +202,10 @@ impl Intake for Fake {
 
     fn status(&self) -> Telemetry {
         Telemetry { uptime_s: 7, ..Telemetry::new(LinkState::Offline) }
+    }
+
+    fn link(&self) -> watch::Receiver<LinkView> {
+        self.link.subscribe()
     }
 
     fn metrics(&self) -> String {

@@ -115,7 +115,8 @@ impl Driver {
     fn show_link(&self, state: LinkState, reason: &'static str) {
         tracing::info!(?state, reason, "link");
         notify::say(&format!("link {state:?}: {reason}"));
-        self.link.send_modify(|view| view.enter(state, reason));
+        let policy = *self.engine.policy();
+        self.link.send_modify(|view| view.enter(state, reason, policy));
     }
 
     fn fetch(&self, count: usize) {

@@ -8,6 +8,7 @@ mod broker;
 mod link;
 mod overrides;
 mod source;
+mod states;
 mod verdicts;
 
 use std::collections::BTreeSet;
@@ -25,6 +26,7 @@ pub use self::broker::{BrokerConfig, BrokerTransport, BrokerUrl, ProxyUrl};
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 use self::overrides::Override;
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
+pub use self::states::{StateConfig, StatesConfig};
 pub use self::verdicts::{CommandSinkConfig, JsonlConfig, MqttSinkConfig, VerdictsConfig, Wanted, WebhookConfig};
 
 /// Why the configuration cannot be used. The text names the file, the line and the field.
