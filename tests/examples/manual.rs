@@ -29,11 +29,11 @@ fn pages(command: &Command, name: &str, dir: &Path) -> Result<()> {
     command.build();
     let file = File::create(dir.join(format!("{name}.{SECTION}.gz")))?;
     let mut file = GzBuilder::new().write(file, Compression::best());
-    let shown = command.clone().name(name.to_owned());
+    let shown = command.clone().name(name.to_owned().leak() as &str);
     clap_mangen::Man::new(shown).section(SECTION).manual("Hedge").render(&mut file)?;
     file.finish()?;
     for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
-        let version = command.get_version().unwrap_or_default().to_owned();
+        let version = command.get_version().unwrap_or_default().to_owned().leak() as &str;
         pages(&below.clone().version(version), &format!("{name}-{}", below.get_name()), dir)?;
     }
     Ok(())
