@@ -1,9 +1,9 @@
 //! However often a command arrives, and wherever `kill -9` hits: one effect and one result, or `interrupted`.
 //!
-//! Kills at exact steps are in `agent/src/control/commands/tests.rs`; here they hit real programs at random. A round is
-//! twenty kills; `cargo xtask soak a_command_runs_once --rounds 10` is the whole.
+//! `cargo xtask soak a_command_runs_once --rounds 10` kills ten times as often at random.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -19,17 +19,17 @@ const KILLS: u32 = 20;
 const REPEATS: u32 = 100;
 
 /// What a command takes here from its arrival to its reply, and a bit: kills hit every step of it.
-const STEPS_US: u64 = 25_000;
+const STEPS_US: u64 = 12_000;
 
 fn can_run() -> bool {
     skip::has_onnxruntime() && skip::has_mosquitto()
 }
 
-fn broker(dir: &std::path::Path) -> Result<Mosquitto> {
+fn broker(dir: &Path) -> Result<Mosquitto> {
     Mosquitto::start_with(dir, &MosquittoSetup { persistent: true, ..MosquittoSetup::default() })
 }
 
-fn device(dir: &std::path::Path, broker: std::net::SocketAddr) -> AgentConfig {
+fn device(dir: &Path, broker: std::net::SocketAddr) -> AgentConfig {
     AgentConfig::new(dir, "device-1").model("fashion-small").http_source("pictures").broker(&format!("mqtt://{broker}"))
 }
 
@@ -134,6 +134,87 @@ fn repeated_a_hundred_times_by_a_flapping_link_it_has_one_effect_and_one_result(
     agent.stop()
 }
 
+/// A camera whose pictures come only while its switch is on, so that a snapshot can be held at each of its steps.
+struct Camera {
+    switch: PathBuf,
+    command: [String; 3],
+}
+
+impl Camera {
+    fn new(dir: &Path) -> Result<Self> {
+        let (switch, frame) = (dir.join("camera-on"), dir.join("frame"));
+        let picture = std::fs::read(hedge_tests::places::model("fashion-small").join("golden/test-0.png"))?;
+        std::fs::write(&frame, [&u32::try_from(picture.len())?.to_be_bytes()[..], &picture].concat())?;
+        let (on, frame) = (switch.display(), frame.display());
+        let script = format!("while :; do if [ -e {on} ]; then cat {frame} || exit; fi; sleep 0.05; done");
+        Ok(Self { switch, command: ["sh".to_owned(), "-c".to_owned(), script] })
+    }
+
+    fn set_on(&self, on: bool) -> Result<()> {
+        if on {
+            std::fs::write(&self.switch, "")?;
+        } else if self.switch.exists() {
+            std::fs::remove_file(&self.switch)?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the journal has this about the command.
+fn wait_for_step(agent: &Agent, step: &str, id: &str) -> Result<()> {
+    let (journal, id) = (agent.dir().join("state/commands.jsonl"), format!("\"id\":\"{id}\""));
+    wait::until_true(&format!("`{step}` stands in the journal for {id}"), REPLY_WAIT_MAX, || {
+        let text = std::fs::read_to_string(&journal).unwrap_or_default();
+        Ok(text.lines().any(|line| line.contains(&format!("\"{step}\"")) && line.contains(&id)))
+    })
+}
+
+#[test]
+fn killed_at_each_step_twenty_times_it_has_one_result_or_is_interrupted() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let broker = broker(dir.path())?;
+    let listener = Listener::start(broker.inside(), dir.path())?;
+    let link = FaultProxy::start(broker.address())?;
+    let camera = Camera::new(dir.path())?;
+    let mut agent = device(dir.path(), link.address()).command_source("porch", &camera.command).start()?;
+    agent.wait_until_connected()?;
+    for kill in 0..KILLS {
+        for (step, outcome) in
+            [("began", CommandOutcome::Interrupted), ("ended", CommandOutcome::Done), ("said", CommandOutcome::Done)]
+        {
+            let id = format!("{step}-{kill}");
+            let text = format!(r#"{{"id": "{id}", "command": "snapshot", "args": {{"source": "porch"}}}}"#);
+            camera.set_on(false)?;
+            publish(broker.inside(), COMMAND, &["-m", &text])?;
+            wait_for_step(&agent, "began", &id)?;
+            if step == "ended" {
+                link.cut();
+            }
+            camera.set_on(step != "began")?;
+            wait_for_step(&agent, step, &id)?;
+            agent.kill()?;
+            link.pass();
+            agent.start_again()?;
+            agent.wait_until_connected()?;
+            let (_, reply) = listener.wait_for_reply(&id)?;
+            ensure!(reply.outcome == outcome, "killed when it had {step}: {reply:?}");
+            // Once more: the same result. `results` compares them.
+            publish(broker.inside(), COMMAND, &["-m", &text])?;
+            wait::until_true("its result is said again", REPLY_WAIT_MAX, || {
+                let replies = listener.replies()?;
+                Ok(replies.iter().filter(|(_, reply)| reply.id.as_deref() == Some(&id)).count() >= 2)
+            })?;
+        }
+    }
+    let (results, done) = (results(&listener)?, done(&agent)?);
+    ensure!(results.len() == 3 * KILLS as usize, "{} results", results.len());
+    ensure!(done.len() == 2 * KILLS as usize && done.values().all(|times| *times == 1), "done twice: {done:?}");
+    agent.stop()
+}
+
 #[test]
 fn a_reply_that_a_cut_swallowed_comes_with_the_next_connection() -> Result<()> {
     if !can_run() {
@@ -143,27 +224,16 @@ fn a_reply_that_a_cut_swallowed_comes_with_the_next_connection() -> Result<()> {
     let broker = broker(dir.path())?;
     let listener = Listener::start(broker.inside(), dir.path())?;
     let link = FaultProxy::start(broker.address())?;
-    // It answers no picture before it is there, so the snapshot takes until after the cut.
-    let flag = dir.path().join("camera-on");
-    let picture = std::fs::read(hedge_tests::places::model("fashion-small").join("golden/test-0.png"))?;
-    let frame = dir.path().join("frame");
-    std::fs::write(&frame, [&u32::try_from(picture.len())?.to_be_bytes()[..], &picture].concat())?;
-    let (flag_file, frame) = (flag.display(), frame.display());
-    let script = format!("while [ ! -e {flag_file} ]; do sleep 0.1; done; while cat {frame}; do sleep 0.1; done");
-    let command = ["sh".to_owned(), "-c".to_owned(), script];
-    let mut agent = device(dir.path(), link.address()).command_source("porch", &command).start()?;
+    let camera = Camera::new(dir.path())?;
+    let mut agent = device(dir.path(), link.address()).command_source("porch", &camera.command).start()?;
     agent.wait_until_connected()?;
     publish(broker.inside(), COMMAND, &["-m", r#"{"id": "first", "command": "ping"}"#])?;
     listener.wait_for_reply("first")?;
     publish(broker.inside(), COMMAND, &["-m", r#"{"id": "s", "command": "snapshot", "args": {"source": "porch"}}"#])?;
-    let journal = agent.dir().join("state/commands.jsonl");
-    let journal_has = |what: &str| {
-        Ok(std::fs::read_to_string(&journal)?.lines().any(|line| line.contains(what) && line.contains(r#""id":"s""#)))
-    };
-    wait::until_true("the command has begun", REPLY_WAIT_MAX, || journal_has("began"))?;
+    wait_for_step(&agent, "began", "s")?;
     link.cut();
-    std::fs::write(&flag, "")?;
-    wait::until_true("the command has ended", REPLY_WAIT_MAX, || journal_has("ended"))?;
+    camera.set_on(true)?;
+    wait_for_step(&agent, "ended", "s")?;
     link.pass();
     let (_, reply) = listener.wait_for_reply("s")?;
     ensure!(reply.outcome == CommandOutcome::Done && reply.result["source"] == "porch", "{reply:?}");

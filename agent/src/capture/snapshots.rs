@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 const ASKING_MAX: usize = 4;
 
 /// Waits for the answer to a source's next sample.
-pub(super) type Asking = oneshot::Sender<Result<Arc<Answer>, String>>;
+pub type Asking = oneshot::Sender<Result<Arc<Answer>, String>>;
 
 /// The sources that can be asked. Cheap to clone.
 #[derive(Clone, Default)]
@@ -19,7 +19,8 @@ pub struct Snapshots(Arc<Mutex<BTreeMap<Name, mpsc::Sender<Asking>>>>);
 
 impl Snapshots {
     /// A source can be asked, until it drops what is returned.
-    pub(super) fn register(&self, source: &Name) -> mpsc::Receiver<Asking> {
+    #[must_use]
+    pub fn register(&self, source: &Name) -> mpsc::Receiver<Asking> {
         let (ask, asked) = mpsc::channel(ASKING_MAX);
         let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sources.retain(|_, ask| !ask.is_closed());

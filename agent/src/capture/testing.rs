@@ -11,9 +11,9 @@ use hedge_proto::{
     Answer, Authority, Captured, CaseId, CaseKey, DeviceId, Epoch, Explanation, LinkState, ModelRef, Name, Outcome,
     Telemetry, ThresholdMode,
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
-use super::{Intake, Lookup, ModelFacts, Snapshots, Source};
+use super::{Asking, Intake, Lookup, ModelFacts, Snapshots, Source, Taker};
 use crate::answers::Answers;
 use crate::pipeline::LinkView;
 use crate::queue::Queue;
@@ -144,7 +144,7 @@ impl Fake {
     }
 }
 
-impl Intake for Fake {
+impl Taker for Fake {
     async fn answer(&self, sample: NewSample) -> Result<Arc<Answer>, SampleError> {
         let decided = self.verdict.lock().expect("not poisoned")(&sample);
         let (source, reference) = (sample.source.to_string(), sample.reference.clone());
@@ -158,10 +158,22 @@ impl Intake for Fake {
         Ok(self.answers.give(answer(id, &source, reference, 0)))
     }
 
-    fn snapshots(&self) -> &Snapshots {
-        &self.snapshots
+    fn set_source_state(&self, _: &Name, state: String) {
+        self.states.lock().expect("not poisoned").push(state);
+        self.changed.notify_waiters();
     }
 
+    fn asked(&self, source: &Name) -> mpsc::Receiver<Asking> {
+        self.snapshots.register(source)
+    }
+
+    fn count_skipped(&self, _: &Name, count: u64) {
+        self.skipped.fetch_add(count, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+}
+
+impl Intake for Fake {
     fn answers(&self) -> &Answers {
         &self.answers
     }
@@ -208,15 +220,5 @@ impl Intake for Fake {
 
     fn queue(&self) -> Queue {
         self.queue.lock().expect("not poisoned").clone().expect("the test has given a queue")
-    }
-
-    fn set_source_state(&self, _: &Name, state: String) {
-        self.states.lock().expect("not poisoned").push(state);
-        self.changed.notify_waiters();
-    }
-
-    fn count_skipped(&self, _: &Name, count: u64) {
-        self.skipped.fetch_add(count, Ordering::Relaxed);
-        self.changed.notify_waiters();
     }
 }

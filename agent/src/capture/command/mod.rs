@@ -25,8 +25,7 @@ use tokio_util::sync::CancellationToken;
 use self::delimited::Delimited;
 use self::mjpeg::Mjpeg;
 use self::newest::Newest;
-use super::snapshots::Asking;
-use super::{Intake, RETRY_WAIT, Source, passes, picture};
+use super::{Asking, RETRY_WAIT, Source, Taker, passes, picture};
 use crate::child::{Child, Use, describe_end};
 use crate::daemon::config::StreamFormat;
 
@@ -80,14 +79,14 @@ impl Splitter {
 }
 
 /// Keeps the program running until `stop`.
-pub(super) async fn run<I: Intake>(
+pub(crate) async fn run<I: Taker>(
     source: Source<I>,
     command: Vec<String>,
     format: StreamFormat,
     stop: CancellationToken,
 ) {
     let program = command.first().map_or("the command", String::as_str);
-    let mut asked = source.intake.snapshots().register(&source.name);
+    let mut asked = source.intake.asked(&source.name);
     let mut wait = RESTART_WAIT_MIN;
     loop {
         let started = Instant::now();
@@ -125,7 +124,7 @@ pub(super) async fn run<I: Intake>(
 }
 
 /// Answers the program's pictures until its output ends.
-async fn follow<I: Intake>(
+async fn follow<I: Taker>(
     source: &Source<I>,
     child: &mut Child,
     format: StreamFormat,
@@ -145,12 +144,7 @@ async fn follow<I: Intake>(
     tokio::join!(reading, answer(source, &newest, asked));
 }
 
-async fn read<I: Intake>(
-    source: &Source<I>,
-    mut output: impl AsyncRead + Unpin,
-    format: StreamFormat,
-    newest: &Newest,
-) {
+async fn read<I: Taker>(source: &Source<I>, mut output: impl AsyncRead + Unpin, format: StreamFormat, newest: &Newest) {
     let mut splitter = Splitter::new(format, source.sample_bytes_max);
     let mut buffer = vec![0; READ_BYTES];
     let mut seen_any = false;
@@ -184,7 +178,7 @@ async fn read<I: Intake>(
 }
 
 /// Answers the newest picture, again and again, at most one per interval; one that is asked for at once.
-async fn answer<I: Intake>(source: &Source<I>, newest: &Newest, asked: &mut mpsc::Receiver<Asking>) {
+async fn answer<I: Taker>(source: &Source<I>, newest: &Newest, asked: &mut mpsc::Receiver<Asking>) {
     let mut trouble: Option<Instant> = None;
     let mut next = Instant::now();
     loop {

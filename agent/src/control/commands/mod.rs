@@ -88,7 +88,7 @@ struct Turn {
 }
 
 /// The task that owns the commands.
-pub struct DeskTask<E, S> {
+pub(crate) struct DeskTask<E, S> {
     clock: Clock,
     journal: Arc<Mutex<Journal>>,
     book: Book,
@@ -100,7 +100,7 @@ pub struct DeskTask<E, S> {
 }
 
 /// What a desk is made from.
-pub struct DeskSetup<E, S> {
+pub(crate) struct DeskSetup<E, S> {
     pub device: DeviceId,
     pub topics: Topics,
     pub clock: Clock,
