@@ -49,6 +49,9 @@ pub enum SampleError {
     /// By the settings, or by an operator's command.
     #[error("source `{0}` takes no samples now: it is off or paused")]
     SourceOff(String),
+    /// Only where samples are handed to an agent from outside it.
+    #[error("the agent cannot be asked: {0}")]
+    Unreachable(String),
     #[error("the agent is stopping")]
     Stopping,
 }

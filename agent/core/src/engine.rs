@@ -19,6 +19,7 @@ use hedge_proto::{CaseKey, CloudState, CloudStatus, LinkState, Name};
 use crate::budget::{Budget, Ceilings, Spent};
 use crate::clock::Moment;
 use crate::link::{Link, Loss, Profile, Trouble, Way};
+use crate::policy::{Policies, Policy};
 use crate::uplink::{OWED_MAX, Permission, Publish, READY_MAX, Step, Uplink, Waiting};
 
 /// Something that happened.
@@ -85,6 +86,8 @@ pub enum Event {
     Configured(Configured),
     /// Where the broker is, or how it is reached, has changed.
     BrokerChanged,
+    /// An operator wants what waits to be sent now: waits of earlier failures are over, what the cloud asked for is not.
+    Drain,
     /// So many bytes went over the wire, in both directions, of whatever kind.
     Spent {
         bytes: u64,
@@ -133,9 +136,10 @@ pub enum Action {
 }
 
 /// What settings change while the engine runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Configured {
     pub profile: Profile,
+    pub policies: Policies,
     pub ceilings: Ceilings,
     /// Payload bytes that small cases may share a publish up to; 0 for one case each.
     pub batch_bytes_max: u32,
@@ -150,6 +154,7 @@ pub struct Setup {
     /// Cases the outbox holds from earlier runs.
     pub open_cases: u64,
     pub profile: Profile,
+    pub policies: Policies,
     pub budget: Budget,
     /// Payload bytes that small cases may share a publish up to; 0 for one case each.
     pub batch_bytes_max: u32,
@@ -162,6 +167,7 @@ pub struct Setup {
 pub struct Engine {
     link: Link,
     uplink: Uplink,
+    policies: Policies,
     budget: Budget,
     /// When there is room under every ceiling again.
     over_until: Option<Moment>,
@@ -179,6 +185,7 @@ impl Engine {
         let mut engine = Self {
             link: Link::new(now, setup.has_broker, setup.has_recovery, setup.profile, setup.seed),
             uplink: Uplink::new(setup.batch_bytes_max),
+            policies: setup.policies,
             budget: setup.budget,
             over_until: None,
             actions: VecDeque::new(),
@@ -223,6 +230,12 @@ impl Engine {
     #[must_use]
     pub fn proven(&self) -> bool {
         self.link.proven()
+    }
+
+    /// What holds in the link's present state.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        self.policies.of(self.link.state())
     }
 
     /// What counts against the ceilings, to be kept over a restart.
@@ -276,8 +289,9 @@ impl Engine {
             Event::AskFailed { keys } => self.uplink.ask_failed(now, &keys),
             Event::Explained(trouble) => self.link.explain(trouble),
             Event::NetworkChanged => self.link.dial_now(now),
-            Event::Configured(Configured { profile, ceilings, batch_bytes_max }) => {
+            Event::Configured(Configured { profile, policies, ceilings, batch_bytes_max }) => {
                 self.link.set_profile(profile);
+                self.policies = policies;
                 self.budget.set_ceilings(ceilings);
                 self.uplink.set_batch_bytes_max(batch_bytes_max);
             }
@@ -285,6 +299,10 @@ impl Engine {
                 if self.link.redial(now) {
                     self.actions.push_back(Action::HangUp);
                 }
+            }
+            Event::Drain => {
+                self.link.dial_now(now);
+                self.uplink.forget_failures(now);
             }
             Event::Closed { key, spoken } => {
                 self.uplink.forget(key);
@@ -342,7 +360,8 @@ impl Engine {
     }
 
     fn permission(&self) -> Permission {
-        Permission { proven: self.link.proven(), accept_per_s: self.link.accept_per_s() }
+        let pace = [self.link.accept_per_s(), self.policy().drain_per_s].into_iter().flatten().reduce(f32::min);
+        Permission { proven: self.link.proven(), accept_per_s: pace }
     }
 
     fn advance(&mut self, now: Moment) {

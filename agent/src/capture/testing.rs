@@ -5,15 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hedge_core::policy::Policies;
 use hedge_inference::Tensor;
 use hedge_proto::{
     Answer, Authority, Captured, CaseId, CaseKey, DeviceId, Epoch, Explanation, LinkState, ModelRef, Name, Outcome,
     Telemetry, ThresholdMode,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, watch};
 
-use super::{Intake, Lookup, ModelFacts, Source};
+use super::{Asking, Intake, Lookup, ModelFacts, Snapshots, Source, Taker};
 use crate::answers::Answers;
+use crate::pipeline::LinkView;
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 
@@ -22,6 +24,7 @@ type Verdict = Box<dyn Fn(&NewSample) -> Result<(), SampleError> + Send + Sync>;
 
 pub(super) struct Fake {
     answers: Answers,
+    pub(super) snapshots: Snapshots,
     next: AtomicU64,
     pub(super) skipped: AtomicU64,
     pub(super) samples: Mutex<Vec<NewSample>>,
@@ -29,6 +32,8 @@ pub(super) struct Fake {
     pub(super) verdict: Mutex<Verdict>,
     /// Given by tests that look at it.
     pub(super) queue: Mutex<Option<Queue>>,
+    /// Online until a test says otherwise.
+    pub(super) link: watch::Sender<LinkView>,
     /// Set: no answer is given before a permit is added here.
     gate: Option<tokio::sync::Semaphore>,
     changed: Notify,
@@ -38,12 +43,14 @@ impl Default for Fake {
     fn default() -> Self {
         Self {
             answers: Answers::default(),
+            snapshots: Snapshots::default(),
             next: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
             samples: Mutex::default(),
             states: Mutex::default(),
             verdict: Mutex::new(Box::new(|_| Ok(()))),
             queue: Mutex::default(),
+            link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).0,
             gate: None,
             changed: Notify::new(),
         }
@@ -137,7 +144,7 @@ impl Fake {
     }
 }
 
-impl Intake for Fake {
+impl Taker for Fake {
     async fn answer(&self, sample: NewSample) -> Result<Arc<Answer>, SampleError> {
         let decided = self.verdict.lock().expect("not poisoned")(&sample);
         let (source, reference) = (sample.source.to_string(), sample.reference.clone());
@@ -151,6 +158,22 @@ impl Intake for Fake {
         Ok(self.answers.give(answer(id, &source, reference, 0)))
     }
 
+    fn set_source_state(&self, _: &Name, state: String) {
+        self.states.lock().expect("not poisoned").push(state);
+        self.changed.notify_waiters();
+    }
+
+    fn asked(&self, source: &Name) -> mpsc::Receiver<Asking> {
+        self.snapshots.register(source)
+    }
+
+    fn count_skipped(&self, _: &Name, count: u64) {
+        self.skipped.fetch_add(count, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+}
+
+impl Intake for Fake {
     fn answers(&self) -> &Answers {
         &self.answers
     }
@@ -187,21 +210,15 @@ impl Intake for Fake {
         Telemetry { uptime_s: 7, ..Telemetry::new(LinkState::Offline) }
     }
 
+    fn link(&self) -> watch::Receiver<LinkView> {
+        self.link.subscribe()
+    }
+
     fn metrics(&self) -> String {
         "hedge_agent_uptime_seconds 7\n".to_owned()
     }
 
     fn queue(&self) -> Queue {
         self.queue.lock().expect("not poisoned").clone().expect("the test has given a queue")
-    }
-
-    fn set_source_state(&self, _: &Name, state: String) {
-        self.states.lock().expect("not poisoned").push(state);
-        self.changed.notify_waiters();
-    }
-
-    fn count_skipped(&self, _: &Name, count: u64) {
-        self.skipped.fetch_add(count, Ordering::Relaxed);
-        self.changed.notify_waiters();
     }
 }

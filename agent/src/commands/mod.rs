@@ -6,7 +6,10 @@
 
 pub mod bundle;
 pub mod check;
+mod client;
+pub mod feed;
 pub mod infer;
+pub mod log;
 pub mod queue;
 
 use std::fs::File;

@@ -1,10 +1,11 @@
 //! Every remotely settable field as it is in force, in the words of the settings.
 
+use hedge_core::policy::{Payload, Policies, Policy};
 use hedge_inference::Region;
 use hedge_proto::{
     BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
-    RegionSettings, Settings, Share, SinkSettings, SinkWants, SourceSettings, TelemetrySettings, ThresholdSettings,
-    VerdictsSettings,
+    PayloadSettings, RegionSettings, Settings, Share, SinkSettings, SinkWants, SourceSettings, StateSettings,
+    StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings,
 };
 
 use crate::daemon::config::{
@@ -37,6 +38,7 @@ fn link(config: &LinkConfig) -> LinkSettings {
             ProfileName::Metered => LinkProfile::Metered,
         }),
         batch_bytes_max: Some(config.batch_bytes_max()),
+        states: Some(states(&config.policies())),
         ceilings: Some(CeilingsSettings {
             cases_per_hour: Some(ceilings.cases_per_hour),
             cases_per_day: Some(ceilings.cases_per_day),
@@ -45,6 +47,28 @@ fn link(config: &LinkConfig) -> LinkSettings {
             bytes_per_day: Some(ceilings.bytes_per_day),
             bytes_per_month: Some(ceilings.bytes_per_month),
         }),
+    }
+}
+
+fn states(policies: &Policies) -> StatesSettings {
+    let state = |policy: &Policy| {
+        Some(StateSettings {
+            threshold_scale: Some(policy.threshold.value()),
+            wait_ms_max: u64::try_from(policy.wait_max.as_millis()).ok(),
+            payload: Some(match policy.payload {
+                Payload::Whole => PayloadSettings::Whole,
+                Payload::Thumbnail { side_max } => PayloadSettings::Thumbnail(side_max),
+            }),
+            drain_per_s: policy.drain_per_s,
+        })
+    };
+    let Policies { online, degraded, offline, over_budget } = policies;
+    let nothing_is_sent = |policy: &Policy| state(&Policy { drain_per_s: None, ..*policy });
+    StatesSettings {
+        online: state(online),
+        degraded: state(degraded),
+        offline: nothing_is_sent(offline),
+        over_budget: nothing_is_sent(over_budget),
     }
 }
 

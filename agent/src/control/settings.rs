@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::audit::{Audit, Entry, Kind};
 use super::report::{self, reported};
 use super::{InForce, Request};
 use crate::capture::Capture;
@@ -101,6 +102,7 @@ pub(crate) struct SettingsTask {
     pub capture: Capture,
     pub sinks: Sinks,
     pub log: LogLevel,
+    pub audit: Audit,
 }
 
 /// What shows how a trial goes.
@@ -205,6 +207,11 @@ impl SettingsTask {
             last.outcome == SettingsOutcome::Failed && last.version.is_some() && last.version == refusal.version
         });
         tracing::warn!(version = refusal.version, reason = refusal.reason, errors = ?refusal.errors, "settings refused");
+        let mut entry = Entry::new(Kind::Settings, version_text(refusal.version), "refused");
+        let errors = refusal.errors.iter().map(ToString::to_string);
+        let why: Vec<String> = refusal.reason.iter().cloned().chain(errors).collect();
+        (entry.by, entry.reason) = (by.map(str::to_owned), Some(why.join("; ")));
+        self.audit.note(entry).await;
         if !failed_before {
             // Why it failed says more than that it came again.
             self.remembered.last = Some(refusal);
@@ -231,9 +238,14 @@ impl SettingsTask {
             Weighed::Refused(reason) => return Err(refused(version, reason, vec![])),
         }
         let config = self.validated(&overlay.settings).map_err(fields)?;
+        let mut entry = Entry::new(Kind::Settings, version_text(version), "applied");
+        entry.by = desired.by.or_else(|| by.map(str::to_owned));
+        entry.before = value(self.remembered.book.in_force().map(|overlay| &overlay.settings));
+        entry.after = value(Some(&overlay.settings));
         let mut next = self.remembered.clone();
         let outcome = if InForce::cuts_the_link(&self.good_config(), &config) {
             next.book.begin_trial(self.clock.now(), overlay, desired.confirm);
+            (entry.kind, entry.outcome) = (Kind::Trial, "begun".to_owned());
             SettingsOutcome::OnTrial
         } else {
             next.book.accept(overlay);
@@ -243,8 +255,9 @@ impl SettingsTask {
         self.save(next).await.map_err(|error| {
             refused(version, format!("the device cannot write its state ({error}); publish it again later"), vec![])
         })?;
-        tracing::info!(version, ?outcome, by = by.or(desired.by.as_deref()), "settings in force");
+        tracing::info!(version, ?outcome, by = entry.by, "settings in force");
         self.put_in_force(desired.version, config, outcome == SettingsOutcome::OnTrial).await;
+        self.audit.note(entry).await;
         Ok(())
     }
 
@@ -296,6 +309,7 @@ impl SettingsTask {
         self.sinks.apply(&now.config.verdicts);
         let configured = Configured {
             profile: now.config.link.profile(),
+            policies: now.config.link.policies(),
             ceilings: now.config.link.ceilings(),
             batch_bytes_max: now.config.link.batch_bytes_max(),
         };
@@ -348,6 +362,7 @@ impl SettingsTask {
             None => return Err("no settings are on trial".to_owned()),
         }
         let mut next = self.remembered.clone();
+        let mut entry = Entry::new(Kind::Trial, version_text(Some(version)), "confirmed");
         match end {
             End::Confirmed => {
                 tracing::info!(version, "settings on trial are confirmed");
@@ -362,6 +377,7 @@ impl SettingsTask {
             End::Failed(reason) => {
                 tracing::warn!(version, reason, "settings on trial are given back");
                 next.fail(reason);
+                (entry.outcome, entry.reason) = ("failed".to_owned(), Some(reason.to_owned()));
             }
         }
         if let Err(error) = self.save(next.clone()).await {
@@ -374,6 +390,7 @@ impl SettingsTask {
                 in_force(&self.file, &self.remembered.book).unwrap_or_else(|_| (0, self.file.config.clone()));
             self.put_in_force(version, config, true).await;
         }
+        self.audit.note(entry).await;
         Ok(())
     }
 
@@ -409,7 +426,7 @@ impl SettingsTask {
         let (config, later) = config.keeping_what_needs_a_restart(&self.in_force.borrow().config)?;
         self.file = file;
         self.put_in_force(version, config, false).await;
-        tracing::info!(?later, "the configuration file was read again");
+        tracing::info!(?later, "reload: the configuration file was read again");
         Ok(later)
     }
 
@@ -417,6 +434,16 @@ impl SettingsTask {
         let overlay = self.remembered.book.in_force().map(|overlay| overlay.settings.clone()).unwrap_or_default();
         reported(&self.in_force.borrow(), overlay, self.remembered.last.clone())
     }
+}
+
+fn version_text(version: Option<u64>) -> String {
+    version.map_or_else(|| "a document without a version".to_owned(), |version| format!("version {version}"))
+}
+
+fn value(settings: Option<&Settings>) -> serde_json::Value {
+    // By way of text, so that 0.7 stays 0.7.
+    let text = settings.map(hedge_proto::to_json).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
 }
 
 /// The version of a document that is wrong otherwise.

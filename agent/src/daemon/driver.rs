@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::notify::Watchdog;
+use super::notify::{self, Watchdog};
 use crate::clock::Clock;
 use crate::outbox::{Entry, Outbox, Progress, StoreError};
 use crate::pipeline::LinkView;
@@ -86,8 +86,11 @@ impl Driver {
     }
 
     fn carry_out_all(&mut self) {
-        let proven = self.engine.proven();
-        self.link.send_if_modified(|view| std::mem::replace(&mut view.proven, proven) != proven);
+        let (proven, policy) = (self.engine.proven(), *self.engine.policy());
+        self.link.send_if_modified(|view| {
+            let before = (std::mem::replace(&mut view.proven, proven), std::mem::replace(&mut view.policy, policy));
+            before != (proven, policy)
+        });
         while let Some(action) = self.engine.next_action() {
             self.carry_out(action);
         }
@@ -117,8 +120,9 @@ impl Driver {
 
     fn show_link(&self, state: LinkState, reason: &'static str) {
         tracing::info!(?state, reason, "link");
-        self.watchdog.say(&format!("link {state:?}: {reason}"));
-        self.link.send_modify(|view| view.enter(state, reason));
+        notify::say(&format!("link {state:?}: {reason}"));
+        let policy = *self.engine.policy();
+        self.link.send_modify(|view| view.enter(state, reason, policy));
     }
 
     fn fetch(&self, count: usize) {

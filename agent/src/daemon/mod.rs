@@ -4,7 +4,8 @@ pub mod config;
 mod driver;
 mod keeper;
 pub(crate) mod log;
-mod notify;
+pub(crate) mod notify;
+mod restart;
 mod wiring;
 
 use std::path::PathBuf;
@@ -18,8 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::config::{ConfigError, ConfigFile};
 pub use self::log::LogError;
+pub use self::restart::{Restart, program};
 use self::wiring::Parts;
 use crate::capture::{Capture, CaptureError, Intake};
+use crate::control::audit::Audit;
+use crate::control::commands::{DeskSetup, DeskTask, Effects};
 use crate::control::{Control, SettingsTask};
 use crate::pipeline::Pipeline;
 use crate::uplink::{Uplink, watch_network};
@@ -47,15 +51,23 @@ pub enum StartError {
     System(#[from] std::io::Error),
 }
 
+/// What is wanted after an orderly end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Stop,
+    /// An operator asked for it.
+    Restart,
+}
+
 /// Reads the configuration, starts everything, serves until told to stop, stops everything.
-pub async fn run(file: ConfigFile) -> Result<(), StartError> {
+pub async fn run(file: ConfigFile) -> Result<Ending, StartError> {
     let log = log::start(&file.config.log)?;
     // From here on a signal stops the agent in good order instead of killing it.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let hang_up = signal(SignalKind::hangup())?;
 
     let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
-    let Parts { pipeline, uplink, mut keeper, driver, events, settings, sinks } = wiring::wire(&file, &stop)?;
+    let Parts { pipeline, uplink, mut keeper, driver, events, settings, sinks, commands } = wiring::wire(&file, &stop)?;
     let mut driving = tokio::spawn(driver.run(events, stop.clone()));
     tokio::spawn(report(pipeline.clone(), uplink.clone(), stop.clone()));
     let outbox = pipeline.outbox.clone();
@@ -65,6 +77,26 @@ pub async fn run(file: ConfigFile) -> Result<(), StartError> {
     let capture = Capture::start(&in_force.config, &in_force.paused, &pipeline, &stop_capture).await?;
     for address in capture.addresses() {
         tracing::info!(%address, "listening");
+    }
+    let restart = Restart::default();
+    let audit = Audit::new(&in_force.config.state_dir, keeper.clock.clone());
+    if let (Some(uplink), Some(broker)) = (&uplink, &in_force.config.broker) {
+        let setup = DeskSetup {
+            device: pipeline.device.clone(),
+            topics: broker.prefix.clone(),
+            clock: keeper.clock.clone(),
+            audit: audit.clone(),
+            effects: Effects {
+                pipeline: pipeline.clone(),
+                control: settings.control.clone(),
+                restart: restart.clone(),
+            },
+            says: uplink.clone(),
+        };
+        let dir = &in_force.config.state_dir;
+        let desk = DeskTask::open(dir, setup)
+            .map_err(|error| StartError::State { path: dir.clone(), reason: error.to_string() })?;
+        tokio::spawn(desk.run(commands, pipeline.link.clone(), stop_capture.clone()));
     }
     let task = SettingsTask {
         file,
@@ -79,6 +111,7 @@ pub async fn run(file: ConfigFile) -> Result<(), StartError> {
         capture,
         sinks,
         log,
+        audit,
     };
     let controlling = tokio::spawn(task.run(settings.requests, stop_capture.clone()));
     tokio::spawn(reload_on(hang_up, settings.control, stop.clone()));
@@ -92,17 +125,21 @@ pub async fn run(file: ConfigFile) -> Result<(), StartError> {
     notify::ready();
     tracing::info!(device = %pipeline.device, version = env!("CARGO_PKG_VERSION"), "ready");
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let ending = tokio::select! {
+        _ = terminate.recv() => Ending::Stop,
+        _ = interrupt.recv() => Ending::Stop,
+        () = restart.asked() => Ending::Restart,
         // Without its driver the agent would answer on and send nothing for ever; a restart heals that.
         ended = &mut driving => {
             tracing::error!(?ended, "the driver ended by itself");
             return Err(StartError::DriverEnded);
         }
+    };
+    tracing::info!(?ending, "stopping");
+    match ending {
+        Ending::Stop => notify::stopping(),
+        Ending::Restart => notify::restarting(),
     }
-    tracing::info!("stopping");
-    notify::stopping();
     let stopped = tokio::time::timeout(STOP_MAX, async {
         // Samples first, so that what they leave behind is still stored, sent and said.
         stop_capture.cancel();
@@ -132,7 +169,7 @@ pub async fn run(file: ConfigFile) -> Result<(), StartError> {
     if stopped.await.is_err() {
         tracing::warn!("not everything stopped within {STOP_MAX:?}; what was stored is safe");
     }
-    Ok(())
+    Ok(ending)
 }
 
 /// Publishes live figures, and at once when the link has changed.

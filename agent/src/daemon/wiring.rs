@@ -9,7 +9,7 @@ use hedge_core::budget::Budget;
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event, Setup};
 use hedge_proto::{DeviceId, Epoch, Name};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,9 @@ use super::driver::{Driver, EVENTS_MAX};
 use super::keeper::Keeper;
 use super::notify::Watchdog;
 use crate::answers::Answers;
+use crate::capture::Snapshots;
 use crate::clock::Clock;
+use crate::control::commands::{Desk, Handed};
 use crate::control::{Control, InForce, Remembered, Request, settings};
 use crate::figures::Figures;
 use crate::inference::{Judge, ModelSetup};
@@ -38,6 +40,7 @@ pub(super) struct Parts {
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) settings: Settings,
     pub(super) sinks: Sinks,
+    pub(super) commands: mpsc::Receiver<Handed>,
 }
 
 /// What the task that owns the settings is made from.
@@ -62,7 +65,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let figures = Arc::new(Figures::default());
     let judges = start_models(config, &figures)?;
     let (events, arrived) = mpsc::channel(EVENTS_MAX);
-    let (link, link_view) = watch::channel(LinkView::starting());
+    let (link, link_view) = watch::channel(LinkView::starting(config.link.policies().offline));
     let (answers, news) = (Answers::default(), Arc::new(Notify::new()));
     let verdicts = Verdicts {
         outbox: outbox.clone(),
@@ -72,6 +75,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         news,
         sinks: Arc::default(),
     };
+    let (desk, commands) = Desk::new();
     let uplink = config.broker.as_ref().map(|broker| {
         let judges = judges.clone();
         Uplink::new(UplinkSetup {
@@ -83,6 +87,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
             device: device.clone(),
             outbox: outbox.clone(),
             verdicts: verdicts.clone(),
+            desk,
             state: state.clone(),
             events: events.clone(),
             models: Box::new(move || loaded_models(&judges)),
@@ -97,6 +102,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
                 has_recovery: config.broker.as_ref().is_some_and(|broker| broker.recovery.is_some()),
                 open_cases: outbox.figures().waiting,
                 profile: config.link.profile(),
+                policies: config.link.policies(),
                 budget: Budget::resume(config.link.ceilings(), spent_before.clone(), clock.now()),
                 batch_bytes_max: config.link.batch_bytes_max(),
                 seed: random_u64()?,
@@ -107,7 +113,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         uplink: uplink.clone(),
         events: events.clone(),
         link,
-        watchdog: Watchdog::from_environment(),
+        watchdog: Watchdog::from_environment(judges.values().cloned().collect()),
         meter,
         spent,
         spent_shown: Instant::now(),
@@ -120,16 +126,18 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         judges,
         outbox,
         answers,
+        snapshots: Snapshots::default(),
         figures,
         events,
         link: link_view,
         spent: spent_view.clone(),
         settings,
+        shrinking: Semaphore::new(1),
         started: Instant::now(),
     });
     let keeper = Keeper { clock, state, spent: spent_view };
     let settings = Settings { control, requests, in_force, remembered };
-    Ok(Parts { pipeline, uplink, keeper, driver, events: arrived, settings, sinks })
+    Ok(Parts { pipeline, uplink, keeper, driver, events: arrived, settings, sinks, commands })
 }
 
 fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError> {
@@ -167,6 +175,7 @@ fn start_models(config: &Config, figures: &Arc<Figures>) -> Result<BTreeMap<Name
             bundle: model.bundle.clone(),
             variant: model.variant.clone(),
             threads: model.threads,
+            hung_after: model.hung_after(),
             library: config.runtime.library.clone(),
             figures: figures.clone(),
         })?;

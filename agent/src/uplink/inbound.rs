@@ -1,6 +1,6 @@
-//! Reads what comes down: verdicts and their kin, cloud statuses.
+//! Reads what comes down: verdicts and their kin, commands, cloud statuses.
 //!
-//! A verdict is acknowledged only once it is durable. Anything unreadable is said, acknowledged and dropped,
+//! A verdict or command is acknowledged only once it is durable. Anything unreadable is said, acknowledged and dropped,
 //! so that no message can come back for ever.
 
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Shared;
+use crate::control::commands::Message;
 
 /// Verdicts stored side by side, so that they share a group commit. Acknowledged in order all the same.
 const SIDE_BY_SIDE: usize = 32;
@@ -41,11 +42,22 @@ pub(super) async fn listen(shared: Arc<Shared>, client: AsyncClient, arrived: mp
             // A failed acknowledgement means that the connection is over; the message will come again.
             Ok(()) => drop(client.ack(&publish).await),
             Err(NotDurable(reason)) => {
-                tracing::error!(reason, "a verdict could not be stored; hanging up, so that it comes again");
+                tracing::error!(reason, "a message could not be stored; hanging up, so that it comes again");
                 drop(client.disconnect_now().await);
                 return;
             }
         }
+    }
+}
+
+fn command(publish: &Publish) -> Message {
+    let properties = publish.properties.as_ref();
+    Message {
+        payload: publish.payload.clone(),
+        retained: publish.retain,
+        correlation: properties.and_then(|properties| properties.correlation_data.clone()),
+        response_topic: properties.and_then(|properties| properties.response_topic.clone()),
+        by: given_by(publish),
     }
 }
 
@@ -55,7 +67,7 @@ fn given_by(publish: &Publish) -> Option<String> {
     properties.iter().find(|(name, _)| name == "by").map(|(_, value)| value.chars().take(BY_CHARS_MAX).collect())
 }
 
-/// The verdict must come again.
+/// The message must come again.
 struct NotDurable(String);
 
 impl Shared {
@@ -74,6 +86,13 @@ impl Shared {
             }
             Some(Topic::DownDesired(device)) if device == self.setup.device => {
                 self.setup.control.desired(publish.payload.clone(), given_by(publish)).await;
+            }
+            Some(Topic::DownCommand(device)) if device == self.setup.device => {
+                return if self.setup.desk.take(command(publish)).await {
+                    Ok(())
+                } else {
+                    Err(NotDurable("the agent is stopping".to_owned()))
+                };
             }
             _ => tracing::debug!(%topic, "a message on a topic this version does not read"),
         }

@@ -111,6 +111,7 @@ impl Watch {
             | Event::BrokerChanged
             | Event::Explained(_)
             | Event::Spent { .. }
+            | Event::Drain
             | Event::Tick => {}
         }
     }

@@ -1,12 +1,15 @@
 //! Over real sockets, with a fake intake behind them.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use hedge_proto::Answer;
+use hedge_core::policy::Policies;
+use hedge_proto::{Answer, LinkState};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::testing::{Fake, answer, id};
 use crate::capture::{Capture, CaptureError, ListenError};
 use crate::daemon::config::Config;
+use crate::pipeline::LinkView;
 use crate::sample::SampleError;
 
 const JPEG: &[u8] = &[0xff, 0xd8, 0xff, 0xe0, 1, 2, 3];
@@ -38,7 +42,7 @@ async fn server_with(sources: &str, fake: &Arc<Fake>) -> Server {
     let sources = if sources.is_empty() { "[[source]]\nname = \"cam\"\nkind = \"http\"" } else { sources };
     let config = config("listen = [\"127.0.0.1:0\"]\nbody_bytes_max = 100000", sources);
     let stop = CancellationToken::new();
-    let capture = Capture::start(&config, fake, &stop).await.expect("started");
+    let capture = Capture::start(&config, &BTreeSet::new(), fake, &stop).await.expect("started");
     Server { address: capture.addresses()[0], fake: fake.clone(), stop, capture }
 }
 
@@ -296,11 +300,33 @@ async fn status_and_health_are_served() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_the_cloud_longer_than_the_links_state_allows() {
+    let server = server("").await;
+    let waiting = server.post("?wait_ms=60000", JPEG);
+    let offline = async {
+        server.fake.until("the sample", |fake| fake.sample_count() == 1).await;
+        let enter = |view: &mut LinkView| view.enter(LinkState::Offline, "gone", Policies::DEFAULT.offline);
+        server.fake.link.send_modify(enter);
+    };
+    let ((status, body), ()) = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(waiting, offline) })
+        .await
+        .expect("the wait ends with the link");
+    assert_eq!((status, read(&body).revision), (200, 0));
+
+    let (status, body) = tokio::time::timeout(Duration::from_secs(20), server.post("?wait_ms=60000", JPEG))
+        .await
+        .expect("offline nobody waits");
+    assert_eq!((status, read(&body).provisional), (200, true));
+    let urgent = |index: usize| server.fake.samples.lock().expect("not poisoned")[index].urgent;
+    assert_eq!((urgent(0), urgent(1)), (true, false));
+}
+
+#[tokio::test]
 async fn a_stop_answers_those_who_wait_and_removes_the_socket() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("agent.sock");
     let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
-    let capture = Capture::start(&unix_config(&path), &fake, &stop).await.expect("started");
+    let capture = Capture::start(&unix_config(&path), &BTreeSet::new(), &fake, &stop).await.expect("started");
     assert_eq!(std::fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, 0o660);
     let mut socket = UnixStream::connect(&path).await.expect("connected");
     let head = format!("POST /v1/samples?wait_ms=60000 HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", JPEG.len());
@@ -322,7 +348,7 @@ async fn only_a_dead_socket_is_replaced() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("agent.sock");
     let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
-    let start = async || Capture::start(&unix_config(&path), &fake, &stop).await;
+    let start = async || Capture::start(&unix_config(&path), &BTreeSet::new(), &fake, &stop).await;
 
     std::fs::write(&path, "precious").expect("written");
     assert!(matches!(start().await, Err(CaptureError::Listen(ListenError::NotASocket(_)))));

@@ -9,11 +9,13 @@ mod file;
 mod link;
 mod overrides;
 mod source;
+mod states;
 mod threshold;
 mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ pub use self::broker::{BrokerConfig, BrokerTransport, BrokerUrl, CredentialsConf
 pub use self::file::ConfigFile;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
+pub use self::states::{StateConfig, StatesConfig};
 pub use self::threshold::ThresholdConfig;
 pub use self::verdicts::{CommandSinkConfig, JsonlConfig, MqttSinkConfig, VerdictsConfig, Wanted, WebhookConfig};
 
@@ -203,6 +206,21 @@ pub struct ModelConfig {
     /// What it does not say is the manifest's suggestion.
     #[serde(default)]
     pub threshold: ThresholdConfig,
+    /// A model that works on one sample for longer hangs, and systemd starts the agent again.
+    #[serde(default = "a_minute")]
+    pub hung_after_s: NonZeroU32,
+}
+
+impl ModelConfig {
+    #[must_use]
+    pub fn hung_after(&self) -> Duration {
+        Duration::from_secs(self.hung_after_s.get().into())
+    }
+}
+
+/// A 24-megapixel picture on the slowest board takes a tenth of it.
+fn a_minute() -> NonZeroU32 {
+    const { NonZeroU32::new(60).unwrap() }
 }
 
 fn one_thread() -> u8 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hedge_core::judge::{InvalidSetting, Threshold, Thresholds};
+use hedge_core::judge::{InvalidSetting, Threshold, ThresholdScale, Thresholds};
 use hedge_proto::Share;
 use serde::Deserialize;
 
@@ -45,7 +45,7 @@ impl ThresholdConfig {
         let all = self.over(suggested).ok().flatten()?;
         let class = |label: &String| labels.iter().position(|known| known == label);
         let classes = self.classes.iter().filter_map(|(label, share)| Some((class(label)?, *share))).collect();
-        Some(Thresholds { all, classes })
+        Some(Thresholds { all, classes, scale: ThresholdScale::ONE })
     }
 
     #[must_use]
