@@ -185,6 +185,7 @@ fn kills_upgrades_and_power_cuts_lose_none_of_a_thousand_cases() -> Result<()> {
     }
     let http = Interface::new(address::own(8787));
     let config = doubter_toml(&broker, &http);
+    machine.put(&places::root().join("tests/endless"), Path::new("/usr/share/hedge/models/endless"))?;
     machine.install(&["hedge-agent_0.1.0-1", "hedge-cloud_0.1.0-1", "hedge-onnx"])?;
     machine.write("/etc/hedge/agent.toml", &config)?;
     machine.write("/etc/systemd/system/hedge-agent.service.d/test.conf", "[Service]\nWatchdogSec=2s\n")?;
@@ -193,7 +194,7 @@ fn kills_upgrades_and_power_cuts_lose_none_of_a_thousand_cases() -> Result<()> {
     machine.run(&["systemctl", "restart", AGENT])?;
 
     let stored = post_cases(&http)?;
-    a_killed_and_a_hung_agent_come_back(&machine)?;
+    a_killed_and_a_hung_agent_come_back(&machine, &http)?;
     wait_for_waiting(&machine, &http)?;
 
     machine.install(&["hedge-agent_0.1.0-2", "hedge-cloud_0.1.0-2"])?;
@@ -235,9 +236,18 @@ listen = ["{listen}"]
 name = "fashion"
 bundle = "/usr/share/hedge/models/fashion-small"
 threshold = {{ score_min = 1.0 }}
+[[model]]
+name = "endless"
+bundle = "/usr/share/hedge/models/endless"
+hung_after_s = 1
 [[source]]
 name = "http"
 kind = "http"
+model = "fashion"
+[[source]]
+name = "endless"
+kind = "http"
+model = "endless"
 [verdicts.jsonl]
 path = "{SINK}"
 "#,
@@ -258,7 +268,7 @@ fn post_cases(http: &Interface) -> Result<BTreeSet<String>> {
     Ok(stored)
 }
 
-fn a_killed_and_a_hung_agent_come_back(machine: &Machine) -> Result<()> {
+fn a_killed_and_a_hung_agent_come_back(machine: &Machine, http: &Interface) -> Result<()> {
     let restarts = || machine.property(AGENT, "NRestarts");
     for (signal, wanted) in [("KILL", "1"), ("STOP", "2")] {
         machine.run(&["systemctl", "kill", "--kill-who=main", &format!("--signal={signal}"), AGENT])?;
@@ -267,6 +277,15 @@ fn a_killed_and_a_hung_agent_come_back(machine: &Machine) -> Result<()> {
         })?;
     }
     ensure!(machine.journal(AGENT).contains("Watchdog timeout"), "it was the watchdog: {}", machine.journal(AGENT));
+    // The driver turns all the time, but one model comes to no end.
+    wait::until_true("the agent serves", WAIT_MAX, || Ok(http.status().is_ok()))?;
+    let tensor = [0u8; 8];
+    let asked = http.try_post("endless", "", "application/vnd.hedge.tensor; dtype=f32; shape=1,2", &tensor);
+    ensure!(asked.is_err(), "an answer of a model that never ends: {asked:?}");
+    machine.wait_for("it is back after a model hung", WAIT_MAX, AGENT, || {
+        Ok(restarts()? == "3" && machine.property(AGENT, "ActiveState")? == "active")
+    })?;
+    ensure!(machine.journal(AGENT).contains("a model hangs"), "it says why: {}", machine.journal(AGENT));
     Ok(())
 }
 
