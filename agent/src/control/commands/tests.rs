@@ -251,6 +251,16 @@ async fn commands_take_their_turns_in_the_order_they_came() {
 }
 
 #[tokio::test]
+async fn a_message_that_a_stopping_agent_did_not_take_comes_again_and_one_that_ended_the_desk_does_not() {
+    let mut bench = Bench::new();
+    let desk = bench.running.as_ref().expect("runs").0.clone();
+    bench.crash().await;
+    assert!(desk.take(Message::default()).await, "acknowledged, or it would come for ever");
+    desk.stopping.store(true, Ordering::SeqCst);
+    assert!(!desk.take(Message::default()).await);
+}
+
+#[tokio::test]
 async fn a_disk_that_takes_nothing_leaves_questions_only() {
     let mut bench = Bench::new();
     bench.crash().await;
