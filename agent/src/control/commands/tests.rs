@@ -207,8 +207,10 @@ async fn another_connection_brings_what_could_not_be_said() {
     bench.until("a reply", |world| !world.replies().is_empty()).await;
     bench.world.0.broker.store(true, Ordering::SeqCst);
     let (.., link) = bench.running.as_ref().expect("runs");
+    let connected = std::time::Instant::now();
     link.send_modify(|view| view.connections += 1);
     bench.until("said", |world| world.journal_has("said", "\"a\"")).await;
+    assert!(connected.elapsed() < replies::TRY_AGAIN_AFTER / 2, "it only came because time had passed");
     assert_eq!(bench.world.replies().len(), 2);
 }
 
