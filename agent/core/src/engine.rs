@@ -9,6 +9,7 @@
 //!               └── Unknown ◀── Ask ◀────┘ silence, or after a cut
 //! ```
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -83,7 +84,7 @@ pub enum Event {
     /// The network has changed: a wait for the next dial is over.
     NetworkChanged,
     /// Other settings are in force.
-    Configured(Configured),
+    Configured(Box<Configured>),
     /// Where the broker is, or how it is reached, has changed.
     BrokerChanged,
     /// An operator wants what waits to be sent now: waits of earlier failures are over, what the cloud asked for is not.
@@ -289,7 +290,8 @@ impl Engine {
             Event::AskFailed { keys } => self.uplink.ask_failed(now, &keys),
             Event::Explained(trouble) => self.link.explain(trouble),
             Event::NetworkChanged => self.link.dial_now(now),
-            Event::Configured(Configured { profile, policies, ceilings, batch_bytes_max }) => {
+            Event::Configured(configured) => {
+                let Configured { profile, policies, ceilings, batch_bytes_max } = *configured;
                 self.link.set_profile(profile);
                 self.policies = policies;
                 self.budget.set_ceilings(ceilings);

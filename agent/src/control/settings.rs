@@ -314,7 +314,7 @@ impl SettingsTask {
             batch_bytes_max: now.config.link.batch_bytes_max(),
         };
         // If the engine is gone the agent is stopping.
-        drop(self.events.send(Event::Configured(configured)).await);
+        drop(self.events.send(Event::Configured(Box::new(configured))).await);
         if redial {
             drop(self.events.send(Event::BrokerChanged).await);
         }

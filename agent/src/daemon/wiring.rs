@@ -21,7 +21,7 @@ use super::notify::Watchdog;
 use crate::answers::Answers;
 use crate::capture::Snapshots;
 use crate::clock::Clock;
-use crate::control::commands::{Desk, Handed};
+use crate::control::commands::{Desk, Inbox};
 use crate::control::{Control, InForce, Remembered, Request, settings};
 use crate::figures::Figures;
 use crate::inference::{Judge, ModelSetup};
@@ -40,7 +40,7 @@ pub(super) struct Parts {
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) settings: Settings,
     pub(super) sinks: Sinks,
-    pub(super) commands: mpsc::Receiver<Handed>,
+    pub(super) commands: Inbox,
 }
 
 /// What the task that owns the settings is made from.
