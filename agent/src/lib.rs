@@ -12,6 +12,7 @@ pub mod clock;
 pub mod commands;
 pub mod daemon;
 pub mod figures;
+pub mod identity;
 pub mod inference;
 pub mod metrics;
 pub mod outbox;

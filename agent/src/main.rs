@@ -26,6 +26,8 @@ enum Command {
     Infer(commands::infer::InferArgs),
     /// Check the configuration, the ONNX Runtime library and every model, and say what to do.
     Check(ConfigArgument),
+    /// Enrol this device with a pairing code of `hedge-cloud`, and write what it needs to run.
+    Setup(commands::setup::SetupArgs),
     /// See and mend the queue of cases, whether the agent runs or not.
     Queue(commands::queue::QueueArgs),
     /// Make, inspect and calibrate model bundles.
@@ -77,6 +79,10 @@ fn act(command: Command) -> anyhow::Result<ExitCode> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.context("starting the runtime")?.block_on(commands::queue::run(&arguments, &config))
         }
+        Command::Setup(arguments) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.context("starting the runtime")?.block_on(commands::setup::run(&arguments))
+        }
         Command::Infer(arguments) => commands::infer::run(&arguments),
         Command::Check(argument) => commands::check::run(&argument.load()?),
         Command::Bundle(command) => commands::bundle::run(&command),
@@ -88,7 +94,7 @@ const WORKERS: usize = 2;
 
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("hedge-agent: {error}");
-    let wrong_configuration =
-        error.is::<ConfigError>() || matches!(error.downcast_ref(), Some(StartError::Config(_) | StartError::Log(_)));
+    let wrong_configuration = error.is::<ConfigError>()
+        || matches!(error.downcast_ref(), Some(StartError::Config(_) | StartError::Log(_) | StartError::Identity(_)));
     ExitCode::from(if wrong_configuration { 2 } else { 1 })
 }

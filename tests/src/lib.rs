@@ -12,6 +12,7 @@ pub mod certificates;
 pub mod cloud;
 pub mod connect_proxy;
 pub mod dependencies;
+pub mod enrolled;
 pub mod fashion;
 pub mod faults;
 pub mod interface;
@@ -32,6 +33,7 @@ pub mod webhook;
 
 pub use agent::{Agent, AgentConfig};
 pub use cloud::{Cloud, CloudSetup};
+pub use enrolled::Quickstart;
 pub use faults::FaultProxy;
 pub use load::{Load, Posted};
 pub use mosquitto::{Mosquitto, MosquittoSetup};

@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod check;
 pub mod infer;
 pub mod queue;
+pub mod setup;
 
 use std::fs::File;
 use std::io::Read;

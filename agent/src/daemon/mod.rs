@@ -33,6 +33,8 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("the device's identity: {0}")]
+    Identity(String),
     #[error("the state folder {path}: {reason}")]
     State { path: PathBuf, reason: String },
     #[error(transparent)]
@@ -52,7 +54,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
-    let Parts { pipeline, uplink, mut keeper, verdicts, driver, events, deliveries } = wiring::wire(&config)?;
+    let Parts { pipeline, uplink, mut keeper, verdicts, driver, events, deliveries, renewer } = wiring::wire(&config)?;
     verdicts.forget_all_delivered().await;
     let mut driving = tokio::spawn(driver.run(events, stop.clone()));
     let delivering: Vec<_> = deliveries.into_iter().map(|delivery| tokio::spawn(delivery.run(stop.clone()))).collect();
@@ -60,6 +62,9 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let outbox = pipeline.outbox.clone();
     tokio::spawn(keeper.clone().run(move || outbox.figures().waiting > 0, stop.clone()));
     tokio::spawn(watch_network(pipeline.events.clone(), stop.clone()));
+    if let Some(renewer) = renewer {
+        tokio::spawn(renewer.run(stop.clone()));
+    }
     let capture = Capture::start(&config, &pipeline, &stop_capture).await?;
     for address in capture.addresses() {
         tracing::info!(%address, "listening");
