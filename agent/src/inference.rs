@@ -4,7 +4,7 @@
 //! of settings. What happens to a deferred sample is not its business.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -71,6 +71,22 @@ pub struct Judge {
     name: Name,
     jobs: mpsc::Sender<Job>,
     card: Arc<std::sync::OnceLock<ModelCard>>,
+    work: Work,
+    hung_after: Duration,
+}
+
+/// Since when the thread works on one sample; `None` while it waits for the next.
+#[derive(Clone, Default)]
+struct Work(Arc<Mutex<Option<Instant>>>);
+
+impl Work {
+    fn set(&self, since: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    fn since(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How to load one model.
@@ -79,6 +95,8 @@ pub struct ModelSetup {
     pub bundle: PathBuf,
     pub variant: Option<String>,
     pub threads: u8,
+    /// The longest it may work on one sample.
+    pub hung_after: Duration,
     /// The manifest's suggestion if not given.
     pub threshold: Option<Threshold>,
     pub library: Option<PathBuf>,
@@ -92,9 +110,18 @@ impl Judge {
     pub fn start(setup: ModelSetup) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel(WAITING_MAX);
         let card = Arc::new(std::sync::OnceLock::new());
-        let judge = Self { name: setup.name.clone(), jobs, card: card.clone() };
+        let work = Work::default();
+        let judge = Self {
+            name: setup.name.clone(),
+            jobs,
+            card: card.clone(),
+            work: work.clone(),
+            hung_after: setup.hung_after,
+        };
         let thread = std::thread::Builder::new().name(format!("model-{}", setup.name));
-        thread.spawn(move || Bench { setup, card, loaded: Err((Arc::from("not loaded yet"), None)) }.work(queue))?;
+        thread.spawn(move || {
+            Bench { setup, card, work, loaded: Err((Arc::from("not loaded yet"), None)) }.serve(queue)
+        })?;
         Ok(judge)
     }
 
@@ -102,6 +129,12 @@ impl Judge {
     #[must_use]
     pub fn card(&self) -> Option<&ModelCard> {
         self.card.get()
+    }
+
+    /// Whether the model has worked on one sample for longer than it may.
+    #[must_use]
+    pub fn hangs(&self) -> bool {
+        self.work.since().is_some_and(|since| since.elapsed() > self.hung_after)
     }
 
     /// Waits until the model is loaded, or has failed to load.
@@ -140,6 +173,7 @@ impl Judge {
 struct Bench {
     setup: ModelSetup,
     card: Arc<std::sync::OnceLock<ModelCard>>,
+    work: Work,
     /// Or why not, and when that was tried.
     loaded: Result<Loaded, (Arc<str>, Option<Instant>)>,
 }
@@ -151,7 +185,7 @@ struct Loaded {
 }
 
 impl Bench {
-    fn work(mut self, mut queue: mpsc::Receiver<Job>) {
+    fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
         self.load();
         while let Some(job) = queue.blocking_recv() {
             match job {
@@ -162,6 +196,7 @@ impl Bench {
                 }
                 Job::Scores { tensor, reply } => drop(reply.send(self.scores(&tensor))),
             }
+            self.work.set(None);
         }
     }
 
@@ -196,9 +231,10 @@ impl Bench {
         region: Option<&Region>,
         scale: ThresholdScale,
     ) -> Result<Opinion, SampleError> {
-        let (name, figures) = (self.setup.name.clone(), self.setup.figures.clone());
+        let (name, figures, work) = (self.setup.name.clone(), self.setup.figures.clone(), self.work.clone());
         let loaded = self.model()?;
         let begun = Instant::now();
+        work.set(Some(begun));
         let tensor = loaded
             .model
             .tensor(content_type, bytes, region)
@@ -211,8 +247,10 @@ impl Bench {
     }
 
     fn scores(&mut self, tensor: &Tensor) -> Result<Vec<f32>, SampleError> {
-        let name = self.setup.name.clone();
-        self.model()?.run(&name, tensor)
+        let (name, work) = (self.setup.name.clone(), self.work.clone());
+        let loaded = self.model()?;
+        work.set(Some(Instant::now()));
+        loaded.run(&name, tensor)
     }
 }
 
@@ -276,5 +314,32 @@ impl Loaded {
                 priority: 1.0,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_hangs_when_one_sample_takes_longer_than_its_limit() {
+        let (jobs, _queue) = mpsc::channel(1);
+        let judge = Judge {
+            name: Name::new("photo").expect("valid"),
+            jobs,
+            card: Arc::default(),
+            work: Work::default(),
+            hung_after: Duration::from_secs(60),
+        };
+        let later = |seconds| tokio::time::advance(Duration::from_secs(seconds));
+        later(100).await;
+        assert!(!judge.hangs(), "it waits for samples");
+        judge.work.set(Some(Instant::now()));
+        later(60).await;
+        assert!(!judge.hangs(), "within its limit");
+        later(1).await;
+        assert!(judge.hangs());
+        judge.work.set(None);
+        assert!(!judge.hangs(), "it came through after all");
     }
 }

@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::answers::Answers;
-use crate::capture::{Intake, Lookup, ModelFacts};
+use crate::capture::{Intake, Lookup, ModelFacts, Taker};
 use crate::clock::Clock;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
@@ -246,7 +246,7 @@ impl Pipeline {
     }
 }
 
-impl Intake for Pipeline {
+impl Taker for Pipeline {
     async fn answer(&self, input: NewSample) -> Result<Arc<Answer>, SampleError> {
         if let Some(answer) = self.known(&input) {
             return Ok(answer);
@@ -268,6 +268,16 @@ impl Intake for Pipeline {
         Ok(self.answers.give(local_answer(judged, case, self.link.borrow().state)))
     }
 
+    fn set_source_state(&self, source: &Name, state: String) {
+        self.figures.set_source(source, state);
+    }
+
+    fn count_skipped(&self, _: &Name, count: u64) {
+        self.figures.skipped.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+impl Intake for Pipeline {
     fn answers(&self) -> &Answers {
         &self.answers
     }
@@ -314,14 +324,6 @@ impl Intake for Pipeline {
 
     fn queue(&self) -> Queue {
         Queue::running(self)
-    }
-
-    fn set_source_state(&self, source: &Name, state: String) {
-        self.figures.set_source(source, state);
-    }
-
-    fn count_skipped(&self, _: &Name, count: u64) {
-        self.figures.skipped.fetch_add(count, Ordering::Relaxed);
     }
 }
 

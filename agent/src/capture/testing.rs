@@ -13,7 +13,7 @@ use hedge_proto::{
 };
 use tokio::sync::{Notify, watch};
 
-use super::{Intake, Lookup, ModelFacts, Source};
+use super::{Intake, Lookup, ModelFacts, Source, Taker};
 use crate::answers::Answers;
 use crate::pipeline::LinkView;
 use crate::queue::Queue;
@@ -142,7 +142,7 @@ impl Fake {
     }
 }
 
-impl Intake for Fake {
+impl Taker for Fake {
     async fn answer(&self, sample: NewSample) -> Result<Arc<Answer>, SampleError> {
         let decided = self.verdict.lock().expect("not poisoned")(&sample);
         let (source, reference) = (sample.source.to_string(), sample.reference.clone());
@@ -156,6 +156,18 @@ impl Intake for Fake {
         Ok(self.answers.give(answer(id, &source, reference, 0)))
     }
 
+    fn set_source_state(&self, _: &Name, state: String) {
+        self.states.lock().expect("not poisoned").push(state);
+        self.changed.notify_waiters();
+    }
+
+    fn count_skipped(&self, _: &Name, count: u64) {
+        self.skipped.fetch_add(count, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+}
+
+impl Intake for Fake {
     fn answers(&self) -> &Answers {
         &self.answers
     }
@@ -202,15 +214,5 @@ impl Intake for Fake {
 
     fn queue(&self) -> Queue {
         self.queue.lock().expect("not poisoned").clone().expect("the test has given a queue")
-    }
-
-    fn set_source_state(&self, _: &Name, state: String) {
-        self.states.lock().expect("not poisoned").push(state);
-        self.changed.notify_waiters();
-    }
-
-    fn count_skipped(&self, _: &Name, count: u64) {
-        self.skipped.fetch_add(count, Ordering::Relaxed);
-        self.changed.notify_waiters();
     }
 }

@@ -13,6 +13,7 @@ mod verdicts;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -205,6 +206,21 @@ pub struct ModelConfig {
     pub threads: u8,
     /// The manifest's suggestion if not given.
     pub threshold: Option<ThresholdConfig>,
+    /// A model that works on one sample for longer hangs, and systemd starts the agent again.
+    #[serde(default = "a_minute")]
+    pub hung_after_s: NonZeroU32,
+}
+
+impl ModelConfig {
+    #[must_use]
+    pub fn hung_after(&self) -> Duration {
+        Duration::from_secs(self.hung_after_s.get().into())
+    }
+}
+
+/// A 24-megapixel picture on the slowest board takes a tenth of it.
+fn a_minute() -> NonZeroU32 {
+    const { NonZeroU32::new(60).unwrap() }
 }
 
 fn one_thread() -> u8 {
