@@ -67,9 +67,9 @@ pub struct Serve {
     #[arg(long, value_name = "URL", env = "HEDGE_CLOUD_DEVICE_BROKER")]
     pub device_broker: Option<Endpoint>,
 
-    /// Where the authority made by `hedge-cloud ca init` is
-    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_CA_DIR", default_value = CA_DIR)]
-    pub ca_dir: PathBuf,
+    /// Where the authority made by `hedge-cloud ca init` is; `ca` in --state-dir if not given
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_CA_DIR")]
+    pub ca_dir: Option<PathBuf>,
 
     /// A name or address this host is reached at by devices; for the certificates of --enrol and --guarded-broker
     #[arg(long, value_name = "HOST", env = "HEDGE_CLOUD_HOST", value_delimiter = ',', default_value = "localhost")]
@@ -251,6 +251,11 @@ pub enum LogFormat {
 }
 
 impl Serve {
+    #[must_use]
+    pub fn ca_dir(&self) -> PathBuf {
+        self.ca_dir.clone().unwrap_or_else(|| self.state_dir.join("ca"))
+    }
+
     #[must_use]
     pub fn credentials(&self) -> Credentials {
         Credentials {

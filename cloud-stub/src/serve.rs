@@ -162,8 +162,8 @@ struct Brokers {
 async fn brokers(args: &Serve, topics: &Topics) -> anyhow::Result<Brokers> {
     let at = |addr: SocketAddr| Endpoint { host: addr.ip().to_string(), port: addr.port(), tls: false };
     if let Some(listen) = args.guarded_broker {
-        let authority = Authority::open(&args.ca_dir)?;
-        let (registry, clients) = (Registry::open(&args.ca_dir)?, authority.roots()?);
+        let authority = Authority::open(&args.ca_dir())?;
+        let (registry, clients) = (Registry::open(&args.ca_dir())?, authority.roots()?);
         let tls = server_config(fresh_certificate(authority, args.host.clone())?, Some(clients))?;
         let guarded = broker::Guarded { listen, tls, topics: topics.clone(), registry };
         let (outside, inside, login) = broker::start_guarded(guarded).await?;
@@ -188,9 +188,9 @@ const ENROL_CONNECTIONS_MAX: usize = 64;
 
 async fn start_enrolment(args: &Serve) -> anyhow::Result<()> {
     let (Some(addr), Some(device_broker)) = (args.enrol, &args.device_broker) else { return Ok(()) };
-    let authority = Authority::open(&args.ca_dir)?;
+    let authority = Authority::open(&args.ca_dir())?;
     let terms = Terms {
-        dir: args.ca_dir.clone(),
+        dir: args.ca_dir(),
         broker: device_broker.to_string(),
         certificate_days: args.certificate_days,
         grace_days: args.grace_days,
