@@ -18,7 +18,9 @@ use super::driver::{Driver, EVENTS_MAX};
 use super::keeper::Keeper;
 use super::notify::Watchdog;
 use crate::answers::Answers;
+use crate::capture::Snapshots;
 use crate::clock::Clock;
+use crate::control::commands::{Desk, Handed};
 use crate::figures::Figures;
 use crate::identity::Renewer;
 use crate::inference::{Judge, ModelSetup};
@@ -38,6 +40,7 @@ pub(super) struct Parts {
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) deliveries: Vec<Delivery>,
     pub(super) renewer: Option<Renewer>,
+    pub(super) commands: mpsc::Receiver<Handed>,
 }
 
 pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
@@ -59,6 +62,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         news,
         sinks: sink_bits(&config.verdicts),
     };
+    let (desk, commands) = Desk::new();
     let uplink = config.broker.as_ref().map(|broker| {
         let judges = judges.clone();
         Uplink::new(UplinkSetup {
@@ -69,6 +73,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
             device: device.clone(),
             outbox: outbox.clone(),
             verdicts: verdicts.clone(),
+            desk,
             state: state.clone(),
             events: events.clone(),
             models: Box::new(move || loaded_models(&judges)),
@@ -110,6 +115,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         judges,
         outbox,
         answers,
+        snapshots: Snapshots::default(),
         figures,
         events,
         link: link_view,
@@ -121,7 +127,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
     });
     let renewer = renewer(config, &pipeline.link);
     let keeper = Keeper { clock, state, spent: spent_view };
-    Ok(Parts { pipeline, uplink, keeper, verdicts, driver, events: arrived, deliveries, renewer })
+    Ok(Parts { pipeline, uplink, keeper, verdicts, driver, events: arrived, deliveries, commands, renewer })
 }
 
 fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError> {
