@@ -21,6 +21,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use hedge_agent::outbox::{Limits, NewCase, Outbox};
 use hedge_core::clock::Moment;
+use hedge_core::outbox::WhenFull;
 use hedge_proto::{CaseKey, Epoch};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -28,7 +29,9 @@ use tokio::sync::{mpsc, oneshot};
 /// What a case's header has in practice.
 const HEADER_BYTES: usize = 256;
 const LIMITS: Limits =
-    Limits { cases_max: 10_000_000, bytes_max: 1 << 40, free_bytes_min: 1 << 30, payload_bytes_max: 8 << 20 };
+    Limits { cases_max: 10_000_000, bytes_max: 1 << 40, free_bytes_min: 1 << 30, payload_bytes_max: 8 << 20,
+    when_full: WhenFull::RefuseNew,
+};
 
 struct Plan {
     rounds: usize,

@@ -5,12 +5,13 @@
 
 use hedge_proto::CaseKey;
 
-use super::commit::{Committer, NO_CASE};
+use super::commit::Committer;
 use super::disk::SegmentFile;
 use super::log::Pointer;
 use super::log::reader::{self, Found, RecordError, Scan};
 use super::log::record::{Head, Kind, Record};
 use super::log::segment::{FileHeader, Opening};
+use super::plan::NO_CASE;
 use super::table::{Line, Stage};
 
 /// Copying begins when the log is larger than its live records by a quarter and so many segments: with less, a

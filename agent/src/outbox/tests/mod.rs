@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod damage;
+mod eviction;
 mod faults;
 mod inspect;
 mod model;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hedge_core::clock::Moment;
+use hedge_core::outbox::WhenFull;
 use hedge_proto::{CaseKey, Epoch};
 
 use self::paper::PaperDisk;
@@ -21,7 +23,9 @@ use super::{Limits, NewCase, OpenReport, Outbox};
 const SEGMENT_BYTES: u64 = 2048;
 
 const LIMITS: Limits =
-    Limits { cases_max: 1000, bytes_max: 10 * 1024 * 1024, free_bytes_min: 0, payload_bytes_max: 64 * 1024 };
+    Limits { cases_max: 1000, bytes_max: 10 * 1024 * 1024, free_bytes_min: 0, payload_bytes_max: 64 * 1024,
+    when_full: WhenFull::RefuseNew,
+};
 
 fn key(sequence: u64) -> CaseKey {
     CaseKey { epoch: Epoch(0xABCD), sequence }
