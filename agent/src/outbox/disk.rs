@@ -8,6 +8,9 @@ use std::io::{self, IoSlice, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+/// How many damaged segments are kept for inspection: 32 MiB at most.
+const SET_ASIDE_MAX: usize = 8;
+
 /// One append-only file.
 pub(crate) trait SegmentFile: Send {
     /// Writes all the bytes at the end, or fails having written some of them.
@@ -27,7 +30,7 @@ pub(crate) trait Disk: Send + Sync {
     fn create(&self, segment: u32) -> io::Result<Box<dyn SegmentFile>>;
     fn open(&self, segment: u32) -> io::Result<Box<dyn SegmentFile>>;
     fn remove(&self, segment: u32) -> io::Result<()>;
-    /// Moves a segment out of the way, under a name that is never read again.
+    /// Moves a segment out of the way, under a name that is never read again. Only the newest few are kept.
     fn set_aside(&self, segment: u32) -> io::Result<()>;
     /// All segments, in any order.
     fn segments(&self) -> io::Result<Vec<u32>>;
@@ -58,6 +61,16 @@ impl Folder {
         self.path.join(format!("{segment:08}.log"))
     }
 
+    fn numbers(&self, ending: &str) -> io::Result<Vec<u32>> {
+        let mut numbers = Vec::new();
+        for file in std::fs::read_dir(&self.path)? {
+            let name = file?.file_name();
+            let stem = name.to_str().and_then(|name| name.strip_suffix(ending));
+            numbers.extend(stem.and_then(|stem| stem.parse::<u32>().ok()));
+        }
+        Ok(numbers)
+    }
+
     fn reserve(&self) -> PathBuf {
         self.path.join("reserve")
     }
@@ -79,17 +92,16 @@ impl Disk for Folder {
 
     fn set_aside(&self, segment: u32) -> io::Result<()> {
         let path = self.path_of(segment);
-        std::fs::rename(&path, path.with_extension("damaged"))
+        std::fs::rename(&path, path.with_extension("damaged"))?;
+        let mut kept = self.numbers(".damaged")?;
+        kept.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
+        kept.iter().skip(SET_ASIDE_MAX).try_for_each(|old| {
+            std::fs::remove_file(self.path_of(*old).with_extension("damaged"))
+        })
     }
 
     fn segments(&self) -> io::Result<Vec<u32>> {
-        let mut segments = Vec::new();
-        for file in std::fs::read_dir(&self.path)? {
-            let name = file?.file_name();
-            let stem = name.to_str().and_then(|name| name.strip_suffix(".log"));
-            segments.extend(stem.and_then(|stem| stem.parse::<u32>().ok()));
-        }
-        Ok(segments)
+        self.numbers(".log")
     }
 
     fn sync_folder(&self) -> io::Result<()> {

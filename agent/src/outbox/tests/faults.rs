@@ -9,43 +9,6 @@ use hedge_proto::Refusal;
 use super::super::{Limits, Outbox, StoreError};
 use super::{Bench, LIMITS, case, key};
 
-/// Small numbers that look random and are the same in every run.
-fn dice(mut seed: u64) -> impl FnMut() -> u64 {
-    move || {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        seed >> 33
-    }
-}
-
-#[test]
-fn what_was_stored_survives_a_power_cut_at_any_time() {
-    for seed in 0..60 {
-        let mut roll = dice(seed);
-        let mut bench = Bench::new();
-        let (outbox, _) = bench.open();
-        let mut receipts = Vec::new();
-        for sequence in 0..20 {
-            let bytes = usize::try_from(roll() % 1500).unwrap();
-            receipts.push((sequence, bytes, outbox.submit(case(sequence, 1.0, bytes)).unwrap()));
-        }
-        let waited = usize::try_from(roll() % 20).unwrap();
-        let mut acknowledged = Vec::new();
-        for (sequence, bytes, receipt) in receipts.drain(..waited) {
-            bench.wait(receipt).unwrap();
-            acknowledged.push((sequence, bytes));
-        }
-        let survivor = bench.disk.after_power_cut(|| roll().is_multiple_of(2)); // while the rest is being written
-        drop((receipts, outbox));
-        fs::remove_dir_all(bench.queue()).unwrap();
-        bench.disk = Arc::new(survivor);
-        let (outbox, _) = bench.open();
-        for (sequence, bytes) in acknowledged {
-            let stored = outbox.read(key(sequence)).unwrap().expect("it was acknowledged");
-            assert_eq!(stored.payload, case(sequence, 1.0, bytes).payload, "seed {seed}, case {sequence}");
-        }
-    }
-}
-
 #[test]
 fn a_failed_sync_moves_on_to_a_new_segment() {
     let mut bench = Bench::new();

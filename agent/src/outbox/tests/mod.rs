@@ -1,6 +1,7 @@
 //! The outbox's promises, on a disk that forgets, tears and fills up.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod cuts;
 mod damage;
 mod eviction;
 mod faults;
