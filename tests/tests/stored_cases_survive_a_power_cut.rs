@@ -40,8 +40,8 @@ fn the_power_goes_while_cases_are_stored_and_dropped() -> Result<()> {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| -> Result<()> {
             for _ in 0..WRITERS {
-                let (http, writers_chance) = (agent.http.clone(), chance.branch());
-                scope.spawn(|| write(&http, &ledger, writers_chance, &stop));
+                let (http, writers_chance, ledger, stop) = (agent.http.clone(), chance.branch(), &ledger, &stop);
+                scope.spawn(move || write(&http, ledger, writers_chance, stop));
             }
             // Which write the power cuts into is left to chance.
             wait::pause(Duration::from_millis(chance.within(50..600)));
