@@ -4,11 +4,11 @@
 //! of settings. What happens to a deferred sample is not its business.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_core::judge::{Scores, Threshold, explain_unusable, judge};
+use hedge_core::judge::{Scores, Threshold, ThresholdScale, explain_unusable, judge};
 use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Tensor};
 use hedge_proto::{Digest, Explanation, LabelScore, ModelRef, Name, SCORES_MAX, TaskResult};
 use tokio::sync::{mpsc, oneshot};
@@ -56,6 +56,7 @@ enum Job {
         content_type: ContentType,
         bytes: Bytes,
         region: Option<Region>,
+        scale: ThresholdScale,
         reply: oneshot::Sender<Result<Opinion, SampleError>>,
     },
     Scores {
@@ -70,6 +71,22 @@ pub struct Judge {
     name: Name,
     jobs: mpsc::Sender<Job>,
     card: Arc<std::sync::OnceLock<ModelCard>>,
+    work: Work,
+    hung_after: Duration,
+}
+
+/// Since when the thread works on one sample; `None` while it waits for the next.
+#[derive(Clone, Default)]
+struct Work(Arc<Mutex<Option<Instant>>>);
+
+impl Work {
+    fn set(&self, since: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    fn since(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How to load one model.
@@ -78,6 +95,8 @@ pub struct ModelSetup {
     pub bundle: PathBuf,
     pub variant: Option<String>,
     pub threads: u8,
+    /// The longest it may work on one sample.
+    pub hung_after: Duration,
     /// The manifest's suggestion if not given.
     pub threshold: Option<Threshold>,
     pub library: Option<PathBuf>,
@@ -91,9 +110,18 @@ impl Judge {
     pub fn start(setup: ModelSetup) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel(WAITING_MAX);
         let card = Arc::new(std::sync::OnceLock::new());
-        let judge = Self { name: setup.name.clone(), jobs, card: card.clone() };
+        let work = Work::default();
+        let judge = Self {
+            name: setup.name.clone(),
+            jobs,
+            card: card.clone(),
+            work: work.clone(),
+            hung_after: setup.hung_after,
+        };
         let thread = std::thread::Builder::new().name(format!("model-{}", setup.name));
-        thread.spawn(move || Bench { setup, card, loaded: Err((Arc::from("not loaded yet"), None)) }.work(queue))?;
+        thread.spawn(move || {
+            Bench { setup, card, work, loaded: Err((Arc::from("not loaded yet"), None)) }.serve(queue)
+        })?;
         Ok(judge)
     }
 
@@ -101,6 +129,12 @@ impl Judge {
     #[must_use]
     pub fn card(&self) -> Option<&ModelCard> {
         self.card.get()
+    }
+
+    /// Whether the model has worked on one sample for longer than it may.
+    #[must_use]
+    pub fn hangs(&self) -> bool {
+        self.work.since().is_some_and(|since| since.elapsed() > self.hung_after)
     }
 
     /// Waits until the model is loaded, or has failed to load.
@@ -115,8 +149,9 @@ impl Judge {
         content_type: ContentType,
         bytes: Bytes,
         region: Option<Region>,
+        scale: ThresholdScale,
     ) -> Result<Opinion, SampleError> {
-        self.ask(|reply| Job::Judge { content_type, bytes, region, reply }).await
+        self.ask(|reply| Job::Judge { content_type, bytes, region, scale, reply }).await
     }
 
     /// The model's raw output for one tensor. Nothing is judged or deferred.
@@ -138,6 +173,7 @@ impl Judge {
 struct Bench {
     setup: ModelSetup,
     card: Arc<std::sync::OnceLock<ModelCard>>,
+    work: Work,
     /// Or why not, and when that was tried.
     loaded: Result<Loaded, (Arc<str>, Option<Instant>)>,
 }
@@ -149,17 +185,18 @@ struct Loaded {
 }
 
 impl Bench {
-    fn work(mut self, mut queue: mpsc::Receiver<Job>) {
+    fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
         self.load();
         while let Some(job) = queue.blocking_recv() {
             match job {
                 Job::Settle { reply } => drop(reply.send(Ok(()))),
                 // A caller that has gone away needs no answer, so a failed reply is no error.
-                Job::Judge { content_type, bytes, region, reply } => {
-                    drop(reply.send(self.judge(&content_type, &bytes, region.as_ref())));
+                Job::Judge { content_type, bytes, region, scale, reply } => {
+                    drop(reply.send(self.judge(&content_type, &bytes, region.as_ref(), scale)));
                 }
                 Job::Scores { tensor, reply } => drop(reply.send(self.scores(&tensor))),
             }
+            self.work.set(None);
         }
     }
 
@@ -192,10 +229,12 @@ impl Bench {
         content_type: &ContentType,
         bytes: &[u8],
         region: Option<&Region>,
+        scale: ThresholdScale,
     ) -> Result<Opinion, SampleError> {
-        let (name, figures) = (self.setup.name.clone(), self.setup.figures.clone());
+        let (name, figures, work) = (self.setup.name.clone(), self.setup.figures.clone(), self.work.clone());
         let loaded = self.model()?;
         let begun = Instant::now();
+        work.set(Some(begun));
         let tensor = loaded
             .model
             .tensor(content_type, bytes, region)
@@ -204,12 +243,14 @@ impl Bench {
         let output = loaded.run(&name, &tensor)?;
         figures.took(Timed::Tensor, decoded - begun);
         figures.took(Timed::Inference, decoded.elapsed());
-        Ok(loaded.opinion(&output))
+        Ok(loaded.opinion(&output, scale))
     }
 
     fn scores(&mut self, tensor: &Tensor) -> Result<Vec<f32>, SampleError> {
-        let name = self.setup.name.clone();
-        self.model()?.run(&name, tensor)
+        let (name, work) = (self.setup.name.clone(), self.work.clone());
+        let loaded = self.model()?;
+        work.set(Some(Instant::now()));
+        loaded.run(&name, tensor)
     }
 }
 
@@ -248,10 +289,11 @@ impl Loaded {
             .map_err(|error| SampleError::ModelFailed { model: name.to_string(), reason: error.to_string().into() })
     }
 
-    fn opinion(&self, output: &[f32]) -> Opinion {
+    fn opinion(&self, output: &[f32], scale: ThresholdScale) -> Opinion {
+        let threshold = self.threshold.scaled(scale);
         match Scores::read(output, self.bundle.output_kind()) {
             Ok(scores) => {
-                let judgement = judge(&scores, &self.threshold);
+                let judgement = judge(&scores, &threshold);
                 let scores: Vec<LabelScore> = scores
                     .top(SCORES_MAX)
                     .into_iter()
@@ -268,9 +310,36 @@ impl Loaded {
             Err(error) => Opinion {
                 result: None,
                 scores: Vec::new(),
-                explanation: explain_unusable(&error, &self.threshold),
+                explanation: explain_unusable(&error, &threshold),
                 priority: 1.0,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_hangs_when_one_sample_takes_longer_than_its_limit() {
+        let (jobs, _queue) = mpsc::channel(1);
+        let judge = Judge {
+            name: Name::new("photo").expect("valid"),
+            jobs,
+            card: Arc::default(),
+            work: Work::default(),
+            hung_after: Duration::from_secs(60),
+        };
+        let later = |seconds| tokio::time::advance(Duration::from_secs(seconds));
+        later(100).await;
+        assert!(!judge.hangs(), "it waits for samples");
+        judge.work.set(Some(Instant::now()));
+        later(60).await;
+        assert!(!judge.hangs(), "within its limit");
+        later(1).await;
+        assert!(judge.hangs());
+        judge.work.set(None);
+        assert!(!judge.hangs(), "it came through after all");
     }
 }

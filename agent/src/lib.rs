@@ -5,6 +5,7 @@
 //! together and turns the engine of `hedge-core`, which makes every decision; nothing in this crate decides.
 
 pub mod answers;
+pub mod arguments;
 pub mod board;
 pub mod capture;
 mod child;

@@ -8,21 +8,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hedge_core::budget::{Ceilings, Spent};
 use hedge_core::engine::Event;
+use hedge_core::judge::ThresholdScale;
 use hedge_core::outbox::sort_key;
+use hedge_core::policy::{Payload, Policy};
 use hedge_core::uplink::Waiting;
-use hedge_inference::{Region, Tensor};
+use hedge_inference::{ContentType, Region, Tensor, thumbnail};
 use hedge_proto::{
     Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, LinkState,
     METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, PayloadForm, Reason, Refusal, Telemetry, WIRE_VERSION,
     to_cbor,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::answers::Answers;
-use crate::capture::{Intake, Lookup, ModelFacts};
+use crate::capture::{Intake, Lookup, ModelFacts, Taker};
 use crate::clock::Clock;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
@@ -57,6 +60,8 @@ pub struct Pipeline {
     pub spent: watch::Receiver<Spent>,
     pub ceilings: Option<Ceilings>,
     pub store_wait: Duration,
+    /// Pictures made smaller at a time: each may take as much memory as the largest one decoded.
+    pub shrinking: Semaphore,
     pub started: Instant,
 }
 
@@ -65,6 +70,8 @@ pub struct Pipeline {
 pub struct LinkView {
     pub state: LinkState,
     pub reason: &'static str,
+    /// What holds in this state.
+    pub policy: Policy,
     pub in_flight: usize,
     /// Connections that came about since the process started.
     pub connections: u64,
@@ -77,10 +84,11 @@ pub struct LinkView {
 
 impl LinkView {
     #[must_use]
-    pub fn starting() -> Self {
+    pub fn starting(policy: Policy) -> Self {
         Self {
             state: LinkState::Offline,
             reason: "starting",
+            policy,
             in_flight: 0,
             connections: 0,
             bytes: 0,
@@ -90,13 +98,13 @@ impl LinkView {
     }
 
     /// Notes the present state and why, and how long the one before it lasted.
-    pub fn enter(&mut self, state: LinkState, reason: &'static str) {
+    pub fn enter(&mut self, state: LinkState, reason: &'static str, policy: Policy) {
         if self.state != state {
             self.connections += u64::from(!is_connected(self.state) && is_connected(state));
             self.before[self.state as usize] += self.since.elapsed();
             self.since = Instant::now();
         }
-        (self.state, self.reason) = (state, reason);
+        (self.state, self.reason, self.policy) = (state, reason, policy);
     }
 
     /// Time spent in `state` since the process started.
@@ -130,6 +138,13 @@ struct Judged {
     opinion: Opinion,
 }
 
+/// What of a sample goes to the cloud.
+struct SentPayload {
+    form: PayloadForm,
+    content_type: String,
+    bytes: Bytes,
+}
+
 impl Pipeline {
     async fn judge(&self, input: NewSample) -> Result<Judged, SampleError> {
         let source = self.sources.get(&input.source).ok_or_else(|| {
@@ -144,23 +159,32 @@ impl Pipeline {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let id = CaseId { device: self.device.clone(), key: CaseKey { epoch: self.epoch, sequence } };
         let captured = self.clock.captured();
-        let opinion = judge.judge(input.content_type.clone(), input.bytes.clone(), source.region).await?;
+        let (state, scale) = {
+            let link = self.link.borrow();
+            (link.state, link.policy.threshold)
+        };
+        let mut opinion = judge.judge(input.content_type.clone(), input.bytes.clone(), source.region, scale).await?;
+        if scale != ThresholdScale::ONE {
+            let (state, scale) = (state.name(), scale.value());
+            opinion.explanation.because += &format!("; thresholds count {scale} times while the link is {state}");
+        }
         let card = judge.card().cloned().ok_or(SampleError::Stopping)?;
         Ok(Judged { id, captured, input, metadata, card, opinion })
     }
 
     /// Puts the case into the outbox and waits at most `store_wait` to know that it is there.
     async fn defer(&self, judged: &Judged, reason: Reason) -> CaseFate {
-        let case = case(judged, reason);
+        let payload = self.payload(&judged.input).await;
+        let case = case(judged, reason, &payload);
         let key = case.id.key;
         let stored_at = self.clock.now();
         let sort_key = sort_key(judged.opinion.priority, stored_at);
-        let new = NewCase { key, sort_key, stored_at, header: to_cbor(&case), payload: judged.input.bytes.clone() };
+        let new = NewCase { key, sort_key, stored_at, header: to_cbor(&case), payload: payload.bytes.clone() };
         let waiting = Waiting {
             key,
             sort_key,
             stored_at,
-            payload_bytes: u32::try_from(judged.input.bytes.len()).unwrap_or(u32::MAX),
+            payload_bytes: u32::try_from(payload.bytes.len()).unwrap_or(u32::MAX),
             sent: false,
             urgent: judged.input.urgent,
         };
@@ -186,6 +210,32 @@ impl Pipeline {
         }
     }
 
+    /// What of a sample is stored for the cloud, as the link's state has it.
+    async fn payload(&self, input: &NewSample) -> SentPayload {
+        let whole = || SentPayload {
+            form: PayloadForm::Whole,
+            content_type: input.content_type.to_header(),
+            bytes: input.bytes.clone(),
+        };
+        let Payload::Thumbnail { side_max } = self.link.borrow().policy.payload else { return whole() };
+        let Ok(_turn) = self.shrinking.acquire().await else { return whole() };
+        let (content_type, bytes) = (input.content_type.clone(), input.bytes.clone());
+        let shrunk = tokio::task::spawn_blocking(move || thumbnail(&content_type, &bytes, side_max)).await;
+        match shrunk {
+            Ok(Ok(Some(jpeg))) => SentPayload {
+                form: PayloadForm::Thumbnail,
+                content_type: ContentType::Jpeg.to_header(),
+                bytes: Bytes::from(jpeg),
+            },
+            Ok(Ok(None)) => whole(),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "a picture could not be made smaller; it is stored as it came");
+                whole()
+            }
+            Err(_) => whole(),
+        }
+    }
+
     fn refused(&self, refusal: Refusal) -> CaseFate {
         self.figures.count_refused(refusal);
         CaseFate::Refused(refusal)
@@ -197,7 +247,7 @@ impl Pipeline {
     }
 }
 
-impl Intake for Pipeline {
+impl Taker for Pipeline {
     async fn answer(&self, input: NewSample) -> Result<Arc<Answer>, SampleError> {
         if let Some(answer) = self.known(&input) {
             return Ok(answer);
@@ -219,6 +269,16 @@ impl Intake for Pipeline {
         Ok(self.answers.give(local_answer(judged, case, self.link.borrow().state)))
     }
 
+    fn set_source_state(&self, source: &Name, state: String) {
+        self.figures.set_source(source, state);
+    }
+
+    fn count_skipped(&self, _: &Name, count: u64) {
+        self.figures.skipped.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+impl Intake for Pipeline {
     fn answers(&self) -> &Answers {
         &self.answers
     }
@@ -255,20 +315,16 @@ impl Intake for Pipeline {
         telemetry::of(self)
     }
 
+    fn link(&self) -> watch::Receiver<LinkView> {
+        self.link.clone()
+    }
+
     fn metrics(&self) -> String {
         metrics::text(&self.status(), &self.figures)
     }
 
     fn queue(&self) -> Queue {
         Queue::running(self)
-    }
-
-    fn set_source_state(&self, source: &Name, state: String) {
-        self.figures.set_source(source, state);
-    }
-
-    fn count_skipped(&self, _: &Name, count: u64) {
-        self.figures.skipped.fetch_add(count, Ordering::Relaxed);
     }
 }
 
@@ -285,7 +341,7 @@ fn check_metadata(metadata: &Metadata) -> Result<(), SampleError> {
     Ok(())
 }
 
-fn case(judged: &Judged, reason: Reason) -> Case {
+fn case(judged: &Judged, reason: Reason, payload: &SentPayload) -> Case {
     Case {
         v: WIRE_VERSION,
         id: judged.id.clone(),
@@ -302,9 +358,9 @@ fn case(judged: &Judged, reason: Reason) -> Case {
         },
         settings_version: 0,
         captured: judged.captured.clone(),
-        form: PayloadForm::Whole,
-        content_type: judged.input.content_type.to_header(),
-        payload_sha256: Digest::of(&judged.input.bytes),
+        form: payload.form,
+        content_type: payload.content_type.clone(),
+        payload_sha256: Digest::of(&payload.bytes),
         payload: None,
         metadata: judged.metadata.clone(),
     }

@@ -12,8 +12,11 @@ extern crate alloc;
 mod answer;
 mod case;
 mod codec;
+mod control;
 mod digest;
 mod id;
+mod settings;
+mod share;
 mod status;
 mod task;
 mod topic;
@@ -22,8 +25,18 @@ mod verdict;
 pub use answer::{Answer, CaseFate, Explanation, Outcome, Refusal};
 pub use case::{Captured, Case, CaseDecision, CaseMessage, Metadata, PayloadForm, ThresholdMode};
 pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json};
+pub use control::{
+    COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, Confirm, Desired, ExplainArgs, LastDesired, LogLevelArgs,
+    Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX, VersionArgs,
+};
 pub use digest::{Digest, InvalidDigest};
 pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
+pub use settings::{
+    AddedKind, BrokerSettings, CeilingsSettings, FIELD_ERRORS_MAX, FieldError, LOCAL_ONLY, LinkProfile, LinkSettings,
+    LogSettings, ModelSettings, OutboxSettings, RegionSettings, Settings, SinkSettings, SinkWants, SourceSettings,
+    TelemetrySettings, ThresholdSettings, VerdictsSettings,
+};
+pub use share::{NotAShare, Share};
 pub use status::{
     BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, LatencyFigures, LinkState,
     QueueFigures, SampleFigures, Telemetry, Throttling,

@@ -6,6 +6,7 @@
 use std::io::Write as _;
 use std::path::Path;
 
+use crate::machine::Machine;
 use crate::namespace::CloudSide;
 use crate::{Ext4, mosquitto, places};
 
@@ -53,6 +54,16 @@ pub fn has_promtool() -> bool {
     let here = Path::new(places::PROMTOOL).is_file();
     if !here {
         skipped("promtool is not installed; on Debian: apt-get install --no-install-recommends prometheus");
+    }
+    here
+}
+
+/// Whether a machine can be booted here; notes the skip if not.
+#[track_caller]
+pub fn has_machine() -> bool {
+    let here = Machine::parts().is_some();
+    if !here {
+        skipped("no machine can be booted; `cargo xtask test` as root with mmdebstrap and systemd-container makes one");
     }
     here
 }

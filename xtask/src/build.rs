@@ -20,10 +20,10 @@ pub(crate) fn released_programs() -> Result<PathBuf> {
     Ok(debug.with_file_name("release"))
 }
 
-/// Builds them together with the tests: in one go, crates that both need are built once.
+/// Builds them together with the tests and what writes the manual pages: in one go, crates that both need are built once.
 pub(crate) fn programs_and_tests() -> Result<PathBuf> {
     // Without this program itself: it runs, and its file must stay.
-    build(&["--workspace", "--exclude", "xtask", "--lib", "--bins", "--tests"])
+    build(&["--workspace", "--exclude", "xtask", "--lib", "--bins", "--tests", "--example", "manual"])
 }
 
 fn build(what: &[&str]) -> Result<PathBuf> {

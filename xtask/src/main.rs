@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | check | bench | sim | soak`.
+//! The project's commands: `cargo xtask demo | test | check | bench | sim | soak | package`.
 //!
 //! Each has a module of its own. What they share with the tests (starting programs, breaking links, counting)
 //! is in `hedge-tests`.
@@ -11,10 +11,12 @@ mod check;
 mod command;
 mod demo;
 mod onnxruntime;
+mod package;
 mod python;
 mod sim;
 mod soak;
 mod test;
+mod tree;
 
 use std::process::ExitCode;
 
@@ -40,6 +42,8 @@ enum Command {
     Soak(soak::Arguments),
     /// Measures a part; the last line is JSON.
     Bench(bench::Arguments),
+    /// Makes the Debian packages, for this processor or another, and an apt repository around them.
+    Package(package::Arguments),
     /// Runs the device's engine through worlds made from seeds, and says which seed breaks a promise.
     Sim(sim::Arguments),
     /// Writes the pictures of a folder to standard output over and over, as a camera would.
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Package(arguments) => package::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Camera(arguments) => camera::run(&arguments),
     };

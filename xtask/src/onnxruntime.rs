@@ -13,13 +13,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::command;
 
-const VERSION: &str = "1.24.4";
+pub(crate) const VERSION: &str = "1.24.4";
 
-/// The wheel's processor name and its SHA-256, by this machine's processor.
-fn wheel() -> Result<(&'static str, &'static str)> {
-    match std::env::consts::ARCH {
-        "x86_64" => Ok(("x86_64", "0d640eb9f3782689b55cfa715094474cd5662f2f137be6a6f847a594b6e9705c")),
-        "aarch64" => Ok(("aarch64", "1a5c5a544b22f90859c88617ecb30e161ee3349fcc73878854f43d77f00558b5")),
+/// The wheel's SHA-256.
+fn wheel(processor: &str) -> Result<&'static str> {
+    match processor {
+        "x86_64" => Ok("0d640eb9f3782689b55cfa715094474cd5662f2f137be6a6f847a594b6e9705c"),
+        "aarch64" => Ok("1a5c5a544b22f90859c88617ecb30e161ee3349fcc73878854f43d77f00558b5"),
         other => {
             bail!("there is no pinned ONNX Runtime for {other}; install one and name its library in ORT_DYLIB_PATH")
         }
@@ -33,16 +33,24 @@ pub(crate) fn library() -> Result<PathBuf> {
         ensure!(path.is_file(), "ORT_DYLIB_PATH names {}, which does not exist; correct or unset it", path.display());
         return Ok(path);
     }
-    let cache = places::root().join(".cache/onnxruntime");
+    cached(std::env::consts::ARCH)
+}
+
+/// The pinned library for any processor it is there for, with its licence and notices beside it.
+pub(crate) fn cached(processor: &str) -> Result<PathBuf> {
+    let mut cache = places::root().join(".cache/onnxruntime");
+    if processor != std::env::consts::ARCH {
+        cache.push(processor);
+    }
     let library = cache.join(format!("libonnxruntime.so.{VERSION}"));
     if !library.is_file() {
-        fetch(&cache).context("cannot fetch ONNX Runtime")?;
+        fetch(&cache, processor).context("cannot fetch ONNX Runtime")?;
     }
     Ok(library)
 }
 
-fn fetch(cache: &Path) -> Result<()> {
-    let (processor, sha256) = wheel()?;
+fn fetch(cache: &Path, processor: &str) -> Result<()> {
+    let sha256 = wheel(processor)?;
     if !command::works(command::program("python3").args(["-m", "pip", "--version"])) {
         bail!("python3 or its pip is missing; on Debian: apt-get install python3-pip");
     }

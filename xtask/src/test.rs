@@ -1,10 +1,10 @@
 //! Runs the tests, with everything they need fetched and built first, and lists what could not run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build, command, onnxruntime, python};
+use crate::{build, command, onnxruntime, package, python, tree};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -16,6 +16,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let library = onnxruntime::library()?;
     let programs = build::programs_and_tests()?;
     let python = python::interpreter()?;
+    let machine = machine(&programs)?;
     let skipped = tempfile::NamedTempFile::new().context("cannot note skipped tests")?;
 
     let filter = arguments.filter.as_deref();
@@ -41,10 +42,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         if let Some(python) = &python {
             command.env("HEDGETEST_PYTHON", python);
         }
+        if let Some((tree, packages)) = &machine {
+            command.env("HEDGETEST_TREE", tree).env("HEDGETEST_PACKAGES", packages);
+        }
         outcome = outcome.and(command::run(command));
     }
     report(skipped.path())?;
     outcome
+}
+
+/// A Debian to boot and the packages to install in it, where this machine can boot one.
+fn machine(programs: &Path) -> Result<Option<(PathBuf, PathBuf)>> {
+    if let Some(reason) = tree::unavailable() {
+        println!("no packages are made for the tests: {reason}");
+        return Ok(None);
+    }
+    Ok(Some((tree::archive()?, package::for_tests(programs)?)))
 }
 
 /// Six a processor, for tests that mostly wait; `.config/nextest.toml` says how many of them each test takes.

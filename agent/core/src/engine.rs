@@ -19,6 +19,7 @@ use hedge_proto::{CaseKey, CloudState, CloudStatus, LinkState, Name};
 use crate::budget::{Budget, Spent};
 use crate::clock::Moment;
 use crate::link::{Link, Loss, Profile, Trouble};
+use crate::policy::{Policies, Policy};
 use crate::uplink::{OWED_MAX, Permission, Publish, READY_MAX, Step, Uplink, Waiting};
 
 /// Something that happened.
@@ -131,6 +132,7 @@ pub struct Setup {
     /// Cases the outbox holds from earlier runs.
     pub open_cases: u64,
     pub profile: Profile,
+    pub policies: Policies,
     pub budget: Budget,
     /// Payload bytes that small cases may share a publish up to; 0 for one case each.
     pub batch_bytes_max: u32,
@@ -143,6 +145,7 @@ pub struct Setup {
 pub struct Engine {
     link: Link,
     uplink: Uplink,
+    policies: Policies,
     budget: Budget,
     /// When there is room under every ceiling again.
     over_until: Option<Moment>,
@@ -160,6 +163,7 @@ impl Engine {
         let mut engine = Self {
             link: Link::new(now, setup.has_broker, setup.profile, setup.seed),
             uplink: Uplink::new(setup.batch_bytes_max),
+            policies: setup.policies,
             budget: setup.budget,
             over_until: None,
             actions: VecDeque::new(),
@@ -198,6 +202,12 @@ impl Engine {
     #[must_use]
     pub fn link(&self) -> (LinkState, &'static str) {
         (self.link.state(), self.link.reason())
+    }
+
+    /// What holds in the link's present state.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        self.policies.of(self.link.state())
     }
 
     /// What counts against the ceilings, to be kept over a restart.
@@ -307,7 +317,8 @@ impl Engine {
     }
 
     fn permission(&self) -> Permission {
-        Permission { proven: self.link.proven(), accept_per_s: self.link.accept_per_s() }
+        let pace = [self.link.accept_per_s(), self.policy().drain_per_s].into_iter().flatten().reduce(f32::min);
+        Permission { proven: self.link.proven(), accept_per_s: pace }
     }
 
     fn advance(&mut self, now: Moment) {

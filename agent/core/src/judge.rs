@@ -180,6 +180,43 @@ impl Threshold {
     pub fn score_min(&self) -> f32 {
         self.score_min
     }
+
+    /// This threshold, taken stricter or looser.
+    #[must_use]
+    pub fn scaled(&self, scale: ThresholdScale) -> Self {
+        if scale == ThresholdScale::ONE {
+            return *self; // to the bit, which the arithmetic below is not
+        }
+        let scaled = |limit: f32| (limit * scale.0).min(1.0);
+        Self {
+            score_min: scaled(self.score_min),
+            margin_min: scaled(self.margin_min),
+            entropy_max: 1.0 - scaled(1.0 - self.entropy_max),
+        }
+    }
+}
+
+/// How strict a threshold is taken: 1 as it stands, 0 keeps every usable answer, above 1 asks more. In [0, 10].
+///
+/// A share of each model's own threshold, because one number does not mean the same to two models.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct ThresholdScale(f32);
+
+impl ThresholdScale {
+    pub const ONE: Self = Self(1.0);
+
+    pub fn new(value: f32) -> Result<Self, InvalidSetting> {
+        if (0.0..=10.0).contains(&value) {
+            Ok(Self(value))
+        } else {
+            Err(InvalidSetting { field: "threshold_scale", value, expected: "a number from 0 to 10" })
+        }
+    }
+
+    #[must_use]
+    pub fn value(self) -> f32 {
+        self.0
+    }
 }
 
 /// What the device does with its own answer.
@@ -369,7 +406,30 @@ mod tests {
         assert_eq!(classes, vec![0, 1, 2, 3]);
     }
 
+    #[test]
+    fn a_threshold_taken_at_nothing_keeps_every_usable_answer() {
+        let none = ThresholdScale::new(0.0).expect("valid");
+        check_reason(&[0.4, 0.3, 0.3], threshold(1.0, 1.0, 0.0).scaled(none), None);
+        assert_eq!(threshold(0.7, 0.1, 0.4).scaled(ThresholdScale::ONE), threshold(0.7, 0.1, 0.4));
+        assert!(ThresholdScale::new(-0.1).is_err() && ThresholdScale::new(f32::NAN).is_err());
+    }
+
     proptest! {
+        #[test]
+        fn a_threshold_taken_stricter_never_keeps_what_it_deferred_before(
+            logits in prop::collection::vec(-10_f32..10.0, 1..12),
+            (s, m, e) in (0_f32..=1.0, 0_f32..=1.0, 0_f32..=1.0),
+            (less, more) in (0_f32..=10.0, 0_f32..=10.0),
+        ) {
+            let scale = |value| ThresholdScale::new(value).expect("valid");
+            let scores = Scores::read(&logits, LOGITS).expect("finite logits");
+            let limits = threshold(s, m, e);
+            let [loose, strict] = [less.min(more), less.max(more)].map(|value| judge(&scores, &limits.scaled(scale(value))));
+            if matches!(loose.decision, Decision::Defer { .. }) {
+                prop_assert!(matches!(strict.decision, Decision::Defer { .. }), "{:?} {:?}", loose, strict);
+            }
+        }
+
         #[test]
         fn scores_always_add_up_to_one(logits in prop::collection::vec(-1e4_f32..1e4, 1..50), t in 0.05_f32..20.0) {
             let temperature = Temperature::new(t).expect("valid");

@@ -16,5 +16,6 @@ pub mod engine;
 pub mod judge;
 pub mod link;
 pub mod outbox;
+pub mod policy;
 pub mod uplink;
 pub mod verdict;

@@ -72,6 +72,9 @@ pub const URGENT_MAX: usize = 64;
 /// A case this small may share a publish: for a larger one the envelope is no cost worth saving.
 pub const BATCH_CASE_BYTES_MAX: u32 = 8 * 1024;
 
+/// A pace that is slower counts as this: about one case in a quarter of an hour.
+const PACE_MIN: f32 = 1e-3;
+
 /// A case that failed so often in the cloud is a dead letter.
 pub const TRIES_MAX: u32 = 5;
 
@@ -140,8 +143,8 @@ pub struct Uplink {
     publishes: u64,
     /// Nothing is sent before this: the cloud asked for rest.
     hold_until: Moment,
-    /// The earliest moment of the next send, by the pace the cloud accepts.
-    next_send: Moment,
+    /// When the last payload began, for the pace of the next one.
+    last_send: Option<Moment>,
     /// No payload is sent before this: nobody took the last one. And how often in a row that was so.
     nobody_until: Moment,
     nobody_times: u32,
@@ -152,7 +155,7 @@ pub struct Uplink {
 pub struct Permission {
     /// A live cloud has spoken on this connection; otherwise one case at a time is the probe.
     pub proven: bool,
-    /// Cases per second the cloud takes from this device; none for no limit.
+    /// Cases per second that the cloud takes and the link's state allows; none for no limit.
     pub accept_per_s: Option<f32>,
 }
 
@@ -166,7 +169,7 @@ impl Uplink {
             batch_bytes_max,
             publishes: 0,
             hold_until: Moment(0),
-            next_send: Moment(0),
+            last_send: None,
             nobody_until: Moment(0),
             nobody_times: 0,
         }
@@ -327,7 +330,7 @@ impl Uplink {
     }
 
     fn send(&mut self, now: Moment, permission: Permission) -> Option<Step> {
-        if !self.has_slot(permission) || now < self.next_send.max(self.nobody_until) {
+        if !self.has_slot(permission) || now < self.paced_until(permission).max(self.nobody_until) {
             return None;
         }
         let first = self.next_case(now)?;
@@ -341,10 +344,16 @@ impl Uplink {
                 case.enter(now, Phase::Publishing);
             }
         }
-        if let Some(per_s) = permission.accept_per_s {
-            self.next_send = now + Duration::from_secs_f32(1.0 / per_s.max(1e-3));
-        }
+        self.last_send = Some(now);
         Some(Step::Send(keys))
+    }
+
+    /// The earliest moment of the next send at the present pace, however fast or slow it was before.
+    fn paced_until(&self, permission: Permission) -> Moment {
+        match (self.last_send, permission.accept_per_s) {
+            (Some(last), Some(per_s)) => last + Duration::from_secs_f32(1.0 / per_s.max(PACE_MIN)),
+            _ => Moment(0),
+        }
     }
 
     /// Whether window and memory allow one more to be sent.
@@ -457,7 +466,7 @@ impl Uplink {
     pub fn wake_at(&self, permission: Permission) -> Option<Moment> {
         let takes = permission.accept_per_s != Some(0.0);
         let sends = takes && self.has_slot(permission);
-        let send_at = self.next_send.max(self.hold_until).max(self.nobody_until);
+        let send_at = self.paced_until(permission).max(self.hold_until).max(self.nobody_until);
         let due = |case: &Tracked| match case.phase {
             Phase::Ready { not_before } => sends.then(|| not_before.max(send_at)),
             Phase::Doubtful { not_before } => takes.then(|| not_before.max(self.hold_until)),

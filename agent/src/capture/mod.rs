@@ -1,10 +1,10 @@
 //! Brings samples in: over HTTP, from a folder, from a command's output.
 //!
-//! A source hands each sample to its [`Intake`] and does with the answer what its kind promises (an HTTP
+//! A source hands each sample to its [`Taker`] and does with the answer what its kind promises (an HTTP
 //! response, a moved file). It never decodes a picture, decides anything, or holds more than a bounded number
 //! of samples. A source that fails says so in one sentence and tries again; it never takes the agent down.
 
-mod command;
+pub(crate) mod command;
 mod folder;
 mod http;
 mod open_inference;
@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hedge_inference::{ContentType, Tensor};
 use hedge_proto::{Answer, CaseId, Name, Telemetry};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -25,16 +26,26 @@ use tokio_util::sync::CancellationToken;
 pub use self::http::ListenError;
 use crate::answers::{Answers, Remembered};
 use crate::daemon::config::{Config, SourceKind};
+use crate::pipeline::LinkView;
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 
-/// What every source hands its samples to.
-pub trait Intake: Send + Sync + 'static {
+/// What every source hands its samples to: the agent, or the way to one.
+pub trait Taker: Send + Sync + 'static {
     /// Answers one sample, after waiting a bounded time for its case to be stored.
     ///
     /// A `reference` already answered for this source gets the answer given then.
     fn answer(&self, sample: NewSample) -> impl Future<Output = Result<Arc<Answer>, SampleError>> + Send;
 
+    /// What a person should know of a source now, in one sentence.
+    fn set_source_state(&self, source: &Name, state: String);
+
+    /// Counts samples passed over: a newer one was there, or they were not whole.
+    fn count_skipped(&self, source: &Name, count: u64);
+}
+
+/// The agent, as its HTTP interface sees it.
+pub trait Intake: Taker {
     fn answers(&self) -> &Answers;
 
     /// What is known of an id, also from before this process.
@@ -47,17 +58,14 @@ pub trait Intake: Send + Sync + 'static {
 
     fn status(&self) -> Telemetry;
 
+    /// The link and what its state allows, as it changes.
+    fn link(&self) -> watch::Receiver<LinkView>;
+
     /// The same figures as Prometheus text.
     fn metrics(&self) -> String;
 
     /// The outbox, for an operator.
     fn queue(&self) -> Queue;
-
-    /// What a person should know of a source now, in one sentence.
-    fn set_source_state(&self, source: &Name, state: String);
-
-    /// Counts samples passed over: a newer one was there, or they were not whole.
-    fn count_skipped(&self, source: &Name, count: u64);
 }
 
 /// What the agent knows of an id.
@@ -170,14 +178,14 @@ impl Capture {
 }
 
 /// What folder and command sources have in common.
-struct Source<I> {
-    name: Name,
-    interval: Option<Duration>,
-    sample_bytes_max: usize,
-    intake: Arc<I>,
+pub(crate) struct Source<I> {
+    pub(crate) name: Name,
+    pub(crate) interval: Option<Duration>,
+    pub(crate) sample_bytes_max: usize,
+    pub(crate) intake: Arc<I>,
 }
 
-impl<I: Intake> Source<I> {
+impl<I: Taker> Source<I> {
     fn say(&self, state: impl Into<String>) {
         self.say_quoting(state, "");
     }
@@ -225,9 +233,12 @@ fn picture(source: &Name, reference: Option<String>, bytes: Bytes) -> Result<New
 }
 
 /// Whether the same sample may be answered later: nothing is wrong with the sample itself.
-fn passes(error: &SampleError) -> bool {
+pub(crate) fn passes(error: &SampleError) -> bool {
     match error {
-        SampleError::Overloaded(_) | SampleError::ModelFailed { .. } | SampleError::Stopping => true,
+        SampleError::Overloaded(_)
+        | SampleError::ModelFailed { .. }
+        | SampleError::Unreachable(_)
+        | SampleError::Stopping => true,
         SampleError::UnknownSource(..)
         | SampleError::Unusable(_)
         | SampleError::TooLarge { .. }

@@ -5,15 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hedge_core::policy::Policies;
 use hedge_inference::Tensor;
 use hedge_proto::{
     Answer, Authority, Captured, CaseId, CaseKey, DeviceId, Epoch, Explanation, LinkState, ModelRef, Name, Outcome,
     Telemetry, ThresholdMode,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use super::{Intake, Lookup, ModelFacts, Source};
+use super::{Intake, Lookup, ModelFacts, Source, Taker};
 use crate::answers::Answers;
+use crate::pipeline::LinkView;
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 
@@ -29,6 +31,8 @@ pub(super) struct Fake {
     pub(super) verdict: Mutex<Verdict>,
     /// Given by tests that look at it.
     pub(super) queue: Mutex<Option<Queue>>,
+    /// Online until a test says otherwise.
+    pub(super) link: watch::Sender<LinkView>,
     /// Set: no answer is given before a permit is added here.
     gate: Option<tokio::sync::Semaphore>,
     changed: Notify,
@@ -44,6 +48,7 @@ impl Default for Fake {
             states: Mutex::default(),
             verdict: Mutex::new(Box::new(|_| Ok(()))),
             queue: Mutex::default(),
+            link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).0,
             gate: None,
             changed: Notify::new(),
         }
@@ -137,7 +142,7 @@ impl Fake {
     }
 }
 
-impl Intake for Fake {
+impl Taker for Fake {
     async fn answer(&self, sample: NewSample) -> Result<Arc<Answer>, SampleError> {
         let decided = self.verdict.lock().expect("not poisoned")(&sample);
         let (source, reference) = (sample.source.to_string(), sample.reference.clone());
@@ -151,6 +156,18 @@ impl Intake for Fake {
         Ok(self.answers.give(answer(id, &source, reference, 0)))
     }
 
+    fn set_source_state(&self, _: &Name, state: String) {
+        self.states.lock().expect("not poisoned").push(state);
+        self.changed.notify_waiters();
+    }
+
+    fn count_skipped(&self, _: &Name, count: u64) {
+        self.skipped.fetch_add(count, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+}
+
+impl Intake for Fake {
     fn answers(&self) -> &Answers {
         &self.answers
     }
@@ -187,21 +204,15 @@ impl Intake for Fake {
         Telemetry { uptime_s: 7, ..Telemetry::new(LinkState::Offline) }
     }
 
+    fn link(&self) -> watch::Receiver<LinkView> {
+        self.link.subscribe()
+    }
+
     fn metrics(&self) -> String {
         "hedge_agent_uptime_seconds 7\n".to_owned()
     }
 
     fn queue(&self) -> Queue {
         self.queue.lock().expect("not poisoned").clone().expect("the test has given a queue")
-    }
-
-    fn set_source_state(&self, _: &Name, state: String) {
-        self.states.lock().expect("not poisoned").push(state);
-        self.changed.notify_waiters();
-    }
-
-    fn count_skipped(&self, _: &Name, count: u64) {
-        self.skipped.fetch_add(count, Ordering::Relaxed);
-        self.changed.notify_waiters();
     }
 }

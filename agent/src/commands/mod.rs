@@ -6,6 +6,8 @@
 
 pub mod bundle;
 pub mod check;
+mod client;
+pub mod feed;
 pub mod infer;
 pub mod queue;
 

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::notify::Watchdog;
+use super::notify::{self, Watchdog};
 use crate::clock::Clock;
 use crate::outbox::{Entry, Outbox, Progress, StoreError};
 use crate::pipeline::LinkView;
@@ -114,8 +114,9 @@ impl Driver {
 
     fn show_link(&self, state: LinkState, reason: &'static str) {
         tracing::info!(?state, reason, "link");
-        self.watchdog.say(&format!("link {state:?}: {reason}"));
-        self.link.send_modify(|view| view.enter(state, reason));
+        notify::say(&format!("link {state:?}: {reason}"));
+        let policy = *self.engine.policy();
+        self.link.send_modify(|view| view.enter(state, reason, policy));
     }
 
     fn fetch(&self, count: usize) {

@@ -5,7 +5,7 @@ mod driver;
 mod expiry;
 mod keeper;
 mod log;
-mod notify;
+pub(crate) mod notify;
 mod wiring;
 
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_proto::LinkState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::config::{Config, ConfigError};
@@ -51,6 +51,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     log::start(&config.log)?;
     // From here on a signal stops the agent in good order instead of killing it.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(reload(signal(SignalKind::hangup())?));
 
     let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
     let Parts { pipeline, uplink, mut keeper, verdicts, driver, events, deliveries } = wiring::wire(&config)?;
@@ -112,6 +113,13 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         tracing::warn!("not everything stopped within {STOP_MAX:?}; what was stored is safe");
     }
     Ok(())
+}
+
+/// Answers `systemctl reload`.
+async fn reload(mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        tracing::info!("reload: nothing to do; the configuration file is read at start");
+    }
 }
 
 /// Publishes live figures, and at once when the link has changed.

@@ -1,6 +1,7 @@
 //! Tells systemd that the agent is ready, alive, and how it is.
 //!
-//! Without systemd all of it does nothing.
+//! Alive means: the driver turns, and no model has worked on one sample for longer than its limit. A slow disk is none
+//! of it: the log says so, and a restart would not make it faster. Without systemd all of it does nothing.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -8,18 +9,23 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::Instant;
 
-/// Fed by the driver: systemd restarts the agent if the driver stops turning.
+use crate::inference::Judge;
+
+/// Fed by the driver: systemd restarts the agent if the driver stops turning, or a model hangs.
 pub(super) struct Watchdog {
     /// Half of what systemd allows; none if it does not watch.
     interval: Option<Duration>,
     fed: Cell<Instant>,
+    judges: Vec<Judge>,
+    /// Whether it was said that a model hangs.
+    starving: Cell<bool>,
 }
 
 impl Watchdog {
     #[must_use]
-    pub(super) fn from_environment() -> Self {
+    pub(super) fn from_environment(judges: Vec<Judge>) -> Self {
         let interval = sd_notify::watchdog_enabled().map(|allowed| allowed / 2);
-        Self { interval, fed: Cell::new(Instant::now()) }
+        Self { interval, fed: Cell::new(Instant::now()), judges, starving: Cell::new(false) }
     }
 
     /// The driver must turn at least so often; no limit if systemd does not watch.
@@ -33,22 +39,29 @@ impl Watchdog {
         // Fed at most once a second, however busy the driver.
         if self.interval.is_some_and(|interval| self.fed.get().elapsed() >= interval.min(Duration::from_secs(1))) {
             self.fed.set(Instant::now());
-            tell(&[NotifyState::Watchdog]);
+            if self.judges.iter().any(Judge::hangs) {
+                if !self.starving.replace(true) {
+                    tracing::error!("a model hangs; systemd is no longer told that the agent is alive");
+                }
+            } else {
+                self.starving.set(false);
+                tell(&[NotifyState::Watchdog]);
+            }
         }
     }
+}
 
-    /// One line for `systemctl status`.
-    pub(super) fn say(&self, status: &str) {
-        tell(&[NotifyState::Status(status)]);
-    }
+/// One line for `systemctl status`.
+pub(crate) fn say(status: &str) {
+    tell(&[NotifyState::Status(status)]);
 }
 
 /// Answers are being given.
-pub(super) fn ready() {
+pub(crate) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-pub(super) fn stopping() {
+pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 

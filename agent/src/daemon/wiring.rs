@@ -9,7 +9,7 @@ use hedge_core::budget::Budget;
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event, Setup};
 use hedge_proto::{DeviceId, Epoch, Name};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use super::StartError;
@@ -47,7 +47,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
     let figures = Arc::new(Figures::default());
     let judges = start_models(config, &figures)?;
     let (events, arrived) = mpsc::channel(EVENTS_MAX);
-    let (link, link_view) = watch::channel(LinkView::starting());
+    let (link, link_view) = watch::channel(LinkView::starting(config.link.policies().offline));
     let (answers, news) = (Answers::default(), Arc::new(Notify::new()));
     let verdicts = Verdicts {
         outbox: outbox.clone(),
@@ -83,6 +83,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
                 has_broker: uplink.is_some(),
                 open_cases: outbox.figures().waiting,
                 profile: config.link.profile(),
+                policies: config.link.policies(),
                 budget: Budget::resume(config.link.ceilings(), spent_before.clone(), clock.now()),
                 batch_bytes_max: config.link.batch_bytes_max(),
                 seed: random_u64()?,
@@ -93,7 +94,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         uplink: uplink.clone(),
         events: events.clone(),
         link,
-        watchdog: Watchdog::from_environment(),
+        watchdog: Watchdog::from_environment(judges.values().cloned().collect()),
         meter,
         spent,
         spent_shown: Instant::now(),
@@ -113,6 +114,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         spent: spent_view.clone(),
         ceilings: config.broker.is_some().then(|| config.link.ceilings()),
         store_wait: config.outbox.store_wait(),
+        shrinking: Semaphore::new(1),
         started: Instant::now(),
     });
     let keeper = Keeper { clock, state, spent: spent_view };
@@ -149,6 +151,7 @@ fn start_models(config: &Config, figures: &Arc<Figures>) -> Result<BTreeMap<Name
             bundle: model.bundle.clone(),
             variant: model.variant.clone(),
             threads: model.threads,
+            hung_after: model.hung_after(),
             threshold: model.threshold.map(|threshold| threshold.0),
             library: config.runtime.library.clone(),
             figures: figures.clone(),

@@ -24,8 +24,9 @@ use super::shared::Shared;
 const BATCH_OPS_MAX: usize = 1024;
 /// The most bytes under one sync; a single larger record still goes alone.
 const BATCH_BYTES_MAX: u64 = 8 * 1024 * 1024;
-/// Given back to a full disk so that it still takes verdicts and tombstones.
-const RESERVE_BYTES: u64 = 512 * 1024;
+/// What verdicts and tombstones find on a full disk. Beside it the reserve holds one segment, so that the oldest
+/// one can be copied and freed there: without that a full disk could stay full although most of it is dead.
+const RESERVE_MARKS_BYTES: u64 = 512 * 1024;
 /// How often tidying goes on while nobody asks for anything.
 const TIDY: Duration = Duration::from_millis(200);
 
@@ -153,7 +154,9 @@ impl Committer {
     fn plan(&mut self) -> Batch {
         let shared = Arc::clone(&self.shared);
         let mut table = shared.table();
-        let mut room = Room::new(&self.limits, &table, &*self.shared.disk);
+        // A reserve that was given up is taken again before new cases get any room.
+        let owed_bytes = if self.reserve_kept { 0 } else { self.reserve_bytes() };
+        let mut room = Room::new(&self.limits, &table, &*self.shared.disk, owed_bytes);
         let mut batch = Batch::default();
         while batch.bytes < BATCH_BYTES_MAX && batch.records.len() < BATCH_OPS_MAX {
             if self.waiting.front().is_none_or(|(ask, _)| batch.taken.contains(&ask.key())) {
@@ -179,17 +182,35 @@ impl Committer {
         self.shared.written_bytes.store(self.writer.written_bytes(), Ordering::Relaxed);
     }
 
+    fn reserve_bytes(&self) -> u64 {
+        RESERVE_MARKS_BYTES + self.writer.segment_bytes()
+    }
+
     /// Whether the reserve is there; tries to take it again once there is room for it.
     pub(super) fn keep_reserve(&mut self) -> bool {
-        let room = self
-            .shared
-            .disk
-            .free_bytes()
-            .is_ok_and(|free| free > self.limits.free_bytes_min.saturating_add(RESERVE_BYTES));
-        if !self.reserve_kept && room {
-            self.reserve_kept = self.shared.disk.keep_reserve(Some(RESERVE_BYTES)).is_ok();
+        if self.reserve_kept {
+            return true;
+        }
+        let bytes = self.reserve_bytes();
+        let wanted = self.limits.free_bytes_min.saturating_add(bytes);
+        let room = self.shared.disk.free_bytes().is_ok_and(|free| free > wanted);
+        if room {
+            self.reserve_kept = self.shared.disk.keep_reserve(Some(bytes)).is_ok();
         }
         self.reserve_kept || !room
+    }
+
+    /// Whether so many live bytes can be copied to the head and tombstones still find room; gives up the reserve
+    /// if that is what it takes.
+    pub(super) fn has_room_to_copy(&mut self, bytes: u64) -> bool {
+        let Ok(free) = self.shared.disk.free_bytes() else { return true };
+        // An eighth for heads and blocks of the file system.
+        let needed = bytes + bytes / 8 + RESERVE_MARKS_BYTES / 2;
+        if free < needed && self.reserve_kept && free + self.reserve_bytes() >= needed {
+            self.give_up_reserve();
+            return true;
+        }
+        free >= needed
     }
 
     fn give_up_reserve(&mut self) {

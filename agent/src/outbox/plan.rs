@@ -71,7 +71,8 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(limits: &Limits, table: &Table, disk: &dyn Disk) -> Self {
+    /// `owed_bytes` of the disk belong to somebody else.
+    pub(super) fn new(limits: &Limits, table: &Table, disk: &dyn Disk, owed_bytes: u64) -> Self {
         let totals = table.totals();
         // A disk that cannot even say how much is free is asked to take the case.
         let free = disk.free_bytes().unwrap_or(u64::MAX);
@@ -79,7 +80,7 @@ impl Room {
             when_full: limits.when_full,
             cases: limits.cases_max.saturating_sub(totals.cases()),
             bytes: limits.bytes_max.saturating_sub(totals.live_bytes),
-            disk_bytes: free.saturating_sub(limits.free_bytes_min),
+            disk_bytes: free.saturating_sub(limits.free_bytes_min).saturating_sub(owed_bytes),
         }
     }
 

@@ -10,6 +10,7 @@ mod png;
 mod region;
 mod resize;
 mod tensor;
+mod thumbnail;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -17,6 +18,7 @@ pub use content::{ContentType, DIMENSIONS_MAX};
 pub use picture::Picture;
 pub use region::{InvalidRegion, Region};
 pub use tensor::Tensor;
+pub use thumbnail::thumbnail;
 
 use crate::bundle::Input;
 
@@ -68,14 +70,7 @@ pub(crate) fn tensor(
     }
     let wanted = input.picture.as_ref().ok_or_else(|| FeatureError::TensorWanted { shape: input.shape.clone() })?;
     let region = region.copied().unwrap_or(Region::WHOLE);
-    check_kind(content_type, bytes)?;
-    let decode = || match content_type {
-        ContentType::Jpeg => jpeg::decode(bytes, |width, height| region.enough_eighths(wanted, width, height)),
-        _ => png::decode(bytes),
-    };
-    let picture = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
-        Err(FeatureError::Damaged { format: content_type.word(), reason: "the decoder gave up on it".into() })
-    })?;
+    let picture = decoded(content_type, bytes, |width, height| region.enough_eighths(wanted, width, height))?;
     Ok(Tensor { shape: input.shape.clone(), data: picture.to_values(wanted, &region) })
 }
 
@@ -83,6 +78,22 @@ pub(crate) fn tensor(
 pub(crate) fn tensor_of(input: &Input, picture: &Picture) -> Result<Tensor, FeatureError> {
     let wanted = input.picture.as_ref().ok_or_else(|| FeatureError::TensorWanted { shape: input.shape.clone() })?;
     Ok(Tensor { shape: input.shape.clone(), data: picture.to_values(wanted, &Region::WHOLE) })
+}
+
+/// The pixels of a picture, at the number of eighths that are enough for its upright size.
+fn decoded(
+    content_type: &ContentType,
+    bytes: &[u8],
+    enough_eighths: impl Fn(u32, u32) -> u32,
+) -> Result<Picture, FeatureError> {
+    check_kind(content_type, bytes)?;
+    let decode = || match content_type {
+        ContentType::Jpeg => jpeg::decode(bytes, enough_eighths),
+        _ => png::decode(bytes),
+    };
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
+        Err(FeatureError::Damaged { format: content_type.word(), reason: "the decoder gave up on it".into() })
+    })
 }
 
 fn check_kind(content_type: &ContentType, bytes: &[u8]) -> Result<(), FeatureError> {

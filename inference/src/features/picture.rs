@@ -3,7 +3,7 @@
 use super::region::{Rect, Region};
 use super::resize::resize;
 use super::{FeatureError, check_pixels};
-use crate::bundle::{Color, Layout, PictureInput};
+use crate::bundle::{Color, Layout, PictureInput, Resize};
 
 /// A decoded picture as it lies in its file: 8 bits per sample, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +111,30 @@ impl Picture {
         values
     }
 
+    /// The whole picture upright, gray or RGB, its longer side at most `side_max`.
+    pub(super) fn upright_within(&self, side_max: u32) -> Self {
+        let (width, height) = self.orientation.upright(self.width, self.height);
+        let scale = (f64::from(side_max.max(1)) / f64::from(width.max(height))).min(1.0);
+        // Positive, and at most what it was.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to a u32's own value")]
+        let side = |full: u32| (f64::from(full) * scale).round().max(1.0) as u32;
+        let (width, height) = (side(width), side(height));
+        let (stored_width, stored_height) = self.orientation.upright(width, height);
+        let whole = Rect { left: 0.0, top: 0.0, width: f64::from(self.width), height: f64::from(self.height) };
+        let (color, channels) = if self.channels < 3 { (Color::Gray, 1) } else { (Color::Rgb, 3) };
+        let mut pixels = vec![0; width as usize * height as usize * channels];
+        for channel in 0..channels {
+            let pixel = |row, column| self.value(row, column, color, channel);
+            let small = resize(pixel, whole, stored_width, stored_height, Resize::Bicubic);
+            let places = (0..height as usize).flat_map(|y| (0..width as usize).map(move |x| (x, y)));
+            for (at, (x, y)) in places.enumerate() {
+                let from = self.orientation.stored_index(x, y, stored_width as usize, stored_height as usize);
+                pixels[at * channels + channel] = small[from];
+            }
+        }
+        Self { width, height, channels, pixels, orientation: Orientation::UPRIGHT }
+    }
+
     /// A stored pixel in one of the model's colours. Alpha is dropped.
     fn value(&self, row: usize, column: usize, color: Color, channel: usize) -> u8 {
         let at = (row * self.width as usize + column) * self.channels;
@@ -188,6 +212,18 @@ mod tests {
             let upright = values(&picture, &wanted(3, 2, Color::Gray, Layout::Nchw));
             assert_eq!(upright, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "orientation {value}");
         }
+    }
+
+    #[test]
+    fn a_smaller_picture_is_upright_and_keeps_its_proportions() {
+        let orientation = Orientation::from_exif(6).expect("a known orientation");
+        let pixels = (0..8 * 4 * 3).map(|at| if at % (8 * 3) < 4 * 3 { 200 } else { 10 }).collect();
+        let picture = Picture { width: 8, height: 4, channels: 3, pixels, orientation };
+        let small = picture.upright_within(4);
+        assert_eq!((small.width, small.height, small.channels), (2, 4, 3));
+        assert!(small.pixels[0] > 190 && small.pixels[small.pixels.len() - 1] < 20, "{:?}", small.pixels);
+        let same = picture.upright_within(100);
+        assert_eq!((same.width, same.height), (4, 8));
     }
 
     #[test]

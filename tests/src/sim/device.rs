@@ -7,6 +7,7 @@ use hedge_core::budget::{Budget, Ceilings, Spent};
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event, Setup};
 use hedge_core::outbox::sort_key;
+use hedge_core::policy::Policies;
 use hedge_core::uplink::Waiting;
 use hedge_proto::{CaseKey, Epoch};
 
@@ -107,6 +108,7 @@ impl World {
             has_broker: true,
             open_cases: open,
             profile: self.plan.profile,
+            policies: Policies::DEFAULT,
             budget: Budget::resume(ceilings, Some(self.device.spent.clone()), now),
             batch_bytes_max: self.plan.batch_bytes_max,
             seed: self.dice.number(),

@@ -31,8 +31,9 @@ fn actions(engine: &mut Engine) -> Vec<Action> {
 
 fn engine(open_cases: u64, ceilings: Ceilings) -> Engine {
     let budget = Budget::resume(ceilings, Some(Spent::default()), Moment(0));
-    let profile = Profile::LAN;
-    Engine::new(Moment(0), Setup { has_broker: true, open_cases, profile, budget, batch_bytes_max: 0, seed: 1 })
+    let (profile, policies) = (Profile::LAN, Policies::DEFAULT);
+    let setup = Setup { has_broker: true, open_cases, profile, policies, budget, batch_bytes_max: 0, seed: 1 };
+    Engine::new(Moment(0), setup)
 }
 
 fn online(open_cases: u64) -> Engine {
@@ -239,4 +240,40 @@ fn a_backlog_larger_than_memory_drains_to_the_last_case() {
         }
     }
     assert!(disk.is_empty(), "{} left", disk.len());
+}
+
+#[test]
+fn the_slower_of_cloud_and_policy_sets_the_pace_and_a_better_state_ends_it() {
+    let mut engine = online(0);
+    engine.policies.degraded.drain_per_s = Some(0.01);
+    actions(&mut engine);
+    for sequence in 0..3 {
+        engine.handle(Moment(3), Event::Stored(waiting(sequence, false)));
+    }
+    let sent =
+        |engine: &mut Engine| actions(engine).iter().filter(|action| matches!(action, Action::Send { .. })).count();
+    assert_eq!(sent(&mut engine), 3, "online has no pace");
+    engine.handle(Moment(4), Event::Published { keys: vec![key(0)], outcome: Publish::Acknowledged });
+    let late = Moment(4) + crate::link::ANSWER_LATE_AFTER;
+    engine.handle(late, Event::Tick);
+    assert_eq!(engine.link().0, LinkState::Degraded);
+    for sequence in 3..6 {
+        engine.handle(late, Event::Stored(waiting(sequence, false)));
+    }
+    assert_eq!(sent(&mut engine), 0, "within 100 s of the last one");
+    let due = Moment(3) + Duration::from_secs(100);
+    assert!(engine.wake_at().is_some_and(|at| at <= due));
+    engine.handle(due, Event::Tick);
+    assert_eq!(sent(&mut engine), 1);
+    engine.handle(due, Event::Received { keys: vec![key(0)] });
+    assert_eq!((engine.link().0, sent(&mut engine)), (LinkState::Online, 2));
+}
+
+#[test]
+fn a_policy_may_hold_the_queue() {
+    let mut engine = online(0);
+    engine.policies.online.drain_per_s = Some(0.0);
+    actions(&mut engine);
+    engine.handle(Moment(3), Event::Stored(waiting(7, false)));
+    assert_eq!((actions(&mut engine), engine.wake_at()), (vec![], None));
 }

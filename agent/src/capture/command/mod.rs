@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use self::delimited::Delimited;
 use self::mjpeg::Mjpeg;
 use self::newest::Newest;
-use super::{Intake, RETRY_WAIT, Source, passes, picture};
+use super::{RETRY_WAIT, Source, Taker, passes, picture};
 use crate::child::{Child, Use, describe_end};
 use crate::daemon::config::StreamFormat;
 
@@ -78,7 +78,7 @@ impl Splitter {
 }
 
 /// Keeps the program running until `stop`.
-pub(super) async fn run<I: Intake>(
+pub(crate) async fn run<I: Taker>(
     source: Source<I>,
     command: Vec<String>,
     format: StreamFormat,
@@ -122,7 +122,7 @@ pub(super) async fn run<I: Intake>(
 }
 
 /// Answers the program's pictures until its output ends.
-async fn follow<I: Intake>(source: &Source<I>, child: &mut Child, format: StreamFormat) {
+async fn follow<I: Taker>(source: &Source<I>, child: &mut Child, format: StreamFormat) {
     let Some(stdout) = child.stdout() else { return };
     let newest = Newest::default();
     let reading = async {
@@ -137,12 +137,7 @@ async fn follow<I: Intake>(source: &Source<I>, child: &mut Child, format: Stream
     tokio::join!(reading, answer(source, &newest));
 }
 
-async fn read<I: Intake>(
-    source: &Source<I>,
-    mut output: impl AsyncRead + Unpin,
-    format: StreamFormat,
-    newest: &Newest,
-) {
+async fn read<I: Taker>(source: &Source<I>, mut output: impl AsyncRead + Unpin, format: StreamFormat, newest: &Newest) {
     let mut splitter = Splitter::new(format, source.sample_bytes_max);
     let mut buffer = vec![0; READ_BYTES];
     let mut seen_any = false;
@@ -176,7 +171,7 @@ async fn read<I: Intake>(
 }
 
 /// Answers the newest picture, again and again, at most one per interval.
-async fn answer<I: Intake>(source: &Source<I>, newest: &Newest) {
+async fn answer<I: Taker>(source: &Source<I>, newest: &Newest) {
     let mut trouble: Option<Instant> = None;
     let mut next = Instant::now();
     loop {

@@ -10,12 +10,14 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use hedge_proto::{Answer, CaseId, METADATA_BYTES_MAX, Metadata, Name};
 use serde::Deserialize;
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::body::Received;
 use super::{Api, HttpError};
 use crate::capture::{Intake, Lookup, content_type};
 use crate::daemon::config::SourceConfig;
+use crate::pipeline::LinkView;
 use crate::sample::{NewSample, SampleError};
 
 /// The longest wait for a correction that is honoured; longer ones are cut to it.
@@ -63,7 +65,8 @@ pub(super) struct PostQuery {
     reference: Option<String>,
 }
 
-/// Takes one sample. The response is its correction if one comes within `wait_ms`, else the local answer.
+/// Takes one sample. The response is its correction if one comes within `wait_ms` and as long as the link's state
+/// allows to wait, else the local answer.
 pub(super) async fn post<I: Intake>(
     State(api): State<Arc<Api<I>>>,
     query: Result<Query<PostQuery>, QueryRejection>,
@@ -85,7 +88,8 @@ pub(super) async fn post<I: Intake>(
         source: source.name.clone(),
         reference: query.reference.filter(|text| !text.is_empty()),
         metadata,
-        urgent: query.wait_ms.is_some_and(|wait_ms| wait_ms > 0),
+        urgent: query.wait_ms.is_some_and(|wait_ms| wait_ms > 0)
+            && !api.intake.link().borrow().policy.wait_max.is_zero(),
         content_type: content_type(stated, &received.bytes)?,
         bytes: received.bytes.clone(),
     };
@@ -96,8 +100,25 @@ pub(super) async fn post<I: Intake>(
         Ok(Err(_)) => return Err(HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer was lost to a fault")),
         Err(_) => return Err(too_slow()),
     };
-    let answer = api.wait_for_correction(answer, arrived, query.wait_ms).await;
+    let mut link = api.intake.link();
+    let answer = tokio::select! {
+        biased;
+        answer = api.wait_for_correction(answer.clone(), arrived, query.wait_ms) => answer,
+        () = wait_is_over(&mut link, arrived) => answer,
+    };
     Ok(document(&answer))
+}
+
+/// Returns once the link's state allows no longer wait since `since`.
+async fn wait_is_over(link: &mut watch::Receiver<LinkView>, since: Instant) {
+    loop {
+        let until = since + link.borrow_and_update().policy.wait_max;
+        tokio::select! {
+            () = sleep_until(until) => return,
+            // Without the driver nothing changes any more.
+            changed = link.changed() => if changed.is_err() { return },
+        }
+    }
 }
 
 /// The answer to one sample: the one already given if its `ref` was answered before.

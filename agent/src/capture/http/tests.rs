@@ -5,8 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use hedge_proto::Answer;
+use hedge_core::policy::Policies;
+use hedge_proto::{Answer, LinkState};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::testing::{Fake, answer, id};
 use crate::capture::{Capture, CaptureError, ListenError};
 use crate::daemon::config::Config;
+use crate::pipeline::LinkView;
 use crate::sample::SampleError;
 
 const JPEG: &[u8] = &[0xff, 0xd8, 0xff, 0xe0, 1, 2, 3];
@@ -293,6 +296,28 @@ async fn status_and_health_are_served() {
     let (status, body) = server.get("/v1/status").await;
     assert!(status == 200 && body.contains("\"uptime_s\":7"), "{body}");
     assert_eq!(server.get("/healthz").await.0, 200);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_the_cloud_longer_than_the_links_state_allows() {
+    let server = server("").await;
+    let waiting = server.post("?wait_ms=60000", JPEG);
+    let offline = async {
+        server.fake.until("the sample", |fake| fake.sample_count() == 1).await;
+        let enter = |view: &mut LinkView| view.enter(LinkState::Offline, "gone", Policies::DEFAULT.offline);
+        server.fake.link.send_modify(enter);
+    };
+    let ((status, body), ()) = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(waiting, offline) })
+        .await
+        .expect("the wait ends with the link");
+    assert_eq!((status, read(&body).revision), (200, 0));
+
+    let (status, body) = tokio::time::timeout(Duration::from_secs(20), server.post("?wait_ms=60000", JPEG))
+        .await
+        .expect("offline nobody waits");
+    assert_eq!((status, read(&body).provisional), (200, true));
+    let urgent = |index: usize| server.fake.samples.lock().expect("not poisoned")[index].urgent;
+    assert_eq!((urgent(0), urgent(1)), (true, false));
 }
 
 #[tokio::test]

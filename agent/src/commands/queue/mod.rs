@@ -1,6 +1,5 @@
 //! `hedge-agent queue`: the outbox seen and mended by hand, on a running agent or a stopped one.
 
-mod client;
 mod export;
 mod reach;
 mod text;

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use bytes::Bytes;
 use hedge_proto::{DeviceId, to_json};
 
-use super::client::{AskError, Client};
+use crate::commands::client::{AskError, Client};
 use crate::daemon::config::{Config, Listen};
 use crate::outbox::{OpenError, Outbox};
 use crate::queue::{CaseDocument, Changed, CheckReport, Id, Listing, Queue, QueueError, Selection, Stage, Stats};

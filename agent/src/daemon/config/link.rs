@@ -2,7 +2,10 @@
 
 use hedge_core::budget::Ceilings;
 use hedge_core::link::Profile;
+use hedge_core::policy::Policies;
 use serde::Deserialize;
+
+use super::StatesConfig;
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -11,6 +14,8 @@ pub struct LinkConfig {
     /// Payload bytes that small cases may share a message up to; 0 for one case each.
     pub batch_bytes_max: Option<u32>,
     pub ceilings: CeilingsConfig,
+    /// What the device does differently in each state of the link.
+    pub states: StatesConfig,
     /// How to tell a captive portal from the internet while there is no connection.
     pub probe: Option<ProbeConfig>,
 }
@@ -62,6 +67,11 @@ impl LinkConfig {
             ProfileName::Lan => Profile::LAN,
             ProfileName::Metered => Profile::METERED,
         }
+    }
+
+    #[must_use]
+    pub fn policies(&self) -> Policies {
+        self.states.policies()
     }
 
     #[must_use]

@@ -9,10 +9,12 @@ mod link;
 mod outbox;
 mod overrides;
 mod source;
+mod states;
 mod verdicts;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use hedge_core::judge::Threshold;
@@ -25,6 +27,7 @@ pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 pub use self::outbox::{OutboxConfig, WhenFullName};
 use self::overrides::Override;
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
+pub use self::states::{StateConfig, StatesConfig};
 pub use self::verdicts::{CommandSinkConfig, JsonlConfig, MqttSinkConfig, VerdictsConfig, Wanted, WebhookConfig};
 
 /// Why the configuration cannot be used. The text names the file, the line and the field.
@@ -167,6 +170,21 @@ pub struct ModelConfig {
     pub threads: u8,
     /// The manifest's suggestion if not given.
     pub threshold: Option<ThresholdConfig>,
+    /// A model that works on one sample for longer hangs, and systemd starts the agent again.
+    #[serde(default = "a_minute")]
+    pub hung_after_s: NonZeroU32,
+}
+
+impl ModelConfig {
+    #[must_use]
+    pub fn hung_after(&self) -> Duration {
+        Duration::from_secs(self.hung_after_s.get().into())
+    }
+}
+
+/// A 24-megapixel picture on the slowest board takes a tenth of it.
+fn a_minute() -> NonZeroU32 {
+    const { NonZeroU32::new(60).unwrap() }
 }
 
 fn one_thread() -> u8 {

@@ -104,8 +104,9 @@ pub enum Fate {
 }
 
 /// How samples are told apart in a command's output.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum StreamFormat {
     /// JPEG pictures one after the other.
     #[default]

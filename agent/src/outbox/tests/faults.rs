@@ -53,6 +53,27 @@ fn a_full_disk_refuses_takes_tombstones_and_recovers_by_itself() {
 }
 
 #[test]
+fn a_full_disk_whose_segments_are_half_dead_is_freed_by_copying() {
+    let bench = Bench::new();
+    let (outbox, _) = bench.open();
+    bench.disk.fill_up(Some(bench.disk.used_bytes() + 60_000));
+    let mut stored = Vec::new();
+    for sequence in 0..200 {
+        if bench.wait(outbox.store(case(sequence, 1.0, 400))).is_ok() {
+            stored.push(sequence);
+        }
+    }
+    assert!((50..150).contains(&stored.len()), "{}", stored.len());
+    for sequence in stored.iter().filter(|sequence| !sequence.is_multiple_of(4)) {
+        bench.wait(outbox.forget(key(*sequence))).unwrap(); // no segment is ever without a live case
+    }
+    for sequence in 1000..1020 {
+        bench.wait(outbox.store(case(sequence, 1.0, 400))).unwrap();
+    }
+    assert!(stored.iter().filter(|sequence| sequence.is_multiple_of(4)).all(|kept| outbox.lookup(key(*kept)).is_some()));
+}
+
+#[test]
 fn caps_refuse_with_their_reason() {
     let bench = Bench::new();
     let limits = Limits { cases_max: 2, payload_bytes_max: 1000, ..LIMITS };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode, header};
 use bytes::Bytes;
+use hedge_proto::Answer;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -44,23 +45,33 @@ trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
 impl Client {
+    /// Nothing is asked yet.
+    pub(super) fn new(listen: &Listen) -> Self {
+        Self { listen: listen.clone() }
+    }
+
     /// Whether somebody accepts connections there.
     pub(super) async fn connect(listen: &Listen) -> Result<Self, AskError> {
-        let client = Self { listen: listen.clone() };
+        let client = Self::new(listen);
         client.socket().await.map(drop).map_err(AskError::Connect)?;
         Ok(client)
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
-        read(&self.ask(Method::GET, path, None).await?)
+        read(&self.ask(Method::GET, path, "", Bytes::new()).await?)
     }
 
     pub(super) async fn bytes(&self, path: &str) -> Result<Bytes, AskError> {
-        self.ask(Method::GET, path, None).await
+        self.ask(Method::GET, path, "", Bytes::new()).await
     }
 
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: Vec<u8>) -> Result<T, AskError> {
-        read(&self.ask(Method::POST, path, Some(body)).await?)
+        read(&self.ask(Method::POST, path, "application/json", body.into()).await?)
+    }
+
+    /// Hands one sample over.
+    pub(super) async fn sample(&self, path: &str, content_type: &str, body: Bytes) -> Result<Answer, AskError> {
+        read(&self.ask(Method::POST, path, content_type, body).await?)
     }
 
     async fn socket(&self) -> io::Result<Box<dyn Socket>> {
@@ -70,11 +81,12 @@ impl Client {
         })
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Bytes, AskError> {
-        timeout(ANSWER_WAIT_MAX, self.exchange(method, path, body)).await.map_err(|_| AskError::TooSlow)?
+    async fn ask(&self, method: Method, path: &str, content_type: &str, body: Bytes) -> Result<Bytes, AskError> {
+        let exchange = self.exchange(method, path, content_type, body);
+        timeout(ANSWER_WAIT_MAX, exchange).await.map_err(|_| AskError::TooSlow)?
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Bytes, AskError> {
+    async fn exchange(&self, method: Method, path: &str, content_type: &str, body: Bytes) -> Result<Bytes, AskError> {
         let socket = self.socket().await.map_err(AskError::Connect)?;
         let strange = |error: hyper::Error| AskError::Strange(error.to_string());
         let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(strange)?;
@@ -83,8 +95,8 @@ impl Client {
             .method(method)
             .uri(path)
             .header(header::HOST, "localhost")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(body.map_or_else(Body::empty, Body::from))
+            .header(header::CONTENT_TYPE, content_type)
+            .body(Body::from(body))
             .map_err(|error| AskError::Strange(error.to_string()))?;
         let answer = sender.send_request(request).await.map_err(strange)?;
         let status = answer.status();

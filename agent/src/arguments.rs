@@ -1,0 +1,64 @@
+//! The command line of `hedge-agent`. Manual pages and completions are made from it, too.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{bundle, feed, infer, queue};
+use crate::daemon::config::{Config, ConfigError};
+
+/// Answers on the device when the model is sure, asks the cloud when it is not, loses nothing while the link
+/// is down.
+#[derive(Parser)]
+#[command(
+    name = "hedge-agent",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the daemon until SIGTERM.
+    Run(ConfigArgument),
+    /// Answer picture files once with a model bundle and explain each decision.
+    Infer(infer::InferArgs),
+    /// Check the configuration, the ONNX Runtime library and every model, and say what to do.
+    Check(ConfigArgument),
+    /// Hand the pictures that another program writes to a running agent.
+    Feed(feed::FeedArgs),
+    /// See and mend the queue of cases, whether the agent runs or not.
+    Queue(queue::QueueArgs),
+    /// Make, inspect and calibrate model bundles.
+    #[command(subcommand)]
+    Bundle(bundle::BundleCommand),
+}
+
+#[derive(clap::Args)]
+pub struct ConfigArgument {
+    /// The configuration file. Any value in it outside [[model]] and [[source]] can be overridden from the
+    /// environment: HEDGE_BROKER__URL is `url` in [broker].
+    #[arg(long, env = "HEDGE_CONFIG", default_value = "/etc/hedge/agent.toml", value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+impl ConfigArgument {
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        Config::load(&self.config, std::env::vars())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,190 @@
+//! `[link.states.…]`: what the device does differently in each state of its link.
+
+use std::time::Duration;
+
+use hedge_core::judge::ThresholdScale;
+use hedge_core::policy::{Payload, Policies, Policy};
+use serde::Deserialize;
+
+/// Overrides of [`Policies::DEFAULT`], by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(try_from = "Fields")]
+pub struct StatesConfig {
+    online: StateConfig,
+    degraded: StateConfig,
+    offline: StateConfig,
+    over_budget: StateConfig,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Fields {
+    online: StateConfig,
+    degraded: StateConfig,
+    offline: StateConfig,
+    over_budget: StateConfig,
+}
+
+impl TryFrom<Fields> for StatesConfig {
+    type Error = String;
+
+    fn try_from(Fields { online, degraded, offline, over_budget }: Fields) -> Result<Self, String> {
+        for (state, config) in [("offline", &offline), ("over_budget", &over_budget)] {
+            if config.drain_per_s.is_some() {
+                return Err(format!("`drain_per_s` has no effect in [link.states.{state}]: nothing is sent there"));
+            }
+        }
+        Ok(Self { online, degraded, offline, over_budget })
+    }
+}
+
+/// What one state changes; absent fields stay as they are by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StateConfig {
+    threshold_scale: Option<Scale>,
+    wait_ms_max: Option<WaitMs>,
+    payload: Option<PayloadConfig>,
+    drain_per_s: Option<PerSecond>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "f32")]
+struct Scale(ThresholdScale);
+
+impl TryFrom<f32> for Scale {
+    type Error = String;
+
+    fn try_from(value: f32) -> Result<Self, String> {
+        ThresholdScale::new(value).map(Self).map_err(|error| error.to_string())
+    }
+}
+
+/// The longest wait the HTTP interface honours.
+const WAIT_MS_MAX: u64 = 60_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "u64")]
+struct WaitMs(u64);
+
+impl TryFrom<u64> for WaitMs {
+    type Error = String;
+
+    fn try_from(value: u64) -> Result<Self, String> {
+        match value {
+            0..=WAIT_MS_MAX => Ok(Self(value)),
+            _ => Err(format!("wait_ms_max = {value} is not a number from 0 to {WAIT_MS_MAX}")),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PayloadConfig {
+    Whole,
+    Thumbnail(Side),
+}
+
+/// Pixels of a thumbnail's longer side.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "u32")]
+struct Side(u32);
+
+impl TryFrom<u32> for Side {
+    type Error = String;
+
+    fn try_from(value: u32) -> Result<Self, String> {
+        match value {
+            16..=4096 => Ok(Self(value)),
+            _ => Err(format!("thumbnail = {value} is not a number of pixels from 16 to 4096")),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "f32")]
+struct PerSecond(f32);
+
+impl TryFrom<f32> for PerSecond {
+    type Error = String;
+
+    fn try_from(value: f32) -> Result<Self, String> {
+        if value == 0.0 || (0.001..=1e6).contains(&value) {
+            Ok(Self(value))
+        } else {
+            Err(format!("drain_per_s = {value} is neither 0 (send nothing) nor a number from 0.001 to 1000000"))
+        }
+    }
+}
+
+impl StatesConfig {
+    /// The defaults with the configured values in their place.
+    #[must_use]
+    pub fn policies(&self) -> Policies {
+        let Policies { online, degraded, offline, over_budget } = Policies::DEFAULT;
+        Policies {
+            online: self.online.over(online),
+            degraded: self.degraded.over(degraded),
+            offline: self.offline.over(offline),
+            over_budget: self.over_budget.over(over_budget),
+        }
+    }
+}
+
+impl StateConfig {
+    fn over(&self, ours: Policy) -> Policy {
+        Policy {
+            threshold: self.threshold_scale.map_or(ours.threshold, |scale| scale.0),
+            wait_max: self.wait_ms_max.map_or(ours.wait_max, |wait| Duration::from_millis(wait.0)),
+            payload: match self.payload {
+                None => ours.payload,
+                Some(PayloadConfig::Whole) => Payload::Whole,
+                Some(PayloadConfig::Thumbnail(side)) => Payload::Thumbnail { side_max: side.0 },
+            },
+            drain_per_s: self.drain_per_s.map_or(ours.drain_per_s, |per_s| Some(per_s.0)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<StatesConfig, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_given_replaces_the_default_and_nothing_else() {
+        assert_eq!(read("").expect("valid").policies(), Policies::DEFAULT);
+        let text = "[offline]\nthreshold_scale = 0.5\npayload = { thumbnail = 320 }\n\
+                    [online]\nwait_ms_max = 5000\n[degraded]\ndrain_per_s = 0.5\npayload = \"whole\"";
+        let policies = read(text).expect("valid").policies();
+        let offline = Policy {
+            threshold: ThresholdScale::new(0.5).expect("valid"),
+            payload: Payload::Thumbnail { side_max: 320 },
+            ..Policies::DEFAULT.offline
+        };
+        let online = Policy { wait_max: Duration::from_secs(5), ..Policies::DEFAULT.online };
+        let degraded = Policy { drain_per_s: Some(0.5), ..Policies::DEFAULT.degraded };
+        assert_eq!(policies, Policies { online, degraded, offline, ..Policies::DEFAULT });
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_by_name() {
+        for (text, part) in [
+            ("[offline]\nthreshold_scale = -1.0", "threshold_scale = -1"),
+            ("[offline]\nwait_ms_max = 60001", "wait_ms_max = 60001"),
+            ("[offline]\ndrain_per_s = 1.0", "[link.states.offline]"),
+            ("[over_budget]\ndrain_per_s = 0.0", "[link.states.over_budget]"),
+            ("[degraded]\ndrain_per_s = 1e-9", "drain_per_s"),
+            ("[degraded]\ndrain_per_s = nan", "drain_per_s"),
+            ("[online]\npayload = { thumbnail = 1 }", "thumbnail = 1 is not"),
+            ("[online]\npayload = \"embedding\"", "embedding"),
+            ("[connecting]", "connecting"),
+        ] {
+            let error = read(text).expect_err(text);
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! What may be changed remotely while a device runs: an overlay over its local configuration file.
+//!
+//! Every field is optional. What an overlay leaves out, or gives as `null`, is as in the local file. Names are those
+//! of the file; models and sources stand below their names. [`LOCAL_ONLY`] lists what is decided on the device alone,
+//! with the reason.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_path_to_error::{Path, Segment};
+
+use crate::{Metadata, Name, Share};
+
+/// The remotely settable part of a device's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogSettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkSettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<OutboxSettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<TelemetrySettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdicts: Option<VerdictsSettings>,
+    /// On trial: the device returns to its last good settings by itself if it cannot be reached with these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broker: Option<BrokerSettings>,
+    /// By the model's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<BTreeMap<Name, Option<ModelSettings>>>,
+    /// By the source's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<BTreeMap<Name, Option<SourceSettings>>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSettings {
+    /// `error`, `warn`, `info`, `debug`, or a filter such as `info,hedge_agent::uplink=debug`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum LinkProfile {
+    /// Costs nothing: an outage is seen within 45 s.
+    Lan,
+    /// Paid by the byte: at most 300 KB a day while idle.
+    Metered,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct LinkSettings {
+    /// On trial, because it changes the keep-alive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<LinkProfile>,
+    /// Payload bytes that small cases may share a message up to; 0 for one case each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_bytes_max: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ceilings: Option<CeilingsSettings>,
+}
+
+/// Each holds in any such period of powered time, a month being 30 days.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct CeilingsSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cases_per_hour: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cases_per_day: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cases_per_month: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_hour: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_day: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_month: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct OutboxSettings {
+    /// How long an answer waits to be able to say `stored`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store_wait_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct TelemetrySettings {
+    /// A change of the link is told at once all the same.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval_s: Option<u64>,
+}
+
+/// Which answers a sink gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum SinkWants {
+    /// Local answers and corrections.
+    All,
+    Corrections,
+    /// Corrections that say something else than the local answer.
+    Changed,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct VerdictsSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jsonl: Option<SinkSettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<SinkSettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<SinkSettings>,
+    /// Answers on `up/answer/{source}`. May be given where the local file has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mqtt: Option<SinkSettings>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct SinkSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<SinkWants>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct BrokerSettings {
+    /// `mqtt://`, `mqtts://`, `ws://` or `wss://`, with host and optional port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The name of a `[credentials.NAME]` in the local file: secrets never travel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Name>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
+    /// TLS application protocol, for brokers that share port 443.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpn: Option<String>,
+    /// `http://host:port` of a proxy that allows CONNECT.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    #[cfg_attr(feature = "schema", schemars(range(min = 5)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_alive_s: Option<u16>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<ThresholdSettings>,
+}
+
+/// What an answer must reach to stay on the device. Each limit alone can send a sample on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ThresholdSettings {
+    /// The best score.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_min: Option<Share>,
+    /// Its distance to the second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin_min: Option<Share>,
+    /// Entropy as a share of its maximum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy_max: Option<Share>,
+    /// `score_min` for answers that name this class, by its label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<BTreeMap<String, Option<Share>>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct SourceSettings {
+    /// `http` adds a source; the kind of one in the local file cannot be changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AddedKind>,
+    /// A source that is off takes no samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<Name>,
+    /// At most one sample per so many milliseconds; the newest wins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
+    /// Which part of the picture is judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<RegionSettings>,
+    /// Goes with every sample; at most 1 KiB as JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Metadata>,
+}
+
+/// Sources that name programs or folders are added on the device only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum AddedKind {
+    Http,
+}
+
+/// Fractions of the whole picture.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RegionSettings {
+    pub left: Share,
+    pub top: Share,
+    pub width: Share,
+    pub height: Share,
+}
+
+/// What is wrong with one field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct FieldError {
+    /// As in the local file, with dots: `model.photo.threshold.score_min`.
+    pub field: String,
+    pub reason: String,
+}
+
+/// What is decided on the device alone, by the beginning of its name, and why. `*` is any one name.
+pub const LOCAL_ONLY: &[(&str, &str)] = &[
+    ("device", "the device's name is its identity"),
+    ("state_dir", "it holds what must not be lost"),
+    ("http", "who may reach the device's own interface is decided on the device"),
+    ("runtime", "a library is code"),
+    ("credentials", "secrets never travel; name them with broker.credentials"),
+    ("privacy", "what may leave the device is decided on the device"),
+    ("broker.recovery", "it is the way back when everything else was set wrong"),
+    ("broker.prefix", "it belongs to the device's identity"),
+    ("broker.username", "secrets never travel; name them with broker.credentials"),
+    ("broker.password_file", "secrets never travel; name them with broker.credentials"),
+    ("broker.ca_file", "secrets never travel; name them with broker.credentials"),
+    ("broker.certificate_file", "secrets never travel; name them with broker.credentials"),
+    ("broker.key_file", "secrets never travel; name them with broker.credentials"),
+    ("link.probe", "an address the device asks is decided on the device"),
+    ("outbox.cases_max", "the disk is the device's"),
+    ("outbox.bytes_max", "the disk is the device's"),
+    ("outbox.free_bytes_min", "the disk is the device's"),
+    ("outbox.payload_bytes_max", "the disk is the device's"),
+    ("log.format", "the journal's readers are on the device"),
+    ("model.*.bundle", "a model is code; bundles are delivered on the device"),
+    ("model.*.variant", "a model is code; bundles are delivered on the device"),
+    ("model.*.threads", "the board's cores are the device's"),
+    ("source.*.path", "folders are the device's"),
+    ("source.*.after", "folders are the device's"),
+    ("source.*.command", "a command is code"),
+    ("source.*.format", "a command is code"),
+    ("verdicts.jsonl.path", "folders are the device's"),
+    ("verdicts.jsonl.bytes_max", "the disk is the device's"),
+    ("verdicts.webhook.url", "who gets answers is decided on the device"),
+    ("verdicts.webhook.ca_file", "secrets never travel"),
+    ("verdicts.webhook.token_file", "secrets never travel"),
+    ("verdicts.command.command", "a command is code"),
+    ("verdicts.mqtt.broker", "who gets answers is decided on the device"),
+];
+
+/// The most wrong fields one answer lists; a document with more is wrong altogether.
+pub const FIELD_ERRORS_MAX: usize = 32;
+
+/// The most of a reason that goes into an answer: it may quote what was sent.
+const REASON_CHARS_MAX: usize = 300;
+
+impl FieldError {
+    #[must_use]
+    pub fn new(field: impl Into<String>, reason: impl AsRef<str>) -> Self {
+        Self { field: field.into(), reason: reason.as_ref().chars().take(REASON_CHARS_MAX).collect() }
+    }
+}
+
+impl core::fmt::Display for FieldError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}: {}", self.field, self.reason)
+    }
+}
+
+impl Settings {
+    /// Reads an overlay whole, or names every wrong field (at most [`FIELD_ERRORS_MAX`]).
+    pub fn read(mut overlay: Value) -> Result<Self, Vec<FieldError>> {
+        let mut errors = Vec::new();
+        take_local_only(&mut overlay, &mut errors);
+        loop {
+            match serde_path_to_error::deserialize::<_, Self>(&overlay) {
+                Ok(settings) if errors.is_empty() => return Ok(settings),
+                Ok(_) => return Err(errors),
+                Err(error) => {
+                    let path = error.path().clone();
+                    errors.push(FieldError::new(field_name(&path), error.into_inner().to_string()));
+                    if errors.len() >= FIELD_ERRORS_MAX || !take_out(&mut overlay, &path) {
+                        return Err(errors);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Refuses what only the device decides, by name, and takes it out of the document.
+fn take_local_only(overlay: &mut Value, errors: &mut Vec<FieldError>) {
+    for (pattern, reason) in LOCAL_ONLY {
+        let levels: Vec<&str> = pattern.split('.').collect();
+        for field in take_pattern(overlay, &levels) {
+            if errors.len() < FIELD_ERRORS_MAX {
+                errors.push(FieldError::new(field, format!("is set on the device only: {reason}")));
+            }
+        }
+    }
+}
+
+/// Removes what matches and returns the names it had.
+fn take_pattern(value: &mut Value, levels: &[&str]) -> Vec<String> {
+    let (Value::Object(object), Some((level, rest))) = (value, levels.split_first()) else { return Vec::new() };
+    let names: Vec<String> = match *level {
+        "*" => object.keys().cloned().collect(),
+        name => [name.to_string()].into(),
+    };
+    let mut taken = Vec::new();
+    for name in names {
+        if rest.is_empty() {
+            taken.extend(object.remove(&name).filter(|value| !value.is_null()).map(|_| name));
+        } else if let Some(inner) = object.get_mut(&name) {
+            taken.extend(take_pattern(inner, rest).into_iter().map(|field| format!("{name}.{field}")));
+        }
+    }
+    taken
+}
+
+fn field_name(path: &Path) -> String {
+    let text = path.to_string();
+    if text == "." { "settings".to_string() } else { text }
+}
+
+/// Removes the deepest named thing on the path. False if there is none: the document itself is wrong.
+fn take_out(value: &mut Value, path: &Path) -> bool {
+    let keys: Vec<&str> = path
+        .iter()
+        .filter_map(|segment| match segment {
+            Segment::Map { key } => Some(key.as_str()),
+            _ => None,
+        })
+        .collect();
+    let Some((last, parents)) = keys.split_last() else { return false };
+    let mut place = value;
+    for parent in parents {
+        let Some(inner) = place.get_mut(*parent) else { return false };
+        place = inner;
+    }
+    place.as_object_mut().is_some_and(|object| object.remove(*last).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[track_caller]
+    fn check_refused(overlay: Value, expected: &[(&str, &str)]) {
+        let errors = Settings::read(overlay).expect_err("refused");
+        assert_eq!(errors.len(), expected.len(), "{errors:?}");
+        for (field, part) in expected {
+            let found = errors.iter().any(|error| error.field == *field && error.reason.contains(part));
+            assert!(found, "no `{field}` with `{part}` in {errors:?}");
+        }
+    }
+
+    #[test]
+    fn an_overlay_reads_back_and_null_is_nothing() {
+        let overlay = json!({
+            "link": {"profile": "metered", "ceilings": {"bytes_per_day": 5}},
+            "model": {"photo": {"threshold": {"score_min": 0.7, "classes": {"cat": 0.9, "dog": null}}}},
+            "source": {"porch": {"interval_ms": 500, "region": null}, "hall": null},
+            "broker": null,
+        });
+        let settings = Settings::read(overlay).expect("valid");
+        assert_eq!(settings.broker, None);
+        let again = serde_json::to_value(&settings).expect("serialises");
+        assert_eq!(again["model"]["photo"]["threshold"]["classes"]["cat"], json!(0.9_f32));
+        assert_eq!(Settings::read(again), Ok(settings));
+    }
+
+    #[test]
+    fn every_wrong_field_is_named() {
+        check_refused(
+            json!({
+                "linkk": 1,
+                "link": {"profile": "wifi", "batch_bytes_max": -1, "ceilings": {"cases_per_hour": "many"}},
+                "model": {"photo": {"threshold": {"score_min": 1.2}}},
+                "source": {"porch": {"interval": 5, "kind": "command"}},
+            }),
+            &[
+                ("linkk", "unknown field"),
+                ("link.profile", "wifi"),
+                ("link.batch_bytes_max", "-1"),
+                ("link.ceilings.cases_per_hour", "many"),
+                ("model.photo.threshold.score_min", "from 0 to 1"),
+                ("source.porch.interval", "unknown field"),
+                ("source.porch.kind", "command"),
+            ],
+        );
+        check_refused(json!(7), &[("settings", "invalid type")]);
+    }
+
+    #[test]
+    fn what_is_local_only_is_refused_with_the_reason() {
+        check_refused(
+            json!({
+                "device": "other",
+                "broker": {"url": "mqtt://b", "password_file": "/etc/shadow", "recovery": {"url": "mqtt://c"}},
+                "source": {"porch": {"command": ["sh"]}, "hall": {"path": "/"}},
+            }),
+            &[
+                ("device", "identity"),
+                ("broker.password_file", "broker.credentials"),
+                ("broker.recovery", "way back"),
+                ("source.porch.command", "code"),
+                ("source.hall.path", "folders"),
+            ],
+        );
+    }
+
+    #[test]
+    fn errors_are_bounded_however_wrong_a_document_is() {
+        let overlay: Value =
+            (0..1000).map(|n| (format!("field{n}"), json!(n))).collect::<serde_json::Map<_, _>>().into();
+        assert_eq!(Settings::read(overlay).expect_err("refused").len(), FIELD_ERRORS_MAX);
+    }
+}

@@ -1,0 +1,32 @@
+//! A number from 0 to 1: a score, or a part of a whole.
+
+use serde::{Deserialize, Serialize};
+
+/// From 0 to 1, both included.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(try_from = "f32")]
+pub struct Share(#[cfg_attr(feature = "schema", schemars(range(min = 0, max = 1)))] f32);
+
+/// The number is not from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("{0} is not a number from 0 to 1")]
+pub struct NotAShare(f32);
+
+impl Share {
+    pub fn new(value: f32) -> Result<Self, NotAShare> {
+        if (0.0..=1.0).contains(&value) { Ok(Self(value)) } else { Err(NotAShare(value)) }
+    }
+
+    #[must_use]
+    pub fn value(self) -> f32 {
+        self.0
+    }
+}
+
+impl TryFrom<f32> for Share {
+    type Error = NotAShare;
+    fn try_from(value: f32) -> Result<Self, NotAShare> {
+        Self::new(value)
+    }
+}

@@ -1,0 +1,290 @@
+//! The Debian packages on a fresh machine with a systemd of its own, under the units as they are shipped.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use hedge_proto::{Answer, CaseFate, LinkState};
+use hedge_tests::certificates::{Authority, Identity};
+use hedge_tests::interface::Interface;
+use hedge_tests::webhook::Webhook;
+use hedge_tests::{Machine, Mosquitto, MosquittoSetup, Sink, address, places, skip, wait};
+
+const AGENT: &str = "hedge-agent.service";
+const CLOUD: &str = "hedge-cloud.service";
+const CAMERA: &str = "hedge-camera@camera.service";
+const DEVICE: &str = "gate-7";
+const SINK: &str = "/var/lib/hedge-agent/answers.jsonl";
+
+/// From a bare system to the first verdict.
+const FIRST_VERDICT_MAX: Duration = Duration::from_secs(60);
+/// Anything else: a restart, a camera's picture, a drained queue.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+const CASES: usize = 1000;
+
+#[test]
+fn from_a_bare_debian_to_the_first_verdict_within_a_minute() -> Result<()> {
+    if !skip::has_machine() || !skip::has_mosquitto() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let authority = Authority::new(dir.path())?;
+    let setup = MosquittoSetup { tls: Some(&authority), client_certificates: true, ..Default::default() };
+    let broker = Mosquitto::start_with(dir.path(), &setup)?;
+    let webhook = Webhook::start()?;
+    let machine = Machine::new()?;
+
+    let begun = Instant::now();
+    machine.install(&[
+        "hedge-agent_0.1.0-1",
+        "hedge-cloud_0.1.0-1",
+        "hedge-onnx",
+        "hedge-model-photo-s",
+        "hedge-model-photo-l",
+    ])?;
+    ensure!(machine.property(AGENT, "ActiveState")? == "active", "as installed: {}", machine.journal(AGENT));
+    let url = format!("mqtts://{}", broker.address());
+    enrol(&machine, &url, &authority)?;
+    let http = Interface::new(address::own(8787));
+    machine.write("/etc/hedge/agent.toml", &agent_toml(&url, &http, &webhook.url()))?;
+    machine.run(&["systemctl", "enable", "--now", CLOUD])?;
+    machine.run(&["systemctl", "restart", AGENT])?;
+    let photo = fs::read(places::model("pictures/rocket.jpg"))?;
+    let answer = http.post("http", "&wait_ms=30000", "image/jpeg", &photo)?;
+    ensure!(answer.revision == 1, "no verdict, but {answer:?}; {}", machine.journal(AGENT));
+    let took = begun.elapsed();
+    println!("from dpkg to the first verdict: {:.1} s", took.as_secs_f64());
+    ensure!(took <= FIRST_VERDICT_MAX, "it took {took:?}");
+
+    every_way_in_and_out(&machine, &http, &webhook)?;
+    the_units_keep_what_is_secret(&machine)?;
+    let id = machine.property(AGENT, "MainPID")?;
+    machine.run(&["systemctl", "reload", AGENT])?;
+    machine.wait_for("a reload is noticed", WAIT_MAX, AGENT, || Ok(machine.journal(AGENT).contains("reload")))?;
+    ensure!(machine.property(AGENT, "MainPID")? == id, "a reload is no restart");
+    Ok(())
+}
+
+/// Keys where only systemd reads them.
+fn enrol(machine: &Machine, url: &str, authority: &Authority) -> Result<()> {
+    let place = |identity: &Identity, name: &str, etc: &str| -> Result<()> {
+        machine.write(&format!("{etc}/{name}.pem"), &fs::read_to_string(&identity.certificate)?)?;
+        machine.write(&format!("{etc}/keys/{name}.key"), &fs::read_to_string(&identity.key)?)?;
+        machine.run(&["chmod", "0600", &format!("{etc}/keys/{name}.key")]).map(drop)
+    };
+    place(&authority.device(DEVICE)?, "device", "/etc/hedge")?;
+    place(&authority.device("cloud-1")?, "cloud", "/etc/hedge-cloud")?;
+    let ca = fs::read_to_string(authority.file())?;
+    machine.write("/etc/hedge/ca.pem", &ca)?;
+    // The cloud's user is made at its start and may not read /etc/hedge-cloud: all come as credentials.
+    machine.write("/etc/hedge-cloud/keys/ca.pem", &ca)?;
+    machine.run(&["mv", "/etc/hedge-cloud/cloud.pem", "/etc/hedge-cloud/keys/cloud.pem"])?;
+    let key = "/run/credentials/hedge-cloud.service/key";
+    machine.write(
+        "/etc/hedge-cloud/cloud.env",
+        &format!(
+            "HEDGE_CLOUD_BROKER={url}\nHEDGE_CLOUD_CA={key}_ca.pem\nHEDGE_CLOUD_CERT={key}_cloud.pem\n\
+             HEDGE_CLOUD_KEY={key}_cloud.key\nHEDGE_CLOUD_MODEL=/usr/share/hedge/models/photo-large\n\
+             HEDGE_CLOUD_LISTEN={}\n",
+            address::own(8080)
+        ),
+    )
+}
+
+fn agent_toml(url: &str, http: &Interface, webhook: &str) -> String {
+    let listen = http.base().trim_start_matches("http://");
+    format!(
+        r#"device = "{DEVICE}"
+[broker]
+url = "{url}"
+ca_file = "/etc/hedge/ca.pem"
+certificate_file = "/etc/hedge/device.pem"
+key_file = "/run/credentials/hedge-agent.service/key_device.key"
+[http]
+listen = ["unix:/run/hedge/agent.sock", "{listen}"]
+[[model]]
+name = "photo"
+bundle = "/usr/share/hedge/models/photo-small"
+threshold = {{ score_min = 1.0 }}
+[[source]]
+name = "http"
+kind = "http"
+[[source]]
+name = "camera"
+kind = "http"
+[[source]]
+name = "folder"
+kind = "folder"
+path = "/var/lib/hedge-agent/in"
+[verdicts.jsonl]
+path = "{SINK}"
+[verdicts.webhook]
+url = "{webhook}"
+[verdicts.command]
+command = ["/usr/bin/tee", "--append", "/var/lib/hedge-agent/commanded"]
+"#
+    )
+}
+
+fn every_way_in_and_out(machine: &Machine, http: &Interface, webhook: &Webhook) -> Result<()> {
+    machine.put(&places::model("pictures/retina.jpg"), Path::new("/var/lib/photo.jpg"))?;
+    // Written elsewhere and moved, as the folder source asks.
+    machine.run(&["install", "-d", "-o", "hedge", "-g", "hedge", "/var/lib/hedge-agent/in"])?;
+    machine.run(&["install", "-o", "hedge", "/var/lib/photo.jpg", "/var/lib/hedge-agent/one.jpg"])?;
+    machine.run(&["mv", "/var/lib/hedge-agent/one.jpg", "/var/lib/hedge-agent/in/one.jpg"])?;
+    machine.write("/usr/local/bin/camera", "#!/bin/sh\nwhile cat /usr/local/share/photo.jpg; do sleep 0.2; done\n")?;
+    machine.run(&["chmod", "0755", "/usr/local/bin/camera"])?;
+    machine.put(&places::model("pictures/rocket.jpg"), Path::new("/usr/local/share/photo.jpg"))?;
+    machine.write("/etc/hedge/camera-camera.env", "COMMAND=/usr/local/bin/camera\nINTERVAL_MS=500\n")?;
+    machine.run(&["systemctl", "enable", "--now", CAMERA])?;
+    let sources = ["http", "folder", "camera"].map(str::to_owned);
+    let seen = || -> Result<BTreeSet<String>> {
+        Ok(corrections(machine)?.into_iter().map(|correction| correction.source).collect())
+    };
+    let all = |seen: &BTreeSet<String>| sources.iter().all(|source| seen.contains(source));
+    machine
+        .wait_for("every source is corrected", WAIT_MAX, CAMERA, || Ok(all(&seen()?)))
+        .with_context(|| format!("seen {:?}; status {:?}; {}", seen(), http.status(), machine.journal(AGENT)))?;
+    for correction in corrections(machine)? {
+        let key = correction.idempotency_key();
+        machine.wait_for("the webhook has it", WAIT_MAX, AGENT, || Ok(webhook.has(&key)))?;
+        let commanded = || fs::read_to_string(machine.path("/var/lib/hedge-agent/commanded")).unwrap_or_default();
+        let id = correction.id.to_string();
+        machine.wait_for("the command has it", WAIT_MAX, AGENT, || Ok(commanded().contains(&id)))?;
+    }
+    Ok(())
+}
+
+fn the_units_keep_what_is_secret(machine: &Machine) -> Result<()> {
+    ensure!(machine.run(&["stat", "-c", "%a %G", "/run/hedge/agent.sock"])? == "660 hedge", "the socket's mode");
+    machine.run_to_fail(&["runuser", "-u", "hedge", "--", "cat", "/etc/hedge/keys/device.key"])?;
+    machine.run_to_fail(&["runuser", "-u", "nobody", "--", "cat", "/etc/hedge/agent.toml"])?;
+    machine.run_to_fail(&["runuser", "-u", "nobody", "--", "ls", "/var/lib/hedge-agent"])?;
+    Ok(())
+}
+
+fn corrections(machine: &Machine) -> Result<Vec<Answer>> {
+    let mut answers = Sink::new(&machine.path(SINK)).read_on()?;
+    answers.retain(|answer| answer.revision > 0);
+    Ok(answers)
+}
+
+#[test]
+fn kills_upgrades_and_power_cuts_lose_none_of_a_thousand_cases() -> Result<()> {
+    if !skip::has_machine() || !skip::has_mosquitto() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let mut broker = Mosquitto::start(dir.path())?;
+    let mut machine = Machine::new()?;
+    for bundle in ["fashion-small", "fashion-large"] {
+        machine.put(&places::model(bundle), &Path::new("/usr/share/hedge/models").join(bundle))?;
+    }
+    let http = Interface::new(address::own(8787));
+    let config = doubter_toml(&broker, &http);
+    machine.install(&["hedge-agent_0.1.0-1", "hedge-cloud_0.1.0-1", "hedge-onnx"])?;
+    machine.write("/etc/hedge/agent.toml", &config)?;
+    machine.write("/etc/systemd/system/hedge-agent.service.d/test.conf", "[Service]\nWatchdogSec=2s\n")?;
+    machine.run(&["systemctl", "daemon-reload"])?;
+    broker.kill()?;
+    machine.run(&["systemctl", "restart", AGENT])?;
+
+    let stored = post_cases(&http)?;
+    a_killed_and_a_hung_agent_come_back(&machine)?;
+    wait_for_waiting(&machine, &http)?;
+
+    machine.install(&["hedge-agent_0.1.0-2", "hedge-cloud_0.1.0-2"])?;
+    ensure!(fs::read_to_string(machine.path("/etc/hedge/agent.toml"))? == config, "an upgrade keeps settings");
+    wait_for_waiting(&machine, &http)?;
+    let older = machine.packages(&["hedge-agent_0.1.0-1"])?;
+    let said = machine.run_to_fail(&["dpkg", "--install", &older[0]])?;
+    ensure!(said.contains("To go back"), "a downgrade is refused in a sentence: {said}");
+    ensure!(machine.property(AGENT, "ActiveState")? == "active", "and changes nothing");
+
+    machine.cut_power()?;
+    machine.switch_on()?;
+    wait_for_waiting(&machine, &http)?;
+    broker.start_again()?;
+    let cloud = format!(
+        "HEDGE_CLOUD_BROKER={}\nHEDGE_CLOUD_MODEL=/usr/share/hedge/models/fashion-large\nHEDGE_CLOUD_LISTEN={}\n",
+        broker.url(),
+        address::own(8080)
+    );
+    machine.write("/etc/hedge-cloud/cloud.env", &cloud)?;
+    machine.run(&["systemctl", "enable", "--now", CLOUD])?;
+    let arrived = || -> Result<BTreeSet<String>> {
+        Ok(corrections(&machine)?.iter().map(|correction| correction.id.to_string()).collect())
+    };
+    machine.wait_for("all cases are corrected", 2 * WAIT_MAX, AGENT, || Ok(stored.is_subset(&arrived()?)))?;
+
+    removal_keeps_state_and_purge_ends_it(&machine)
+}
+
+fn doubter_toml(broker: &Mosquitto, http: &Interface) -> String {
+    let listen = http.base().trim_start_matches("http://");
+    format!(
+        r#"device = "{DEVICE}"
+[broker]
+url = "{}"
+[http]
+listen = ["{listen}"]
+[[model]]
+name = "fashion"
+bundle = "/usr/share/hedge/models/fashion-small"
+threshold = {{ score_min = 1.0 }}
+[[source]]
+name = "http"
+kind = "http"
+[verdicts.jsonl]
+path = "{SINK}"
+"#,
+        broker.url()
+    )
+}
+
+/// The ids of all that were said to be stored, which are all.
+fn post_cases(http: &Interface) -> Result<BTreeSet<String>> {
+    wait::until_true("the agent serves", WAIT_MAX, || Ok(http.status().is_ok()))?;
+    let sample = fs::read(places::model("fashion-small/golden/test-0.png"))?;
+    let mut stored = BTreeSet::new();
+    for _ in 0..CASES {
+        let answer = http.post("http", "", "image/png", &sample)?;
+        ensure!(answer.case == Some(CaseFate::Stored), "not stored: {answer:?}");
+        stored.insert(answer.id.to_string());
+    }
+    Ok(stored)
+}
+
+fn a_killed_and_a_hung_agent_come_back(machine: &Machine) -> Result<()> {
+    let restarts = || machine.property(AGENT, "NRestarts");
+    for (signal, wanted) in [("KILL", "1"), ("STOP", "2")] {
+        machine.run(&["systemctl", "kill", "--kill-who=main", &format!("--signal={signal}"), AGENT])?;
+        machine.wait_for(&format!("it is back after SIG{signal}"), WAIT_MAX, AGENT, || {
+            Ok(restarts()? == wanted && machine.property(AGENT, "ActiveState")? == "active")
+        })?;
+    }
+    ensure!(machine.journal(AGENT).contains("Watchdog timeout"), "it was the watchdog: {}", machine.journal(AGENT));
+    Ok(())
+}
+
+fn wait_for_waiting(machine: &Machine, http: &Interface) -> Result<()> {
+    let wanted = u64::try_from(CASES)?;
+    machine.wait_for("all cases wait", WAIT_MAX, AGENT, || {
+        Ok(http.status().is_ok_and(|status| status.queue.waiting == wanted && status.link != LinkState::Online))
+    })
+}
+
+fn removal_keeps_state_and_purge_ends_it(machine: &Machine) -> Result<()> {
+    machine.run(&["dpkg", "--remove", "hedge-agent", "hedge-cloud"])?;
+    ensure!(machine.property(AGENT, "ActiveState")? == "inactive", "a removed agent is stopped");
+    ensure!(machine.path("/var/lib/hedge-agent/outbox").is_dir() && machine.path("/etc/hedge/agent.toml").is_file());
+    ensure!(machine.path("/var/lib/private/hedge-cloud").is_dir(), "records outlive a removal");
+    machine.run(&["dpkg", "--purge", "hedge-agent", "hedge-cloud"])?;
+    for gone in ["/var/lib/hedge-agent", "/etc/hedge", "/var/lib/private/hedge-cloud", "/etc/hedge-cloud"] {
+        ensure!(!machine.path(gone).exists(), "{gone} outlived a purge");
+    }
+    Ok(())
+}
