@@ -15,8 +15,27 @@ use crate::interface::Interface;
 /// How to make a payload again.
 #[derive(Debug, Clone, Copy)]
 pub struct Picture {
+    /// Behind the picture itself: readers of PNG stop at its end.
     pub bytes: usize,
     pub seed: u64,
+}
+
+/// Pixels of the picture proper: it costs the device little, so that the disk is what is tested.
+const PIXELS: usize = 400;
+
+impl Picture {
+    fn make(self) -> Result<Vec<u8>> {
+        let mut payload = noise_png(PIXELS, self.seed)?;
+        let mut state = self.seed | 1;
+        payload.extend(
+            std::iter::repeat_with(|| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                state.to_be_bytes()[0]
+            })
+            .take(self.bytes),
+        );
+        Ok(payload)
+    }
 }
 
 /// For any number of threads.
@@ -35,7 +54,7 @@ struct Book {
 impl Ledger {
     /// Posts one picture and notes what the device said of its case; nothing if it did not answer.
     pub fn post(&self, http: &Interface, source: &str, picture: Picture) -> Result<CaseFate> {
-        let answer = http.post(source, "", "image/png", &noise_png(picture.bytes, picture.seed)?)?;
+        let answer = http.post(source, "", "image/png", &picture.make()?)?;
         let fate = answer.case.context("the device was sure of a picture of noise")?;
         let mut book = self.book();
         match fate {
@@ -84,7 +103,7 @@ impl Ledger {
         ensure!(back.is_empty(), "dropped cases are back: {back:?}");
         for (id, picture) in &book.stored {
             let payload = http.bytes(&format!("/v1/queue/cases/{id}/payload"))?;
-            ensure!(payload == noise_png(picture.bytes, picture.seed)?, "the payload of {id} has changed");
+            ensure!(payload == picture.make()?, "the payload of {id} has changed");
         }
         Ok(book.stored.len())
     }

@@ -98,7 +98,7 @@ impl Round<'_> {
     }
 
     fn post(&mut self) -> Result<CaseFate> {
-        let bytes = usize::try_from(self.chance.within(500..150_000))?;
+        let bytes = usize::try_from(self.chance.within(500..300_000))?;
         let seed = self.chance.within(1..u64::MAX);
         let fate = self.ledger.post(&self.agent.http, "pictures", Picture { bytes, seed })?;
         ensure!(matches!(fate, CaseFate::Stored | CaseFate::Pending | CaseFate::Refused(Refusal::Disk)), "{fate:?}");

@@ -95,9 +95,9 @@ impl Disk for Folder {
         std::fs::rename(&path, path.with_extension("damaged"))?;
         let mut kept = self.numbers(".damaged")?;
         kept.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
-        kept.iter().skip(SET_ASIDE_MAX).try_for_each(|old| {
-            std::fs::remove_file(self.path_of(*old).with_extension("damaged"))
-        })
+        kept.iter()
+            .skip(SET_ASIDE_MAX)
+            .try_for_each(|old| std::fs::remove_file(self.path_of(*old).with_extension("damaged")))
     }
 
     fn segments(&self) -> io::Result<Vec<u32>> {

@@ -70,7 +70,9 @@ fn a_full_disk_whose_segments_are_half_dead_is_freed_by_copying() {
     for sequence in 1000..1020 {
         bench.wait(outbox.store(case(sequence, 1.0, 400))).unwrap();
     }
-    assert!(stored.iter().filter(|sequence| sequence.is_multiple_of(4)).all(|kept| outbox.lookup(key(*kept)).is_some()));
+    assert!(
+        stored.iter().filter(|sequence| sequence.is_multiple_of(4)).all(|kept| outbox.lookup(key(*kept)).is_some())
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod cuts;
 mod damage;
 mod eviction;
 mod faults;
+mod format;
 mod inspect;
 mod model;
 mod paper;
@@ -23,8 +24,11 @@ use super::{Limits, NewCase, OpenReport, Outbox};
 /// Small segments, so that short tests see several come and go.
 const SEGMENT_BYTES: u64 = 2048;
 
-const LIMITS: Limits =
-    Limits { cases_max: 1000, bytes_max: 10 * 1024 * 1024, free_bytes_min: 0, payload_bytes_max: 64 * 1024,
+const LIMITS: Limits = Limits {
+    cases_max: 1000,
+    bytes_max: 10 * 1024 * 1024,
+    free_bytes_min: 0,
+    payload_bytes_max: 64 * 1024,
     when_full: WhenFull::RefuseNew,
 };
 
