@@ -70,6 +70,8 @@ impl Committer {
     pub(crate) fn new(shared: Arc<Shared>, writer: Writer, limits: Limits) -> Self {
         let lag_extra = shared.table().dirty_len();
         let mut committer = Self { shared, writer, limits, waiting: VecDeque::new(), lag_extra, reserve_kept: false };
+        // Of an earlier run: a disk that is full now has no room for another.
+        committer.reserve_kept = committer.shared.disk.has_reserve(committer.reserve_bytes());
         committer.keep_reserve();
         committer.publish();
         committer
@@ -183,7 +185,7 @@ impl Committer {
     }
 
     fn reserve_bytes(&self) -> u64 {
-        RESERVE_MARKS_BYTES + self.writer.segment_bytes()
+        RESERVE_MARKS_BYTES + with_overhead(self.writer.segment_bytes())
     }
 
     /// Whether the reserve is there; tries to take it again once there is room for it.
@@ -204,8 +206,7 @@ impl Committer {
     /// if that is what it takes.
     pub(super) fn has_room_to_copy(&mut self, bytes: u64) -> bool {
         let Ok(free) = self.shared.disk.free_bytes() else { return true };
-        // An eighth for heads and blocks of the file system.
-        let needed = bytes + bytes / 8 + RESERVE_MARKS_BYTES / 2;
+        let needed = with_overhead(bytes) + RESERVE_MARKS_BYTES / 2;
         if free < needed && self.reserve_kept && free + self.reserve_bytes() >= needed {
             self.give_up_reserve();
             return true;
@@ -219,6 +220,11 @@ impl Committer {
             tracing::warn!(%error, "the outbox's reserve cannot be removed");
         }
     }
+}
+
+/// An eighth more, for heads and blocks of the file system.
+fn with_overhead(bytes: u64) -> u64 {
+    bytes + bytes / 8
 }
 
 impl Batch {

@@ -39,6 +39,8 @@ pub(crate) trait Disk: Send + Sync {
     fn free_bytes(&self) -> io::Result<u64>;
     /// Takes or gives back `bytes` of the disk, so that a full disk still takes a tombstone.
     fn keep_reserve(&self, bytes: Option<u64>) -> io::Result<()>;
+    /// Whether so much is kept already.
+    fn has_reserve(&self, bytes: u64) -> bool;
 }
 
 /// A folder of a real file system.
@@ -121,12 +123,18 @@ impl Disk for Folder {
                 done => done,
             };
         };
-        if std::fs::metadata(&path).is_ok_and(|file| file.len() == bytes) {
-            return Ok(());
-        }
         let file = File::create(&path)?;
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
-        file.sync_all()
+        let taken = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
+        taken.map_err(io::Error::from).and_then(|()| file.sync_all()).inspect_err(|_| {
+            // What was got of it is better used by others.
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(%error, "a part of the outbox's reserve stays behind");
+            }
+        })
+    }
+
+    fn has_reserve(&self, bytes: u64) -> bool {
+        std::fs::metadata(self.reserve()).is_ok_and(|file| file.len() == bytes)
     }
 }
 

@@ -15,10 +15,10 @@ use super::model::{Expected, Model, Step, take};
 use super::paper::{PaperDisk, Shot, dice};
 use super::{Bench, case, key};
 
-const LIVES: u64 = 50;
+const LIVES: u64 = 25;
 const CUTS_PER_LIFE: u64 = 4;
 /// Between two cuts, each of a few steps at once.
-const BATCHES: usize = 14;
+const BATCHES: usize = 28;
 
 /// What the disk was asked for and what was said to be done, in the order in which it happened.
 enum Event {

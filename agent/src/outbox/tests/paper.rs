@@ -247,6 +247,10 @@ impl Disk for PaperDisk {
         state.reserve = bytes.unwrap_or(0);
         Ok(())
     }
+
+    fn has_reserve(&self, bytes: u64) -> bool {
+        self.state().reserve == bytes
+    }
 }
 
 impl SegmentFile for OpenFile {
