@@ -89,6 +89,12 @@ impl Answers {
         self.with(|recent| recent.get(id))
     }
 
+    /// The last answers, newest first.
+    #[must_use]
+    pub fn recent(&self, last: usize) -> Vec<Remembered> {
+        self.with(|recent| recent.oldest_first.iter().rev().filter_map(|(_, id)| recent.get(id)).take(last).collect())
+    }
+
     /// The answer already given to the sample an application named `reference`.
     #[must_use]
     pub fn by_reference(&self, source: &Name, reference: &str) -> Option<Remembered> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bundle, feed, infer, queue};
+use crate::commands::{bundle, feed, infer, log, queue};
 use crate::daemon::config::{Config, ConfigError};
 
 /// Answers on the device when the model is sure, asks the cloud when it is not, loses nothing while the link
@@ -33,6 +33,9 @@ pub enum Command {
     Feed(feed::FeedArgs),
     /// See and mend the queue of cases, whether the agent runs or not.
     Queue(queue::QueueArgs),
+    /// See who changed settings and gave commands.
+    #[command(subcommand)]
+    Log(log::LogCommand),
     /// Make, inspect and calibrate model bundles.
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),

@@ -11,6 +11,7 @@ pub mod capture;
 mod child;
 pub mod clock;
 pub mod commands;
+pub mod control;
 pub mod daemon;
 pub mod figures;
 pub mod inference;

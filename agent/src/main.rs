@@ -1,5 +1,6 @@
 //! `hedge-agent`: see `--help`.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -7,7 +8,7 @@ use clap::Parser as _;
 use hedge_agent::arguments::{Arguments, Command};
 use hedge_agent::commands;
 use hedge_agent::daemon::config::{Config, ConfigError};
-use hedge_agent::daemon::{self, StartError};
+use hedge_agent::daemon::{self, Ending, StartError};
 
 fn main() -> ExitCode {
     hedge_inference::probe_if_asked();
@@ -29,21 +30,32 @@ fn act(command: Command) -> anyhow::Result<ExitCode> {
                 .enable_all()
                 .build()
                 .context("starting the runtime")?;
-            runtime.block_on(daemon::run(config))?;
+            let ending = runtime.block_on(daemon::run(config))?;
             // A blocking read that hangs must not hold up the exit.
             runtime.shutdown_background();
-            Ok(ExitCode::SUCCESS)
+            match ending {
+                Ending::Stop => Ok(ExitCode::SUCCESS),
+                Ending::Restart => become_anew(),
+            }
         }
         Command::Queue(arguments) => {
             let config = Config::load(&arguments.config, std::env::vars())?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.context("starting the runtime")?.block_on(commands::queue::run(&arguments, &config))
         }
+        Command::Log(command) => commands::log::run(&command),
         Command::Feed(arguments) => commands::feed::run(arguments),
         Command::Infer(arguments) => commands::infer::run(&arguments),
         Command::Check(argument) => commands::check::run(&argument.load()?),
         Command::Bundle(command) => commands::bundle::run(&command),
     }
+}
+
+/// The same process runs the program from its beginning, so a restart needs nobody outside. Files are closed by it.
+fn become_anew() -> anyhow::Result<ExitCode> {
+    let program = daemon::program().context("this process does not know its own program")?;
+    let error = std::process::Command::new(&program).args(std::env::args_os().skip(1)).exec();
+    Err(error).with_context(|| format!("cannot start {} again", program.display()))
 }
 
 /// Two are enough: the work is in the model threads, the log thread and the kernel.

@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::answers::Answers;
-use crate::capture::{Intake, Lookup, ModelFacts, Taker};
+use crate::capture::{Asking, Intake, Lookup, ModelFacts, Snapshots, Taker};
 use crate::clock::Clock;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
@@ -53,6 +53,7 @@ pub struct Pipeline {
     pub judges: BTreeMap<Name, Judge>,
     pub outbox: Outbox,
     pub answers: Answers,
+    pub snapshots: Snapshots,
     pub figures: Arc<Figures>,
     pub events: mpsc::Sender<Event>,
     pub link: watch::Receiver<LinkView>,
@@ -271,6 +272,10 @@ impl Taker for Pipeline {
 
     fn set_source_state(&self, source: &Name, state: String) {
         self.figures.set_source(source, state);
+    }
+
+    fn asked(&self, source: &Name) -> mpsc::Receiver<Asking> {
+        self.snapshots.register(source)
     }
 
     fn count_skipped(&self, _: &Name, count: u64) {

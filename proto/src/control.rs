@@ -271,7 +271,7 @@ impl Order {
 #[serde(rename_all = "snake_case")]
 pub enum CommandOutcome {
     Done,
-    /// It did not run, and never will.
+    /// It did not run, and its id is not used up: the same command may be given again.
     Refused,
     /// It ran and could not do what it is for.
     Failed,

@@ -228,6 +228,12 @@ impl Agent {
             .with_context(|| format!("last status: {:?}; the end of its log:\n{}", self.http.status(), self.log_end()))
     }
 
+    /// Waits until it has a connection; a broker keeps commands for it from then on.
+    pub fn wait_until_connected(&mut self) -> Result<()> {
+        self.wait_for_status("it is connected", ONLINE_WAIT_MAX, |status| status.connections > 0)?;
+        Ok(())
+    }
+
     /// Waits until the device is online and a live cloud is behind the broker.
     pub fn wait_until_online(&mut self) -> Result<()> {
         self.wait_for_status("the device is online", ONLINE_WAIT_MAX, |status| status.link == LinkState::Online)?;

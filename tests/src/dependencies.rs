@@ -33,6 +33,7 @@ const CORE_MAY_USE: &[&str] = &[
     "serde_core",
     "serde_derive",
     "serde_json",
+    "serde_path_to_error",
     "sha2",
     "syn",
     "thiserror",

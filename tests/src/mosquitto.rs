@@ -79,6 +79,12 @@ impl Mosquitto {
         self.outside
     }
 
+    /// The cloud's and the operator's way in, open to all. (On port 8883 mosquitto's clients insist on TLS.)
+    #[must_use]
+    pub fn inside(&self) -> SocketAddr {
+        self.inside
+    }
+
     /// `mqtt://…` for the cloud.
     #[must_use]
     pub fn url(&self) -> String {

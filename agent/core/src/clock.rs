@@ -1,7 +1,8 @@
 //! Time as decisions see it: milliseconds on the device's powered clock.
 //!
 //! The powered clock is the time the device has been switched on in its life. It never jumps and never runs
-//! backwards; time switched off does not pass. Wall time is for people and appears nowhere in this crate.
+//! backwards; time switched off does not pass. Wall time is for people and appears nowhere in this crate, but that a
+//! command expires an hour after a person gave it.
 
 use core::ops::{Add, Sub};
 use core::time::Duration;

@@ -82,6 +82,8 @@ pub enum Event {
     },
     /// The network has changed: a wait for the next dial is over.
     NetworkChanged,
+    /// An operator wants what waits to be sent now: waits of earlier failures are over, what the cloud asked for is not.
+    Drain,
     /// So many bytes went over the wire, in both directions, of whatever kind.
     Spent {
         bytes: u64,
@@ -261,6 +263,10 @@ impl Engine {
             Event::AskFailed { keys } => self.uplink.ask_failed(now, &keys),
             Event::Explained(trouble) => self.link.explain(trouble),
             Event::NetworkChanged => self.link.dial_now(now),
+            Event::Drain => {
+                self.link.dial_now(now);
+                self.uplink.forget_failures(now);
+            }
             Event::Closed { key, spoken } => {
                 self.uplink.forget(key);
                 if spoken {

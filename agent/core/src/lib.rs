@@ -12,6 +12,7 @@ extern crate std;
 pub mod budget;
 pub mod chance;
 pub mod clock;
+pub mod control;
 pub mod engine;
 pub mod judge;
 pub mod link;

@@ -275,6 +275,16 @@ impl Uplink {
         }
     }
 
+    /// Waits that earlier failures left behind are over. A rest the cloud asked for, and its pace, still hold.
+    pub fn forget_failures(&mut self, now: Moment) {
+        self.somebody_listens();
+        for case in self.cases.values_mut() {
+            if let Phase::Ready { not_before } | Phase::Doubtful { not_before } = &mut case.phase {
+                *not_before = now.min(*not_before);
+            }
+        }
+    }
+
     pub fn hold(&mut self, until: Moment) {
         self.hold_until = self.hold_until.max(until);
     }

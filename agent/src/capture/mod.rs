@@ -8,6 +8,7 @@ pub(crate) mod command;
 mod folder;
 mod http;
 mod open_inference;
+mod snapshots;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -18,12 +19,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use hedge_inference::{ContentType, Tensor};
 use hedge_proto::{Answer, CaseId, Name, Telemetry};
+use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use self::http::ListenError;
+pub use self::snapshots::{Asking, Snapshots};
 use crate::answers::{Answers, Remembered};
 use crate::daemon::config::{Config, SourceKind};
 use crate::pipeline::LinkView;
@@ -42,6 +45,11 @@ pub trait Taker: Send + Sync + 'static {
 
     /// Counts samples passed over: a newer one was there, or they were not whole.
     fn count_skipped(&self, source: &Name, count: u64);
+
+    /// Who asks a source for a sample now; nobody, where there is nobody to ask.
+    fn asked(&self, _: &Name) -> mpsc::Receiver<Asking> {
+        mpsc::channel(1).1
+    }
 }
 
 /// The agent, as its HTTP interface sees it.

@@ -11,9 +11,9 @@ use hedge_proto::{
     Answer, Authority, Captured, CaseId, CaseKey, DeviceId, Epoch, Explanation, LinkState, ModelRef, Name, Outcome,
     Telemetry, ThresholdMode,
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
-use super::{Intake, Lookup, ModelFacts, Source, Taker};
+use super::{Asking, Intake, Lookup, ModelFacts, Snapshots, Source, Taker};
 use crate::answers::Answers;
 use crate::pipeline::LinkView;
 use crate::queue::Queue;
@@ -24,6 +24,7 @@ type Verdict = Box<dyn Fn(&NewSample) -> Result<(), SampleError> + Send + Sync>;
 
 pub(super) struct Fake {
     answers: Answers,
+    pub(super) snapshots: Snapshots,
     next: AtomicU64,
     pub(super) skipped: AtomicU64,
     pub(super) samples: Mutex<Vec<NewSample>>,
@@ -42,6 +43,7 @@ impl Default for Fake {
     fn default() -> Self {
         Self {
             answers: Answers::default(),
+            snapshots: Snapshots::default(),
             next: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
             samples: Mutex::default(),
@@ -159,6 +161,10 @@ impl Taker for Fake {
     fn set_source_state(&self, _: &Name, state: String) {
         self.states.lock().expect("not poisoned").push(state);
         self.changed.notify_waiters();
+    }
+
+    fn asked(&self, source: &Name) -> mpsc::Receiver<Asking> {
+        self.snapshots.register(source)
     }
 
     fn count_skipped(&self, _: &Name, count: u64) {

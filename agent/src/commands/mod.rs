@@ -9,6 +9,7 @@ pub mod check;
 mod client;
 pub mod feed;
 pub mod infer;
+pub mod log;
 pub mod queue;
 
 use std::fs::File;

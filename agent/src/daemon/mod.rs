@@ -6,6 +6,7 @@ mod expiry;
 mod keeper;
 mod log;
 pub(crate) mod notify;
+mod restart;
 mod wiring;
 
 use std::path::PathBuf;
@@ -18,8 +19,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::config::{Config, ConfigError};
 pub use self::log::LogError;
+pub use self::restart::{Restart, program};
 use self::wiring::Parts;
 use crate::capture::{Capture, CaptureError, Intake};
+use crate::control::Control;
+use crate::control::audit::Audit;
+use crate::control::commands::{DeskSetup, DeskTask, Effects};
 use crate::pipeline::Pipeline;
 use crate::uplink::{Uplink, watch_network};
 use crate::verdict::SinkConfigError;
@@ -46,15 +51,23 @@ pub enum StartError {
     System(#[from] std::io::Error),
 }
 
+/// What is wanted after an orderly end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Stop,
+    /// An operator asked for it.
+    Restart,
+}
+
 /// Reads the configuration, starts everything, serves until told to stop, stops everything.
-pub async fn run(config: Config) -> Result<(), StartError> {
+pub async fn run(config: Config) -> Result<Ending, StartError> {
     log::start(&config.log)?;
     // From here on a signal stops the agent in good order instead of killing it.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(reload(signal(SignalKind::hangup())?));
 
     let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
-    let Parts { pipeline, uplink, mut keeper, verdicts, driver, events, deliveries } = wiring::wire(&config)?;
+    let Parts { pipeline, uplink, mut keeper, verdicts, driver, events, deliveries, commands } = wiring::wire(&config)?;
     verdicts.forget_all_delivered().await;
     let mut driving = tokio::spawn(driver.run(events, stop.clone()));
     let delivering: Vec<_> = deliveries.into_iter().map(|delivery| tokio::spawn(delivery.run(stop.clone()))).collect();
@@ -67,6 +80,21 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     for address in capture.addresses() {
         tracing::info!(%address, "listening");
     }
+    let restart = Restart::default();
+    let audit = Audit::new(&config.state_dir, keeper.clock.clone());
+    if let (Some(uplink), Some(broker)) = (&uplink, &config.broker) {
+        let setup = DeskSetup {
+            device: pipeline.device.clone(),
+            topics: broker.prefix.clone(),
+            clock: keeper.clock.clone(),
+            audit,
+            effects: Effects { pipeline: pipeline.clone(), control: Control, restart: restart.clone() },
+            says: uplink.clone(),
+        };
+        let desk = DeskTask::open(&config.state_dir, setup)
+            .map_err(|error| StartError::State { path: config.state_dir.clone(), reason: error.to_string() })?;
+        tokio::spawn(desk.run(commands, pipeline.link.clone(), stop_capture.clone()));
+    }
     for judge in pipeline.judges.values() {
         judge.settle().await;
     }
@@ -77,17 +105,21 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     notify::ready();
     tracing::info!(device = %pipeline.device, version = env!("CARGO_PKG_VERSION"), "ready");
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let ending = tokio::select! {
+        _ = terminate.recv() => Ending::Stop,
+        _ = interrupt.recv() => Ending::Stop,
+        () = restart.asked() => Ending::Restart,
         // Without its driver the agent would answer on and send nothing for ever; a restart heals that.
         ended = &mut driving => {
             tracing::error!(?ended, "the driver ended by itself");
             return Err(StartError::DriverEnded);
         }
+    };
+    tracing::info!(?ending, "stopping");
+    match ending {
+        Ending::Stop => notify::stopping(),
+        Ending::Restart => notify::restarting(),
     }
-    tracing::info!("stopping");
-    notify::stopping();
     let stopped = tokio::time::timeout(STOP_MAX, async {
         // Samples first, so that what they leave behind is still stored, sent and said.
         stop_capture.cancel();
@@ -107,7 +139,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     if stopped.await.is_err() {
         tracing::warn!("not everything stopped within {STOP_MAX:?}; what was stored is safe");
     }
-    Ok(())
+    Ok(ending)
 }
 
 /// Answers `systemctl reload`.

@@ -61,6 +61,11 @@ pub(crate) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// The process stays, so this is no stop to systemd; it has until the next start's first turn.
+pub(super) fn restarting() {
+    tell(&[NotifyState::Status("restarting"), NotifyState::Watchdog]);
+}
+
 pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }

@@ -18,7 +18,9 @@ use super::driver::{Driver, EVENTS_MAX};
 use super::keeper::Keeper;
 use super::notify::Watchdog;
 use crate::answers::Answers;
+use crate::capture::Snapshots;
 use crate::clock::Clock;
+use crate::control::commands::{Desk, Handed};
 use crate::figures::Figures;
 use crate::inference::{Judge, ModelSetup};
 use crate::outbox::{OpenReport, Outbox};
@@ -36,6 +38,7 @@ pub(super) struct Parts {
     pub(super) driver: Driver,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) deliveries: Vec<Delivery>,
+    pub(super) commands: mpsc::Receiver<Handed>,
 }
 
 pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
@@ -57,6 +60,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         news,
         sinks: sink_bits(&config.verdicts),
     };
+    let (desk, commands) = Desk::new();
     let uplink = config.broker.as_ref().map(|broker| {
         let judges = judges.clone();
         Uplink::new(UplinkSetup {
@@ -67,6 +71,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
             device: device.clone(),
             outbox: outbox.clone(),
             verdicts: verdicts.clone(),
+            desk,
             state: state.clone(),
             events: events.clone(),
             models: Box::new(move || loaded_models(&judges)),
@@ -108,6 +113,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         judges,
         outbox,
         answers,
+        snapshots: Snapshots::default(),
         figures,
         events,
         link: link_view,
@@ -118,7 +124,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         started: Instant::now(),
     });
     let keeper = Keeper { clock, state, spent: spent_view };
-    Ok(Parts { pipeline, uplink, keeper, verdicts, driver, events: arrived, deliveries })
+    Ok(Parts { pipeline, uplink, keeper, verdicts, driver, events: arrived, deliveries, commands })
 }
 
 fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError> {

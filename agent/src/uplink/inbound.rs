@@ -1,6 +1,6 @@
-//! Reads what comes down: verdicts and their kin, cloud statuses.
+//! Reads what comes down: verdicts and their kin, commands, cloud statuses.
 //!
-//! A verdict is acknowledged only once it is durable. Anything unreadable is said, acknowledged and dropped,
+//! A verdict or command is acknowledged only once it is durable. Anything unreadable is said, acknowledged and dropped,
 //! so that no message can come back for ever.
 
 use std::sync::Arc;
@@ -18,9 +18,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Shared;
+use crate::control::commands::Message;
 
 /// Verdicts stored side by side, so that they share a group commit. Acknowledged in order all the same.
 const SIDE_BY_SIDE: usize = 32;
+
+/// The most of a sender's name that is kept.
+const BY_CHARS_MAX: usize = 128;
 
 /// What the cloud may ask us to be quiet for, at most.
 const BUSY_MAX: Duration = Duration::from_secs(3600);
@@ -38,7 +42,7 @@ pub(super) async fn listen(shared: Arc<Shared>, client: AsyncClient, arrived: mp
             // A failed acknowledgement means that the connection is over; the message will come again.
             Ok(()) => drop(client.ack(&publish).await),
             Err(NotDurable(reason)) => {
-                tracing::error!(reason, "a verdict could not be stored; hanging up, so that it comes again");
+                tracing::error!(reason, "a message could not be stored; hanging up, so that it comes again");
                 drop(client.disconnect_now().await);
                 return;
             }
@@ -46,7 +50,24 @@ pub(super) async fn listen(shared: Arc<Shared>, client: AsyncClient, arrived: mp
     }
 }
 
-/// The verdict must come again.
+fn command(publish: &Publish) -> Message {
+    let properties = publish.properties.as_ref();
+    Message {
+        payload: publish.payload.clone(),
+        retained: publish.retain,
+        correlation: properties.and_then(|properties| properties.correlation_data.clone()),
+        response_topic: properties.and_then(|properties| properties.response_topic.clone()),
+        by: given_by(publish),
+    }
+}
+
+/// Who says so, by the user property `by`.
+fn given_by(publish: &Publish) -> Option<String> {
+    let properties = &publish.properties.as_ref()?.user_properties;
+    properties.iter().find(|(name, _)| name == "by").map(|(_, value)| value.chars().take(BY_CHARS_MAX).collect())
+}
+
+/// The message must come again.
 struct NotDurable(String);
 
 impl Shared {
@@ -61,6 +82,13 @@ impl Shared {
                         tracing::warn!(%topic, %error, "unreadable message dropped");
                         Ok(())
                     }
+                };
+            }
+            Some(Topic::DownCommand(device)) if device == self.setup.device => {
+                return if self.setup.desk.take(command(publish)).await {
+                    Ok(())
+                } else {
+                    Err(NotDurable("the agent is stopping".to_owned()))
                 };
             }
             _ => tracing::debug!(%topic, "a message on a topic this version does not read"),

@@ -14,13 +14,16 @@ mod trouble;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
+use hedge_core::control::commands::ReplyTo;
 use hedge_core::engine::Event;
 use hedge_core::uplink::Publish;
 use hedge_proto::{
-    Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Telemetry, Topic,
+    Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Reply, Telemetry, Topic,
     from_cbor, to_cbor, to_json,
 };
 use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v5::PublishProperties;
 use rumqttc::{AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, PublishResult};
 use serde_bytes::ByteBuf;
 use tokio::sync::mpsc;
@@ -29,6 +32,7 @@ pub use self::meter::Meter;
 pub use self::network::watch as watch_network;
 pub use self::options::{OptionsError, options};
 use self::silence::Silence;
+use crate::control::commands::Desk;
 use crate::daemon::config::{BrokerConfig, ProbeConfig};
 use crate::outbox::{Outbox, Progress, StoreError};
 use crate::state::StateFile;
@@ -53,6 +57,8 @@ pub struct UplinkSetup {
     pub device: DeviceId,
     pub outbox: Outbox,
     pub verdicts: Verdicts,
+    /// Takes commands.
+    pub desk: Desk,
     pub state: Arc<Mutex<StateFile>>,
     pub events: mpsc::Sender<Event>,
     /// Asked at every connect, because models load while the agent runs.
@@ -138,6 +144,19 @@ impl Uplink {
             Err(PublishError::Nobody) => Ok(()),
             other => other,
         }
+    }
+
+    /// Publishes the result of a command; done when the broker has it.
+    pub async fn reply(&self, reply_to: &ReplyTo, reply: &Reply) -> Result<(), PublishError> {
+        let UplinkSetup { config, device, .. } = &self.0.setup;
+        let topic = reply_to.topic.clone().unwrap_or_else(|| config.prefix.text(&Topic::UpReply(device.clone())));
+        let properties = PublishProperties {
+            correlation_data: reply_to.correlation.clone().map(Bytes::from),
+            content_type: Some("application/json".to_owned()),
+            ..PublishProperties::default()
+        };
+        let options = PublishOptions::new(QoS::AtLeastOnce).properties(properties);
+        self.0.publish_at(topic, to_json(reply), options).await
     }
 
     /// Says goodbye: `offline`, then a clean disconnect that cancels the will.
@@ -249,12 +268,15 @@ impl Shared {
 
     /// Publishes and waits for the outcome, which the end of the connection also is.
     async fn publish(&self, topic: &Topic, payload: Vec<u8>, options: PublishOptions) -> Result<(), PublishError> {
+        self.publish_at(self.setup.config.prefix.text(topic), payload, options).await
+    }
+
+    async fn publish_at(&self, topic: String, payload: Vec<u8>, options: PublishOptions) -> Result<(), PublishError> {
         let session = self.session().ok_or(PublishError::NotConnected)?;
         let (bytes, bytes_max) = (payload.len() + ENVELOPE_BYTES_MAX, session.packet_bytes_max);
         if bytes > bytes_max {
             return Err(PublishError::TooLarge { bytes, bytes_max });
         }
-        let topic = self.setup.config.prefix.text(topic);
         let notice =
             session.client.try_publish_tracked(topic, payload, options).map_err(|_| PublishError::NotConnected)?;
         let silence = session.silence.clone();

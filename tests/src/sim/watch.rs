@@ -109,6 +109,7 @@ impl Watch {
             | Event::NetworkChanged
             | Event::Explained(_)
             | Event::Spent { .. }
+            | Event::Drain
             | Event::Tick => {}
         }
     }

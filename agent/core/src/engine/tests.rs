@@ -277,3 +277,12 @@ fn a_policy_may_hold_the_queue() {
     engine.handle(Moment(3), Event::Stored(waiting(7, false)));
     assert_eq!((actions(&mut engine), engine.wake_at()), (vec![], None));
 }
+
+#[test]
+fn a_drain_dials_at_once() {
+    let mut engine = engine(0, Ceilings::LAN);
+    engine.handle(Moment(5), Event::Disconnected(Loss::Broken));
+    actions(&mut engine);
+    engine.handle(Moment(6), Event::Drain);
+    assert!(actions(&mut engine).contains(&Action::Dial));
+}

@@ -189,3 +189,15 @@ fn a_cloud_slower_than_the_device_stops_new_sends_not_memory() {
     }
     assert_eq!(uplink.owed(), OWED_MAX);
 }
+
+#[test]
+fn a_drain_ends_the_waits_of_failures_but_not_a_rest_the_cloud_asked_for() {
+    let mut uplink = with_cases(1);
+    assert_eq!(uplink.step(Moment(0), PROVEN), Some(Step::Send([key(0)].into())));
+    uplink.published(Moment(1), &[key(0)], Publish::Acknowledged);
+    assert!(uplink.failed(Moment(2), key(0), 3));
+    uplink.hold(Moment(2_000));
+    uplink.forget_failures(Moment(3));
+    assert_eq!(uplink.step(Moment(4), PROVEN), None, "the cloud rests");
+    assert_eq!(uplink.step(Moment(2_000), PROVEN), Some(Step::Ask([key(0)].into())));
+}

@@ -18,13 +18,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::delimited::Delimited;
 use self::mjpeg::Mjpeg;
 use self::newest::Newest;
-use super::{RETRY_WAIT, Source, Taker, passes, picture};
+use super::{Asking, RETRY_WAIT, Source, Taker, passes, picture};
 use crate::child::{Child, Use, describe_end};
 use crate::daemon::config::StreamFormat;
 
@@ -85,6 +86,7 @@ pub(crate) async fn run<I: Taker>(
     stop: CancellationToken,
 ) {
     let program = command.first().map_or("the command", String::as_str);
+    let mut asked = source.intake.asked(&source.name);
     let mut wait = RESTART_WAIT_MIN;
     loop {
         let started = Instant::now();
@@ -93,7 +95,7 @@ pub(crate) async fn run<I: Taker>(
             Ok(mut child) => {
                 source.say(format!("`{program}` is running"));
                 tokio::select! {
-                    () = follow(&source, &mut child, format) => {}
+                    () = follow(&source, &mut child, format, &mut asked) => {}
                     () = stop.cancelled() => {
                         let status = child.stop().await;
                         tracing::debug!("`{program}`: {}", describe_end(&status, ""));
@@ -122,7 +124,12 @@ pub(crate) async fn run<I: Taker>(
 }
 
 /// Answers the program's pictures until its output ends.
-async fn follow<I: Taker>(source: &Source<I>, child: &mut Child, format: StreamFormat) {
+async fn follow<I: Taker>(
+    source: &Source<I>,
+    child: &mut Child,
+    format: StreamFormat,
+    asked: &mut mpsc::Receiver<Asking>,
+) {
     let Some(stdout) = child.stdout() else { return };
     let newest = Newest::default();
     let reading = async {
@@ -134,7 +141,7 @@ async fn follow<I: Taker>(source: &Source<I>, child: &mut Child, format: StreamF
         }
         newest.close();
     };
-    tokio::join!(reading, answer(source, &newest));
+    tokio::join!(reading, answer(source, &newest, asked));
 }
 
 async fn read<I: Taker>(source: &Source<I>, mut output: impl AsyncRead + Unpin, format: StreamFormat, newest: &Newest) {
@@ -170,24 +177,32 @@ async fn read<I: Taker>(source: &Source<I>, mut output: impl AsyncRead + Unpin, 
     }
 }
 
-/// Answers the newest picture, again and again, at most one per interval.
-async fn answer<I: Taker>(source: &Source<I>, newest: &Newest) {
+/// Answers the newest picture, again and again, at most one per interval; one that is asked for at once.
+async fn answer<I: Taker>(source: &Source<I>, newest: &Newest, asked: &mut mpsc::Receiver<Asking>) {
     let mut trouble: Option<Instant> = None;
     let mut next = Instant::now();
     loop {
-        sleep_until(next).await;
+        let asking = tokio::select! {
+            biased;
+            Some(asking) = asked.recv() => Some(asking),
+            () = sleep_until(next) => None,
+        };
         let Some(bytes) = newest.take().await else { return };
         next = Instant::now() + source.interval.unwrap_or(Duration::ZERO);
         let answered = match picture(&source.name, None, bytes) {
-            Ok(sample) => source.intake.answer(sample).await.map(drop),
+            Ok(sample) => source.intake.answer(sample).await,
             Err(error) => Err(error),
         };
+        if let Some(asking) = asking {
+            // Who asked may have given up.
+            drop(asking.send(answered.clone().map_err(|error| error.to_string())));
+        }
         match answered {
-            Ok(()) if trouble.is_some_and(|last| last.elapsed() >= TROUBLE_OVER) => {
+            Ok(_) if trouble.is_some_and(|last| last.elapsed() >= TROUBLE_OVER) => {
                 trouble = None;
                 source.say("the command is running and its pictures are answered again");
             }
-            Ok(()) => {}
+            Ok(_) => {}
             Err(error) => {
                 if trouble.replace(Instant::now()).is_none() {
                     source.say(format!("the command is running, but a picture got no answer: {error}"));

@@ -95,9 +95,32 @@ async fn an_interval_takes_the_newest_picture_each_time() {
         }
         newest.close();
     };
-    tokio::join!(camera, answer(&source, &newest));
+    let mut asked = source.intake.snapshots.register(&source.name);
+    tokio::join!(camera, answer(&source, &newest, &mut asked));
     let samples = fake.samples.lock().expect("not poisoned");
     let numbers: Vec<u8> = samples.iter().map(|sample| sample.bytes[4]).collect();
     assert_eq!(numbers.len(), 4);
     assert!(matches!(numbers[..], [0, 9 | 10, 19 | 20, 24]), "{numbers:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_picture_that_is_asked_for_does_not_wait_for_the_interval() {
+    let fake = Arc::new(Fake::default());
+    let source = fake.source(Some(Duration::from_secs(1000)));
+    let newest = Newest::default();
+    let mut asked = fake.snapshots.register(&source.name);
+    let camera = async {
+        newest.put(picture(0));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        newest.put(picture(1));
+        let answered = fake.snapshots.ask(&source.name).await.expect("an answer");
+        assert_eq!(answered.source, source.name.as_str());
+        newest.close();
+    };
+    tokio::join!(camera, answer(&source, &newest, &mut asked));
+    let numbers: Vec<u8> = fake.samples.lock().expect("not poisoned").iter().map(|sample| sample.bytes[4]).collect();
+    assert_eq!(numbers, [0, 1]);
+    drop(asked);
+    let gone = fake.snapshots.ask(&source.name).await.expect_err("nobody is there");
+    assert!(gone.contains("kind `command`"), "{gone}");
 }

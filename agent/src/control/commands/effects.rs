@@ -1,0 +1,105 @@
+//! Carries orders out: each in the part of the agent that it is about.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hedge_core::engine::Event;
+use hedge_proto::{Answer, LogLevelArgs, Order, RequeueArgs};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::CarriesOut;
+use crate::capture::Intake as _;
+use crate::control::Control;
+use crate::daemon::Restart;
+use crate::pipeline::Pipeline;
+use crate::queue::{Id, Selection, Stage};
+
+/// How long a source may take to bring a picture.
+const SNAPSHOT_WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// Dead letters that one reply lists, if they fit into it.
+const DEAD_LETTERS_MAX: usize = 100;
+
+/// What orders are about.
+#[derive(Clone)]
+pub(crate) struct Effects {
+    pub pipeline: Arc<Pipeline>,
+    pub control: Control,
+    pub restart: Restart,
+}
+
+impl CarriesOut for Effects {
+    async fn carry_out(&self, order: Order) -> Result<Value, String> {
+        match order {
+            Order::Ping => Ok(json!({"version": env!("CARGO_PKG_VERSION")})),
+            Order::Status => document(&self.pipeline.status()),
+            Order::Explain(args) => Ok(self.explain(usize::from(args.last))),
+            Order::Drain => {
+                let told = self.pipeline.events.send(Event::Drain).await;
+                told.map_err(|_| "the agent is stopping".to_owned())?;
+                Ok(json!({"waiting": self.pipeline.outbox.figures().waiting}))
+            }
+            Order::Pause(args) => self.control.pause(args.source).await.map(nothing),
+            Order::Resume(args) => self.control.resume(args.source).await.map(nothing),
+            Order::QueueStats => document(&self.pipeline.queue().stats()),
+            Order::DeadLetters => {
+                let queue = self.pipeline.queue();
+                let listed = tokio::task::spawn_blocking(move || queue.list(Some(Stage::Dead), DEAD_LETTERS_MAX));
+                document(&listed.await.map_err(|error| error.to_string())?)
+            }
+            Order::Requeue(args) => self.requeue(args).await,
+            Order::Reload => Ok(json!({"next_start": self.control.reload().await?})),
+            Order::LogLevel(LogLevelArgs { level, for_s }) => self.control.log_level(level, for_s).await.map(nothing),
+            Order::Snapshot(args) => {
+                let asked = self.pipeline.snapshots.ask(&args.source);
+                let answer = tokio::time::timeout(SNAPSHOT_WAIT_MAX, asked)
+                    .await
+                    .unwrap_or_else(|_| Err(format!("it brought no picture within {} s", SNAPSHOT_WAIT_MAX.as_secs())));
+                let answer = answer.map_err(|reason| match self.pipeline.figures.sources().get(&args.source) {
+                    Some(state) => format!("source `{}`: {reason}; its state: {state}", args.source),
+                    None => format!("there is no source named `{}`", args.source),
+                })?;
+                document(&*answer)
+            }
+            Order::Restart => {
+                self.restart.ask()?;
+                // The next start writes the result.
+                std::future::pending().await
+            }
+            Order::Confirm(args) => self.control.confirm(args.version).await.map(nothing),
+            Order::Revert(args) => self.control.revert(args.version).await.map(nothing),
+        }
+    }
+}
+
+impl Effects {
+    /// The last decisions, newest first.
+    fn explain(&self, last: usize) -> Value {
+        let decisions = self.pipeline.answers.recent(last).into_iter().map(|remembered| {
+            let Answer { id, reference, source, model, result, decision, case, captured, .. } = &*remembered.local;
+            let correction = remembered.correction.as_ref();
+            json!({
+                "id": id, "ref": reference, "source": source, "model": model, "result": result,
+                "decision": decision, "case": case, "captured": captured,
+                "correction": correction.map(|answer| json!({"result": answer.result, "revision": answer.revision})),
+            })
+        });
+        json!({"decisions": decisions.collect::<Vec<_>>()})
+    }
+
+    async fn requeue(&self, args: RequeueArgs) -> Result<Value, String> {
+        let ids: Vec<Id> = args.ids.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
+        let selection = Selection { all_dead: ids.is_empty(), ids };
+        let changed = self.pipeline.queue().requeue(&selection).await.map_err(|error| error.to_string())?;
+        Ok(json!({"cases": changed}))
+    }
+}
+
+fn document(document: &impl Serialize) -> Result<Value, String> {
+    serde_json::to_value(document).map_err(|error| error.to_string())
+}
+
+fn nothing((): ()) -> Value {
+    Value::Null
+}

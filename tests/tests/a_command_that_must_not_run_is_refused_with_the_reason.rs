@@ -1,0 +1,159 @@
+//! Retained, without an id, misspelt, oversize, garbage: refused in a sentence, and the device stays online.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hedge_proto::{CommandOutcome, LinkState};
+use hedge_tests::mosquitto_client::{REPLY_WAIT_MAX, publish};
+use hedge_tests::{Agent, AgentConfig, Listener, Mosquitto, skip, wait};
+use tempfile::TempDir;
+
+const COMMAND: &str = "hedge/v1/device-1/down/command";
+
+const RECONNECTS: usize = 20;
+
+struct Stand {
+    broker: Mosquitto,
+    listener: Listener,
+    agent: Agent,
+    dir: TempDir,
+}
+
+fn stand() -> Result<Option<Stand>> {
+    if !skip::has_onnxruntime() || !skip::has_mosquitto() {
+        return Ok(None);
+    }
+    let dir = tempfile::tempdir()?;
+    let broker = Mosquitto::start(dir.path())?;
+    let listener = Listener::start(broker.inside(), dir.path())?;
+    let mut agent = AgentConfig::new(dir.path(), "device-1")
+        .model("fashion-small")
+        .http_source("pictures")
+        .broker(&format!("mqtt://{}", broker.address()))
+        .start()?;
+    agent.wait_until_connected()?;
+    let stand = Stand { broker, listener, agent, dir };
+    stand.give("first", &["-m", r#"{"id": "first", "command": "ping"}"#])?;
+    Ok(Some(stand))
+}
+
+impl Stand {
+    fn publish(&self, arguments: &[&str]) -> Result<()> {
+        publish(self.broker.inside(), COMMAND, arguments)
+    }
+
+    /// Gives a command and waits until it is done.
+    fn give(&self, id: &str, arguments: &[&str]) -> Result<()> {
+        self.publish(arguments)?;
+        let (_, reply) = self.listener.wait_for_reply(id)?;
+        ensure!(reply.outcome == CommandOutcome::Done, "{reply:?}");
+        Ok(())
+    }
+
+    /// The reasons of all refusals so far.
+    fn refusals(&self) -> Result<Vec<String>> {
+        let replies = self.listener.replies()?.into_iter();
+        let refused = replies.filter(|(_, reply)| reply.outcome == CommandOutcome::Refused);
+        Ok(refused.filter_map(|(_, reply)| reply.reason).collect())
+    }
+
+    fn wait_for_refusal(&self, part: &str) -> Result<()> {
+        let seen = wait::until_true(&format!("a refusal that says `{part}`"), REPLY_WAIT_MAX, || {
+            Ok(self.refusals()?.iter().any(|reason| reason.contains(part)))
+        });
+        seen.with_context(|| format!("refusals: {:?}", self.refusals()))
+    }
+
+    /// Connects anew so often, and sees the device get there each time. A new process does not wait between dials.
+    fn reconnect(&mut self, times: usize) -> Result<()> {
+        for _ in 0..times {
+            self.agent.kill()?;
+            self.agent.start_again()?;
+            self.agent.wait_until_connected()?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn what_must_not_run_gets_a_reason() -> Result<()> {
+    let Some(mut stand) = stand()? else { return Ok(()) };
+    for (arguments, part) in [
+        (&["-m", r#"{"command": "drain"}"#][..], "needs an `id`"),
+        (&["-m", r#"{"id": "a", "command": "reboot"}"#], "reboot"),
+        (&["-m", r#"{"id": "a", "command": "explain", "args": {"lst": 3}}"#], "lst"),
+        (&["-m", r#"{"id": "a", "command": "explain", "args": {"last": 0}}"#], "args.last"),
+        (&["-m", r#"{"id": "a", "comand": "ping"}"#], "comand"),
+        (&["-m", "not JSON"], "expected"),
+        (&["-r", "-m", r#"{"id": "a", "command": "ping"}"#], "retain"),
+    ] {
+        stand.publish(arguments)?;
+        if arguments.contains(&"-r") {
+            // To who is subscribed already, a broker passes it on as an ordinary message.
+            stand.listener.wait_for_reply("a")?;
+            stand.reconnect(1)?;
+        }
+        stand.wait_for_refusal(part)?;
+    }
+    // An id is not used up by a refusal.
+    stand.publish(&["-r", "-n"])?;
+    stand.give("b", &["-m", r#"{"id": "b", "command": "ping"}"#])?;
+    // Every refusal is in the audit log.
+    let log = std::process::Command::new(hedge_tests::places::program("hedge-agent")?)
+        .args(["log", "settings", "--json", "--config"])
+        .arg(stand.agent.dir().join("agent.toml"))
+        .output()?;
+    let log = String::from_utf8(log.stdout)?;
+    ensure!(log.lines().filter(|line| line.contains("\"refused\"")).count() >= 7, "{log}");
+    stand.agent.stop()
+}
+
+#[test]
+fn retained_garbage_and_oversize_leave_the_device_online() -> Result<()> {
+    let Some(mut stand) = stand()? else { return Ok(()) };
+    let file = stand.dir.path().join("retained");
+    // Too large to be read, and too large to be delivered.
+    let oversize = vec![b'{'; 100 * 1024];
+    let enormous = vec![b'{'; 20 * 1024 * 1024];
+    for (what, bytes, delivered) in
+        [("garbage", &[0xff, 0, b'{', b'['][..], true), ("oversize", &oversize, true), ("enormous", &enormous, false)]
+    {
+        std::fs::write(&file, bytes)?;
+        stand.publish(&["-r", "-f", &file.display().to_string()])?;
+        let before = stand.refusals()?.len();
+        stand.reconnect(RECONNECTS).context(what)?;
+        let id = format!("after-{what}");
+        stand.give(&id, &["-m", &format!(r#"{{"id": "{id}", "command": "ping"}}"#)])?;
+        ensure!(!delivered || stand.refusals()?.len() > before, "{what} was not refused");
+    }
+    let status = stand.agent.http.status()?;
+    ensure!(status.link != LinkState::Offline && status.connections == 1, "{status:?}");
+    stand.agent.stop()
+}
+
+#[test]
+fn a_flood_is_refused_and_ordinary_commands_work_a_moment_later() -> Result<()> {
+    let Some(mut stand) = stand()? else { return Ok(()) };
+    let lines: String = (0..2000).map(|n| format!("{{\"id\": \"f{n}\", \"command\": \"ping\"}}\n")).collect();
+    let file = stand.dir.path().join("flood");
+    std::fs::write(&file, lines)?;
+    let flood = std::process::Command::new("mosquitto_pub")
+        .args(["-h", &stand.broker.inside().ip().to_string(), "-p", &stand.broker.inside().port().to_string()])
+        .args(["-q", "1", "-t", COMMAND, "-l"])
+        .stdin(std::fs::File::open(&file)?)
+        .output()?;
+    ensure!(flood.status.success(), "{}", String::from_utf8_lossy(&flood.stderr));
+    stand.wait_for_refusal("commands a second")?;
+    let mut tries = 0;
+    wait::until_true("an ordinary command works again", REPLY_WAIT_MAX, || {
+        let id = format!("after-{tries}");
+        tries += 1;
+        stand.publish(&["-m", &format!(r#"{{"id": "{id}", "command": "ping"}}"#)])?;
+        wait::pause(Duration::from_millis(300));
+        let replies = stand.listener.replies()?.into_iter();
+        Ok(replies
+            .map(|(_, reply)| reply)
+            .any(|reply| reply.id == Some(id.clone()) && reply.outcome == CommandOutcome::Done))
+    })?;
+    stand.agent.stop()
+}
