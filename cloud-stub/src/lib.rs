@@ -10,9 +10,12 @@
 
 pub mod args;
 pub mod broker;
+pub mod ca;
+pub mod identity;
 pub mod intake;
 pub mod link;
 pub mod model;
+pub mod quickstart;
 pub mod reply;
 pub mod serve;
 pub mod store;

@@ -27,6 +27,7 @@ pub const STOP_WAIT_MAX: Duration = Duration::from_secs(30);
 pub struct AgentConfig {
     device: String,
     dir: PathBuf,
+    state_dir: PathBuf,
     http: SocketAddr,
     sections: String,
     environment: Vec<(String, String)>,
@@ -39,10 +40,18 @@ impl AgentConfig {
         Self {
             device: device.to_owned(),
             dir: dir.join(device),
+            state_dir: dir.join(device).join("state"),
             http: address::own(8787),
             sections: String::new(),
             environment: Vec::new(),
         }
+    }
+
+    /// Where its state lies, if not in its folder: on a disk of its own.
+    #[must_use]
+    pub fn state_dir(mut self, path: &Path) -> Self {
+        self.state_dir = path.to_owned();
+        self
     }
 
     /// Anything a configuration file may hold, beginning with a section's head.
@@ -143,7 +152,7 @@ impl AgentConfig {
         std::fs::create_dir_all(&self.dir)?;
         let mut text = String::new();
         writeln!(text, "device = \"{}\"", self.device)?;
-        writeln!(text, "state_dir = \"{}\"", self.dir.join("state").display())?;
+        writeln!(text, "state_dir = \"{}\"", self.state_dir.display())?;
         writeln!(text, "\n[http]\nlisten = [\"{}\"]\n\n{}", self.http, self.sections)?;
         let file = self.file();
         std::fs::write(&file, text)?;
@@ -152,7 +161,13 @@ impl AgentConfig {
 
     /// Starts the agent and waits until it serves.
     pub fn start(&self) -> Result<Agent> {
-        let file = self.write()?;
+        self.write()?;
+        self.start_as_written()
+    }
+
+    /// Like [`Self::start`], with the file as `hedge-agent setup` left it.
+    pub fn start_as_written(&self) -> Result<Agent> {
+        let file = self.file();
         let mut recipe = Recipe::new("hedge-agent", places::program("hedge-agent")?, &self.dir)
             .arguments(["run", "--config"])
             .argument(file);

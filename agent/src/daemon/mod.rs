@@ -2,6 +2,7 @@
 
 pub mod config;
 mod driver;
+mod expiry;
 mod keeper;
 pub(crate) mod log;
 pub(crate) mod notify;
@@ -39,6 +40,8 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("the device's identity: {0}")]
+    Identity(String),
     #[error("the state folder {path}: {reason}")]
     State { path: PathBuf, reason: String },
     #[error(transparent)]
@@ -67,13 +70,23 @@ pub async fn run(file: ConfigFile) -> Result<Ending, StartError> {
     let hang_up = signal(SignalKind::hangup())?;
 
     let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
-    let Parts { pipeline, uplink, mut keeper, driver, events, settings, sinks, commands } = wiring::wire(&file, &stop)?;
+    let Parts { pipeline, uplink, mut keeper, driver, events, settings, sinks, commands, renewer } =
+        wiring::wire(&file, &stop)?;
     let mut driving = tokio::spawn(driver.run(events, stop.clone()));
     tokio::spawn(report(pipeline.clone(), uplink.clone(), stop.clone()));
+    let in_force = settings.in_force.borrow().clone();
     let outbox = pipeline.outbox.clone();
     tokio::spawn(keeper.clone().run(move || outbox.figures().waiting > 0, stop.clone()));
+    tokio::spawn(expiry::run(
+        pipeline.outbox.clone(),
+        pipeline.clock.clone(),
+        in_force.config.outbox.age_max(),
+        stop.clone(),
+    ));
     tokio::spawn(watch_network(pipeline.events.clone(), stop.clone()));
-    let in_force = settings.in_force.borrow().clone();
+    if let Some(renewer) = renewer {
+        tokio::spawn(renewer.run(stop.clone()));
+    }
     let capture = Capture::start(&in_force.config, &in_force.paused, &pipeline, &stop_capture).await?;
     for address in capture.addresses() {
         tracing::info!(%address, "listening");

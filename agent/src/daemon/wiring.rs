@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use hedge_core::budget::Budget;
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event, Setup};
-use hedge_proto::{DeviceId, Epoch, Name};
+use hedge_proto::{Epoch, Name};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,8 +24,9 @@ use crate::clock::Clock;
 use crate::control::commands::{Desk, Inbox};
 use crate::control::{Control, InForce, Remembered, Request, settings};
 use crate::figures::Figures;
+use crate::identity::Renewer;
 use crate::inference::{Judge, ModelSetup};
-use crate::outbox::{Limits, OpenReport, Outbox};
+use crate::outbox::{OpenReport, Outbox};
 use crate::pipeline::{LinkView, Pipeline, loaded_models};
 use crate::state::StateFile;
 use crate::uplink::{Meter, Uplink, UplinkSetup};
@@ -40,6 +41,7 @@ pub(super) struct Parts {
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) settings: Settings,
     pub(super) sinks: Sinks,
+    pub(super) renewer: Option<Renewer>,
     pub(super) commands: Inbox,
 }
 
@@ -52,7 +54,8 @@ pub(super) struct Settings {
 }
 
 pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts, StartError> {
-    let device = device(&file.config)?;
+    // Remote settings may name other credentials; who the device is, only the local file says.
+    let device = file.config.device_id().map_err(StartError::Identity)?;
     let (mut state, outbox, clock) = open_state(&file.config)?;
     let (in_force, remembered) = settings::resume(file, &mut state, &clock);
     let in_force = watch::Sender::new(Arc::new(in_force));
@@ -135,9 +138,10 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         shrinking: Semaphore::new(1),
         started: Instant::now(),
     });
+    let renewer = renewer(config, &pipeline.link);
     let keeper = Keeper { clock, state, spent: spent_view };
     let settings = Settings { control, requests, in_force, remembered };
-    Ok(Parts { pipeline, uplink, keeper, driver, events: arrived, settings, sinks, commands })
+    Ok(Parts { pipeline, uplink, keeper, driver, events: arrived, settings, sinks, commands, renewer })
 }
 
 fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError> {
@@ -147,13 +151,8 @@ fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError>
     if let Some(lost) = lost {
         tracing::warn!(lost);
     }
-    let limits = Limits {
-        cases_max: config.outbox.cases_max,
-        bytes_max: config.outbox.bytes_max,
-        free_bytes_min: config.outbox.free_bytes_min,
-        payload_bytes_max: config.outbox.payload_bytes_max,
-    };
-    let (outbox, report) = Outbox::open(&dir.join("outbox"), limits).map_err(|error| failed(error.to_string()))?;
+    let opened = Outbox::open(&dir.join("outbox"), config.outbox.limits());
+    let (outbox, report) = opened.map_err(|error| failed(error.to_string()))?;
     say_report(&report, dir);
     let clock = Clock::resume(&state.state().clock, report.clock.unwrap_or(Moment(0)));
     Ok((state, outbox, clock))
@@ -184,15 +183,14 @@ fn start_models(config: &Config, figures: &Arc<Figures>) -> Result<BTreeMap<Name
     Ok(judges)
 }
 
-/// The configured name, or the host's.
-fn device(config: &Config) -> Result<DeviceId, StartError> {
-    if let Some(device) = &config.device {
-        return Ok(device.clone());
-    }
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    DeviceId::new(&host).map_err(|error| StartError::State {
-        path: "device".into(),
-        reason: format!("the host name cannot be the device's name ({error}); set `device` in the configuration"),
+fn renewer(config: &Config, link: &watch::Receiver<LinkView>) -> Option<Renewer> {
+    let (enrolment, broker) = (config.enrolment.as_ref()?, config.broker.as_ref()?);
+    Some(Renewer {
+        url: enrolment.url.clone(),
+        certificate: broker.certificate_file.clone()?,
+        key: broker.key_file.clone()?,
+        authorities: broker.ca_file.clone()?,
+        link: link.clone(),
     })
 }
 

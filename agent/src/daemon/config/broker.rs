@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use hedge_core::identity::NamedBy;
 use hedge_proto::{Name, Topics};
 use serde::Deserialize;
 use serde::de::Error as _;
@@ -26,6 +27,9 @@ pub struct BrokerConfig {
     pub ca_file: Option<PathBuf>,
     pub certificate_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
+    /// Where the device's name stands.
+    #[serde(default)]
+    pub identity: IdentityFrom,
     /// TLS application protocol, for brokers that share port 443.
     pub alpn: Option<String>,
     /// `http://host:port` of a proxy that allows CONNECT.
@@ -69,6 +73,38 @@ impl BrokerConfig {
             }
             Some(recovery) => recovery.resolve(known),
             None => Ok(()),
+        }
+    }
+}
+
+/// `[enrolment]`: who renews the device's certificate before it runs out.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnrolmentConfig {
+    /// `https://host:port` of the cloud's enrolment endpoint. certificate_file and ca_file in [broker] are rewritten.
+    pub url: String,
+}
+
+/// Which part of the certificate names the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdentityFrom {
+    /// `device` and the certificate must agree; either alone is enough.
+    #[default]
+    Agreed,
+    CommonName,
+    SubjectAltName,
+    /// `device` or the host name, whatever the certificate says.
+    Configuration,
+}
+
+impl From<IdentityFrom> for NamedBy {
+    fn from(from: IdentityFrom) -> Self {
+        match from {
+            IdentityFrom::Agreed => Self::Agreed,
+            IdentityFrom::CommonName => Self::CommonName,
+            IdentityFrom::SubjectAltName => Self::SubjectAltName,
+            IdentityFrom::Configuration => Self::Configuration,
         }
     }
 }

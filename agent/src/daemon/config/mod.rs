@@ -7,6 +7,7 @@
 mod broker;
 mod file;
 mod link;
+mod outbox;
 mod overrides;
 mod source;
 mod states;
@@ -19,13 +20,19 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hedge_core::identity::device_id;
 use hedge_proto::{DeviceId, Name};
 use serde::Deserialize;
 use toml::Spanned;
 
-pub use self::broker::{BrokerConfig, BrokerTransport, BrokerUrl, CredentialsConfig, ProxyUrl};
+use crate::identity::Certificate;
+
+pub use self::broker::{
+    BrokerConfig, BrokerTransport, BrokerUrl, CredentialsConfig, EnrolmentConfig, IdentityFrom, ProxyUrl,
+};
 pub use self::file::ConfigFile;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
+pub use self::outbox::{OutboxConfig, WhenFullName};
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
 pub use self::states::{StateConfig, StatesConfig};
 pub use self::threshold::ThresholdConfig;
@@ -53,6 +60,8 @@ pub struct Config {
     pub broker: Option<BrokerConfig>,
     /// By the name that `broker.credentials` uses.
     pub credentials: BTreeMap<Name, CredentialsConfig>,
+    /// Without it certificates are renewed by whoever made them.
+    pub enrolment: Option<EnrolmentConfig>,
     pub link: LinkConfig,
     pub runtime: RuntimeConfig,
     pub http: HttpConfig,
@@ -73,6 +82,7 @@ impl Default for Config {
             log: LogConfig::default(),
             broker: None,
             credentials: BTreeMap::new(),
+            enrolment: None,
             link: LinkConfig::default(),
             runtime: RuntimeConfig::default(),
             http: HttpConfig::default(),
@@ -151,37 +161,6 @@ impl TryFrom<String> for Listen {
         } else {
             Err(format!("`{text}` is not a loopback address; samples are served to this machine only"))
         }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OutboxConfig {
-    pub cases_max: u64,
-    pub bytes_max: u64,
-    /// New cases are refused while the disk has less than this free.
-    pub free_bytes_min: u64,
-    pub payload_bytes_max: u64,
-    /// How long an answer waits to be able to say `stored`.
-    pub store_wait_ms: u64,
-}
-
-impl Default for OutboxConfig {
-    fn default() -> Self {
-        Self {
-            cases_max: 100_000,
-            bytes_max: 1024 * 1024 * 1024,
-            free_bytes_min: 64 * 1024 * 1024,
-            payload_bytes_max: 8 * 1024 * 1024,
-            store_wait_ms: 250,
-        }
-    }
-}
-
-impl OutboxConfig {
-    #[must_use]
-    pub fn store_wait(&self) -> Duration {
-        Duration::from_millis(self.store_wait_ms)
     }
 }
 
@@ -268,6 +247,7 @@ impl Config {
         keep("link.probe", self.link.probe != before.link.probe);
         keep("broker", self.broker.is_some() != before.broker.is_some());
         let on_disk = |config: &Self| OutboxConfig { store_wait_ms: 0, ..config.outbox.clone() };
+        keep("enrolment", self.enrolment != before.enrolment);
         keep("outbox", on_disk(&self) != on_disk(before));
         let loaded = |config: &Self| {
             let without = |model: &ModelConfig| ModelConfig { threshold: ThresholdConfig::default(), ..model.clone() };
@@ -301,8 +281,42 @@ impl Config {
         }
     }
 
+    /// The device's id: its configuration's, its certificate's or the host's, as [broker] `identity` says.
+    pub fn device_id(&self) -> Result<DeviceId, String> {
+        let broker = self.broker.as_ref();
+        let named_by = broker.map_or_else(Default::default, |broker| broker.identity.into());
+        let certificate = broker.and_then(|broker| broker.certificate_file.as_deref()).map(|file| {
+            Certificate::read(file).map_err(|error| format!("certificate_file = {}: {error}", file.display()))
+        });
+        let certificate = match (certificate, &self.device) {
+            // The dial will say what is wrong with it; who the device is, is known.
+            (Some(Err(error)), Some(_)) => {
+                tracing::warn!("{error}");
+                None
+            }
+            (certificate, _) => certificate.transpose()?,
+        };
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        device_id(self.device.as_ref(), certificate.as_ref().map(|held| &held.names), named_by, &host)
+    }
+
+    fn check_enrolment(&self) -> Result<(), Problem> {
+        let wrong = |message: String| Problem { field: vec!["enrolment".to_owned()], span: None, message };
+        let Some(enrolment) = &self.enrolment else { return Ok(()) };
+        if !enrolment.url.starts_with("https://") {
+            return Err(wrong(format!("[enrolment] url = \"{}\" is not https://host:port", enrolment.url)));
+        }
+        let broker = self.broker.as_ref();
+        let files = broker.map(|broker| [&broker.certificate_file, &broker.key_file, &broker.ca_file]);
+        if files.is_some_and(|files| files.iter().all(|file| file.is_some())) {
+            return Ok(());
+        }
+        Err(wrong("[enrolment] needs certificate_file, key_file and ca_file in [broker]: it renews them".to_owned()))
+    }
+
     /// What no field says wrong by itself: names that stand for something else.
     fn resolve(&mut self) -> Result<(), Problem> {
+        self.check_enrolment()?;
         let mut seen = BTreeSet::new();
         for model in &self.models {
             if !seen.insert(&model.name) {
@@ -382,6 +396,9 @@ mod tests {
         check_refused(&format!("{MODEL}threshold = {{ score_min = 1.2 }}\n"), &["agent.toml:4", "score_min = 1.2"]);
         check_refused(&format!("{MODEL}{MODEL}"), &["two models are named `m`"]);
         check_refused("x = [", &["agent.toml:1"]);
+        let broker = "[broker]\nurl = \"mqtts://b\"\n[enrolment]\n";
+        check_refused(&format!("{broker}url = \"https://c:1\"\n"), &["[enrolment] needs certificate_file"]);
+        check_refused(&format!("{broker}url = \"http://c:1\"\n"), &["http://c:1", "https://"]);
     }
 
     #[test]
