@@ -1,14 +1,15 @@
-//! hedge-cloud: reads the command line, serves, and says by its exit code how it ended.
+//! hedge-cloud: reads the command line, does what it says, and says by its exit code how it ended.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
-use hedge_cloud::args::{Cli, Command, LogFormat};
+use clap::{CommandFactory, Parser};
+use hedge_cloud::args::{Cli, Command, LogFormat, Serve};
+use hedge_cloud::fleet::cli::{self, DeviceArgs};
 use hedge_cloud::serve;
 use tracing_subscriber::EnvFilter;
 
-/// Something failed while serving.
+/// Something failed while serving; some device is not as it was meant to be.
 const FAILED: u8 = 1;
 /// Could not start: a file, an address, a model, the records. (2, a wrong command line, is clap's.)
 const NOT_STARTED: u8 = 3;
@@ -18,9 +19,19 @@ fn main() -> ExitCode {
         tracing::debug!("a TLS provider was there already");
     }
     hedge_inference::probe_if_asked();
-    let Cli { command: Command::Serve(args) } = Cli::parse();
-    log_to_stderr(args.log_format);
-    match serve::run(&args) {
+    match Cli::parse().command {
+        Command::Serve(args) => serve(&args),
+        Command::Device(args) => device(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "hedge-cloud", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn serve(args: &Serve) -> ExitCode {
+    log_to_stderr(args.log_format, "info");
+    match serve::run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(serve::ServeError::Start(error)) => {
             tracing::error!("not started: {}", in_one_line(&error));
@@ -33,8 +44,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+fn device(args: &DeviceArgs) -> ExitCode {
+    log_to_stderr(LogFormat::Text, "warn");
+    match cli::run(args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) => {
+            eprintln!("hedge-cloud: {}", in_one_line(&error));
+            ExitCode::from(NOT_STARTED)
+        }
+    }
+}
+
+fn log_to_stderr(format: LogFormat, level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => logs.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),

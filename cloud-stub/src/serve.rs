@@ -19,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::args::Serve;
 use crate::intake::{self, Event, Intake, IntakeError, Outlets};
-use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow};
+use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
 use crate::model::{self, Answerer, Fixed, Onnx};
 use crate::store::{FILE_NAME, Keep, Writer};
 use crate::{broker, view};
@@ -60,7 +60,7 @@ struct Running {
 }
 
 async fn start(args: &Serve) -> anyhow::Result<Running> {
-    let topics = Topics::new(&args.prefix).context("--prefix")?;
+    let topics = Topics::new(&args.broker.prefix).context("--prefix")?;
     let models = load_models(args)?;
     let path = prepare_state_dir(&args.state_dir)?;
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
@@ -97,13 +97,14 @@ async fn start(args: &Serve) -> anyhow::Result<Running> {
             let endpoint = Endpoint { host: addr.ip().to_string(), port: addr.port(), tls: false };
             (endpoint, Credentials::default(), Some(addr))
         }
-        None => (args.broker.clone(), args.credentials(), None),
+        None => (args.broker.url.clone(), args.broker.credentials(), None),
     };
     let status_every = Duration::from_secs(args.status_s.into());
-    let dial = Dial::new(endpoint, &credentials, args.instance.clone(), topics, embedded.is_none(), status_every)?;
+    let way = Way::new(endpoint, &credentials)?;
+    let dial = Dial { way, instance: args.instance.clone(), topics, shared: embedded.is_none(), status_every };
     let shown = view::Shown {
         instance: args.instance.clone(),
-        broker: dial.endpoint.to_string(),
+        broker: dial.way.endpoint.to_string(),
         tasks,
         link: link_now,
         model_seconds,
