@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use hedge_proto::Name;
 
+use crate::fleet::cli::DeviceArgs;
 use crate::link::{Credentials, Endpoint};
 
-/// The cloud side of Hedge: answers the cases devices are not sure about.
+/// The cloud side of Hedge: answers the cases devices are not sure about, and sets and commands devices.
 #[derive(Debug, Parser)]
 #[command(name = "hedge-cloud", version, max_term_width = 100)]
 pub struct Cli {
@@ -24,6 +26,12 @@ pub enum Command {
     Quickstart(Box<Quickstart>),
     /// A certificate authority for devices, for who has none
     Ca(Ca),
+    Device(Box<DeviceArgs>),
+    /// Print a script that completes this program's commands in a shell
+    #[command(after_help = "For example: hedge-cloud completions bash > /etc/bash_completion.d/hedge-cloud")]
+    Completions {
+        shell: Shell,
+    },
 }
 
 /// Beside the records of a cloud that was started in this folder.
@@ -43,13 +51,51 @@ before it. Logs go to stderr; RUST_LOG sets what is logged.
 
 Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong command line, 3 could not start.";
 
+/// How the broker is reached, and as whom.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Broker")]
+pub struct BrokerArgs {
+    /// The broker: mqtt://HOST:PORT, or mqtts:// for TLS
+    #[arg(
+        long = "broker",
+        id = "broker",
+        value_name = "URL",
+        env = "HEDGE_CLOUD_BROKER",
+        default_value = "mqtt://127.0.0.1:1883"
+    )]
+    pub url: Endpoint,
+
+    /// Authorities that may have signed the broker's certificate (PEM); without it the system's are used
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_CA")]
+    pub ca: Option<PathBuf>,
+
+    /// Our certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_CERT", requires = "key")]
+    pub cert: Option<PathBuf>,
+
+    /// The key of our certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_KEY", requires = "cert")]
+    pub key: Option<PathBuf>,
+
+    /// User name for the broker
+    #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_USERNAME")]
+    pub username: Option<String>,
+
+    /// File that holds the password and nothing else
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PASSWORD_FILE", requires = "username")]
+    pub password_file: Option<PathBuf>,
+
+    /// What stands in front of all topics
+    #[arg(long, value_name = "P", env = "HEDGE_CLOUD_PREFIX", default_value = "")]
+    pub prefix: String,
+}
+
 /// Each flag can also be given as an environment variable, named below its text.
 #[derive(Debug, Args)]
 #[command(after_long_help = SERVE_AFTER)]
 pub struct Serve {
-    /// The broker: mqtt://HOST:PORT, or mqtts:// for TLS
-    #[arg(long, value_name = "URL", env = "HEDGE_CLOUD_BROKER", default_value = "mqtt://127.0.0.1:1883")]
-    pub broker: Endpoint,
+    #[command(flatten)]
+    pub broker: BrokerArgs,
 
     /// Run a broker inside this process instead, in memory and without passwords: for demos. Port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_EMBEDDED_BROKER")]
@@ -83,26 +129,6 @@ pub struct Serve {
     #[arg(long, value_name = "DAYS", env = "HEDGE_CLOUD_GRACE_DAYS", default_value_t = 800, value_parser = clap::value_parser!(u16).range(0..=3650))]
     pub grace_days: u16,
 
-    /// Authorities that may have signed the broker's certificate (PEM); without it the system's are used
-    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_CA")]
-    pub ca: Option<PathBuf>,
-
-    /// Our certificate (PEM)
-    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_CERT", requires = "key")]
-    pub cert: Option<PathBuf>,
-
-    /// The key of our certificate (PEM)
-    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_KEY", requires = "cert")]
-    pub key: Option<PathBuf>,
-
-    /// User name for the broker
-    #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_USERNAME")]
-    pub username: Option<String>,
-
-    /// File that holds the password and nothing else
-    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PASSWORD_FILE", requires = "username")]
-    pub password_file: Option<PathBuf>,
-
     /// Where the dashboard and its API listen. Whoever reaches it sees all samples: keep it on loopback, or behind
     /// a proxy that asks who is there
     #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_LISTEN", default_value = "127.0.0.1:8080")]
@@ -127,10 +153,6 @@ pub struct Serve {
     /// This instance's name: letters, digits, `.`, `_`, `-`
     #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_INSTANCE", default_value = "cloud-1")]
     pub instance: Name,
-
-    /// What stands in front of all topics
-    #[arg(long, value_name = "P", env = "HEDGE_CLOUD_PREFIX", default_value = "")]
-    pub prefix: String,
 
     /// How many MiB of payloads are kept; the oldest go first, answers stay
     #[arg(long, value_name = "MIB", env = "HEDGE_CLOUD_PAYLOAD_MIB", default_value_t = 4096)]
@@ -255,7 +277,9 @@ impl Serve {
     pub fn ca_dir(&self) -> PathBuf {
         self.ca_dir.clone().unwrap_or_else(|| self.state_dir.join("ca"))
     }
+}
 
+impl BrokerArgs {
     #[must_use]
     pub fn credentials(&self) -> Credentials {
         Credentials {

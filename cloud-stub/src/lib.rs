@@ -6,11 +6,13 @@
 //!              └─ reply ◄┘  └───────┘        intake ──► store ◄── view
 //! ```
 //! One thread, [`intake`], owns the records and all decisions about them; everything else sends it events
-//! over a bounded channel or looks at what it committed.
+//! over a bounded channel or looks at what it committed. [`fleet`] is for operators: it sets and commands devices over
+//! a connection of its own.
 
 pub mod args;
 pub mod broker;
 pub mod ca;
+pub mod fleet;
 pub mod identity;
 pub mod intake;
 pub mod link;

@@ -1,14 +1,15 @@
-//! hedge-cloud: reads the command line, serves, and says by its exit code how it ended.
+//! hedge-cloud: reads the command line, does what it says, and says by its exit code how it ended.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use hedge_cloud::args::{Cli, Command, LogFormat};
+use hedge_cloud::fleet::cli::{self, DeviceArgs};
 use hedge_cloud::{ca, quickstart, serve};
 use tracing_subscriber::EnvFilter;
 
-/// Something failed while serving.
+/// Something failed while serving; some device is not as it was meant to be.
 const FAILED: u8 = 1;
 /// Could not start: a file, an address, a model, the records. (2, a wrong command line, is clap's.)
 const NOT_STARTED: u8 = 3;
@@ -18,21 +19,29 @@ fn main() -> ExitCode {
         tracing::debug!("a TLS provider was there already");
     }
     hedge_inference::probe_if_asked();
-    let served = match Cli::parse().command {
+    match Cli::parse().command {
         Command::Serve(args) => {
-            log_to_stderr(args.log_format);
-            serve::run(&args, "")
+            log_to_stderr(args.log_format, "info");
+            ended(serve::run(&args, ""))
         }
         Command::Quickstart(args) => {
-            log_to_stderr(LogFormat::Text);
-            quickstart::run(&args)
+            log_to_stderr(LogFormat::Text, "info");
+            ended(quickstart::run(&args))
         }
         Command::Ca(args) => {
-            log_to_stderr(LogFormat::Text);
-            ca::run(&args).map_err(serve::ServeError::Run)
+            log_to_stderr(LogFormat::Text, "info");
+            ended(ca::run(&args).map_err(serve::ServeError::Run))
         }
-    };
-    match served {
+        Command::Device(args) => device(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "hedge-cloud", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn ended(outcome: Result<(), serve::ServeError>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(serve::ServeError::Start(error)) => {
             tracing::error!("not started: {}", in_one_line(&error));
@@ -45,8 +54,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+fn device(args: &DeviceArgs) -> ExitCode {
+    log_to_stderr(LogFormat::Text, "warn");
+    match cli::run(args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) => {
+            eprintln!("hedge-cloud: {}", in_one_line(&error));
+            ExitCode::from(NOT_STARTED)
+        }
+    }
+}
+
+fn log_to_stderr(format: LogFormat, level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => logs.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),

@@ -20,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::args::Serve;
 use crate::identity::{self, Authority, Registry, Terms, TlsListener, fresh_certificate, server_config};
 use crate::intake::{self, Event, Intake, IntakeError, Outlets};
-use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow};
+use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
 use crate::model::{self, Answerer, Fixed, Onnx};
 use crate::store::{FILE_NAME, Keep, Writer};
 use crate::{broker, view};
@@ -61,7 +61,7 @@ struct Running {
 }
 
 async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
-    let topics = Topics::new(&args.prefix).context("--prefix")?;
+    let topics = Topics::new(&args.broker.prefix).context("--prefix")?;
     let models = load_models(args)?;
     let path = prepare_state_dir(&args.state_dir)?;
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
@@ -95,14 +95,15 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let Brokers { endpoint, credentials, login, said } = brokers(args, &topics).await?;
     start_enrolment(args).await?;
     let status_every = Duration::from_secs(args.status_s.into());
-    let dial = Dial::new(endpoint, &credentials, args.instance.clone(), topics, said.is_none(), status_every)?;
-    let dial = match login {
-        Some(login) => dial.with_login(login),
-        None => dial,
+    let way = Way::new(endpoint, &credentials)?;
+    let way = match login {
+        Some(login) => way.with_login(login),
+        None => way,
     };
+    let dial = Dial { way, instance: args.instance.clone(), topics, shared: said.is_none(), status_every };
     let shown = view::Shown {
         instance: args.instance.clone(),
-        broker: dial.endpoint.to_string(),
+        broker: dial.way.endpoint.to_string(),
         tasks,
         link: link_now,
         model_seconds,
@@ -176,7 +177,12 @@ async fn brokers(args: &Serve, topics: &Topics) -> anyhow::Result<Brokers> {
             let said = Some(format!("mqtt://{addr}"));
             Brokers { endpoint: at(addr), credentials: Credentials::default(), login: None, said }
         }
-        None => Brokers { endpoint: args.broker.clone(), credentials: args.credentials(), login: None, said: None },
+        None => Brokers {
+            endpoint: args.broker.url.clone(),
+            credentials: args.broker.credentials(),
+            login: None,
+            said: None,
+        },
     })
 }
 

@@ -102,6 +102,18 @@ impl Topics {
         format!("{}hedge/v1/+/up/{what}", self.prefix)
     }
 
+    /// One kind of message to every device, for example `desired`.
+    #[must_use]
+    pub fn fleet_down_filter(&self, what: &str) -> String {
+        format!("{}hedge/v1/+/down/{what}", self.prefix)
+    }
+
+    /// What an operator's program publishes to itself, to know that everything before it has arrived.
+    #[must_use]
+    pub fn marker(&self, operator: &Name) -> String {
+        format!("{}hedge/v1/operator/{operator}/marker", self.prefix)
+    }
+
     /// Like [`Self::fleet_filter`], but each message goes to one member of `group` only.
     #[must_use]
     pub fn shared_fleet_filter(&self, group: &Name, what: &str) -> String {

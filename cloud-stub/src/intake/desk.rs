@@ -11,6 +11,7 @@ use hedge_proto::{
 use super::Incoming;
 use super::decide::{self, Arrived, BUSY_S, Step, Told, dead, failed};
 use super::lanes::Lanes;
+use super::settings::{self, Document};
 use crate::model::{ModelFailure, Outcome};
 use crate::reply::Replies;
 use crate::store::{Batch, Keep, StoreError, Totals, Waiting};
@@ -77,6 +78,18 @@ impl<'a, 'w> Desk<'a, 'w> {
             },
             Some(Topic::UpTelemetry(device)) => match from_json::<Telemetry>(payload, DOCUMENT_BYTES_MAX) {
                 Ok(telemetry) => return self.telemetry(&device, &telemetry),
+                Err(error) => error,
+            },
+            Some(Topic::UpReported(device)) => match settings::reported(payload) {
+                Ok(reported) => return self.reported(&device, reported),
+                Err(error) => error,
+            },
+            Some(Topic::DownDesired(device)) => match settings::desired(payload) {
+                Ok(desired) => return self.desired(&device, desired),
+                Err(error) => error,
+            },
+            Some(Topic::UpReply(device)) => match settings::reply(payload) {
+                Ok(event) => return self.reply(&device, &event),
                 Err(error) => error,
             },
             _ => DecodeError::Malformed("no topic this program listens to".to_owned()),
@@ -188,6 +201,33 @@ impl<'a, 'w> Desk<'a, 'w> {
     fn telemetry(&mut self, device: &DeviceId, telemetry: &Telemetry) -> Result<(), StoreError> {
         if self.admits(device)? {
             self.batch.set_telemetry(device, telemetry, self.now_ms)?;
+        }
+        Ok(())
+    }
+
+    fn reported(&mut self, device: &DeviceId, told: Document) -> Result<(), StoreError> {
+        let (on_record, _) = self.batch.settings_documents(device)?;
+        // A retained document comes again at every connect of ours, and of the device.
+        if on_record != told.json && self.admits(device)? {
+            self.batch.set_reported(device, told.json.as_deref(), self.now_ms)?;
+            self.batch.add_event(device, "reported", &told.event, self.now_ms)?;
+        }
+        Ok(())
+    }
+
+    fn desired(&mut self, device: &DeviceId, told: Document) -> Result<(), StoreError> {
+        let (_, on_record) = self.batch.settings_documents(device)?;
+        if on_record != told.json && self.admits(device)? {
+            self.batch.set_desired(device, told.json.as_deref(), self.now_ms)?;
+            self.batch.add_event(device, "desired", &told.event, self.now_ms)?;
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self, device: &DeviceId, event: &str) -> Result<(), StoreError> {
+        // A device repeats a result for a command that comes again.
+        if !self.batch.has_event(device, "reply", event)? && self.admits(device)? {
+            self.batch.add_event(device, "reply", event, self.now_ms)?;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@
 pub mod decide;
 mod desk;
 mod lanes;
+mod settings;
 
 use std::sync::mpsc::TrySendError;
 use std::time::Duration;

@@ -55,11 +55,45 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long devices are told to wait while the records cannot be written.
 const UNHEALTHY_RETRY_S: u32 = 60;
 
-/// Everything needed to dial; made before anything is dialled.
-pub struct Dial {
+/// How the broker is reached and as whom: every file is read before anything is dialled.
+#[derive(Clone)]
+pub struct Way {
     pub endpoint: Endpoint,
     transport: Transport,
     login: Option<(String, Vec<u8>)>,
+}
+
+impl Way {
+    pub fn new(endpoint: Endpoint, credentials: &Credentials) -> Result<Self, CredentialsError> {
+        Ok(Self { transport: credentials.transport(&endpoint)?, login: credentials.login()?, endpoint })
+    }
+
+    /// With a name and password that stand in no file.
+    #[must_use]
+    pub fn with_login(self, login: (String, Vec<u8>)) -> Self {
+        Self { login: Some(login), ..self }
+    }
+
+    /// A connection of its own: nothing of it outlives it.
+    pub(crate) fn options(&self, client_id: String) -> MqttOptions {
+        let mut options = MqttOptions::new(client_id, (self.endpoint.host.as_str(), self.endpoint.port));
+        options
+            .set_keep_alive(KEEP_ALIVE_S)
+            .set_connect_timeout(CONNECT_TIMEOUT)
+            .set_clean_start(true)
+            .set_session_expiry_interval(Some(0));
+        options.set_transport(self.transport.clone());
+        options.set_socket_connector(session::connect);
+        if let Some((user, password)) = &self.login {
+            options.set_credentials(user.clone(), password.clone());
+        }
+        options
+    }
+}
+
+/// Everything needed to dial; made before anything is dialled.
+pub struct Dial {
+    pub way: Way,
     pub instance: Name,
     pub topics: Topics,
     /// One instance among several takes each case; brokers without shared subscriptions need `false`.
@@ -69,33 +103,9 @@ pub struct Dial {
 }
 
 impl Dial {
-    /// Reads every file that `credentials` name.
-    pub fn new(
-        endpoint: Endpoint,
-        credentials: &Credentials,
-        instance: Name,
-        topics: Topics,
-        shared: bool,
-        status_every: Duration,
-    ) -> Result<Self, CredentialsError> {
-        let transport = credentials.transport(&endpoint)?;
-        Ok(Self { transport, login: credentials.login()?, endpoint, instance, topics, shared, status_every })
-    }
-
-    /// With a name and password that stand in no file.
-    #[must_use]
-    pub fn with_login(self, login: (String, Vec<u8>)) -> Self {
-        Self { login: Some(login), ..self }
-    }
-
     fn options(&self) -> MqttOptions {
-        let id = format!("hedge-cloud-{}-{:08x}", self.instance, random());
-        let mut options = MqttOptions::new(id, (self.endpoint.host.as_str(), self.endpoint.port));
+        let mut options = self.way.options(format!("hedge-cloud-{}-{:08x}", self.instance, random()));
         options
-            .set_keep_alive(KEEP_ALIVE_S)
-            .set_connect_timeout(CONNECT_TIMEOUT)
-            .set_clean_start(true)
-            .set_session_expiry_interval(Some(0))
             .set_receive_maximum(Some(RECEIVE_MAX))
             .set_max_packet_size(Some(PACKET_BYTES_MAX))
             .set_ack_mode(AckMode::Manual)
@@ -106,11 +116,6 @@ impl Dial {
                 true,
                 None,
             ));
-        options.set_transport(self.transport.clone());
-        options.set_socket_connector(session::connect);
-        if let Some((user, password)) = &self.login {
-            options.set_credentials(user.clone(), password.clone());
-        }
         options
     }
 
@@ -165,7 +170,7 @@ pub async fn run(dial: Dial, mut ends: Ends) {
         }
         let pause = jittered(wait);
         wait = (wait * 2).min(DIAL_WAIT_MAX);
-        tracing::warn!(broker = %dial.endpoint, retry_ms = pause.as_millis(), "no connection: {reason}");
+        tracing::warn!(broker = %dial.way.endpoint, retry_ms = pause.as_millis(), "no connection: {reason}");
         ends.now.send_replace(LinkNow::Broken(reason));
         if session::idle(&mut ends, &mut unsent, pause).await {
             return;

@@ -174,7 +174,7 @@ async fn send(
     if let Err(reason) = open(client, dial, healthy).await {
         return End::Broken(reason);
     }
-    tracing::info!(broker = %dial.endpoint, "connected");
+    tracing::info!(broker = %dial.way.endpoint, "connected");
     ends.now.send_replace(LinkNow::Connected);
     let mut live = interval(dial.status_every);
     live.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -235,6 +235,9 @@ async fn open(client: &AsyncClient, dial: &Dial, healthy: bool) -> Result<(), St
         SubscribeFilterInput::new(cases, QoS::AtLeastOnce),
         SubscribeFilterInput::new(topics.fleet_filter("status"), QoS::AtLeastOnce),
         SubscribeFilterInput::new(topics.fleet_filter("telemetry"), QoS::AtMostOnce),
+        SubscribeFilterInput::new(topics.fleet_filter("reported"), QoS::AtLeastOnce),
+        SubscribeFilterInput::new(topics.fleet_filter("reply"), QoS::AtLeastOnce),
+        SubscribeFilterInput::new(topics.fleet_down_filter("desired"), QoS::AtLeastOnce),
         SubscribeFilterInput::new(dial.status_topic(), QoS::AtMostOnce).no_local(true),
     ];
     let notice = client.subscribe_many_tracked(filters).await.map_err(|error| error.to_string())?;

@@ -12,9 +12,9 @@ mod schema;
 mod totals;
 mod writer;
 
-pub use reader::{CaseRow, DeviceRow, Reader};
+pub use reader::{CaseRow, DeviceEvent, DeviceRow, Reader, SettingsRow};
 pub use totals::Totals;
-pub use writer::{Batch, Keep, Waiting, Writer};
+pub use writer::{Batch, EVENTS_PER_DEVICE_MAX, Keep, Waiting, Writer};
 
 use std::path::PathBuf;
 

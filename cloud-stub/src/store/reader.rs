@@ -4,6 +4,8 @@ use std::path::Path;
 
 use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, Telemetry, Verdict, from_cbor, from_json};
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::{Standing, State, StoreError, Totals, count, damaged, schema};
 
@@ -37,6 +39,30 @@ pub struct DeviceRow {
     pub disagreed: u64,
     /// When its last new case arrived.
     pub case_ms: Option<u64>,
+    /// Versions of the settings in force and of those wanted, and what became of the last wanted ones.
+    pub in_force: Option<u64>,
+    pub wanted: Option<u64>,
+    pub outcome: Option<String>,
+    /// Grows with its history.
+    pub events: u64,
+}
+
+/// The settings of one device: documents as they came.
+#[derive(Debug, Clone, Default)]
+pub struct SettingsRow {
+    pub reported: Option<Value>,
+    pub reported_ms: Option<u64>,
+    pub desired: Option<Value>,
+    pub desired_ms: Option<u64>,
+}
+
+/// One event of a device's history.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeviceEvent {
+    pub at_ms: u64,
+    /// `desired`, `reported` or `reply`.
+    pub kind: String,
+    pub document: Value,
 }
 
 /// Sees each commit as a whole.
@@ -48,6 +74,11 @@ const CASE_COLUMNS: &str = "c.header, c.received_ms, c.state, c.reason, c.agrees
      EXISTS (SELECT 1 FROM payloads p WHERE p.seq = c.seq), v.verdict, v.given_ms \
      FROM cases c LEFT JOIN verdicts v ON v.seq = c.seq \
      AND v.revision = (SELECT MAX(revision) FROM verdicts w WHERE w.seq = c.seq)";
+
+const DEVICE_COLUMNS: &str = "device, status, status_ms, telemetry, telemetry_ms, cases, agreed, disagreed, case_ms, \
+     json_extract(reported, '$.version'), json_extract(desired, '$.version'), \
+     json_extract(reported, '$.last.outcome'), \
+     (SELECT MAX(seq) FROM device_events e WHERE e.device = devices.device) FROM devices";
 
 impl Reader {
     /// Opens records that a [`super::Writer`] has opened before.
@@ -85,12 +116,47 @@ impl Reader {
     /// All devices by name.
     pub fn devices(&self) -> Result<Vec<DeviceRow>, StoreError> {
         self.connection
-            .prepare_cached(
-                "SELECT device, status, status_ms, telemetry, telemetry_ms, cases, agreed, disagreed, case_ms \
-                 FROM devices ORDER BY device",
-            )?
+            .prepare_cached(&format!("SELECT {DEVICE_COLUMNS} ORDER BY device"))?
             .query_map([], |row| Ok(device_row(row)))?
             .map(|row| row?)
+            .collect()
+    }
+
+    pub fn device(&self, device: &DeviceId) -> Result<Option<DeviceRow>, StoreError> {
+        self.connection
+            .prepare_cached(&format!("SELECT {DEVICE_COLUMNS} WHERE device = ?1"))?
+            .query_row([device.as_str()], |row| Ok(device_row(row)))
+            .optional()?
+            .transpose()
+    }
+
+    pub fn settings(&self, device: &DeviceId) -> Result<SettingsRow, StoreError> {
+        let row = self
+            .connection
+            .prepare_cached("SELECT reported, reported_ms, desired, desired_ms FROM devices WHERE device = ?1")?
+            .query_row([device.as_str()], |row| {
+                Ok((row.get::<_, Option<String>>(0)?, row.get(1)?, row.get::<_, Option<String>>(2)?, row.get(3)?))
+            })
+            .optional()?;
+        let Some((reported, reported_ms, desired, desired_ms)) = row else { return Ok(SettingsRow::default()) };
+        let document = |json: Option<String>| json.map(|json| serde_json::from_str(&json).map_err(damaged)).transpose();
+        Ok(SettingsRow {
+            reported: document(reported)?,
+            reported_ms: Option::<i64>::map(reported_ms, count),
+            desired: document(desired)?,
+            desired_ms: Option::<i64>::map(desired_ms, count),
+        })
+    }
+
+    /// A device's history, newest first.
+    pub fn history(&self, device: &DeviceId) -> Result<Vec<DeviceEvent>, StoreError> {
+        self.connection
+            .prepare_cached("SELECT at_ms, kind, json FROM device_events WHERE device = ?1 ORDER BY seq DESC")?
+            .query_map([device.as_str()], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)))?
+            .map(|row| {
+                let (at_ms, kind, json) = row?;
+                Ok(DeviceEvent { at_ms: count(at_ms), kind, document: serde_json::from_str(&json).map_err(damaged)? })
+            })
             .collect()
     }
 
@@ -127,16 +193,20 @@ fn case_row(row: &Row<'_>) -> Result<CaseRow, StoreError> {
 fn device_row(row: &Row<'_>) -> Result<DeviceRow, StoreError> {
     let status: Option<Vec<u8>> = row.get(1)?;
     let telemetry: Option<Vec<u8>> = row.get(3)?;
-    let time = |column: usize| Ok::<_, StoreError>(row.get::<_, Option<i64>>(column)?.map(count));
+    let number = |column: usize| Ok::<_, StoreError>(row.get::<_, Option<i64>>(column)?.map(count));
     Ok(DeviceRow {
         device: row.get(0)?,
         status: status.map(|json| from_json(&json, ROW_BYTES_MAX)).transpose().map_err(damaged)?,
-        status_ms: time(2)?,
+        status_ms: number(2)?,
         telemetry: telemetry.map(|json| from_json(&json, ROW_BYTES_MAX)).transpose().map_err(damaged)?,
-        telemetry_ms: time(4)?,
+        telemetry_ms: number(4)?,
         cases: count(row.get(5)?),
         agreed: count(row.get(6)?),
         disagreed: count(row.get(7)?),
-        case_ms: time(8)?,
+        case_ms: number(8)?,
+        in_force: number(9)?,
+        wanted: number(10)?,
+        outcome: row.get(11)?,
+        events: number(12)?.unwrap_or(0),
     })
 }

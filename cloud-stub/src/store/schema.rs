@@ -8,7 +8,8 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Each step leads from the layout of its index to the next. Never edit one that was released: add one.
-const STEPS: &[&str] = &[r"
+const STEPS: &[&str] = &[
+    r"
 CREATE TABLE cases (
     seq            INTEGER PRIMARY KEY,
     id             TEXT NOT NULL UNIQUE,
@@ -46,7 +47,22 @@ CREATE TABLE devices (
     case_ms      INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE totals (one INTEGER PRIMARY KEY CHECK (one = 1), json TEXT NOT NULL);
-"];
+",
+    r"
+ALTER TABLE devices ADD COLUMN reported TEXT;    -- up/reported as JSON
+ALTER TABLE devices ADD COLUMN reported_ms INTEGER;
+ALTER TABLE devices ADD COLUMN desired TEXT;     -- down/desired as JSON
+ALTER TABLE devices ADD COLUMN desired_ms INTEGER;
+CREATE TABLE device_events (
+    seq    INTEGER PRIMARY KEY,
+    device TEXT NOT NULL,
+    at_ms  INTEGER NOT NULL,
+    kind   TEXT NOT NULL,                        -- desired, reported, reply
+    json   TEXT NOT NULL
+);
+CREATE INDEX device_events_by_device ON device_events (device, seq);
+",
+];
 
 /// How long a statement waits for another connection's lock. Readers never block the writer in WAL mode.
 const BUSY_WAIT: Duration = Duration::from_secs(5);
@@ -102,6 +118,22 @@ mod tests {
         let path = dir.path().join("r.sqlite");
         open(&path).expect("made").pragma_update(None, "user_version", 99).expect("written");
         assert!(matches!(open(&path), Err(StoreError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn records_of_an_older_layout_are_kept_and_brought_forward() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("r.sqlite");
+        let old = Connection::open(&path).expect("made");
+        old.execute_batch(STEPS[0]).expect("the first layout");
+        old.execute("INSERT INTO devices (device, cases) VALUES ('d', 3)", []).expect("written");
+        old.pragma_update(None, "user_version", 1).expect("written");
+        drop(old);
+        let new = open(&path).expect("opened");
+        let found: (i64, Option<String>) = new
+            .query_row("SELECT cases, reported FROM devices", [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .expect("there");
+        assert_eq!(found, (3, None));
     }
 
     #[test]

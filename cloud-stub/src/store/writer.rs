@@ -25,6 +25,9 @@ pub struct Waiting {
 /// The most rows one pruning step removes, so that no commit takes long.
 const PRUNE_ROWS_MAX: u32 = 500;
 
+/// How many events a device's history keeps: with the bound on each, at most 800 KiB a device.
+pub const EVENTS_PER_DEVICE_MAX: u32 = 200;
+
 /// The largest row this program writes into a CBOR column.
 const ROW_BYTES_MAX: usize = 1024 * 1024;
 
@@ -233,6 +236,60 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// What a device reported, and what is wanted of it: the documents as they are on record.
+    pub fn settings_documents(&self, device: &DeviceId) -> Result<(Option<String>, Option<String>), StoreError> {
+        let row = self
+            .transaction
+            .prepare_cached("SELECT reported, desired FROM devices WHERE device = ?1")?
+            .query_row([device.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        Ok(row.unwrap_or_default())
+    }
+
+    /// Keeps, or forgets, what a device reported as its settings.
+    pub fn set_reported(&self, device: &DeviceId, json: Option<&str>, now_ms: u64) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO devices (device, reported, reported_ms) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT (device) DO UPDATE SET reported = ?2, reported_ms = ?3",
+            )?
+            .execute(params![device.as_str(), json, sql(now_ms)])?;
+        Ok(())
+    }
+
+    /// Keeps, or forgets, what is wanted as a device's settings.
+    pub fn set_desired(&self, device: &DeviceId, json: Option<&str>, now_ms: u64) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO devices (device, desired, desired_ms) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT (device) DO UPDATE SET desired = ?2, desired_ms = ?3",
+            )?
+            .execute(params![device.as_str(), json, sql(now_ms)])?;
+        Ok(())
+    }
+
+    /// Whether the device's history has this very event.
+    pub fn has_event(&self, device: &DeviceId, kind: &str, json: &str) -> Result<bool, StoreError> {
+        let mut statement = self
+            .transaction
+            .prepare_cached("SELECT 1 FROM device_events WHERE device = ?1 AND kind = ?2 AND json = ?3")?;
+        Ok(statement.exists(params![device.as_str(), kind, json])?)
+    }
+
+    /// Adds to a device's history, from which the oldest goes beyond [`EVENTS_PER_DEVICE_MAX`].
+    pub fn add_event(&self, device: &DeviceId, kind: &str, json: &str, now_ms: u64) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached("INSERT INTO device_events (device, at_ms, kind, json) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![device.as_str(), sql(now_ms), kind, json])?;
+        self.transaction
+            .prepare_cached(
+                "DELETE FROM device_events WHERE device = ?1 AND seq <= \
+                 (SELECT seq FROM device_events WHERE device = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
+            )?
+            .execute(params![device.as_str(), EVENTS_PER_DEVICE_MAX])?;
+        Ok(())
+    }
+
     /// Forgets a device's status, as an empty retained message asks for.
     pub fn clear_device_status(&self, device: &DeviceId) -> Result<(), StoreError> {
         self.transaction
@@ -375,6 +432,23 @@ mod tests {
         batch.commit().expect("committed");
         let reader = Reader::open(&dir.path().join(FILE_NAME)).expect("records");
         assert_eq!(reader.latest(None, 10).expect("read").len(), 1);
+    }
+
+    #[test]
+    fn a_history_keeps_the_newest_of_each_device() {
+        let (dir, mut writer) = records();
+        let (noisy, calm) = (Name::new("noisy").expect("valid"), Name::new("calm").expect("valid"));
+        let batch = writer.batch().expect("a batch");
+        batch.add_event(&calm, "reply", "{}", 1).expect("added");
+        for n in 0..u64::from(EVENTS_PER_DEVICE_MAX) + 5 {
+            batch.add_event(&noisy, "reply", &format!("{{\"n\": {n}}}"), n).expect("added");
+        }
+        batch.commit().expect("committed");
+        let reader = Reader::open(&dir.path().join(FILE_NAME)).expect("records");
+        let history = reader.history(&noisy).expect("read");
+        assert_eq!(history.len(), EVENTS_PER_DEVICE_MAX as usize);
+        assert_eq!(history[0].at_ms, u64::from(EVENTS_PER_DEVICE_MAX) + 4, "newest first");
+        assert_eq!(reader.history(&calm).expect("read").len(), 1);
     }
 
     #[test]

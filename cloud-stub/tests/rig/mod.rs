@@ -7,6 +7,8 @@
     reason = "each test file uses a part of it; tests may panic"
 )]
 
+pub mod double;
+
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;

@@ -1,0 +1,168 @@
+//! `set`, `apply` and `command`: from words to errands, and what is said of them.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use hedge_proto::{CommandMessage, DOCUMENT_BYTES_MAX, DeviceId};
+use serde_json::{Map, Value};
+
+use super::args::{Apply, Change as ChangeArgs, Command, Common, Set};
+use super::{Target, chosen, connect, say, say_json, target, text};
+use crate::fleet::board::Device;
+use crate::fleet::carry_out::{Patience, Progress, carry_out};
+use crate::fleet::change::{Change, Edit, draft};
+use crate::fleet::errand::{Ending, Errand, Report};
+use crate::fleet::operator::{ACTING, Operator};
+use crate::wall_ms;
+
+/// A trial may last 180 s of the device's time; then it has to come back and say so.
+const TRIAL_WAIT: Duration = Duration::from_secs(240);
+
+pub(super) async fn set(ask: &Set) -> anyhow::Result<bool> {
+    let (target, rest) = target(&ask.words, &ask.chosen)?;
+    ensure!(!rest.is_empty(), "nothing is set; write KEY=VALUE");
+    let edits = rest.iter().map(|text| text.parse::<Edit>()).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?;
+    change(&ask.common, &target, &Change::Edits(edits), &ask.change).await
+}
+
+pub(super) async fn apply(ask: &Apply) -> anyhow::Result<bool> {
+    let (target, rest) = target(&ask.words, &ask.chosen)?;
+    let [file] = rest else { bail!("give one FILE with the settings, or `-`") };
+    change(&ask.common, &target, &Change::Whole(overlay(Path::new(file))?), &ask.change).await
+}
+
+/// The settings in a file.
+fn overlay(file: &Path) -> anyhow::Result<Value> {
+    let text = if file == Path::new("-") {
+        let mut text = String::new();
+        let limit = DOCUMENT_BYTES_MAX as u64 + 1;
+        std::io::stdin().take(limit).read_to_string(&mut text).context("standard input")?;
+        text
+    } else {
+        std::fs::read_to_string(file).with_context(|| file.display().to_string())?
+    };
+    let read = match file.extension().and_then(|ending| ending.to_str()) {
+        Some("toml") => toml::from_str(&text).map_err(anyhow::Error::from),
+        _ => serde_json::from_str(&text).map_err(anyhow::Error::from),
+    };
+    let overlay: Value = read.with_context(|| format!("{} is not what its name says", file.display()))?;
+    ensure!(overlay.is_object(), "{} holds no settings: an object is needed, such as {{}}", file.display());
+    Ok(overlay)
+}
+
+async fn change(common: &Common, target: &Target, change: &Change, args: &ChangeArgs) -> anyhow::Result<bool> {
+    let mut operator = connect(common, target, ACTING).await?;
+    let devices = match target {
+        Target::One(name) if args.new => {
+            let device = operator.board.devices.get(name).cloned().unwrap_or_default();
+            vec![(name.clone(), device)]
+        }
+        _ => chosen(&operator, target)?,
+    };
+    let who = args.by.who();
+    let drafts = devices.iter().map(|(name, device)| match draft(device, change, args.confirm.into(), &who) {
+        Ok(draft) => Ok(Errand::settings(name.clone(), draft)),
+        Err(errors) => {
+            let report = Report::new(name, Ending::Refused).because("nothing was sent");
+            Err(Box::new(Report { errors, ..report }))
+        }
+    });
+    let drafts: Vec<_> = drafts.collect();
+    do_all(common, &mut operator, &devices, drafts).await
+}
+
+pub(super) async fn command(ask: &Command) -> anyhow::Result<bool> {
+    let (target, rest) = target(&ask.words, &ask.chosen)?;
+    let Some((name, args)) = rest.split_first() else { bail!("no command is given; `--help` lists them") };
+    let args = arguments(args)?;
+    let who = ask.by.who();
+    let message = |id| CommandMessage {
+        id: Some(id),
+        command: name.clone(),
+        args: args.clone(),
+        issued_ms: Some(wall_ms()),
+        by: Some(who.clone()),
+    };
+    // What no device takes is refused before anything is dialled.
+    let nobody = DeviceId::new("nobody")?;
+    Errand::command(nobody, message("id".to_owned())).map_err(|reason| {
+        anyhow::anyhow!("`{name}` with these arguments is no command: {reason}; `--help` lists them")
+    })?;
+    let mut operator = connect(&ask.common, &target, ACTING).await?;
+    let devices = match &target {
+        Target::One(name) => vec![(name.clone(), Device::default())],
+        Target::Many(_) => chosen(&operator, &target)?,
+    };
+    let errands = devices.iter().map(|(name, _)| {
+        let id = ask.id.clone().map_or_else(random_id, Ok)?;
+        Ok(Errand::command(name.clone(), message(id))
+            .map_err(|reason| Box::new(Report::new(name, Ending::Refused).because(reason))))
+    });
+    let errands: Vec<_> = errands.collect::<anyhow::Result<_>>()?;
+    do_all(&ask.common, &mut operator, &devices, errands).await
+}
+
+/// `arg=value…` as one object. An argument's value is JSON where it reads as JSON, and text otherwise.
+fn arguments(words: &[String]) -> anyhow::Result<Value> {
+    let mut args = Map::new();
+    for word in words {
+        let (name, value) = word.split_once('=').with_context(|| format!("`{word}` is no ARG=VALUE"))?;
+        args.insert(name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into()));
+    }
+    Ok(if args.is_empty() { Value::Null } else { args.into() })
+}
+
+/// 96 bits: no two commands share an id.
+pub(crate) fn random_id() -> anyhow::Result<String> {
+    let mut bytes = [0; 12];
+    getrandom::fill(&mut bytes).context("the system gives no random numbers")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+async fn do_all(
+    common: &Common,
+    operator: &mut Operator,
+    devices: &[(DeviceId, Device)],
+    errands: Vec<Result<Errand, Box<Report>>>,
+) -> anyhow::Result<bool> {
+    let single = devices.len() == 1;
+    let mut written = Ok(());
+    let mut counts = BTreeMap::<&str, usize>::new();
+    let mut tell = |progress: Progress<'_>| {
+        let said = match progress {
+            Progress::Trial(device) => {
+                eprintln!("{device}: on trial; waiting up to {} s for its end", TRIAL_WAIT.as_secs());
+                Ok(())
+            }
+            Progress::Ended(report) => {
+                *counts.entry(report.outcome.text()).or_default() += 1;
+                if common.json { say_json(report) } else { say(&text::report(report, single)).map_err(Into::into) }
+            }
+        };
+        written = std::mem::replace(&mut written, Ok(())).and(said);
+    };
+    let mut ready = Vec::new();
+    let mut all_good = true;
+    for errand in errands {
+        match errand {
+            Ok(errand) => ready.push(errand),
+            Err(report) => {
+                all_good = false;
+                tell(Progress::Ended(&report));
+            }
+        }
+    }
+    let patience =
+        Patience { answer: common.answer_wait(), trial: Some(TRIAL_WAIT), offline: common.timeout.is_some() };
+    let reports = carry_out(operator, ready, patience, &mut tell).await;
+    all_good &= reports.iter().all(|report| report.outcome.is_good());
+    written?;
+    if !single && !common.json {
+        let counts: Vec<String> = counts.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
+        eprintln!("{} devices: {}", devices.len(), counts.join(", "));
+    }
+    Ok(all_good)
+}
