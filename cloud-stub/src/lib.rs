@@ -13,6 +13,7 @@ pub mod broker;
 pub mod intake;
 pub mod link;
 pub mod model;
+pub mod payloads;
 pub mod reply;
 pub mod serve;
 pub mod store;

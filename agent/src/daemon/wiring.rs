@@ -67,6 +67,7 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
             config: broker.clone(),
             keep_alive: config.link.profile().keep_alive,
             probe: config.link.probe.clone(),
+            payloads: config.payloads.clone(),
             meter: meter.clone(),
             device: device.clone(),
             outbox: outbox.clone(),

@@ -14,6 +14,7 @@ use rumqttc::mqttbytes::v5::{ConnAck, DisconnectReasonCode, Packet, Publish};
 use rumqttc::{AsyncClient, ConnectionError, NoticeFailureReason, PublishOptions, StateError};
 use rumqttc::{SubscribeFilter, SubscribeNoticeError};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::options::uplink_options;
 use super::silence::Silence;
@@ -41,6 +42,7 @@ struct Opening {
     client: AsyncClient,
     connection: u64,
     silence: Arc<Silence>,
+    over: CancellationToken,
 }
 
 /// Why a connection came to nothing.
@@ -95,6 +97,8 @@ async fn serve(shared: &Arc<Shared>) -> Result<End, SessionError> {
     let options = uplink_options(config, device, connection, *keep_alive, meter)?;
     let (client, mut eventloop) = AsyncClient::builder(options).capacity(REQUESTS_MAX).try_build()?;
     let silence = Arc::new(Silence::new());
+    let over = CancellationToken::new();
+    let _ends_with_this = over.clone().drop_guard();
     let (inbox, arrived) = mpsc::channel(INBOX_MAX);
     tokio::spawn(inbound::listen(shared.clone(), client.clone(), arrived));
 
@@ -105,7 +109,12 @@ async fn serve(shared: &Arc<Shared>) -> Result<End, SessionError> {
                     silence.heard();
                     match packet {
                         Packet::ConnAck(ack) => {
-                            let opening = Opening { client: client.clone(), connection, silence: silence.clone() };
+                            let opening = Opening {
+                                client: client.clone(),
+                                connection,
+                                silence: silence.clone(),
+                                over: over.clone(),
+                            };
                             tokio::spawn(open(shared.clone(), opening, ack));
                         }
                         Packet::Publish(publish) => keep(&inbox, publish),
@@ -151,7 +160,7 @@ async fn count_connection(shared: &Arc<Shared>) -> Result<u64, std::io::Error> {
 
 /// Subscribes, says `online`, and tells the engine that the session is ready.
 async fn open(shared: Arc<Shared>, opening: Opening, ack: ConnAck) {
-    let Opening { client, connection, silence } = opening;
+    let Opening { client, connection, silence, over } = opening;
     if let Err(error) = subscribe(&shared, &client).await {
         tracing::error!(%error, "the broker does not grant the device's subscriptions; check its access rules");
         drop(client.disconnect_now().await);
@@ -164,7 +173,7 @@ async fn open(shared: Arc<Shared>, opening: Opening, ack: ConnAck) {
         .unwrap_or(usize::MAX)
         .min(MESSAGE_BYTES_MAX);
     let receive_maximum = properties.and_then(|properties| properties.receive_max).unwrap_or(RECEIVE_MAXIMUM_DEFAULT);
-    let session = Session { client, connection, packet_bytes_max, silence };
+    let session = Session { client, connection, packet_bytes_max, silence, over };
     *shared.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
     shared.tell(Event::Connected { receive_maximum }).await;
     if let Err(error) = shared.publish_online(&session).await {

@@ -7,6 +7,7 @@
 mod broker;
 mod link;
 mod overrides;
+mod payloads;
 mod source;
 mod states;
 mod verdicts;
@@ -25,6 +26,7 @@ use toml::Spanned;
 pub use self::broker::{BrokerConfig, BrokerTransport, BrokerUrl, ProxyUrl};
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 use self::overrides::Override;
+pub use self::payloads::{PayloadsConfig, PayloadsUrl};
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
 pub use self::states::{StateConfig, StatesConfig};
 pub use self::verdicts::{CommandSinkConfig, JsonlConfig, MqttSinkConfig, VerdictsConfig, Wanted, WebhookConfig};
@@ -50,6 +52,8 @@ pub struct Config {
     /// Without a broker the device is on its own: it answers and queues.
     pub broker: Option<BrokerConfig>,
     pub link: LinkConfig,
+    /// Without it, what is too large for MQTT cannot be sent.
+    pub payloads: Option<PayloadsConfig>,
     pub runtime: RuntimeConfig,
     pub http: HttpConfig,
     pub outbox: OutboxConfig,
@@ -69,6 +73,7 @@ impl Default for Config {
             log: LogConfig::default(),
             broker: None,
             link: LinkConfig::default(),
+            payloads: None,
             runtime: RuntimeConfig::default(),
             http: HttpConfig::default(),
             outbox: OutboxConfig::default(),
