@@ -29,7 +29,7 @@ armhf | armel) stop "this system is 32-bit ($architecture), even if its kernel i
 esac
 
 # shellcheck disable=SC1091
-. "${HEDGE_OS_RELEASE:-/etc/os-release}"
+. /etc/os-release
 case ${VERSION_CODENAME:-unknown} in
 bookworm | trixie) ;;
 *) stop "this is ${PRETTY_NAME:-an unknown system}; Debian 12 or 13 or a Raspberry Pi OS made from them is needed" ;;

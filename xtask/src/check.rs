@@ -125,6 +125,9 @@ fn advisories() -> Result<Outcome> {
     }
 }
 
+/// The most that `systemd-analyze security` may find, in tenths of its points.
+const EXPOSURE_TENTHS_MAX: u32 = 15;
+
 /// The programs the units start are not installed here, so copies of the units name one that is.
 fn units() -> Result<Outcome> {
     if !command::works(Command::new("systemd-analyze").arg("--version")) {
@@ -147,6 +150,18 @@ fn units() -> Result<Outcome> {
     // It succeeds even where it warns.
     let complaints: Vec<_> = said.lines().filter(|line| line.contains("hedge-")).collect();
     ensure!(output.status.success() && complaints.is_empty(), "systemd-analyze verify:\n{said}");
+    for unit in units_in(&places::root().join("systemd"))? {
+        // A camera needs its devices.
+        let tenths = if unit.to_string_lossy().contains("camera") { 20 } else { EXPOSURE_TENTHS_MAX };
+        let mut security = command::program("systemd-analyze");
+        security.args(["security", "--offline=true", "--no-pager", &format!("--threshold={tenths}")]).arg(&unit);
+        let output = security.output().context("cannot run systemd-analyze")?;
+        ensure!(
+            output.status.success(),
+            "more exposed than {tenths} tenths:\n{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
     Ok(Passed)
 }
 

@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | check | bench | sim | soak | package`.
+//! The project's commands: `cargo xtask demo | test | check | bench | sim | soak | package | emulate`.
 //!
 //! Each has a module of its own. What they share with the tests (starting programs, breaking links, counting)
 //! is in `hedge-tests`.
@@ -10,6 +10,7 @@ mod camera;
 mod check;
 mod command;
 mod demo;
+mod emulate;
 mod onnxruntime;
 mod package;
 mod python;
@@ -44,6 +45,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Makes the Debian packages, for this processor or another, and an apt repository around them.
     Package(package::Arguments),
+    /// Runs tests with the arm64 programs and library, under qemu.
+    Emulate(emulate::Arguments),
     /// Runs the device's engine through worlds made from seeds, and says which seed breaks a promise.
     Sim(sim::Arguments),
     /// Writes the pictures of a folder to standard output over and over, as a camera would.
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
+        Command::Emulate(arguments) => emulate::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Camera(arguments) => camera::run(&arguments),
     };

@@ -7,6 +7,10 @@ use std::fs::File;
 use std::io::{self, IoSlice, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A good disk takes milliseconds, a worn SD card now and then half a second.
+const SLOW_SYNC: Duration = Duration::from_secs(1);
 
 /// One append-only file.
 pub(crate) trait SegmentFile: Send {
@@ -132,7 +136,14 @@ impl SegmentFile for File {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.sync_data()
+        let begun = Instant::now();
+        let synced = self.sync_data();
+        let took = begun.elapsed();
+        if took >= SLOW_SYNC {
+            // Said, and no more: starting the agent again would not make the disk faster.
+            tracing::warn!("the disk took {:.1} s to make cases durable", took.as_secs_f64());
+        }
+        synced
     }
 
     fn cut(&mut self, bytes: u64) -> io::Result<()> {

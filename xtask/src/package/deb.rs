@@ -43,7 +43,10 @@ impl Recipe {
         self.documents(name, &recipe, root)?;
         let control = root.join("DEBIAN");
         fs::create_dir(&control)?;
-        fs::write(control.join("conffiles"), conffiles(root)?)?;
+        let conffiles = conffiles(root)?;
+        if !conffiles.is_empty() {
+            fs::write(control.join("conffiles"), conffiles)?;
+        }
         fs::write(control.join("md5sums"), md5sums(root)?)?;
         let size = format!("\nInstalled-Size: {}\n", bytes_below(root)?.div_ceil(1024));
         let text = self.filled(&fs::read_to_string(recipe.join("control"))?)?;
@@ -73,8 +76,8 @@ impl Recipe {
         let name = format!("{}_{}{}", field(control, "Package"), field(control, "Version"), self.ending(control));
         let package = into.join(name);
         let mut pack = command::program("dpkg-deb");
-        pack.args(["--root-owner-group", if self.quick { "-Zgzip" } else { "-Zxz" }]);
-        pack.arg(if self.quick { "-z1" } else { "-z9" }).arg("--build").arg(root).arg(&package);
+        let packed: &[_] = if self.quick { &["-Zgzip", "-z1"] } else { &["-Zxz", "-z9", "-Sextreme"] };
+        pack.arg("--root-owner-group").args(packed).arg("--build").arg(root).arg(&package);
         // The same commit gives the same bytes.
         pack.env("SOURCE_DATE_EPOCH", commit_date("%ct")?);
         command::run_aside(&mut pack)?;
@@ -230,6 +233,6 @@ pub(super) fn lint(package: &Path) -> Result<()> {
     for line in said.lines() {
         println!("            {line}");
     }
-    ensure!(output.status.success(), "lintian: {said}{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "lintian found errors: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
