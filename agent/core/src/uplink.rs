@@ -290,6 +290,9 @@ impl Uplink {
         if now >= self.nobody_until {
             self.nobody_until = now + doubled(NOBODY_WAIT, self.nobody_times).min(NOBODY_WAIT_MAX);
             self.nobody_times += 1;
+        } else {
+            // A publish that took nearly as long as the wait tells it anew.
+            self.nobody_until = self.nobody_until.max(now + NOBODY_WAIT);
         }
     }
 

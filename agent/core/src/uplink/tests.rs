@@ -209,3 +209,14 @@ fn what_a_message_or_the_link_does_not_carry_goes_another_way() {
     assert_eq!(way(150_001, 1_000_000, Some(2_500.0)), Way::Upload, "more than a minute at 20 kbit/s");
     assert_eq!(way(150_000, 1_000_000, Some(2_500.0)), Way::Message);
 }
+
+#[test]
+fn a_late_word_that_nobody_listens_keeps_the_next_payload_back_as_well() {
+    let mut uplink = with_cases(2);
+    assert_eq!(sends(&mut uplink, Moment(1), PROVEN), 2);
+    uplink.published(Moment(10), &[key(0)], Publish::Nobody);
+    let late = Moment(10) + NOBODY_WAIT / 2;
+    uplink.published(late, &[key(1)], Publish::Nobody);
+    assert_eq!(sends(&mut uplink, Moment(10) + NOBODY_WAIT, PROVEN), 0, "too soon after the last one");
+    assert_eq!(sends(&mut uplink, late + NOBODY_WAIT, PROVEN), 2);
+}
