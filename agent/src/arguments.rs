@@ -43,8 +43,8 @@ pub enum Command {
 
 #[derive(clap::Args)]
 pub struct ConfigArgument {
-    /// The configuration file. Any value in it outside [[model]] and [[source]] can be overridden from the
-    /// environment: HEDGE_BROKER__URL is `url` in [broker].
+    /// The configuration file. Any value in it, except those of models and sources, can be overridden from the
+    /// environment: HEDGE_BROKER__URL is `url` of the broker.
     #[arg(long, env = "HEDGE_CONFIG", default_value = "/etc/hedge/agent.toml", value_name = "FILE")]
     pub config: PathBuf,
 }

@@ -1,11 +1,12 @@
 //! Every command does what it is for, given with `mosquitto_pub` alone, over MQTT 5 and 3.1.1.
 
 use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
 
 use anyhow::{Context, Result, ensure};
 use hedge_proto::{CommandOutcome, Reply};
-use hedge_tests::mosquitto_client::{Heard, publish};
-use hedge_tests::{Agent, Listener, Mosquitto, Scene, Tally, places, skip};
+use hedge_tests::mosquitto_client::{Heard, REPLY_WAIT_MAX, publish};
+use hedge_tests::{Agent, Listener, Mosquitto, Scene, Tally, places, skip, wait};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -25,6 +26,11 @@ fn operator(scene: &Scene) -> Result<SocketAddr> {
 
 /// A device with a camera that takes a picture an hour, a folder, and pictures over HTTP.
 fn stand() -> Result<Option<Stand>> {
+    stand_told("")
+}
+
+/// Like [`stand`], with this socket of systemd's.
+fn stand_told(notify_socket: &str) -> Result<Option<Stand>> {
     if !skip::has_onnxruntime() || !skip::has_mosquitto() {
         return Ok(None);
     }
@@ -40,6 +46,7 @@ fn stand() -> Result<Option<Stand>> {
     std::fs::create_dir_all(&folder)?;
     let mut agent = scene
         .doubter("device-1")
+        .variable("NOTIFY_SOCKET", notify_socket)
         .broker(&format!("mqtt://{}", scene.broker()?))
         .command_source("porch", &camera)
         .section("interval_ms = 3_600_000")
@@ -109,7 +116,11 @@ fn a_snapshot_is_a_picture_of_now() -> Result<()> {
 
 #[test]
 fn a_restart_is_orderly_and_needs_nobody_outside() -> Result<()> {
-    let Some(mut stand) = stand()? else { return Ok(()) };
+    // In systemd's place: what the agent tells it.
+    let notices = tempfile::tempdir()?;
+    let systemd = UnixDatagram::bind(notices.path().join("notify"))?;
+    systemd.set_nonblocking(true)?;
+    let Some(mut stand) = stand_told(&notices.path().join("notify").display().to_string())? else { return Ok(()) };
     stand.agent.wait_until_online()?;
     let mut tally = Tally::default();
     stand.scene.post_a_stored_one(&stand.agent, 0, &mut tally)?;
@@ -119,14 +130,28 @@ fn a_restart_is_orderly_and_needs_nobody_outside() -> Result<()> {
     // The same process, with nothing answered yet.
     stand.agent.program().check_alive()?;
     ensure!(stand.agent.program().id() == before.0);
-    stand.agent.wait_for_status("it has begun anew", hedge_tests::mosquitto_client::REPLY_WAIT_MAX, |status| {
-        status.samples.answered < before.1
-    })?;
+    stand.agent.wait_for_status("it has begun anew", REPLY_WAIT_MAX, |status| status.samples.answered < before.1)?;
     stand.agent.wait_until_online()?;
+    // It was never told of a stop, which would end in a kill, and the new program is ready as the first was.
+    let mut told = Vec::new();
+    wait::until_true("systemd hears that it is ready again", REPLY_WAIT_MAX, || {
+        told.extend(all_told(&systemd));
+        Ok(told.iter().filter(|notice| notice.contains("READY=1")).count() == 2)
+    })?;
+    ensure!(!told.iter().any(|notice| notice.contains("STOPPING=1")), "{told:?}");
     stand.agent.program().signal(Signal::TERM)?;
     let ended = stand.agent.program().wait_for_end(hedge_tests::agent::STOP_WAIT_MAX)?;
     ensure!(ended.success(), "{ended}");
     Ok(())
+}
+
+fn all_told(systemd: &UnixDatagram) -> Vec<String> {
+    let mut buffer = [0; 4096];
+    let received = std::iter::from_fn(|| {
+        let length = systemd.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    });
+    received.collect()
 }
 
 #[test]

@@ -20,7 +20,7 @@ use super::notify::Watchdog;
 use crate::answers::Answers;
 use crate::capture::Snapshots;
 use crate::clock::Clock;
-use crate::control::commands::{Desk, Handed};
+use crate::control::commands::{Desk, Inbox};
 use crate::figures::Figures;
 use crate::inference::{Judge, ModelSetup};
 use crate::outbox::{Limits, OpenReport, Outbox};
@@ -38,7 +38,7 @@ pub(super) struct Parts {
     pub(super) driver: Driver,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) deliveries: Vec<Delivery>,
-    pub(super) commands: mpsc::Receiver<Handed>,
+    pub(super) commands: Inbox,
 }
 
 pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {

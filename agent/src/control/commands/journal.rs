@@ -41,10 +41,19 @@ pub(super) struct Found {
 }
 
 impl Journal {
-    /// Reads `commands.jsonl` in `dir` and cuts off what was not written to its end.
+    /// Reads `commands.jsonl` in `dir` and cuts off what was not written to its end. A journal that cannot be read is
+    /// set aside: it must not keep the agent from starting.
     pub(super) fn open(dir: &Path) -> io::Result<(Self, Found)> {
         fs::create_dir_all(dir)?;
         let path = dir.join("commands.jsonl");
+        Self::read(dir, path.clone()).or_else(|error| {
+            tracing::error!(%error, path = %path.display(), "the journal of commands cannot be read; it is set aside");
+            fs::rename(&path, path.with_extension("jsonl.unreadable"))?;
+            Self::read(dir, path)
+        })
+    }
+
+    fn read(dir: &Path, path: PathBuf) -> io::Result<(Self, Found)> {
         let mut file = open(&path)?;
         let mut found = Found::default();
         let length = file.metadata()?.len();
@@ -205,6 +214,16 @@ mod tests {
         assert_eq!(reopen(dir.path()).1.records, [said(0), said(2), said(3)]);
         let aside = fs::read_to_string(dir.path().join("commands.jsonl.damaged")).expect("set aside");
         assert_eq!(aside.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_read_keeps_nobody_from_starting() {
+        let dir = tempfile::tempdir().expect("folder");
+        fs::create_dir(dir.path().join("commands.jsonl")).expect("makes");
+        let (mut journal, found) = reopen(dir.path());
+        assert_eq!(found, Found::default());
+        journal.append(&said(1), true).expect("goes on");
+        assert!(dir.path().join("commands.jsonl.unreadable").is_dir());
     }
 
     #[test]

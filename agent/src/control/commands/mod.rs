@@ -11,6 +11,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,23 +52,41 @@ pub(crate) struct Message {
 
 /// Brings messages to the desk. Cheap to clone.
 #[derive(Clone)]
-pub struct Desk(mpsc::Sender<Handed>);
+pub struct Desk {
+    messages: mpsc::Sender<Handed>,
+    stopping: Arc<AtomicBool>,
+}
+
+/// Where the desk finds them.
+pub(crate) struct Inbox {
+    arrived: mpsc::Receiver<Handed>,
+    stopping: Arc<AtomicBool>,
+}
 
 /// A message, and who waits until it is in good hands.
-pub(crate) type Handed = (Message, oneshot::Sender<()>);
+type Handed = (Message, oneshot::Sender<()>);
 
 impl Desk {
     #[must_use]
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Handed>) {
+    pub(crate) fn new() -> (Self, Inbox) {
         let (messages, arrived) = mpsc::channel(MESSAGES_MAX);
-        (Self(messages), arrived)
+        let stopping = Arc::new(AtomicBool::new(false));
+        (Self { messages, stopping: stopping.clone() }, Inbox { arrived, stopping })
     }
 
     /// Done when the message is decided on and, if it begins, on disk. False: the agent is stopping, and the message
     /// must come again.
     pub(crate) async fn take(&self, message: Message) -> bool {
         let (taken, waiting) = oneshot::channel();
-        self.0.send((message, taken)).await.is_ok() && waiting.await.is_ok()
+        if self.messages.send((message, taken)).await.is_ok() && waiting.await.is_ok() {
+            return true;
+        }
+        let stopping = self.stopping.load(Ordering::Acquire);
+        if !stopping {
+            // A message that ends the desk must not come again for ever.
+            tracing::error!("nobody takes commands any more; a restart of the agent heals that");
+        }
+        !stopping
     }
 }
 
@@ -135,12 +154,7 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
     }
 
     /// Serves until told to stop. What is under way then is ended by the next start.
-    pub(crate) async fn run(
-        mut self,
-        mut arrived: mpsc::Receiver<Handed>,
-        mut link: watch::Receiver<LinkView>,
-        stop: CancellationToken,
-    ) {
+    pub(crate) async fn run(mut self, mut inbox: Inbox, mut link: watch::Receiver<LinkView>, stop: CancellationToken) {
         for (intent, reply) in self.book.interrupt() {
             tracing::warn!(id = intent.id, command = intent.command, outcome = ?reply.outcome, "a command of an earlier run");
             self.note(&intent.command, intent.by.as_deref(), &reply).await;
@@ -151,8 +165,11 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
             self.begin_next();
             self.replies.say_all(&self.book);
             tokio::select! {
-                () = stop.cancelled() => return,
-                message = arrived.recv() => match message {
+                () = stop.cancelled() => {
+                    inbox.stopping.store(true, Ordering::Release);
+                    return;
+                }
+                message = inbox.arrived.recv() => match message {
                     Some((message, taken)) => {
                         self.take(message).await;
                         // Whoever waited may be gone with the connection; the message then comes again.

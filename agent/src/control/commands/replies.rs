@@ -15,7 +15,7 @@ use crate::uplink::{PublishError, Uplink};
 const UNDER_WAY_MAX: usize = 32;
 
 /// A reply that could not be published although there is a connection is tried again after this.
-const TRY_AGAIN_AFTER: Duration = Duration::from_secs(10);
+pub(super) const TRY_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// How saying a reply ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

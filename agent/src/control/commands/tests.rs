@@ -207,8 +207,10 @@ async fn another_connection_brings_what_could_not_be_said() {
     bench.until("a reply", |world| !world.replies().is_empty()).await;
     bench.world.0.broker.store(true, Ordering::SeqCst);
     let (.., link) = bench.running.as_ref().expect("runs");
+    let connected = std::time::Instant::now();
     link.send_modify(|view| view.connections += 1);
     bench.until("said", |world| world.journal_has("said", "\"a\"")).await;
+    assert!(connected.elapsed() < replies::TRY_AGAIN_AFTER / 2, "it only came because time had passed");
     assert_eq!(bench.world.replies().len(), 2);
 }
 
@@ -248,6 +250,16 @@ async fn commands_take_their_turns_in_the_order_they_came() {
     for (n, reply) in bench.world.replies().iter().enumerate() {
         assert_eq!((reply.id.clone(), &reply.result["n"]), (Some(format!("c{n}")), &json!(n + 1)));
     }
+}
+
+#[tokio::test]
+async fn a_message_that_a_stopping_agent_did_not_take_comes_again_and_one_that_ended_the_desk_does_not() {
+    let mut bench = Bench::new();
+    let desk = bench.running.as_ref().expect("runs").0.clone();
+    bench.crash().await;
+    assert!(desk.take(Message::default()).await, "acknowledged, or it would come for ever");
+    desk.stopping.store(true, Ordering::SeqCst);
+    assert!(!desk.take(Message::default()).await);
 }
 
 #[tokio::test]
