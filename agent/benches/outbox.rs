@@ -19,25 +19,34 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use hedge_agent::outbox::{Limits, NewCase, Outbox};
+use hedge_agent::outbox::{Limits, NewCase, Outbox, Receipt};
 use hedge_core::clock::Moment;
-use hedge_proto::{CaseKey, Epoch};
+use hedge_core::outbox::WhenFull;
+use hedge_proto::{CaseKey, Epoch, Refusal};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
 /// What a case's header has in practice.
 const HEADER_BYTES: usize = 256;
-const LIMITS: Limits =
-    Limits { cases_max: 10_000_000, bytes_max: 1 << 40, free_bytes_min: 1 << 30, payload_bytes_max: 8 << 20 };
+const LIMITS: Limits = Limits {
+    cases_max: 10_000_000,
+    bytes_max: 1 << 40,
+    free_bytes_min: 1 << 30,
+    payload_bytes_max: 8 << 20,
+    when_full: WhenFull::RefuseNew,
+};
 
 struct Plan {
     rounds: usize,
     round: Duration,
     rows: &'static [(usize, usize)],
+    /// So many fill the queue.
+    churn_cases: &'static str,
 }
 
 /// Enough to see a broken design, in under a minute.
-const QUICK: Plan = Plan { rounds: 3, round: Duration::from_millis(700), rows: &[(1024, 100), (20 * 1024, 100)] };
+const QUICK: Plan =
+    Plan { rounds: 3, round: Duration::from_millis(700), rows: &[(1024, 100), (20 * 1024, 100)], churn_cases: "3000" };
 
 const FULL: Plan = Plan {
     rounds: 7,
@@ -53,6 +62,7 @@ const FULL: Plan = Plan {
         (300 * 1024, 8),
         (300 * 1024, 100),
     ],
+    churn_cases: "20000",
 };
 
 fn main() -> Result<()> {
@@ -61,6 +71,7 @@ fn main() -> Result<()> {
     match args[..] {
         ["child-fill", dir, bytes, count] => return child_fill(Path::new(dir), bytes.parse()?, count.parse()?),
         ["child-open", dir] => return child_open(Path::new(dir)),
+        ["child-churn", dir, count] => return child_churn(Path::new(dir), count.parse()?),
         _ => {}
     }
     let dir = args.iter().position(|arg| *arg == "--dir").and_then(|at| args.get(at + 1));
@@ -88,11 +99,15 @@ fn measure(plan: &Plan, base: &Path) -> Result<Value> {
     fs::remove_dir_all(&dir)?;
     let large = child(&["child-fill", &dir.to_string_lossy(), "20480", "20000"])?;
     fs::remove_dir_all(&dir)?;
+    let churn = child(&["child-churn", &dir.to_string_lossy(), plan.churn_cases])?;
+    fs::remove_dir_all(&dir)?;
+    println!("churn: {churn}");
     println!("memory: +{} MiB at 100,000 × 1 KiB, +{} MiB at 20,000 × 20 KiB", small["rss_mib"], large["rss_mib"]);
     println!("start with 100,000 cases: {} ms, without the queue {} ms", ready["ms"], rebuilt["ms"]);
     Ok(json!({
         "rows": rows,
-        "rss_growth_mib": { "100k_1k": small["rss_mib"], "20k_20k": large["rss_mib"], "reopened_100k": ready["rss_mib"] },
+        "rss_growth_mib": { "100k_1k": small["rss_mib"], "20k_20k": large["rss_mib"], "reopened_100k": ready["rss_mib"], "churn": churn["rss_mib"] },
+        "churn": churn,
         "ready_ms": ready["ms"],
         "ready_rebuild_ms": rebuilt["ms"],
     }))
@@ -265,6 +280,104 @@ fn child_open(dir: &Path) -> Result<()> {
     let grown = cents(rss_mib()? - before);
     println!("{}", json!({ "ms": ms, "cases": report.cases, "rebuilt": report.rebuilt, "rss_mib": grown }));
     runtime()?.block_on(outbox.close());
+    Ok(())
+}
+
+/// The size of each case while the queue churns.
+const CHURN_BYTES: usize = 20 * 1024;
+const CHURN_IN_FLIGHT: usize = 64;
+
+/// A full queue, three times its size arriving at random priority, 30 % of what is taken answered and forgotten.
+/// Ratios are to live bytes on the disk, and to bytes of the cases that were taken.
+fn child_churn(dir: &Path, count: u64) -> Result<()> {
+    let runtime = runtime()?;
+    let before = rss_mib()?;
+    let limits = Limits { cases_max: count, when_full: WhenFull::EvictLowest, ..LIMITS };
+    let (outbox, _) = Outbox::open(dir, limits)?;
+    let written_at_start = written_bytes()?;
+    let (mut taken, mut disk_ratios) = (0, Vec::new());
+    runtime.block_on(async {
+        let mut written_full = 0;
+        for first in (0..4 * count).step_by(CHURN_IN_FLIGHT) {
+            if (count..count + CHURN_IN_FLIGHT as u64).contains(&first) {
+                (written_full, taken) = (written_bytes()?, 0);
+            }
+            let arriving = first..first + CHURN_IN_FLIGHT as u64;
+            let receipts: Vec<_> = arriving.map(|sequence| (sequence, submit(&outbox, sequence))).collect();
+            let mut answered = Vec::new();
+            for (sequence, receipt) in receipts {
+                if was_taken(receipt).await? {
+                    taken += 1;
+                    answered.extend((first >= count && sequence % 10 < 3).then_some(sequence));
+                }
+            }
+            all(answered.into_iter().map(|sequence| answer_and_forget(outbox.clone(), sequence))).await?;
+            if first >= count && (first / CHURN_IN_FLIGHT as u64).is_multiple_of(20) {
+                disk_ratios.push(folder_bytes(dir)? as f64 / outbox.figures().live_bytes as f64);
+            }
+        }
+        let written = written_bytes()? - written_full;
+        let greatest = disk_ratios.iter().copied().fold(0.0, f64::max);
+        let rss = rss_mib()? - before;
+        let (begun, full_bytes) = (Instant::now(), folder_bytes(dir)?);
+        for some in outbox.fetch(usize::MAX).chunks(CHURN_IN_FLIGHT) {
+            all(some.iter().map(|entry| forget(outbox.clone(), entry.key))).await?;
+        }
+        let drained_s = begun.elapsed().as_secs_f64();
+        let begun = Instant::now();
+        while folder_bytes(dir)? > full_bytes / 10 && begun.elapsed() < Duration::from_secs(120) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        println!(
+            "{}",
+            json!({
+                "cases": count, "bytes": CHURN_BYTES, "taken": taken,
+                "disk_ratio": cents(greatest), "disk_ratio_median": cents(median(&mut disk_ratios)),
+                "write_ratio": cents(written as f64 / (taken * CHURN_BYTES as u64) as f64),
+                "write_ratio_with_fill": cents((written_bytes()? - written_at_start) as f64
+                    / ((taken + count) * CHURN_BYTES as u64) as f64),
+                "drain_s": cents(drained_s), "space_back_s": cents(begun.elapsed().as_secs_f64()),
+                "disk_after_mib": cents(folder_bytes(dir)? as f64 / f64::from(1 << 20)), "rss_mib": cents(rss),
+            })
+        );
+        outbox.close().await;
+        Ok(())
+    })
+}
+
+fn submit(outbox: &Outbox, sequence: u64) -> Result<Receipt, Refusal> {
+    outbox.submit(new_case(sequence, CHURN_BYTES))
+}
+
+/// Whether there was room, or something gave way.
+async fn was_taken(receipt: Result<Receipt, Refusal>) -> Result<bool> {
+    let stored = match receipt {
+        Ok(receipt) => receipt.await,
+        Err(refusal) => Err(refusal),
+    };
+    match stored {
+        Ok(()) => Ok(true),
+        Err(Refusal::Full) => Ok(false),
+        Err(refusal) => Err(anyhow::anyhow!("refused: {refusal:?}")),
+    }
+}
+
+async fn answer_and_forget(outbox: Outbox, sequence: u64) -> Result<()> {
+    let key = new_case(sequence, HEADER_BYTES).key;
+    outbox.answered(key, 1, vec![7; 200]).await?;
+    forget(outbox, key).await
+}
+
+async fn forget(outbox: Outbox, key: CaseKey) -> Result<()> {
+    Ok(outbox.forget(key).await?)
+}
+
+/// All at once.
+async fn all(work: impl Iterator<Item = impl Future<Output = Result<()>> + Send + 'static>) -> Result<()> {
+    let tasks: Vec<_> = work.map(tokio::spawn).collect();
+    for task in tasks {
+        task.await??;
+    }
     Ok(())
 }
 

@@ -196,7 +196,8 @@ impl Pipeline {
         };
         let (events, figures) = (self.events.clone(), self.figures.clone());
         let mut stored = tokio::spawn(async move {
-            receipt.await?;
+            // Counted here, because the answer may have been given before the outbox refuses.
+            receipt.await.inspect_err(|refusal| figures.count_refused(*refusal))?;
             figures.took(Timed::Store, submitted.elapsed());
             // If the engine is gone the agent is stopping; the case is on disk for the next start.
             drop(events.send(Event::Stored(waiting)).await);
@@ -204,7 +205,7 @@ impl Pipeline {
         });
         match tokio::time::timeout(self.store_wait, &mut stored).await {
             Ok(Ok(Ok(()))) => CaseFate::Stored,
-            Ok(Ok(Err(refusal))) => self.refused(refusal),
+            Ok(Ok(Err(refusal))) => CaseFate::Refused(refusal),
             Ok(Err(_)) => self.refused(Refusal::Stopping),
             Err(_) => CaseFate::Pending,
         }

@@ -4,10 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use hedge_proto::{BudgetFigures, LinkState, ModelRef, Name, QueueFigures, Telemetry};
+use hedge_proto::{BudgetFigures, LinkState, ModelRef, Name, QueueFigures, SampleFigures, Telemetry};
 
 use crate::board;
+use crate::figures::{Dropped, drop_name};
 use crate::inference::Judge;
+use crate::outbox::Drops;
 use crate::pipeline::Pipeline;
 
 /// Everything as it is now.
@@ -19,7 +21,7 @@ pub fn of(pipeline: &Pipeline) -> Telemetry {
         link_reason: link.reason.to_owned(),
         uptime_s: pipeline.started.elapsed().as_secs(),
         offline_s: link.offline().as_secs(),
-        samples: pipeline.figures.samples(),
+        samples: samples(pipeline),
         queue: queue(pipeline, link.in_flight as u64),
         sources: pipeline.figures.sources(),
         link_s: LinkState::ALL
@@ -33,6 +35,15 @@ pub fn of(pipeline: &Pipeline) -> Telemetry {
         models: pipeline.judges.iter().map(model).collect(),
         board: board::read(),
     }
+}
+
+fn samples(pipeline: &Pipeline) -> SampleFigures {
+    let mut samples = pipeline.figures.samples();
+    let Drops { evicted, expired, undelivered } = pipeline.outbox.dropped();
+    let counted = [(Dropped::Evicted, evicted), (Dropped::Expired, expired), (Dropped::Undelivered, undelivered)];
+    let happened = counted.into_iter().filter(|(_, count)| *count > 0);
+    samples.dropped.extend(happened.map(|(why, count)| (drop_name(why).to_owned(), count)));
+    samples
 }
 
 fn budget(pipeline: &Pipeline) -> BTreeMap<String, BudgetFigures> {

@@ -27,6 +27,7 @@ pub const STOP_WAIT_MAX: Duration = Duration::from_secs(30);
 pub struct AgentConfig {
     device: String,
     dir: PathBuf,
+    state_dir: PathBuf,
     http: SocketAddr,
     sections: String,
     environment: Vec<(String, String)>,
@@ -39,10 +40,18 @@ impl AgentConfig {
         Self {
             device: device.to_owned(),
             dir: dir.join(device),
+            state_dir: dir.join(device).join("state"),
             http: address::own(8787),
             sections: String::new(),
             environment: Vec::new(),
         }
+    }
+
+    /// Where its state lies, if not in its folder: on a disk of its own.
+    #[must_use]
+    pub fn state_dir(mut self, path: &Path) -> Self {
+        self.state_dir = path.to_owned();
+        self
     }
 
     /// Anything a configuration file may hold, beginning with a section's head.
@@ -143,7 +152,7 @@ impl AgentConfig {
         std::fs::create_dir_all(&self.dir)?;
         let mut text = String::new();
         writeln!(text, "device = \"{}\"", self.device)?;
-        writeln!(text, "state_dir = \"{}\"", self.dir.join("state").display())?;
+        writeln!(text, "state_dir = \"{}\"", self.state_dir.display())?;
         writeln!(text, "\n[http]\nlisten = [\"{}\"]\n\n{}", self.http, self.sections)?;
         let file = self.file();
         std::fs::write(&file, text)?;

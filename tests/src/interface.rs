@@ -73,6 +73,15 @@ impl Interface {
         read(self.client.get(format!("{}{path}", self.base)).call()?)
     }
 
+    /// An answer that is not text.
+    pub fn bytes(&self, path: &str) -> Result<Vec<u8>> {
+        let mut answer = self.client.get(format!("{}{path}", self.base)).call()?;
+        let bytes = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec()?;
+        let status = answer.status();
+        ensure!(status == 200, "GET {path}: {status} {}", String::from_utf8_lossy(&bytes));
+        Ok(bytes)
+    }
+
     pub fn post_json(&self, path: &str, body: &str) -> Result<Reply> {
         read(self.client.post(format!("{}{path}", self.base)).content_type("application/json").send(body)?)
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::machine::Machine;
 use crate::namespace::CloudSide;
-use crate::{mosquitto, places};
+use crate::{Ext4, mosquitto, places};
 
 /// Notes that the calling test did not run. Panics in CI.
 ///
@@ -72,6 +72,16 @@ pub fn has_machine() -> bool {
 #[track_caller]
 pub fn has_namespaces() -> bool {
     let reason = CloudSide::unavailable();
+    if let Some(reason) = &reason {
+        skipped(reason);
+    }
+    reason.is_none()
+}
+
+/// Whether this process may mount a file system of its own; notes the skip if not.
+#[track_caller]
+pub fn has_ext4() -> bool {
+    let reason = Ext4::unavailable();
     if let Some(reason) = &reason {
         skipped(reason);
     }

@@ -45,6 +45,12 @@ impl Chance {
         self.within(0..100) < per_cent
     }
 
+    /// Another one for another thread, drawn from this.
+    #[must_use]
+    pub fn branch(&mut self) -> Self {
+        Self(self.next())
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

@@ -187,7 +187,6 @@ fn killed_at_each_step_twenty_times_it_has_one_result_or_is_interrupted() -> Res
         {
             let id = format!("{step}-{kill}");
             let text = format!(r#"{{"id": "{id}", "command": "snapshot", "args": {{"source": "porch"}}}}"#);
-            camera.set_on(false)?;
             publish(broker.inside(), COMMAND, &["-m", &text])?;
             wait_for_step(&agent, "began", &id)?;
             if step == "ended" {
@@ -195,6 +194,8 @@ fn killed_at_each_step_twenty_times_it_has_one_result_or_is_interrupted() -> Res
             }
             camera.set_on(step != "began")?;
             wait_for_step(&agent, step, &id)?;
+            // Off before the next program starts, so that no picture of this round is left over for the next one.
+            camera.set_on(false)?;
             agent.kill()?;
             link.pass();
             agent.start_again()?;

@@ -1,4 +1,4 @@
-//! Decides in which order cases wait.
+//! Decides in which order cases wait, which of them gives way when there is no room, and for how long they wait.
 //!
 //! Keeping them on disk is up to the agent's `outbox`; sending them is up to `uplink`.
 //!
@@ -21,9 +21,48 @@ pub fn sort_key(priority: f32, stored_at: Moment) -> f64 {
     libm::log(priority) + stored_at.since(Moment(0)).as_secs_f64() / FADE.as_secs_f64()
 }
 
+/// What happens to a new case when there is no room for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The stored case worth least gives way if it is worth less than the new one.
+    #[default]
+    EvictLowest,
+    /// What is stored stays.
+    RefuseNew,
+}
+
+/// The most stored cases that give way to one new one: a large payload must not cost a thousand small ones.
+pub const EVICTIONS_MAX: usize = 64;
+
+/// Whether a stored case gives way to a new one. Of two alike the stored one stays: a change would gain nothing.
+#[must_use]
+pub fn gives_way(stored_sort_key: f64, new_sort_key: f64) -> bool {
+    stored_sort_key < new_sort_key
+}
+
+/// What was stored before this has waited longer than `age_max`. Nothing has while the clock is younger than that.
+#[must_use]
+pub fn stored_too_early(now: Moment, age_max: Duration) -> Moment {
+    now - age_max
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_worth_less_gives_way() {
+        assert!(gives_way(1.0, 2.0));
+        assert!(!gives_way(2.0, 2.0) && !gives_way(3.0, 2.0));
+        assert!(!gives_way(f64::NAN, 2.0) && !gives_way(1.0, f64::NAN));
+    }
+
+    #[test]
+    fn a_case_waits_as_long_as_it_may_and_no_longer() {
+        let too_early = stored_too_early(Moment(10_000), Duration::from_secs(4));
+        assert!(Moment(6_000) >= too_early && Moment(5_999) < too_early);
+        assert_eq!(stored_too_early(Moment(10), Duration::from_secs(4)), Moment(0));
+    }
 
     #[test]
     fn of_two_cases_stored_together_the_more_useful_goes_first() {

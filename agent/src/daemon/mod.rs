@@ -2,6 +2,7 @@
 
 pub mod config;
 mod driver;
+mod expiry;
 mod keeper;
 mod log;
 pub(crate) mod notify;
@@ -73,6 +74,7 @@ pub async fn run(config: Config) -> Result<Ending, StartError> {
     tokio::spawn(report(pipeline.clone(), uplink.clone(), telemetry_interval(&config), stop.clone()));
     let outbox = pipeline.outbox.clone();
     tokio::spawn(keeper.clone().run(move || outbox.figures().waiting > 0, stop.clone()));
+    tokio::spawn(expiry::run(pipeline.outbox.clone(), pipeline.clock.clone(), config.outbox.age_max(), stop.clone()));
     tokio::spawn(watch_network(pipeline.events.clone(), stop.clone()));
     let capture = Capture::start(&config, &pipeline, &stop_capture).await?;
     for address in capture.addresses() {

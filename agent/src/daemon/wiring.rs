@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::control::commands::{Desk, Inbox};
 use crate::figures::Figures;
 use crate::inference::{Judge, ModelSetup};
-use crate::outbox::{Limits, OpenReport, Outbox};
+use crate::outbox::{OpenReport, Outbox};
 use crate::pipeline::{LinkView, Pipeline, SourceSetup, loaded_models};
 use crate::state::StateFile;
 use crate::uplink::{Meter, Uplink, UplinkSetup};
@@ -135,13 +135,8 @@ fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError>
     if let Some(lost) = lost {
         tracing::warn!(lost);
     }
-    let limits = Limits {
-        cases_max: config.outbox.cases_max,
-        bytes_max: config.outbox.bytes_max,
-        free_bytes_min: config.outbox.free_bytes_min,
-        payload_bytes_max: config.outbox.payload_bytes_max,
-    };
-    let (outbox, report) = Outbox::open(&dir.join("outbox"), limits).map_err(|error| failed(error.to_string()))?;
+    let opened = Outbox::open(&dir.join("outbox"), config.outbox.limits());
+    let (outbox, report) = opened.map_err(|error| failed(error.to_string()))?;
     say_report(&report, dir);
     let clock = Clock::resume(&state.state().clock, report.clock.unwrap_or(Moment(0)));
     Ok((state, outbox, clock))

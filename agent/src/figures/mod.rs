@@ -64,6 +64,12 @@ impl Timed {
 pub enum Dropped {
     /// By hand, with `hedge-agent queue drop`.
     Operator,
+    /// It gave way to a case worth more.
+    Evicted,
+    /// It waited too long, or was a dead letter for so long.
+    Expired,
+    /// Its verdict was here, and some sink did not take it for too long.
+    Undelivered,
 }
 
 impl Figures {
@@ -131,8 +137,8 @@ impl Figures {
 pub const REFUSALS: [Refusal; 5] =
     [Refusal::Full, Refusal::Disk, Refusal::TooLarge, Refusal::Overloaded, Refusal::Stopping];
 
-/// Every reason a case can be dropped for.
-pub const DROPS: [Dropped; 1] = [Dropped::Operator];
+/// Every reason a case can be dropped for. The outbox itself counts all but the first.
+pub const DROPS: [Dropped; 4] = [Dropped::Operator, Dropped::Evicted, Dropped::Expired, Dropped::Undelivered];
 
 #[must_use]
 pub fn refusal_name(refusal: Refusal) -> &'static str {
@@ -149,5 +155,8 @@ pub fn refusal_name(refusal: Refusal) -> &'static str {
 pub fn drop_name(why: Dropped) -> &'static str {
     match why {
         Dropped::Operator => "operator",
+        Dropped::Evicted => "evicted",
+        Dropped::Expired => "expired",
+        Dropped::Undelivered => "undelivered",
     }
 }

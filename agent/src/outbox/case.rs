@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use hedge_core::clock::Moment;
+use hedge_core::outbox::WhenFull;
 use hedge_core::uplink::Waiting;
 use hedge_proto::{CaseKey, Refusal};
 
@@ -16,6 +17,8 @@ pub struct Limits {
     /// New cases are refused while the disk has less than this free.
     pub free_bytes_min: u64,
     pub payload_bytes_max: u64,
+    /// What happens to a new case that `cases_max` or `bytes_max` leaves no room for.
+    pub when_full: WhenFull,
 }
 
 /// A case to be stored.
@@ -53,6 +56,11 @@ impl State {
     #[must_use]
     pub fn is_open(self) -> bool {
         matches!(self, Self::Waiting | Self::Sent | Self::Received)
+    }
+
+    #[must_use]
+    pub fn is_answered(self) -> bool {
+        matches!(self, Self::Answered { .. })
     }
 }
 
@@ -136,6 +144,17 @@ pub struct Figures {
     pub oldest_stored_at: Option<Moment>,
     /// The queue on disk cannot be written; order is kept in memory until it can.
     pub queue_broken: bool,
+}
+
+/// Cases that were taken out without anybody asking for it, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// They gave way to cases worth more.
+    pub evicted: u64,
+    /// They waited too long, or were dead letters for so long.
+    pub expired: u64,
+    /// Their verdict was here, and some sink did not take it for too long.
+    pub undelivered: u64,
 }
 
 /// What was found when the outbox was opened.

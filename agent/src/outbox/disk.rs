@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// A good disk takes milliseconds, a worn SD card now and then half a second.
 const SLOW_SYNC: Duration = Duration::from_secs(1);
 
+/// How many damaged segments are kept for inspection: 32 MiB at most.
+const SET_ASIDE_MAX: usize = 8;
+
 /// One append-only file.
 pub(crate) trait SegmentFile: Send {
     /// Writes all the bytes at the end, or fails having written some of them.
@@ -31,7 +34,7 @@ pub(crate) trait Disk: Send + Sync {
     fn create(&self, segment: u32) -> io::Result<Box<dyn SegmentFile>>;
     fn open(&self, segment: u32) -> io::Result<Box<dyn SegmentFile>>;
     fn remove(&self, segment: u32) -> io::Result<()>;
-    /// Moves a segment out of the way, under a name that is never read again.
+    /// Moves a segment out of the way, under a name that is never read again. Only the newest few are kept.
     fn set_aside(&self, segment: u32) -> io::Result<()>;
     /// All segments, in any order.
     fn segments(&self) -> io::Result<Vec<u32>>;
@@ -40,6 +43,8 @@ pub(crate) trait Disk: Send + Sync {
     fn free_bytes(&self) -> io::Result<u64>;
     /// Takes or gives back `bytes` of the disk, so that a full disk still takes a tombstone.
     fn keep_reserve(&self, bytes: Option<u64>) -> io::Result<()>;
+    /// Whether so much is kept already.
+    fn has_reserve(&self, bytes: u64) -> bool;
 }
 
 /// A folder of a real file system.
@@ -60,6 +65,16 @@ impl Folder {
 
     fn path_of(&self, segment: u32) -> PathBuf {
         self.path.join(format!("{segment:08}.log"))
+    }
+
+    fn numbers(&self, ending: &str) -> io::Result<Vec<u32>> {
+        let mut numbers = Vec::new();
+        for file in std::fs::read_dir(&self.path)? {
+            let name = file?.file_name();
+            let stem = name.to_str().and_then(|name| name.strip_suffix(ending));
+            numbers.extend(stem.and_then(|stem| stem.parse::<u32>().ok()));
+        }
+        Ok(numbers)
     }
 
     fn reserve(&self) -> PathBuf {
@@ -83,17 +98,16 @@ impl Disk for Folder {
 
     fn set_aside(&self, segment: u32) -> io::Result<()> {
         let path = self.path_of(segment);
-        std::fs::rename(&path, path.with_extension("damaged"))
+        std::fs::rename(&path, path.with_extension("damaged"))?;
+        let mut kept = self.numbers(".damaged")?;
+        kept.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
+        kept.iter()
+            .skip(SET_ASIDE_MAX)
+            .try_for_each(|old| std::fs::remove_file(self.path_of(*old).with_extension("damaged")))
     }
 
     fn segments(&self) -> io::Result<Vec<u32>> {
-        let mut segments = Vec::new();
-        for file in std::fs::read_dir(&self.path)? {
-            let name = file?.file_name();
-            let stem = name.to_str().and_then(|name| name.strip_suffix(".log"));
-            segments.extend(stem.and_then(|stem| stem.parse::<u32>().ok()));
-        }
-        Ok(segments)
+        self.numbers(".log")
     }
 
     fn sync_folder(&self) -> io::Result<()> {
@@ -113,12 +127,18 @@ impl Disk for Folder {
                 done => done,
             };
         };
-        if std::fs::metadata(&path).is_ok_and(|file| file.len() == bytes) {
-            return Ok(());
-        }
         let file = File::create(&path)?;
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
-        file.sync_all()
+        let taken = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
+        taken.map_err(io::Error::from).and_then(|()| file.sync_all()).inspect_err(|_| {
+            // What was got of it is better used by others.
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(%error, "a part of the outbox's reserve stays behind");
+            }
+        })
+    }
+
+    fn has_reserve(&self, bytes: u64) -> bool {
+        std::fs::metadata(self.reserve()).is_ok_and(|file| file.len() == bytes)
     }
 }
 

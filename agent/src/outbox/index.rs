@@ -97,7 +97,11 @@ pub(crate) fn load(queue: &sled::Db, table: &mut Table) -> Result<Summary, Index
 }
 
 /// Order and case of each entry in the range, as far as they can be read.
-pub(crate) fn keys(queue: &sled::Db, from: OrderKey, to: OrderKey) -> impl Iterator<Item = (OrderKey, CaseKey)> {
+pub(crate) fn keys(
+    queue: &sled::Db,
+    from: OrderKey,
+    to: OrderKey,
+) -> impl DoubleEndedIterator<Item = (OrderKey, CaseKey)> {
     queue.range(from.0..to.0).filter_map(Result::ok).filter_map(|(order, value)| {
         let order = OrderKey(order.as_ref().try_into().ok()?);
         Some((order, CaseKey::from_bytes(*value.first_chunk()?)))

@@ -75,11 +75,11 @@ impl Inspection {
         self.bytes += bytes;
         let header = match FileHeader::read(file, segment)? {
             Opening::Fine(header) => header,
-            Opening::Unreadable if bytes <= FILE_HEADER_BYTES as u64 => {
+            opening if opening == Opening::Blank || bytes <= FILE_HEADER_BYTES as u64 => {
                 self.torn_bytes += bytes;
                 return Ok(());
             }
-            Opening::Unreadable => {
+            Opening::Blank | Opening::Unreadable => {
                 self.add(Damage { segment, offset: 0, bytes, what: "the segment's file header" });
                 return Ok(());
             }

@@ -5,7 +5,8 @@
 //!
 //! - `log`: append-only segments, the only truth. `disk` is the file system below it.
 //! - `table`: what the log's records mean, one line per case in memory.
-//! - `commit`: the thread that owns the log, group commit. `retire`: how it gives room back.
+//! - `commit`: the thread that owns the log, group commit. `plan`: which records answer what is asked for, and what
+//!   gives way at a cap; `lowest` knows where to look. `retire`: how room is given back.
 //! - `index`: the lines in order on disk (sled); `behind` is the thread that writes them after the fact.
 //! - `inspect`: reads the whole log and only says what is damaged.
 //! - `recover`: reads the log back at the start, all of it or what the queue lacks. `recall`: reads one case.
@@ -23,7 +24,9 @@ mod disk;
 mod index;
 mod inspect;
 mod log;
+mod lowest;
 mod order;
+mod plan;
 mod recall;
 mod recover;
 mod retire;
@@ -47,17 +50,19 @@ use hedge_proto::{CaseKey, Refusal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use self::behind::Behind;
-use self::commit::{Ask, Committer, Done, Request};
+use self::commit::{Committer, Request};
 use self::disk::{Disk, Folder};
 use self::log::reader::RecordError;
 use self::log::record::{Head, Kind, Record};
 use self::log::writer::{SEGMENT_BYTES, Writer};
 use self::order::Class;
+use self::plan::{Ask, Done};
 use self::recover::{RecoverError, Recovered};
 use self::shared::Shared;
 
 pub use self::case::{
-    Applied, Entry, Figures, Limits, NewCase, OpenError, OpenReport, Progress, ReadError, State, StoreError, StoredCase,
+    Applied, Drops, Entry, Figures, Limits, NewCase, OpenError, OpenReport, Progress, ReadError, State, StoreError,
+    StoredCase,
 };
 pub use self::inspect::{Damage, Inspection};
 pub use self::log::record::HEADER_BYTES_MAX;
@@ -66,6 +71,8 @@ pub use self::log::record::HEADER_BYTES_MAX;
 const REQUESTS_MAX: usize = 1024;
 /// The most payload bytes that wait for the log's thread.
 const REQUEST_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// So many expired cases are ended under one sync: callers who store meanwhile wait little longer.
+const EXPIRED_AT_ONCE_MAX: usize = 256;
 /// A reader whose record was moved looks again this often.
 const READ_TRIES_MAX: usize = 4;
 
@@ -264,6 +271,28 @@ impl Outbox {
         self.ask(Ask::Requeue(key)).await.map(drop)
     }
 
+    /// Ends and counts what was stored before `too_early`, whatever has become of it. Returns how many there were.
+    pub async fn expire(&self, too_early: Moment) -> Result<u64, StoreError> {
+        let mut ended = 0;
+        loop {
+            let old = self.inner.shared.table().stored_before(too_early, EXPIRED_AT_ONCE_MAX);
+            if old.is_empty() {
+                return Ok(ended);
+            }
+            let mut asked = Vec::new();
+            for entry in old {
+                asked.push((entry.state, self.send(Ask::Forget(entry.key)).await?));
+            }
+            for (state, done) in asked {
+                done.await.unwrap_or(Err(StoreError::Stopping))?;
+                let shared = &self.inner.shared;
+                let counter = if state.is_answered() { &shared.undelivered } else { &shared.expired };
+                counter.fetch_add(1, Ordering::Relaxed);
+                ended += 1;
+            }
+        }
+    }
+
     /// Writes the powered clock down.
     pub async fn clock(&self, now: Moment) -> Result<(), StoreError> {
         self.ask(Ask::Clock(now)).await.map(drop)
@@ -306,6 +335,11 @@ impl Outbox {
         self.inner.limits
     }
 
+    #[must_use]
+    pub fn dropped(&self) -> Drops {
+        self.inner.shared.dropped()
+    }
+
     /// Counts and sizes; walks all cases for the oldest.
     #[must_use]
     pub fn figures(&self) -> Figures {
@@ -336,10 +370,14 @@ impl Outbox {
     }
 
     async fn ask(&self, ask: Ask) -> Result<Done, StoreError> {
+        self.send(ask).await?.await.unwrap_or(Err(StoreError::Stopping))
+    }
+
+    async fn send(&self, ask: Ask) -> Result<oneshot::Receiver<Result<Done, StoreError>>, StoreError> {
         let (reply, done) = oneshot::channel();
         let requests = self.inner.requests().ok_or(StoreError::Stopping)?;
         requests.send((ask, reply)).await.map_err(|_| StoreError::Stopping)?;
-        done.await.unwrap_or(Err(StoreError::Stopping))
+        Ok(done)
     }
 
     /// Ends a damaged case. If there is no room for the request now, the next read tries again.

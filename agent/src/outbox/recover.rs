@@ -136,11 +136,11 @@ pub(crate) fn survey(disk: &dyn Disk, report: &mut OpenReport) -> Result<Segment
                 found.tail = Some(header);
             }
             // A cut right after the file was made: nothing in it was ever promised.
-            _ if bytes <= FILE_HEADER_BYTES as u64 => {
+            opening if opening == Opening::Blank || bytes <= FILE_HEADER_BYTES as u64 => {
                 report.torn_bytes += bytes;
                 disk.remove(segment)?;
             }
-            Opening::Fine(_) | Opening::Unreadable => {
+            Opening::Fine(_) | Opening::Blank | Opening::Unreadable => {
                 report.damaged_segments += 1;
                 disk.set_aside(segment)?;
             }

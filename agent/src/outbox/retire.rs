@@ -5,12 +5,13 @@
 
 use hedge_proto::CaseKey;
 
-use super::commit::{Committer, NO_CASE};
+use super::commit::Committer;
 use super::disk::SegmentFile;
 use super::log::Pointer;
 use super::log::reader::{self, Found, RecordError, Scan};
 use super::log::record::{Head, Kind, Record};
 use super::log::segment::{FileHeader, Opening};
+use super::plan::NO_CASE;
 use super::table::{Line, Stage};
 
 /// Copying begins when the log is larger than its live records by a quarter and so many segments: with less, a
@@ -34,6 +35,7 @@ impl Committer {
                 }
             }
         }
+        self.keep_reserve();
         self.publish();
     }
 
@@ -57,10 +59,14 @@ impl Committer {
         let log_bytes: u64 = sizes.values().sum();
         let table = self.shared.table();
         let live_bytes = table.totals().live_bytes;
-        let copies = table.live_bytes_of(oldest) > 0;
+        let copied_bytes = table.live_bytes_of(oldest);
+        let copies = copied_bytes > 0;
         let clock = table.clock().filter(|_| table.clock_segment() <= oldest);
         drop(table);
         if copies && log_bytes <= live_bytes + live_bytes / 4 + SLACK_SEGMENTS * self.writer.segment_bytes() {
+            return Ok(Step::Nothing);
+        }
+        if copies && !self.has_room_to_copy(copied_bytes) {
             return Ok(Step::Nothing);
         }
         let mut records = if copies { self.live_records(oldest)? } else { Vec::new() };

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::case::Drops;
 use super::disk::Disk;
 use super::table::Table;
 
@@ -18,6 +19,9 @@ pub(crate) struct Shared {
     pub(crate) log_bytes: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
     pub(crate) damaged_records: AtomicU64,
+    pub(crate) evicted: AtomicU64,
+    pub(crate) expired: AtomicU64,
+    pub(crate) undelivered: AtomicU64,
 }
 
 impl Shared {
@@ -31,6 +35,9 @@ impl Shared {
             log_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             damaged_records: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
+            undelivered: AtomicU64::new(0),
         }
     }
 
@@ -41,5 +48,13 @@ impl Shared {
 
     pub(crate) fn count_damaged(&self, records: u64) {
         self.damaged_records.fetch_add(records, Ordering::Relaxed);
+    }
+
+    pub(crate) fn dropped(&self) -> Drops {
+        Drops {
+            evicted: self.evicted.load(Ordering::Relaxed),
+            expired: self.expired.load(Ordering::Relaxed),
+            undelivered: self.undelivered.load(Ordering::Relaxed),
+        }
     }
 }

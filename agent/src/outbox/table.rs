@@ -13,6 +13,7 @@ use super::case::{Entry, Progress, State};
 use super::index;
 use super::log::Pointer;
 use super::log::record::{Head, Kind, record_bytes};
+use super::lowest::Lowest;
 use super::order::{Class, OrderKey};
 
 /// One case. 48 bytes with its key, because 100,000 of them must stay small.
@@ -141,6 +142,11 @@ impl Line {
         record_bytes(self.slot.header_bytes, payload_bytes)
     }
 
+    /// What the case counts for in all.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.body_bytes() + self.outcome_bytes()
+    }
+
     fn outcome_bytes(&self) -> u64 {
         self.outcome.map_or(0, |outcome| record_bytes(0, outcome.payload_bytes))
     }
@@ -208,6 +214,8 @@ pub(crate) struct Table {
     pub(crate) queue: Option<sled::Db>,
     /// The outbox is being closed.
     pub(crate) stopping: bool,
+    lowest_open: Lowest,
+    lowest_dead: Lowest,
 }
 
 impl Table {
@@ -339,25 +347,69 @@ impl Table {
     /// Up to `n` cases of a class, in order, that satisfy `wanted`.
     pub(crate) fn walk(&self, class: Class, n: usize, wanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
         let (from, to) = OrderKey::range(class);
-        let mut young = self.young.range(from..to).map(|(order, key)| (*order, *key)).peekable();
-        let mut shown = self.queue.iter().flat_map(|queue| index::keys(queue, from, to)).peekable();
-        let mut entries = Vec::new();
-        while entries.len() < n {
-            let next = match (young.peek(), shown.peek()) {
-                (Some(a), Some(b)) if a.0 == b.0 => {
-                    shown.next();
-                    young.next()
+        let young = self.young.range(from..to).map(|(order, key)| (*order, *key));
+        let shown = self.queue.iter().flat_map(|queue| index::keys(queue, from, to));
+        let places = merged(young, shown, |a, b| a < b);
+        let entries = places.filter_map(|(order, key)| Some(self.at(order, key)?.entry(key)));
+        entries.filter(wanted).take(n).collect()
+    }
+
+    /// Takes out of turn the case of a class with the lowest sort key that is `wanted`. It is not offered again
+    /// before it has changed or [`Self::note_lowest`] brings it back.
+    pub(crate) fn pop_lowest(&mut self, class: Class, wanted: impl Fn(&CaseKey) -> bool) -> Option<(CaseKey, Line)> {
+        let mut looked_up = false;
+        loop {
+            while let Some((order, key)) = self.lowest(class)?.pop() {
+                if let Some(line) = self.at(order, key).filter(|_| wanted(&key)) {
+                    return Some((key, line));
                 }
-                (Some(a), Some(b)) if a.0 < b.0 => young.next(),
-                (_, Some(_)) => shown.next(),
-                (_, None) => young.next(),
-            };
-            let Some((order, key)) = next else { break };
-            // The queue lags behind the table: what it shows elsewhere comes, or came, at its right place.
-            let line = self.get(key).filter(|line| line.order_key() == order);
-            entries.extend(line.map(|line| line.entry(key)).filter(&wanted));
+            }
+            if looked_up {
+                return None;
+            }
+            looked_up = true;
+            let (from, to) = OrderKey::range(class);
+            let young = self.young.range(from..to).rev().map(|(order, key)| (*order, *key));
+            let shown = self.queue.iter().flat_map(|queue| index::keys(queue, from, to).rev());
+            let places = merged(young, shown, |a, b| a > b);
+            let mut lowest = Lowest::default();
+            lowest.fill(places.filter(|(order, key)| wanted(key) && self.at(*order, *key).is_some()), from);
+            *self.lowest(class)? = lowest;
         }
-        entries
+    }
+
+    /// Offers a case to [`Self::pop_lowest`] again.
+    pub(crate) fn note_lowest(&mut self, key: CaseKey) {
+        let Some(line) = self.get(key) else { return };
+        if let Some(lowest) = self.lowest(line.class()) {
+            lowest.note(line.order_key(), key);
+        }
+    }
+
+    /// All cases are offered to [`Self::pop_lowest`] again.
+    pub(crate) fn forget_lowest(&mut self) {
+        self.lowest_open.reset();
+        self.lowest_dead.reset();
+    }
+
+    fn lowest(&mut self, class: Class) -> Option<&mut Lowest> {
+        match class {
+            Class::Open => Some(&mut self.lowest_open),
+            Class::Dead => Some(&mut self.lowest_dead),
+            Class::Answered => None,
+        }
+    }
+
+    /// The case at this place of the order. The queue lags behind the table: what it shows elsewhere comes, or came,
+    /// at its right place.
+    fn at(&self, order: OrderKey, key: CaseKey) -> Option<Line> {
+        self.get(key).filter(|line| line.order_key() == order)
+    }
+
+    /// Up to `n` cases that were stored before `too_early`. Walks them all.
+    pub(crate) fn stored_before(&self, too_early: Moment, n: usize) -> Vec<Entry> {
+        let old = self.slots.iter().filter(|(_, slot)| slot.stored_at() < too_early);
+        old.filter_map(|(key, _)| Some(self.get(*key)?.entry(*key))).take(n).collect()
     }
 
     fn change(&mut self, key: CaseKey, line: Option<Line>) {
@@ -372,6 +424,9 @@ impl Table {
         }
         if let Some(line) = line.filter(Line::is_whole) {
             self.young.insert(line.order_key(), key);
+            if let Some(lowest) = self.lowest(line.class()) {
+                lowest.note(line.order_key(), key);
+            }
         }
         self.put(key, line);
     }
@@ -471,4 +526,22 @@ impl Line {
             self.outcome = None;
         }
     }
+}
+
+/// Both walks as one, in their order; what stands at the same place of both comes once.
+fn merged<T: Ord + Copy, K>(
+    young: impl Iterator<Item = (T, K)>,
+    shown: impl Iterator<Item = (T, K)>,
+    before: impl Fn(T, T) -> bool,
+) -> impl Iterator<Item = (T, K)> {
+    let (mut young, mut shown) = (young.peekable(), shown.peekable());
+    std::iter::from_fn(move || match (young.peek(), shown.peek()) {
+        (Some(a), Some(b)) if a.0 == b.0 => {
+            shown.next();
+            young.next()
+        }
+        (Some(a), Some(b)) if before(a.0, b.0) => young.next(),
+        (_, Some(_)) => shown.next(),
+        (_, None) => young.next(),
+    })
 }

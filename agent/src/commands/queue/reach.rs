@@ -10,7 +10,7 @@ use hedge_proto::{DeviceId, to_json};
 
 use crate::commands::client::{AskError, Client};
 use crate::daemon::config::{Config, Listen};
-use crate::outbox::{Limits, OpenError, Outbox};
+use crate::outbox::{OpenError, Outbox};
 use crate::queue::{CaseDocument, Changed, CheckReport, Id, Listing, Queue, QueueError, Selection, Stage, Stats};
 
 /// Where questions and changes go.
@@ -26,13 +26,7 @@ impl Reach {
         }
         let dir = outbox_dir(config)?;
         check_owner(&dir)?;
-        let limits = Limits {
-            cases_max: config.outbox.cases_max,
-            bytes_max: config.outbox.bytes_max,
-            free_bytes_min: config.outbox.free_bytes_min,
-            payload_bytes_max: config.outbox.payload_bytes_max,
-        };
-        let opened = Queue::stopped(&config.state_dir, limits, device(config)?);
+        let opened = Queue::stopped(&config.state_dir, config.outbox.limits(), device(config)?);
         opened.map(Self::Stopped).map_err(|error| cannot_open(config, error))
     }
 

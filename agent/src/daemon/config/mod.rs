@@ -6,6 +6,7 @@
 
 mod broker;
 mod link;
+mod outbox;
 mod overrides;
 mod payloads;
 mod source;
@@ -25,6 +26,7 @@ use toml::Spanned;
 
 pub use self::broker::{BrokerConfig, BrokerTransport, BrokerUrl, ProxyUrl};
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
+pub use self::outbox::{OutboxConfig, WhenFullName};
 use self::overrides::Override;
 pub use self::payloads::{PayloadsConfig, PayloadsUrl};
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
@@ -151,37 +153,6 @@ impl TryFrom<String> for Listen {
         } else {
             Err(format!("`{text}` is not a loopback address; samples are served to this machine only"))
         }
-    }
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OutboxConfig {
-    pub cases_max: u64,
-    pub bytes_max: u64,
-    /// New cases are refused while the disk has less than this free.
-    pub free_bytes_min: u64,
-    pub payload_bytes_max: u64,
-    /// How long an answer waits to be able to say `stored`.
-    pub store_wait_ms: u64,
-}
-
-impl Default for OutboxConfig {
-    fn default() -> Self {
-        Self {
-            cases_max: 100_000,
-            bytes_max: 1024 * 1024 * 1024,
-            free_bytes_min: 64 * 1024 * 1024,
-            payload_bytes_max: 8 * 1024 * 1024,
-            store_wait_ms: 250,
-        }
-    }
-}
-
-impl OutboxConfig {
-    #[must_use]
-    pub fn store_wait(&self) -> Duration {
-        Duration::from_millis(self.store_wait_ms)
     }
 }
 

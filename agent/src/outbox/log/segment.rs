@@ -24,6 +24,8 @@ pub(crate) enum Opening {
     Fine(FileHeader),
     /// Written by a newer version of this program.
     Newer(u16),
+    /// It never reached the disk, so nothing behind it was ever synced: the first sync takes the whole file.
+    Blank,
     Unreadable,
 }
 
@@ -50,6 +52,7 @@ impl FileHeader {
         Ok(match opening {
             Some(Opening::Fine(header)) if header.segment != segment => Opening::Unreadable,
             Some(opening) => opening,
+            None if read == FILE_HEADER_BYTES && bytes == [0; FILE_HEADER_BYTES] => Opening::Blank,
             None => Opening::Unreadable,
         })
     }

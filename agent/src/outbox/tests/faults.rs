@@ -9,43 +9,6 @@ use hedge_proto::Refusal;
 use super::super::{Limits, Outbox, StoreError};
 use super::{Bench, LIMITS, case, key};
 
-/// Small numbers that look random and are the same in every run.
-fn dice(mut seed: u64) -> impl FnMut() -> u64 {
-    move || {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        seed >> 33
-    }
-}
-
-#[test]
-fn what_was_stored_survives_a_power_cut_at_any_time() {
-    for seed in 0..60 {
-        let mut roll = dice(seed);
-        let mut bench = Bench::new();
-        let (outbox, _) = bench.open();
-        let mut receipts = Vec::new();
-        for sequence in 0..20 {
-            let bytes = usize::try_from(roll() % 1500).unwrap();
-            receipts.push((sequence, bytes, outbox.submit(case(sequence, 1.0, bytes)).unwrap()));
-        }
-        let waited = usize::try_from(roll() % 20).unwrap();
-        let mut acknowledged = Vec::new();
-        for (sequence, bytes, receipt) in receipts.drain(..waited) {
-            bench.wait(receipt).unwrap();
-            acknowledged.push((sequence, bytes));
-        }
-        let survivor = bench.disk.after_power_cut(|| roll().is_multiple_of(2)); // while the rest is being written
-        drop((receipts, outbox));
-        fs::remove_dir_all(bench.queue()).unwrap();
-        bench.disk = Arc::new(survivor);
-        let (outbox, _) = bench.open();
-        for (sequence, bytes) in acknowledged {
-            let stored = outbox.read(key(sequence)).unwrap().expect("it was acknowledged");
-            assert_eq!(stored.payload, case(sequence, 1.0, bytes).payload, "seed {seed}, case {sequence}");
-        }
-    }
-}
-
 #[test]
 fn a_failed_sync_moves_on_to_a_new_segment() {
     let mut bench = Bench::new();
@@ -87,6 +50,29 @@ fn a_full_disk_refuses_takes_tombstones_and_recovers_by_itself() {
     drop(outbox);
     let (_outbox, report) = bench.open();
     assert_eq!((report.cases, report.damaged_records), (1, 0));
+}
+
+#[test]
+fn a_full_disk_whose_segments_are_half_dead_is_freed_by_copying() {
+    let bench = Bench::new();
+    let (outbox, _) = bench.open();
+    bench.disk.fill_up(Some(bench.disk.used_bytes() + 60_000));
+    let mut stored = Vec::new();
+    for sequence in 0..200 {
+        if bench.wait(outbox.store(case(sequence, 1.0, 400))).is_ok() {
+            stored.push(sequence);
+        }
+    }
+    assert!((50..150).contains(&stored.len()), "{}", stored.len());
+    for sequence in stored.iter().filter(|sequence| !sequence.is_multiple_of(4)) {
+        bench.wait(outbox.forget(key(*sequence))).unwrap(); // no segment is ever without a live case
+    }
+    for sequence in 1000..1020 {
+        bench.wait(outbox.store(case(sequence, 1.0, 400))).unwrap();
+    }
+    assert!(
+        stored.iter().filter(|sequence| sequence.is_multiple_of(4)).all(|kept| outbox.lookup(key(*kept)).is_some())
+    );
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! The outbox's promises, on a disk that forgets, tears and fills up.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod cuts;
 mod damage;
+mod eviction;
 mod faults;
+mod format;
 mod inspect;
 mod model;
 mod paper;
@@ -12,6 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hedge_core::clock::Moment;
+use hedge_core::outbox::WhenFull;
 use hedge_proto::{CaseKey, Epoch};
 
 use self::paper::PaperDisk;
@@ -20,8 +24,13 @@ use super::{Limits, NewCase, OpenReport, Outbox};
 /// Small segments, so that short tests see several come and go.
 const SEGMENT_BYTES: u64 = 2048;
 
-const LIMITS: Limits =
-    Limits { cases_max: 1000, bytes_max: 10 * 1024 * 1024, free_bytes_min: 0, payload_bytes_max: 64 * 1024 };
+const LIMITS: Limits = Limits {
+    cases_max: 1000,
+    bytes_max: 10 * 1024 * 1024,
+    free_bytes_min: 0,
+    payload_bytes_max: 64 * 1024,
+    when_full: WhenFull::RefuseNew,
+};
 
 fn key(sequence: u64) -> CaseKey {
     CaseKey { epoch: Epoch(0xABCD), sequence }

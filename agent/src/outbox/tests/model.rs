@@ -9,7 +9,7 @@ use super::super::{Applied, Entry, Outbox, Progress, State, StoredCase};
 use super::{Bench, case, key};
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Store { case: u64, sort_key: i8, bytes: usize },
     Mark { case: u64, progress: u8 },
     Attempt { case: u64 },
@@ -22,7 +22,7 @@ enum Step {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Restart {
+pub(super) enum Restart {
     Clean,
     /// The queue on disk is gone.
     WithoutQueue,
@@ -32,11 +32,11 @@ enum Restart {
 
 /// What a case must look like.
 #[derive(Debug, Clone, PartialEq)]
-struct Expected {
-    sort_key: f64,
-    payload_bytes: usize,
-    state: State,
-    attempts: u32,
+pub(super) struct Expected {
+    pub(super) sort_key: f64,
+    pub(super) payload_bytes: usize,
+    pub(super) state: State,
+    pub(super) attempts: u32,
     order: u32,
 }
 
@@ -58,16 +58,16 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-#[derive(Default)]
-struct Model {
-    cases: BTreeMap<u64, Expected>,
+#[derive(Default, Clone)]
+pub(super) struct Model {
+    pub(super) cases: BTreeMap<u64, Expected>,
     /// Ids are never used again, so these are not stored again.
     forgotten: BTreeSet<u64>,
     answers: u32,
 }
 
 impl Model {
-    fn take(&mut self, step: &Step) {
+    pub(super) fn take(&mut self, step: &Step) {
         match *step {
             Step::Store { case, sort_key, bytes } => {
                 let new = Expected {
@@ -134,7 +134,7 @@ impl Model {
     }
 }
 
-async fn take(outbox: &Outbox, step: &Step) {
+pub(super) async fn take(outbox: &Outbox, step: &Step) {
     let late_or_gone = |applied: Applied| assert!(matches!(applied, Applied::New | Applied::Late | Applied::Unknown));
     match *step {
         Step::Store { case: sequence, sort_key, bytes } => {
