@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bundle, feed, infer, log, queue};
+use crate::commands::{bundle, feed, infer, log, queue, setup};
 use crate::daemon::config::{Config, ConfigError};
 
 /// Answers on the device when the model is sure, asks the cloud when it is not, loses nothing while the link
@@ -33,6 +33,8 @@ pub enum Command {
     Feed(feed::FeedArgs),
     /// See and mend the queue of cases, whether the agent runs or not.
     Queue(queue::QueueArgs),
+    /// Enrol this device with a pairing code of `hedge-cloud`, and write what it needs to run.
+    Setup(setup::SetupArgs),
     /// See who changed settings and gave commands.
     #[command(subcommand)]
     Log(log::LogCommand),

@@ -72,7 +72,8 @@ fn boot_id() -> String {
         .map_or_else(|_| format!("process-{}", std::process::id()), |id| id.trim().to_owned())
 }
 
-fn wall_ms() -> Option<u64> {
+/// Milliseconds since 1970 by the wall clock, for people and for the dates of certificates.
+pub(crate) fn wall_ms() -> Option<u64> {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock; for people only")]
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     u64::try_from(since_1970.as_millis()).ok()

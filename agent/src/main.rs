@@ -43,6 +43,10 @@ fn act(command: Command) -> anyhow::Result<ExitCode> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.context("starting the runtime")?.block_on(commands::queue::run(&arguments, &config))
         }
+        Command::Setup(arguments) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.context("starting the runtime")?.block_on(commands::setup::run(&arguments))
+        }
         Command::Log(command) => commands::log::run(&command),
         Command::Feed(arguments) => commands::feed::run(arguments),
         Command::Infer(arguments) => commands::infer::run(&arguments),
@@ -63,7 +67,7 @@ const WORKERS: usize = 2;
 
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("hedge-agent: {error}");
-    let wrong_configuration =
-        error.is::<ConfigError>() || matches!(error.downcast_ref(), Some(StartError::Config(_) | StartError::Log(_)));
+    let wrong_configuration = error.is::<ConfigError>()
+        || matches!(error.downcast_ref(), Some(StartError::Config(_) | StartError::Log(_) | StartError::Identity(_)));
     ExitCode::from(if wrong_configuration { 2 } else { 1 })
 }

@@ -21,7 +21,14 @@ pub struct Cli {
 pub enum Command {
     /// Take cases from a broker, answer them, keep records, serve the dashboard
     Serve(Box<Serve>),
+    /// All in one for a first hour: a broker with TLS, a model, the dashboard, and a pairing code for a device
+    Quickstart(Box<Quickstart>),
+    /// A certificate authority for devices, for who has none
+    Ca(Ca),
 }
+
+/// Beside the records of a cloud that was started in this folder.
+pub const CA_DIR: &str = "hedge-cloud-state/ca";
 
 const SERVE_AFTER: &str = "\
 Examples:
@@ -48,6 +55,34 @@ pub struct Serve {
     /// Run a broker inside this process instead, in memory and without passwords: for demos. Port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_EMBEDDED_BROKER")]
     pub embedded_broker: Option<SocketAddr>,
+
+    /// Run a broker inside this process that devices reach with TLS and a certificate of --ca-dir, each its own topics
+    #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_GUARDED_BROKER", conflicts_with = "embedded_broker")]
+    pub guarded_broker: Option<SocketAddr>,
+
+    /// Let devices enrol and renew their certificates here, over HTTPS
+    #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_ENROL", requires = "device_broker")]
+    pub enrol: Option<SocketAddr>,
+
+    /// The broker's address as devices see it, told to them when they enrol: mqtts://HOST:PORT
+    #[arg(long, value_name = "URL", env = "HEDGE_CLOUD_DEVICE_BROKER")]
+    pub device_broker: Option<Endpoint>,
+
+    /// Where the authority made by `hedge-cloud ca init` is; `ca` in --state-dir if not given
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_CA_DIR")]
+    pub ca_dir: Option<PathBuf>,
+
+    /// A name or address this host is reached at by devices; for the certificates of --enrol and --guarded-broker
+    #[arg(long, value_name = "HOST", env = "HEDGE_CLOUD_HOST", value_delimiter = ',', default_value = "localhost")]
+    pub host: Vec<String>,
+
+    /// How many days a device's certificate holds; it is renewed when a third is left
+    #[arg(long, value_name = "DAYS", env = "HEDGE_CLOUD_CERTIFICATE_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3650))]
+    pub certificate_days: u16,
+
+    /// How many days after its certificate's end a device may still renew it, having proved its key
+    #[arg(long, value_name = "DAYS", env = "HEDGE_CLOUD_GRACE_DAYS", default_value_t = 800, value_parser = clap::value_parser!(u16).range(0..=3650))]
+    pub grace_days: u16,
 
     /// Authorities that may have signed the broker's certificate (PEM); without it the system's are used
     #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_CA")]
@@ -144,6 +179,93 @@ pub struct Serve {
     pub answer_with: Vec<(String, String)>,
 }
 
+const QUICKSTART_AFTER: &str = "\
+Everything lives in --state-dir: the authority, the records. A second start goes on with it, and with every device
+that is paired. What protects what: devices reach the broker and the enrolment endpoint over TLS only, the broker asks
+for the certificate that pairing gave, and each device reaches its own topics only. The dashboard asks for no password:
+it listens on this machine only unless --listen says otherwise. The broker keeps its sessions in memory; for more than
+a first look run your own, see `hedge-cloud ca` and `hedge-cloud serve`.";
+
+#[derive(Debug, Args)]
+#[command(after_long_help = QUICKSTART_AFTER)]
+pub struct Quickstart {
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_STATE_DIR", default_value = "hedge-cloud-state")]
+    pub state_dir: PathBuf,
+
+    /// The name or address at which devices reach this machine; found by itself if not given
+    #[arg(long, value_name = "HOST", env = "HEDGE_CLOUD_HOST")]
+    pub host: Option<String>,
+
+    /// Where the broker listens for devices
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8883")]
+    pub broker: SocketAddr,
+
+    /// Where devices enrol
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8443")]
+    pub enrol: SocketAddr,
+
+    /// Where the dashboard listens
+    #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+
+    /// A model bundle; by default the packaged photo model, if it is installed
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_MODEL", value_delimiter = ',')]
+    pub model: Vec<PathBuf>,
+
+    /// Passed on to `serve`
+    #[arg(long, value_name = "TASK=LABEL", hide = true)]
+    pub answer_with: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Ca {
+    /// Where the authority is kept: its keys are readable by its owner only
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_CA_DIR", default_value = CA_DIR, global = true)]
+    pub ca_dir: PathBuf,
+
+    #[command(subcommand)]
+    pub command: CaCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Make the authority
+    Init,
+    /// Make a pairing code for one device
+    Claim {
+        /// The enrolment endpoint as the device sees it, HOST:PORT
+        #[arg(long, value_name = "HOST:PORT")]
+        address: String,
+        /// The name the device gets; an enrolled device of this name is replaced
+        #[arg(long, value_name = "NAME")]
+        device: Option<Name>,
+        /// How long the code holds
+        #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=10_080))]
+        minutes: u16,
+    },
+    /// Write a certificate and key for a broker (--server) or a cloud instance (--cloud), and ca.pem
+    Issue {
+        /// A name or address the server is reached at
+        #[arg(long, value_name = "HOST", required_unless_present = "cloud", conflicts_with = "cloud")]
+        server: Vec<String>,
+        /// For `hedge-cloud serve --cert --key`
+        #[arg(long)]
+        cloud: bool,
+        /// Where to write
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        out: PathBuf,
+    },
+    /// Make the next authority: it signs from now on, and both are trusted
+    Rollover,
+    /// Trust an old authority no longer
+    Retire { number: u32 },
+    /// List the devices
+    Devices,
+    /// Give a device no further certificate; the guarded broker refuses it at once
+    Revoke { device: Name },
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Text,
@@ -166,6 +288,11 @@ impl Serve {
     #[must_use]
     pub fn payloads_dir(&self) -> PathBuf {
         self.payload_dir.clone().unwrap_or_else(|| self.state_dir.join("payloads"))
+    }
+
+    #[must_use]
+    pub fn ca_dir(&self) -> PathBuf {
+        self.ca_dir.clone().unwrap_or_else(|| self.state_dir.join("ca"))
     }
 
     #[must_use]

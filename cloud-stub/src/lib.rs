@@ -10,10 +10,13 @@
 
 pub mod args;
 pub mod broker;
+pub mod ca;
+pub mod identity;
 pub mod intake;
 pub mod link;
 pub mod model;
 pub mod payloads;
+pub mod quickstart;
 pub mod reply;
 pub mod serve;
 pub mod store;

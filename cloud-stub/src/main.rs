@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use hedge_cloud::args::{Cli, Command, LogFormat};
-use hedge_cloud::serve;
+use hedge_cloud::{ca, quickstart, serve};
 use tracing_subscriber::EnvFilter;
 
 /// Something failed while serving.
@@ -18,9 +18,21 @@ fn main() -> ExitCode {
         tracing::debug!("a TLS provider was there already");
     }
     hedge_inference::probe_if_asked();
-    let Cli { command: Command::Serve(args) } = Cli::parse();
-    log_to_stderr(args.log_format);
-    match serve::run(&args) {
+    let served = match Cli::parse().command {
+        Command::Serve(args) => {
+            log_to_stderr(args.log_format);
+            serve::run(&args, "")
+        }
+        Command::Quickstart(args) => {
+            log_to_stderr(LogFormat::Text);
+            quickstart::run(&args)
+        }
+        Command::Ca(args) => {
+            log_to_stderr(LogFormat::Text);
+            ca::run(&args).map_err(serve::ServeError::Run)
+        }
+    };
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(serve::ServeError::Start(error)) => {
             tracing::error!("not started: {}", in_one_line(&error));

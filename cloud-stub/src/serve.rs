@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::args::Serve;
+use crate::identity::{self, Authority, Registry, Terms, TlsListener, fresh_certificate, server_config};
 use crate::intake::{self, Event, Intake, IntakeError, Outlets};
 use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow};
 use crate::model::{self, Answerer, Fixed, Onnx};
@@ -37,15 +38,15 @@ pub enum ServeError {
     Run(anyhow::Error),
 }
 
-/// Serves until SIGTERM or SIGINT.
-pub fn run(args: &Serve) -> Result<(), ServeError> {
+/// Serves until SIGTERM or SIGINT. `more` is said on stdout once ready.
+pub fn run(args: &Serve, more: &str) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("the async runtime cannot be started")
         .map_err(ServeError::Start)?;
     let ended = runtime.block_on(async {
-        let running = start(args).await.map_err(ServeError::Start)?;
+        let running = start(args, more).await.map_err(ServeError::Start)?;
         running.until_stopped().await.map_err(ServeError::Run)
     });
     // The embedded broker and open pages have no end of their own.
@@ -60,7 +61,7 @@ struct Running {
     stop: [Signal; 2],
 }
 
-async fn start(args: &Serve) -> anyhow::Result<Running> {
+async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let topics = Topics::new(&args.prefix).context("--prefix")?;
     let models = load_models(args)?;
     let path = prepare_state_dir(&args.state_dir)?;
@@ -97,16 +98,14 @@ async fn start(args: &Serve) -> anyhow::Result<Running> {
         drop(intake_ended.send(work.run(&mut inbox)));
     })?;
 
-    let (endpoint, credentials, embedded) = match args.embedded_broker {
-        Some(addr) => {
-            let addr = broker::start(addr).await?;
-            let endpoint = Endpoint { host: addr.ip().to_string(), port: addr.port(), tls: false };
-            (endpoint, Credentials::default(), Some(addr))
-        }
-        None => (args.broker.clone(), args.credentials(), None),
-    };
+    let Brokers { endpoint, credentials, login, said } = brokers(args, &topics).await?;
+    start_enrolment(args).await?;
     let status_every = Duration::from_secs(args.status_s.into());
-    let dial = Dial::new(endpoint, &credentials, args.instance.clone(), topics, embedded.is_none(), status_every)?;
+    let dial = Dial::new(endpoint, &credentials, args.instance.clone(), topics, said.is_none(), status_every)?;
+    let dial = match login {
+        Some(login) => dial.with_login(login),
+        None => dial,
+    };
     let shown = view::Shown {
         instance: args.instance.clone(),
         broker: dial.endpoint.to_string(),
@@ -124,7 +123,7 @@ async fn start(args: &Serve) -> anyhow::Result<Running> {
             tracing::error!("the dashboard has stopped: {error}");
         }
     });
-    say_ready(embedded, payloads_address, dashboard)?;
+    say_ready(said.as_deref(), payloads_address, dashboard, more)?;
     Ok(Running { events, intake, link, stop })
 }
 
@@ -156,6 +155,62 @@ impl Running {
             }
         }
     }
+}
+
+/// Where the link connects, as whom, and what is said of it.
+struct Brokers {
+    endpoint: Endpoint,
+    credentials: Credentials,
+    login: Option<(String, Vec<u8>)>,
+    said: Option<String>,
+}
+
+async fn brokers(args: &Serve, topics: &Topics) -> anyhow::Result<Brokers> {
+    let at = |addr: SocketAddr| Endpoint { host: addr.ip().to_string(), port: addr.port(), tls: false };
+    if let Some(listen) = args.guarded_broker {
+        let authority = Authority::open(&args.ca_dir())?;
+        let (registry, clients) = (Registry::open(&args.ca_dir())?, authority.roots()?);
+        let tls = server_config(fresh_certificate(authority, args.host.clone())?, Some(clients))?;
+        let guarded = broker::Guarded { listen, tls, topics: topics.clone(), registry };
+        let (outside, inside, login) = broker::start_guarded(guarded).await?;
+        let said = Some(format!("mqtts://{outside}"));
+        return Ok(Brokers { endpoint: at(inside), credentials: Credentials::default(), login: Some(login), said });
+    }
+    Ok(match args.embedded_broker {
+        Some(addr) => {
+            let addr = broker::start(addr).await?;
+            let said = Some(format!("mqtt://{addr}"));
+            Brokers { endpoint: at(addr), credentials: Credentials::default(), login: None, said }
+        }
+        None => Brokers { endpoint: args.broker.clone(), credentials: args.credentials(), login: None, said: None },
+    })
+}
+
+/// Enrolling takes two small messages; nobody needs a connection for longer.
+const ENROL_CONNECTION_MAX: Duration = Duration::from_secs(60);
+
+/// A fleet that comes back at once waits its turn in the kernel's queue.
+const ENROL_CONNECTIONS_MAX: usize = 64;
+
+async fn start_enrolment(args: &Serve) -> anyhow::Result<()> {
+    let (Some(addr), Some(device_broker)) = (args.enrol, &args.device_broker) else { return Ok(()) };
+    let authority = Authority::open(&args.ca_dir())?;
+    let terms = Terms {
+        dir: args.ca_dir(),
+        broker: device_broker.to_string(),
+        certificate_days: args.certificate_days,
+        grace_days: args.grace_days,
+    };
+    let tls = server_config(fresh_certificate(authority, args.host.clone())?, None)?;
+    let listener = TcpListener::bind(addr).await.with_context(|| format!("--enrol cannot listen on {addr}"))?;
+    let listener = TlsListener::start(listener, tls, ENROL_CONNECTIONS_MAX, Some(ENROL_CONNECTION_MAX))?;
+    tracing::info!(%addr, "devices can enrol");
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, identity::router(terms)).await {
+            tracing::error!("the enrolment endpoint has stopped: {error}");
+        }
+    });
+    Ok(())
 }
 
 fn load_models(args: &Serve) -> anyhow::Result<Vec<Box<dyn Answerer>>> {
@@ -208,14 +263,20 @@ fn warn_about_exposure(dashboard: SocketAddr) {
 }
 
 #[expect(clippy::print_stdout, reason = "these lines are the program's output: scripts read them")]
-fn say_ready(broker: Option<SocketAddr>, payloads: Option<SocketAddr>, dashboard: SocketAddr) -> anyhow::Result<()> {
-    if let Some(addr) = broker {
-        println!("broker mqtt://{addr}");
+fn say_ready(
+    broker: Option<&str>,
+    payloads: Option<SocketAddr>,
+    dashboard: SocketAddr,
+    more: &str,
+) -> anyhow::Result<()> {
+    if let Some(url) = broker {
+        println!("broker {url}");
     }
     if let Some(addr) = payloads {
         println!("payloads {addr}");
     }
     println!("dashboard http://{dashboard}");
+    print!("{more}");
     std::io::stdout().flush().context("stdout")?;
     notify(&[sd_notify::NotifyState::Ready]);
     Ok(())

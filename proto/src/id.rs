@@ -19,6 +19,13 @@ pub struct InvalidId {
     expected: &'static str,
 }
 
+impl InvalidId {
+    pub(crate) fn pairing_code(text: &str) -> Self {
+        let text = text.chars().take(NAME_CHARS_MAX + 1).collect();
+        Self { text, expected: "a pairing code HOST:PORT/SECRET/FINGERPRINT, as `hedge-cloud` prints it" }
+    }
+}
+
 /// The longest name: 64 characters.
 const NAME_CHARS_MAX: usize = 64;
 

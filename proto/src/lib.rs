@@ -14,6 +14,7 @@ mod case;
 mod codec;
 mod control;
 mod digest;
+mod enrolment;
 mod id;
 mod settings;
 mod share;
@@ -30,6 +31,9 @@ pub use control::{
     Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX, VersionArgs,
 };
 pub use digest::{Digest, InvalidDigest};
+pub use enrolment::{
+    ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
+};
 pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
 pub use settings::{
     AddedKind, BrokerSettings, CeilingsSettings, FIELD_ERRORS_MAX, FieldError, LOCAL_ONLY, LinkProfile, LinkSettings,

@@ -161,7 +161,13 @@ impl AgentConfig {
 
     /// Starts the agent and waits until it serves.
     pub fn start(&self) -> Result<Agent> {
-        let file = self.write()?;
+        self.write()?;
+        self.start_as_written()
+    }
+
+    /// Like [`Self::start`], with the file as `hedge-agent setup` left it.
+    pub fn start_as_written(&self) -> Result<Agent> {
+        let file = self.file();
         let mut recipe = Recipe::new("hedge-agent", places::program("hedge-agent")?, &self.dir)
             .arguments(["run", "--config"])
             .argument(file);

@@ -12,6 +12,7 @@ pub mod certificates;
 pub mod cloud;
 pub mod connect_proxy;
 pub mod dependencies;
+pub mod enrolled;
 pub mod ext4;
 pub mod fashion;
 pub mod faults;
@@ -36,6 +37,7 @@ pub mod webhook;
 
 pub use agent::{Agent, AgentConfig};
 pub use cloud::{Cloud, CloudSetup};
+pub use enrolled::Quickstart;
 pub use ext4::Ext4;
 pub use faults::FaultProxy;
 pub use ledger::Ledger;

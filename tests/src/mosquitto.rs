@@ -1,17 +1,17 @@
 //! Debian's mosquitto on an address and in a folder of its own.
 
 use std::fmt::Write as _;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::address;
 use crate::certificates::{Authority, Identity};
 use crate::namespace::CloudSide;
 use crate::program::{Program, Recipe};
+use crate::{address, places};
 
 /// Where Debian puts it; `/usr/sbin` is not on every user's path.
 const PROGRAM: &str = "/usr/sbin/mosquitto";
@@ -123,6 +123,50 @@ impl Mosquitto {
     #[must_use]
     pub fn log_end(&self) -> String {
         self.program.log_end()
+    }
+}
+
+/// mosquitto with the configuration the project ships, at addresses of its own.
+pub struct Shipped {
+    _program: Program,
+    devices: SocketAddr,
+    clouds: SocketAddr,
+}
+
+impl Shipped {
+    /// `certificates` makes `ca.pem`, `server.pem` and `server.key` for an address, and says in which folder.
+    pub fn start(dir: &Path, certificates: impl FnOnce(IpAddr) -> Result<PathBuf>) -> Result<Self> {
+        let shipped = places::root().join("examples/mosquitto");
+        let dir = dir.join("mosquitto");
+        std::fs::create_dir_all(&dir)?;
+        let devices = address::own(8883);
+        let clouds = SocketAddr::new(devices.ip(), 8884);
+        let files = certificates(devices.ip())?;
+        for name in ["devices.acl", "cloud.acl"] {
+            std::fs::copy(shipped.join(name), files.join(name))?;
+        }
+        // What only a test changes: whose user it is, where files lie, and on which address it listens.
+        let text = std::fs::read_to_string(shipped.join("hedge.conf"))?
+            .replace("/etc/mosquitto/hedge", &files.display().to_string())
+            .replace("/var/lib/mosquitto", &dir.display().to_string())
+            .replace("listener 8883", &format!("listener 8883 {}", devices.ip()))
+            .replace("listener 8884", &format!("listener 8884 {}", clouds.ip()));
+        let config = dir.join("mosquitto.conf");
+        std::fs::write(&config, format!("user root\nlog_type all\n{text}"))?;
+        let recipe = Recipe::new("mosquitto", PROGRAM.into(), &dir).argument("-c").argument(&config);
+        let mut program = recipe.start()?;
+        wait_for_listener(&mut program, clouds)?;
+        Ok(Self { _program: program, devices, clouds })
+    }
+
+    #[must_use]
+    pub fn devices(&self) -> SocketAddr {
+        self.devices
+    }
+
+    #[must_use]
+    pub fn clouds(&self) -> SocketAddr {
+        self.clouds
     }
 }
 

@@ -14,6 +14,7 @@ pub mod chance;
 pub mod clock;
 pub mod control;
 pub mod engine;
+pub mod identity;
 pub mod judge;
 pub mod link;
 pub mod outbox;

@@ -7,7 +7,10 @@ use hedge_core::link::Profile;
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions};
 
 use crate::daemon::config::{BrokerConfig, Config, ModelConfig};
+use crate::identity::{Certificate, CertificateClock};
 use crate::uplink::{Meter, options};
+
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// Checks everything that can be checked without starting; fails if anything is wrong.
 pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
@@ -20,6 +23,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         }
     };
     say("configuration", Ok(format!("{} models, {} sources", config.models.len(), config.sources.len())));
+    say("identity", check_identity(config));
     say("state folder", check_state_dir(&config.state_dir));
     match Runtime::find(config.runtime.library.as_deref()) {
         Ok(runtime) => {
@@ -35,6 +39,23 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         None => say("broker", Ok("none; the device is on its own".to_owned())),
     }
     Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Who the device is, and for how long its certificate says so.
+fn check_identity(config: &Config) -> Result<String, String> {
+    let device = config.device_id()?;
+    let Some(file) = config.broker.as_ref().and_then(|broker| broker.certificate_file.as_ref()) else {
+        return Ok(format!("{device}, without a certificate"));
+    };
+    let held = Certificate::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let now_ms = CertificateClock::since(Some(&held)).now_ms();
+    match held.validity.to_ms.checked_sub(now_ms) {
+        Some(left_ms) => Ok(format!("{device}, its certificate holds {} more days", left_ms / DAY_MS)),
+        None if config.enrolment.is_some() => {
+            Ok(format!("{device}, its certificate ran out; the running agent asks for a new one"))
+        }
+        None => Err(format!("the certificate of {device} has run out; replace {}", file.display())),
+    }
 }
 
 fn check_state_dir(dir: &Path) -> Result<String, String> {

@@ -11,6 +11,7 @@ pub mod feed;
 pub mod infer;
 pub mod log;
 pub mod queue;
+pub mod setup;
 
 use std::fs::File;
 use std::io::Read;

@@ -39,6 +39,8 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("the device's identity: {0}")]
+    Identity(String),
     #[error("the state folder {path}: {reason}")]
     State { path: PathBuf, reason: String },
     #[error(transparent)]
@@ -67,7 +69,8 @@ pub async fn run(config: Config) -> Result<Ending, StartError> {
     tokio::spawn(reload(signal(SignalKind::hangup())?));
 
     let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
-    let Parts { pipeline, uplink, mut keeper, verdicts, driver, events, deliveries, commands } = wiring::wire(&config)?;
+    let Parts { pipeline, uplink, mut keeper, verdicts, driver, events, deliveries, commands, renewer } =
+        wiring::wire(&config)?;
     verdicts.forget_all_delivered().await;
     let mut driving = tokio::spawn(driver.run(events, stop.clone()));
     let delivering: Vec<_> = deliveries.into_iter().map(|delivery| tokio::spawn(delivery.run(stop.clone()))).collect();
@@ -76,6 +79,9 @@ pub async fn run(config: Config) -> Result<Ending, StartError> {
     tokio::spawn(keeper.clone().run(move || outbox.figures().waiting > 0, stop.clone()));
     tokio::spawn(expiry::run(pipeline.outbox.clone(), pipeline.clock.clone(), config.outbox.age_max(), stop.clone()));
     tokio::spawn(watch_network(pipeline.events.clone(), stop.clone()));
+    if let Some(renewer) = renewer {
+        tokio::spawn(renewer.run(stop.clone()));
+    }
     let capture = Capture::start(&config, &pipeline, &stop_capture).await?;
     for address in capture.addresses() {
         tracing::info!(%address, "listening");

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use hedge_core::budget::Budget;
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event, Setup};
-use hedge_proto::{DeviceId, Epoch, Name};
+use hedge_proto::{Epoch, Name};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
@@ -22,6 +22,7 @@ use crate::capture::Snapshots;
 use crate::clock::Clock;
 use crate::control::commands::{Desk, Inbox};
 use crate::figures::Figures;
+use crate::identity::Renewer;
 use crate::inference::{Judge, ModelSetup};
 use crate::outbox::{OpenReport, Outbox};
 use crate::pipeline::{LinkView, Pipeline, SourceSetup, loaded_models};
@@ -38,11 +39,12 @@ pub(super) struct Parts {
     pub(super) driver: Driver,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) deliveries: Vec<Delivery>,
+    pub(super) renewer: Option<Renewer>,
     pub(super) commands: Inbox,
 }
 
 pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
-    let device = device(config)?;
+    let device = config.device_id().map_err(StartError::Identity)?;
     let (state, outbox, clock) = open_state(config)?;
     let spent_before = state.state().spent.clone();
     let state = Arc::new(Mutex::new(state));
@@ -124,8 +126,9 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         shrinking: Semaphore::new(1),
         started: Instant::now(),
     });
+    let renewer = renewer(config, &pipeline.link);
     let keeper = Keeper { clock, state, spent: spent_view };
-    Ok(Parts { pipeline, uplink, keeper, verdicts, driver, events: arrived, deliveries, commands })
+    Ok(Parts { pipeline, uplink, keeper, verdicts, driver, events: arrived, deliveries, commands, renewer })
 }
 
 fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError> {
@@ -174,15 +177,14 @@ fn source_setup(config: &Config, source: &SourceConfig) -> Option<(Name, SourceS
     Some((source.name.clone(), setup))
 }
 
-/// The configured name, or the host's.
-fn device(config: &Config) -> Result<DeviceId, StartError> {
-    if let Some(device) = &config.device {
-        return Ok(device.clone());
-    }
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    DeviceId::new(&host).map_err(|error| StartError::State {
-        path: "device".into(),
-        reason: format!("the host name cannot be the device's name ({error}); set `device` in the configuration"),
+fn renewer(config: &Config, link: &watch::Receiver<LinkView>) -> Option<Renewer> {
+    let (enrolment, broker) = (config.enrolment.as_ref()?, config.broker.as_ref()?);
+    Some(Renewer {
+        url: enrolment.url.clone(),
+        certificate: broker.certificate_file.clone()?,
+        key: broker.key_file.clone()?,
+        authorities: broker.ca_file.clone()?,
+        link: link.clone(),
     })
 }
 

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 
 use super::Meter;
 use crate::daemon::config::{BrokerConfig, BrokerTransport};
+use crate::identity::{Certificate, CertificateClock};
 
 /// How long dialling may take: a TLS handshake on a 20 kbit/s, 600 ms link needs most of it.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -161,7 +162,12 @@ fn credentials(config: &BrokerConfig, options: &mut MqttOptions) -> Result<(), O
 }
 
 fn tls(config: &BrokerConfig) -> Result<TlsConfiguration, OptionsError> {
-    let builder = rustls::ClientConfig::builder().with_root_certificates(roots(config.ca_file.as_deref())?);
+    let own = config.certificate_file.as_deref().and_then(|file| Certificate::read(file).ok());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_details(provider, CertificateClock::since(own.as_ref()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| OptionsError::Broker(error.to_string()))?
+        .with_root_certificates(roots(config.ca_file.as_deref())?);
     let mut tls = match (&config.certificate_file, &config.key_file) {
         (Some(certificate), Some(key)) => builder
             .with_client_auth_cert(certificates("certificate_file", certificate)?, private_key(key)?)

@@ -27,6 +27,8 @@ pub(super) fn read(error: &ConnectionError) -> Trouble {
             | ConnectReturnCode::BadAuthenticationMethod,
         ) => Trouble::NotAllowed,
         ConnectionError::Io(error) => read_io(error),
+        // With TLS 1.3 a broker refuses our certificate only after the handshake, as a broken connection.
+        error if error.to_string().contains("received fatal alert") => Trouble::NotAllowed,
         _ => Trouble::Lost,
     }
 }

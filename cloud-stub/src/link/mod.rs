@@ -82,6 +82,12 @@ impl Dial {
         Ok(Self { transport, login: credentials.login()?, endpoint, instance, topics, shared, status_every })
     }
 
+    /// With a name and password that stand in no file.
+    #[must_use]
+    pub fn with_login(self, login: (String, Vec<u8>)) -> Self {
+        Self { login: Some(login), ..self }
+    }
+
     fn options(&self) -> MqttOptions {
         let id = format!("hedge-cloud-{}-{:08x}", self.instance, random());
         let mut options = MqttOptions::new(id, (self.endpoint.host.as_str(), self.endpoint.port));

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use hedge_core::identity::NamedBy;
 use hedge_proto::Topics;
 use serde::Deserialize;
 use serde::de::Error as _;
@@ -23,12 +24,47 @@ pub struct BrokerConfig {
     pub ca_file: Option<PathBuf>,
     pub certificate_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
+    /// Where the device's name stands.
+    #[serde(default)]
+    pub identity: IdentityFrom,
     /// TLS application protocol, for brokers that share port 443.
     pub alpn: Option<String>,
     /// `http://host:port` of a proxy that allows CONNECT.
     pub proxy: Option<ProxyUrl>,
     /// The link profile's if not given.
     pub keep_alive_s: Option<u16>,
+}
+
+/// `[enrolment]`: who renews the device's certificate before it runs out.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnrolmentConfig {
+    /// `https://host:port` of the cloud's enrolment endpoint. certificate_file and ca_file in [broker] are rewritten.
+    pub url: String,
+}
+
+/// Which part of the certificate names the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdentityFrom {
+    /// `device` and the certificate must agree; either alone is enough.
+    #[default]
+    Agreed,
+    CommonName,
+    SubjectAltName,
+    /// `device` or the host name, whatever the certificate says.
+    Configuration,
+}
+
+impl From<IdentityFrom> for NamedBy {
+    fn from(from: IdentityFrom) -> Self {
+        match from {
+            IdentityFrom::Agreed => Self::Agreed,
+            IdentityFrom::CommonName => Self::CommonName,
+            IdentityFrom::SubjectAltName => Self::SubjectAltName,
+            IdentityFrom::Configuration => Self::Configuration,
+        }
+    }
 }
 
 fn no_prefix() -> Topics {

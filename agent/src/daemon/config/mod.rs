@@ -19,12 +19,15 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hedge_core::identity::device_id;
 use hedge_core::judge::Threshold;
 use hedge_proto::{DeviceId, Name};
 use serde::Deserialize;
 use toml::Spanned;
 
-pub use self::broker::{BrokerConfig, BrokerTransport, BrokerUrl, ProxyUrl};
+use crate::identity::Certificate;
+
+pub use self::broker::{BrokerConfig, BrokerTransport, BrokerUrl, EnrolmentConfig, IdentityFrom, ProxyUrl};
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 pub use self::outbox::{OutboxConfig, WhenFullName};
 use self::overrides::Override;
@@ -53,6 +56,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Without a broker the device is on its own: it answers and queues.
     pub broker: Option<BrokerConfig>,
+    /// Without it certificates are renewed by whoever made them.
+    pub enrolment: Option<EnrolmentConfig>,
     pub link: LinkConfig,
     /// Without it, what is too large for MQTT cannot be sent.
     pub payloads: Option<PayloadsConfig>,
@@ -74,6 +79,7 @@ impl Default for Config {
             state_dir: "/var/lib/hedge-agent".into(),
             log: LogConfig::default(),
             broker: None,
+            enrolment: None,
             link: LinkConfig::default(),
             payloads: None,
             runtime: RuntimeConfig::default(),
@@ -245,6 +251,7 @@ impl Config {
         };
         let in_file: Self = toml::from_str(text).map_err(|error| at(error.span(), error.message().to_owned()))?;
         in_file.check_names().map_err(|(span, message)| at(span, message))?;
+        in_file.check_enrolment().map_err(|message| at(None, message))?;
 
         let overrides: Vec<_> = environment.filter_map(|(name, value)| Override::new(&name, &value)).collect();
         if overrides.is_empty() {
@@ -273,6 +280,38 @@ impl Config {
                 _ => None,
             },
         }
+    }
+
+    /// The device's id: its configuration's, its certificate's or the host's, as [broker] `identity` says.
+    pub fn device_id(&self) -> Result<DeviceId, String> {
+        let broker = self.broker.as_ref();
+        let named_by = broker.map_or_else(Default::default, |broker| broker.identity.into());
+        let certificate = broker.and_then(|broker| broker.certificate_file.as_deref()).map(|file| {
+            Certificate::read(file).map_err(|error| format!("certificate_file = {}: {error}", file.display()))
+        });
+        let certificate = match (certificate, &self.device) {
+            // The dial will say what is wrong with it; who the device is, is known.
+            (Some(Err(error)), Some(_)) => {
+                tracing::warn!("{error}");
+                None
+            }
+            (certificate, _) => certificate.transpose()?,
+        };
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        device_id(self.device.as_ref(), certificate.as_ref().map(|held| &held.names), named_by, &host)
+    }
+
+    fn check_enrolment(&self) -> Result<(), String> {
+        let Some(enrolment) = &self.enrolment else { return Ok(()) };
+        if !enrolment.url.starts_with("https://") {
+            return Err(format!("[enrolment] url = \"{}\" is not https://host:port", enrolment.url));
+        }
+        let broker = self.broker.as_ref();
+        let files = broker.map(|broker| [&broker.certificate_file, &broker.key_file, &broker.ca_file]);
+        if files.is_some_and(|files| files.iter().all(|file| file.is_some())) {
+            return Ok(());
+        }
+        Err("[enrolment] needs certificate_file, key_file and ca_file in [broker]: it renews them".to_owned())
     }
 
     fn check_names(&self) -> Result<(), (Option<std::ops::Range<usize>>, String)> {
@@ -336,6 +375,9 @@ mod tests {
         check_refused(&format!("{MODEL}threshold = {{ score_min = 1.2 }}\n"), &["agent.toml:4", "score_min = 1.2"]);
         check_refused(&format!("{MODEL}{MODEL}"), &["two models are named `m`"]);
         check_refused("x = [", &["agent.toml:1"]);
+        let broker = "[broker]\nurl = \"mqtts://b\"\n[enrolment]\n";
+        check_refused(&format!("{broker}url = \"https://c:1\"\n"), &["[enrolment] needs certificate_file"]);
+        check_refused(&format!("{broker}url = \"http://c:1\"\n"), &["http://c:1", "https://"]);
     }
 
     #[test]

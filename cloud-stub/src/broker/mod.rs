@@ -1,19 +1,27 @@
-//! A broker in this process, for demos and development. It keeps everything in memory, asks nobody for a
-//! password and has no access list: bind it to loopback.
+//! A broker in this process, for demos and development. It keeps everything in memory.
+//!
+//! Open, it asks nobody for a password and has no access list: bind it to loopback. Guarded, it listens with TLS, and
+//! lets in devices of our authority, each to its own topics.
 //!
 //! Shared subscriptions need a plugin it does not have, so the link subscribes plainly when this one is used.
 
+mod guard;
+
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use hedge_proto::Topics;
 use rmqtt::context::ServerContext;
 use rmqtt::net::Builder;
 use rmqtt::retain::{DefaultRetainStorage, RetainStorage};
 use rmqtt::server::MqttServer;
 use rmqtt::types::{Retain, TopicFilter, TopicName};
 
+use self::guard::{CLOUD_USER, Guard};
+use crate::identity::{AuthorityError, Registry, TlsListener};
 use crate::link::{PACKET_BYTES_MAX, RECEIVE_MAX};
 
 /// How many clients may connect: a demo's devices many times over.
@@ -30,14 +38,47 @@ const SESSION_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub enum BrokerError {
     #[error("the embedded broker cannot listen on {addr}: {reason}; is another broker there?")]
     Listen { addr: SocketAddr, reason: String },
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+}
+
+/// What the guarded broker needs.
+pub struct Guarded {
+    pub listen: SocketAddr,
+    pub tls: Arc<rustls::ServerConfig>,
+    pub topics: Topics,
+    pub registry: Registry,
+}
+
+/// Starts a broker that devices reach with TLS only; returns where, and how the cloud itself connects to it.
+pub async fn start_guarded(setup: Guarded) -> Result<(SocketAddr, SocketAddr, (String, Vec<u8>)), BrokerError> {
+    let listen = |reason: std::io::Error| BrokerError::Listen { addr: setup.listen, reason: reason.to_string() };
+    let outside = tokio::net::TcpListener::bind(setup.listen).await.map_err(listen)?;
+    let addr = outside.local_addr().map_err(listen)?;
+    let mut password = [0; 32];
+    getrandom::fill(&mut password).map_err(|error| AuthorityError::Crypto(error.to_string()))?;
+    let password = hex::encode(password);
+    let guard = Guard::new(setup.topics, password.clone());
+    let inside = open(([127, 0, 0, 1], 0).into(), Some(&guard)).await?;
+    let listener = TlsListener::start(outside, setup.tls, CLIENTS_MAX, None).map_err(listen)?;
+    tokio::spawn(guard.carry(listener, inside, setup.registry));
+    Ok((addr, inside, (CLOUD_USER.to_owned(), password.into_bytes())))
 }
 
 /// Starts a broker on `addr` (port 0: a free one) inside the current runtime, and returns where it listens.
 pub async fn start(addr: SocketAddr) -> Result<SocketAddr, BrokerError> {
+    open(addr, None).await
+}
+
+async fn open(addr: SocketAddr, guard: Option<&Guard>) -> Result<SocketAddr, BrokerError> {
     let addr = with_port(addr)?;
     let context = ServerContext::new().busy_check_enable(false).build().await;
     *context.extends.retain_mut().await = Box::new(Retained(DefaultRetainStorage::new()));
+    if let Some(guard) = guard {
+        guard.stand_before(&context).await;
+    }
     let listener = Builder::new()
+        .allow_anonymous(guard.is_none())
         .name("embedded")
         .laddr(addr)
         .nodelay(true)

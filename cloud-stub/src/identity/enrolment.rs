@@ -1,0 +1,189 @@
+//! The enrolment endpoint: a claim and a key become a certificate, an old certificate and its key a new one.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use hedge_core::identity::{RESERVED, in_grace};
+use hedge_proto::{
+    DOCUMENT_BYTES_MAX, DeviceId, ENROL_PATH, EnrolRequest, Enrolled, NotEnrolled, RENEW_PATH, RenewRequest, from_json,
+    to_json,
+};
+use rcgen::{CertificateSigningRequestParams, PublicKeyData};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::de::DeserializeOwned;
+
+use super::authority::{Authority, AuthorityError, DAY_MS, hex};
+use super::registry::{Device, Registry};
+use super::tls::common_name;
+use crate::wall_ms;
+
+/// What the endpoint signs, and for how long.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Where the authority is.
+    pub dir: PathBuf,
+    /// Where devices find the broker.
+    pub broker: String,
+    pub certificate_days: u16,
+    /// How long after its certificate's end a device may still renew it.
+    pub grace_days: u16,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// The device asked for what it may not have, or asked wrongly.
+    #[error("{0}")]
+    Device(String),
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+}
+
+/// One request at a time: a claim is used once.
+struct Desk {
+    terms: Terms,
+    one_at_a_time: Mutex<()>,
+}
+
+/// The two routes.
+pub fn router(terms: Terms) -> Router {
+    let desk = Arc::new(Desk { terms, one_at_a_time: Mutex::new(()) });
+    Router::new()
+        .route(ENROL_PATH, post(|State(desk): State<Arc<Desk>>, body: Bytes| serve(desk, body, Desk::enrol)))
+        .route(RENEW_PATH, post(|State(desk): State<Arc<Desk>>, body: Bytes| serve(desk, body, Desk::renew)))
+        .layer(DefaultBodyLimit::max(DOCUMENT_BYTES_MAX))
+        .with_state(desk)
+}
+
+async fn serve<T: DeserializeOwned + Send + 'static>(
+    desk: Arc<Desk>,
+    body: Bytes,
+    act: fn(&Desk, &T, u64) -> Result<Enrolled, Refused>,
+) -> Response {
+    let done = tokio::task::spawn_blocking(move || {
+        let request = from_json(&body, DOCUMENT_BYTES_MAX).map_err(|error| Refused::Device(error.to_string()))?;
+        let _turn = desk.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        act(&desk, &request, wall_ms())
+    });
+    match done.await {
+        Ok(Ok(enrolled)) => {
+            tracing::info!(device = %enrolled.device, "signed a certificate");
+            (StatusCode::OK, to_json(&enrolled)).into_response()
+        }
+        Ok(Err(Refused::Device(reason))) => {
+            tracing::warn!("no certificate signed: {reason}");
+            (StatusCode::FORBIDDEN, to_json(&NotEnrolled { error: reason })).into_response()
+        }
+        Ok(Err(Refused::Authority(error))) => failed(&error),
+        Err(error) => failed(&error),
+    }
+}
+
+/// The reason is for the log: a device can do nothing about it.
+fn failed(error: &dyn std::fmt::Display) -> Response {
+    tracing::error!("the authority cannot sign: {error}");
+    let said = NotEnrolled { error: "the authority has a problem of its own; its log says which".to_owned() };
+    (StatusCode::INTERNAL_SERVER_ERROR, to_json(&said)).into_response()
+}
+
+impl Desk {
+    fn enrol(&self, asked: &EnrolRequest, now_ms: u64) -> Result<Enrolled, Refused> {
+        let (authority, registry) = (Authority::open(&self.terms.dir)?, Registry::open(&self.terms.dir)?);
+        let request = read_request(&asked.request)?;
+        let key = hex(request.public_key.der_bytes());
+        let unknown = "this pairing code is not known or no longer holds; `hedge-cloud ca claim` makes another";
+        let Some(mut claim) = registry.claim(&asked.secret)?.filter(|claim| claim.expires_ms >= now_ms) else {
+            return Err(Refused::Device(unknown.to_owned()));
+        };
+        if claim.used_by.as_ref().is_some_and(|used_by| *used_by != key) {
+            return Err(Refused::Device("this pairing code has been used by another device".to_owned()));
+        }
+        let device = claim.device.clone().or_else(|| asked.device.clone());
+        let device =
+            device.ok_or_else(|| Refused::Device("neither the claim nor the device gives a name".to_owned()))?;
+        if RESERVED.contains(&device.as_str()) {
+            return Err(Refused::Device(format!("`{device}` is a name of the cloud's; choose another with --device")));
+        }
+        let known = registry.device(&device)?;
+        let taken = known.as_ref().is_some_and(|known| known.revoked || known.key != key);
+        if taken && claim.device.is_none() {
+            return Err(Refused::Device(format!(
+                "there is a device `{device}` already; choose another name with --device, or let this one take its \
+                 place with `hedge-cloud ca claim --device {device}`"
+            )));
+        }
+        claim.used_by = Some(key.clone());
+        registry.put_claim(&asked.secret, &claim)?;
+        let record = Device { key, enrolled_ms: now_ms, renewed_ms: now_ms, revoked: false };
+        self.sign(&authority, &registry, &device, record, &request, now_ms)
+    }
+
+    fn renew(&self, asked: &RenewRequest, now_ms: u64) -> Result<Enrolled, Refused> {
+        let (authority, registry) = (Authority::open(&self.terms.dir)?, Registry::open(&self.terms.dir)?);
+        let request = read_request(&asked.request)?;
+        let bad = |error: &dyn std::fmt::Display| Refused::Device(format!("`certificate`: {error}"));
+        let der = CertificateDer::from_pem_slice(asked.certificate.as_bytes()).map_err(|error| bad(&error))?;
+        let (_, held) = x509_parser::parse_x509_certificate(&der).map_err(|error| bad(&error))?;
+        if !is_signed_by_any(&held, &authority.roots()?) {
+            return Err(Refused::Device(
+                "this certificate is not from this authority; pair the device anew".to_owned(),
+            ));
+        }
+        let device = common_name(&der).ok_or_else(|| bad(&"it names no device"))?;
+        let key = hex(request.public_key.der_bytes());
+        if hex(&held.public_key().subject_public_key.data) != key {
+            return Err(Refused::Device("`request` is not signed with the key of `certificate`".to_owned()));
+        }
+        let again = format!("pair it anew with `hedge-cloud ca claim --device {device}`");
+        let Some(mut record) = registry.device(&device)?.filter(|record| record.key == key && !record.revoked) else {
+            return Err(Refused::Device(format!("`{device}` with this key is revoked or not known; {again}")));
+        };
+        let ended_ms = u64::try_from(held.validity().not_after.timestamp()).unwrap_or(0) * 1000;
+        let grace_days = u64::from(self.terms.grace_days);
+        if !in_grace(now_ms, ended_ms, Duration::from_millis(grace_days * DAY_MS)) {
+            let days = (now_ms - ended_ms) / DAY_MS;
+            return Err(Refused::Device(format!(
+                "the certificate of `{device}` ran out {days} days ago, more than the {grace_days} of grace; {again}"
+            )));
+        }
+        record.renewed_ms = now_ms;
+        self.sign(&authority, &registry, &device, record, &request, now_ms)
+    }
+
+    fn sign(
+        &self,
+        authority: &Authority,
+        registry: &Registry,
+        device: &DeviceId,
+        record: Device,
+        request: &CertificateSigningRequestParams,
+        now_ms: u64,
+    ) -> Result<Enrolled, Refused> {
+        let days = self.terms.certificate_days.into();
+        // Nothing of the request but its key: the rest is the authority's to say.
+        let certificate = authority.sign_device(device, &request.public_key, now_ms, days)?;
+        registry.put_device(device, &record)?;
+        let (authorities, broker) = (authority.bundle()?, self.terms.broker.clone());
+        Ok(Enrolled { device: device.clone(), certificate, authorities, broker })
+    }
+}
+
+/// Reading a request checks that its sender holds the key.
+fn read_request(pem: &str) -> Result<CertificateSigningRequestParams, Refused> {
+    CertificateSigningRequestParams::from_pem(pem).map_err(|error| Refused::Device(format!("`request`: {error}")))
+}
+
+fn is_signed_by_any(held: &x509_parser::certificate::X509Certificate<'_>, roots: &[CertificateDer<'_>]) -> bool {
+    roots.iter().any(|root| {
+        x509_parser::parse_x509_certificate(root).is_ok_and(|(_, root)| {
+            held.issuer() == root.subject() && held.verify_signature(Some(root.public_key())).is_ok()
+        })
+    })
+}
