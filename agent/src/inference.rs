@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_core::judge::{Scores, Threshold, ThresholdScale, explain_unusable, judge};
+use hedge_core::judge::{Scores, ThresholdScale, Thresholds, explain_unusable, judge};
 use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Tensor};
 use hedge_proto::{Digest, Explanation, LabelScore, ModelRef, Name, SCORES_MAX, TaskResult};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::daemon::config::ThresholdConfig;
 use crate::figures::{Figures, Timed};
 use crate::sample::SampleError;
 
@@ -56,6 +57,7 @@ enum Job {
         content_type: ContentType,
         bytes: Bytes,
         region: Option<Region>,
+        threshold: Arc<ThresholdConfig>,
         scale: ThresholdScale,
         reply: oneshot::Sender<Result<Opinion, SampleError>>,
     },
@@ -97,8 +99,6 @@ pub struct ModelSetup {
     pub threads: u8,
     /// The longest it may work on one sample.
     pub hung_after: Duration,
-    /// The manifest's suggestion if not given.
-    pub threshold: Option<Threshold>,
     pub library: Option<PathBuf>,
     /// Where the time of each stage is counted.
     pub figures: Arc<Figures>,
@@ -149,9 +149,10 @@ impl Judge {
         content_type: ContentType,
         bytes: Bytes,
         region: Option<Region>,
+        threshold: Arc<ThresholdConfig>,
         scale: ThresholdScale,
     ) -> Result<Opinion, SampleError> {
-        self.ask(|reply| Job::Judge { content_type, bytes, region, scale, reply }).await
+        self.ask(|reply| Job::Judge { content_type, bytes, region, threshold, scale, reply }).await
     }
 
     /// The model's raw output for one tensor. Nothing is judged or deferred.
@@ -181,7 +182,6 @@ struct Bench {
 struct Loaded {
     model: Model,
     bundle: Bundle,
-    threshold: Threshold,
 }
 
 impl Bench {
@@ -191,8 +191,8 @@ impl Bench {
             match job {
                 Job::Settle { reply } => drop(reply.send(Ok(()))),
                 // A caller that has gone away needs no answer, so a failed reply is no error.
-                Job::Judge { content_type, bytes, region, scale, reply } => {
-                    drop(reply.send(self.judge(&content_type, &bytes, region.as_ref(), scale)));
+                Job::Judge { content_type, bytes, region, threshold, scale, reply } => {
+                    drop(reply.send(self.judge(&content_type, &bytes, region.as_ref(), (&threshold, scale))));
                 }
                 Job::Scores { tensor, reply } => drop(reply.send(self.scores(&tensor))),
             }
@@ -229,10 +229,11 @@ impl Bench {
         content_type: &ContentType,
         bytes: &[u8],
         region: Option<&Region>,
-        scale: ThresholdScale,
+        (threshold, scale): (&ThresholdConfig, ThresholdScale),
     ) -> Result<Opinion, SampleError> {
         let (name, figures, work) = (self.setup.name.clone(), self.setup.figures.clone(), self.work.clone());
         let loaded = self.model()?;
+        let thresholds = Thresholds { scale, ..loaded.thresholds(&name, threshold)? };
         let begun = Instant::now();
         work.set(Some(begun));
         let tensor = loaded
@@ -243,7 +244,7 @@ impl Bench {
         let output = loaded.run(&name, &tensor)?;
         figures.took(Timed::Tensor, decoded - begun);
         figures.took(Timed::Inference, decoded.elapsed());
-        Ok(loaded.opinion(&output, scale))
+        Ok(loaded.opinion(&output, &thresholds))
     }
 
     fn scores(&mut self, tensor: &Tensor) -> Result<Vec<f32>, SampleError> {
@@ -261,13 +262,18 @@ impl Loaded {
         let options = SessionOptions { threads: setup.threads };
         let model =
             Model::load(&runtime, &bundle, setup.variant.as_deref(), &options).map_err(|error| error.to_string())?;
-        let threshold = setup.threshold.or_else(|| bundle.threshold()).ok_or_else(|| {
-            format!(
-                "no threshold: give model `{}` one, or put one into the manifest with `hedge-agent bundle calibrate`",
-                setup.name
-            )
-        })?;
-        Ok(Self { model, bundle, threshold })
+        Ok(Self { model, bundle })
+    }
+
+    /// What the settings ask of this model's answers.
+    fn thresholds(&self, name: &Name, threshold: &ThresholdConfig) -> Result<Thresholds, SampleError> {
+        let resolved = threshold.resolve(self.bundle.threshold(), self.bundle.labels());
+        resolved.ok_or_else(|| SampleError::ModelFailed {
+            model: name.to_string(),
+            reason:
+                "no threshold: give the model one, or put one into the manifest with `hedge-agent bundle calibrate`"
+                    .into(),
+        })
     }
 
     fn card(&self, name: Name) -> ModelCard {
@@ -289,11 +295,10 @@ impl Loaded {
             .map_err(|error| SampleError::ModelFailed { model: name.to_string(), reason: error.to_string().into() })
     }
 
-    fn opinion(&self, output: &[f32], scale: ThresholdScale) -> Opinion {
-        let threshold = self.threshold.scaled(scale);
+    fn opinion(&self, output: &[f32], thresholds: &Thresholds) -> Opinion {
         match Scores::read(output, self.bundle.output_kind()) {
             Ok(scores) => {
-                let judgement = judge(&scores, &threshold);
+                let judgement = judge(&scores, thresholds);
                 let scores: Vec<LabelScore> = scores
                     .top(SCORES_MAX)
                     .into_iter()
@@ -310,7 +315,7 @@ impl Loaded {
             Err(error) => Opinion {
                 result: None,
                 scores: Vec::new(),
-                explanation: explain_unusable(&error, &threshold),
+                explanation: explain_unusable(&error, &thresholds.general()),
                 priority: 1.0,
             },
         }

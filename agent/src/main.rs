@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Parser as _;
 use hedge_agent::arguments::{Arguments, Command};
 use hedge_agent::commands;
-use hedge_agent::daemon::config::{Config, ConfigError};
+use hedge_agent::daemon::config::{Config, ConfigError, ConfigFile};
 use hedge_agent::daemon::{self, Ending, StartError};
 
 fn main() -> ExitCode {
@@ -24,13 +24,13 @@ fn main() -> ExitCode {
 fn act(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(argument) => {
-            let config = argument.load()?;
+            let file = ConfigFile::load(&argument.config, std::env::vars())?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(WORKERS)
                 .enable_all()
                 .build()
                 .context("starting the runtime")?;
-            let ending = runtime.block_on(daemon::run(config))?;
+            let ending = runtime.block_on(daemon::run(file))?;
             // A blocking read that hangs must not hold up the exit.
             runtime.shutdown_background();
             match ending {

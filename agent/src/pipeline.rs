@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_core::budget::{Ceilings, Spent};
+use hedge_core::budget::Spent;
 use hedge_core::engine::Event;
 use hedge_core::judge::ThresholdScale;
 use hedge_core::outbox::sort_key;
 use hedge_core::policy::{Payload, Policy};
 use hedge_core::uplink::Waiting;
-use hedge_inference::{ContentType, Region, Tensor, thumbnail};
+use hedge_inference::{ContentType, Tensor, thumbnail};
 use hedge_proto::{
     Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, LinkState,
     METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, PayloadForm, Reason, Refusal, Telemetry, WIRE_VERSION,
@@ -27,20 +27,13 @@ use tokio::time::Instant;
 use crate::answers::Answers;
 use crate::capture::{Asking, Intake, Lookup, ModelFacts, Snapshots, Taker};
 use crate::clock::Clock;
+use crate::control::InForce;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
 use crate::outbox::{NewCase, Outbox};
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 use crate::{metrics, telemetry};
-
-/// What a source adds to each of its samples.
-#[derive(Debug, Clone)]
-pub struct SourceSetup {
-    pub model: Name,
-    pub region: Option<Region>,
-    pub metadata: Metadata,
-}
 
 /// Everything the path needs. One for the whole agent, behind an `Arc`.
 pub struct Pipeline {
@@ -49,7 +42,6 @@ pub struct Pipeline {
     pub epoch: Epoch,
     pub sequence: AtomicU64,
     pub clock: Clock,
-    pub sources: BTreeMap<Name, SourceSetup>,
     pub judges: BTreeMap<Name, Judge>,
     pub outbox: Outbox,
     pub answers: Answers,
@@ -57,10 +49,10 @@ pub struct Pipeline {
     pub figures: Arc<Figures>,
     pub events: mpsc::Sender<Event>,
     pub link: watch::Receiver<LinkView>,
-    /// What counts against the ceilings, and the ceilings; none without a broker.
+    /// What counts against the ceilings.
     pub spent: watch::Receiver<Spent>,
-    pub ceilings: Option<Ceilings>,
-    pub store_wait: Duration,
+    /// A sample is answered by what this shows when it arrives, from first to last.
+    pub settings: watch::Receiver<Arc<InForce>>,
     /// Pictures made smaller at a time: each may take as much memory as the largest one decoded.
     pub shrinking: Semaphore,
     pub started: Instant,
@@ -74,6 +66,8 @@ pub struct LinkView {
     /// What holds in this state.
     pub policy: Policy,
     pub in_flight: usize,
+    /// Something that only a live cloud can have sent came over this connection.
+    pub proven: bool,
     /// Connections that came about since the process started.
     pub connections: u64,
     /// Bytes in both directions since the process started.
@@ -91,6 +85,7 @@ impl LinkView {
             reason: "starting",
             policy,
             in_flight: 0,
+            proven: false,
             connections: 0,
             bytes: 0,
             before: Default::default(),
@@ -131,6 +126,7 @@ fn is_connected(state: LinkState) -> bool {
 
 /// A sample that has its id, and what the model made of it.
 struct Judged {
+    settings: Arc<InForce>,
     id: CaseId,
     captured: Captured,
     input: NewSample,
@@ -148,14 +144,19 @@ struct SentPayload {
 
 impl Pipeline {
     async fn judge(&self, input: NewSample) -> Result<Judged, SampleError> {
-        let source = self.sources.get(&input.source).ok_or_else(|| {
-            let known: Vec<&str> = self.sources.keys().map(Name::as_str).collect();
+        let settings = self.settings.borrow().clone();
+        let source = settings.sources.get(&input.source).ok_or_else(|| {
+            let known: Vec<&str> = settings.sources.keys().map(Name::as_str).collect();
             SampleError::UnknownSource(input.source.to_string(), known.join(", "))
         })?;
+        if !source.on {
+            return Err(SampleError::SourceOff(input.source.to_string()));
+        }
         let mut metadata = source.metadata.clone();
         metadata.extend(input.metadata.clone());
         check_metadata(&metadata)?;
         let judge = self.judges.get(&source.model).ok_or(SampleError::Stopping)?;
+        let threshold = settings.thresholds.get(&source.model).cloned().unwrap_or_default();
 
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let id = CaseId { device: self.device.clone(), key: CaseKey { epoch: self.epoch, sequence } };
@@ -164,13 +165,14 @@ impl Pipeline {
             let link = self.link.borrow();
             (link.state, link.policy.threshold)
         };
-        let mut opinion = judge.judge(input.content_type.clone(), input.bytes.clone(), source.region, scale).await?;
+        let (content_type, bytes) = (input.content_type.clone(), input.bytes.clone());
+        let mut opinion = judge.judge(content_type, bytes, source.region, threshold, scale).await?;
         if scale != ThresholdScale::ONE {
             let (state, scale) = (state.name(), scale.value());
             opinion.explanation.because += &format!("; thresholds count {scale} times while the link is {state}");
         }
         let card = judge.card().cloned().ok_or(SampleError::Stopping)?;
-        Ok(Judged { id, captured, input, metadata, card, opinion })
+        Ok(Judged { settings: settings.clone(), id, captured, input, metadata, card, opinion })
     }
 
     /// Puts the case into the outbox and waits at most `store_wait` to know that it is there.
@@ -203,7 +205,7 @@ impl Pipeline {
             drop(events.send(Event::Stored(waiting)).await);
             Ok(())
         });
-        match tokio::time::timeout(self.store_wait, &mut stored).await {
+        match tokio::time::timeout(judged.settings.config.outbox.store_wait(), &mut stored).await {
             Ok(Ok(Ok(()))) => CaseFate::Stored,
             Ok(Ok(Err(refusal))) => CaseFate::Refused(refusal),
             Ok(Err(_)) => self.refused(Refusal::Stopping),
@@ -361,7 +363,7 @@ fn case(judged: &Judged, reason: Reason, payload: &SentPayload) -> Case {
             threshold: judged.opinion.explanation.threshold,
             mode: judged.opinion.explanation.mode,
         },
-        settings_version: 0,
+        settings_version: judged.settings.version,
         captured: judged.captured.clone(),
         form: payload.form,
         content_type: payload.content_type.clone(),

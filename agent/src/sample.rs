@@ -46,6 +46,9 @@ pub enum SampleError {
     /// The model cannot answer at all (not loaded, or ONNX Runtime failed).
     #[error("model `{model}` cannot answer: {reason}")]
     ModelFailed { model: String, reason: Arc<str> },
+    /// By the settings, or by an operator's command.
+    #[error("source `{0}` takes no samples now: it is off or paused")]
+    SourceOff(String),
     /// Only where samples are handed to an agent from outside it.
     #[error("the agent cannot be asked: {0}")]
     Unreachable(String),

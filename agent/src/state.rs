@@ -11,9 +11,10 @@ use hedge_core::budget::Spent;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::ClockMark;
+use crate::control::Remembered;
 
 /// What the file holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct State {
     pub clock: ClockMark,
@@ -21,6 +22,7 @@ pub struct State {
     pub connection: u64,
     /// What counts against the ceilings.
     pub spent: Option<Spent>,
+    pub settings: Remembered,
 }
 
 /// The file and what it holds.
@@ -61,6 +63,17 @@ impl StateFile {
     /// Changes the state and writes it durably. On an error memory has the change and the disk the old state.
     pub fn update(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
         change(&mut self.state);
+        self.write()
+    }
+
+    /// Like [`Self::update`], but on an error memory has the old state, too.
+    pub fn commit(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
+        let before = self.state.clone();
+        change(&mut self.state);
+        self.write().inspect_err(|_| self.state = before)
+    }
+
+    fn write(&self) -> io::Result<()> {
         let temporary = self.path.with_extension("json.new");
         let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(&self.state)?)?;

@@ -47,8 +47,11 @@ fn samples(pipeline: &Pipeline) -> SampleFigures {
 }
 
 fn budget(pipeline: &Pipeline) -> BTreeMap<String, BudgetFigures> {
-    let Some(ceilings) = &pipeline.ceilings else { return BTreeMap::new() };
-    let used = pipeline.spent.borrow().used(pipeline.clock.now(), ceilings);
+    let settings = pipeline.settings.borrow().clone();
+    if settings.config.broker.is_none() {
+        return BTreeMap::new();
+    }
+    let used = pipeline.spent.borrow().used(pipeline.clock.now(), &settings.config.link.ceilings());
     used.map(|used| (used.ceiling.to_owned(), BudgetFigures { spent: used.spent, max: used.max })).into()
 }
 

@@ -37,8 +37,8 @@ pub use enrolment::{
 pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
 pub use settings::{
     AddedKind, BrokerSettings, CeilingsSettings, FIELD_ERRORS_MAX, FieldError, LOCAL_ONLY, LinkProfile, LinkSettings,
-    LogSettings, ModelSettings, OutboxSettings, RegionSettings, Settings, SinkSettings, SinkWants, SourceSettings,
-    TelemetrySettings, ThresholdSettings, VerdictsSettings,
+    LogSettings, ModelSettings, OutboxSettings, PayloadSettings, RegionSettings, Settings, SinkSettings, SinkWants,
+    SourceSettings, StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings,
 };
 pub use share::{NotAShare, Share};
 pub use status::{

@@ -8,12 +8,13 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
-use crate::{Metadata, Name, Share};
+use crate::{Metadata, Name, Share, VERSION_MAX};
 
 /// The remotely settable part of a device's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -60,7 +61,7 @@ pub enum LinkProfile {
     Metered,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct LinkSettings {
@@ -72,6 +73,53 @@ pub struct LinkSettings {
     pub batch_bytes_max: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ceilings: Option<CeilingsSettings>,
+    /// What the device does differently in each state of its link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub states: Option<StatesSettings>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct StatesSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub online: Option<StateSettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<StateSettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offline: Option<StateSettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over_budget: Option<StateSettings>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct StateSettings {
+    /// Each model's threshold counts so many times.
+    #[cfg_attr(feature = "schema", schemars(range(min = 0, max = 10)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold_scale: Option<f32>,
+    /// The longest a caller waits for a verdict.
+    #[cfg_attr(feature = "schema", schemars(range(min = 0, max = 60_000)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_ms_max: Option<u64>,
+    /// In which form a case is stored and sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload: Option<PayloadSettings>,
+    /// Cases per second from the queue; 0 for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_per_s: Option<f32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PayloadSettings {
+    /// As it came.
+    Whole,
+    /// Pixels of the longer side, at most.
+    Thumbnail(#[cfg_attr(feature = "schema", schemars(range(min = 16, max = 4096)))] u32),
 }
 
 /// Each holds in any such period of powered time, a month being 30 days.
@@ -255,6 +303,8 @@ pub const LOCAL_ONLY: &[(&str, &str)] = &[
     ("http", "who may reach the device's own interface is decided on the device"),
     ("runtime", "a library is code"),
     ("credentials", "secrets never travel; name them with broker.credentials"),
+    ("enrolment", "who vouches for the device is decided on the device"),
+    ("broker.identity", "the device's name is its identity"),
     ("privacy", "what may leave the device is decided on the device"),
     ("broker.recovery", "it is the way back when everything else was set wrong"),
     ("broker.prefix", "it belongs to the device's identity"),
@@ -267,10 +317,13 @@ pub const LOCAL_ONLY: &[(&str, &str)] = &[
     ("outbox.cases_max", "the disk is the device's"),
     ("outbox.bytes_max", "the disk is the device's"),
     ("outbox.free_bytes_min", "the disk is the device's"),
+    ("outbox.when_full", "the disk is the device's"),
+    ("outbox.age_max_s", "the disk is the device's"),
     ("outbox.payload_bytes_max", "the disk is the device's"),
     ("log.format", "the journal's readers are on the device"),
     ("model.*.bundle", "a model is code; bundles are delivered on the device"),
     ("model.*.variant", "a model is code; bundles are delivered on the device"),
+    ("model.*.hung_after_s", "the board's cores are the device's"),
     ("model.*.threads", "the board's cores are the device's"),
     ("source.*.path", "folders are the device's"),
     ("source.*.after", "folders are the device's"),
@@ -311,8 +364,10 @@ impl Settings {
         take_local_only(&mut overlay, &mut errors);
         loop {
             match serde_path_to_error::deserialize::<_, Self>(&overlay) {
-                Ok(settings) if errors.is_empty() => return Ok(settings),
-                Ok(_) => return Err(errors),
+                Ok(settings) => {
+                    settings.check_ranges(&mut errors);
+                    return if errors.is_empty() { Ok(settings) } else { Err(errors) };
+                }
                 Err(error) => {
                     let path = error.path().clone();
                     errors.push(FieldError::new(field_name(&path), error.into_inner().to_string()));
@@ -322,6 +377,60 @@ impl Settings {
                 }
             }
         }
+    }
+}
+
+/// The longest text of one setting, in bytes.
+const TEXT_BYTES_MAX: usize = 512;
+
+impl Settings {
+    /// What a type alone does not refuse.
+    fn check_ranges(&self, errors: &mut Vec<FieldError>) {
+        let mut number = |field: &str, value: Option<u64>, range: RangeInclusive<u64>| {
+            if let Some(value) = value.filter(|value| !range.contains(value)) {
+                let (least, most) = (range.start(), range.end());
+                errors.push(FieldError::new(field, format!("{value} is not a number from {least} to {most}")));
+            }
+        };
+        let ceilings = self.link.as_ref().and_then(|link| link.ceilings.as_ref());
+        for (field, value) in ceilings.map(CeilingsSettings::all).into_iter().flatten() {
+            number(&format!("link.ceilings.{field}"), value, 0..=VERSION_MAX);
+        }
+        number("outbox.store_wait_ms", self.outbox.as_ref().and_then(|outbox| outbox.store_wait_ms), 0..=10_000);
+        number("telemetry.interval_s", self.telemetry.as_ref().and_then(|one| one.interval_s), 1..=7 * 86_400);
+        let keep_alive = self.broker.as_ref().and_then(|broker| broker.keep_alive_s).map(u64::from);
+        number("broker.keep_alive_s", keep_alive, 5..=u64::from(u16::MAX));
+        for (name, source) in self.source.iter().flatten() {
+            let interval = source.as_ref().and_then(|source| source.interval_ms);
+            number(&format!("source.{name}.interval_ms"), interval, 0..=86_400_000);
+        }
+        let broker = self.broker.clone().unwrap_or_default();
+        let texts = [
+            ("log.level", self.log.as_ref().and_then(|log| log.level.clone())),
+            ("broker.url", broker.url),
+            ("broker.client_id", broker.client_id),
+            ("broker.alpn", broker.alpn),
+            ("broker.proxy", broker.proxy),
+        ];
+        for (field, text) in texts {
+            let bytes = text.map_or(1, |text| text.len());
+            if !(1..=TEXT_BYTES_MAX).contains(&bytes) {
+                errors.push(FieldError::new(field, format!("{bytes} bytes are not from 1 to {TEXT_BYTES_MAX}")));
+            }
+        }
+    }
+}
+
+impl CeilingsSettings {
+    fn all(&self) -> [(&'static str, Option<u64>); 6] {
+        [
+            ("cases_per_hour", self.cases_per_hour),
+            ("cases_per_day", self.cases_per_day),
+            ("cases_per_month", self.cases_per_month),
+            ("bytes_per_hour", self.bytes_per_hour),
+            ("bytes_per_day", self.bytes_per_day),
+            ("bytes_per_month", self.bytes_per_month),
+        ]
     }
 }
 
@@ -444,6 +553,26 @@ mod tests {
                 ("broker.recovery", "way back"),
                 ("source.porch.command", "code"),
                 ("source.hall.path", "folders"),
+            ],
+        );
+    }
+
+    #[test]
+    fn numbers_and_texts_out_of_range_are_named() {
+        check_refused(
+            json!({
+                "broker": {"keep_alive_s": 0, "client_id": "", "url": "x".repeat(600)},
+                "telemetry": {"interval_s": 0},
+                "source": {"porch": {"interval_ms": 999_999_999}},
+                "link": {"ceilings": {"bytes_per_day": u64::MAX}},
+            }),
+            &[
+                ("link.ceilings.bytes_per_day", "not a number from 0"),
+                ("telemetry.interval_s", "from 1"),
+                ("broker.keep_alive_s", "from 5"),
+                ("source.porch.interval_ms", "from 0"),
+                ("broker.client_id", "0 bytes"),
+                ("broker.url", "600 bytes"),
             ],
         );
     }

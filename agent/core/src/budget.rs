@@ -149,6 +149,11 @@ impl Budget {
         }
     }
 
+    /// Other ceilings hold from now on, also for what was spent before.
+    pub fn set_ceilings(&mut self, ceilings: Ceilings) {
+        self.ceilings = ceilings;
+    }
+
     /// The ceiling that holds longest of those that are reached.
     #[must_use]
     pub fn reached(&mut self, now: Moment) -> Option<Reached> {

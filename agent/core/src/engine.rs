@@ -9,6 +9,7 @@
 //!               └── Unknown ◀── Ask ◀────┘ silence, or after a cut
 //! ```
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,9 +17,9 @@ use core::time::Duration;
 
 use hedge_proto::{CaseKey, CloudState, CloudStatus, LinkState, Name};
 
-use crate::budget::{Budget, Spent};
+use crate::budget::{Budget, Ceilings, Spent};
 use crate::clock::Moment;
-use crate::link::{Link, Loss, Profile, Trouble};
+use crate::link::{Link, Loss, Profile, Trouble, Way};
 use crate::policy::{Policies, Policy};
 use crate::uplink::{OWED_MAX, Permission, Publish, READY_MAX, Step, Uplink, Waiting};
 
@@ -82,6 +83,10 @@ pub enum Event {
     },
     /// The network has changed: a wait for the next dial is over.
     NetworkChanged,
+    /// Other settings are in force.
+    Configured(Box<Configured>),
+    /// Where the broker is, or how it is reached, has changed.
+    BrokerChanged,
     /// An operator wants what waits to be sent now: waits of earlier failures are over, what the cloud asked for is not.
     Drain,
     /// So many bytes went over the wire, in both directions, of whatever kind.
@@ -95,7 +100,11 @@ pub enum Event {
 /// Something to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    Dial,
+    Dial {
+        way: Way,
+    },
+    /// End the present connection, or dial.
+    HangUp,
     /// Bring the best open cases, at most so many.
     Fetch {
         count: usize,
@@ -127,10 +136,22 @@ pub enum Action {
     },
 }
 
+/// What settings change while the engine runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Configured {
+    pub profile: Profile,
+    pub policies: Policies,
+    pub ceilings: Ceilings,
+    /// Payload bytes that small cases may share a publish up to; 0 for one case each.
+    pub batch_bytes_max: u32,
+}
+
 /// What an engine starts from.
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub has_broker: bool,
+    /// There is a broker to go to when the usual one is away for long.
+    pub has_recovery: bool,
     /// Cases the outbox holds from earlier runs.
     pub open_cases: u64,
     pub profile: Profile,
@@ -163,7 +184,7 @@ impl Engine {
     #[must_use]
     pub fn new(now: Moment, setup: Setup) -> Self {
         let mut engine = Self {
-            link: Link::new(now, setup.has_broker, setup.profile, setup.seed),
+            link: Link::new(now, setup.has_broker, setup.has_recovery, setup.profile, setup.seed),
             uplink: Uplink::new(setup.batch_bytes_max),
             policies: setup.policies,
             budget: setup.budget,
@@ -198,12 +219,18 @@ impl Engine {
     #[must_use]
     pub fn wake_at(&self) -> Option<Moment> {
         let sending = if self.link.may_send() { self.uplink.wake_at(self.permission()) } else { None };
-        [self.link.dial_at(), sending, self.over_until].into_iter().flatten().min()
+        [self.link.dial_at(), self.link.leave_at(), sending, self.over_until].into_iter().flatten().min()
     }
 
     #[must_use]
     pub fn link(&self) -> (LinkState, &'static str) {
         (self.link.state(), self.link.reason())
+    }
+
+    /// Whether something that only a live cloud can have sent came over the present connection.
+    #[must_use]
+    pub fn proven(&self) -> bool {
+        self.link.proven()
     }
 
     /// What holds in the link's present state.
@@ -263,6 +290,18 @@ impl Engine {
             Event::AskFailed { keys } => self.uplink.ask_failed(now, &keys),
             Event::Explained(trouble) => self.link.explain(trouble),
             Event::NetworkChanged => self.link.dial_now(now),
+            Event::Configured(configured) => {
+                let Configured { profile, policies, ceilings, batch_bytes_max } = *configured;
+                self.link.set_profile(profile);
+                self.policies = policies;
+                self.budget.set_ceilings(ceilings);
+                self.uplink.set_batch_bytes_max(batch_bytes_max);
+            }
+            Event::BrokerChanged => {
+                if self.link.redial(now) {
+                    self.actions.push_back(Action::HangUp);
+                }
+            }
             Event::Drain => {
                 self.link.dial_now(now);
                 self.uplink.forget_failures(now);
@@ -328,8 +367,11 @@ impl Engine {
     }
 
     fn advance(&mut self, now: Moment) {
-        if self.link.take_dial(now) {
-            self.actions.push_back(Action::Dial);
+        if self.link.take_leave(now) {
+            self.actions.push_back(Action::HangUp);
+        }
+        if let Some(way) = self.link.take_dial(now) {
+            self.actions.push_back(Action::Dial { way });
         }
         self.weigh_budget(now);
         let permission = self.permission();

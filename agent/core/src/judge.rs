@@ -7,12 +7,13 @@
 //! Invariant: a stricter [`Threshold`] never turns a [`Decision::Defer`] into a [`Decision::Keep`].
 //! Operators raise it from the field and must only ever get more second opinions by doing so.
 
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 pub use hedge_proto::Reason;
-use hedge_proto::{Explanation, Outcome, ThresholdMode};
+use hedge_proto::{Explanation, Outcome, Share, ThresholdMode};
 
 /// How a model's raw output is to be read.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -181,6 +182,16 @@ impl Threshold {
         self.score_min
     }
 
+    #[must_use]
+    pub fn margin_min(&self) -> f32 {
+        self.margin_min
+    }
+
+    #[must_use]
+    pub fn entropy_max(&self) -> f32 {
+        self.entropy_max
+    }
+
     /// This threshold, taken stricter or looser.
     #[must_use]
     pub fn scaled(&self, scale: ThresholdScale) -> Self {
@@ -193,6 +204,37 @@ impl Threshold {
             margin_min: scaled(self.margin_min),
             entropy_max: 1.0 - scaled(1.0 - self.entropy_max),
         }
+    }
+}
+
+/// A model's threshold, with a `score_min` of their own for some classes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Thresholds {
+    pub all: Threshold,
+    /// By class.
+    pub classes: BTreeMap<usize, Share>,
+    /// How strict all of them are taken now.
+    pub scale: ThresholdScale,
+}
+
+impl Thresholds {
+    /// What an answer that names `class` must reach.
+    #[must_use]
+    pub fn of(&self, class: usize) -> Threshold {
+        let score_min = self.classes.get(&class).map_or(self.all.score_min, |share| share.value());
+        Threshold { score_min, ..self.all }.scaled(self.scale)
+    }
+
+    /// What an answer that names no class of its own must reach.
+    #[must_use]
+    pub fn general(&self) -> Threshold {
+        self.all.scaled(self.scale)
+    }
+}
+
+impl From<Threshold> for Thresholds {
+    fn from(all: Threshold) -> Self {
+        Self { all, classes: BTreeMap::new(), scale: ThresholdScale::ONE }
     }
 }
 
@@ -246,9 +288,10 @@ pub struct Judgement {
 /// A score below the threshold is reported before a small margin, and that before a high entropy, because
 /// it is the stronger reason.
 #[must_use]
-pub fn judge(scores: &Scores, threshold: &Threshold) -> Judgement {
+pub fn judge(scores: &Scores, thresholds: &Thresholds) -> Judgement {
     let top = scores.top(2);
     let best = top.first().copied().unwrap_or(ClassScore { class: 0, score: 0.0 });
+    let threshold = thresholds.of(best.class);
     // With a single class there is no rival, so the margin is the whole score.
     let margin = best.score - top.get(1).map_or(0.0, |second| second.score);
     let entropy = scores.entropy();
@@ -261,7 +304,7 @@ pub fn judge(scores: &Scores, threshold: &Threshold) -> Judgement {
     } else {
         Decision::Keep { best }
     };
-    Judgement { decision, margin, entropy, threshold: *threshold }
+    Judgement { decision, margin, entropy, threshold }
 }
 
 impl Judgement {
@@ -343,7 +386,7 @@ mod tests {
     #[track_caller]
     fn check_reason(probabilities: &[f32], threshold: Threshold, expected: Option<Reason>) {
         let scores = Scores::read(probabilities, OutputKind::Probabilities).expect("usable");
-        assert_eq!(judge(&scores, &threshold).explain().reason, expected);
+        assert_eq!(judge(&scores, &threshold.into()).explain().reason, expected);
     }
 
     #[test]
@@ -352,6 +395,21 @@ mod tests {
         check_reason(&[0.4, 0.3, 0.3], threshold(0.5, 0.5, 0.1), Some(Reason::LowScore));
         check_reason(&[0.55, 0.45], threshold(0.5, 0.5, 0.1), Some(Reason::Margin));
         check_reason(&[0.8, 0.2], threshold(0.5, 0.5, 0.1), Some(Reason::Entropy));
+    }
+
+    #[test]
+    fn a_class_with_a_limit_of_its_own_is_judged_by_it() {
+        let share = |value| Share::new(value).expect("valid");
+        let classes = [(0, share(0.95)), (1, share(0.1))].into();
+        let thresholds = Thresholds { all: threshold(0.5, 0.0, 1.0), classes, scale: ThresholdScale::ONE };
+        let outcome = |probabilities: &[f32]| {
+            let scores = Scores::read(probabilities, OutputKind::Probabilities).expect("usable");
+            judge(&scores, &thresholds).explain()
+        };
+        assert_eq!(outcome(&[0.9, 0.05, 0.05]).reason, Some(Reason::LowScore));
+        assert_eq!(outcome(&[0.9, 0.05, 0.05]).threshold, 0.95);
+        assert_eq!(outcome(&[0.3, 0.4, 0.3]).reason, None);
+        assert_eq!(outcome(&[0.3, 0.3, 0.4]).reason, Some(Reason::LowScore));
     }
 
     #[test]
@@ -380,7 +438,7 @@ mod tests {
     #[test]
     fn a_single_class_is_always_kept() {
         let scores = Scores::read(&[-7.0], LOGITS).expect("usable");
-        assert!(matches!(judge(&scores, &threshold(1.0, 1.0, 0.0)).decision, Decision::Keep { .. }));
+        assert!(matches!(judge(&scores, &threshold(1.0, 1.0, 0.0).into()).decision, Decision::Keep { .. }));
     }
 
     #[test]
@@ -424,7 +482,7 @@ mod tests {
             let scale = |value| ThresholdScale::new(value).expect("valid");
             let scores = Scores::read(&logits, LOGITS).expect("finite logits");
             let limits = threshold(s, m, e);
-            let [loose, strict] = [less.min(more), less.max(more)].map(|value| judge(&scores, &limits.scaled(scale(value))));
+            let [loose, strict] = [less.min(more), less.max(more)].map(|value| judge(&scores, &limits.scaled(scale(value)).into()));
             if matches!(loose.decision, Decision::Defer { .. }) {
                 prop_assert!(matches!(strict.decision, Decision::Defer { .. }), "{:?} {:?}", loose, strict);
             }
@@ -446,8 +504,9 @@ mod tests {
             (ds, dm, de) in (0_f32..=1.0, 0_f32..=1.0, 0_f32..=1.0),
         ) {
             let scores = Scores::read(&logits, LOGITS).expect("finite logits");
-            let loose = judge(&scores, &threshold(s, m, e));
-            let strict = judge(&scores, &threshold((s + ds).min(1.0), (m + dm).min(1.0), (e - de).max(0.0)));
+            let loose = judge(&scores, &threshold(s, m, e).into());
+            let strict = threshold((s + ds).min(1.0), (m + dm).min(1.0), (e - de).max(0.0));
+            let strict = judge(&scores, &strict.into());
             if matches!(loose.decision, Decision::Defer { .. }) {
                 prop_assert!(matches!(strict.decision, Decision::Defer { .. }), "{:?} {:?}", loose, strict);
             }

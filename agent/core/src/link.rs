@@ -68,6 +68,13 @@ pub const SHORT_SESSIONS_WAIT: Duration = Duration::from_secs(110);
 
 const LIKE_A_TWIN: &str = "the broker closes every connection soon: does another client use this client id?";
 
+/// Without a connection for so long, every second dial goes the recovery way: whoever set the usual one wrong can say
+/// so there.
+pub const RECOVERY_AFTER: Duration = Duration::from_secs(600);
+
+/// A connection by the recovery way is left after so long, to see whether the usual one is there again.
+pub const RECOVERY_STAY_MAX: Duration = Duration::from_secs(3600);
+
 /// Something sent and unanswered for so long makes the link `Degraded`.
 pub const ANSWER_LATE_AFTER: Duration = Duration::from_secs(30);
 
@@ -76,6 +83,15 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// How many cloud instances are remembered. A fleet's cloud has a handful.
 const INSTANCES_MAX: usize = 64;
+
+/// Which broker is dialled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The one of the settings in force.
+    Usual,
+    /// The one that only the local file names.
+    Recovery,
+}
 
 /// Why there is no connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +147,13 @@ pub struct Link {
     reason: &'static str,
     chance: Chance,
     profile: Profile,
+    has_recovery: bool,
+    /// The way of the present connection, or of the last dial.
+    way: Way,
+    /// The last moment with a connection.
+    offline_since: Moment,
+    /// The end of the present connection is not a loss: it makes room for one with other settings.
+    redials: bool,
     /// When to dial next; none while connecting or connected, or when there is no broker at all.
     dial_at: Option<Moment>,
     dial_wait: Duration,
@@ -150,8 +173,12 @@ pub struct Link {
 impl Link {
     /// Dials at once if there is a broker.
     #[must_use]
-    pub fn new(now: Moment, has_broker: bool, profile: Profile, seed: u64) -> Self {
+    pub fn new(now: Moment, has_broker: bool, has_recovery: bool, profile: Profile, seed: u64) -> Self {
         Self {
+            has_recovery,
+            way: Way::Usual,
+            offline_since: now,
+            redials: false,
             state: LinkState::Offline,
             reason: if has_broker { "starting" } else { "no broker is configured" },
             chance: Chance::from_seed(seed),
@@ -185,15 +212,45 @@ impl Link {
         self.dial_at
     }
 
-    /// Whether it is time to dial; if so the link counts as connecting.
-    pub fn take_dial(&mut self, now: Moment) -> bool {
-        let due = self.dial_at.is_some_and(|at| at <= now);
-        if due {
-            self.dial_at = None;
-            self.state = LinkState::Connecting;
-            self.reason = "dialling";
-        }
-        due
+    /// Whether it is time to dial, and which way; if so the link counts as connecting.
+    pub fn take_dial(&mut self, now: Moment) -> Option<Way> {
+        self.dial_at.take_if(|at| *at <= now)?;
+        self.state = LinkState::Connecting;
+        let lost_for_long = self.has_recovery && now.since(self.offline_since) >= RECOVERY_AFTER;
+        (self.way, self.reason) = match self.way {
+            Way::Usual if lost_for_long => (Way::Recovery, "dialling the recovery broker"),
+            _ => (Way::Usual, "dialling"),
+        };
+        Some(self.way)
+    }
+
+    /// The broker's settings, or what they mean, have changed: true if a connection or dial is to be ended for it.
+    pub fn redial(&mut self, now: Moment) -> bool {
+        self.dial_wait = DIAL_WAIT_MIN;
+        self.gives_way = false;
+        self.way = Way::Recovery; // so that the next dial goes the usual way
+        self.dial_at = self.dial_at.map(|_| now);
+        self.redials = self.state != LinkState::Offline;
+        self.redials
+    }
+
+    /// Whether the recovery way has been used for long enough; if so its connection is to be ended.
+    pub fn take_leave(&mut self, now: Moment) -> bool {
+        let leaves = self.leave_at().is_some_and(|at| at <= now) && !self.redials;
+        self.redials |= leaves;
+        leaves
+    }
+
+    /// When a connection by the recovery way is to be left.
+    #[must_use]
+    pub fn leave_at(&self) -> Option<Moment> {
+        let stays = self.is_connected() && self.way == Way::Recovery && !self.redials;
+        stays.then_some(self.connected_at + RECOVERY_STAY_MAX)
+    }
+
+    pub fn set_profile(&mut self, profile: Profile) {
+        self.profile = profile;
+        self.dial_wait = self.dial_wait.min(profile.dial_wait_max);
     }
 
     /// Dials at once, because the network has changed. A wait for another client of our name is none of the network's.
@@ -206,6 +263,7 @@ impl Link {
     /// The session is ready: connected, and every subscription granted.
     pub fn connected(&mut self, now: Moment) {
         self.connected_at = now;
+        self.redials = false;
         self.silent_since = None;
         self.late = false;
         self.state = LinkState::Degraded;
@@ -231,8 +289,15 @@ impl Link {
         if twin {
             self.short_sessions = 0;
         }
-        self.dial_wait = (self.dial_wait * 2).min(self.profile.dial_wait_max);
-        self.dial_at = Some(now + wait.mul_f64(0.5 + 0.5 * self.chance.share()));
+        if self.is_connected() {
+            self.offline_since = now;
+        }
+        if core::mem::take(&mut self.redials) {
+            (self.dial_at, self.gives_way) = (Some(now), false);
+        } else {
+            self.dial_wait = (self.dial_wait * 2).min(self.profile.dial_wait_max);
+            self.dial_at = Some(now + wait.mul_f64(0.5 + 0.5 * self.chance.share()));
+        }
         self.state = LinkState::Offline;
         // Statuses come anew with the next subscription; what was known may be long gone by then.
         self.proven = false;
@@ -342,6 +407,7 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec::Vec;
 
     fn status(state: CloudState, wire: &[u16]) -> CloudStatus {
         CloudStatus { state, wire: wire.into(), accept: None, retry_after_s: None, payload_bytes_max: None }
@@ -352,8 +418,8 @@ mod tests {
     }
 
     fn connected() -> Link {
-        let mut link = Link::new(Moment(0), true, Profile::LAN, 1);
-        assert!(link.take_dial(Moment(0)));
+        let mut link = Link::new(Moment(0), true, false, Profile::LAN, 1);
+        assert!(link.take_dial(Moment(0)).is_some());
         link.connected(Moment(10));
         link
     }
@@ -372,8 +438,8 @@ mod tests {
 
     #[test]
     fn what_the_broker_kept_while_we_were_away_proves_no_live_cloud() {
-        let mut link = Link::new(Moment(0), true, Profile::LAN, 1);
-        assert!(link.take_dial(Moment(0)));
+        let mut link = Link::new(Moment(0), true, false, Profile::LAN, 1);
+        assert!(link.take_dial(Moment(0)).is_some());
         link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION]), false);
         link.cloud_spoke();
         link.connected(Moment(10));
@@ -394,17 +460,17 @@ mod tests {
 
     #[test]
     fn dial_waits_grow_to_their_limit_and_reset_only_after_a_stable_connection() {
-        let mut link = Link::new(Moment(0), true, Profile::LAN, 7);
+        let mut link = Link::new(Moment(0), true, false, Profile::LAN, 7);
         let mut now = Moment(0);
         for _ in 0..20 {
-            assert!(link.take_dial(now));
+            assert!(link.take_dial(now).is_some());
             link.lost(now, Loss::Broken);
             let at = link.dial_at().expect("dials again");
             assert!(at.since(now) <= DIAL_WAIT_MAX && at.since(now) >= DIAL_WAIT_MIN / 2);
             now = at;
         }
         let short = |link: &mut Link, now: Moment, held: Duration| {
-            assert!(link.take_dial(now));
+            assert!(link.take_dial(now).is_some());
             link.connected(now);
             link.lost(now + held, Loss::Broken);
             link.dial_at().expect("dials again").since(now + held)
@@ -424,10 +490,10 @@ mod tests {
 
     #[test]
     fn a_few_connections_closed_at_once_look_like_a_twin_but_a_stable_or_broken_one_does_not() {
-        let mut link = Link::new(Moment(0), true, Profile::LAN, 1);
+        let mut link = Link::new(Moment(0), true, false, Profile::LAN, 1);
         let mut session = |held: Duration, loss: Loss| {
             let now = link.dial_at().expect("dials again");
-            assert!(link.take_dial(now));
+            assert!(link.take_dial(now).is_some());
             link.connected(now);
             link.lost(now + held, loss);
             link.reason().contains("client id")
@@ -457,10 +523,54 @@ mod tests {
     }
 
     #[test]
+    fn other_settings_are_dialled_at_once_whatever_the_link_was_doing() {
+        let mut link = connected();
+        assert!(link.redial(Moment(50)), "a connection is ended for it");
+        link.lost(Moment(60), Loss::Broken);
+        assert_eq!(link.take_dial(Moment(60)), Some(Way::Usual));
+        assert!(link.redial(Moment(70)), "and so is a dial");
+        link.lost(Moment(80), Loss::Broken);
+        assert_eq!(link.take_dial(Moment(80)), Some(Way::Usual));
+        link.lost(Moment(90), Loss::TakenOver);
+        assert!(!link.redial(Moment(95)), "a wait is only cut short");
+        assert_eq!(link.take_dial(Moment(95)), Some(Way::Usual));
+    }
+
+    #[test]
+    fn after_long_without_a_connection_every_second_dial_goes_the_recovery_way() {
+        let mut link = Link::new(Moment(0), true, true, Profile::LAN, 1);
+        let mut ways = Vec::new();
+        let mut now = Moment(0);
+        while now < Moment(0) + RECOVERY_AFTER * 2 {
+            ways.push((now, link.take_dial(now).expect("dials")));
+            link.lost(now, Loss::Broken);
+            now = link.dial_at().expect("dials again");
+        }
+        let early = |at: &Moment| *at < Moment(0) + RECOVERY_AFTER;
+        assert!(ways.iter().all(|(at, way)| !early(at) || *way == Way::Usual), "{ways:?}");
+        let late: Vec<Way> = ways.iter().filter(|(at, _)| !early(at)).map(|(_, way)| *way).collect();
+        assert!(late.chunks_exact(2).all(|pair| pair[0] != pair[1]), "{late:?}");
+    }
+
+    #[test]
+    fn the_recovery_way_is_left_in_time_to_try_the_usual_one() {
+        let mut link = Link::new(Moment(0), true, true, Profile::LAN, 1);
+        let now = Moment(0) + RECOVERY_AFTER;
+        assert_eq!(link.take_dial(now), Some(Way::Recovery));
+        link.connected(now);
+        let at = link.leave_at().expect("is left");
+        assert!(!link.take_leave(at - Duration::from_millis(1)));
+        assert!(link.take_leave(at));
+        assert!(!link.take_leave(at), "once");
+        link.lost(at, Loss::Broken);
+        assert_eq!(link.take_dial(at), Some(Way::Usual));
+    }
+
+    #[test]
     fn without_a_broker_it_never_dials() {
-        let mut link = Link::new(Moment(0), false, Profile::LAN, 1);
+        let mut link = Link::new(Moment(0), false, false, Profile::LAN, 1);
         link.dial_now(Moment(5));
-        assert!(!link.take_dial(Moment(1_000_000)));
+        assert_eq!(link.take_dial(Moment(1_000_000)), None);
         assert_eq!(link.state(), LinkState::Offline);
     }
 

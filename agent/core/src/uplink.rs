@@ -117,7 +117,7 @@ pub enum Publish {
 
 /// How a payload travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Travel {
     /// Within the case's message.
     Message,
     /// By HTTPS before it; the message only names it.
@@ -130,9 +130,9 @@ pub const MESSAGE_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// How a message of so many bytes is sent. `bytes_per_s` is what the link was seen to carry, if it was.
 #[must_use]
-pub fn way(bytes: usize, packet_bytes_max: usize, bytes_per_s: Option<f64>) -> Way {
+pub fn travel(bytes: usize, packet_bytes_max: usize, bytes_per_s: Option<f64>) -> Travel {
     let slow = bytes_per_s.is_some_and(|per_s| bytes as f64 > per_s * MESSAGE_TIME_MAX.as_secs_f64());
-    if bytes > packet_bytes_max || slow { Way::Upload } else { Way::Message }
+    if bytes > packet_bytes_max || slow { Travel::Upload } else { Travel::Message }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -200,6 +200,11 @@ impl Uplink {
             nobody_until: Moment(0),
             nobody_times: 0,
         }
+    }
+
+    /// For what is sent from now on.
+    pub fn set_batch_bytes_max(&mut self, batch_bytes_max: u32) {
+        self.batch_bytes_max = batch_bytes_max;
     }
 
     #[must_use]

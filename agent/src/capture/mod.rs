@@ -12,6 +12,7 @@ mod snapshots;
 #[cfg(test)]
 pub(crate) mod testing;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +20,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use hedge_inference::{ContentType, Tensor};
 use hedge_proto::{Answer, CaseId, Name, Telemetry};
-use tokio::sync::mpsc;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use self::http::ListenError;
 pub use self::snapshots::{Asking, Snapshots};
 use crate::answers::{Answers, Remembered};
-use crate::daemon::config::{Config, SourceKind};
+use crate::daemon::config::{Config, SourceConfig, SourceKind};
 use crate::pipeline::LinkView;
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
@@ -117,13 +117,28 @@ const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// The running sources.
 pub struct Capture {
     addresses: Vec<SocketAddr>,
-    tasks: JoinSet<()>,
+    listening: JoinSet<()>,
+    /// Sources of kind http, as the interface knows them.
+    posted: http::Sources,
+    sources: BTreeMap<Name, Running>,
+    /// Told to end; another source of the name waits for it.
+    ending: BTreeMap<Name, JoinHandle<()>>,
+    stop: CancellationToken,
+}
+
+/// A source that is on.
+struct Running {
+    config: SourceConfig,
+    stop: CancellationToken,
+    /// None for one that others bring samples to.
+    task: Option<JoinHandle<()>>,
 }
 
 impl Capture {
     /// Opens every listener, then starts every source. Cancelling `stop` ends them.
     pub async fn start<I: Intake>(
         config: &Config,
+        paused: &BTreeSet<Name>,
         intake: &Arc<I>,
         stop: &CancellationToken,
     ) -> Result<Self, CaptureError> {
@@ -131,43 +146,84 @@ impl Capture {
         for listen in &config.http.listen {
             listeners.push(http::Listener::open(listen).await?);
         }
-        let mut capture =
-            Self { addresses: listeners.iter().filter_map(http::Listener::address).collect(), tasks: JoinSet::new() };
-        let routes = http::routes(config, intake, stop);
+        let mut capture = Self {
+            addresses: listeners.iter().filter_map(http::Listener::address).collect(),
+            listening: JoinSet::new(),
+            posted: http::Sources::default(),
+            sources: BTreeMap::new(),
+            ending: BTreeMap::new(),
+            stop: stop.clone(),
+        };
+        let routes = http::routes(config, &capture.posted, intake, stop);
         for listener in listeners {
-            capture.tasks.spawn(http::serve(listener, routes.clone(), stop.clone()));
+            capture.listening.spawn(http::serve(listener, routes.clone(), stop.clone()));
         }
-        for source in &config.sources {
-            capture.start_source(config, source, intake, stop);
-        }
+        capture.apply(config, paused, intake);
         Ok(capture)
     }
 
+    /// Starts, stops and restarts sources so that they are as `config` says; `paused` ones are off. A source that
+    /// stays as it was is not touched.
+    pub fn apply<I: Intake>(&mut self, config: &Config, paused: &BTreeSet<Name>, intake: &Arc<I>) {
+        self.posted.set(config.sources.iter().filter(|source| matches!(source.kind, SourceKind::Http)));
+        let wanted: BTreeMap<&Name, &SourceConfig> = config
+            .sources
+            .iter()
+            .filter(|source| source.enabled && !paused.contains(&source.name))
+            .map(|source| (&source.name, source))
+            .collect();
+        let gone: Vec<Name> = self
+            .sources
+            .iter()
+            .filter(|(name, one)| wanted.get(name) != Some(&&one.config))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            let Some(running) = self.sources.remove(&name) else { continue };
+            running.stop.cancel();
+            if !wanted.contains_key(&name) {
+                intake.set_source_state(&name, "off".to_owned());
+            }
+            self.ending.extend(running.task.map(|task| (name, task)));
+        }
+        for (name, source) in wanted {
+            if !self.sources.contains_key(name) {
+                let before = self.ending.remove(name);
+                self.sources.insert(name.clone(), self.start_source(config, source, intake, before));
+            }
+        }
+    }
+
+    /// Starts once `before`, the same source with other settings, has ended.
     fn start_source<I: Intake>(
-        &mut self,
+        &self,
         config: &Config,
-        source: &crate::daemon::config::SourceConfig,
+        source: &SourceConfig,
         intake: &Arc<I>,
-        stop: &CancellationToken,
-    ) {
+        before: Option<JoinHandle<()>>,
+    ) -> Running {
+        let stop = self.stop.child_token();
         let common = Source {
             name: source.name.clone(),
             interval: source.interval_ms.filter(|ms| *ms > 0).map(Duration::from_millis),
             sample_bytes_max: usize::try_from(config.http.body_bytes_max).unwrap_or(usize::MAX),
             intake: intake.clone(),
         };
-        let stop = stop.clone();
-        match &source.kind {
-            SourceKind::Http => intake.set_source_state(&source.name, "taking samples over HTTP".to_owned()),
+        let task = match &source.kind {
+            SourceKind::Http => {
+                intake.set_source_state(&source.name, "taking samples over HTTP".to_owned());
+                None
+            }
             SourceKind::Folder { path, after } => {
-                let task = folder::run(common, path.clone(), *after, stop);
-                self.tasks.spawn(task);
+                let task = folder::run(common, path.clone(), *after, stop.clone());
+                Some(tokio::spawn(after_the_one(before, task)))
             }
             SourceKind::Command { command, format } => {
-                let task = command::run(common, command.clone(), *format, stop);
-                self.tasks.spawn(task);
+                let task = command::run(common, command.clone(), *format, stop.clone());
+                Some(tokio::spawn(after_the_one(before, task)))
             }
-        }
+        };
+        Running { config: source.clone(), stop, task }
     }
 
     /// The TCP addresses listened on, for whoever configured port 0.
@@ -178,11 +234,26 @@ impl Capture {
 
     /// Waits until every source has ended, which they do soon after `stop`; at most [`STOP_WAIT_MAX`].
     pub async fn stopped(mut self) {
-        let ended = timeout(STOP_WAIT_MAX, async { while self.tasks.join_next().await.is_some() {} }).await;
-        if ended.is_err() {
-            tracing::warn!("{} sources were still busy after {STOP_WAIT_MAX:?} and are cut off", self.tasks.len());
+        let running = self.sources.into_values().filter_map(|source| source.task);
+        let tasks: Vec<JoinHandle<()>> = running.chain(self.ending.into_values()).collect();
+        let ended = timeout(STOP_WAIT_MAX, async {
+            while self.listening.join_next().await.is_some() {}
+            for task in tasks {
+                // One that ended badly has said so.
+                drop(task.await);
+            }
+        });
+        if ended.await.is_err() {
+            tracing::warn!("sources were still busy after {STOP_WAIT_MAX:?} and are cut off");
         }
     }
+}
+
+async fn after_the_one(before: Option<JoinHandle<()>>, task: impl Future<Output = ()>) {
+    if let Some(before) = before {
+        drop(before.await);
+    }
+    task.await;
 }
 
 /// What folder and command sources have in common.
@@ -245,6 +316,7 @@ pub(crate) fn passes(error: &SampleError) -> bool {
     match error {
         SampleError::Overloaded(_)
         | SampleError::ModelFailed { .. }
+        | SampleError::SourceOff(_)
         | SampleError::Unreachable(_)
         | SampleError::Stopping => true,
         SampleError::UnknownSource(..)

@@ -71,7 +71,7 @@ fn check_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, String
     let bundle = Bundle::open(&config.bundle).map_err(|error| error.to_string())?;
     let options = SessionOptions { threads: config.threads };
     Model::load(runtime, &bundle, config.variant.as_deref(), &options).map_err(|error| error.to_string())?;
-    if config.threshold.is_none() && bundle.threshold().is_none() {
+    if config.threshold.resolve(bundle.threshold(), bundle.labels()).is_none() {
         return Err("no threshold; run `hedge-agent bundle calibrate`, or give the model one".to_owned());
     }
     let model = bundle.model_ref();

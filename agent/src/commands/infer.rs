@@ -106,7 +106,7 @@ fn answer(bundle: &Bundle, model: &mut Model, threshold: &Threshold, file: &Path
     let output = model.run(&tensor)?;
     let done = Instant::now();
     let (result, decision) = match Scores::read(&output, bundle.output_kind()) {
-        Ok(scores) => (Some(result(bundle, &scores)), judge(&scores, threshold).explain()),
+        Ok(scores) => (Some(result(bundle, &scores)), judge(&scores, &(*threshold).into()).explain()),
         Err(error) => (None, explain_unusable(&error, threshold)),
     };
     Ok(FileAnswer {

@@ -1,38 +1,96 @@
-//! The operator's hand on the device.
+//! The operator's hand on the device: settings wanted over MQTT, and what is decided locally in between.
+//!
+//! One task, [`settings`], owns what is in force. Everything else asks it through [`Control`] and looks at
+//! [`InForce`]. Another, [`commands`], gives each command one effect and one result. Which document comes into force
+//! and which command runs is decided in core.
 
 pub mod audit;
 pub(crate) mod commands;
+mod effective;
+mod in_force;
+mod report;
+pub(crate) mod settings;
 
+use bytes::Bytes;
 use hedge_proto::Name;
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::effective::effective;
+pub use self::in_force::{InForce, SourceSetup};
+pub use self::settings::Remembered;
+pub(crate) use self::settings::SettingsTask;
+
+/// Requests that may wait. Each takes a write to the disk at most.
+pub const REQUESTS_MAX: usize = 32;
+
+/// What an operator, a signal or the broker asks of the settings.
+pub(crate) enum Request {
+    /// A document on `down/desired`.
+    Desired {
+        bytes: Bytes,
+        by: Option<String>,
+        done: Reply<()>,
+    },
+    Pause(Option<Name>, Reply<()>),
+    Resume(Option<Name>, Reply<()>),
+    Confirm(u64, Reply<()>),
+    Revert(u64, Reply<()>),
+    Reload(Reply<Vec<String>>),
+    LogLevel(String, u32, Reply<()>),
+}
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, String>>;
 
 /// Asks the task that owns the settings. Cheap to clone.
 #[derive(Clone)]
-pub struct Control;
-
-const NOT_YET: &str = "this version does not support it";
+pub struct Control(mpsc::Sender<Request>);
 
 impl Control {
-    pub async fn pause(&self, _: Option<Name>) -> Result<(), String> {
-        Err(NOT_YET.to_owned())
+    #[must_use]
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, arrived) = mpsc::channel(REQUESTS_MAX);
+        (Self(requests), arrived)
     }
 
-    pub async fn resume(&self, _: Option<Name>) -> Result<(), String> {
-        Err(NOT_YET.to_owned())
+    /// Decides on a document of `down/desired`. Done when that is remembered and reported.
+    pub async fn desired(&self, bytes: Bytes, by: Option<String>) {
+        // Without a word the agent is stopping, and the broker brings the document again.
+        drop(self.ask(|done| Request::Desired { bytes, by, done }).await);
     }
 
-    pub async fn confirm(&self, _: u64) -> Result<(), String> {
-        Err(NOT_YET.to_owned())
+    /// Lets one source, or all, take no samples.
+    pub async fn pause(&self, source: Option<Name>) -> Result<(), String> {
+        self.ask(|reply| Request::Pause(source, reply)).await
     }
 
-    pub async fn revert(&self, _: u64) -> Result<(), String> {
-        Err(NOT_YET.to_owned())
+    pub async fn resume(&self, source: Option<Name>) -> Result<(), String> {
+        self.ask(|reply| Request::Resume(source, reply)).await
     }
 
+    /// Keeps the settings on trial.
+    pub async fn confirm(&self, version: u64) -> Result<(), String> {
+        self.ask(|reply| Request::Confirm(version, reply)).await
+    }
+
+    /// Gives the settings on trial back.
+    pub async fn revert(&self, version: u64) -> Result<(), String> {
+        self.ask(|reply| Request::Revert(version, reply)).await
+    }
+
+    /// Reads the local file again. Returns the fields that take effect only at the next start.
     pub async fn reload(&self) -> Result<Vec<String>, String> {
-        Err(NOT_YET.to_owned())
+        self.ask(Request::Reload).await
     }
 
-    pub async fn log_level(&self, _: String, _: u32) -> Result<(), String> {
-        Err(NOT_YET.to_owned())
+    /// Logs at another level for a time.
+    pub async fn log_level(&self, level: String, for_s: u32) -> Result<(), String> {
+        self.ask(|reply| Request::LogLevel(level, for_s, reply)).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, String> {
+        let stopping = || "the agent is stopping".to_owned();
+        let (reply, answer) = oneshot::channel();
+        self.0.send(request(reply)).await.map_err(|_| stopping())?;
+        answer.await.unwrap_or_else(|_| Err(stopping()))
     }
 }

@@ -86,6 +86,11 @@ impl Driver {
     }
 
     fn carry_out_all(&mut self) {
+        let (proven, policy) = (self.engine.proven(), *self.engine.policy());
+        self.link.send_if_modified(|view| {
+            let before = (std::mem::replace(&mut view.proven, proven), std::mem::replace(&mut view.policy, policy));
+            before != (proven, policy)
+        });
         while let Some(action) = self.engine.next_action() {
             self.carry_out(action);
         }
@@ -96,7 +101,8 @@ impl Driver {
     fn carry_out(&self, action: Action) {
         match action {
             Action::LinkChanged { state, reason } => self.show_link(state, reason),
-            Action::Dial => self.with_uplink(Uplink::dial),
+            Action::Dial { way } => self.with_uplink(|uplink| uplink.dial(way)),
+            Action::HangUp => self.with_uplink(Uplink::leave),
             Action::Send { keys } => self.with_uplink(|uplink| uplink.send(keys)),
             Action::Ask { keys } => self.with_uplink(|uplink| uplink.ask(keys)),
             Action::Fetch { count } => self.fetch(count),

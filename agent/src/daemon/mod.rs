@@ -4,7 +4,7 @@ pub mod config;
 mod driver;
 mod expiry;
 mod keeper;
-mod log;
+pub(crate) mod log;
 pub(crate) mod notify;
 mod restart;
 mod wiring;
@@ -15,16 +15,17 @@ use std::time::Duration;
 
 use hedge_proto::LinkState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::config::{Config, ConfigError};
+use self::config::{ConfigError, ConfigFile};
 pub use self::log::LogError;
 pub use self::restart::{Restart, program};
 use self::wiring::Parts;
 use crate::capture::{Capture, CaptureError, Intake};
-use crate::control::Control;
 use crate::control::audit::Audit;
 use crate::control::commands::{DeskSetup, DeskTask, Effects};
+use crate::control::{Control, SettingsTask};
 use crate::pipeline::Pipeline;
 use crate::uplink::{Uplink, watch_network};
 use crate::verdict::SinkConfigError;
@@ -62,45 +63,71 @@ pub enum Ending {
 }
 
 /// Reads the configuration, starts everything, serves until told to stop, stops everything.
-pub async fn run(config: Config) -> Result<Ending, StartError> {
-    log::start(&config.log)?;
+pub async fn run(file: ConfigFile) -> Result<Ending, StartError> {
+    let log = log::start(&file.config.log)?;
     // From here on a signal stops the agent in good order instead of killing it.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::spawn(reload(signal(SignalKind::hangup())?));
+    let hang_up = signal(SignalKind::hangup())?;
 
     let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
-    let Parts { pipeline, uplink, mut keeper, verdicts, driver, events, deliveries, commands, renewer } =
-        wiring::wire(&config)?;
-    verdicts.forget_all_delivered().await;
+    let Parts { pipeline, uplink, mut keeper, driver, events, settings, sinks, commands, renewer } =
+        wiring::wire(&file, &stop)?;
     let mut driving = tokio::spawn(driver.run(events, stop.clone()));
-    let delivering: Vec<_> = deliveries.into_iter().map(|delivery| tokio::spawn(delivery.run(stop.clone()))).collect();
-    tokio::spawn(report(pipeline.clone(), uplink.clone(), telemetry_interval(&config), stop.clone()));
+    tokio::spawn(report(pipeline.clone(), uplink.clone(), stop.clone()));
+    let in_force = settings.in_force.borrow().clone();
     let outbox = pipeline.outbox.clone();
     tokio::spawn(keeper.clone().run(move || outbox.figures().waiting > 0, stop.clone()));
-    tokio::spawn(expiry::run(pipeline.outbox.clone(), pipeline.clock.clone(), config.outbox.age_max(), stop.clone()));
+    tokio::spawn(expiry::run(
+        pipeline.outbox.clone(),
+        pipeline.clock.clone(),
+        in_force.config.outbox.age_max(),
+        stop.clone(),
+    ));
     tokio::spawn(watch_network(pipeline.events.clone(), stop.clone()));
     if let Some(renewer) = renewer {
         tokio::spawn(renewer.run(stop.clone()));
     }
-    let capture = Capture::start(&config, &pipeline, &stop_capture).await?;
+    let capture = Capture::start(&in_force.config, &in_force.paused, &pipeline, &stop_capture).await?;
     for address in capture.addresses() {
         tracing::info!(%address, "listening");
     }
     let restart = Restart::default();
-    let audit = Audit::new(&config.state_dir, keeper.clock.clone());
-    if let (Some(uplink), Some(broker)) = (&uplink, &config.broker) {
+    let audit = Audit::new(&in_force.config.state_dir, keeper.clock.clone());
+    if let (Some(uplink), Some(broker)) = (&uplink, &in_force.config.broker) {
         let setup = DeskSetup {
             device: pipeline.device.clone(),
             topics: broker.prefix.clone(),
             clock: keeper.clock.clone(),
-            audit,
-            effects: Effects { pipeline: pipeline.clone(), control: Control, restart: restart.clone() },
+            audit: audit.clone(),
+            effects: Effects {
+                pipeline: pipeline.clone(),
+                control: settings.control.clone(),
+                restart: restart.clone(),
+            },
             says: uplink.clone(),
         };
-        let desk = DeskTask::open(&config.state_dir, setup)
-            .map_err(|error| StartError::State { path: config.state_dir.clone(), reason: error.to_string() })?;
+        let dir = &in_force.config.state_dir;
+        let desk = DeskTask::open(dir, setup)
+            .map_err(|error| StartError::State { path: dir.clone(), reason: error.to_string() })?;
         tokio::spawn(desk.run(commands, pipeline.link.clone(), stop_capture.clone()));
     }
+    let task = SettingsTask {
+        file,
+        remembered: settings.remembered,
+        state: keeper.state.clone(),
+        clock: keeper.clock.clone(),
+        in_force: settings.in_force,
+        events: pipeline.events.clone(),
+        link: pipeline.link.clone(),
+        uplink: uplink.clone(),
+        pipeline: pipeline.clone(),
+        capture,
+        sinks,
+        log,
+        audit,
+    };
+    let controlling = tokio::spawn(task.run(settings.requests, stop_capture.clone()));
+    tokio::spawn(reload_on(hang_up, settings.control, stop.clone()));
     for judge in pipeline.judges.values() {
         judge.settle().await;
     }
@@ -129,15 +156,25 @@ pub async fn run(config: Config) -> Result<Ending, StartError> {
     let stopped = tokio::time::timeout(STOP_MAX, async {
         // Samples first, so that what they leave behind is still stored, sent and said.
         stop_capture.cancel();
-        capture.stopped().await;
+        let sinks = match controlling.await {
+            Ok((capture, sinks)) => {
+                capture.stopped().await;
+                Some(sinks)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the settings' task ended badly");
+                None
+            }
+        };
         if let Some(uplink) = &uplink {
             uplink.hang_up().await;
         }
         stop.cancel();
-        for task in delivering.into_iter().chain([driving]) {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "a task ended badly");
-            }
+        if let Some(sinks) = sinks {
+            sinks.stopped().await;
+        }
+        if let Err(error) = driving.await {
+            tracing::error!(%error, "the driver ended badly");
         }
         keeper.save().await;
         pipeline.outbox.clone().close().await;
@@ -148,36 +185,45 @@ pub async fn run(config: Config) -> Result<Ending, StartError> {
     Ok(ending)
 }
 
-/// Answers `systemctl reload`.
-async fn reload(mut hangup: Signal) {
-    while hangup.recv().await.is_some() {
-        tracing::info!("reload: nothing to do; the configuration file is read at start");
-    }
-}
-
 /// Publishes live figures, and at once when the link has changed.
-async fn report(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, interval: Duration, stop: CancellationToken) {
+async fn report(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, stop: CancellationToken) {
     let Some(uplink) = uplink else { return };
-    let mut link = pipeline.link.clone();
+    let (mut link, mut settings) = (pipeline.link.clone(), pipeline.settings.clone());
     // What was told, not what is now: the link may change while figures are being sent.
     let mut told = LinkState::Offline;
+    let mut told_at = Instant::now();
     loop {
+        let interval = settings.borrow_and_update().config.telemetry_interval();
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(interval) => {}
+            () = tokio::time::sleep_until(told_at + interval) => {}
+            changed = settings.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                continue;
+            }
             changed = link.wait_for(|view| view.state != told) => if changed.is_err() { return },
         }
         let status = pipeline.status();
-        told = status.link;
+        (told, told_at) = (status.link, Instant::now());
         if let Err(error) = uplink.telemetry(&status).await {
             tracing::debug!(%error, "figures not sent; the next ones will be newer");
         }
     }
 }
 
-fn telemetry_interval(config: &Config) -> Duration {
-    match config.telemetry.interval_s {
-        Some(seconds) => Duration::from_secs(seconds.max(1)),
-        None => config.link.profile().telemetry,
+/// SIGHUP, which `systemctl reload` sends, reads the configuration file again.
+async fn reload_on(mut hang_up: Signal, control: Control, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = hang_up.recv() => {}
+        }
+        match control.reload().await {
+            Ok(later) if later.is_empty() => {}
+            Ok(later) => tracing::warn!(?later, "some of the file takes effect at the next start only"),
+            Err(reason) => tracing::error!(reason, "the configuration file cannot be used; the settings stay"),
+        }
     }
 }

@@ -11,9 +11,10 @@ use hedge_core::engine::{Engine, Event, Setup};
 use hedge_proto::{Epoch, Name};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::StartError;
-use super::config::{Config, SourceConfig};
+use super::config::{Config, ConfigFile};
 use super::driver::{Driver, EVENTS_MAX};
 use super::keeper::Keeper;
 use super::notify::Watchdog;
@@ -21,31 +22,46 @@ use crate::answers::Answers;
 use crate::capture::Snapshots;
 use crate::clock::Clock;
 use crate::control::commands::{Desk, Inbox};
+use crate::control::{Control, InForce, Remembered, Request, settings};
 use crate::figures::Figures;
 use crate::identity::Renewer;
 use crate::inference::{Judge, ModelSetup};
 use crate::outbox::{OpenReport, Outbox};
-use crate::pipeline::{LinkView, Pipeline, SourceSetup, loaded_models};
+use crate::pipeline::{LinkView, Pipeline, loaded_models};
 use crate::state::StateFile;
 use crate::uplink::{Meter, Uplink, UplinkSetup};
-use crate::verdict::{Delivery, Sink, Verdicts, sink_bits};
+use crate::verdict::{Sinks, Verdicts};
 
 /// Everything that runs.
 pub(super) struct Parts {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) uplink: Option<Uplink>,
     pub(super) keeper: Keeper,
-    pub(super) verdicts: Verdicts,
     pub(super) driver: Driver,
     pub(super) events: mpsc::Receiver<Event>,
-    pub(super) deliveries: Vec<Delivery>,
+    pub(super) settings: Settings,
+    pub(super) sinks: Sinks,
     pub(super) renewer: Option<Renewer>,
     pub(super) commands: Inbox,
 }
 
-pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
-    let device = config.device_id().map_err(StartError::Identity)?;
-    let (state, outbox, clock) = open_state(config)?;
+/// What the task that owns the settings is made from.
+pub(super) struct Settings {
+    pub(super) control: Control,
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) in_force: watch::Sender<Arc<InForce>>,
+    pub(super) remembered: Remembered,
+}
+
+pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts, StartError> {
+    // Remote settings may name other credentials; who the device is, only the local file says.
+    let device = file.config.device_id().map_err(StartError::Identity)?;
+    let (mut state, outbox, clock) = open_state(&file.config)?;
+    let (in_force, remembered) = settings::resume(file, &mut state, &clock);
+    let in_force = watch::Sender::new(Arc::new(in_force));
+    let settings = in_force.subscribe();
+    let config = &settings.borrow().config.clone();
+    let (control, requests) = Control::new();
     let spent_before = state.state().spent.clone();
     let state = Arc::new(Mutex::new(state));
     let (meter, (spent, spent_view)) = (Meter::default(), watch::channel(spent_before.clone().unwrap_or_default()));
@@ -60,14 +76,15 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         figures: figures.clone(),
         link: link_view.clone(),
         news,
-        sinks: sink_bits(&config.verdicts),
+        sinks: Arc::default(),
     };
     let (desk, commands) = Desk::new();
     let uplink = config.broker.as_ref().map(|broker| {
         let judges = judges.clone();
         Uplink::new(UplinkSetup {
-            config: broker.clone(),
-            keep_alive: config.link.profile().keep_alive,
+            settings: settings.clone(),
+            prefix: broker.prefix.clone(),
+            control: control.clone(),
             probe: config.link.probe.clone(),
             payloads: config.payloads.clone(),
             meter: meter.clone(),
@@ -80,15 +97,13 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
             models: Box::new(move || loaded_models(&judges)),
         })
     });
-    let deliveries = Sink::all(&config.verdicts, uplink.as_ref(), &device)?
-        .into_iter()
-        .map(|(sink, wanted)| Delivery::new(verdicts.clone(), sink, wanted))
-        .collect();
+    let sinks = Sinks::start(&config.verdicts, verdicts, uplink.clone(), device.clone(), stop.clone())?;
     let driver = Driver {
         engine: Engine::new(
             clock.now(),
             Setup {
                 has_broker: uplink.is_some(),
+                has_recovery: config.broker.as_ref().is_some_and(|broker| broker.recovery.is_some()),
                 open_cases: outbox.figures().waiting,
                 profile: config.link.profile(),
                 policies: config.link.policies(),
@@ -112,7 +127,6 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         epoch: Epoch(random_u64()?),
         sequence: AtomicU64::new(0),
         clock: clock.clone(),
-        sources: config.sources.iter().filter_map(|source| source_setup(config, source)).collect(),
         judges,
         outbox,
         answers,
@@ -121,14 +135,14 @@ pub(super) fn wire(config: &Config) -> Result<Parts, StartError> {
         events,
         link: link_view,
         spent: spent_view.clone(),
-        ceilings: config.broker.is_some().then(|| config.link.ceilings()),
-        store_wait: config.outbox.store_wait(),
+        settings,
         shrinking: Semaphore::new(1),
         started: Instant::now(),
     });
     let renewer = renewer(config, &pipeline.link);
     let keeper = Keeper { clock, state, spent: spent_view };
-    Ok(Parts { pipeline, uplink, keeper, verdicts, driver, events: arrived, deliveries, commands, renewer })
+    let settings = Settings { control, requests, in_force, remembered };
+    Ok(Parts { pipeline, uplink, keeper, driver, events: arrived, settings, sinks, commands, renewer })
 }
 
 fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError> {
@@ -162,19 +176,12 @@ fn start_models(config: &Config, figures: &Arc<Figures>) -> Result<BTreeMap<Name
             variant: model.variant.clone(),
             threads: model.threads,
             hung_after: model.hung_after(),
-            threshold: model.threshold.map(|threshold| threshold.0),
             library: config.runtime.library.clone(),
             figures: figures.clone(),
         })?;
         judges.insert(model.name.clone(), judge);
     }
     Ok(judges)
-}
-
-fn source_setup(config: &Config, source: &SourceConfig) -> Option<(Name, SourceSetup)> {
-    let model = config.model_of(source)?.name.clone();
-    let setup = SourceSetup { model, region: source.region, metadata: source.metadata.clone() };
-    Some((source.name.clone(), setup))
 }
 
 fn renewer(config: &Config, link: &watch::Receiver<LinkView>) -> Option<Renewer> {

@@ -73,7 +73,7 @@ struct NotDurable(String);
 impl Shared {
     async fn read(&self, publish: &Publish) -> Result<(), NotDurable> {
         let topic = String::from_utf8_lossy(&publish.topic);
-        match self.setup.config.prefix.read(&topic) {
+        match self.setup.prefix.read(&topic) {
             Some(Topic::CloudStatus(instance)) => self.read_cloud_status(instance, publish).await,
             Some(Topic::DownVerdict(device)) if device == self.setup.device => {
                 return match from_cbor(&publish.payload, MESSAGE_BYTES_MAX) {
@@ -83,6 +83,9 @@ impl Shared {
                         Ok(())
                     }
                 };
+            }
+            Some(Topic::DownDesired(device)) if device == self.setup.device => {
+                self.setup.control.desired(publish.payload.clone(), given_by(publish)).await;
             }
             Some(Topic::DownCommand(device)) if device == self.setup.device => {
                 return if self.setup.desk.take(command(publish)).await {

@@ -13,21 +13,21 @@ mod trouble;
 mod upload;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hedge_core::control::commands::ReplyTo;
 use hedge_core::engine::Event;
-use hedge_core::uplink::{Publish, Way, way};
+use hedge_core::link::Way;
+use hedge_core::uplink::{Publish, Travel, travel};
 use hedge_proto::{
-    Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Reply, Telemetry, Topic,
-    from_cbor, to_cbor, to_json,
+    Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Reply, Reported,
+    Telemetry, Topic, Topics, from_cbor, to_cbor, to_json,
 };
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use rumqttc::{AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, PublishResult};
 use serde_bytes::ByteBuf;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::meter::Meter;
@@ -36,7 +36,8 @@ pub use self::options::{OptionsError, options};
 use self::silence::Silence;
 use self::upload::{UploadError, Uploads};
 use crate::control::commands::Desk;
-use crate::daemon::config::{BrokerConfig, PayloadsConfig, ProbeConfig};
+use crate::control::{Control, InForce};
+use crate::daemon::config::{PayloadsConfig, ProbeConfig};
 use crate::outbox::{Outbox, Progress, StoreError};
 use crate::state::StateFile;
 use crate::verdict::Verdicts;
@@ -56,8 +57,11 @@ pub struct Uplink(Arc<Shared>);
 
 /// What an uplink is made from.
 pub struct UplinkSetup {
-    pub config: BrokerConfig,
-    pub keep_alive: Duration,
+    /// Where the broker is; looked at for every dial.
+    pub settings: watch::Receiver<Arc<InForce>>,
+    pub prefix: Topics,
+    /// Takes what an operator wants.
+    pub control: Control,
     pub probe: Option<ProbeConfig>,
     /// Where large payloads go.
     pub payloads: Option<PayloadsConfig>,
@@ -79,13 +83,26 @@ struct Shared {
     uploads: Option<Uploads>,
     /// Bytes per second that the link was seen to carry.
     carried: Mutex<Option<f64>>,
+    sessions: watch::Sender<Option<SessionView>>,
+    /// Ends the present connection, or dial.
+    leave: Mutex<CancellationToken>,
+}
+
+/// An established connection, as others see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionView {
+    /// Counts the device's connections.
+    pub connection: u64,
+    /// Of the settings it was dialled with.
+    pub version: u64,
+    pub way: Way,
 }
 
 /// An established connection.
 #[derive(Clone)]
 struct Session {
     client: AsyncClient,
-    connection: u64,
+    view: SessionView,
     packet_bytes_max: usize,
     silence: Arc<Silence>,
     /// The connection has ended.
@@ -110,16 +127,44 @@ pub enum PublishError {
 impl Uplink {
     #[must_use]
     pub fn new(setup: UplinkSetup) -> Self {
-        let uploads = setup
-            .payloads
-            .clone()
-            .map(|payloads| Uploads::new(payloads, setup.config.proxy.clone(), setup.meter.clone()));
-        Self(Arc::new(Shared { setup, session: Mutex::new(None), uploads, carried: Mutex::new(None) }))
+        let sessions = watch::channel(None).0;
+        let payloads = setup.payloads.clone();
+        let uploads = payloads.map(|payloads| Uploads::new(payloads, setup.settings.clone(), setup.meter.clone()));
+        Self(Arc::new(Shared {
+            setup,
+            session: Mutex::new(None),
+            uploads,
+            carried: Mutex::new(None),
+            sessions,
+            leave: Mutex::default(),
+        }))
     }
 
     /// Starts one connection; its end, or failure to begin, is an [`Event::Disconnected`].
-    pub fn dial(&self) {
-        tokio::spawn(session::run(self.0.clone()));
+    pub fn dial(&self, way: Way) {
+        let leave = CancellationToken::new();
+        *self.0.leave.lock().unwrap_or_else(PoisonError::into_inner) = leave.clone();
+        tokio::spawn(session::run(self.0.clone(), way, leave));
+    }
+
+    /// Ends the present connection, with a goodbye if it is established.
+    pub fn leave(&self) {
+        let (uplink, leave) = (self.clone(), self.0.leave.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        tokio::spawn(async move {
+            uplink.hang_up().await;
+            leave.cancel();
+        });
+    }
+
+    /// The established connection, as it changes.
+    #[must_use]
+    pub fn sessions(&self) -> watch::Receiver<Option<SessionView>> {
+        self.0.sessions.subscribe()
+    }
+
+    /// Publishes the settings in force, retained; done when the broker has them.
+    pub async fn reported(&self, reported: &Reported) -> Result<(), PublishError> {
+        self.0.publish_retained(&Topic::UpReported(self.0.setup.device.clone()), to_json(reported)).await
     }
 
     /// Publishes these cases whole; the outcome is an event.
@@ -165,8 +210,8 @@ impl Uplink {
 
     /// Publishes the result of a command; done when the broker has it.
     pub async fn reply(&self, reply_to: &ReplyTo, reply: &Reply) -> Result<(), PublishError> {
-        let UplinkSetup { config, device, .. } = &self.0.setup;
-        let topic = reply_to.topic.clone().unwrap_or_else(|| config.prefix.text(&Topic::UpReply(device.clone())));
+        let UplinkSetup { prefix, device, .. } = &self.0.setup;
+        let topic = reply_to.topic.clone().unwrap_or_else(|| prefix.text(&Topic::UpReply(device.clone())));
         let properties = PublishProperties {
             correlation_data: reply_to.correlation.clone().map(Bytes::from),
             content_type: Some("application/json".to_owned()),
@@ -189,6 +234,21 @@ impl Uplink {
 }
 
 impl Shared {
+    /// The connection is established, or over.
+    fn set_session(&self, session: Option<Session>) {
+        let view = session.as_ref().map(|session| session.view);
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+        self.sessions.send_if_modified(|shown| std::mem::replace(shown, view) != view);
+    }
+
+    /// Publishes what is kept for whoever comes; nobody need listen now.
+    async fn publish_retained(&self, topic: &Topic, payload: Vec<u8>) -> Result<(), PublishError> {
+        match self.publish(topic, payload, PublishOptions::new(QoS::AtLeastOnce).retained()).await {
+            Err(PublishError::Nobody) => Ok(()),
+            other => other,
+        }
+    }
+
     fn session(&self) -> Option<Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -249,7 +309,7 @@ impl Shared {
         let (Some(uploads), Some(session)) = (&self.uploads, self.session()) else { return Ok(()) };
         let Some(bytes) = case.payload.as_ref().map(|payload| payload.len()) else { return Ok(()) };
         let carried = *self.carried.lock().unwrap_or_else(PoisonError::into_inner);
-        if way(bytes + CASE_BYTES_MAX + ENVELOPE_BYTES_MAX, session.packet_bytes_max, carried) == Way::Message {
+        if travel(bytes + CASE_BYTES_MAX + ENVELOPE_BYTES_MAX, session.packet_bytes_max, carried) == Travel::Message {
             return Ok(());
         }
         let over = session.over.clone();
@@ -315,7 +375,7 @@ impl Shared {
 
     /// Publishes and waits for the outcome, which the end of the connection also is.
     async fn publish(&self, topic: &Topic, payload: Vec<u8>, options: PublishOptions) -> Result<(), PublishError> {
-        self.publish_at(self.setup.config.prefix.text(topic), payload, options).await
+        self.publish_at(self.setup.prefix.text(topic), payload, options).await
     }
 
     async fn publish_at(&self, topic: String, payload: Vec<u8>, options: PublishOptions) -> Result<(), PublishError> {

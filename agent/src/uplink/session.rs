@@ -7,18 +7,18 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use hedge_core::engine::Event;
-use hedge_core::link::{Loss, Trouble};
+use hedge_core::link::{Loss, Trouble, Way};
 use hedge_proto::{DeviceState, DeviceStatus, MESSAGE_BYTES_MAX, Topic, WIRE_VERSION, to_json};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{ConnAck, DisconnectReasonCode, Packet, Publish};
-use rumqttc::{AsyncClient, ConnectionError, NoticeFailureReason, PublishOptions, StateError};
+use rumqttc::{AsyncClient, ConnectionError, NoticeFailureReason, StateError};
 use rumqttc::{SubscribeFilter, SubscribeNoticeError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::options::uplink_options;
 use super::silence::Silence;
-use super::{OptionsError, PublishError, REQUESTS_MAX, Session, Shared, UplinkSetup, inbound, trouble};
+use super::{OptionsError, PublishError, REQUESTS_MAX, Session, SessionView, Shared, UplinkSetup, inbound, trouble};
 
 /// How long the goodbye may take when the agent stops.
 pub(super) const GOODBYE_WAIT: Duration = Duration::from_secs(2);
@@ -35,12 +35,14 @@ enum End {
     Failed(ConnectionError),
     /// Open, but nothing is acknowledged any more.
     Silent,
+    /// We left: other settings are in force.
+    Left,
 }
 
 /// A connection that is not ready yet.
 struct Opening {
     client: AsyncClient,
-    connection: u64,
+    view: SessionView,
     silence: Arc<Silence>,
     over: CancellationToken,
 }
@@ -50,6 +52,8 @@ struct Opening {
 enum SessionError {
     #[error(transparent)]
     Options(#[from] OptionsError),
+    #[error("there is no broker to dial")]
+    NoBroker,
     #[error("the state file: {0}")]
     State(#[from] std::io::Error),
     #[error(transparent)]
@@ -57,8 +61,8 @@ enum SessionError {
 }
 
 /// Connects, serves until the connection ends, and tells the engine that it has.
-pub(super) async fn run(shared: Arc<Shared>) {
-    let (loss, trouble) = match serve(&shared).await {
+pub(super) async fn run(shared: Arc<Shared>, way: Way, leave: CancellationToken) {
+    let (loss, trouble) = match serve(&shared, way, leave).await {
         Ok(End::Failed(error)) => {
             tracing::info!(%error, "the connection to the broker ended");
             (loss(&error), Some(trouble::read(&error)))
@@ -67,12 +71,13 @@ pub(super) async fn run(shared: Arc<Shared>) {
             tracing::info!("the broker has acknowledged nothing for too long; dialling anew");
             (Loss::Broken, Some(Trouble::NoAnswer))
         }
+        Ok(End::Left) => (Loss::Broken, None),
         Err(error) => {
             tracing::error!(%error, "cannot connect");
             (Loss::Broken, None)
         }
     };
-    *shared.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    shared.set_session(None);
     shared.tell(Event::Disconnected(loss)).await;
     if loss == Loss::Broken {
         explain(&shared, trouble).await;
@@ -91,10 +96,17 @@ async fn explain(shared: &Shared, trouble: Option<Trouble>) {
     }
 }
 
-async fn serve(shared: &Arc<Shared>) -> Result<End, SessionError> {
+async fn serve(shared: &Arc<Shared>, way: Way, leave: CancellationToken) -> Result<End, SessionError> {
     let connection = count_connection(shared).await?;
-    let UplinkSetup { config, device, keep_alive, meter, .. } = &shared.setup;
-    let options = uplink_options(config, device, connection, *keep_alive, meter)?;
+    let UplinkSetup { settings, device, meter, .. } = &shared.setup;
+    let settings = settings.borrow().clone();
+    let usual = settings.config.broker.as_ref().ok_or(SessionError::NoBroker)?;
+    let broker = match way {
+        Way::Usual => usual,
+        Way::Recovery => usual.recovery.as_deref().ok_or(SessionError::NoBroker)?,
+    };
+    let options = uplink_options(broker, device, connection, settings.config.link.profile().keep_alive, meter)?;
+    let view = SessionView { connection, version: settings.version, way };
     let (client, mut eventloop) = AsyncClient::builder(options).capacity(REQUESTS_MAX).try_build()?;
     let silence = Arc::new(Silence::new());
     let over = CancellationToken::new();
@@ -109,12 +121,8 @@ async fn serve(shared: &Arc<Shared>) -> Result<End, SessionError> {
                     silence.heard();
                     match packet {
                         Packet::ConnAck(ack) => {
-                            let opening = Opening {
-                                client: client.clone(),
-                                connection,
-                                silence: silence.clone(),
-                                over: over.clone(),
-                            };
+                            let opening =
+                                Opening { client: client.clone(), view, silence: silence.clone(), over: over.clone() };
                             tokio::spawn(open(shared.clone(), opening, ack));
                         }
                         Packet::Publish(publish) => keep(&inbox, publish),
@@ -129,8 +137,9 @@ async fn serve(shared: &Arc<Shared>) -> Result<End, SessionError> {
     let end = tokio::select! {
         end = polling => end,
         () = silence.broken() => End::Silent,
+        () = leave.cancelled() => End::Left,
     };
-    *shared.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    shared.set_session(None);
     eventloop.clean();
     eventloop.drain_pending_as_failed(NoticeFailureReason::SessionReset);
     Ok(end)
@@ -160,7 +169,7 @@ async fn count_connection(shared: &Arc<Shared>) -> Result<u64, std::io::Error> {
 
 /// Subscribes, says `online`, and tells the engine that the session is ready.
 async fn open(shared: Arc<Shared>, opening: Opening, ack: ConnAck) {
-    let Opening { client, connection, silence, over } = opening;
+    let Opening { client, view, silence, over } = opening;
     if let Err(error) = subscribe(&shared, &client).await {
         tracing::error!(%error, "the broker does not grant the device's subscriptions; check its access rules");
         drop(client.disconnect_now().await);
@@ -173,8 +182,8 @@ async fn open(shared: Arc<Shared>, opening: Opening, ack: ConnAck) {
         .unwrap_or(usize::MAX)
         .min(MESSAGE_BYTES_MAX);
     let receive_maximum = properties.and_then(|properties| properties.receive_max).unwrap_or(RECEIVE_MAXIMUM_DEFAULT);
-    let session = Session { client, connection, packet_bytes_max, silence, over };
-    *shared.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
+    let session = Session { client, view, packet_bytes_max, silence, over };
+    shared.set_session(Some(session.clone()));
     shared.tell(Event::Connected { receive_maximum }).await;
     if let Err(error) = shared.publish_online(&session).await {
         tracing::warn!(%error, "could not publish the device's status");
@@ -182,7 +191,7 @@ async fn open(shared: Arc<Shared>, opening: Opening, ack: ConnAck) {
 }
 
 async fn subscribe(shared: &Shared, client: &AsyncClient) -> Result<(), SubscribeNoticeError> {
-    let topics = &shared.setup.config.prefix;
+    let topics = &shared.setup.prefix;
     let filters = [topics.down_filter(&shared.setup.device), topics.cloud_filter()]
         .map(|filter| SubscribeFilter::new(filter, QoS::AtLeastOnce));
     let notice = client.try_subscribe_many_tracked(filters).map_err(|_| SubscribeNoticeError::Recv)?;
@@ -193,7 +202,7 @@ impl Shared {
     pub(super) async fn publish_online(&self, session: &Session) -> Result<(), PublishError> {
         let status = DeviceStatus {
             state: DeviceState::Online,
-            connection: session.connection,
+            connection: session.view.connection,
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             wire: vec![WIRE_VERSION],
             models: (self.setup.models)(),
@@ -202,7 +211,7 @@ impl Shared {
     }
 
     pub(super) async fn publish_offline(&self, session: &Session) -> Result<(), PublishError> {
-        let connection = session.connection;
+        let connection = session.view.connection;
         let status = DeviceStatus {
             state: DeviceState::Offline,
             connection,
@@ -215,12 +224,7 @@ impl Shared {
     }
 
     async fn publish_status(&self, status: &DeviceStatus) -> Result<(), PublishError> {
-        let topic = Topic::UpStatus(self.setup.device.clone());
-        let options = PublishOptions::new(QoS::AtLeastOnce).retained();
-        match self.publish(&topic, to_json(status), options).await {
-            Err(PublishError::Nobody) => Ok(()), // it is retained for whoever comes
-            other => other,
-        }
+        self.publish_retained(&Topic::UpStatus(self.setup.device.clone()), to_json(status)).await
     }
 }
 

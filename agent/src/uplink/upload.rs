@@ -17,12 +17,13 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsConnector;
 
 use super::options::{self, CONNECT_TIMEOUT, OptionsError};
 use super::{Meter, silence};
-use crate::daemon::config::{PayloadsConfig, ProxyUrl};
+use crate::control::InForce;
+use crate::daemon::config::PayloadsConfig;
 
 /// What an interrupted piece loses; at 20 kbit/s it takes 26 s.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -36,7 +37,8 @@ const UPLOAD_OFFSET: &str = "upload-offset";
 /// The way for large payloads.
 pub(super) struct Uploads {
     config: PayloadsConfig,
-    proxy: Option<ProxyUrl>,
+    /// Names the proxy, if there is one.
+    settings: watch::Receiver<Arc<InForce>>,
     meter: Meter,
     /// One at a time: two would only be slower side by side.
     turn: Semaphore,
@@ -91,8 +93,8 @@ struct Connection {
 }
 
 impl Uploads {
-    pub(super) fn new(config: PayloadsConfig, proxy: Option<ProxyUrl>, meter: Meter) -> Self {
-        Self { config, proxy, meter, turn: Semaphore::new(1) }
+    pub(super) fn new(config: PayloadsConfig, settings: watch::Receiver<Arc<InForce>>, meter: Meter) -> Self {
+        Self { config, settings, meter, turn: Semaphore::new(1) }
     }
 
     /// Returns once the cloud has all of the payload. May be dropped at any point and begun again.
@@ -142,11 +144,12 @@ impl Uploads {
 
     async fn open(&self) -> Result<SendRequest<Body>, UploadError> {
         let url = &self.config.url;
-        let first = self.proxy.as_ref().map_or((&url.host, url.port), |proxy| (&proxy.host, proxy.port));
+        let proxy = self.settings.borrow().config.broker.as_ref().and_then(|broker| broker.proxy.clone());
+        let first = proxy.as_ref().map_or((&url.host, url.port), |proxy| (&proxy.host, proxy.port));
         let stream = TcpStream::connect((first.0.as_str(), first.1)).await?;
         options::tune(&stream)?;
         let mut stream = self.meter.on(stream);
-        if self.proxy.is_some() {
+        if proxy.is_some() {
             async_http_proxy::http_connect_tokio(&mut stream, &url.host, url.port).await.map_err(io::Error::other)?;
         }
         if !url.tls {

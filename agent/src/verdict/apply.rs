@@ -3,6 +3,7 @@
 //! Sinks outside are served by `delivery`, from the disk, at their own pace.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use hedge_proto::{
     Answer, Authority, Case, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Outcome, TaskResult, Verdict,
@@ -30,7 +31,7 @@ pub struct Verdicts {
     /// Woken when there is something for the sinks.
     pub news: Arc<Notify>,
     /// One bit for each configured sink: a case is forgotten when all of them are set.
-    pub sinks: u8,
+    pub sinks: Arc<AtomicU8>,
 }
 
 impl Verdicts {
@@ -65,7 +66,8 @@ impl Verdicts {
     /// Forgets an answered case once every configured sink has it.
     pub async fn forget_if_delivered(&self, key: CaseKey) {
         let Some(State::Answered { delivered, .. }) = self.outbox.lookup(key).map(|entry| entry.state) else { return };
-        if delivered & self.sinks == self.sinks
+        let sinks = self.sinks.load(Ordering::Relaxed);
+        if delivered & sinks == sinks
             && let Err(error) = self.outbox.forget(key).await
         {
             tracing::warn!(%error, "an answered case could not be forgotten; it will be at the next start");

@@ -9,6 +9,7 @@ mod command;
 mod delivery;
 mod jsonl;
 mod mqtt;
+mod sinks;
 mod webhook;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ pub use self::command::CommandSink;
 pub use self::delivery::Delivery;
 pub use self::jsonl::Jsonl;
 pub use self::mqtt::MqttSink;
+pub use self::sinks::Sinks;
 pub use self::webhook::Webhook;
 use crate::daemon::config::{VerdictsConfig, Wanted};
 use crate::uplink::{OptionsError, Uplink};
@@ -63,8 +65,7 @@ const COMMAND: u8 = 2;
 const MQTT: u8 = 3;
 
 /// The bits of the configured sinks: who must have a correction before its case is forgotten.
-#[must_use]
-pub fn sink_bits(config: &VerdictsConfig) -> u8 {
+fn sink_bits(config: &VerdictsConfig) -> u8 {
     let VerdictsConfig { jsonl, webhook, command, mqtt } = config;
     let bit = |configured: bool, number: u8| u8::from(configured) << number;
     bit(jsonl.is_some(), JSONL)
@@ -77,31 +78,33 @@ pub fn sink_bits(config: &VerdictsConfig) -> u8 {
 pub const BATCH_MAX: usize = 256;
 
 impl Sink {
-    /// The sinks of the configuration with what each wants.
-    pub fn all(
+    /// The configured sink of this number with what it wants, if there is one.
+    fn configured(
+        number: u8,
         config: &VerdictsConfig,
         uplink: Option<&Uplink>,
         device: &DeviceId,
-    ) -> Result<Vec<(Self, Wanted)>, SinkConfigError> {
-        let mut sinks = Vec::new();
-        if let Some(jsonl) = &config.jsonl {
-            sinks.push((Self::Jsonl(Jsonl::new(jsonl.path.clone(), jsonl.bytes_max)), jsonl.wanted));
-        }
-        if let Some(webhook) = &config.webhook {
-            sinks.push((Self::Webhook(Webhook::new(webhook)?), webhook.wanted));
-        }
-        if let Some(command) = &config.command {
-            sinks.push((Self::Command(CommandSink::new(&command.command)?), command.wanted));
-        }
-        if let Some(mqtt) = &config.mqtt {
-            let sink = match (&mqtt.broker, uplink) {
-                (Some(broker), _) => MqttSink::on_broker(broker, device)?,
-                (None, Some(uplink)) => MqttSink::on_uplink(uplink.clone()),
-                (None, None) => return Err(SinkConfigError::NoBroker),
-            };
-            sinks.push((Self::Mqtt(sink), mqtt.wanted));
-        }
-        Ok(sinks)
+    ) -> Result<Option<(Self, Wanted)>, SinkConfigError> {
+        Ok(match (number, config) {
+            (JSONL, VerdictsConfig { jsonl: Some(jsonl), .. }) => {
+                Some((Self::Jsonl(Jsonl::new(jsonl.path.clone(), jsonl.bytes_max)), jsonl.wanted))
+            }
+            (WEBHOOK, VerdictsConfig { webhook: Some(webhook), .. }) => {
+                Some((Self::Webhook(Webhook::new(webhook)?), webhook.wanted))
+            }
+            (COMMAND, VerdictsConfig { command: Some(command), .. }) => {
+                Some((Self::Command(CommandSink::new(&command.command)?), command.wanted))
+            }
+            (MQTT, VerdictsConfig { mqtt: Some(mqtt), .. }) => {
+                let sink = match (&mqtt.broker, uplink) {
+                    (Some(broker), _) => MqttSink::on_broker(broker, device)?,
+                    (None, Some(uplink)) => MqttSink::on_uplink(uplink.clone()),
+                    (None, None) => return Err(SinkConfigError::NoBroker),
+                };
+                Some((Self::Mqtt(sink), mqtt.wanted))
+            }
+            _ => None,
+        })
     }
 
     /// The sink's bit in the outbox's record of who has a correction.

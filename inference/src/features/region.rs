@@ -66,6 +66,12 @@ impl Region {
         }
     }
 
+    /// Left, top, width and height.
+    #[must_use]
+    pub fn fractions(&self) -> [f64; 4] {
+        [self.left, self.top, self.width, self.height]
+    }
+
     /// The part of an upright picture that the model sees: the region, cut to the model's proportions if it
     /// wants that. Always at least one pixel, always inside the picture.
     pub(super) fn rect(&self, wanted: &PictureInput, width: u32, height: u32) -> Rect {

@@ -68,7 +68,9 @@ impl World {
         self.trace.note(self.now, || format!("engine → {}", shown(&action)));
         match action {
             Action::LinkChanged { .. } => {}
-            Action::Dial => self.dial(Client::Device, self.device.life),
+            // Settings do not change in these worlds, so nobody hangs up for them.
+            Action::HangUp => {}
+            Action::Dial { .. } => self.dial(Client::Device, self.device.life),
             Action::Send { keys } => {
                 let checked = self.device.watch.sends(now, &keys, self.plan.cases_per_hour);
                 self.check(checked);

@@ -107,6 +107,8 @@ impl Watch {
             | Event::Fetched(_)
             | Event::AskFailed { .. }
             | Event::NetworkChanged
+            | Event::Configured(_)
+            | Event::BrokerChanged
             | Event::Explained(_)
             | Event::Spent { .. }
             | Event::Drain

@@ -32,7 +32,16 @@ fn actions(engine: &mut Engine) -> Vec<Action> {
 fn engine(open_cases: u64, ceilings: Ceilings) -> Engine {
     let budget = Budget::resume(ceilings, Some(Spent::default()), Moment(0));
     let (profile, policies) = (Profile::LAN, Policies::DEFAULT);
-    let setup = Setup { has_broker: true, open_cases, profile, policies, budget, batch_bytes_max: 0, seed: 1 };
+    let setup = Setup {
+        has_broker: true,
+        has_recovery: false,
+        open_cases,
+        profile,
+        policies,
+        budget,
+        batch_bytes_max: 0,
+        seed: 1,
+    };
     Engine::new(Moment(0), setup)
 }
 
@@ -46,12 +55,12 @@ fn online(open_cases: u64) -> Engine {
 #[test]
 fn it_dials_at_the_start_and_says_how_the_link_is() {
     let mut engine = engine(0, Ceilings::LAN);
-    assert_eq!(actions(&mut engine), [Action::Dial]);
+    assert_eq!(actions(&mut engine), [Action::Dial { way: Way::Usual }]);
     engine.handle(Moment(5), Event::Disconnected(Loss::Broken));
     assert!(matches!(actions(&mut engine)[..], [Action::LinkChanged { state: LinkState::Offline, .. }]));
     let wake = engine.wake_at().expect("dials again");
     engine.handle(wake, Event::Tick);
-    assert!(actions(&mut engine).contains(&Action::Dial));
+    assert!(actions(&mut engine).contains(&Action::Dial { way: Way::Usual }));
 }
 
 #[test]
@@ -284,7 +293,7 @@ fn a_drain_dials_at_once() {
     engine.handle(Moment(5), Event::Disconnected(Loss::Broken));
     actions(&mut engine);
     engine.handle(Moment(6), Event::Drain);
-    assert!(actions(&mut engine).contains(&Action::Dial));
+    assert!(actions(&mut engine).contains(&Action::Dial { way: Way::Usual }));
 }
 
 #[test]

@@ -204,10 +204,10 @@ fn a_drain_ends_the_waits_of_failures_but_not_a_rest_the_cloud_asked_for() {
 
 #[test]
 fn what_a_message_or_the_link_does_not_carry_goes_another_way() {
-    assert_eq!(way(1_000, 1_000, None), Way::Message);
-    assert_eq!(way(1_001, 1_000, None), Way::Upload);
-    assert_eq!(way(150_001, 1_000_000, Some(2_500.0)), Way::Upload, "more than a minute at 20 kbit/s");
-    assert_eq!(way(150_000, 1_000_000, Some(2_500.0)), Way::Message);
+    assert_eq!(travel(1_000, 1_000, None), Travel::Message);
+    assert_eq!(travel(1_001, 1_000, None), Travel::Upload);
+    assert_eq!(travel(150_001, 1_000_000, Some(2_500.0)), Travel::Upload, "more than a minute at 20 kbit/s");
+    assert_eq!(travel(150_000, 1_000_000, Some(2_500.0)), Travel::Message);
 }
 
 #[test]

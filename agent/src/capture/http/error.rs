@@ -47,9 +47,10 @@ impl From<SampleError> for HttpError {
             SampleError::Unusable(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),
             SampleError::TooLarge { .. } => Self::closing(StatusCode::PAYLOAD_TOO_LARGE, message),
             SampleError::MetadataTooLarge { .. } => Self::bad_request(message),
-            SampleError::Overloaded(_) | SampleError::Unreachable(_) | SampleError::Stopping => {
-                Self::later(StatusCode::SERVICE_UNAVAILABLE, message)
-            }
+            SampleError::Overloaded(_)
+            | SampleError::SourceOff(_)
+            | SampleError::Unreachable(_)
+            | SampleError::Stopping => Self::later(StatusCode::SERVICE_UNAVAILABLE, message),
             SampleError::ModelFailed { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }
     }

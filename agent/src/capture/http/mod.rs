@@ -24,7 +24,7 @@ mod stream;
 #[cfg(test)]
 pub(super) mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
@@ -42,7 +42,7 @@ pub(super) use self::listen::{Listener, serve};
 use self::repeats::Repeats;
 use self::samples::HttpSource;
 use super::{Intake, open_inference};
-use crate::daemon::config::{Config, SourceKind};
+use crate::daemon::config::{Config, SourceConfig};
 use crate::metrics::CONTENT_TYPE;
 use crate::sample::SampleError;
 
@@ -53,19 +53,23 @@ const NAME_CHARS_SHOWN: usize = 64;
 pub(super) struct Api<I> {
     pub(super) intake: Arc<I>,
     pub(super) bodies: Bodies,
-    sources: Vec<HttpSource>,
+    sources: Sources,
     repeats: Repeats,
     listeners: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 /// Every path the agent answers on.
-pub(super) fn routes<I: Intake>(config: &Config, intake: &Arc<I>, stop: &CancellationToken) -> Router {
-    let sources = config.sources.iter().filter(|source| matches!(source.kind, SourceKind::Http));
+pub(super) fn routes<I: Intake>(
+    config: &Config,
+    sources: &Sources,
+    intake: &Arc<I>,
+    stop: &CancellationToken,
+) -> Router {
     let api = Api {
         intake: intake.clone(),
         bodies: Bodies::new(config.http.body_bytes_max),
-        sources: sources.map(HttpSource::new).collect(),
+        sources: sources.clone(),
         repeats: Repeats::default(),
         listeners: Arc::new(Semaphore::new(events::LISTENERS_MAX)),
         stop: stop.clone(),
@@ -96,20 +100,44 @@ async fn metrics<I: Intake>(State(api): State<Arc<Api<I>>>) -> impl IntoResponse
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], api.intake.metrics())
 }
 
+/// Sources of kind http, which may change while requests are served.
+#[derive(Clone, Default)]
+pub(super) struct Sources(Arc<Mutex<Vec<Arc<HttpSource>>>>);
+
+impl Sources {
+    /// A source that stays as it was keeps its pace.
+    pub(super) fn set<'a>(&self, wanted: impl Iterator<Item = &'a SourceConfig>) {
+        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *sources = wanted
+            .map(|config| {
+                let same = sources.iter().find(|source| source.is(config));
+                same.cloned().unwrap_or_else(|| Arc::new(HttpSource::new(config)))
+            })
+            .collect();
+    }
+
+    fn all(&self) -> Vec<Arc<HttpSource>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 impl<I> Api<I> {
     /// The HTTP source a request names, or the only one.
-    fn source(&self, name: Option<&str>) -> Result<&HttpSource, HttpError> {
-        let known = || self.sources.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", ");
-        match (name, &self.sources[..]) {
-            (None, [only]) => Ok(only),
+    fn source(&self, name: Option<&str>) -> Result<Arc<HttpSource>, HttpError> {
+        let all = self.sources.all();
+        let known = || all.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", ");
+        match (name, &all[..]) {
+            (None, [only]) => Ok(only.clone()),
             (None, []) => {
                 Err(HttpError::new(StatusCode::NOT_FOUND, "the configuration has no source with kind = \"http\""))
             }
             (None, _) => Err(HttpError::bad_request(format!("say which source with ?source=; there are: {}", known()))),
-            (Some(name), sources) => sources.iter().find(|source| source.name.as_str() == name).ok_or_else(|| {
-                let name: String = name.chars().take(NAME_CHARS_SHOWN).collect();
-                SampleError::UnknownSource(name, known()).into()
-            }),
+            (Some(name), sources) => {
+                sources.iter().find(|source| source.name.as_str() == name).cloned().ok_or_else(|| {
+                    let name: String = name.chars().take(NAME_CHARS_SHOWN).collect();
+                    SampleError::UnknownSource(name, known()).into()
+                })
+            }
         }
     }
 }

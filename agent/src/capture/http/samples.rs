@@ -44,6 +44,12 @@ impl HttpSource {
         Self { name: config.name.clone(), interval, last_taken: Mutex::new(None) }
     }
 
+    /// Whether this is the source that `config` describes.
+    pub(super) fn is(&self, config: &SourceConfig) -> bool {
+        let other = Self::new(config);
+        (&self.name, self.interval) == (&other.name, other.interval)
+    }
+
     /// Whether another sample may be taken now, by the source's interval.
     fn takes_now(&self) -> bool {
         let Some(interval) = self.interval else { return true };

@@ -1,5 +1,6 @@
 //! Over real sockets, with a fake intake behind them.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -41,7 +42,7 @@ async fn server_with(sources: &str, fake: &Arc<Fake>) -> Server {
     let sources = if sources.is_empty() { "[[source]]\nname = \"cam\"\nkind = \"http\"" } else { sources };
     let config = config("listen = [\"127.0.0.1:0\"]\nbody_bytes_max = 100000", sources);
     let stop = CancellationToken::new();
-    let capture = Capture::start(&config, fake, &stop).await.expect("started");
+    let capture = Capture::start(&config, &BTreeSet::new(), fake, &stop).await.expect("started");
     Server { address: capture.addresses()[0], fake: fake.clone(), stop, capture }
 }
 
@@ -325,7 +326,7 @@ async fn a_stop_answers_those_who_wait_and_removes_the_socket() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("agent.sock");
     let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
-    let capture = Capture::start(&unix_config(&path), &fake, &stop).await.expect("started");
+    let capture = Capture::start(&unix_config(&path), &BTreeSet::new(), &fake, &stop).await.expect("started");
     assert_eq!(std::fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, 0o660);
     let mut socket = UnixStream::connect(&path).await.expect("connected");
     let head = format!("POST /v1/samples?wait_ms=60000 HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", JPEG.len());
@@ -347,7 +348,7 @@ async fn only_a_dead_socket_is_replaced() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("agent.sock");
     let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
-    let start = async || Capture::start(&unix_config(&path), &fake, &stop).await;
+    let start = async || Capture::start(&unix_config(&path), &BTreeSet::new(), &fake, &stop).await;
 
     std::fs::write(&path, "precious").expect("written");
     assert!(matches!(start().await, Err(CaptureError::Listen(ListenError::NotASocket(_)))));

@@ -1,14 +1,17 @@
 //! `[broker]`: where the broker is and how the device shows who it is.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use hedge_core::identity::NamedBy;
-use hedge_proto::Topics;
+use hedge_proto::{Name, Topics};
 use serde::Deserialize;
 use serde::de::Error as _;
 
+use super::Problem;
+
 /// Where the broker is and how the device shows who it is.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BrokerConfig {
     /// `mqtt://`, `mqtts://`, `ws://` or `wss://`, with host and optional port.
@@ -33,10 +36,49 @@ pub struct BrokerConfig {
     pub proxy: Option<ProxyUrl>,
     /// The link profile's if not given.
     pub keep_alive_s: Option<u16>,
+    /// The name of a `[credentials.NAME]`, which then says all of `username` to `key_file`.
+    pub credentials: Option<Name>,
+    /// Where to go when this broker is away for long. Not settable remotely.
+    pub recovery: Option<Box<BrokerConfig>>,
+}
+
+/// `[credentials.NAME]`: how the device shows who it is, under a name that remote settings may use.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CredentialsConfig {
+    pub username: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
+    pub certificate_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+}
+
+impl BrokerConfig {
+    /// Puts named credentials in their place.
+    pub(super) fn resolve(&mut self, known: &BTreeMap<Name, CredentialsConfig>) -> Result<(), Problem> {
+        if let Some(name) = &self.credentials {
+            let credentials = known.get(name).cloned().ok_or_else(|| {
+                let known = known.keys().map(Name::as_str).collect::<Vec<_>>().join(", ");
+                let message = format!("there is no [credentials.{name}] on this device; there are: {known}");
+                Problem { field: vec!["broker".to_owned(), "credentials".to_owned()], span: None, message }
+            })?;
+            let CredentialsConfig { username, password_file, ca_file, certificate_file, key_file } = credentials;
+            (self.username, self.password_file) = (username, password_file);
+            (self.ca_file, self.certificate_file, self.key_file) = (ca_file, certificate_file, key_file);
+        }
+        match &mut self.recovery {
+            Some(recovery) if recovery.recovery.is_some() => {
+                let message = "a recovery broker has no recovery broker".to_owned();
+                Err(Problem { field: vec!["broker".to_owned(), "recovery".to_owned()], span: None, message })
+            }
+            Some(recovery) => recovery.resolve(known),
+            None => Ok(()),
+        }
+    }
 }
 
 /// `[enrolment]`: who renews the device's certificate before it runs out.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EnrolmentConfig {
     /// `https://host:port` of the cloud's enrolment endpoint. certificate_file and ca_file in [broker] are rewritten.
@@ -131,6 +173,30 @@ impl TryFrom<String> for BrokerUrl {
     }
 }
 
+impl std::fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scheme = match self.transport {
+            BrokerTransport::Tcp => "mqtt",
+            BrokerTransport::Tls => "mqtts",
+            BrokerTransport::WebSocket => "ws",
+            BrokerTransport::WebSocketTls => "wss",
+        };
+        let websocket = matches!(self.transport, BrokerTransport::WebSocket | BrokerTransport::WebSocketTls);
+        let path = if websocket { self.path.as_str() } else { "" };
+        write!(f, "{scheme}://{}:{}{path}", bracketed(&self.host), self.port)
+    }
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+impl std::fmt::Display for ProxyUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "http://{}:{}", bracketed(&self.host), self.port)
+    }
+}
+
 /// `http://host:port`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -175,6 +241,9 @@ mod tests {
         let read = |text: &str| BrokerUrl::try_from(text.to_owned());
         let url = read("wss://broker.example/path").expect("valid");
         assert_eq!((url.transport, url.port, url.path.as_str()), (BrokerTransport::WebSocketTls, 443, "/path"));
+        for text in ["mqtt://[::1]:1883", "mqtts://b:8883", "ws://b:80/mqtt"] {
+            assert_eq!(read(text).expect("valid").to_string(), text);
+        }
         for bad in ["", "broker", "mqtt://", "mqtt://h:99999", "mqtt://user:secret@h", "mqtt://h/path", "ftp://h"] {
             assert!(read(bad).is_err(), "{bad}");
         }

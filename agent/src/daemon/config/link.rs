@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::StatesConfig;
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinkConfig {
     pub profile: ProfileName,
@@ -31,7 +31,7 @@ pub enum ProfileName {
 }
 
 /// Overrides of the profile's ceilings; each holds in any such period of powered time.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CeilingsConfig {
     pub cases_per_hour: Option<u64>,
@@ -43,7 +43,7 @@ pub struct CeilingsConfig {
 }
 
 /// An address whose answer is known beforehand.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeConfig {
     pub url: String,

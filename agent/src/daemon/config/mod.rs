@@ -5,35 +5,39 @@
 //! `url` in `[broker]`.
 
 mod broker;
+mod file;
 mod link;
 mod outbox;
 mod overrides;
 mod payloads;
 mod source;
 mod states;
+mod threshold;
 mod verdicts;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hedge_core::identity::device_id;
-use hedge_core::judge::Threshold;
 use hedge_proto::{DeviceId, Name};
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::identity::Certificate;
 
-pub use self::broker::{BrokerConfig, BrokerTransport, BrokerUrl, EnrolmentConfig, IdentityFrom, ProxyUrl};
+pub use self::broker::{
+    BrokerConfig, BrokerTransport, BrokerUrl, CredentialsConfig, EnrolmentConfig, IdentityFrom, ProxyUrl,
+};
+pub use self::file::ConfigFile;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 pub use self::outbox::{OutboxConfig, WhenFullName};
-use self::overrides::Override;
 pub use self::payloads::{PayloadsConfig, PayloadsUrl};
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
 pub use self::states::{StateConfig, StatesConfig};
+pub use self::threshold::ThresholdConfig;
 pub use self::verdicts::{CommandSinkConfig, JsonlConfig, MqttSinkConfig, VerdictsConfig, Wanted, WebhookConfig};
 
 /// Why the configuration cannot be used. The text names the file, the line and the field.
@@ -46,7 +50,7 @@ pub enum ConfigError {
 }
 
 /// Everything the operator decides locally.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The device's name in the fleet; the host name if not given.
@@ -56,6 +60,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Without a broker the device is on its own: it answers and queues.
     pub broker: Option<BrokerConfig>,
+    /// By the name that `broker.credentials` uses.
+    pub credentials: BTreeMap<Name, CredentialsConfig>,
     /// Without it certificates are renewed by whoever made them.
     pub enrolment: Option<EnrolmentConfig>,
     pub link: LinkConfig,
@@ -79,6 +85,7 @@ impl Default for Config {
             state_dir: "/var/lib/hedge-agent".into(),
             log: LogConfig::default(),
             broker: None,
+            credentials: BTreeMap::new(),
             enrolment: None,
             link: LinkConfig::default(),
             payloads: None,
@@ -93,7 +100,7 @@ impl Default for Config {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
     /// `error`, `warn`, `info`, `debug`, or a filter such as `info,hedge_agent::uplink=debug`.
@@ -114,14 +121,14 @@ pub enum LogFormat {
     Json,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RuntimeConfig {
     /// The ONNX Runtime library; searched for if not given.
     pub library: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConfig {
     pub listen: Vec<Listen>,
@@ -162,14 +169,14 @@ impl TryFrom<String> for Listen {
     }
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetryConfig {
     /// The link profile's if not given. A change of the link is told at once all the same.
     pub interval_s: Option<u64>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     pub name: Name,
@@ -180,8 +187,9 @@ pub struct ModelConfig {
     /// More than one thread costs more CPU time per answer on small boards.
     #[serde(default = "one_thread")]
     pub threads: u8,
-    /// The manifest's suggestion if not given.
-    pub threshold: Option<ThresholdConfig>,
+    /// What it does not say is the manifest's suggestion.
+    #[serde(default)]
+    pub threshold: ThresholdConfig,
     /// A model that works on one sample for longer hangs, and systemd starts the agent again.
     #[serde(default = "a_minute")]
     pub hung_after_s: NonZeroU32,
@@ -203,40 +211,10 @@ fn one_thread() -> u8 {
     1
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "ThresholdFields")]
-pub struct ThresholdConfig(pub Threshold);
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ThresholdFields {
-    score_min: f32,
-    #[serde(default)]
-    margin_min: f32,
-    #[serde(default = "any_entropy")]
-    entropy_max: f32,
-}
-
-fn any_entropy() -> f32 {
-    1.0
-}
-
-impl TryFrom<ThresholdFields> for ThresholdConfig {
-    type Error = String;
-
-    fn try_from(fields: ThresholdFields) -> Result<Self, String> {
-        Threshold::new(fields.score_min, fields.margin_min, fields.entropy_max)
-            .map(Self)
-            .map_err(|error| error.to_string())
-    }
-}
-
 impl Config {
     /// Reads, overrides and checks. Nothing else is touched: no model, no network, no state.
     pub fn load(path: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-        Self::parse(&text, &path.display().to_string(), environment)
+        ConfigFile::load(path, environment).map(|file| file.config)
     }
 
     /// Like [`Self::load`], from text; `file` is what errors call it.
@@ -245,29 +223,55 @@ impl Config {
         file: &str,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let at = |span: Option<std::ops::Range<usize>>, message: String| ConfigError::Invalid {
-            place: span.map_or_else(|| file.to_owned(), |span| format!("{file}:{}", line_of(text, span.start))),
-            message,
-        };
-        let in_file: Self = toml::from_str(text).map_err(|error| at(error.span(), error.message().to_owned()))?;
-        in_file.check_names().map_err(|(span, message)| at(span, message))?;
-        in_file.check_enrolment().map_err(|message| at(None, message))?;
+        ConfigFile::parse(text, file, environment).map(|file| file.config)
+    }
 
-        let overrides: Vec<_> = environment.filter_map(|(name, value)| Override::new(&name, &value)).collect();
-        if overrides.is_empty() {
-            return Ok(in_file);
+    /// How often live figures are sent while nothing changes.
+    #[must_use]
+    pub fn telemetry_interval(&self) -> Duration {
+        match self.telemetry.interval_s {
+            Some(seconds) => Duration::from_secs(seconds.max(1)),
+            None => self.link.profile().telemetry,
         }
-        let mut table: toml::Table =
-            toml::from_str(text).map_err(|error| at(error.span(), error.message().to_owned()))?;
-        let mut config = in_file;
-        for change in overrides {
-            change.apply(&mut table);
-            config = table.clone().try_into().map_err(|error: toml::de::Error| ConfigError::Invalid {
-                place: format!("environment variable {}", change.variable),
-                message: error.message().to_owned(),
-            })?;
+    }
+
+    /// Keeps what cannot change while the agent runs as it is in `before`, and names it. Refused if what can
+    /// change needs it.
+    pub fn keeping_what_needs_a_restart(mut self, before: &Self) -> Result<(Self, Vec<String>), String> {
+        let mut later = Vec::new();
+        let mut keep = |field: &str, changed: bool| {
+            if changed {
+                later.push(field.to_owned());
+            }
+        };
+        keep("device", self.device != before.device);
+        keep("state_dir", self.state_dir != before.state_dir);
+        keep("log.format", self.log.format != before.log.format);
+        keep("runtime", self.runtime != before.runtime);
+        keep("http", self.http != before.http);
+        keep("link.probe", self.link.probe != before.link.probe);
+        keep("broker", self.broker.is_some() != before.broker.is_some());
+        let on_disk = |config: &Self| OutboxConfig { store_wait_ms: 0, ..config.outbox.clone() };
+        keep("enrolment", self.enrolment != before.enrolment);
+        keep("outbox", on_disk(&self) != on_disk(before));
+        let loaded = |config: &Self| {
+            let without = |model: &ModelConfig| ModelConfig { threshold: ThresholdConfig::default(), ..model.clone() };
+            config.models.iter().map(without).collect::<Vec<_>>()
+        };
+        keep("model", loaded(&self) != loaded(before));
+        for source in &self.sources {
+            let model = self.model_of(source).map(|model| &model.name);
+            if let Some(name) = model.filter(|name| before.models.iter().all(|known| known.name != **name)) {
+                return Err(format!("source `{}` uses model `{name}`, which is loaded at the next start", source.name));
+            }
         }
-        Ok(config)
+        (self.device, self.state_dir) = (before.device.clone(), before.state_dir.clone());
+        (self.runtime, self.http) = (before.runtime.clone(), before.http.clone());
+        self.link.probe.clone_from(&before.link.probe);
+        if self.broker.is_some() != before.broker.is_some() {
+            self.broker.clone_from(&before.broker);
+        }
+        Ok((self, later))
     }
 
     /// The model a source uses, by its `model` or because there is only one.
@@ -301,45 +305,67 @@ impl Config {
         device_id(self.device.as_ref(), certificate.as_ref().map(|held| &held.names), named_by, &host)
     }
 
-    fn check_enrolment(&self) -> Result<(), String> {
+    fn check_enrolment(&self) -> Result<(), Problem> {
+        let wrong = |message: String| Problem { field: vec!["enrolment".to_owned()], span: None, message };
         let Some(enrolment) = &self.enrolment else { return Ok(()) };
         if !enrolment.url.starts_with("https://") {
-            return Err(format!("[enrolment] url = \"{}\" is not https://host:port", enrolment.url));
+            return Err(wrong(format!("[enrolment] url = \"{}\" is not https://host:port", enrolment.url)));
         }
         let broker = self.broker.as_ref();
         let files = broker.map(|broker| [&broker.certificate_file, &broker.key_file, &broker.ca_file]);
         if files.is_some_and(|files| files.iter().all(|file| file.is_some())) {
             return Ok(());
         }
-        Err("[enrolment] needs certificate_file, key_file and ca_file in [broker]: it renews them".to_owned())
+        Err(wrong("[enrolment] needs certificate_file, key_file and ca_file in [broker]: it renews them".to_owned()))
     }
 
-    fn check_names(&self) -> Result<(), (Option<std::ops::Range<usize>>, String)> {
+    /// What no field says wrong by itself: names that stand for something else.
+    fn resolve(&mut self) -> Result<(), Problem> {
+        self.check_enrolment()?;
         let mut seen = BTreeSet::new();
         for model in &self.models {
             if !seen.insert(&model.name) {
-                return Err((None, format!("two models are named `{}`", model.name)));
+                return Err(Problem::of("model", &model.name, format!("two models are named `{}`", model.name)));
             }
         }
         let mut seen = BTreeSet::new();
         for source in &self.sources {
             if !seen.insert(&source.name) {
-                return Err((None, format!("two sources are named `{}`", source.name)));
+                return Err(Problem::of("source", &source.name, format!("two sources are named `{}`", source.name)));
             }
             if self.model_of(source).is_none() {
-                let span = source.model.as_ref().map(Spanned::span);
                 let known = self.models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
                 let asked = source.model.as_ref().map_or("no model", |name| name.get_ref().as_str());
-                let source = &source.name;
-                return Err((span, format!("source `{source}` names {asked}; the models are: {known}")));
+                let message = format!("source `{}` names {asked}; the models are: {known}", source.name);
+                let mut problem = Problem::of("source", &source.name, message);
+                problem.field.push("model".to_owned());
+                problem.span = source.model.as_ref().map(Spanned::span);
+                return Err(problem);
             }
         }
-        Ok(())
+        if self.broker.is_none() && self.verdicts.mqtt.as_ref().is_some_and(|sink| sink.broker.is_none()) {
+            let message = "there is no [broker] to publish on; give the sink a `broker` of its own".to_owned();
+            return Err(Problem { field: vec!["verdicts".to_owned(), "mqtt".to_owned()], span: None, message });
+        }
+        match &mut self.broker {
+            Some(broker) => broker.resolve(&self.credentials),
+            None => Ok(()),
+        }
     }
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count()
+/// What is wrong with a configuration, and where.
+struct Problem {
+    /// Names from the outermost to the field's own.
+    field: Vec<String>,
+    span: Option<std::ops::Range<usize>>,
+    message: String,
+}
+
+impl Problem {
+    fn of(kind: &str, name: &Name, message: String) -> Self {
+        Self { field: vec![kind.to_owned(), name.to_string()], span: None, message }
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::outbox::Limits;
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutboxConfig {
     pub cases_max: u64,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::broker::host_and_port;
 
 /// Without it, what is too large for the broker can never be sent.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PayloadsConfig {
     /// `https://host[:port]` of the cloud's `--payload-listen`.

@@ -7,7 +7,7 @@ use hedge_proto::{Metadata, Name};
 use serde::Deserialize;
 use toml::Spanned;
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "SourceFields")]
 pub struct SourceConfig {
     pub name: Name,
@@ -18,6 +18,8 @@ pub struct SourceConfig {
     /// Which part of the picture is judged.
     pub region: Option<Region>,
     pub metadata: Metadata,
+    /// A source that is off takes no samples.
+    pub enabled: bool,
     pub kind: SourceKind,
 }
 
@@ -48,10 +50,16 @@ struct SourceFields {
     region: Option<Region>,
     #[serde(default)]
     metadata: Metadata,
+    #[serde(default = "yes")]
+    enabled: bool,
     path: Option<PathBuf>,
     after: Option<Fate>,
     command: Option<Vec<String>>,
     format: Option<StreamFormat>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -66,7 +74,8 @@ impl TryFrom<SourceFields> for SourceConfig {
     type Error = String;
 
     fn try_from(fields: SourceFields) -> Result<Self, String> {
-        let SourceFields { name, kind, model, interval_ms, region, metadata, path, after, command, format } = fields;
+        let SourceFields { name, kind, model, interval_ms, region, metadata, enabled, path, after, command, format } =
+            fields;
         let kind = match (kind, path, after, command, format) {
             (KindName::Http, None, None, None, None) => SourceKind::Http,
             (KindName::Folder, Some(path), after, None, None) => {
@@ -89,7 +98,7 @@ impl TryFrom<SourceFields> for SourceConfig {
                 ));
             }
         };
-        Ok(Self { name, model, interval_ms, region, metadata, kind })
+        Ok(Self { name, model, interval_ms, region, metadata, enabled, kind })
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::BrokerConfig;
 
 /// Where answers and corrections go besides the HTTP interface.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VerdictsConfig {
     pub jsonl: Option<JsonlConfig>,
@@ -28,7 +28,7 @@ pub enum Wanted {
     Changed,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JsonlConfig {
     pub path: PathBuf,
@@ -43,7 +43,7 @@ fn jsonl_bytes_max() -> u64 {
     64 * 1024 * 1024
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookConfig {
     pub url: String,
@@ -55,7 +55,7 @@ pub struct WebhookConfig {
     pub token_file: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommandSinkConfig {
     /// Program and arguments; gets one answer as JSON on its standard input.
@@ -64,7 +64,7 @@ pub struct CommandSinkConfig {
     pub wanted: Wanted,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MqttSinkConfig {
     #[serde(default)]

@@ -1,0 +1,133 @@
+//! Every remotely settable field as it is in force, in the words of the settings.
+
+use hedge_core::policy::{Payload, Policies, Policy};
+use hedge_inference::Region;
+use hedge_proto::{
+    BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
+    PayloadSettings, RegionSettings, Settings, Share, SinkSettings, SinkWants, SourceSettings, StateSettings,
+    StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings,
+};
+
+use crate::daemon::config::{
+    BrokerConfig, Config, LinkConfig, ProfileName, SourceConfig, ThresholdConfig, VerdictsConfig, Wanted,
+};
+
+/// What `config` says of each remotely settable field.
+#[must_use]
+pub fn effective(config: &Config) -> Settings {
+    let model = |model: &crate::daemon::config::ModelConfig| {
+        (model.name.clone(), Some(ModelSettings { threshold: Some(threshold(&model.threshold)) }))
+    };
+    Settings {
+        log: Some(LogSettings { level: Some(config.log.level.clone()) }),
+        link: Some(link(&config.link)),
+        outbox: Some(OutboxSettings { store_wait_ms: Some(config.outbox.store_wait_ms) }),
+        telemetry: Some(TelemetrySettings { interval_s: Some(config.telemetry_interval().as_secs()) }),
+        verdicts: Some(verdicts(&config.verdicts)),
+        broker: config.broker.as_ref().map(|broker| broker_settings(broker, &config.link)),
+        model: Some(config.models.iter().map(model).collect()),
+        source: Some(config.sources.iter().map(|one| (one.name.clone(), Some(source(config, one)))).collect()),
+    }
+}
+
+fn link(config: &LinkConfig) -> LinkSettings {
+    let ceilings = config.ceilings();
+    LinkSettings {
+        profile: Some(match config.profile {
+            ProfileName::Lan => LinkProfile::Lan,
+            ProfileName::Metered => LinkProfile::Metered,
+        }),
+        batch_bytes_max: Some(config.batch_bytes_max()),
+        states: Some(states(&config.policies())),
+        ceilings: Some(CeilingsSettings {
+            cases_per_hour: Some(ceilings.cases_per_hour),
+            cases_per_day: Some(ceilings.cases_per_day),
+            cases_per_month: Some(ceilings.cases_per_month),
+            bytes_per_hour: Some(ceilings.bytes_per_hour),
+            bytes_per_day: Some(ceilings.bytes_per_day),
+            bytes_per_month: Some(ceilings.bytes_per_month),
+        }),
+    }
+}
+
+fn states(policies: &Policies) -> StatesSettings {
+    let state = |policy: &Policy| {
+        Some(StateSettings {
+            threshold_scale: Some(policy.threshold.value()),
+            wait_ms_max: u64::try_from(policy.wait_max.as_millis()).ok(),
+            payload: Some(match policy.payload {
+                Payload::Whole => PayloadSettings::Whole,
+                Payload::Thumbnail { side_max } => PayloadSettings::Thumbnail(side_max),
+            }),
+            drain_per_s: policy.drain_per_s,
+        })
+    };
+    let Policies { online, degraded, offline, over_budget } = policies;
+    let nothing_is_sent = |policy: &Policy| state(&Policy { drain_per_s: None, ..*policy });
+    StatesSettings {
+        online: state(online),
+        degraded: state(degraded),
+        offline: nothing_is_sent(offline),
+        over_budget: nothing_is_sent(over_budget),
+    }
+}
+
+fn verdicts(config: &VerdictsConfig) -> VerdictsSettings {
+    let sink = |wanted: Option<Wanted>| {
+        wanted.map(|wanted| SinkSettings {
+            wanted: Some(match wanted {
+                Wanted::All => SinkWants::All,
+                Wanted::Corrections => SinkWants::Corrections,
+                Wanted::Changed => SinkWants::Changed,
+            }),
+        })
+    };
+    VerdictsSettings {
+        jsonl: sink(config.jsonl.as_ref().map(|sink| sink.wanted)),
+        webhook: sink(config.webhook.as_ref().map(|sink| sink.wanted)),
+        command: sink(config.command.as_ref().map(|sink| sink.wanted)),
+        mqtt: sink(config.mqtt.as_ref().map(|sink| sink.wanted)),
+    }
+}
+
+fn broker_settings(config: &BrokerConfig, link: &LinkConfig) -> BrokerSettings {
+    let profiles = u16::try_from(link.profile().keep_alive.as_secs()).unwrap_or(u16::MAX);
+    BrokerSettings {
+        url: Some(config.url.to_string()),
+        credentials: config.credentials.clone(),
+        client_id: config.client_id.clone(),
+        alpn: config.alpn.clone(),
+        proxy: config.proxy.as_ref().map(ToString::to_string),
+        keep_alive_s: Some(config.keep_alive_s.unwrap_or(profiles)),
+    }
+}
+
+/// What the bundle suggests is not known here and left out.
+fn threshold(config: &ThresholdConfig) -> ThresholdSettings {
+    let share = |value: Option<f32>| value.and_then(|value| Share::new(value).ok());
+    let classes = config.classes();
+    ThresholdSettings {
+        score_min: share(config.score_min()),
+        margin_min: share(config.margin_min()),
+        entropy_max: share(config.entropy_max()),
+        classes: (!classes.is_empty())
+            .then(|| classes.iter().map(|(label, share)| (label.clone(), Some(*share))).collect()),
+    }
+}
+
+fn source(config: &Config, source: &SourceConfig) -> SourceSettings {
+    SourceSettings {
+        kind: None,
+        enabled: Some(source.enabled),
+        model: config.model_of(source).map(|model| model.name.clone()),
+        interval_ms: source.interval_ms,
+        region: source.region.as_ref().and_then(region),
+        metadata: (!source.metadata.is_empty()).then(|| source.metadata.clone()),
+    }
+}
+
+fn region(region: &Region) -> Option<RegionSettings> {
+    #[expect(clippy::cast_possible_truncation, reason = "fractions, for people")]
+    let [left, top, width, height] = region.fractions().map(|value| Share::new(value as f32).ok());
+    Some(RegionSettings { left: left?, top: top?, width: width?, height: height? })
+}

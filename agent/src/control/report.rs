@@ -1,0 +1,49 @@
+//! Publishes `up/reported`: the newest one, whenever it changes and at every connect.
+
+use hedge_proto::{LastDesired, Reported, Settings, to_json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::InForce;
+use super::effective::effective;
+use crate::uplink::{SessionView, Uplink};
+
+/// What there is to report.
+#[must_use]
+pub(super) fn reported(in_force: &InForce, overlay: Settings, last: Option<LastDesired>) -> Reported {
+    let settings = effective(&in_force.config);
+    Reported {
+        version: in_force.version,
+        hash: hedge_proto::Digest::of(&to_json(&settings)),
+        settings,
+        overlay,
+        paused: in_force.paused.iter().cloned().collect(),
+        last,
+    }
+}
+
+/// Publishes until told to stop. `acknowledged` shows the connection over which the broker last took a report.
+pub(super) async fn run(
+    uplink: Uplink,
+    mut newest: watch::Receiver<Reported>,
+    acknowledged: watch::Sender<Option<SessionView>>,
+    stop: CancellationToken,
+) {
+    let mut sessions = uplink.sessions();
+    loop {
+        let session = *sessions.borrow_and_update();
+        if session.is_some() {
+            let report = newest.borrow_and_update().clone();
+            match uplink.reported(&report).await {
+                Ok(()) => drop(acknowledged.send_replace(session)),
+                // The end of this connection, or a newer report, brings the next try.
+                Err(error) => tracing::debug!(%error, "the report was not acknowledged"),
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = sessions.changed() => if changed.is_err() { return },
+            changed = newest.changed() => if changed.is_err() { return },
+        }
+    }
+}
