@@ -1,7 +1,7 @@
 //! The operator's hand on the device: settings wanted over MQTT, and what is decided locally in between.
 //!
-//! One task, [`settings`], owns what is in force. Everything else asks it through [`Control`] and looks at
-//! [`InForce`]. Another, [`commands`], gives each command one effect and one result. Which document comes into force
+//! One task, `settings`, owns what is in force. Everything else asks it through [`Control`] and looks at
+//! [`InForce`]. Another, `commands`, gives each command one effect and one result. Which document comes into force
 //! and which command runs is decided in core.
 
 pub mod audit;

@@ -81,7 +81,7 @@ impl BrokerConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EnrolmentConfig {
-    /// `https://host:port` of the cloud's enrolment endpoint. certificate_file and ca_file in [broker] are rewritten.
+    /// `https://host:port` of the cloud's enrolment endpoint. certificate_file and ca_file in `[broker]` are rewritten.
     pub url: String,
 }
 

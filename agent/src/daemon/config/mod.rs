@@ -286,7 +286,7 @@ impl Config {
         }
     }
 
-    /// The device's id: its configuration's, its certificate's or the host's, as [broker] `identity` says.
+    /// The device's id: its configuration's, its certificate's or the host's, as `identity` in `[broker]` says.
     pub fn device_id(&self) -> Result<DeviceId, String> {
         let broker = self.broker.as_ref();
         let named_by = broker.map_or_else(Default::default, |broker| broker.identity.into());
