@@ -5,7 +5,7 @@
 //! PUT  /v1/payloads/{sum}   Content-Range: bytes from-to/total
 //!                           201: that was all; 202: go on at Upload-Offset; 409: the piece must begin there
 //! ```
-//! A piece has at most [`PIECE_BYTES_MAX`] bytes, so an upload that is cut off loses little. A piece that begins at 0
+//! A piece has at most `PIECE_BYTES_MAX` bytes, so an upload that is cut off loses little. A piece that begins at 0
 //! begins anew. Every request carries the token, if the cloud has one.
 
 mod listen;
