@@ -9,6 +9,7 @@ use hedge_proto::Name;
 
 use crate::fleet::cli::DeviceArgs;
 use crate::link::{Credentials, Endpoint};
+use crate::payloads::PayloadsSetup;
 
 /// The cloud side of Hedge: answers the cases devices are not sure about, and sets and commands devices.
 #[derive(Debug, Parser)]
@@ -154,6 +155,27 @@ pub struct Serve {
     #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_INSTANCE", default_value = "cloud-1")]
     pub instance: Name,
 
+    /// Take payloads that are too large for MQTT by HTTPS here. Any address but loopback needs a certificate and a token
+    #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_PAYLOAD_LISTEN")]
+    pub payload_listen: Option<SocketAddr>,
+
+    /// The certificate shown there (PEM)
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PAYLOAD_CERT", requires_all = ["payload_listen", "payload_key"])]
+    pub payload_cert: Option<PathBuf>,
+
+    /// The key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PAYLOAD_KEY", requires = "payload_cert")]
+    pub payload_key: Option<PathBuf>,
+
+    /// File that holds the token devices must show there, and nothing else
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PAYLOAD_TOKEN_FILE", requires = "payload_listen")]
+    pub payload_token_file: Option<PathBuf>,
+
+    /// Where such payloads lie until their case comes; all instances need the same one [default: payloads in the state
+    /// directory]
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_PAYLOAD_DIR")]
+    pub payload_dir: Option<PathBuf>,
+
     /// How many MiB of payloads are kept; the oldest go first, answers stay
     #[arg(long, value_name = "MIB", env = "HEDGE_CLOUD_PAYLOAD_MIB", default_value_t = 4096)]
     pub payload_mib: u32,
@@ -273,6 +295,23 @@ pub enum LogFormat {
 }
 
 impl Serve {
+    /// Where large payloads are taken, if they are.
+    #[must_use]
+    pub fn payloads(&self) -> Option<PayloadsSetup> {
+        Some(PayloadsSetup {
+            listen: self.payload_listen?,
+            certificate: self.payload_cert.clone(),
+            key: self.payload_key.clone(),
+            token_file: self.payload_token_file.clone(),
+        })
+    }
+
+    /// Where large payloads lie until their case comes.
+    #[must_use]
+    pub fn payloads_dir(&self) -> PathBuf {
+        self.payload_dir.clone().unwrap_or_else(|| self.state_dir.join("payloads"))
+    }
+
     #[must_use]
     pub fn ca_dir(&self) -> PathBuf {
         self.ca_dir.clone().unwrap_or_else(|| self.state_dir.join("ca"))

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod intake;
 pub mod link;
 pub mod model;
+pub mod payloads;
 pub mod quickstart;
 pub mod reply;
 pub mod serve;

@@ -22,8 +22,9 @@ use crate::identity::{self, Authority, Registry, Terms, TlsListener, fresh_certi
 use crate::intake::{self, Event, Intake, IntakeError, Outlets};
 use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
 use crate::model::{self, Answerer, Fixed, Onnx};
+use crate::payloads::Storage;
 use crate::store::{FILE_NAME, Keep, Writer};
-use crate::{broker, view};
+use crate::{broker, payloads, view};
 
 /// How long stopping may take before the process ends anyway. What is committed is safe at any moment.
 const STOP_MAX: Duration = Duration::from_secs(8);
@@ -85,7 +86,12 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let (healthy, healthy_seen) = watch::channel(true);
     let (now, link_now) = watch::channel(LinkNow::Connecting);
     let outlets = Outlets { settled, replies, commits, healthy };
-    let work = Intake::new(writer, topics.clone(), keep(args), workers, outlets)?;
+    let payloads = Storage::open(&args.payloads_dir()).context("--payload-dir")?;
+    let payloads_address = match args.payloads() {
+        Some(setup) => Some(payloads::start(&setup, payloads.clone()).await?),
+        None => None,
+    };
+    let work = Intake::new(writer, topics.clone(), keep(args), workers, payloads, outlets)?;
     let (intake_ended, intake) = oneshot::channel();
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
         // Nobody waits for it only when the process is ending anyway.
@@ -118,7 +124,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
             tracing::error!("the dashboard has stopped: {error}");
         }
     });
-    say_ready(said.as_deref(), dashboard, more)?;
+    say_ready(said.as_deref(), payloads_address, dashboard, more)?;
     Ok(Running { events, intake, link, stop })
 }
 
@@ -263,9 +269,17 @@ fn warn_about_exposure(dashboard: SocketAddr) {
 }
 
 #[expect(clippy::print_stdout, reason = "these lines are the program's output: scripts read them")]
-fn say_ready(broker: Option<&str>, dashboard: SocketAddr, more: &str) -> anyhow::Result<()> {
+fn say_ready(
+    broker: Option<&str>,
+    payloads: Option<SocketAddr>,
+    dashboard: SocketAddr,
+    more: &str,
+) -> anyhow::Result<()> {
     if let Some(url) = broker {
         println!("broker {url}");
+    }
+    if let Some(addr) = payloads {
+        println!("payloads {addr}");
     }
     println!("dashboard http://{dashboard}");
     print!("{more}");

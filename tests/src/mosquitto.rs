@@ -36,6 +36,8 @@ pub struct MosquittoSetup<'a> {
     pub websocket: bool,
     /// Sessions and retained messages are written to disk at every change and survive a restart.
     pub persistent: bool,
+    /// Larger packets are refused.
+    pub packet_bytes_max: Option<u32>,
     /// Behind a link of its own: devices connect at its far address.
     pub far: Option<&'a CloudSide>,
 }
@@ -184,6 +186,9 @@ fn configuration(
     if setup.persistent {
         writeln!(text, "persistence true\npersistence_location {}/", dir.display())?;
         writeln!(text, "autosave_on_changes true\nautosave_interval 1")?;
+    }
+    if let Some(bytes) = setup.packet_bytes_max {
+        writeln!(text, "max_packet_size {bytes}")?;
     }
     writeln!(text, "listener {} {}\nallow_anonymous true", inside.port(), inside.ip())?;
     writeln!(text, "listener {} {}", outside.port(), outside.ip())?;

@@ -11,8 +11,8 @@ use hedge_proto::Reply;
 use crate::program::{Program, Recipe};
 use crate::wait;
 
-/// For a reply of a device that is there.
-pub const REPLY_WAIT_MAX: Duration = Duration::from_secs(30);
+/// For a reply of a device that may first have to come back: the longest ordinary wait between two dials is 40 s.
+pub const REPLY_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// What a subscription's line ends its head with.
 const TAB: char = '\t';

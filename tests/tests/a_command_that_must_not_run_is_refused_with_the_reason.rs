@@ -10,6 +10,9 @@ use tempfile::TempDir;
 
 const COMMAND: &str = "hedge/v1/device-1/down/command";
 
+/// Everything a device reads that is its own.
+const DOWN: [&str; 3] = [COMMAND, "hedge/v1/device-1/down/desired", "hedge/v1/device-1/down/verdict"];
+
 const RECONNECTS: usize = 20;
 
 struct Stand {
@@ -119,7 +122,9 @@ fn retained_garbage_and_oversize_leave_the_device_online() -> Result<()> {
         [("garbage", &[0xff, 0, b'{', b'['][..], true), ("oversize", &oversize, true), ("enormous", &enormous, false)]
     {
         std::fs::write(&file, bytes)?;
-        stand.publish(&["-r", "-f", &file.display().to_string()])?;
+        for topic in DOWN {
+            publish(stand.broker.inside(), topic, &["-r", "-f", &file.display().to_string()])?;
+        }
         let before = stand.refusals()?.len();
         stand.reconnect(RECONNECTS).context(what)?;
         let id = format!("after-{what}");

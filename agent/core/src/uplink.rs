@@ -72,6 +72,9 @@ pub const URGENT_MAX: usize = 64;
 /// A case this small may share a publish: for a larger one the envelope is no cost worth saving.
 pub const BATCH_CASE_BYTES_MAX: u32 = 8 * 1024;
 
+/// The wait after a payload could not be brought to the cloud; doubles each time.
+pub const STUCK_WAIT: Duration = Duration::from_secs(5);
+
 /// A pace that is slower counts as this: about one case in a quarter of an hour.
 const PACE_MIN: f32 = 1e-3;
 
@@ -108,6 +111,28 @@ pub enum Publish {
     Nobody,
     /// The connection was lost: the cloud may or may not have it.
     Unclear,
+    /// Its payload could not be brought to the cloud first; nothing was said of the case.
+    Stuck,
+}
+
+/// How a payload travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Travel {
+    /// Within the case's message.
+    Message,
+    /// By HTTPS before it; the message only names it.
+    Upload,
+}
+
+/// What the link carries in this time may travel as one message; a larger one would keep all others waiting, and be
+/// lost whole with its connection.
+pub const MESSAGE_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// How a message of so many bytes is sent. `bytes_per_s` is what the link was seen to carry, if it was.
+#[must_use]
+pub fn travel(bytes: usize, packet_bytes_max: usize, bytes_per_s: Option<f64>) -> Travel {
+    let slow = bytes_per_s.is_some_and(|per_s| bytes as f64 > per_s * MESSAGE_TIME_MAX.as_secs_f64());
+    if bytes > packet_bytes_max || slow { Travel::Upload } else { Travel::Message }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -131,6 +156,8 @@ struct Tracked {
     since: Moment,
     /// How often the cloud was asked without a verdict; lengthens the next wait.
     asked: u32,
+    /// How often its payload could not be brought to the cloud.
+    stuck: u32,
 }
 
 /// The window and what the cloud owes.
@@ -233,7 +260,8 @@ impl Uplink {
             (Phase::Ready { not_before: now }, self.make_room(&case))
         };
         if room {
-            self.cases.insert(case.key, Tracked { case, phase, publish: 0, again: false, since: now, asked: 0 });
+            self.cases
+                .insert(case.key, Tracked { case, phase, publish: 0, again: false, since: now, asked: 0, stuck: 0 });
         }
         room && had_room
     }
@@ -267,6 +295,9 @@ impl Uplink {
         if now >= self.nobody_until {
             self.nobody_until = now + doubled(NOBODY_WAIT, self.nobody_times).min(NOBODY_WAIT_MAX);
             self.nobody_times += 1;
+        } else {
+            // A publish that took nearly as long as the wait tells it anew.
+            self.nobody_until = self.nobody_until.max(now + NOBODY_WAIT);
         }
     }
 
@@ -423,6 +454,11 @@ impl Uplink {
                 Publish::Acknowledged => case.enter(now, Phase::Published),
                 Publish::Nobody => case.enter(now, Phase::Ready { not_before: now }),
                 Publish::Unclear => case.enter(now, Phase::Doubtful { not_before: now }),
+                Publish::Stuck => {
+                    let not_before = now + doubled(STUCK_WAIT, case.stuck);
+                    case.stuck = case.stuck.saturating_add(1);
+                    case.enter(now, Phase::Ready { not_before });
+                }
             }
         }
     }

@@ -14,7 +14,7 @@ use super::log::segment::{FileHeader, Opening};
 use super::plan::NO_CASE;
 use super::table::{Line, Stage};
 
-/// Copying begins when the log is larger than its live records by a quarter and so many segments: with less, a
+/// Copying begins when the log is larger than its live records by three tenths and so many segments: with less, a
 /// byte would be copied too often in its life.
 const SLACK_SEGMENTS: u64 = 2;
 /// The most segments removed between two commits.
@@ -63,7 +63,7 @@ impl Committer {
         let copies = copied_bytes > 0;
         let clock = table.clock().filter(|_| table.clock_segment() <= oldest);
         drop(table);
-        if copies && log_bytes <= live_bytes + live_bytes / 4 + SLACK_SEGMENTS * self.writer.segment_bytes() {
+        if copies && log_bytes <= live_bytes + live_bytes * 3 / 10 + SLACK_SEGMENTS * self.writer.segment_bytes() {
             return Ok(Step::Nothing);
         }
         if copies && !self.has_room_to_copy(copied_bytes) {

@@ -10,6 +10,7 @@ mod options;
 mod session;
 mod silence;
 mod trouble;
+mod upload;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use hedge_core::control::commands::ReplyTo;
 use hedge_core::engine::Event;
 use hedge_core::link::Way;
-use hedge_core::uplink::Publish;
+use hedge_core::uplink::{Publish, Travel, travel};
 use hedge_proto::{
     Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Reply, Reported,
     Telemetry, Topic, Topics, from_cbor, to_cbor, to_json,
@@ -33,9 +34,10 @@ pub use self::meter::Meter;
 pub use self::network::watch as watch_network;
 pub use self::options::{OptionsError, options};
 use self::silence::Silence;
+use self::upload::{UploadError, Uploads};
 use crate::control::commands::Desk;
 use crate::control::{Control, InForce};
-use crate::daemon::config::ProbeConfig;
+use crate::daemon::config::{PayloadsConfig, ProbeConfig};
 use crate::outbox::{Outbox, Progress, StoreError};
 use crate::state::StateFile;
 use crate::verdict::Verdicts;
@@ -45,6 +47,9 @@ const REQUESTS_MAX: usize = 64;
 
 /// Topic, properties and framing around a case's payload, at most.
 const ENVELOPE_BYTES_MAX: usize = 1024;
+
+/// A case besides its payload: names, scores and metadata come to about 2 KiB.
+const CASE_BYTES_MAX: usize = 4 * 1024;
 
 /// The device's MQTT connection. Cheap to clone.
 #[derive(Clone)]
@@ -58,6 +63,8 @@ pub struct UplinkSetup {
     /// Takes what an operator wants.
     pub control: Control,
     pub probe: Option<ProbeConfig>,
+    /// Where large payloads go.
+    pub payloads: Option<PayloadsConfig>,
     pub meter: Meter,
     pub device: DeviceId,
     pub outbox: Outbox,
@@ -73,6 +80,9 @@ pub struct UplinkSetup {
 struct Shared {
     setup: UplinkSetup,
     session: Mutex<Option<Session>>,
+    uploads: Option<Uploads>,
+    /// Bytes per second that the link was seen to carry.
+    carried: Mutex<Option<f64>>,
     sessions: watch::Sender<Option<SessionView>>,
     /// Ends the present connection, or dial.
     leave: Mutex<CancellationToken>,
@@ -95,6 +105,8 @@ struct Session {
     view: SessionView,
     packet_bytes_max: usize,
     silence: Arc<Silence>,
+    /// The connection has ended.
+    over: CancellationToken,
 }
 
 /// Why a publish did not do what it was for.
@@ -116,7 +128,16 @@ impl Uplink {
     #[must_use]
     pub fn new(setup: UplinkSetup) -> Self {
         let sessions = watch::channel(None).0;
-        Self(Arc::new(Shared { setup, session: Mutex::new(None), sessions, leave: Mutex::default() }))
+        let payloads = setup.payloads.clone();
+        let uploads = payloads.map(|payloads| Uploads::new(payloads, setup.settings.clone(), setup.meter.clone()));
+        Self(Arc::new(Shared {
+            setup,
+            session: Mutex::new(None),
+            uploads,
+            carried: Mutex::new(None),
+            sessions,
+            leave: Mutex::default(),
+        }))
     }
 
     /// Starts one connection; its end, or failure to begin, is an [`Event::Disconnected`].
@@ -252,6 +273,15 @@ impl Shared {
             }
         }
         let keys: Vec<CaseKey> = cases.iter().map(|case| case.id.key).collect();
+        if let [only] = &mut cases[..]
+            && let Err(error) = self.upload_if_large(only).await
+        {
+            if error.is_final() {
+                return self.bury(only.id.key, &error.to_string()).await;
+            }
+            tracing::warn!(id = %only.id, %error, "a large payload is not in the cloud yet; it will be tried again");
+            return self.tell(Event::Published { keys, outcome: Publish::Stuck }).await;
+        }
         self.setup.outbox.mark(keys.iter().map(|key| (*key, Progress::Sent)).collect()).await;
         let message = match (cases.len(), cases.pop()) {
             (_, None) => return,
@@ -274,6 +304,24 @@ impl Shared {
         self.tell(Event::Published { keys, outcome }).await;
     }
 
+    /// Brings a payload to the cloud that does not travel within a message, and takes it out of the case.
+    async fn upload_if_large(&self, case: &mut Case) -> Result<(), UploadError> {
+        let (Some(uploads), Some(session)) = (&self.uploads, self.session()) else { return Ok(()) };
+        let Some(bytes) = case.payload.as_ref().map(|payload| payload.len()) else { return Ok(()) };
+        let carried = *self.carried.lock().unwrap_or_else(PoisonError::into_inner);
+        if travel(bytes + CASE_BYTES_MAX + ENVELOPE_BYTES_MAX, session.packet_bytes_max, carried) == Travel::Message {
+            return Ok(());
+        }
+        let over = session.over.clone();
+        drop(session); // the last client handle must not outlive its connection
+        let Some(payload) = case.payload.take() else { return Ok(()) };
+        tokio::select! {
+            put = uploads.put(case.payload_sha256, payload.into_vec().into()) => put,
+            // Who answers for the case may be another one next time; what is there stays there.
+            () = over.cancelled() => Err(UploadError::Interrupted),
+        }
+    }
+
     /// What is too large for the broker together may fit one by one; what does not fit alone never will.
     async fn send_apart_or_bury(&self, message: CaseMessage, error: &PublishError) {
         match message {
@@ -282,7 +330,10 @@ impl Shared {
                     Box::pin(self.send_cases(vec![case.id.key])).await;
                 }
             }
-            CaseMessage::Case(case) => self.bury(case.id.key, &error.to_string()).await,
+            CaseMessage::Case(case) => {
+                let way = if self.uploads.is_none() { "; give `[payloads] url` another way for it" } else { "" };
+                self.bury(case.id.key, &format!("{error}{way}")).await;
+            }
             CaseMessage::Ask { .. } => {}
         }
     }
@@ -337,12 +388,17 @@ impl Shared {
             session.client.try_publish_tracked(topic, payload, options).map_err(|_| PublishError::NotConnected)?;
         let silence = session.silence.clone();
         drop(session); // the last client handle must not outlive its connection
-        let _debt = silence.owed(bytes);
+        let debt = silence.owed(bytes);
         match notice.wait_async().await {
             Ok(PublishResult::Qos1(ack)) if ack.reason == PubAckReason::NoMatchingSubscribers => {
                 Err(PublishError::Nobody)
             }
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                if let Some(carried) = debt.carried() {
+                    *self.carried.lock().unwrap_or_else(PoisonError::into_inner) = Some(carried);
+                }
+                Ok(())
+            }
             Err(PublishNoticeError::V5PubAck(reason)) => Err(PublishError::Refused(reason)),
             Err(_) => Err(PublishError::Unclear),
         }

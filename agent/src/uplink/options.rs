@@ -12,13 +12,14 @@ use rumqttc::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpStream;
 
 use super::Meter;
 use crate::daemon::config::{BrokerConfig, BrokerTransport};
 use crate::identity::{Certificate, CertificateClock};
 
 /// How long dialling may take: a TLS handshake on a 20 kbit/s, 600 ms link needs most of it.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the broker keeps commands for a device that is away.
 const SESSION_EXPIRY_S: u32 = 24 * 3600;
@@ -88,10 +89,7 @@ pub fn options(
         let meter = meter.clone();
         async move {
             let stream = rumqttc::default_socket_connect(host, network).await?;
-            stream.set_nodelay(true)?;
-            let socket = socket2::SockRef::from(&stream);
-            socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
-            socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+            tune(&stream)?;
             Ok(meter.on(stream))
         }
     });
@@ -101,6 +99,14 @@ pub fn options(
     }
     credentials(config, &mut options)?;
     Ok(options)
+}
+
+/// As every connection to the cloud is: a cut is noticed, and little is on its way at once.
+pub(super) fn tune(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)
 }
 
 fn address(config: &BrokerConfig, client_id: &str) -> Result<MqttOptions, OptionsError> {
@@ -173,7 +179,7 @@ fn tls(config: &BrokerConfig) -> Result<TlsConfiguration, OptionsError> {
     Ok(TlsConfiguration::Rustls(Arc::new(tls)))
 }
 
-fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, OptionsError> {
+pub(super) fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, OptionsError> {
     let mut roots = rustls::RootCertStore::empty();
     if let Some(path) = ca_file {
         for certificate in certificates("ca_file", path)? {

@@ -44,6 +44,7 @@ struct Opening {
     client: AsyncClient,
     view: SessionView,
     silence: Arc<Silence>,
+    over: CancellationToken,
 }
 
 /// Why a connection came to nothing.
@@ -108,6 +109,8 @@ async fn serve(shared: &Arc<Shared>, way: Way, leave: CancellationToken) -> Resu
     let view = SessionView { connection, version: settings.version, way };
     let (client, mut eventloop) = AsyncClient::builder(options).capacity(REQUESTS_MAX).try_build()?;
     let silence = Arc::new(Silence::new());
+    let over = CancellationToken::new();
+    let _ends_with_this = over.clone().drop_guard();
     let (inbox, arrived) = mpsc::channel(INBOX_MAX);
     tokio::spawn(inbound::listen(shared.clone(), client.clone(), arrived));
 
@@ -118,7 +121,8 @@ async fn serve(shared: &Arc<Shared>, way: Way, leave: CancellationToken) -> Resu
                     silence.heard();
                     match packet {
                         Packet::ConnAck(ack) => {
-                            let opening = Opening { client: client.clone(), view, silence: silence.clone() };
+                            let opening =
+                                Opening { client: client.clone(), view, silence: silence.clone(), over: over.clone() };
                             tokio::spawn(open(shared.clone(), opening, ack));
                         }
                         Packet::Publish(publish) => keep(&inbox, publish),
@@ -165,7 +169,7 @@ async fn count_connection(shared: &Arc<Shared>) -> Result<u64, std::io::Error> {
 
 /// Subscribes, says `online`, and tells the engine that the session is ready.
 async fn open(shared: Arc<Shared>, opening: Opening, ack: ConnAck) {
-    let Opening { client, view, silence } = opening;
+    let Opening { client, view, silence, over } = opening;
     if let Err(error) = subscribe(&shared, &client).await {
         tracing::error!(%error, "the broker does not grant the device's subscriptions; check its access rules");
         drop(client.disconnect_now().await);
@@ -178,7 +182,7 @@ async fn open(shared: Arc<Shared>, opening: Opening, ack: ConnAck) {
         .unwrap_or(usize::MAX)
         .min(MESSAGE_BYTES_MAX);
     let receive_maximum = properties.and_then(|properties| properties.receive_max).unwrap_or(RECEIVE_MAXIMUM_DEFAULT);
-    let session = Session { client, view, packet_bytes_max, silence };
+    let session = Session { client, view, packet_bytes_max, silence, over };
     shared.set_session(Some(session.clone()));
     shared.tell(Event::Connected { receive_maximum }).await;
     if let Err(error) = shared.publish_online(&session).await {

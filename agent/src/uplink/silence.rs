@@ -14,6 +14,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// What is on its way takes time by itself: the slowest link that is served has 16 kbit/s.
 const BYTES_PER_S_MIN: u32 = 2_000;
 
+/// Less than this tells the time of a round trip, not what the link carries.
+const CARRIED_BYTES_MIN: usize = 16 * 1024;
+
 /// What the broker owes on one connection.
 #[derive(Debug)]
 pub(super) struct Silence(Mutex<Owed>);
@@ -33,14 +36,15 @@ impl Silence {
 
     /// A publish begins; the guard is its end.
     pub(super) fn owed(&self, bytes: usize) -> Debt<'_> {
-        self.with(|owed| {
+        let ahead = self.with(|owed| {
             if owed.publishes == 0 {
                 owed.since = Instant::now();
             }
             owed.publishes += 1;
             owed.bytes += bytes;
+            owed.bytes
         });
-        Debt { silence: self, bytes }
+        Debt { silence: self, bytes, ahead, since: Instant::now() }
     }
 
     /// Something came from the broker.
@@ -67,15 +71,31 @@ impl Silence {
 
 impl Owed {
     fn silence_max(&self) -> Duration {
-        let bytes = u32::try_from(self.bytes).unwrap_or(u32::MAX);
-        SILENCE_MAX + Duration::from_secs(u64::from(bytes / BYTES_PER_S_MIN))
+        silence_max(self.bytes)
     }
+}
+
+/// How long the other side may be silent while so many bytes are on their way to it.
+pub(super) fn silence_max(bytes: usize) -> Duration {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    SILENCE_MAX + Duration::from_secs(u64::from(bytes / BYTES_PER_S_MIN))
 }
 
 /// One publish that is not acknowledged yet.
 pub(super) struct Debt<'a> {
     silence: &'a Silence,
     bytes: usize,
+    /// With what was on its way before it.
+    ahead: usize,
+    since: Instant,
+}
+
+impl Debt<'_> {
+    /// Bytes per second that the link has carried, now that this is acknowledged; `None` if it was too little to tell.
+    pub(super) fn carried(&self) -> Option<f64> {
+        let enough = self.ahead >= CARRIED_BYTES_MIN;
+        enough.then(|| self.ahead as f64 / self.since.elapsed().as_secs_f64().max(1e-3))
+    }
 }
 
 impl Drop for Debt<'_> {

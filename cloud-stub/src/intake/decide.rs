@@ -63,7 +63,9 @@ pub fn on_case(arrived: &Arrived<'_>, known: Option<&Known>, room: Room) -> Step
         return on_known(case, known);
     }
     match arrived.payload_sha256 {
-        None => Step::Refuse(failed(&case.id, "the payload is missing: this cloud takes it only in the message")),
+        None => {
+            Step::Refuse(failed(&case.id, "the payload is neither in the message nor in this cloud's --payload-dir"))
+        }
         Some(sum) if sum != case.payload_sha256 => {
             Step::Refuse(failed(&case.id, "the payload is not the one its SHA-256 sum names"))
         }

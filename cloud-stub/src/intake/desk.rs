@@ -8,11 +8,14 @@ use hedge_proto::{
     from_cbor, from_json, to_cbor,
 };
 
+use serde_bytes::ByteBuf;
+
 use super::Incoming;
 use super::decide::{self, Arrived, BUSY_S, Step, Told, dead, failed};
 use super::lanes::Lanes;
 use super::settings::{self, Document};
 use crate::model::{ModelFailure, Outcome};
+use crate::payloads::Storage;
 use crate::reply::Replies;
 use crate::store::{Batch, Keep, StoreError, Totals, Waiting};
 
@@ -27,6 +30,8 @@ const REASON_CHARS_MAX: usize = 300;
 pub(super) struct Effects {
     pub(super) replies: Replies,
     pub(super) new_work: Vec<Waiting>,
+    /// Came by HTTPS, and are on record now.
+    pub(super) taken_payloads: Vec<Digest>,
     /// Who is told to wait if the commit fails, and how many cases that concerns.
     senders: BTreeSet<DeviceId>,
     pub(super) cases_seen: u64,
@@ -47,6 +52,7 @@ pub(super) struct Desk<'a, 'w> {
     batch: &'a Batch<'w>,
     topics: &'a Topics,
     lanes: &'a Lanes,
+    payloads: &'a Storage,
     totals: &'a mut Totals,
     effects: &'a mut Effects,
     now_ms: u64,
@@ -57,11 +63,12 @@ impl<'a, 'w> Desk<'a, 'w> {
         batch: &'a Batch<'w>,
         topics: &'a Topics,
         lanes: &'a Lanes,
+        payloads: &'a Storage,
         totals: &'a mut Totals,
         effects: &'a mut Effects,
         now_ms: u64,
     ) -> Self {
-        Self { batch, topics, lanes, totals, effects, now_ms }
+        Self { batch, topics, lanes, payloads, totals, effects, now_ms }
     }
 
     pub(super) fn message(&mut self, message: &Incoming) -> Result<(), StoreError> {
@@ -121,8 +128,11 @@ impl<'a, 'w> Desk<'a, 'w> {
 
     fn case(&mut self, from: &DeviceId, mut case: Case) -> Result<(), StoreError> {
         self.effects.cases_seen += 1;
-        let payload = case.payload.take();
         let known = self.batch.known(&case.id)?;
+        let (payload, uploaded) = match (case.payload.take(), &known) {
+            (None, None) => (self.uploaded(case.payload_sha256), true),
+            (payload, _) => (payload.map(ByteBuf::into_vec), false),
+        };
         // A known case is answered from its record: only a new one's payload is worth hashing.
         let payload_sha256 = match (&known, &payload) {
             (None, Some(bytes)) => Some(Digest::of(bytes)),
@@ -131,7 +141,12 @@ impl<'a, 'w> Desk<'a, 'w> {
         let arrived = Arrived { from, case: &case, payload_sha256, header_bytes: to_cbor(&case).len() };
         let room = self.lanes.room(&case.task, self.effects.new_work.len());
         match decide::on_case(&arrived, known.as_ref(), room) {
-            Step::Record => self.record(from, case, payload.as_deref().map_or(&[], |bytes| bytes)),
+            Step::Record => {
+                if uploaded {
+                    self.effects.taken_payloads.push(case.payload_sha256);
+                }
+                self.record(from, case, payload.as_deref().unwrap_or(&[]))
+            }
             Step::Reopen => self.reopen(from, &case.id, &case.task),
             Step::Repeat(message) => {
                 self.totals.repeated += 1;
@@ -150,6 +165,14 @@ impl<'a, 'w> Desk<'a, 'w> {
                 Ok(())
             }
         }
+    }
+
+    /// A payload that came by HTTPS. One that cannot be read is as good as missing: its device asks again.
+    fn uploaded(&self, sum: Digest) -> Option<Vec<u8>> {
+        self.payloads.read(sum).unwrap_or_else(|error| {
+            tracing::error!("the payload {sum} cannot be read: {error}");
+            None
+        })
     }
 
     fn record(&mut self, from: &DeviceId, case: Case, payload: &[u8]) -> Result<(), StoreError> {

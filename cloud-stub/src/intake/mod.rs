@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::link::Receipt;
 use crate::model::{Job, Outcome, Workers};
+use crate::payloads::Storage;
 use crate::reply::Reply;
 use crate::store::{Keep, StoreError, Totals, Writer};
 use crate::wall_ms;
@@ -95,6 +96,7 @@ pub struct Intake {
     keep: Keep,
     lanes: Lanes,
     workers: Workers,
+    payloads: Storage,
     outlets: Outlets,
 }
 
@@ -105,11 +107,12 @@ impl Intake {
         topics: Topics,
         keep: Keep,
         workers: Workers,
+        payloads: Storage,
         outlets: Outlets,
     ) -> Result<Self, StoreError> {
         let totals = writer.totals()?;
         let lanes = Lanes::new(workers.keys().cloned(), writer.waiting()?);
-        Ok(Self { writer, totals, topics, keep, lanes, workers, outlets })
+        Ok(Self { writer, totals, topics, keep, lanes, workers, payloads, outlets })
     }
 
     /// Works until [`Event::Stop`] or until every sender has gone. Blocks: give it a thread.
@@ -170,12 +173,17 @@ impl Intake {
     fn commit(&mut self, ready: &[Event], effects: &mut Effects) -> Result<(), StoreError> {
         let now_ms = wall_ms();
         let batch = self.writer.batch()?;
-        let mut desk = Desk::new(&batch, &self.topics, &self.lanes, &mut self.totals, effects, now_ms);
+        let mut desk = Desk::new(&batch, &self.topics, &self.lanes, &self.payloads, &mut self.totals, effects, now_ms);
         for event in ready {
             match event {
                 Event::Message(message) => desk.message(message)?,
                 Event::Outcome(outcome) => desk.outcome(outcome)?,
-                Event::Tick => desk.prune(&self.keep)?,
+                Event::Tick => {
+                    desk.prune(&self.keep)?;
+                    if let Err(error) = self.payloads.prune(now_ms) {
+                        tracing::warn!("old payloads cannot be looked for: {error}");
+                    }
+                }
                 Event::Stop => {}
             }
         }
@@ -186,6 +194,7 @@ impl Intake {
     fn follow(&mut self, effects: Effects) {
         self.outlets.healthy.send_if_modified(|healthy| !std::mem::replace(healthy, true));
         self.outlets.commits.send_modify(|commits| *commits += 1);
+        effects.taken_payloads.iter().for_each(|sum| self.payloads.remove(*sum));
         for waiting in effects.new_work {
             self.lanes.put(&waiting.task, Entry { id: waiting.id, left_over: false });
         }

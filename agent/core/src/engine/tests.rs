@@ -295,3 +295,21 @@ fn a_drain_dials_at_once() {
     engine.handle(Moment(6), Event::Drain);
     assert!(actions(&mut engine).contains(&Action::Dial { way: Way::Usual }));
 }
+
+#[test]
+fn a_payload_that_cannot_be_brought_waits_alone() {
+    let mut engine = online(0);
+    engine.handle(Moment(3), Event::Stored(waiting(7, false)));
+    actions(&mut engine);
+    engine.handle(Moment(4), Event::Published { keys: vec![key(7)], outcome: Publish::Stuck });
+    assert_eq!(actions(&mut engine), [], "not at once");
+    engine.handle(Moment(5), Event::Stored(waiting(8, false)));
+    assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(8)] }]);
+    let again = Moment(4) + crate::uplink::STUCK_WAIT;
+    assert!(engine.wake_at().is_some_and(|at| at <= again));
+    engine.handle(again, Event::Tick);
+    assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(7)] }]);
+    engine.handle(again, Event::Published { keys: vec![key(7)], outcome: Publish::Stuck });
+    engine.handle(again + crate::uplink::STUCK_WAIT, Event::Tick);
+    assert_eq!(actions(&mut engine), [], "each time longer");
+}

@@ -201,3 +201,22 @@ fn a_drain_ends_the_waits_of_failures_but_not_a_rest_the_cloud_asked_for() {
     assert_eq!(uplink.step(Moment(4), PROVEN), None, "the cloud rests");
     assert_eq!(uplink.step(Moment(2_000), PROVEN), Some(Step::Ask([key(0)].into())));
 }
+
+#[test]
+fn what_a_message_or_the_link_does_not_carry_goes_another_way() {
+    assert_eq!(travel(1_000, 1_000, None), Travel::Message);
+    assert_eq!(travel(1_001, 1_000, None), Travel::Upload);
+    assert_eq!(travel(150_001, 1_000_000, Some(2_500.0)), Travel::Upload, "more than a minute at 20 kbit/s");
+    assert_eq!(travel(150_000, 1_000_000, Some(2_500.0)), Travel::Message);
+}
+
+#[test]
+fn a_late_word_that_nobody_listens_keeps_the_next_payload_back_as_well() {
+    let mut uplink = with_cases(2);
+    assert_eq!(sends(&mut uplink, Moment(1), PROVEN), 2);
+    uplink.published(Moment(10), &[key(0)], Publish::Nobody);
+    let late = Moment(10) + NOBODY_WAIT / 2;
+    uplink.published(late, &[key(1)], Publish::Nobody);
+    assert_eq!(sends(&mut uplink, Moment(10) + NOBODY_WAIT, PROVEN), 0, "too soon after the last one");
+    assert_eq!(sends(&mut uplink, late + NOBODY_WAIT, PROVEN), 2);
+}

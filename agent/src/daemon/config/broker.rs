@@ -218,7 +218,7 @@ impl TryFrom<String> for ProxyUrl {
 }
 
 /// Splits `host`, `host:port`, `[v6]` and `[v6]:port`.
-fn host_and_port(authority: &str, default_port: u16) -> Option<(String, u16)> {
+pub(super) fn host_and_port(authority: &str, default_port: u16) -> Option<(String, u16)> {
     if authority.contains('@') {
         return None; // a password in a URL ends up in logs
     }

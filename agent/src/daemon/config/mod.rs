@@ -9,6 +9,7 @@ mod file;
 mod link;
 mod outbox;
 mod overrides;
+mod payloads;
 mod source;
 mod states;
 mod threshold;
@@ -33,6 +34,7 @@ pub use self::broker::{
 pub use self::file::ConfigFile;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 pub use self::outbox::{OutboxConfig, WhenFullName};
+pub use self::payloads::{PayloadsConfig, PayloadsUrl};
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
 pub use self::states::{StateConfig, StatesConfig};
 pub use self::threshold::ThresholdConfig;
@@ -63,6 +65,8 @@ pub struct Config {
     /// Without it certificates are renewed by whoever made them.
     pub enrolment: Option<EnrolmentConfig>,
     pub link: LinkConfig,
+    /// Without it, what is too large for MQTT cannot be sent.
+    pub payloads: Option<PayloadsConfig>,
     pub runtime: RuntimeConfig,
     pub http: HttpConfig,
     pub outbox: OutboxConfig,
@@ -84,6 +88,7 @@ impl Default for Config {
             credentials: BTreeMap::new(),
             enrolment: None,
             link: LinkConfig::default(),
+            payloads: None,
             runtime: RuntimeConfig::default(),
             http: HttpConfig::default(),
             outbox: OutboxConfig::default(),

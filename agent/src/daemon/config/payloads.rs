@@ -1,0 +1,67 @@
+//! `[payloads]`: where payloads go that are too large for MQTT.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::broker::host_and_port;
+
+/// Without it, what is too large for the broker can never be sent.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PayloadsConfig {
+    /// `https://host[:port]` of the cloud's `--payload-listen`.
+    pub url: PayloadsUrl,
+    /// PEM; the system's certificates if not given.
+    pub ca_file: Option<PathBuf>,
+    /// The file's content is shown with every request.
+    pub token_file: Option<PathBuf>,
+}
+
+/// `https://host[:port][/path]`, or `http://` where nobody else is on the way.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PayloadsUrl {
+    pub tls: bool,
+    pub host: String,
+    pub port: u16,
+    /// In front of `/v1/payloads/…`, without a slash at its end; empty if not given.
+    pub path: String,
+}
+
+impl TryFrom<String> for PayloadsUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let expected = || format!("`{text}` is not https://host:port, such as https://cloud.example:8443");
+        let (tls, rest) = match text.split_once("://") {
+            Some(("https", rest)) => (true, rest),
+            Some(("http", rest)) => (false, rest),
+            _ => return Err(expected()),
+        };
+        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        if path.contains(['?', '#', ' ']) {
+            return Err(expected());
+        }
+        let (host, port) = host_and_port(authority, if tls { 443 } else { 80 }).ok_or_else(expected)?;
+        Ok(Self { tls, host, port, path: path.trim_end_matches('/').to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_whole_or_refused() {
+        let read = |text: &str| PayloadsUrl::try_from(text.to_owned());
+        let url = read("https://cloud.example/hedge/").expect("valid");
+        assert_eq!((url.tls, url.host.as_str(), url.port, url.path.as_str()), (true, "cloud.example", 443, "/hedge"));
+        assert_eq!(read("http://[::1]:8081").expect("valid").port, 8081);
+        for bad in
+            ["", "cloud.example", "ftp://c", "https://", "https://user:secret@c", "https://c:99999", "https://c/?a"]
+        {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}

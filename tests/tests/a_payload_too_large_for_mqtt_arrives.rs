@@ -1,0 +1,115 @@
+//! What the broker does not take travels by HTTPS, in pieces that survive a cut of the link and a kill of the cloud.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hedge_proto::{CaseFate, LinkState};
+use hedge_tests::certificates::Authority;
+use hedge_tests::fashion::{Fashion, noise_png};
+use hedge_tests::faults::Shape;
+use hedge_tests::mosquitto::MosquittoSetup;
+use hedge_tests::{Agent, AgentConfig, Cloud, CloudSetup, FaultProxy, Mosquitto, address, skip, wait};
+
+/// What the broker takes.
+const PACKET_BYTES_MAX: u32 = 100_000;
+
+/// Twenty times as much.
+const PAYLOAD_BYTES: usize = 2_000_000;
+
+/// Slow enough to be interrupted: five seconds for all of it.
+const SLOW: Shape = Shape { latency: Duration::ZERO, bytes_per_s: Some(400_000) };
+
+const ARRIVES_WITHIN: Duration = Duration::from_secs(90);
+
+/// TLS, headers, and the pieces that were under way at the cut and at the kill.
+const SENT_AGAIN_MAX: u64 = 300_000;
+
+#[test]
+fn by_https_going_on_where_it_was() -> Result<()> {
+    if !skip::has_onnxruntime() || !skip::has_mosquitto() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let authority = Authority::new(dir.path())?;
+    let mosquitto = Mosquitto::start_with(
+        dir.path(),
+        &MosquittoSetup { packet_bytes_max: Some(PACKET_BYTES_MAX), ..Default::default() },
+    )?;
+    let listen = address::own(8443);
+    let link = FaultProxy::start(listen)?;
+    let token = dir.path().join("token");
+    fs::write(&token, "secret\n")?;
+    let mut setup = CloudSetup::stub(&mosquitto.url(), "fashion", "Coat");
+    let identity = authority.server(link.address().ip())?;
+    for (flag, value) in [
+        ("--payload-listen", listen.to_string()),
+        ("--payload-cert", identity.certificate.display().to_string()),
+        ("--payload-key", identity.key.display().to_string()),
+        ("--payload-token-file", token.display().to_string()),
+    ] {
+        setup.more.extend([flag.to_owned(), value]);
+    }
+    let mut cloud = Cloud::start(dir.path(), &setup)?;
+    let config = |token: &std::path::Path| {
+        AgentConfig::new(dir.path(), "device-1")
+            .model_keeping("fashion-small", 1.0)
+            .http_source("pictures")
+            .corrections_file()
+            .broker(&mosquitto.url())
+            .section(&format!(
+                "[payloads]\nurl = \"https://{}\"\nca_file = \"{}\"\ntoken_file = \"{}\"",
+                link.address(),
+                authority.file().display(),
+                token.display()
+            ))
+    };
+    let mut agent = config(&token).start()?;
+    agent.wait_until_online()?;
+    link.shape(SLOW);
+    let before = link.meter().up_bytes;
+    let id = post_a_stored_one(&agent)?;
+    let sent = || link.meter().up_bytes - before;
+    wait::until_true("the upload has begun", ARRIVES_WITHIN, || Ok(sent() > 300_000))?;
+    link.reset();
+    link.pass();
+    wait::until_true("it goes on after the cut", ARRIVES_WITHIN, || Ok(sent() > 900_000))?;
+    cloud.kill()?;
+    cloud.start_again(&setup)?;
+    agent.wait_for_correction(&id, ARRIVES_WITHIN).context(cloud.log_end())?;
+    let again = sent().saturating_sub(PAYLOAD_BYTES as u64);
+    eprintln!("{} bytes up, {again} of them more than the payload", sent());
+    ensure!(again < SENT_AGAIN_MAX, "{again} bytes were sent again");
+    let case = cloud.get(&format!("/api/cases/{id}"))?;
+    ensure!(case["payload_bytes"].as_u64() >= Some(PAYLOAD_BYTES as u64), "{case}");
+    let left = fs::read_dir(dir.path().join("cloud-1/state/payloads"))?.count();
+    ensure!(left == 0, "{left} files are left although the case is on record");
+
+    // Small ones are not held up by one that is not let in.
+    agent.stop()?;
+    let wrong = dir.path().join("wrong");
+    fs::write(&wrong, "guessed")?;
+    let mut agent = config(&wrong).start()?;
+    agent.wait_until_online()?;
+    let large = post_a_stored_one(&agent)?;
+    let fashion = Fashion::load()?;
+    let small = (0..50)
+        .map(|index| agent.http.post("pictures", "", "image/png", &fashion.png(index)?))
+        .find(|answer| answer.as_ref().map_or(true, |answer| answer.case == Some(CaseFate::Stored)))
+        .context("none of 50 pictures was stored")??;
+    agent.wait_for_correction(&small.id, ARRIVES_WITHIN)?;
+    let status = agent.http.status()?;
+    ensure!(status.queue.waiting == 1 && status.queue.dead == 0 && status.link == LinkState::Online, "{status:?}");
+    ensure!(agent.corrections()?.iter().all(|correction| correction.id != large));
+    agent.stop()
+}
+
+fn post_a_stored_one(agent: &Agent) -> Result<hedge_proto::CaseId> {
+    for seed in 1..50 {
+        let answer = agent.http.post("pictures", "", "image/png", &noise_png(PAYLOAD_BYTES, seed)?)?;
+        if answer.case == Some(CaseFate::Stored) {
+            return Ok(answer.id);
+        }
+    }
+    anyhow::bail!("none of 50 pictures was deferred and stored")
+}
