@@ -122,24 +122,22 @@ impl<T: FnMut(Progress<'_>)> Desk<T> {
         let Some(UnderWay { errand, .. }) = self.under_way.get(device) else { return };
         let is_command = matches!(errand.what, What::Command(_));
         let report = match sent {
-            Err(PublishNoticeError::V5PubAck(PubAckReason::NoMatchingSubscribers)) if is_command => {
+            Err(PublishNoticeError::V5PubAck(reason)) => {
+                errand.give_up(Ending::NotSent, format!("the broker refuses it ({reason:?})"))
+            }
+            // The connection has ended; that ends everything.
+            Err(_) => return,
+            Ok(PublishResult::Qos1(ack)) if is_command && ack.reason == PubAckReason::NoMatchingSubscribers => {
                 errand.give_up(Ending::Offline, "no device of this name listens, so the broker has dropped it")
             }
-            Ok(_) | Err(PublishNoticeError::V5PubAck(PubAckReason::NoMatchingSubscribers))
-                if offline && !self.patience.offline =>
-            {
+            Ok(_) if offline && !self.patience.offline => {
                 let then = match is_command {
                     true => "it runs if the device connects within an hour",
                     false => "the device takes the settings when it connects",
                 };
                 errand.give_up(Ending::Offline, then)
             }
-            Ok(_) | Err(PublishNoticeError::V5PubAck(PubAckReason::NoMatchingSubscribers)) => return,
-            Err(PublishNoticeError::V5PubAck(reason)) => {
-                errand.give_up(Ending::NotSent, format!("the broker refuses it ({reason:?})"))
-            }
-            // The connection has ended; that ends everything.
-            Err(_) => return,
+            Ok(_) => return,
         };
         self.end(report);
     }

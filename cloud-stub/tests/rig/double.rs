@@ -39,7 +39,8 @@ impl Double {
     pub async fn connect(name: &str, broker: SocketAddr, manner: Manner) -> Self {
         let name = DeviceId::new(name).unwrap();
         let topics = Topics::new("").unwrap();
-        let options = MqttOptions::new(format!("double-{name}"), (broker.ip().to_string(), broker.port()));
+        let mut options = MqttOptions::new(format!("double-{name}"), (broker.ip().to_string(), broker.port()));
+        options.set_max_packet_size(Some(1 << 20));
         let (client, mut events) = AsyncClient::builder(options).capacity(1000).build();
         let (hear, heard) = mpsc::channel(1000);
         let filter = topics.down_filter(&name);

@@ -19,16 +19,7 @@ const DIAL_WAIT: Duration = Duration::from_secs(3);
 pub(super) async fn watch(ask: &Look) -> anyhow::Result<bool> {
     let target = if ask.words.is_empty() { Target::Many(ask.chosen.clone()) } else { watched(ask)? };
     let mut operator = connect(&ask.common, &target, WATCHING).await?;
-    for (device, known) in &operator.board.devices {
-        let there = [
-            known.status.clone().map(|status| Said::Status(Some(status))),
-            known.reported.clone().map(|reported| Said::Reported(Some(Box::new(reported)))),
-            known.desired.clone().map(|desired| Said::Desired(Some(desired))),
-        ];
-        for said in there.into_iter().flatten() {
-            print(ask, &operator, &Heard { device: device.clone(), said, retained: true })?;
-        }
-    }
+    print_board(ask, &operator)?;
     loop {
         tokio::select! {
             heard = operator.next() => match heard {
@@ -36,6 +27,8 @@ pub(super) async fn watch(ask: &Look) -> anyhow::Result<bool> {
                 Err(error) => {
                     eprintln!("{error}");
                     operator = again(ask, &target).await?;
+                    // What was said meanwhile is on the new board only.
+                    print_board(ask, &operator)?;
                 }
             },
             stopped = tokio::signal::ctrl_c() => {
@@ -68,6 +61,20 @@ async fn again(ask: &Look, target: &Target) -> anyhow::Result<Operator> {
             Err(error) => eprintln!("{error}"),
         }
     }
+}
+
+fn print_board(ask: &Look, operator: &Operator) -> anyhow::Result<()> {
+    for (device, known) in &operator.board.devices {
+        let there = [
+            known.status.clone().map(|status| Said::Status(Some(status))),
+            known.reported.clone().map(|reported| Said::Reported(Some(Box::new(reported)))),
+            known.desired.clone().map(|desired| Said::Desired(Some(desired))),
+        ];
+        for said in there.into_iter().flatten() {
+            print(ask, operator, &Heard { device: device.clone(), said, retained: true })?;
+        }
+    }
+    Ok(())
 }
 
 fn print(ask: &Look, operator: &Operator, heard: &Heard) -> anyhow::Result<()> {
