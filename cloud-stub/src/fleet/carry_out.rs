@@ -10,6 +10,7 @@ use rumqttc::mqttbytes::v5::PubAckReason;
 use rumqttc::{PublishNoticeError, PublishResult};
 use tokio::time::{Instant, sleep_until};
 
+use super::board::Device;
 use super::errand::{Ending, Errand, Report, Step, What};
 use super::operator::{Heard, Operator, OperatorError};
 
@@ -37,6 +38,8 @@ pub enum Progress<'a> {
 struct UnderWay {
     errand: Errand,
     until: Instant,
+    /// The device was away when this was sent. Settings on trial make it leave and come back.
+    was_away: bool,
 }
 
 /// At most one errand a device. Returns the reports in the order in which they ended.
@@ -56,8 +59,8 @@ pub async fn carry_out(
             match operator.publish(&errand) {
                 Ok(notice) => {
                     let device = errand.device.clone();
+                    desk.begin(errand, is_away(operator, &device));
                     notices.push(async move { (device, notice.wait_async().await) });
-                    desk.begin(errand);
                 }
                 Err(error) => desk.end(errand.give_up(Ending::NotSent, error.to_string())),
             }
@@ -70,15 +73,16 @@ pub async fn carry_out(
                 Ok(heard) => desk.hear(&heard),
                 Err(error) => break error,
             },
-            Some((device, sent)) = notices.next() => {
-                let offline = operator.board.devices.get(&device).is_some_and(super::board::Device::is_offline);
-                desk.sent(&device, sent, offline);
-            }
+            Some((device, sent)) = notices.next() => desk.sent(&device, sent, is_away(operator, &device)),
             () = sleep_until(next) => desk.look_at_the_clock(operator),
         }
     };
     desk.stop(&broken, waiting);
     desk.reports
+}
+
+fn is_away(operator: &Operator, device: &DeviceId) -> bool {
+    operator.board.devices.get(device).is_some_and(Device::is_offline)
 }
 
 struct Desk<T> {
@@ -89,9 +93,9 @@ struct Desk<T> {
 }
 
 impl<T: FnMut(Progress<'_>)> Desk<T> {
-    fn begin(&mut self, errand: Errand) {
+    fn begin(&mut self, errand: Errand, was_away: bool) {
         let until = Instant::now() + self.patience.answer;
-        self.under_way.insert(errand.device.clone(), UnderWay { errand, until });
+        self.under_way.insert(errand.device.clone(), UnderWay { errand, until, was_away });
     }
 
     fn end(&mut self, report: Report) {
@@ -101,7 +105,7 @@ impl<T: FnMut(Progress<'_>)> Desk<T> {
     }
 
     fn hear(&mut self, heard: &Heard) {
-        let Some(UnderWay { errand, until }) = self.under_way.get_mut(&heard.device) else { return };
+        let Some(UnderWay { errand, until, .. }) = self.under_way.get_mut(&heard.device) else { return };
         let was_on_trial = errand.is_on_trial();
         match (errand.hear(&heard.said), self.patience.trial) {
             (Step::Wait, _) => {}
@@ -118,8 +122,8 @@ impl<T: FnMut(Progress<'_>)> Desk<T> {
         }
     }
 
-    fn sent(&mut self, device: &DeviceId, sent: Result<PublishResult, PublishNoticeError>, offline: bool) {
-        let Some(UnderWay { errand, .. }) = self.under_way.get(device) else { return };
+    fn sent(&mut self, device: &DeviceId, sent: Result<PublishResult, PublishNoticeError>, is_away: bool) {
+        let Some(UnderWay { errand, was_away, .. }) = self.under_way.get(device) else { return };
         let is_command = matches!(errand.what, What::Command(_));
         let report = match sent {
             Err(PublishNoticeError::V5PubAck(reason)) => {
@@ -130,7 +134,7 @@ impl<T: FnMut(Progress<'_>)> Desk<T> {
             Ok(PublishResult::Qos1(ack)) if is_command && ack.reason == PubAckReason::NoMatchingSubscribers => {
                 errand.give_up(Ending::Offline, "no device of this name listens, so the broker has dropped it")
             }
-            Ok(_) if offline && !self.patience.offline => {
+            Ok(_) if *was_away && is_away && !self.patience.offline => {
                 let then = match is_command {
                     true => "it runs if the device connects within an hour",
                     false => "the device takes the settings when it connects",
@@ -148,10 +152,7 @@ impl<T: FnMut(Progress<'_>)> Desk<T> {
             .under_way
             .values()
             .filter(|errand| errand.until <= now)
-            .map(|UnderWay { errand, .. }| {
-                let offline = operator.board.devices.get(&errand.device).is_some_and(super::board::Device::is_offline);
-                errand.time_is_up(offline)
-            })
+            .map(|UnderWay { errand, .. }| errand.time_is_up(is_away(operator, &errand.device)))
             .collect();
         late.into_iter().for_each(|report| self.end(report));
     }

@@ -1,0 +1,74 @@
+//! `hedge-cloud device` sets and commands a real device over mosquitto, and says what the device says.
+
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+use hedge_proto::Outcome;
+use hedge_tests::mosquitto::MosquittoSetup;
+use hedge_tests::{Scene, Tally, places, skip};
+use serde_json::{Value, json};
+
+const DEVICE: &str = "device-1";
+
+struct Shell {
+    broker: String,
+}
+
+impl Shell {
+    /// The one line it prints.
+    fn ask(&self, code: i32, words: &[&str]) -> Result<Value> {
+        let mut command = Command::new(places::program("hedge-cloud")?);
+        command.arg("device").args(words).args(["--json", "--broker", &self.broker]);
+        let Output { status, stdout, stderr } = command.output()?;
+        let (out, err) = (String::from_utf8(stdout)?, String::from_utf8_lossy(&stderr).into_owned());
+        ensure!(status.code() == Some(code), "{words:?} ended with {status}: {out}{err}");
+        serde_json::from_str(&out).with_context(|| format!("{words:?}: {out}{err}"))
+    }
+}
+
+#[test]
+fn a_real_device_is_looked_at_set_and_commanded() -> Result<()> {
+    if !(skip::has_onnxruntime() && skip::has_mosquitto()) {
+        return Ok(());
+    }
+    let scene = Scene::stub(&MosquittoSetup::default())?;
+    let broker = format!("mqtt://{}", scene.broker()?);
+    let mut agent = scene.doubter(DEVICE).broker(&broker).start()?;
+    agent.wait_until_online()?;
+    let shell = Shell { broker };
+    let outcome =
+        |number| -> Result<Outcome> { Ok(scene.post(&agent, number, &mut Tally::default())?.decision.outcome) };
+    let score_min = "model.fashion-small.threshold.score_min";
+
+    let status = shell.ask(0, &["status", DEVICE])?;
+    ensure!(status["link"] == "online" && status["answer"]["outcome"] == "done", "{status}");
+    ensure!(shell.ask(0, &["get", DEVICE, score_min])?["value"] == json!(1.0), "as in the local file");
+    assert_eq!(outcome(0)?, Outcome::Defer);
+
+    let set = shell.ask(0, &["set", DEVICE, &format!("{score_min}=0"), "log.level=warn"])?;
+    ensure!(set["outcome"] == "applied" && set["version"] == 1, "{set}");
+    assert_eq!(outcome(1)?, Outcome::Keep);
+    ensure!(shell.ask(0, &["diff", "--all"])?["same"] == true, "what is wanted is in force");
+
+    // What only the device can know is wrong: it has no such model, and nothing of the document is in force.
+    let refused = shell.ask(1, &["set", DEVICE, "model.ghost.threshold.score_min=0.5", "log.level="])?;
+    ensure!(refused["outcome"] == "refused", "{refused}");
+    ensure!(refused["errors"][0]["field"].as_str().is_some_and(|field| field.contains("ghost")), "{refused}");
+    ensure!(shell.ask(1, &["diff", DEVICE])?["same"] == false, "it is still wanted");
+    let mended = shell.ask(0, &["set", "--where", "link=online", "model.ghost="])?;
+    ensure!(mended["outcome"] == "applied" && mended["version"] == 3, "{mended}");
+
+    // On trial, confirmed by the live cloud behind the broker. The device leaves and comes back for it.
+    let trial = shell.ask(0, &["set", DEVICE, "broker.keep_alive_s=17"])?;
+    ensure!(trial["outcome"] == "applied", "{trial}");
+
+    let paused = shell.ask(0, &["command", DEVICE, "pause", "source=pictures", "--id", "p"])?;
+    ensure!(paused["outcome"] == "done" && paused["id"] == "p", "{paused}");
+    let status = shell.ask(0, &["status", DEVICE])?;
+    ensure!(status["paused"] == json!(["pictures"]), "{status}");
+    shell.ask(0, &["command", DEVICE, "resume"])?;
+    assert_eq!(outcome(2)?, Outcome::Keep);
+    let unknown = shell.ask(1, &["command", DEVICE, "snapshot", "source=nowhere"])?;
+    ensure!(unknown["reason"].as_str().is_some_and(|reason| reason.contains("nowhere")), "{unknown}");
+    Ok(())
+}
