@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use hedge_proto::{DeviceId, Reported, Topic, Topics};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::Packet;
-use rumqttc::{AsyncClient, Broker, MqttOptions, PublishOptions};
+use rumqttc::{AsyncClient, Broker, IncomingPacketSizeLimit, MqttOptions, PublishOptions};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -34,6 +34,8 @@ impl Operator {
         let address = Broker::tcp(broker.ip().to_string(), broker.port());
         let mut options = MqttOptions::new(format!("operator-{}", std::process::id()), address);
         options.set_clean_start(true);
+        // It hears every case, too; the library's own limit is 10 KiB.
+        options.set_incoming_packet_size_limit(IncomingPacketSizeLimit::Unlimited);
         let (client, mut eventloop) = AsyncClient::builder(options).capacity(64).try_build()?;
         let heard: Arc<(Mutex<Heard>, Condvar)> = Arc::default();
         let hears = heard.clone();

@@ -1,5 +1,7 @@
 //! Publishes `up/reported`: the newest one, whenever it changes and at every connect.
 
+use std::time::Duration;
+
 use hedge_proto::{LastDesired, Reported, Settings, to_json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -7,6 +9,9 @@ use tokio_util::sync::CancellationToken;
 use super::InForce;
 use super::effective::effective;
 use crate::uplink::{SessionView, Uplink};
+
+/// A report that was not taken, because more waits to be sent than may, is offered again after so long.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// What there is to report.
 #[must_use]
@@ -32,18 +37,22 @@ pub(super) async fn run(
     let mut sessions = uplink.sessions();
     loop {
         let session = *sessions.borrow_and_update();
+        let mut again = false;
         if session.is_some() {
             let report = newest.borrow_and_update().clone();
             match uplink.reported(&report).await {
                 Ok(()) => drop(acknowledged.send_replace(session)),
-                // The end of this connection, or a newer report, brings the next try.
-                Err(error) => tracing::debug!(%error, "the report was not acknowledged"),
+                Err(error) => {
+                    again = true;
+                    tracing::debug!(%error, "the report was not acknowledged");
+                }
             }
         }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = sessions.changed() => if changed.is_err() { return },
             changed = newest.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(AGAIN_AFTER), if again => {}
         }
     }
 }
