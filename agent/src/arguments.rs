@@ -38,6 +38,8 @@ pub enum Command {
     /// See who changed settings and gave commands.
     #[command(subcommand)]
     Log(log::LogCommand),
+    /// Print what can be set from afar, as JSON Schema.
+    Schema,
     /// Make, inspect and calibrate model bundles.
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),

@@ -1,5 +1,6 @@
 //! `hedge-agent`: see `--help`.
 
+use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 
@@ -51,6 +52,11 @@ fn act(command: Command) -> anyhow::Result<ExitCode> {
         Command::Feed(arguments) => commands::feed::run(arguments),
         Command::Infer(arguments) => commands::infer::run(&arguments),
         Command::Check(argument) => commands::check::run(&argument.load()?),
+        Command::Schema => {
+            // A reader that has seen enough is no failure.
+            drop(std::io::stdout().write_all(hedge_proto::SETTINGS_SCHEMA.as_bytes()));
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Bundle(command) => commands::bundle::run(&command),
     }
 }

@@ -19,7 +19,7 @@ pub const COMMAND_ID_BYTES_MAX: usize = 128;
 
 /// Who ends a trial of settings that could cut the link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Confirm {
     /// The device, once a live cloud has answered it over the new settings.
@@ -31,14 +31,14 @@ pub enum Confirm {
 
 /// `down/desired`, retained: the whole wanted overlay over the local file, never a patch on the previous one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Desired {
     /// From 1, growing. A version is decided on once.
-    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = VERSION_MAX)))]
+    #[cfg_attr(test, schemars(range(min = 1, max = VERSION_MAX)))]
     pub version: u64,
     #[serde(default)]
-    #[cfg_attr(feature = "schema", schemars(with = "Settings"))]
+    #[cfg_attr(test, schemars(with = "Settings"))]
     pub settings: Value,
     #[serde(default)]
     pub confirm: Confirm,
@@ -63,7 +63,7 @@ impl Desired {
 
 /// What became of a desired document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum SettingsOutcome {
     /// In force.
@@ -78,7 +78,7 @@ pub enum SettingsOutcome {
 
 /// The last document the device decided on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LastDesired {
     /// Absent for a document whose version could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,12 +92,12 @@ pub struct LastDesired {
 
 /// `up/reported`, retained: the settings in force.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Reported {
     /// The desired document in force; 0 for the local file alone.
     pub version: u64,
     /// SHA-256 of `settings` as written here: equal hashes are equal settings.
-    #[cfg_attr(feature = "schema", schemars(with = "String"))]
+    #[cfg_attr(test, schemars(with = "String"))]
     pub hash: Digest,
     /// Every remotely settable field as it is in force, from the local file or the overlay.
     pub settings: Settings,
@@ -105,7 +105,7 @@ pub struct Reported {
     pub overlay: Settings,
     /// Sources that take no samples because of the command `pause`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
+    #[cfg_attr(test, schemars(with = "Vec<String>"))]
     pub paused: Vec<Name>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<LastDesired>,
@@ -113,7 +113,7 @@ pub struct Reported {
 
 /// `down/command`. MQTT 5's correlation data stands for an absent `id`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CommandMessage {
     /// Names this command: it has one effect and one result however often it arrives. Without one, only commands
@@ -133,7 +133,7 @@ pub struct CommandMessage {
 
 /// What a command asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "command", content = "args", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Order {
     /// Answers at once.
@@ -165,10 +165,10 @@ pub enum Order {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ExplainArgs {
-    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 100)))]
+    #[cfg_attr(test, schemars(range(min = 1, max = 100)))]
     pub last: u16,
 }
 
@@ -179,7 +179,7 @@ impl Default for ExplainArgs {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SourceArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -187,7 +187,7 @@ pub struct SourceArgs {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct RequeueArgs {
     /// Case ids; all dead letters if empty.
@@ -195,13 +195,13 @@ pub struct RequeueArgs {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LogLevelArgs {
     pub level: String,
     /// At most a day.
     #[serde(default = "ten_minutes")]
-    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 86_400)))]
+    #[cfg_attr(test, schemars(range(min = 1, max = 86_400)))]
     pub for_s: u32,
 }
 
@@ -210,14 +210,14 @@ fn ten_minutes() -> u32 {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotArgs {
     pub source: Name,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VersionArgs {
     pub version: u64,
@@ -267,7 +267,7 @@ impl Order {
 
 /// What became of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CommandOutcome {
     Done,
@@ -281,7 +281,7 @@ pub enum CommandOutcome {
 
 /// `up/reply`, or the response topic of the command if that is below the device's own `up`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Reply {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,

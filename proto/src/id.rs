@@ -56,7 +56,7 @@ impl Name {
 /// The name of a device, unique in its fleet.
 pub type DeviceId = Name;
 
-#[cfg(feature = "schema")]
+#[cfg(test)]
 impl schemars::JsonSchema for Name {
     fn schema_name() -> alloc::borrow::Cow<'static, str> {
         "Name".into()

@@ -16,6 +16,7 @@ mod control;
 mod digest;
 mod enrolment;
 mod id;
+mod overlay;
 mod settings;
 mod share;
 mod status;
@@ -35,10 +36,11 @@ pub use enrolment::{
     ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
 };
 pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
+pub use overlay::{FIELD_ERRORS_MAX, FieldError, LOCAL_ONLY};
 pub use settings::{
-    AddedKind, BrokerSettings, CeilingsSettings, FIELD_ERRORS_MAX, FieldError, LOCAL_ONLY, LinkProfile, LinkSettings,
-    LogSettings, ModelSettings, OutboxSettings, PayloadSettings, RegionSettings, Settings, SinkSettings, SinkWants,
-    SourceSettings, StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings,
+    AddedKind, BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
+    PayloadSettings, RegionSettings, Settings, SinkSettings, SinkWants, SourceSettings, StateSettings, StatesSettings,
+    TelemetrySettings, ThresholdSettings, VerdictsSettings,
 };
 pub use share::{NotAShare, Share};
 pub use status::{
@@ -48,6 +50,9 @@ pub use status::{
 pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};
 pub use topic::{Topic, Topics};
 pub use verdict::{Authority, DownMessage, Verdict};
+
+/// What [`Settings`] may hold, as JSON Schema; a test holds it against the types.
+pub const SETTINGS_SCHEMA: &str = include_str!("../settings.schema.json");
 
 /// The version of the messages in this crate. A device sends a version only to a cloud that reads it.
 pub const WIRE_VERSION: u16 = 1;

@@ -1,24 +1,19 @@
 //! What may be changed remotely while a device runs: an overlay over its local configuration file.
 //!
 //! Every field is optional. What an overlay leaves out, or gives as `null`, is as in the local file. Names are those
-//! of the file; models and sources stand below their names. [`LOCAL_ONLY`] lists what is decided on the device alone,
+//! of the file; models and sources stand below their names. [`crate::LOCAL_ONLY`] lists what is decided on the device alone,
 //! with the reason.
 
 use alloc::collections::BTreeMap;
-use alloc::format;
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
-use core::ops::RangeInclusive;
+use alloc::string::String;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use serde_path_to_error::{Path, Segment};
 
-use crate::{Metadata, Name, Share, VERSION_MAX};
+use crate::{Metadata, Name, Share};
 
 /// The remotely settable part of a device's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,7 +38,7 @@ pub struct Settings {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
     /// `error`, `warn`, `info`, `debug`, or a filter such as `info,hedge_agent::uplink=debug`.
@@ -52,7 +47,7 @@ pub struct LogSettings {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LinkProfile {
     /// Costs nothing: an outage is seen within 45 s.
@@ -62,7 +57,7 @@ pub enum LinkProfile {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct LinkSettings {
     /// On trial, because it changes the keep-alive.
@@ -79,7 +74,7 @@ pub struct LinkSettings {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct StatesSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,15 +88,15 @@ pub struct StatesSettings {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct StateSettings {
     /// Each model's threshold counts so many times.
-    #[cfg_attr(feature = "schema", schemars(range(min = 0, max = 10)))]
+    #[cfg_attr(test, schemars(range(min = 0, max = 10)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threshold_scale: Option<f32>,
     /// The longest a caller waits for a verdict.
-    #[cfg_attr(feature = "schema", schemars(range(min = 0, max = 60_000)))]
+    #[cfg_attr(test, schemars(range(min = 0, max = 60_000)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_ms_max: Option<u64>,
     /// In which form a case is stored and sent.
@@ -113,18 +108,18 @@ pub struct StateSettings {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PayloadSettings {
     /// As it came.
     Whole,
     /// Pixels of the longer side, at most.
-    Thumbnail(#[cfg_attr(feature = "schema", schemars(range(min = 16, max = 4096)))] u32),
+    Thumbnail(#[cfg_attr(test, schemars(range(min = 16, max = 4096)))] u32),
 }
 
 /// Each holds in any such period of powered time, a month being 30 days.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CeilingsSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,7 +137,7 @@ pub struct CeilingsSettings {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct OutboxSettings {
     /// How long an answer waits to be able to say `stored`.
@@ -151,18 +146,18 @@ pub struct OutboxSettings {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetrySettings {
     /// A change of the link is told at once all the same.
-    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
+    #[cfg_attr(test, schemars(range(min = 1)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval_s: Option<u64>,
 }
 
 /// Which answers a sink gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum SinkWants {
     /// Local answers and corrections.
@@ -173,7 +168,7 @@ pub enum SinkWants {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VerdictsSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -188,7 +183,7 @@ pub struct VerdictsSettings {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SinkSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -196,7 +191,7 @@ pub struct SinkSettings {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct BrokerSettings {
     /// `mqtt://`, `mqtts://`, `ws://` or `wss://`, with host and optional port.
@@ -213,13 +208,13 @@ pub struct BrokerSettings {
     /// `http://host:port` of a proxy that allows CONNECT.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
-    #[cfg_attr(feature = "schema", schemars(range(min = 5)))]
+    #[cfg_attr(test, schemars(range(min = 5)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_alive_s: Option<u16>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -228,7 +223,7 @@ pub struct ModelSettings {
 
 /// What an answer must reach to stay on the device. Each limit alone can send a sample on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ThresholdSettings {
     /// The best score.
@@ -246,7 +241,7 @@ pub struct ThresholdSettings {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SourceSettings {
     /// `http` adds a source; the kind of one in the local file cannot be changed.
@@ -270,7 +265,7 @@ pub struct SourceSettings {
 
 /// Sources that name programs or folders are added on the device only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum AddedKind {
     Http,
@@ -278,7 +273,7 @@ pub enum AddedKind {
 
 /// Fractions of the whole picture.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RegionSettings {
     pub left: Share,
@@ -287,300 +282,14 @@ pub struct RegionSettings {
     pub height: Share,
 }
 
-/// What is wrong with one field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct FieldError {
-    /// As in the local file, with dots: `model.photo.threshold.score_min`.
-    pub field: String,
-    pub reason: String,
-}
-
-/// What is decided on the device alone, by the beginning of its name, and why. `*` is any one name.
-pub const LOCAL_ONLY: &[(&str, &str)] = &[
-    ("device", "the device's name is its identity"),
-    ("state_dir", "it holds what must not be lost"),
-    ("http", "who may reach the device's own interface is decided on the device"),
-    ("runtime", "a library is code"),
-    ("credentials", "secrets never travel; name them with broker.credentials"),
-    ("enrolment", "who vouches for the device is decided on the device"),
-    ("broker.identity", "the device's name is its identity"),
-    ("privacy", "what may leave the device is decided on the device"),
-    ("broker.recovery", "it is the way back when everything else was set wrong"),
-    ("broker.prefix", "it belongs to the device's identity"),
-    ("broker.username", "secrets never travel; name them with broker.credentials"),
-    ("broker.password_file", "secrets never travel; name them with broker.credentials"),
-    ("broker.ca_file", "secrets never travel; name them with broker.credentials"),
-    ("broker.certificate_file", "secrets never travel; name them with broker.credentials"),
-    ("broker.key_file", "secrets never travel; name them with broker.credentials"),
-    ("link.probe", "an address the device asks is decided on the device"),
-    ("outbox.cases_max", "the disk is the device's"),
-    ("outbox.bytes_max", "the disk is the device's"),
-    ("outbox.free_bytes_min", "the disk is the device's"),
-    ("outbox.when_full", "the disk is the device's"),
-    ("outbox.age_max_s", "the disk is the device's"),
-    ("outbox.payload_bytes_max", "the disk is the device's"),
-    ("log.format", "the journal's readers are on the device"),
-    ("model.*.bundle", "a model is code; bundles are delivered on the device"),
-    ("model.*.variant", "a model is code; bundles are delivered on the device"),
-    ("model.*.hung_after_s", "the board's cores are the device's"),
-    ("model.*.threads", "the board's cores are the device's"),
-    ("source.*.path", "folders are the device's"),
-    ("source.*.after", "folders are the device's"),
-    ("source.*.command", "a command is code"),
-    ("source.*.format", "a command is code"),
-    ("verdicts.jsonl.path", "folders are the device's"),
-    ("verdicts.jsonl.bytes_max", "the disk is the device's"),
-    ("verdicts.webhook.url", "who gets answers is decided on the device"),
-    ("verdicts.webhook.ca_file", "secrets never travel"),
-    ("verdicts.webhook.token_file", "secrets never travel"),
-    ("verdicts.command.command", "a command is code"),
-    ("verdicts.mqtt.broker", "who gets answers is decided on the device"),
-];
-
-/// The most wrong fields one answer lists; a document with more is wrong altogether.
-pub const FIELD_ERRORS_MAX: usize = 32;
-
-/// The most of a reason that goes into an answer: it may quote what was sent.
-const REASON_CHARS_MAX: usize = 300;
-
-impl FieldError {
-    #[must_use]
-    pub fn new(field: impl Into<String>, reason: impl AsRef<str>) -> Self {
-        Self { field: field.into(), reason: reason.as_ref().chars().take(REASON_CHARS_MAX).collect() }
-    }
-}
-
-impl core::fmt::Display for FieldError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{}: {}", self.field, self.reason)
-    }
-}
-
-impl Settings {
-    /// Reads an overlay whole, or names every wrong field (at most [`FIELD_ERRORS_MAX`]).
-    pub fn read(mut overlay: Value) -> Result<Self, Vec<FieldError>> {
-        let mut errors = Vec::new();
-        take_local_only(&mut overlay, &mut errors);
-        loop {
-            match serde_path_to_error::deserialize::<_, Self>(&overlay) {
-                Ok(settings) => {
-                    settings.check_ranges(&mut errors);
-                    return if errors.is_empty() { Ok(settings) } else { Err(errors) };
-                }
-                Err(error) => {
-                    let path = error.path().clone();
-                    errors.push(FieldError::new(field_name(&path), error.into_inner().to_string()));
-                    if errors.len() >= FIELD_ERRORS_MAX || !take_out(&mut overlay, &path) {
-                        return Err(errors);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The longest text of one setting, in bytes.
-const TEXT_BYTES_MAX: usize = 512;
-
-impl Settings {
-    /// What a type alone does not refuse.
-    fn check_ranges(&self, errors: &mut Vec<FieldError>) {
-        let mut number = |field: &str, value: Option<u64>, range: RangeInclusive<u64>| {
-            if let Some(value) = value.filter(|value| !range.contains(value)) {
-                let (least, most) = (range.start(), range.end());
-                errors.push(FieldError::new(field, format!("{value} is not a number from {least} to {most}")));
-            }
-        };
-        let ceilings = self.link.as_ref().and_then(|link| link.ceilings.as_ref());
-        for (field, value) in ceilings.map(CeilingsSettings::all).into_iter().flatten() {
-            number(&format!("link.ceilings.{field}"), value, 0..=VERSION_MAX);
-        }
-        number("outbox.store_wait_ms", self.outbox.as_ref().and_then(|outbox| outbox.store_wait_ms), 0..=10_000);
-        number("telemetry.interval_s", self.telemetry.as_ref().and_then(|one| one.interval_s), 1..=7 * 86_400);
-        let keep_alive = self.broker.as_ref().and_then(|broker| broker.keep_alive_s).map(u64::from);
-        number("broker.keep_alive_s", keep_alive, 5..=u64::from(u16::MAX));
-        for (name, source) in self.source.iter().flatten() {
-            let interval = source.as_ref().and_then(|source| source.interval_ms);
-            number(&format!("source.{name}.interval_ms"), interval, 0..=86_400_000);
-        }
-        let broker = self.broker.clone().unwrap_or_default();
-        let texts = [
-            ("log.level", self.log.as_ref().and_then(|log| log.level.clone())),
-            ("broker.url", broker.url),
-            ("broker.client_id", broker.client_id),
-            ("broker.alpn", broker.alpn),
-            ("broker.proxy", broker.proxy),
-        ];
-        for (field, text) in texts {
-            let bytes = text.map_or(1, |text| text.len());
-            if !(1..=TEXT_BYTES_MAX).contains(&bytes) {
-                errors.push(FieldError::new(field, format!("{bytes} bytes are not from 1 to {TEXT_BYTES_MAX}")));
-            }
-        }
-    }
-}
-
-impl CeilingsSettings {
-    fn all(&self) -> [(&'static str, Option<u64>); 6] {
-        [
-            ("cases_per_hour", self.cases_per_hour),
-            ("cases_per_day", self.cases_per_day),
-            ("cases_per_month", self.cases_per_month),
-            ("bytes_per_hour", self.bytes_per_hour),
-            ("bytes_per_day", self.bytes_per_day),
-            ("bytes_per_month", self.bytes_per_month),
-        ]
-    }
-}
-
-/// Refuses what only the device decides, by name, and takes it out of the document.
-fn take_local_only(overlay: &mut Value, errors: &mut Vec<FieldError>) {
-    for (pattern, reason) in LOCAL_ONLY {
-        let levels: Vec<&str> = pattern.split('.').collect();
-        for field in take_pattern(overlay, &levels) {
-            if errors.len() < FIELD_ERRORS_MAX {
-                errors.push(FieldError::new(field, format!("is set on the device only: {reason}")));
-            }
-        }
-    }
-}
-
-/// Removes what matches and returns the names it had.
-fn take_pattern(value: &mut Value, levels: &[&str]) -> Vec<String> {
-    let (Value::Object(object), Some((level, rest))) = (value, levels.split_first()) else { return Vec::new() };
-    let names: Vec<String> = match *level {
-        "*" => object.keys().cloned().collect(),
-        name => [name.to_string()].into(),
-    };
-    let mut taken = Vec::new();
-    for name in names {
-        if rest.is_empty() {
-            taken.extend(object.remove(&name).filter(|value| !value.is_null()).map(|_| name));
-        } else if let Some(inner) = object.get_mut(&name) {
-            taken.extend(take_pattern(inner, rest).into_iter().map(|field| format!("{name}.{field}")));
-        }
-    }
-    taken
-}
-
-fn field_name(path: &Path) -> String {
-    let text = path.to_string();
-    if text == "." { "settings".to_string() } else { text }
-}
-
-/// Removes the deepest named thing on the path. False if there is none: the document itself is wrong.
-fn take_out(value: &mut Value, path: &Path) -> bool {
-    let keys: Vec<&str> = path
-        .iter()
-        .filter_map(|segment| match segment {
-            Segment::Map { key } => Some(key.as_str()),
-            _ => None,
-        })
-        .collect();
-    let Some((last, parents)) = keys.split_last() else { return false };
-    let mut place = value;
-    for parent in parents {
-        let Some(inner) = place.get_mut(*parent) else { return false };
-        place = inner;
-    }
-    place.as_object_mut().is_some_and(|object| object.remove(*last).is_some())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    #[track_caller]
-    fn check_refused(overlay: Value, expected: &[(&str, &str)]) {
-        let errors = Settings::read(overlay).expect_err("refused");
-        assert_eq!(errors.len(), expected.len(), "{errors:?}");
-        for (field, part) in expected {
-            let found = errors.iter().any(|error| error.field == *field && error.reason.contains(part));
-            assert!(found, "no `{field}` with `{part}` in {errors:?}");
-        }
-    }
 
     #[test]
-    fn an_overlay_reads_back_and_null_is_nothing() {
-        let overlay = json!({
-            "link": {"profile": "metered", "ceilings": {"bytes_per_day": 5}},
-            "model": {"photo": {"threshold": {"score_min": 0.7, "classes": {"cat": 0.9, "dog": null}}}},
-            "source": {"porch": {"interval_ms": 500, "region": null}, "hall": null},
-            "broker": null,
-        });
-        let settings = Settings::read(overlay).expect("valid");
-        assert_eq!(settings.broker, None);
-        let again = serde_json::to_value(&settings).expect("serialises");
-        assert_eq!(again["model"]["photo"]["threshold"]["classes"]["cat"], json!(0.9_f32));
-        assert_eq!(Settings::read(again), Ok(settings));
-    }
-
-    #[test]
-    fn every_wrong_field_is_named() {
-        check_refused(
-            json!({
-                "linkk": 1,
-                "link": {"profile": "wifi", "batch_bytes_max": -1, "ceilings": {"cases_per_hour": "many"}},
-                "model": {"photo": {"threshold": {"score_min": 1.2}}},
-                "source": {"porch": {"interval": 5, "kind": "command"}},
-            }),
-            &[
-                ("linkk", "unknown field"),
-                ("link.profile", "wifi"),
-                ("link.batch_bytes_max", "-1"),
-                ("link.ceilings.cases_per_hour", "many"),
-                ("model.photo.threshold.score_min", "from 0 to 1"),
-                ("source.porch.interval", "unknown field"),
-                ("source.porch.kind", "command"),
-            ],
-        );
-        check_refused(json!(7), &[("settings", "invalid type")]);
-    }
-
-    #[test]
-    fn what_is_local_only_is_refused_with_the_reason() {
-        check_refused(
-            json!({
-                "device": "other",
-                "broker": {"url": "mqtt://b", "password_file": "/etc/shadow", "recovery": {"url": "mqtt://c"}},
-                "source": {"porch": {"command": ["sh"]}, "hall": {"path": "/"}},
-            }),
-            &[
-                ("device", "identity"),
-                ("broker.password_file", "broker.credentials"),
-                ("broker.recovery", "way back"),
-                ("source.porch.command", "code"),
-                ("source.hall.path", "folders"),
-            ],
-        );
-    }
-
-    #[test]
-    fn numbers_and_texts_out_of_range_are_named() {
-        check_refused(
-            json!({
-                "broker": {"keep_alive_s": 0, "client_id": "", "url": "x".repeat(600)},
-                "telemetry": {"interval_s": 0},
-                "source": {"porch": {"interval_ms": 999_999_999}},
-                "link": {"ceilings": {"bytes_per_day": u64::MAX}},
-            }),
-            &[
-                ("link.ceilings.bytes_per_day", "not a number from 0"),
-                ("telemetry.interval_s", "from 1"),
-                ("broker.keep_alive_s", "from 5"),
-                ("source.porch.interval_ms", "from 0"),
-                ("broker.client_id", "0 bytes"),
-                ("broker.url", "600 bytes"),
-            ],
-        );
-    }
-
-    #[test]
-    fn errors_are_bounded_however_wrong_a_document_is() {
-        let overlay: Value =
-            (0..1000).map(|n| (format!("field{n}"), json!(n))).collect::<serde_json::Map<_, _>>().into();
-        assert_eq!(Settings::read(overlay).expect_err("refused").len(), FIELD_ERRORS_MAX);
+    fn the_committed_schema_is_that_of_the_types() {
+        let schema = serde_json::to_string_pretty(&schemars::schema_for!(Settings)).expect("serialises") + "\n";
+        // A whole file to take over, not a difference to type in.
+        assert!(schema == crate::SETTINGS_SCHEMA, "proto/settings.schema.json is to be:\n{schema}");
     }
 }

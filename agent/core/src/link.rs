@@ -148,8 +148,8 @@ pub struct Link {
     chance: Chance,
     profile: Profile,
     has_recovery: bool,
-    /// The way of the present connection, or of the last dial.
-    way: Way,
+    /// The way of the present connection, or of the last dial; none since the settings changed.
+    way: Option<Way>,
     /// The last moment with a connection.
     offline_since: Moment,
     /// The end of the present connection is not a loss: it makes room for one with other settings.
@@ -176,7 +176,7 @@ impl Link {
     pub fn new(now: Moment, has_broker: bool, has_recovery: bool, profile: Profile, seed: u64) -> Self {
         Self {
             has_recovery,
-            way: Way::Usual,
+            way: None,
             offline_since: now,
             redials: false,
             state: LinkState::Offline,
@@ -217,18 +217,20 @@ impl Link {
         self.dial_at.take_if(|at| *at <= now)?;
         self.state = LinkState::Connecting;
         let lost_for_long = self.has_recovery && now.since(self.offline_since) >= RECOVERY_AFTER;
-        (self.way, self.reason) = match self.way {
-            Way::Usual if lost_for_long => (Way::Recovery, "dialling the recovery broker"),
+        let way;
+        (way, self.reason) = match self.way {
+            Some(Way::Usual) if lost_for_long => (Way::Recovery, "dialling the recovery broker"),
             _ => (Way::Usual, "dialling"),
         };
-        Some(self.way)
+        self.way = Some(way);
+        self.way
     }
 
     /// The broker's settings, or what they mean, have changed: true if a connection or dial is to be ended for it.
     pub fn redial(&mut self, now: Moment) -> bool {
         self.dial_wait = DIAL_WAIT_MIN;
         self.gives_way = false;
-        self.way = Way::Recovery; // so that the next dial goes the usual way
+        self.way = None;
         self.dial_at = self.dial_at.map(|_| now);
         self.redials = self.state != LinkState::Offline;
         self.redials
@@ -244,7 +246,7 @@ impl Link {
     /// When a connection by the recovery way is to be left.
     #[must_use]
     pub fn leave_at(&self) -> Option<Moment> {
-        let stays = self.is_connected() && self.way == Way::Recovery && !self.redials;
+        let stays = self.is_connected() && self.way == Some(Way::Recovery) && !self.redials;
         stays.then_some(self.connected_at + RECOVERY_STAY_MAX)
     }
 
@@ -555,7 +557,10 @@ mod tests {
     #[test]
     fn the_recovery_way_is_left_in_time_to_try_the_usual_one() {
         let mut link = Link::new(Moment(0), true, true, Profile::LAN, 1);
+        assert_eq!(link.take_dial(Moment(0)), Some(Way::Usual));
         let now = Moment(0) + RECOVERY_AFTER;
+        link.lost(now, Loss::Broken);
+        let now = link.dial_at().expect("dials again");
         assert_eq!(link.take_dial(now), Some(Way::Recovery));
         link.connected(now);
         let at = link.leave_at().expect("is left");

@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::InForce;
 use super::effective::effective;
-use crate::uplink::{SessionView, Uplink};
+use crate::uplink::{PublishError, SessionView, Uplink};
 
-/// A report that was not taken, because more waits to be sent than may, is offered again after so long.
+/// A report that found no place among what waits to be sent is offered again after so long.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// What there is to report.
@@ -42,8 +42,9 @@ pub(super) async fn run(
             let report = newest.borrow_and_update().clone();
             match uplink.reported(&report).await {
                 Ok(()) => drop(acknowledged.send_replace(session)),
+                // The end of this connection, or a newer report, brings the next try; a refusal would only be repeated.
                 Err(error) => {
-                    again = true;
+                    again = matches!(error, PublishError::NotConnected);
                     tracing::debug!(%error, "the report was not acknowledged");
                 }
             }

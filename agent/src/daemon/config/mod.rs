@@ -251,6 +251,9 @@ impl Config {
         keep("http", self.http != before.http);
         keep("link.probe", self.link.probe != before.link.probe);
         keep("broker", self.broker.is_some() != before.broker.is_some());
+        let fixed = |config: &Self| config.broker.as_ref().map(|broker| (broker.prefix.clone(), broker.identity));
+        keep("broker.prefix and broker.identity", self.broker.is_some() && fixed(&self) != fixed(before));
+        keep("payloads", self.payloads != before.payloads);
         let on_disk = |config: &Self| OutboxConfig { store_wait_ms: 0, ..config.outbox.clone() };
         keep("enrolment", self.enrolment != before.enrolment);
         keep("outbox", on_disk(&self) != on_disk(before));
