@@ -2,47 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use hedge_proto::SettingsOutcome;
-use hedge_tests::mosquitto::MosquittoSetup;
+use hedge_tests::Operated;
+use hedge_tests::operated::DEVICE;
 use hedge_tests::operator::WORD_WAIT_MAX;
-use hedge_tests::{Agent, Operator, Scene, skip};
 use serde_json::{Value, json};
-
-const DEVICE: &str = "device-1";
 
 /// The deadline of a trial, and what a device may need to be back.
 const BACK_WITHIN: Duration = Duration::from_secs(180 + 60);
-
-struct Rig {
-    _scene: Scene,
-    operator: Operator,
-    agent: Agent,
-}
-
-impl Rig {
-    fn start() -> Result<Self> {
-        let scene = Scene::stub(&MosquittoSetup::default())?;
-        let operator = Operator::at(scene.broker()?)?;
-        let broker = format!("mqtt://{}", scene.broker()?);
-        let mut agent = scene.doubter(DEVICE).broker(&broker).start()?;
-        agent.wait_until_online()?;
-        Ok(Self { _scene: scene, operator, agent })
-    }
-
-    fn wait_for(&self, version: u64, outcome: SettingsOutcome, bound: Duration) -> Result<hedge_proto::Reported> {
-        let what = format!("version {version} is {outcome:?}");
-        self.operator
-            .wait_for_report(DEVICE, &what, bound, |report| {
-                report.last.as_ref().is_some_and(|last| last.version == Some(version) && last.outcome == outcome)
-            })
-            .with_context(|| self.agent.log_end())
-    }
-}
-
-fn can_run() -> bool {
-    skip::has_onnxruntime() && skip::has_mosquitto()
-}
 
 fn keep_alive(seconds: u16) -> Value {
     json!({"broker": {"keep_alive_s": seconds}})
@@ -50,10 +18,7 @@ fn keep_alive(seconds: u16) -> Value {
 
 #[test]
 fn good_settings_of_the_link_are_kept_once_a_live_cloud_has_answered() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
-    let mut rig = Rig::start()?;
+    let Some(mut rig) = Operated::start()? else { return Ok(()) };
     rig.operator.desire(DEVICE, 1, keep_alive(30))?;
     let report = rig.wait_for(1, SettingsOutcome::Applied, WORD_WAIT_MAX)?;
     assert_eq!(report.settings.broker.and_then(|broker| broker.keep_alive_s), Some(30));
@@ -62,10 +27,7 @@ fn good_settings_of_the_link_are_kept_once_a_live_cloud_has_answered() -> Result
 
 #[test]
 fn an_operators_trial_is_kept_by_the_operators_word_only() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
-    let mut rig = Rig::start()?;
+    let Some(mut rig) = Operated::start()? else { return Ok(()) };
     let document = json!({"version": 1, "settings": keep_alive(30), "confirm": "operator"});
     rig.operator.desire_document(DEVICE, document.to_string())?;
     rig.wait_for(1, SettingsOutcome::OnTrial, WORD_WAIT_MAX)?;
@@ -91,10 +53,7 @@ fn an_operators_trial_is_kept_by_the_operators_word_only() -> Result<()> {
 
 #[test]
 fn a_wrong_broker_is_given_back_in_time() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
-    let mut rig = Rig::start()?;
+    let Some(mut rig) = Operated::start()? else { return Ok(()) };
     // Nobody listens on port 9 of the loopback network.
     rig.operator.desire(DEVICE, 1, json!({"broker": {"url": "mqtt://127.0.0.1:9"}}))?;
     let report = rig.wait_for(1, SettingsOutcome::Failed, BACK_WITHIN)?;

@@ -4,50 +4,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hedge_proto::{Outcome, Reported, SettingsOutcome};
-use hedge_tests::mosquitto::MosquittoSetup;
+use hedge_tests::operated::DEVICE;
 use hedge_tests::operator::WORD_WAIT_MAX;
-use hedge_tests::{Agent, Operator, Scene, Tally, skip};
+use hedge_tests::{Operated, Tally};
 use serde_json::{Value, json};
 
-const DEVICE: &str = "device-1";
-
-struct Rig {
-    scene: Scene,
-    operator: Operator,
-    agent: Agent,
+/// Publishes the settings and waits for the device's word on them.
+fn desire(rig: &Operated, version: u64, settings: Value, outcome: SettingsOutcome) -> Result<Reported> {
+    rig.operator.desire(DEVICE, version, settings)?;
+    rig.wait_for(version, outcome, WORD_WAIT_MAX)
 }
 
-impl Rig {
-    fn start() -> Result<Self> {
-        let scene = Scene::stub(&MosquittoSetup::default())?;
-        let operator = Operator::at(scene.broker()?)?;
-        let mut agent = scene.doubter(DEVICE).broker(&format!("mqtt://{}", scene.broker()?)).start()?;
-        agent.wait_until_online()?;
-        Ok(Self { scene, operator, agent })
-    }
-
-    fn desire(&self, version: u64, settings: Value, outcome: SettingsOutcome) -> Result<Reported> {
-        self.operator.desire(DEVICE, version, settings)?;
-        self.wait_for(version, outcome)
-    }
-
-    fn wait_for(&self, version: u64, outcome: SettingsOutcome) -> Result<Reported> {
-        let what = format!("version {version} is {outcome:?}");
-        self.operator
-            .wait_for_report(DEVICE, &what, WORD_WAIT_MAX, |report| {
-                report.last.as_ref().is_some_and(|last| last.version == Some(version) && last.outcome == outcome)
-            })
-            .with_context(|| self.agent.log_end())
-    }
-
-    fn outcome_of_a_sample(&self, number: usize) -> Result<(Outcome, f32)> {
-        let answer = self.scene.post(&self.agent, number, &mut Tally::default())?;
-        Ok((answer.decision.outcome, answer.decision.threshold))
-    }
-}
-
-fn can_run() -> bool {
-    skip::has_onnxruntime() && skip::has_mosquitto()
+fn outcome_of_a_sample(rig: &Operated, number: usize) -> Result<(Outcome, f32)> {
+    let answer = rig.scene.post(&rig.agent, number, &mut Tally::default())?;
+    Ok((answer.decision.outcome, answer.decision.threshold))
 }
 
 fn keep_all() -> Value {
@@ -56,44 +26,38 @@ fn keep_all() -> Value {
 
 #[test]
 fn a_document_is_in_force_reported_and_outlives_a_restart() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
-    let mut rig = Rig::start()?;
-    assert_eq!(rig.outcome_of_a_sample(0)?, (Outcome::Defer, 1.0));
-    let report = rig.desire(1, keep_all(), SettingsOutcome::Applied)?;
+    let Some(mut rig) = Operated::start()? else { return Ok(()) };
+    assert_eq!(outcome_of_a_sample(&rig, 0)?, (Outcome::Defer, 1.0));
+    let report = desire(&rig, 1, keep_all(), SettingsOutcome::Applied)?;
     assert_eq!(report.version, 1);
-    assert_eq!(rig.outcome_of_a_sample(1)?, (Outcome::Keep, 0.0));
+    assert_eq!(outcome_of_a_sample(&rig, 1)?, (Outcome::Keep, 0.0));
 
     rig.agent.kill()?;
     rig.agent.start_again()?;
     rig.agent.wait_until_online()?;
-    assert_eq!(rig.outcome_of_a_sample(2)?, (Outcome::Keep, 0.0));
+    assert_eq!(outcome_of_a_sample(&rig, 2)?, (Outcome::Keep, 0.0));
 
     // Whole, not a patch: what the next one leaves out is as in the local file.
-    let report = rig.desire(2, json!({"log": {"level": "debug"}}), SettingsOutcome::Applied)?;
+    let report = desire(&rig, 2, json!({"log": {"level": "debug"}}), SettingsOutcome::Applied)?;
     assert_eq!(report.settings.log.and_then(|log| log.level).as_deref(), Some("debug"));
-    assert_eq!(rig.outcome_of_a_sample(3)?, (Outcome::Defer, 1.0));
+    assert_eq!(outcome_of_a_sample(&rig, 3)?, (Outcome::Defer, 1.0));
     rig.agent.stop()
 }
 
 #[test]
 fn a_wrong_or_old_document_changes_nothing_and_names_what_is_wrong() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
-    let mut rig = Rig::start()?;
-    let good = rig.desire(5, keep_all(), SettingsOutcome::Applied)?;
+    let Some(mut rig) = Operated::start()? else { return Ok(()) };
+    let good = desire(&rig, 5, keep_all(), SettingsOutcome::Applied)?;
     let wrong = json!({
         "model": {"fashion-small": {"threshold": {"score_min": 1.5, "classes": {"Dress": 0.9}}}},
         "link": {"profil": "metered"},
         "state_dir": "/tmp",
     });
-    let report = rig.desire(6, wrong, SettingsOutcome::Refused)?;
+    let report = desire(&rig, 6, wrong, SettingsOutcome::Refused)?;
     let fields: Vec<String> = report.last.context("said")?.errors.into_iter().map(|error| error.field).collect();
     assert_eq!(fields, ["state_dir", "link.profil", "model.fashion-small.threshold.score_min"]);
     let no_such_class = json!({"model": {"fashion-small": {"threshold": {"classes": {"Zebra": 0.9}}}}});
-    let report = rig.desire(7, no_such_class, SettingsOutcome::Refused)?;
+    let report = desire(&rig, 7, no_such_class, SettingsOutcome::Refused)?;
     assert_eq!(report.last.context("said")?.errors[0].field, "model.fashion-small.threshold.classes.Zebra");
     for (document, part) in [
         (r#"{"version": 4, "settings": {}}"#, "old"),
@@ -112,37 +76,31 @@ fn a_wrong_or_old_document_changes_nothing_and_names_what_is_wrong() -> Result<(
     }
     let report = rig.operator.reported(DEVICE)?.context("reported")?;
     assert_eq!((report.version, report.hash), (5, good.hash));
-    assert_eq!(rig.outcome_of_a_sample(1)?, (Outcome::Keep, 0.0));
+    assert_eq!(outcome_of_a_sample(&rig, 1)?, (Outcome::Keep, 0.0));
     rig.agent.stop()
 }
 
 #[test]
 fn a_document_sent_while_the_device_was_away_is_in_force_when_it_connects() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
-    let mut rig = Rig::start()?;
+    let Some(mut rig) = Operated::start()? else { return Ok(()) };
     rig.agent.kill()?;
     rig.operator.desire(DEVICE, 3, keep_all())?;
     rig.agent.start_again()?;
-    rig.wait_for(3, SettingsOutcome::Applied)?;
-    assert_eq!(rig.outcome_of_a_sample(0)?, (Outcome::Keep, 0.0));
+    rig.wait_for(3, SettingsOutcome::Applied, WORD_WAIT_MAX)?;
+    assert_eq!(outcome_of_a_sample(&rig, 0)?, (Outcome::Keep, 0.0));
     rig.agent.stop()
 }
 
 /// No sample is lost to a change or answered by half of one: thresholds come in pairs that belong together.
 #[test]
 fn two_hundred_changes_under_load_are_quick_and_whole() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     const CHANGES: u64 = 200;
-    let mut rig = Rig::start()?;
+    let Some(mut rig) = Operated::start()? else { return Ok(()) };
     let stop = std::sync::atomic::AtomicBool::new(false);
     let load = |from: usize| -> Result<usize> {
         let mut posted = 0;
         while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-            let (outcome, threshold) = rig.outcome_of_a_sample(from + posted % 1000)?;
+            let (outcome, threshold) = outcome_of_a_sample(&rig, from + posted % 1000)?;
             let whole = match outcome {
                 Outcome::Keep => threshold == 0.0,
                 Outcome::Defer => threshold == 1.0,
@@ -159,7 +117,7 @@ fn two_hundred_changes_under_load_are_quick_and_whole() -> Result<()> {
             let score = if version % 2 == 0 { 0.0 } else { 1.0 };
             let settings = json!({"model": {"fashion-small": {"threshold": {"score_min": score}}}});
             let begun = Instant::now();
-            rig.desire(version, settings, SettingsOutcome::Applied)?;
+            desire(&rig, version, settings, SettingsOutcome::Applied)?;
             waits.push(begun.elapsed());
             Ok(())
         });
