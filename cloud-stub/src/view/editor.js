@@ -1,6 +1,6 @@
 // The settings of one device as a form made from their schema, or as the document itself. The device and the server
 // decide what is valid; this only sends what was changed and shows what they say at its field.
-import { make } from "/parts.js";
+import { bytes, make } from "/parts.js";
 
 // What most people come for stands first.
 const ORDER = ["model", "source", "link", "verdicts", "telemetry", "outbox", "broker", "log"];
@@ -115,8 +115,10 @@ function makeField(path, schema, trial, changed) {
     // Shows what is in force beside the field, and where from.
     compare(wanted, inForce) {
       if (!choices) input.placeholder = inForce === undefined ? "" : show(inForce);
+      const origin = wanted !== undefined && same(wanted, inForce) ? "from afar" : wanted === undefined && inForce !== undefined ? "its own file" : "";
+      const amount = /^bytes_/.test(path[path.length - 1]) && typeof inForce === "number" ? bytes(inForce) : "";
       now.replaceChildren(inForce === undefined ? make("i", "", "not set") : make("span", "", show(inForce)),
-        make("small", "", wanted !== undefined && same(wanted, inForce) ? "from afar" : wanted === undefined && inForce !== undefined ? "its own file" : ""));
+        make("small", "", [amount, origin].filter(Boolean).join(" · ")));
       now.title = "in force";
     },
     dress() {
@@ -150,6 +152,7 @@ export function makeEditor(root, schema, publish) {
   let added = []; // entries of maps that exist only in the form so far
   let shape = "";
   let busy = false;
+  let answered = null; // the last report that has a version
   let documentOf = null; // the version its text was made from
 
   const form = make("form", "form");
@@ -357,8 +360,8 @@ export function makeEditor(root, schema, publish) {
       said.replaceChildren(make("p", "wrong", report.error));
       return;
     }
-    const good = ["applied", "on_trial"].includes(report.outcome);
-    const kind = good ? (report.outcome === "applied" ? "good" : "warn") : "bad";
+    answered = report.version ? report : null;
+    const kind = { applied: "good", on_trial: "warn" }[report.outcome] || "bad";
     const left = blameAll(report.errors || [], true);
     said.replaceChildren(make("p", "", make("span", `pill ${kind}`, report.outcome.replaceAll("_", " ")),
       report.version ? ` version ${report.version}` : "", report.reason ? `: ${report.reason}` : ""));
@@ -408,6 +411,8 @@ export function makeEditor(root, schema, publish) {
       page = now;
       const last = page.reported && page.reported.last;
       const refused = last && page.desired && last.version === page.desired.version && last.errors;
+      // How a trial ended is news about what was published here.
+      if (answered && answered.outcome === "on_trial" && last && last.version === answered.version && last.outcome !== "on_trial") answer({ ...answered, ...last });
       if (clean) { text.value = documentText(); documentOf = page.desired ? page.desired.version : 0; }
       draw(false);
       if (!drafts.size) blameAll(refused || [], false);

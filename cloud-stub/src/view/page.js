@@ -40,20 +40,22 @@ function deviceCard(d) {
   const name = make("a", "name", d.device);
   name.href = `/devices/${encodeURIComponent(d.device)}`;
   name.title = "settings, commands and history of this device";
+  const settings = make("a", "link", "settings");
+  settings.href = name.href;
   const cases = make("button", "link", onlyDevice === d.device ? "all cases" : "its cases");
   cases.type = "button";
   cases.setAttribute("aria-pressed", String(onlyDevice === d.device));
   cases.addEventListener("click", () => show(onlyDevice === d.device ? null : d.device));
-  const settings = { on_trial: ["warn", "settings on trial"], refused: ["bad", "settings refused"], failed: ["bad", "settings failed"] }[d.outcome];
+  const trouble = { on_trial: ["warn", "settings on trial"], refused: ["bad", "settings refused"], failed: ["bad", "settings failed"] }[d.outcome];
   const card = make("article", `device ${d.state}`,
-    make("div", "top", name, settings ? make("span", `pill ${settings[0]}`, settings[1]) : null, make("span", `pill ${kindOf(d.state)}`, d.state)),
+    make("div", "top", name, trouble ? make("span", `pill ${trouble[0]}`, trouble[1]) : null, make("span", `pill ${kindOf(d.state)}`, d.state)),
     deviceLine(d),
     make("dl", "",
       cell("answered", shown((x) => x.answered)),
       cell("kept", s ? percent(s.kept, s.kept + s.deferred) : "–"),
       cell("deferred", shown((x) => x.deferred)),
       cell("corrected", shown((x) => x.corrected))),
-    make("div", "foot", make("span", queued ? "queue some" : "queue", queue), stamp, cases));
+    make("div", "foot", make("span", queued ? "queue some" : "queue", queue), stamp, cases, settings));
   card.title = d.models.map((m) => `${m.name} ${m.version}`).join(", ");
   card.classList.toggle("chosen", onlyDevice === d.device);
   return card;
