@@ -1,7 +1,8 @@
 //! Serves the dashboard and its JSON API: committed records, the link's state, and a page for each device.
 //!
-//! Devices are changed by [`operate`] alone, and only for requests that [`door`] lets through. Everything devices have sent is untrusted here: the page writes it as text, payloads are served as pictures
-//! only when they say they are, and never as anything a browser would run.
+//! Devices are changed by `operate` alone, and only for requests that the [`Door`] lets through. Everything devices
+//! have sent is untrusted here: the page writes it as text, payloads are served as pictures only when they say they
+//! are, and never as anything a browser would run.
 
 mod device;
 mod door;
