@@ -72,12 +72,8 @@ impl Queue {
     /// Makes an empty queue. Its summary is durable at once, so that one without is known to be damaged.
     pub(crate) fn make(path: &Path) -> Result<Self, IndexError> {
         set_aside(path)?;
-        let mut queue = Self {
-            path: path.to_owned(),
-            sled: open(path)?,
-            summary: Summary::default(),
-            shown: HashMap::new(),
-        };
+        let mut queue =
+            Self { path: path.to_owned(), sled: open(path)?, summary: Summary::default(), shown: HashMap::new() };
         queue.apply(sled::Batch::default())?;
         queue.sync()?;
         Ok(queue)

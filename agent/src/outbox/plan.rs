@@ -12,9 +12,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::case::{Applied, Limits, StoreError};
 use super::disk::Disk;
+use super::line::{Line, Stage};
 use super::log::record::{Head, Kind, Record};
 use super::order::Class;
-use super::line::{Line, Stage};
 use super::table::Table;
 
 /// How often a dead letter can be queued again: lives are counted in a byte.
