@@ -32,7 +32,7 @@ fn built_ms() -> u64 {
 
 /// What a start could not use.
 pub(super) enum Cause {
-    Config(ConfigFile),
+    Config(Box<ConfigFile>),
     Identity(Box<Config>),
     State { dir: PathBuf, limits: Limits },
 }

@@ -77,7 +77,7 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
     let worked = fault.is_none();
     if let Some(fault) = fault {
         pipeline.faults.set(&Part::Config, fault);
-        causes.push(Cause::Config(file.clone()));
+        causes.push(Cause::Config(Box::new(file.clone())));
     }
     let mut driving = tokio::spawn(driver.run(events, stop.clone()));
     tokio::spawn(report(pipeline.clone(), uplink.clone(), stop.clone()));
