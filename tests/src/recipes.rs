@@ -241,12 +241,15 @@ mod tests {
         let page = "# A\n```sh open\nlisten\n```\ntext\n```toml\nx = 1\n```\n<!-- test: all is well -->\n```sh\nsay\n\
                     more\n```\nSays:\n\n```text\nhello\n```\n## B\n```sh\nend\n```\n";
         let found = blocks(page)?;
-        let of = |line, script: &str, open, section| Block { line, script: script.into(), open, section, ..Block::default() };
-        let second = Block {
-            shows: Some("hello".into()),
-            before: Some("all is well".into()),
-            ..of(10, "say\nmore", false, 1)
+        let of = |line, script: &str, open, section| Block {
+            line,
+            script: script.into(),
+            open,
+            section,
+            ..Block::default()
         };
+        let second =
+            Block { shows: Some("hello".into()), before: Some("all is well".into()), ..of(10, "say\nmore", false, 1) };
         assert_eq!(found, [of(2, "listen", true, 1), second, of(20, "end", false, 2)]);
         assert!(blocks("```text\nshown by nothing\n```\n").is_err());
         assert!(blocks("<!-- test: for nothing -->\n").is_err());

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,7 @@ use hedge_proto::{CaseFate, DownMessage, to_cbor};
 use hedge_tests::fashion::Fashion;
 use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::mosquitto_client::publish;
-use hedge_tests::program::Recipe;
+use hedge_tests::program::{Program, Recipe};
 use hedge_tests::recipes::{Desk, fits, path_with_programs};
 use hedge_tests::{Agent, AgentConfig, Mosquitto, Scene, places, skip};
 
@@ -241,4 +242,47 @@ fn every_example_is_short_and_works() -> Result<()> {
         assert!(lines <= LINES_MAX, "{} has {lines} lines", file.display());
     }
     porch.agent.stop()
+}
+
+/// Every topic of the wire, as the AsyncAPI document calls it.
+const CHANNELS: &str = "cloudStatus downCommand downDesired downVerdict operatorMarker upAnswer upCase upReply upReported \
+                        upStatus upTelemetry";
+
+#[test]
+fn messages_of_a_real_run_are_as_the_asyncapi_document_says() -> Result<()> {
+    let Some(python) = std::env::var_os("HEDGETEST_PYTHON") else {
+        skip::skipped("no Python environment with jsonschema; `cargo xtask test` makes one");
+        return Ok(());
+    };
+    let Some(mut porch) = Porch::start_with(|config| config.section("[telemetry]\ninterval_s = 1"))? else {
+        return Ok(());
+    };
+    let mosquitto = porch.scene.mosquitto.as_ref().context("mosquitto")?;
+    let (broker, url) = (mosquitto.inside(), mosquitto.url());
+    let listen = ["-h", &broker.ip().to_string(), "-V", "mqttv5", "-q", "1", "-t", "hedge/v1/#", "-F", "%t\t%x"];
+    let mut listener = Recipe::new("listener", "mosquitto_sub".into(), porch.scene.dir()).arguments(listen).start()?;
+    let heard = |what: &str, text: &str, listener: &mut Program| {
+        listener.wait_for(what, WAIT_MAX, |listener| Ok(listener.output()?.contains(text).then_some(())))
+    };
+    heard("what the broker keeps", "porch/up/status\t", &mut listener)?;
+    let device = |words: &[&str]| -> Result<()> {
+        let mut command = Command::new(places::program("hedge-cloud")?);
+        let output = command.arg("device").args(words).args(["--broker", &url]).output()?;
+        ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    device(&["set", "porch", "model.photo.threshold.score_min=1", "broker.keep_alive_s=90"])?;
+    device(&["command", "porch", "snapshot", "source=camera"])?;
+    device(&["command", "porch", "explain", "last=2"])?;
+    heard("an answer", "up/answer/camera\t", &mut listener)?;
+    heard("a verdict", "down/verdict\t", &mut listener)?;
+    heard("figures", "up/telemetry\t", &mut listener)?;
+    porch.agent.stop()?;
+    drop(listener);
+    let script = places::root().join("tests/tests/clients/asyncapi_messages.py");
+    let document = places::root().join("docs/asyncapi.json");
+    let held = Command::new(python).arg(script).arg(document).arg(porch.scene.dir().join("listener.out")).output()?;
+    ensure!(held.status.success(), "{}", String::from_utf8_lossy(&held.stderr));
+    assert_eq!(String::from_utf8(held.stdout)?.trim(), CHANNELS, "every channel was used");
+    Ok(())
 }
