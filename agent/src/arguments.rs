@@ -4,9 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bundle, feed, infer, log, queue, setup};
-use crate::daemon::config::{Config, ConfigError};
-
+use crate::commands::{bench, bundle, check, feed, infer, log, queue, setup, support};
 /// Answers on the device when the model is sure, asks the cloud when it is not, loses nothing while the link
 /// is down.
 #[derive(Parser)]
@@ -27,8 +25,12 @@ pub enum Command {
     Run(ConfigArgument),
     /// Answer picture files once with a model bundle and explain each decision.
     Infer(infer::InferArgs),
-    /// Check the configuration, the ONNX Runtime library and every model, and say what to do.
-    Check(ConfigArgument),
+    /// Look at everything this device needs, from the configuration to the broker's topics, and say what to do.
+    Check(check::CheckArgs),
+    /// Write one file to send along with a question: everything about this device but secrets and samples.
+    Support(support::SupportArgs),
+    /// Measure how fast this board answers, for how long, and which variant of the model suits it.
+    Bench(bench::BenchArgs),
     /// Hand the pictures that another program writes to a running agent.
     Feed(feed::FeedArgs),
     /// See and mend the queue of cases, whether the agent runs or not.
@@ -45,18 +47,12 @@ pub enum Command {
     Bundle(bundle::BundleCommand),
 }
 
-#[derive(clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct ConfigArgument {
     /// The configuration file. Any value in it, except those of models and sources, can be overridden from the
     /// environment: HEDGE_BROKER__URL is `url` of the broker.
     #[arg(long, env = "HEDGE_CONFIG", default_value = "/etc/hedge/agent.toml", value_name = "FILE")]
     pub config: PathBuf,
-}
-
-impl ConfigArgument {
-    pub fn load(&self) -> Result<Config, ConfigError> {
-        Config::load(&self.config, std::env::vars())
-    }
 }
 
 #[cfg(test)]

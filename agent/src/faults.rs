@@ -27,6 +27,8 @@ pub enum Part {
     /// What `[broker]` names: files and addresses.
     Broker,
     Clock,
+    /// What the cloud says and this version cannot read.
+    Wire,
     /// How the last run ended.
     LastRun,
     Model(Name),
@@ -34,8 +36,17 @@ pub enum Part {
 
 impl Part {
     /// All that are not named by the configuration, so that a graph shows them before they happen.
-    pub const FIXED: [Self; 8] =
-        [Self::Config, Self::Identity, Self::State, Self::Disk, Self::Listen, Self::Broker, Self::Clock, Self::LastRun];
+    pub const FIXED: [Self; 9] = [
+        Self::Config,
+        Self::Identity,
+        Self::State,
+        Self::Disk,
+        Self::Listen,
+        Self::Broker,
+        Self::Clock,
+        Self::Wire,
+        Self::LastRun,
+    ];
 }
 
 impl fmt::Display for Part {
@@ -48,6 +59,7 @@ impl fmt::Display for Part {
             Self::Listen => "listen",
             Self::Broker => "broker",
             Self::Clock => "clock",
+            Self::Wire => "wire",
             Self::LastRun => "last_run",
             Self::Model(name) => return write!(f, "model.{name}"),
         })

@@ -51,7 +51,15 @@ fn act(command: Command) -> anyhow::Result<ExitCode> {
         Command::Log(command) => commands::log::run(&command),
         Command::Feed(arguments) => commands::feed::run(arguments),
         Command::Infer(arguments) => commands::infer::run(&arguments),
-        Command::Check(argument) => commands::check::run(&argument.load()?),
+        Command::Check(arguments) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.context("starting the runtime")?.block_on(commands::check::run(&arguments))
+        }
+        Command::Support(arguments) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.context("starting the runtime")?.block_on(commands::support::run(&arguments))
+        }
+        Command::Bench(arguments) => commands::bench::run(&arguments),
         Command::Schema => {
             // A reader that has seen enough is no failure.
             drop(std::io::stdout().write_all(hedge_proto::SETTINGS_SCHEMA.as_bytes()));

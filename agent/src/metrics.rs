@@ -90,6 +90,8 @@ fn link(page: &mut Registry, now: &Telemetry) {
     page.register("budget_spent", "Cases and bytes that count against each ceiling", spent);
     let share = Labelled(each(&|figures| ConstGauge::new(ratio(figures.spent, figures.max))));
     page.register("budget_ratio", "Share of each ceiling that is spent", share);
+    let unread = ConstCounter::new(now.unread);
+    page.register("unread_messages", "Messages of the cloud that this version cannot read", unread);
     page.register("connections", "Connections to the broker that came about", ConstCounter::new(now.connections));
 }
 

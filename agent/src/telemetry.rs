@@ -3,6 +3,7 @@
 //! It only gathers: figures are counted in `figures`, the outbox counts itself, the board is read.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use hedge_proto::{BudgetFigures, LinkState, ModelRef, Name, QueueFigures, SampleFigures, Telemetry};
 
@@ -33,6 +34,7 @@ pub fn of(pipeline: &Pipeline) -> Telemetry {
         budget: budget(pipeline),
         latency: pipeline.figures.latency(),
         models: pipeline.judges.iter().map(model).collect(),
+        unread: pipeline.figures.unread.load(Ordering::Relaxed),
         board: board::read(),
         faults: pipeline.faults.now(),
     }

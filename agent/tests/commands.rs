@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use hedge_agent::commands::{bundle, infer};
+use hedge_agent::commands::{bench, bundle, infer};
 use hedge_inference::{Bundle, Runtime, RuntimeError};
 
 #[derive(Parser)]
 enum Cli {
     Infer(infer::InferArgs),
+    Bench(bench::BenchArgs),
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
 }
@@ -19,6 +20,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<(ExitCode, String)> {
     let mut out = Vec::new();
     let code = match Cli::try_parse_from([&["hedge-agent"], arguments].concat())? {
         Cli::Infer(args) => infer::write_answers(&args, &mut out)?,
+        Cli::Bench(args) => bench::write_report(&args, &mut out)?,
         Cli::Bundle(command) => bundle::write_outcome(&command, &mut out)?,
     };
     Ok((code, String::from_utf8(out)?))
@@ -76,6 +78,44 @@ fn infer_goes_on_after_a_file_that_is_no_picture_and_says_so_in_its_exit_code() 
     assert!(lines[1]["error"].as_str().is_some_and(|error| error.contains("cannot open missing.jpg")), "{text}");
     assert_eq!(lines[2]["result"]["classify"]["label"], "Egyptian cat");
     assert_eq!(lines[2]["decision"]["reason"], "low_score");
+}
+
+#[test]
+fn bench_measures_each_stage_compares_the_variants_and_prints_a_line_of_the_readmes_table() {
+    if !library_is_there() {
+        return;
+    }
+    let bundle = models().join("photo-small");
+    let (_, text) = run(&["bench", "--json", "--for", "2s", "--bundle", path(&bundle)]).expect("a measurement");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let variants = report["variants"].as_array().expect("a list");
+    let names: Vec<_> = variants.iter().map(|variant| variant["variant"].as_str().expect("a name")).collect();
+    assert!(names.contains(&"int8") && names.contains(&"fp32"), "{names:?}");
+    for variant in variants {
+        let stages = variant["stages_ms"].as_array().expect("a list");
+        let took = |stage: &str| stages.iter().find(|one| one[0] == stage).and_then(|one| one[1].as_f64());
+        for stage in ["decode", "resize", "normalise", "infer"] {
+            assert!(took(stage).is_some_and(|ms| ms > 0.0), "{stage} in {text}");
+        }
+        assert!(took("judge").is_some() && variant["golden_agree"] == true, "{text}");
+        let sum: f64 = stages.iter().filter_map(|stage| stage[1].as_f64()).sum();
+        let total = variant["total_ms"].as_f64().expect("a number");
+        assert!((sum - total).abs() < total * 0.5, "the stages are all there is: {text}");
+    }
+    assert!(names.contains(&report["recommended"].as_str().expect("a name")), "{text}");
+    assert!(report["reason"].as_str().is_some_and(|reason| !reason.is_empty()));
+    let (seconds, samples) = (&report["sustained"]["seconds"], &report["sustained"]["samples"]);
+    assert!(
+        seconds.as_f64().is_some_and(|s| (1.0..3.0).contains(&s)) && samples.as_u64().is_some_and(|n| n > 0),
+        "{text}"
+    );
+    // The line fits the table it is for.
+    let readme = std::fs::read_to_string(models().join("../README.md")).expect("a README");
+    let head = readme.lines().find(|line| line.starts_with("| board |")).expect("a table of boards");
+    let line = report["table_line"].as_str().expect("a line");
+    assert_eq!(line.matches('|').count(), head.matches('|').count(), "{line}");
+    let (_, text) = run(&["bench", "--for", "1s", "--bundle", path(&bundle)]).expect("a measurement");
+    assert!(text.contains("sustained") && text.contains("For the table of boards"), "{text}");
 }
 
 #[test]

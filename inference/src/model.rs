@@ -10,7 +10,7 @@ use ort::session::Session;
 use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
 use crate::bundle::{Bundle, BundleError, GOLDEN_TOLERANCE, Golden, Input, Variant};
-use crate::features::{self, ContentType, FeatureError, Picture, Region, Tensor};
+use crate::features::{self, ContentType, FeatureError, Picture, Region, StageTimes, Tensor};
 use crate::runtime::Runtime;
 
 /// Why a model cannot be used or did not answer.
@@ -79,6 +79,13 @@ impl Model {
         region: Option<&Region>,
     ) -> Result<Tensor, FeatureError> {
         self.input.tensor(content_type, bytes, region)
+    }
+
+    /// The input tensor for a whole sample, and how long each step to it took.
+    pub fn timed_tensor(&self, content_type: &ContentType, bytes: &[u8]) -> Result<(Tensor, StageTimes), FeatureError> {
+        let mut times = StageTimes::default();
+        let tensor = features::tensor(&self.input, content_type, bytes, None, &mut times)?;
+        Ok((tensor, times))
     }
 
     /// The input tensor for a picture that is already decoded.

@@ -18,6 +18,7 @@ mod control;
 mod digest;
 mod enrolment;
 mod id;
+mod newer;
 mod overlay;
 mod settings;
 mod share;
@@ -38,6 +39,7 @@ pub use enrolment::{
     ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
 };
 pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
+pub use newer::newer;
 pub use overlay::{FIELD_ERRORS_MAX, FieldError, LOCAL_ONLY};
 pub use settings::{
     AddedKind, BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,

@@ -225,6 +225,9 @@ pub struct Telemetry {
     /// Each configured model, and its name and version once it is loaded.
     #[serde(default)]
     pub models: BTreeMap<Name, Option<ModelRef>>,
+    /// Messages of the cloud that this version cannot read, held since the process started.
+    #[serde(default)]
+    pub unread: u64,
     #[serde(default)]
     pub board: BoardFigures,
     #[serde(default, skip_serializing_if = "Faults::is_empty")]
@@ -249,6 +252,7 @@ impl Telemetry {
             budget: BTreeMap::new(),
             latency: BTreeMap::new(),
             models: BTreeMap::new(),
+            unread: 0,
             board: BoardFigures::default(),
             faults: Faults::new(),
         }

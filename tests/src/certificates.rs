@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use time::{Duration, OffsetDateTime};
 
 /// Signs certificates; its own is in `ca.pem`.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     dir: PathBuf,
+    /// The last moment of what it signs.
+    not_after: Option<OffsetDateTime>,
 }
 
 /// A certificate and its key as PEM files.
@@ -28,7 +31,14 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, "Hedge test authority");
         let certificate = params.self_signed(&key)?;
         std::fs::write(dir.join("ca.pem"), certificate.pem())?;
-        Ok(Self { issuer: Issuer::new(params, key), dir: dir.to_owned() })
+        Ok(Self { issuer: Issuer::new(params, key), dir: dir.to_owned(), not_after: None })
+    }
+
+    /// What it signs ends in so many days from now, or did so before.
+    pub fn expiring(dir: &Path, days: i64) -> Result<Self> {
+        #[expect(clippy::disallowed_methods, reason = "certificates go by the wall clock")]
+        let now = OffsetDateTime::from(std::time::SystemTime::now());
+        Ok(Self { not_after: Some(now + Duration::days(days)), ..Self::new(dir)? })
     }
 
     /// The authority's own certificate.
@@ -56,6 +66,10 @@ impl Authority {
 
     fn sign(&self, name: &str, params: &CertificateParams) -> Result<Identity> {
         let key = KeyPair::generate()?;
+        let mut params = params.clone();
+        if let Some(not_after) = self.not_after {
+            params.not_after = not_after;
+        }
         let certificate = params.signed_by(&key, &self.issuer)?;
         let identity =
             Identity { certificate: self.dir.join(format!("{name}.pem")), key: self.dir.join(format!("{name}.key")) };

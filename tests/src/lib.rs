@@ -37,6 +37,7 @@ pub mod soak;
 pub mod tally;
 pub mod wait;
 pub mod webhook;
+pub mod wire;
 
 pub use agent::{Agent, AgentConfig};
 pub use cloud::{Cloud, CloudSetup};

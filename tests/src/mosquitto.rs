@@ -36,6 +36,8 @@ pub struct MosquittoSetup<'a> {
     pub websocket: bool,
     /// Sessions and retained messages are written to disk at every change and survive a restart.
     pub persistent: bool,
+    /// An access list for all on the devices' listener.
+    pub access: Option<&'a str>,
     /// Larger packets are refused.
     pub packet_bytes_max: Option<u32>,
     /// Behind a link of its own: devices connect at its far address.
@@ -207,6 +209,11 @@ fn configuration(
         if setup.client_certificates {
             writeln!(text, "cafile {}\nrequire_certificate true", authority.file().display())?;
         }
+    }
+    if let Some(rules) = setup.access {
+        let file = dir.join("access");
+        std::fs::write(&file, rules)?;
+        writeln!(text, "acl_file {}", file.display())?;
     }
     if let Some((user, password)) = setup.user {
         let file = dir.join("passwords");

@@ -18,6 +18,7 @@ mod sim;
 mod soak;
 mod test;
 mod tree;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,8 @@ enum Command {
     Emulate(emulate::Arguments),
     /// Runs the device's engine through worlds made from seeds, and says which seed breaks a promise.
     Sim(sim::Arguments),
+    /// Has this version's programs say one message of each kind, and writes them to tests/wire for later versions to read.
+    Wire,
     /// Writes the pictures of a folder to standard output over and over, as a camera would.
     #[command(hide = true)]
     Camera(camera::Arguments),
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Package(arguments) => package::run(&arguments),
         Command::Emulate(arguments) => emulate::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
+        Command::Wire => wire::run(),
         Command::Camera(arguments) => camera::run(&arguments),
     };
     match outcome {

@@ -69,7 +69,7 @@ pub fn write_answers(args: &InferArgs, out: &mut impl Write) -> anyhow::Result<E
     Ok(code)
 }
 
-fn threshold(bundle: &Bundle, score_min: Option<f32>) -> anyhow::Result<Threshold> {
+pub(super) fn threshold(bundle: &Bundle, score_min: Option<f32>) -> anyhow::Result<Threshold> {
     match (score_min, bundle.threshold()) {
         (None, Some(suggested)) => Ok(suggested),
         (score_min, _) => Ok(Threshold::new(score_min.unwrap_or(SCORE_MIN_DEFAULT), 0.0, 1.0)?),

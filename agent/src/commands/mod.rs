@@ -4,6 +4,7 @@
 //! Each has its arguments as a type for clap and a `run` that prints to standard output. What a failed command
 //! says is its error; `main` prints it.
 
+pub mod bench;
 pub mod bundle;
 pub mod check;
 mod client;
@@ -12,12 +13,26 @@ pub mod infer;
 pub mod log;
 pub mod queue;
 pub mod setup;
+pub mod support;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+
+use self::client::Client;
+use crate::daemon::config::Config;
+
+/// A running agent that answers on one of its listeners.
+async fn running(config: &Config) -> Option<Client> {
+    for listen in &config.http.listen {
+        if let Ok(client) = Client::connect(listen).await {
+            return Some(client);
+        }
+    }
+    None
+}
 
 /// The largest sample file: a 24-megapixel JPEG at the highest quality.
 const SAMPLE_BYTES_MAX: u64 = 32 * 1024 * 1024;

@@ -25,6 +25,7 @@ pub struct Figures {
     pub verdicts: AtomicU64,
     pub corrected: AtomicU64,
     pub late_verdicts: AtomicU64,
+    pub unread: AtomicU64,
     refused: Mutex<BTreeMap<Refusal, u64>>,
     dropped: Mutex<BTreeMap<Dropped, u64>>,
     sources: Mutex<BTreeMap<Name, String>>,

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use hedge_core::engine::Event;
 use hedge_proto::{
     CaseId, CaseKey, CloudState, CloudStatus, DOCUMENT_BYTES_MAX, DownMessage, MESSAGE_BYTES_MAX, Name, Topic, Verdict,
-    from_cbor, from_json,
+    WIRE_VERSION, from_cbor, from_json, newer,
 };
 use rumqttc::AsyncClient;
 use rumqttc::mqttbytes::v5::Publish;
@@ -19,6 +19,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::Shared;
 use crate::control::commands::Message;
+use crate::faults::Part;
+use crate::figures::Figures;
 
 /// Verdicts stored side by side, so that they share a group commit. Acknowledged in order all the same.
 const SIDE_BY_SIDE: usize = 32;
@@ -77,9 +79,19 @@ impl Shared {
             Some(Topic::CloudStatus(instance)) => self.read_cloud_status(instance, publish).await,
             Some(Topic::DownVerdict(device)) if device == self.setup.device => {
                 return match from_cbor(&publish.payload, MESSAGE_BYTES_MAX) {
+                    Ok(DownMessage::Verdict(Verdict { v, .. })) if v > WIRE_VERSION => {
+                        self.hold(&format!("wire version {v}"));
+                        Ok(())
+                    }
                     Ok(message) => self.read_down(message).await,
                     Err(error) => {
-                        tracing::warn!(%topic, %error, "unreadable message dropped");
+                        match newer(&publish.payload, &DownMessage::KINDS) {
+                            Some(what) => self.hold(&what),
+                            None => {
+                                Figures::count(&self.setup.verdicts.figures.unread);
+                                tracing::warn!(%topic, %error, "unreadable message dropped");
+                            }
+                        }
                         Ok(())
                     }
                 };
@@ -97,6 +109,13 @@ impl Shared {
             _ => tracing::debug!(%topic, "a message on a topic this version does not read"),
         }
         Ok(())
+    }
+
+    /// Nothing follows from a message of a later version: its case waits, and is asked about again.
+    fn hold(&self, what: &str) {
+        Figures::count(&self.setup.verdicts.figures.unread);
+        let sentence = format!("the cloud sends {what}, which this agent does not read; cases wait: update the agent");
+        self.setup.faults.set(&Part::Wire, sentence);
     }
 
     async fn read_cloud_status(&self, instance: Name, publish: &Publish) {
@@ -150,6 +169,7 @@ impl Shared {
             return Ok(());
         }
         self.setup.verdicts.apply(verdict).await.map_err(|error| NotDurable(error.to_string()))?;
+        self.setup.faults.clear(&Part::Wire);
         self.tell(Event::Closed { key, spoken: true }).await;
         Ok(())
     }

@@ -33,7 +33,9 @@ use tokio_util::sync::CancellationToken;
 pub use self::meter::Meter;
 pub use self::network::watch as watch_network;
 pub use self::options::{OptionsError, options};
+pub(crate) use self::options::{client_config, roots};
 use self::silence::Silence;
+pub(crate) use self::trouble::read as read_trouble;
 use self::upload::{UploadError, Uploads};
 use crate::control::commands::Desk;
 use crate::control::{Control, InForce};
@@ -395,6 +397,9 @@ impl Shared {
         match notice.wait_async().await {
             Ok(PublishResult::Qos1(ack)) if ack.reason == PubAckReason::NoMatchingSubscribers => {
                 Err(PublishError::Nobody)
+            }
+            Ok(PublishResult::Qos1(ack)) if ack.reason != PubAckReason::Success => {
+                Err(PublishError::Refused(ack.reason))
             }
             Ok(_) => {
                 if let Some(carried) = debt.carried() {

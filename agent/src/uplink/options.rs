@@ -168,6 +168,11 @@ fn credentials(config: &BrokerConfig, options: &mut MqttOptions) -> Result<(), O
 }
 
 fn tls(config: &BrokerConfig) -> Result<TlsConfiguration, OptionsError> {
+    Ok(TlsConfiguration::Rustls(Arc::new(client_config(config)?)))
+}
+
+/// Whom the device trusts and how it shows who it is.
+pub(crate) fn client_config(config: &BrokerConfig) -> Result<rustls::ClientConfig, OptionsError> {
     let own = config.certificate_file.as_deref().and_then(|file| Certificate::read(file).ok());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_details(provider, CertificateClock::since(own.as_ref()))
@@ -182,10 +187,10 @@ fn tls(config: &BrokerConfig) -> Result<TlsConfiguration, OptionsError> {
         _ => return Err(OptionsError::Broker("certificate_file and key_file belong together; give both".into())),
     };
     tls.alpn_protocols = config.alpn.iter().map(|name| name.clone().into_bytes()).collect();
-    Ok(TlsConfiguration::Rustls(Arc::new(tls)))
+    Ok(tls)
 }
 
-pub(super) fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, OptionsError> {
+pub(crate) fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, OptionsError> {
     let mut roots = rustls::RootCertStore::empty();
     if let Some(path) = ca_file {
         for certificate in certificates("ca_file", path)? {

@@ -17,7 +17,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 const PROBE_BODY_BYTES_MAX: u64 = 4 * 1024;
 
 /// What an ended connection or a failed dial tells by itself.
-pub(super) fn read(error: &ConnectionError) -> Trouble {
+pub(crate) fn read(error: &ConnectionError) -> Trouble {
     match error {
         ConnectionError::Timeout(_) => Trouble::NoAnswer,
         ConnectionError::Tls(_) => Trouble::NotTrusted,

@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use hedge_proto::{
     Authority, BATCH_CASES_MAX, Case, CaseId, CaseMessage, DOCUMENT_BYTES_MAX, DecodeError, DeviceId, DeviceStatus,
     Digest, DownMessage, IDS_MAX, MESSAGE_BYTES_MAX, TaskResult, Telemetry, Topic, Topics, Verdict, WIRE_VERSION,
-    from_cbor, from_json, to_cbor,
+    from_cbor, from_json, newer, to_cbor,
 };
 
 use serde_bytes::ByteBuf;
 
 use super::Incoming;
-use super::decide::{self, Arrived, BUSY_S, Step, Told, dead, failed};
+use super::decide::{self, Arrived, BUSY_S, HOLD_S, Step, Told, dead, failed};
 use super::lanes::Lanes;
 use super::settings::{self, Document};
 use crate::model::{ModelFailure, Outcome};
@@ -76,7 +76,13 @@ impl<'a, 'w> Desk<'a, 'w> {
         let error = match self.topics.read(&message.topic) {
             Some(Topic::UpCase(device)) => match from_cbor(payload, MESSAGE_BYTES_MAX) {
                 Ok(said) => return self.case_message(&device, said, &message.topic),
-                Err(error) => error,
+                Err(error) => match newer(payload, &CaseMessage::KINDS) {
+                    Some(what) => {
+                        self.hold(&device, &what);
+                        return Ok(());
+                    }
+                    None => error,
+                },
             },
             Some(Topic::UpStatus(device)) if payload.is_empty() => return self.batch.clear_device_status(&device),
             Some(Topic::UpStatus(device)) => match from_json(payload, DOCUMENT_BYTES_MAX) {
@@ -105,6 +111,13 @@ impl<'a, 'w> Desk<'a, 'w> {
         Ok(())
     }
 
+    /// A message of a later version: what it means cannot be told, so nothing of it is answered or called dead.
+    fn hold(&mut self, from: &DeviceId, what: &str) {
+        self.totals.newer += 1;
+        tracing::warn!(device = %from, "it sends {what}, which this cloud does not read; it is told to wait: update the cloud");
+        self.effects.replies.add(from, DownMessage::Busy { after_s: HOLD_S });
+    }
+
     fn malformed(&mut self, topic: &str, error: &DecodeError) {
         self.totals.malformed += 1;
         tracing::warn!(topic, "message set aside: {error}");
@@ -128,6 +141,10 @@ impl<'a, 'w> Desk<'a, 'w> {
 
     fn case(&mut self, from: &DeviceId, mut case: Case) -> Result<(), StoreError> {
         self.effects.cases_seen += 1;
+        if case.v > WIRE_VERSION {
+            self.hold(from, &format!("wire version {}", case.v));
+            return Ok(());
+        }
         let known = self.batch.known(&case.id)?;
         let (payload, uploaded) = match (case.payload.take(), &known) {
             (None, None) => (self.uploaded(case.payload_sha256), true),

@@ -24,6 +24,8 @@ pub struct Totals {
     pub refused: u64,
     /// Messages that could not be read at all.
     pub malformed: u64,
+    /// Messages of a later version than this program reads: their devices are told to wait.
+    pub newer: u64,
     /// Cases turned away because too many are waiting or the records cannot be written.
     pub busy: u64,
     /// Payload bytes taken in, ever; and those still kept.

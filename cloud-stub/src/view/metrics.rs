@@ -65,7 +65,7 @@ fn register_totals(page: &mut Registry, now: &Totals) {
     page.register("case_outcomes", "Cases by what has become of them", gauges("outcome", &outcomes));
     let verdicts = [("agreed", now.agreed), ("disagreed", now.disagreed)];
     page.register("verdicts", "Verdicts by whether they say the same as the device", counters("verdict", &verdicts));
-    let away = [("refused", now.refused), ("malformed", now.malformed), ("busy", now.busy)];
+    let away = [("refused", now.refused), ("malformed", now.malformed), ("newer", now.newer), ("busy", now.busy)];
     page.register("turned_away", "Messages and cases that were not taken", counters("reason", &away));
     let repeated = ConstCounter::new(now.repeated);
     page.register("repeated_cases", "Cases that came again and were answered from the records", repeated);

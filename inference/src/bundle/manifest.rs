@@ -10,7 +10,7 @@ use hedge_core::judge::{OutputKind, Temperature, Threshold};
 use hedge_proto::{Digest, Name};
 use serde::Deserialize;
 
-use crate::features::{self, ContentType, FeatureError, Region, Tensor};
+use crate::features::{self, ContentType, FeatureError, Region, StageTimes, Tensor};
 
 /// The most values one input tensor holds: 64 MiB of f32, an RGB picture of 2300 × 2300.
 pub const TENSOR_VALUES_MAX: usize = 16 * 1024 * 1024;
@@ -212,7 +212,7 @@ impl Input {
         bytes: &[u8],
         region: Option<&Region>,
     ) -> Result<Tensor, FeatureError> {
-        features::tensor(self, content_type, bytes, region)
+        features::tensor(self, content_type, bytes, region, &mut StageTimes::default())
     }
 }
 

@@ -13,6 +13,7 @@ mod tensor;
 mod thumbnail;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 pub use content::{ContentType, DIMENSIONS_MAX};
 pub use picture::Picture;
@@ -55,29 +56,45 @@ pub enum FeatureError {
     RegionOfTensor,
 }
 
+/// How long the steps from a sample's bytes to its tensor took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StageTimes {
+    pub decode: Duration,
+    pub resize: Duration,
+    pub normalise: Duration,
+}
+
 /// The input tensor for one sample.
 pub(crate) fn tensor(
     input: &Input,
     content_type: &ContentType,
     bytes: &[u8],
     region: Option<&Region>,
+    times: &mut StageTimes,
 ) -> Result<Tensor, FeatureError> {
+    let begun = Instant::now();
     if let ContentType::Tensor { shape } = content_type {
         if region.is_some() {
             return Err(FeatureError::RegionOfTensor);
         }
-        return Tensor::read(shape, bytes, &input.shape);
+        let tensor = Tensor::read(shape, bytes, &input.shape);
+        times.decode = begun.elapsed();
+        return tensor;
     }
     let wanted = input.picture.as_ref().ok_or_else(|| FeatureError::TensorWanted { shape: input.shape.clone() })?;
     let region = region.copied().unwrap_or(Region::WHOLE);
     let picture = decoded(content_type, bytes, |width, height| region.enough_eighths(wanted, width, height))?;
-    Ok(Tensor { shape: input.shape.clone(), data: picture.to_values(wanted, &region) })
+    times.decode = begun.elapsed();
+    Ok(Tensor { shape: input.shape.clone(), data: picture.to_values(wanted, &region, times) })
 }
 
 /// The input tensor for a picture that is already decoded.
 pub(crate) fn tensor_of(input: &Input, picture: &Picture) -> Result<Tensor, FeatureError> {
     let wanted = input.picture.as_ref().ok_or_else(|| FeatureError::TensorWanted { shape: input.shape.clone() })?;
-    Ok(Tensor { shape: input.shape.clone(), data: picture.to_values(wanted, &Region::WHOLE) })
+    Ok(Tensor {
+        shape: input.shape.clone(),
+        data: picture.to_values(wanted, &Region::WHOLE, &mut StageTimes::default()),
+    })
 }
 
 /// The pixels of a picture, at the number of eighths that are enough for its upright size.

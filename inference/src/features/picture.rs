@@ -1,8 +1,10 @@
 //! Pixels to the model's values: cut, resize, turn, normalise, lay out.
 
+use std::time::Instant;
+
 use super::region::{Rect, Region};
 use super::resize::resize;
-use super::{FeatureError, check_pixels};
+use super::{FeatureError, StageTimes, check_pixels};
 use crate::bundle::{Color, Layout, PictureInput, Resize};
 
 /// A decoded picture as it lies in its file: 8 bits per sample, row by row.
@@ -87,7 +89,7 @@ impl Picture {
     }
 
     /// The model's values for the region of the picture, in the model's layout.
-    pub(crate) fn to_values(&self, wanted: &PictureInput, region: &Region) -> Vec<f32> {
+    pub(crate) fn to_values(&self, wanted: &PictureInput, region: &Region, times: &mut StageTimes) -> Vec<f32> {
         let (width, height) = self.orientation.upright(self.width, self.height);
         let seen = region.rect(wanted, width, height);
         let stored = self.orientation.stored_rect(seen, self.width, self.height);
@@ -97,7 +99,9 @@ impl Picture {
         let mut values = vec![0.0; columns * rows * channels];
         for channel in 0..channels {
             let pixel = |row, column| self.value(row, column, wanted.color, channel);
+            let begun = Instant::now();
             let small = resize(pixel, stored, stored_width, stored_height, wanted.resize);
+            let resized = Instant::now();
             let normalise = |pixel: u8| (f32::from(pixel) - wanted.mean[channel]) / wanted.std[channel];
             for (at, (y, x)) in (0..rows).flat_map(|y| (0..columns).map(move |x| (y, x))).enumerate() {
                 let place = match wanted.layout {
@@ -107,6 +111,8 @@ impl Picture {
                 let from = self.orientation.stored_index(x, y, stored_width as usize, stored_height as usize);
                 values[place] = normalise(small[from]);
             }
+            times.resize += resized - begun;
+            times.normalise += resized.elapsed();
         }
         values
     }
@@ -174,7 +180,7 @@ mod tests {
     }
 
     fn values(picture: &Picture, wanted: &PictureInput) -> Vec<f32> {
-        picture.to_values(wanted, &Region::WHOLE)
+        picture.to_values(wanted, &Region::WHOLE, &mut StageTimes::default())
     }
 
     #[test]
@@ -232,6 +238,6 @@ mod tests {
         let square = wanted(2, 2, Color::Gray, Layout::Nchw);
         assert_eq!(values(&picture, &square), [2.0, 3.0, 2.0, 3.0]);
         let right = Region::new(0.5, 0.0, 0.5, 1.0).expect("a region");
-        assert_eq!(picture.to_values(&square, &right), [3.0, 4.0, 3.0, 4.0]);
+        assert_eq!(picture.to_values(&square, &right, &mut StageTimes::default()), [3.0, 4.0, 3.0, 4.0]);
     }
 }

@@ -112,6 +112,14 @@ async fn act(arguments: &QueueArgs, reach: &Reach) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Counts and sizes, as JSON.
+pub(super) async fn stats(config: &Config) -> anyhow::Result<String> {
+    let reach = Reach::find(config).await?;
+    let stats = reach.stats().await;
+    reach.close().await;
+    Ok(serde_json::to_string_pretty(&stats?)?)
+}
+
 fn changed(arguments: &QueueArgs, done: &str, changed: Vec<Changed>) -> anyhow::Result<ExitCode> {
     say(arguments, &changed, text::changed(done, &changed))?;
     if changed.len() == CHANGES_MAX {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use hedge_proto::{DeviceId, to_json};
 
 use crate::commands::client::{AskError, Client};
+use crate::commands::running;
 use crate::daemon::config::{Config, Listen};
 use crate::outbox::{OpenError, Outbox};
 use crate::queue::{CaseDocument, Changed, CheckReport, Id, Listing, Queue, QueueError, Selection, Stage, Stats};
@@ -96,15 +97,6 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<CheckReport> {
     let dir = outbox_dir(config)?;
     let found = tokio::task::spawn_blocking(move || Outbox::inspect_closed(&dir)).await?;
     Ok(found.map_err(|error| cannot_open(config, error))?.into())
-}
-
-async fn running(config: &Config) -> Option<Client> {
-    for listen in &config.http.listen {
-        if let Ok(client) = Client::connect(listen).await {
-            return Some(client);
-        }
-    }
-    None
 }
 
 fn outbox_dir(config: &Config) -> anyhow::Result<std::path::PathBuf> {

@@ -56,6 +56,12 @@ impl ConfigFile {
         Ok(Self { path: file.into(), text: text.to_owned(), table, config })
     }
 
+    /// What it says with the environment's overrides, written anew: comments are not in it.
+    #[must_use]
+    pub fn effective_text(&self) -> String {
+        toml::to_string(&self.table).unwrap_or_else(|error| format!("# {error}\n"))
+    }
+
     /// What it says, byte for byte.
     #[must_use]
     pub fn text(&self) -> &str {
