@@ -244,7 +244,8 @@ pub fn capture(library: &Path) -> Result<PathBuf> {
 }
 
 fn says_goodbye(message: &Message) -> bool {
-    String::from_utf8_lossy(&message.payload).contains("\"offline\"") && message.kind != "telemetry"
+    let says_so = String::from_utf8_lossy(&message.payload).contains("\"state\":\"offline\"");
+    says_so && matches!(message.kind.as_str(), "status" | "cloud")
 }
 
 fn post(agent: &Agent, index: usize) -> Result<()> {

@@ -132,7 +132,9 @@ fn check(
         let entry = entry?;
         let (name, bytes) = (entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path())?);
         for secret in secrets.planted.iter().map(String::as_str).chain(marks.iter().copied()) {
-            ensure!(!contains(&bytes, secret.as_bytes()), "{name} holds {secret}");
+            let text = String::from_utf8_lossy(&bytes);
+            let line = text.lines().find(|line| line.contains(secret));
+            ensure!(line.is_none(), "{}: {name} holds {secret}: {line:?}", bundle.display());
         }
         ensure!(!contains(&bytes, &picture[picture.len() / 2..picture.len() / 2 + 16]), "{name} holds a sample");
         names.push(name);

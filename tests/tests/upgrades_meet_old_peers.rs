@@ -36,11 +36,15 @@ impl Said {
         self.0.iter().find(|message| message.kind == kind).with_context(|| format!("no message of kind {kind}"))
     }
 
-    fn id(&self) -> Result<CaseId> {
-        match hedge_proto::from_cbor::<CaseMessage>(&self.message("case")?.payload, usize::MAX)? {
-            CaseMessage::Case(case) => Ok(case.id),
+    /// The message of the cloud about another case than it was said of.
+    fn about(&self, kind: &str, now: &CaseId) -> Result<Message> {
+        let message = self.message(kind)?;
+        let before = match hedge_proto::from_cbor::<DownMessage>(&message.payload, usize::MAX)? {
+            DownMessage::Verdict(verdict) => verdict.id,
+            DownMessage::Received { ids } => ids.first().context("an id")?.clone(),
             other => anyhow::bail!("{other:?}"),
-        }
+        };
+        message.about(&before, now)
     }
 }
 
@@ -66,8 +70,7 @@ fn a_new_cloud_understands_every_older_device() -> Result<()> {
     for version in 1..=WIRE_VERSION {
         let dir = tempfile::tempdir()?;
         let (said, broker) = (Said::of(version)?, Mosquitto::start(dir.path())?);
-        let cloud = Cloud::start(dir.path(), &CloudSetup::stub(&broker.url(), "fashion", "Coat"))?;
-        let heard = Eavesdropper::start(broker.inside(), dir.path())?;
+        let (cloud, heard) = listening_cloud(&broker, dir.path())?;
         for kind in ["status", "telemetry", "reported", "reply", "case", "batch", "ask"] {
             said.message(kind)?.say(broker.inside(), dir.path())?;
         }
@@ -76,7 +79,10 @@ fn a_new_cloud_understands_every_older_device() -> Result<()> {
                 Ok(heard.verdicts()?.iter().any(|told| told.id == *id))
             })
         };
-        answered(&said.id()?)?;
+        let CaseMessage::Case(case) = hedge_proto::from_cbor(&said.message("case")?.payload, usize::MAX)? else {
+            anyhow::bail!("no case");
+        };
+        answered(&case.id)?;
         let CaseMessage::Batch(cases) = hedge_proto::from_cbor(&said.message("batch")?.payload, usize::MAX)? else {
             anyhow::bail!("no batch");
         };
@@ -108,7 +114,7 @@ fn a_new_device_understands_every_older_cloud() -> Result<()> {
         let answer = post(&agent)?;
         wait::until_true("the case is sent", SOON, || Ok(heard.cases()?.iter().any(|case| case.id == answer.id)))?;
         for kind in ["received", "verdict"] {
-            said.message(kind)?.about(&said.id()?, &answer.id)?.say(broker.inside(), dir.path())?;
+            said.about(kind, &answer.id)?.say(broker.inside(), dir.path())?;
         }
         let corrected = agent.wait_for_correction(&answer.id, SOON)?;
         ensure!(
@@ -135,16 +141,16 @@ fn a_cloud_holds_what_a_later_device_says() -> Result<()> {
     }
     let dir = tempfile::tempdir()?;
     let (said, broker) = (Said::of(WIRE_VERSION)?, Mosquitto::start(dir.path())?);
-    let cloud = Cloud::start(dir.path(), &CloudSetup::stub(&broker.url(), "fashion", "Coat"))?;
-    let heard = Eavesdropper::start(broker.inside(), dir.path())?;
+    let (cloud, heard) = listening_cloud(&broker, dir.path())?;
     let case = said.message("case")?;
     let later = later(&case.payload, "case")?;
     let strange = Message { payload: unknown_kind("stream")?, ..case.clone() };
     for (count, message) in [(1.0, Message { payload: later, ..case.clone() }), (2.0, strange)] {
         message.say(broker.inside(), dir.path())?;
-        wait::until_true("it is counted", SOON, || {
+        let counted = wait::until_true("it is counted", SOON, || {
             Ok(cloud.scrape()?.value("hedge_cloud_turned_away_total{reason=\"newer\"}")? == count)
-        })?;
+        });
+        counted.with_context(|| cloud.log_end())?;
     }
     let told = || {
         Ok::<_, anyhow::Error>(
@@ -193,7 +199,7 @@ fn a_device_holds_what_a_later_cloud_says() -> Result<()> {
     // One that reads ours, too, and answers in a later version.
     status(&[WIRE_VERSION, WIRE_VERSION + 1])?.say(broker.inside(), dir.path())?;
     wait::until_true("the case is sent", SOON, || Ok(heard.cases()?.iter().any(|case| case.id == answer.id)))?;
-    let verdict = said.message("verdict")?.about(&said.id()?, &answer.id)?;
+    let verdict = said.about("verdict", &answer.id)?;
     Message { payload: later(&verdict.payload, "verdict")?, ..verdict.clone() }.say(broker.inside(), dir.path())?;
     Message { payload: unknown_kind("sketch")?, ..verdict.clone() }.say(broker.inside(), dir.path())?;
     let status = agent.wait_for_status("both are counted", SOON, |status| status.unread == 2)?;
@@ -211,6 +217,14 @@ fn a_device_holds_what_a_later_cloud_says() -> Result<()> {
     agent.wait_for_correction(&answer.id, SOON)?;
     agent.wait_for_status("nothing is wrong any more", SOON, |status| status.faults.is_empty())?;
     agent.stop()
+}
+
+/// A cloud that has said it is there, which it does once all its subscriptions are granted.
+fn listening_cloud(broker: &Mosquitto, dir: &std::path::Path) -> Result<(Cloud, Eavesdropper)> {
+    let heard = Eavesdropper::start(broker.inside(), dir)?;
+    let cloud = Cloud::start(dir, &CloudSetup::stub(&broker.url(), "fashion", "Coat"))?;
+    wait::until_true("the cloud listens", SOON, || Ok(heard.kinds()?.iter().any(|kind| kind == "cloud")))?;
+    Ok((cloud, heard))
 }
 
 fn device(broker: &Mosquitto, dir: &std::path::Path) -> AgentConfig {
