@@ -7,16 +7,17 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hedge_core::control::settings::{Book, Overlay, Weighed};
+use hedge_core::control::settings::Book;
 use hedge_core::control::trial::{End, Evidence};
 use hedge_core::engine::{Configured, Event};
 use hedge_core::link::Way;
-use hedge_proto::{CaseKey, Desired, Epoch, FieldError, LastDesired, Name, Reported, Settings, SettingsOutcome};
+use hedge_proto::{CaseKey, Epoch, FieldError, LastDesired, Name, Reported, Settings, SettingsOutcome};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::audit::{Audit, Entry, Kind};
+use super::desired::{Device, Wanted, refused};
 use super::report::{self, reported};
 use super::{InForce, Request};
 use crate::capture::Capture;
@@ -219,65 +220,33 @@ impl SettingsTask {
     }
 
     async fn try_desired(&mut self, bytes: &[u8], by: Option<&str>) -> Result<(), LastDesired> {
-        let refused = |version: Option<u64>, reason: String, errors: Vec<FieldError>| LastDesired {
-            version,
-            outcome: SettingsOutcome::Refused,
-            reason: Some(reason),
-            errors,
-        };
-        let desired = Desired::read(bytes).map_err(|error| refused(version_of(bytes), error.to_string(), vec![]))?;
-        let version = Some(desired.version);
-        let fields = |errors: Vec<FieldError>| {
-            refused(version, "fields are wrong; nothing of the document is in force".to_owned(), errors)
-        };
-        let settings = Settings::read(desired.settings).map_err(fields)?;
-        let overlay = Overlay { version: desired.version, settings };
-        match self.remembered.book.weigh(&overlay) {
-            Weighed::Wanted => {}
-            Weighed::Known => return Ok(()),
-            Weighed::Refused(reason) => return Err(refused(version, reason, vec![])),
-        }
-        let config = self.validated(&overlay.settings).map_err(fields)?;
-        let mut entry = Entry::new(Kind::Settings, version_text(version), "applied");
-        entry.by = desired.by.or_else(|| by.map(str::to_owned));
+        let judges = &self.pipeline.judges;
+        let labels = |model: &Name| judges.get(model)?.card().map(|card| card.labels.clone());
+        let device = Device { file: &self.file, book: &self.remembered.book, labels };
+        let Some(Wanted { overlay, config, confirm, by: named }) = device.read(bytes)? else { return Ok(()) };
+        let version = overlay.version;
+        let mut entry = Entry::new(Kind::Settings, version_text(Some(version)), "applied");
+        entry.by = named.or_else(|| by.map(str::to_owned));
         entry.before = value(self.remembered.book.in_force().map(|overlay| &overlay.settings));
         entry.after = value(Some(&overlay.settings));
         let mut next = self.remembered.clone();
         let outcome = if InForce::cuts_the_link(&self.good_config(), &config) {
-            next.book.begin_trial(self.clock.now(), overlay, desired.confirm);
+            next.book.begin_trial(self.clock.now(), overlay, confirm);
             (entry.kind, entry.outcome) = (Kind::Trial, "begun".to_owned());
             SettingsOutcome::OnTrial
         } else {
             next.book.accept(overlay);
             SettingsOutcome::Applied
         };
-        next.last = Some(LastDesired { version, outcome, reason: None, errors: Vec::new() });
+        next.last = Some(LastDesired { version: Some(version), outcome, reason: None, errors: Vec::new() });
         self.save(next).await.map_err(|error| {
-            refused(version, format!("the device cannot write its state ({error}); publish it again later"), vec![])
+            let reason = format!("the device cannot write its state ({error}); publish it again later");
+            refused(Some(version), &reason, vec![])
         })?;
         tracing::info!(version, ?outcome, by = entry.by, "settings in force");
-        self.put_in_force(desired.version, config, outcome == SettingsOutcome::OnTrial).await;
+        self.put_in_force(version, config, outcome == SettingsOutcome::OnTrial).await;
         self.audit.note(entry).await;
         Ok(())
-    }
-
-    /// The local file with these settings over it, if every field can be put in force here.
-    fn validated(&self, settings: &Settings) -> Result<Config, Vec<FieldError>> {
-        let config = self.file.overlaid(settings)?;
-        let mut errors = Vec::new();
-        if let Err(error) = LogLevel::check(&config.log.level) {
-            errors.push(FieldError::new("log.level", error.to_string()));
-        }
-        for model in &config.models {
-            // A model that is not loaded yet takes any label.
-            let Some(card) = self.pipeline.judges.get(&model.name).and_then(|judge| judge.card()) else { continue };
-            let unknown = model.threshold.classes().keys().filter(|label| !card.labels.contains(*label));
-            errors.extend(unknown.map(|label| {
-                let field = format!("model.{}.threshold.classes.{label}", model.name);
-                FieldError::new(field, "the model has no such label")
-            }));
-        }
-        if errors.is_empty() { Ok(config) } else { Err(errors) }
     }
 
     fn good_config(&self) -> Config {
@@ -444,13 +413,4 @@ fn value(settings: Option<&Settings>) -> serde_json::Value {
     // By way of text, so that 0.7 stays 0.7.
     let text = settings.map(hedge_proto::to_json).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
-}
-
-/// The version of a document that is wrong otherwise.
-fn version_of(bytes: &[u8]) -> Option<u64> {
-    #[derive(serde::Deserialize)]
-    struct Version {
-        version: u64,
-    }
-    hedge_proto::from_json::<Version>(bytes, hedge_proto::DOCUMENT_BYTES_MAX).ok().map(|found| found.version)
 }
