@@ -15,6 +15,13 @@ use crate::{DecodeError, Digest, FieldError, Name, Settings};
 /// The highest version of a desired document: what every reader of JSON can hold exactly.
 pub const VERSION_MAX: u64 = (1 << 53) - 1;
 
+/// The highest version that may follow `newest`. A document takes up half of what is left at most, so that no single
+/// one, mistyped, leaves nothing for those after it.
+#[must_use]
+pub const fn highest_after(newest: u64) -> u64 {
+    newest + VERSION_MAX.saturating_sub(newest).div_ceil(2)
+}
+
 /// The longest id of a command, and name of who gave it, in bytes.
 pub const COMMAND_ID_BYTES_MAX: usize = 128;
 

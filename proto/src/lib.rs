@@ -31,6 +31,7 @@ pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json};
 pub use control::{
     COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, Confirm, Desired, ExplainArgs, LastDesired, LogLevelArgs,
     Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX, VersionArgs,
+    highest_after,
 };
 pub use digest::{Digest, InvalidDigest};
 pub use document::readable;

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::http::ListenError;
 pub use self::snapshots::{Asking, Snapshots};
 use crate::answers::{Answers, Remembered};
+use crate::control::Control;
 use crate::daemon::config::{Config, SourceConfig, SourceKind};
 use crate::pipeline::LinkView;
 use crate::queue::Queue;
@@ -74,6 +75,9 @@ pub trait Intake: Taker {
 
     /// The outbox, for an operator.
     fn queue(&self) -> Queue;
+
+    /// The settings, for an operator.
+    fn control(&self) -> Control;
 }
 
 /// What the agent knows of an id.

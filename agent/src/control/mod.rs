@@ -14,6 +14,7 @@ pub(crate) mod settings;
 
 use bytes::Bytes;
 use hedge_proto::Name;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::effective::effective;
@@ -38,6 +39,14 @@ pub(crate) enum Request {
     Revert(u64, Reply<()>),
     Reload(Reply<Vec<String>>),
     LogLevel(String, u32, Reply<()>),
+    Reset(Reply<Option<u64>>),
+}
+
+/// What a reset took out of force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reset {
+    /// None if the local file alone was in force already.
+    pub version: Option<u64>,
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, String>>;
@@ -81,6 +90,11 @@ impl Control {
     /// Reads the local file again. Returns the fields that take effect only at the next start.
     pub async fn reload(&self) -> Result<Vec<String>, String> {
         self.ask(Request::Reload).await
+    }
+
+    /// Takes remote settings out of force and forgets their versions. Returns the one that was in force.
+    pub async fn reset(&self) -> Result<Option<u64>, String> {
+        self.ask(Request::Reset).await
     }
 
     /// Logs at another level for a time.

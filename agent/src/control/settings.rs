@@ -89,6 +89,20 @@ impl Remembered {
     }
 }
 
+impl Remembered {
+    /// Nothing is set from afar any more. Returns the version that was in force, and what the audit log is to say.
+    pub fn reset(&mut self) -> (Option<u64>, Entry) {
+        let before = self.book.in_force();
+        let version = before.map(|overlay| overlay.version);
+        let mut entry = Entry::new(Kind::Settings, version_text(version), "reset");
+        entry.by = Some("somebody on the device".to_owned());
+        entry.before = value(before.map(|overlay| &overlay.settings));
+        self.book.reset();
+        self.last = None;
+        (version, entry)
+    }
+}
+
 /// What settings move. One task runs it.
 pub(crate) struct SettingsTask {
     pub file: ConfigFile,
@@ -179,6 +193,7 @@ impl SettingsTask {
                 drop(reply.send(self.end_trial(version, End::Failed("an operator gave the settings back")).await));
             }
             Request::Reload(reply) => drop(reply.send(self.reload().await)),
+            Request::Reset(reply) => drop(reply.send(self.reset().await)),
             Request::LogLevel(level, for_s, reply) => {
                 let until = Instant::now() + Duration::from_secs(u64::from(for_s)).min(LOG_LEVEL_MAX);
                 let set = self.log.set(&level).map_err(|error| error.to_string());
@@ -399,6 +414,16 @@ impl SettingsTask {
         Ok(later)
     }
 
+    async fn reset(&mut self) -> Result<Option<u64>, String> {
+        let mut next = self.remembered.clone();
+        let (version, entry) = next.reset();
+        self.save(next).await.map_err(|error| format!("the device cannot write its state: {error}"))?;
+        tracing::warn!(version, "the settings were reset on the device; the local file alone is in force");
+        self.put_in_force(0, self.file.config.clone(), false).await;
+        self.audit.note(entry).await;
+        Ok(version)
+    }
+
     fn reported(&self) -> Reported {
         let overlay = self.remembered.book.in_force().map(|overlay| overlay.settings.clone()).unwrap_or_default();
         reported(&self.in_force.borrow(), overlay, self.remembered.last.clone())
@@ -406,7 +431,7 @@ impl SettingsTask {
 }
 
 fn version_text(version: Option<u64>) -> String {
-    version.map_or_else(|| "a document without a version".to_owned(), |version| format!("version {version}"))
+    version.map_or_else(|| "no version".to_owned(), |version| format!("version {version}"))
 }
 
 fn value(settings: Option<&Settings>) -> serde_json::Value {

@@ -136,6 +136,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         link: link_view,
         spent: spent_view.clone(),
         settings,
+        control: control.clone(),
         shrinking: Semaphore::new(1),
         started: Instant::now(),
     });
