@@ -1,7 +1,7 @@
 //! Reads a document of `down/desired` whole: what it wants in force, or why it is refused. Changes nothing.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::sync::Arc;
 

@@ -7,11 +7,12 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hedge_core::control::settings::Book;
+use hedge_core::clock::Moment;
+use hedge_core::control::settings::{Book, Overlay};
 use hedge_core::control::trial::{End, Evidence};
 use hedge_core::engine::{Configured, Event};
 use hedge_core::link::Way;
-use hedge_proto::{CaseKey, Epoch, FieldError, LastDesired, Name, Reported, Settings, SettingsOutcome};
+use hedge_proto::{CaseKey, Confirm, Epoch, FieldError, LastDesired, Name, Reported, Settings, SettingsOutcome};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -48,11 +49,7 @@ pub struct Remembered {
 /// What a start begins with: the last settings, or what a trial that must end leaves.
 pub(crate) fn resume(file: &ConfigFile, state: &mut StateFile, clock: &Clock) -> (InForce, Remembered) {
     let mut remembered = state.state().settings.clone();
-    if let Some(trial) = remembered.book.trial_mut() {
-        trial.started_again(clock.now());
-        if let Some(End::Failed(reason)) = trial.end(clock.now()) {
-            remembered.fail(reason);
-        }
+    if remembered.started(clock.now()) {
         if let Err(error) = state.update(|state| state.settings = remembered.clone()) {
             tracing::error!(%error, "cannot write the state file; the trial of the settings goes on in memory");
         }
@@ -77,15 +74,53 @@ fn in_force(file: &ConfigFile, book: &Book) -> Result<(u64, Config), Vec<FieldEr
 }
 
 impl Remembered {
-    fn fail(&mut self, reason: &str) {
+    /// The agent has started. True if a trial was under way, so that this is to be kept.
+    fn started(&mut self, now: Moment) -> bool {
+        let Some(trial) = self.book.trial_mut() else { return false };
+        trial.started_again(now);
+        // What was seen belonged to an earlier process, so it can only fail.
+        if let Some(end) = trial.end(now) {
+            self.end(end);
+        }
+        true
+    }
+
+    /// Takes settings in force, on trial if they could cut the link.
+    fn take(
+        &mut self,
+        file: &ConfigFile,
+        overlay: Overlay,
+        config: &Config,
+        confirm: Confirm,
+        now: Moment,
+    ) -> SettingsOutcome {
+        let version = Some(overlay.version);
+        let good = self.book.good().and_then(|overlay| file.overlaid(&overlay.settings).ok());
+        let outcome = if InForce::cuts_the_link(good.as_ref().unwrap_or(&file.config), config) {
+            self.book.begin_trial(now, file.config.settings.trial(), overlay, confirm);
+            SettingsOutcome::OnTrial
+        } else {
+            self.book.accept(overlay);
+            SettingsOutcome::Applied
+        };
+        self.last = Some(LastDesired { version, outcome, reason: None, errors: Vec::new() });
+        outcome
+    }
+
+    /// Ends the trial.
+    fn end(&mut self, end: End) {
         let version = self.book.trial().map(|trial| trial.version);
-        self.book.fail();
-        self.last = Some(LastDesired {
-            version,
-            outcome: SettingsOutcome::Failed,
-            reason: Some(reason.to_owned()),
-            errors: Vec::new(),
-        });
+        let (outcome, reason) = match end {
+            End::Confirmed => {
+                self.book.confirm();
+                (SettingsOutcome::Applied, None)
+            }
+            End::Failed(reason) => {
+                self.book.fail();
+                (SettingsOutcome::Failed, Some(reason.to_owned()))
+            }
+        };
+        self.last = Some(LastDesired { version, outcome, reason, errors: Vec::new() });
     }
 }
 
@@ -245,15 +280,10 @@ impl SettingsTask {
         entry.before = value(self.remembered.book.in_force().map(|overlay| &overlay.settings));
         entry.after = value(Some(&overlay.settings));
         let mut next = self.remembered.clone();
-        let outcome = if InForce::cuts_the_link(&self.good_config(), &config) {
-            next.book.begin_trial(self.clock.now(), overlay, confirm);
+        let outcome = next.take(&self.file, overlay, &config, confirm, self.clock.now());
+        if outcome == SettingsOutcome::OnTrial {
             (entry.kind, entry.outcome) = (Kind::Trial, "begun".to_owned());
-            SettingsOutcome::OnTrial
-        } else {
-            next.book.accept(overlay);
-            SettingsOutcome::Applied
-        };
-        next.last = Some(LastDesired { version: Some(version), outcome, reason: None, errors: Vec::new() });
+        }
         self.save(next).await.map_err(|error| {
             let reason = format!("the device cannot write its state ({error}); publish it again later");
             refused(Some(version), &reason, vec![])
@@ -262,11 +292,6 @@ impl SettingsTask {
         self.put_in_force(version, config, outcome == SettingsOutcome::OnTrial).await;
         self.audit.note(entry).await;
         Ok(())
-    }
-
-    fn good_config(&self) -> Config {
-        let good = self.remembered.book.good().and_then(|overlay| self.file.overlaid(&overlay.settings).ok());
-        good.unwrap_or_else(|| self.file.config.clone())
     }
 
     /// Remembers durably, then takes it. On an error nothing has changed.
@@ -347,20 +372,13 @@ impl SettingsTask {
         }
         let mut next = self.remembered.clone();
         let mut entry = Entry::new(Kind::Trial, version_text(Some(version)), "confirmed");
+        next.end(end);
         match end {
             End::Confirmed => {
                 tracing::info!(version, "settings on trial are confirmed");
-                next.book.confirm();
-                next.last = Some(LastDesired {
-                    version: Some(version),
-                    outcome: SettingsOutcome::Applied,
-                    reason: None,
-                    errors: Vec::new(),
-                });
             }
             End::Failed(reason) => {
                 tracing::warn!(version, reason, "settings on trial are given back");
-                next.fail(reason);
                 (entry.outcome, entry.reason) = ("failed".to_owned(), Some(reason.to_owned()));
             }
         }
@@ -429,6 +447,9 @@ impl SettingsTask {
         reported(&self.in_force.borrow(), overlay, self.remembered.last.clone())
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 fn version_text(version: Option<u64>) -> String {
     version.map_or_else(|| "no version".to_owned(), |version| format!("version {version}"))

@@ -14,6 +14,7 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use hedge_proto::{Confirm, Digest, Settings, VERSION_MAX, highest_after, to_json};
 use serde::{Deserialize, Serialize};
@@ -105,8 +106,8 @@ impl Book {
     }
 
     /// Takes an overlay in force on trial. A trial under way gives way to it, and has not failed.
-    pub fn begin_trial(&mut self, now: Moment, overlay: Overlay, confirm: Confirm) {
-        let trial = Trial::begin(now, overlay.version, confirm);
+    pub fn begin_trial(&mut self, now: Moment, length: Duration, overlay: Overlay, confirm: Confirm) {
+        let trial = Trial::begin(now, length, overlay.version, confirm);
         self.trial = Some((overlay, trial));
     }
 
@@ -171,6 +172,7 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::trial::TRIAL;
     use alloc::string::ToString;
     use hedge_proto::LogSettings;
     use proptest::prelude::*;
@@ -203,7 +205,7 @@ mod tests {
     fn a_version_that_failed_is_not_tried_again_and_a_higher_one_is() {
         let mut book = Book::default();
         book.accept(overlay(1, "info"));
-        book.begin_trial(Moment(0), overlay(2, "warn"), Confirm::Auto);
+        book.begin_trial(Moment(0), TRIAL, overlay(2, "warn"), Confirm::Auto);
         assert_eq!(book.in_force().map(|overlay| overlay.version), Some(2));
         book.fail();
         assert_eq!(book.in_force().map(|overlay| overlay.version), Some(1));
@@ -238,7 +240,7 @@ mod tests {
         assert_eq!(book.in_force(), None);
         check_refused(&book, VERSION_MAX, "info", "reset on the device");
         book.accept(overlay(1, "info"));
-        book.begin_trial(Moment(0), overlay(2, "warn"), Confirm::Auto);
+        book.begin_trial(Moment(0), TRIAL, overlay(2, "warn"), Confirm::Auto);
         book.reset();
         for version in [1, 2] {
             check_refused(&book, version, "warn", "reset on the device");
@@ -250,9 +252,9 @@ mod tests {
     fn a_trial_gives_way_to_a_newer_document_and_the_last_good_one_stays() {
         let mut book = Book::default();
         book.accept(overlay(1, "info"));
-        book.begin_trial(Moment(0), overlay(2, "warn"), Confirm::Auto);
+        book.begin_trial(Moment(0), TRIAL, overlay(2, "warn"), Confirm::Auto);
         assert_eq!(book.weigh(&overlay(3, "warn")), Weighed::Wanted);
-        book.begin_trial(Moment(1), overlay(3, "warn"), Confirm::Auto);
+        book.begin_trial(Moment(1), TRIAL, overlay(3, "warn"), Confirm::Auto);
         book.fail();
         assert_eq!(book.in_force().map(|overlay| overlay.version), Some(1));
     }
@@ -274,7 +276,7 @@ mod tests {
                             book.accept(overlay(version, "info"));
                             good = version;
                         } else {
-                            book.begin_trial(Moment(0), overlay(version, "info"), Confirm::Auto);
+                            book.begin_trial(Moment(0), TRIAL, overlay(version, "info"), Confirm::Auto);
                         }
                     }
                     2 => {

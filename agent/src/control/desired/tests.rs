@@ -2,7 +2,7 @@
 //! are and what each takes, so that a new field is in here without anybody remembering.
 
 mod messages;
-mod schema;
+pub(in crate::control) mod schema;
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::{Device, Wanted};
 use crate::daemon::config::ConfigFile;
 
 /// A device on which every field has something to be about.
-const LOCAL: &str = r#"
+pub(in crate::control) const LOCAL: &str = r#"
     [broker]
     url = "mqtt://home"
     [credentials.away]
