@@ -49,10 +49,10 @@ pub struct Remembered {
 /// What a start begins with: the last settings, or what a trial that must end leaves.
 pub(crate) fn resume(file: &ConfigFile, state: &mut StateFile, clock: &Clock) -> (InForce, Remembered) {
     let mut remembered = state.state().settings.clone();
-    if remembered.started(clock.now()) {
-        if let Err(error) = state.update(|state| state.settings = remembered.clone()) {
-            tracing::error!(%error, "cannot write the state file; the trial of the settings goes on in memory");
-        }
+    if remembered.started(clock.now())
+        && let Err(error) = state.update(|state| state.settings = remembered.clone())
+    {
+        tracing::error!(%error, "cannot write the state file; the trial of the settings goes on in memory");
     }
     let (version, config) = match in_force(file, &remembered.book) {
         Ok(found) => found,

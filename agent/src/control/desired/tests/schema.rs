@@ -78,7 +78,7 @@ fn walk(place: Place, found: &mut Vec<Place>) {
 #[track_caller]
 fn check_bounded(place: &Place, schema: &Value) {
     let has = |word: &str| schema.get(word).is_some();
-    let is = |name: &str| types(schema).iter().any(|one| *one == name);
+    let is = |name: &str| types(schema).contains(&name);
     let number = is("number") || is("integer");
     assert!(!number || (has("minimum") && has("maximum")), "{} has no range", place.name());
     let short = ["maxLength", "pattern", "const", "enum"].into_iter().any(has);
