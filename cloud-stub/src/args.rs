@@ -135,6 +135,15 @@ pub struct Serve {
     #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
+    /// A host name of a proxy in front of the dashboard that asks who is there. Without it, devices are changed only
+    /// where the dashboard listens on loopback and is opened by address or as localhost
+    #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_PAGE_NAME", value_delimiter = ',')]
+    pub page_name: Vec<String>,
+
+    /// The dashboard changes no device and gives no command
+    #[arg(long, env = "HEDGE_CLOUD_LOOK_ONLY")]
+    pub look_only: bool,
+
     /// Where the records are kept
     #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_STATE_DIR", default_value = "hedge-cloud-state")]
     pub state_dir: PathBuf,

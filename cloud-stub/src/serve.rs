@@ -114,7 +114,9 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         link: link_now,
         model_seconds,
     };
-    let page = view::router(&path, shown, commits_seen)?;
+    let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance);
+    let door = view::Door { listen: dashboard, names: args.page_name.clone(), look_only: args.look_only };
+    let page = view::router(&path, shown, door, operating, commits_seen)?;
     let ends =
         Ends { events: events.clone(), settled: settled_inbox, replies: replies_inbox, healthy: healthy_seen, now };
     let link = tokio::spawn(link::run(dial, ends));

@@ -14,7 +14,8 @@ use crate::{Scrape, address, places};
 /// From start to listening: two sessions of ONNX Runtime and a broker, in a debug build on a busy machine.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
 
-const REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Longer than the dashboard waits for a device.
+const REQUEST_WAIT_MAX: Duration = Duration::from_secs(40);
 
 /// What a cloud is started with.
 #[derive(Debug, Clone)]
@@ -118,6 +119,14 @@ impl Cloud {
     pub fn get(&self, path: &str) -> Result<Value> {
         let text = self.text(path)?;
         serde_json::from_str(&text).with_context(|| format!("GET {path} is not JSON: {text}"))
+    }
+
+    /// Asks for a change as the dashboard's own page does; the report, whatever it says.
+    pub fn post(&self, path: &str, request: &Value) -> Result<Value> {
+        let asking = self.http.post(format!("{}{path}", self.dashboard));
+        let asking = asking.header("Origin", &self.dashboard).header("Hedge-Operate", "yes");
+        let text = asking.content_type("application/json").send(request.to_string())?.body_mut().read_to_string()?;
+        serde_json::from_str(&text).with_context(|| format!("POST {path} is not JSON: {text}"))
     }
 
     /// Its figures as a scraper sees them.

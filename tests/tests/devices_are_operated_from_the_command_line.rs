@@ -1,11 +1,13 @@
-//! `hedge-cloud device` sets and commands a real device over mosquitto, and says what the device says.
+//! `hedge-cloud device`, and the dashboard's page of a device, set and command a real device over mosquitto and say
+//! what the device says.
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hedge_proto::Outcome;
 use hedge_tests::mosquitto::MosquittoSetup;
-use hedge_tests::{Scene, Tally, places, skip};
+use hedge_tests::{Scene, Tally, places, skip, wait};
 use serde_json::{Value, json};
 
 const DEVICE: &str = "device-1";
@@ -70,5 +72,33 @@ fn a_real_device_is_looked_at_set_and_commanded() -> Result<()> {
     assert_eq!(outcome(2)?, Outcome::Keep);
     let unknown = shell.ask(1, &["command", DEVICE, "snapshot", "source=nowhere"])?;
     ensure!(unknown["reason"].as_str().is_some_and(|reason| reason.contains("nowhere")), "{unknown}");
+
+    the_page_does_the_same(&scene)?;
+    assert_eq!(outcome(3)?, Outcome::Defer);
+    ensure!(shell.ask(0, &["get", DEVICE, score_min])?["from"] == "desired", "both see the same document");
+    Ok(())
+}
+
+fn the_page_does_the_same(scene: &Scene) -> Result<()> {
+    let page = format!("/api/devices/{DEVICE}");
+    let post = |what: &str, request: Value| scene.cloud.post(&format!("{page}/{what}"), &request);
+    let edit = |field: &str, value: Value| post("settings", json!({"edits": {field: value}, "by": "ann"}));
+    let set = edit("model.fashion-small.threshold.score_min", json!(1.0))?;
+    ensure!(set["outcome"] == "applied" && set["version"] == 5, "{set}");
+    let typo = edit("model.fashion-small.threshold.score_min", json!(1.5))?;
+    ensure!(typo["errors"][0]["field"] == "model.fashion-small.threshold.score_min", "{typo}");
+    let ghost = edit("model.ghost.threshold.score_min", json!(0.5))?;
+    ensure!(ghost["outcome"] == "refused" && ghost["version"] == 6, "{ghost}");
+    ensure!(edit("model.ghost", Value::Null)?["outcome"] == "applied", "mended");
+    let reply = post("commands", json!({"command": "status"}))?;
+    ensure!(reply["outcome"] == "done" && reply["result"]["link"] == "online", "{reply}");
+    let mut shown = Value::Null;
+    // The reply goes to the records and to the page by two ways.
+    wait::until_true("the page shows it", Duration::from_secs(10), || {
+        shown = scene.cloud.get(&page)?;
+        Ok(shown["history"][0]["kind"] == "reply" && shown["differences"] == json!([]))
+    })
+    .with_context(|| shown.to_string())?;
+    ensure!(shown["reported"]["version"] == 7 && shown["look_only"].is_null(), "{shown}");
     Ok(())
 }

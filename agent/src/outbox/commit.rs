@@ -12,7 +12,6 @@ use hedge_core::clock::Moment;
 use hedge_proto::{CaseKey, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::behind;
 use super::case::{Limits, StoreError};
 use super::log::Pointer;
 use super::log::record::{Head, Kind, Record};
@@ -61,15 +60,12 @@ pub(crate) struct Committer {
     pub(super) writer: Writer,
     limits: Limits,
     waiting: VecDeque<Request>,
-    /// How many changes the queue on disk was behind when it was opened.
-    lag_extra: usize,
     reserve_kept: bool,
 }
 
 impl Committer {
     pub(crate) fn new(shared: Arc<Shared>, writer: Writer, limits: Limits) -> Self {
-        let lag_extra = shared.table().dirty_len();
-        let mut committer = Self { shared, writer, limits, waiting: VecDeque::new(), lag_extra, reserve_kept: false };
+        let mut committer = Self { shared, writer, limits, waiting: VecDeque::new(), reserve_kept: false };
         // Of an earlier run: a disk that is full now has no room for another.
         committer.reserve_kept = committer.shared.disk.has_reserve(committer.reserve_bytes());
         committer.keep_reserve();
@@ -111,13 +107,12 @@ impl Committer {
             self.fail(rest, &error);
         }
         self.tidy_step();
-        behind::tell(&self.shared, self.lag_extra);
+        self.shared.changed.notify_one();
     }
 
     /// Refuses cases, and gives up the reserve so that the rest still finds room.
     fn fail(&mut self, rest: Vec<(Record, Waiter)>, error: &io::Error) {
         tracing::warn!(%error, "the disk refuses the outbox's log");
-        self.shared.table().forget_lowest(); // what was to give way stays
         let (cases, marks): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, waiter)| waiter.is_for_a_case());
         cases.into_iter().for_each(|(_, waiter)| waiter.refuse(error));
         let (records, waiters): (Vec<_>, Vec<_>) = marks.into_iter().unzip();
@@ -155,7 +150,7 @@ impl Committer {
     /// Takes operations from the front until one has to wait for this batch.
     fn plan(&mut self) -> Batch {
         let shared = Arc::clone(&self.shared);
-        let mut table = shared.table();
+        let table = shared.table();
         // A reserve that was given up is taken again before new cases get any room.
         let owed_bytes = if self.reserve_kept { 0 } else { self.reserve_bytes() };
         let mut room = Room::new(&self.limits, &table, &*self.shared.disk, owed_bytes);
@@ -165,7 +160,7 @@ impl Committer {
                 break;
             }
             let Some((ask, reply)) = self.waiting.pop_front() else { break };
-            match plan(&mut table, &mut room, &batch.taken, ask) {
+            match plan(&table, &mut room, &batch.taken, ask) {
                 Plan::Write(record, done, permit) => batch.add(record, done, reply, permit),
                 Plan::Replace(evicted, record, permit) => {
                     let moment = table.clock().unwrap_or_default();

@@ -4,10 +4,10 @@
 //! often is decided in core; here they are kept, walked in order, and given back. The parts:
 //!
 //! - `log`: append-only segments, the only truth. `disk` is the file system below it.
-//! - `table`: what the log's records mean, one line per case in memory.
+//! - `table`: what the log's records mean, one `line` per case in memory, in `block`s and in `order`.
 //! - `commit`: the thread that owns the log, group commit. `plan`: which records answer what is asked for, and what
-//!   gives way at a cap; `lowest` knows where to look. `retire`: how room is given back.
-//! - `index`: the lines in order on disk (sled); `behind` is the thread that writes them after the fact.
+//!   gives way at a cap. `retire`: how room is given back.
+//! - `index`: the blocks on disk (sled); `behind` is the thread that writes them after the fact.
 //! - `inspect`: reads the whole log and only says what is damaged.
 //! - `recover`: reads the log back at the start, all of it or what the queue lacks. `recall`: reads one case.
 //!
@@ -18,13 +18,14 @@
 //! `answered`, `dead` and `forgotten` are on disk when the call returns; how far sending has come is not.
 
 mod behind;
+mod block;
 mod case;
 mod commit;
 mod disk;
 mod index;
 mod inspect;
+mod line;
 mod log;
-mod lowest;
 mod order;
 mod plan;
 mod recall;
@@ -118,12 +119,12 @@ impl Outbox {
         segment_bytes: u64,
         lock: Option<File>,
     ) -> Result<(Self, OpenReport), RecoverError> {
-        let Recovered { table, summary, segments, report } = recover::recover(&*disk, queue_path)?;
+        let Recovered { table, queue, segments, report } = recover::recover(&*disk, queue_path)?;
         let writer = Writer::new(Arc::clone(&disk), segments.sizes, segments.tail, segment_bytes)?;
 
         let shared = Arc::new(Shared::new(table, disk, queue_path.to_owned()));
         shared.count_damaged(report.damaged_records);
-        let queue_thread = Behind::start(Arc::clone(&shared), summary)?;
+        let queue_thread = Behind::start(Arc::clone(&shared), queue)?;
         let committer = Committer::new(Arc::clone(&shared), writer, limits);
         let (requests, received) = mpsc::channel(REQUESTS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
@@ -346,18 +347,17 @@ impl Outbox {
         let shared = &self.inner.shared;
         let table = shared.table();
         let totals = table.totals();
-        let queue_bytes = table.queue.as_ref().and_then(|queue| queue.size_on_disk().ok()).unwrap_or(0);
         Figures {
             waiting: totals.open,
             waiting_bytes: totals.open_bytes,
             answered: totals.answered,
             dead: totals.dead,
             live_bytes: totals.live_bytes,
-            disk_bytes: shared.log_bytes.load(Ordering::Relaxed) + queue_bytes,
+            disk_bytes: shared.log_bytes.load(Ordering::Relaxed) + shared.queue_bytes.load(Ordering::Relaxed),
             written_bytes: shared.written_bytes.load(Ordering::Relaxed),
             damaged_records: shared.damaged_records.load(Ordering::Relaxed),
             oldest_stored_at: table.oldest_open(),
-            queue_broken: table.queue.is_none(),
+            queue_broken: shared.queue_broken.load(Ordering::Relaxed),
         }
     }
 

@@ -12,9 +12,10 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::case::{Applied, Limits, StoreError};
 use super::disk::Disk;
+use super::line::{Line, Stage};
 use super::log::record::{Head, Kind, Record};
 use super::order::Class;
-use super::table::{Line, Stage, Table};
+use super::table::Table;
 
 /// How often a dead letter can be queued again: lives are counted in a byte.
 const LIVES_MAX: u8 = 250;
@@ -89,7 +90,7 @@ impl Room {
     }
 
     /// Takes room for a new case; those returned have to give way for it.
-    fn take(&mut self, record: &Record, table: &mut Table, taken: &HashSet<CaseKey>) -> Result<Vec<CaseKey>, Refusal> {
+    fn take(&mut self, record: &Record, table: &Table, taken: &HashSet<CaseKey>) -> Result<Vec<CaseKey>, Refusal> {
         let bytes = record.bytes();
         if self.disk_bytes < bytes {
             return Err(Refusal::Disk);
@@ -109,7 +110,6 @@ impl Room {
                 true
             });
             if cases == 0 || freed < bytes {
-                evicted.iter().for_each(|key| table.note_lowest(*key));
                 return Err(Refusal::Full);
             }
             (self.cases, self.bytes) = (cases, freed);
@@ -123,7 +123,7 @@ impl Room {
 
 /// Takes cases that give way to one of this sort key, as long as they are `needed`: dead letters, then the lowest.
 fn evict(
-    table: &mut Table,
+    table: &Table,
     sort_key: f64,
     taken: &HashSet<CaseKey>,
     mut needed: impl FnMut(&Line) -> bool,
@@ -131,12 +131,10 @@ fn evict(
     let mut evicted = Vec::new();
     let dead = (table.totals().dead > 0).then_some(Class::Dead);
     for class in dead.into_iter().chain([Class::Open]) {
-        while evicted.len() < EVICTIONS_MAX {
-            let not_taken = |key: &CaseKey| !taken.contains(key) && !evicted.contains(key);
-            let Some((key, line)) = table.pop_lowest(class, not_taken) else { break };
+        let not_taken = table.lowest_first(class).filter(|(key, _)| !taken.contains(key));
+        for (key, line) in not_taken.take(EVICTIONS_MAX - evicted.len()) {
             let yields = class == Class::Dead || gives_way(line.slot.sort_key, sort_key);
             if !yields || !needed(&line) {
-                table.note_lowest(key);
                 break;
             }
             evicted.push(key);
@@ -146,7 +144,7 @@ fn evict(
 }
 
 /// What to do about one request. `taken` are the cases that the batch changes already.
-pub(super) fn plan(table: &mut Table, room: &mut Room, taken: &HashSet<CaseKey>, ask: Ask) -> Plan {
+pub(super) fn plan(table: &Table, room: &mut Room, taken: &HashSet<CaseKey>, ask: Ask) -> Plan {
     let moment = table.clock().unwrap_or_default();
     let known = table.get(ask.key());
     match (ask, known) {

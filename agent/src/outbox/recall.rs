@@ -5,11 +5,11 @@ use hedge_proto::CaseKey;
 
 use super::case::StoredCase;
 use super::disk::{Disk, SegmentFile};
+use super::line::{Line, Stage};
 use super::log::Pointer;
 use super::log::reader::{self, RecordError};
 use super::log::record::{Head, Kind};
 use super::log::segment::{FileHeader, Opening};
-use super::table::{Line, Stage};
 
 /// Everything that is stored of a case; [`RecordError::Damaged`] if any of it is.
 pub(crate) fn read(disk: &dyn Disk, key: CaseKey, line: &Line) -> Result<StoredCase, RecordError> {

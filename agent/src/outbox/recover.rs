@@ -11,7 +11,7 @@ use hedge_proto::CaseKey;
 
 use super::case::OpenReport;
 use super::disk::{Disk, SegmentFile};
-use super::index::{self, IndexError, Summary};
+use super::index::{IndexError, Queue};
 use super::log::Pointer;
 use super::log::reader::{self, Found, RecordError, Scan};
 use super::log::record::{Head, Kind};
@@ -41,8 +41,8 @@ impl From<io::Error> for RecoverError {
 /// All that is known about the stored cases.
 pub(crate) struct Recovered {
     pub(crate) table: Table,
-    /// What the queue on disk holds.
-    pub(crate) summary: Summary,
+    /// None if it cannot be made.
+    pub(crate) queue: Option<Queue>,
     pub(crate) segments: Segments,
     pub(crate) report: OpenReport,
 }
@@ -55,7 +55,7 @@ pub(crate) fn recover(disk: &dyn Disk, queue_path: &Path) -> Result<Recovered, R
     let queue_was_there = queue_path.exists();
     let reason = if queue_was_there {
         match through_queue(disk, queue_path, &mut segments, &mut trial)? {
-            Ok((table, summary)) => return Ok(finish(table, summary, segments, trial)),
+            Ok((table, queue)) => return Ok(finish(table, Some(queue), segments, trial)),
             Err(error) => error,
         }
     } else {
@@ -70,20 +70,16 @@ pub(crate) fn recover(disk: &dyn Disk, queue_path: &Path) -> Result<Recovered, R
     report.queue_damaged = queue_was_there;
     let mut table = Table::default();
     replay(disk, &mut segments, Pointer::NOWHERE, &mut table, &mut report)?;
-    table.queue = match index::set_aside(queue_path).map_err(IndexError::Io).and_then(|()| index::make(queue_path)) {
-        Ok(queue) => Some(queue),
-        Err(error) => {
-            tracing::warn!(%error, "the outbox's queue cannot be made; its order is kept in memory for now");
-            None
-        }
-    };
-    Ok(finish(table, Summary::default(), segments, report))
+    let made = Queue::make(queue_path).inspect_err(
+        |error| tracing::warn!(%error, "the outbox's queue cannot be made; a start without it reads the whole log"),
+    );
+    Ok(finish(table, made.ok(), segments, report))
 }
 
-fn finish(table: Table, summary: Summary, segments: Segments, mut report: OpenReport) -> Recovered {
+fn finish(table: Table, queue: Option<Queue>, segments: Segments, mut report: OpenReport) -> Recovered {
     report.cases = table.totals().cases();
     report.clock = table.clock();
-    Recovered { table, summary, segments, report }
+    Recovered { table, queue, segments, report }
 }
 
 /// Loads the queue and replays what it lacks; the inner error says why it cannot be trusted.
@@ -92,26 +88,24 @@ fn through_queue(
     queue_path: &Path,
     segments: &mut Segments,
     report: &mut OpenReport,
-) -> Result<Result<(Table, Summary), IndexError>, RecoverError> {
+) -> Result<Result<(Table, Queue), IndexError>, RecoverError> {
     let mut table = Table::default();
-    let loaded = index::open(queue_path).and_then(|queue| index::load(&queue, &mut table).map(|found| (queue, found)));
-    let (queue, summary) = match loaded {
+    let (queue, loaded) = match Queue::load(queue_path, &mut table) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(Err(error)),
     };
-    if !segments.reach(summary.position) {
+    if !segments.reach(loaded.position) {
         return Ok(Err(IndexError::Wrong("the log does not go back to where it ends")));
     }
-    if let Some(clock) = summary.clock {
+    if let Some(clock) = loaded.clock {
         table.see_clock(clock, 0);
     }
-    report.rebuilt = summary.position == Pointer::NOWHERE && !segments.sizes.is_empty();
-    replay(disk, segments, summary.position, &mut table, report)?;
+    report.rebuilt = loaded.position == Pointer::NOWHERE && !segments.sizes.is_empty();
+    replay(disk, segments, loaded.position, &mut table, report)?;
     if !pointers_hold(&table, segments) {
         return Ok(Err(IndexError::Wrong("it names records that are not in the log")));
     }
-    table.queue = Some(queue);
-    Ok(Ok((table, summary)))
+    Ok(Ok((table, queue)))
 }
 
 impl Segments {

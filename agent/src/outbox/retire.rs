@@ -7,12 +7,12 @@ use hedge_proto::CaseKey;
 
 use super::commit::Committer;
 use super::disk::SegmentFile;
+use super::line::{Line, Stage};
 use super::log::Pointer;
 use super::log::reader::{self, Found, RecordError, Scan};
 use super::log::record::{Head, Kind, Record};
 use super::log::segment::{FileHeader, Opening};
 use super::plan::NO_CASE;
-use super::table::{Line, Stage};
 
 /// Copying begins when the log is larger than its live records by three tenths and so many segments: with less, a
 /// byte would be copied too often in its life.

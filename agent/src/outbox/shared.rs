@@ -1,7 +1,7 @@
 //! What the threads of the outbox and its callers share.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::case::Drops;
@@ -12,10 +12,11 @@ pub(crate) struct Shared {
     table: Mutex<Table>,
     /// The table has changes for the queue on disk, or the outbox stops.
     pub(crate) changed: Condvar,
-    /// The queue on disk has caught up.
-    pub(crate) settled: Condvar,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) queue_path: PathBuf,
+    pub(crate) queue_bytes: AtomicU64,
+    /// It cannot be written now.
+    pub(crate) queue_broken: AtomicBool,
     pub(crate) log_bytes: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
     pub(crate) damaged_records: AtomicU64,
@@ -29,9 +30,10 @@ impl Shared {
         Self {
             table: Mutex::new(table),
             changed: Condvar::new(),
-            settled: Condvar::new(),
             disk,
             queue_path,
+            queue_bytes: AtomicU64::new(0),
+            queue_broken: AtomicBool::new(false),
             log_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             damaged_records: AtomicU64::new(0),

@@ -28,6 +28,13 @@ impl FromStr for Edit {
             "" => Value::Null,
             text => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
         };
+        Self::new(key, value)
+    }
+}
+
+impl Edit {
+    /// Sets the field `key`; `null` restores the local value.
+    pub fn new(key: &str, value: Value) -> Result<Self, String> {
         Ok(Self { path: path(key)?, value: Some(value).filter(|value| !value.is_null()) })
     }
 }

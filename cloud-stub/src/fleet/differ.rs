@@ -1,5 +1,7 @@
 //! Compares settings field by field, under the names people type.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use hedge_proto::Settings;
 use serde::Serialize;
 use serde_json::Value;
@@ -85,6 +87,31 @@ pub fn differences(device: &Device) -> Vec<Difference> {
     not_so.chain(no_more).collect()
 }
 
+/// One field that a wanted document has changed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Changed {
+    pub field: String,
+    /// Absent: as in the device's local file.
+    pub before: Option<Value>,
+    pub after: Option<Value>,
+}
+
+/// What the settings of one wanted document change against those of another.
+#[must_use]
+pub fn changes(before: &Value, after: &Value) -> Vec<Changed> {
+    let before: BTreeMap<String, Value> = leaves(before).into_iter().collect();
+    let after: BTreeMap<String, Value> = leaves(after).into_iter().collect();
+    let fields: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let changed = fields.into_iter().filter(|field| before.get(*field) != after.get(*field));
+    changed
+        .map(|field| Changed {
+            field: field.clone(),
+            before: before.get(field).cloned(),
+            after: after.get(field).cloned(),
+        })
+        .collect()
+}
+
 fn typed(settings: &Value) -> Value {
     Settings::read(settings.clone()).map_or_else(|_| settings.clone(), |read| as_typed(&read))
 }
@@ -119,6 +146,17 @@ mod tests {
             in_force: Some(json!(0.7)),
         };
         assert_eq!(found, [expected]);
+    }
+
+    #[test]
+    fn a_change_is_told_with_what_was_before() {
+        let changed = changes(&json!({"log": {"level": "info"}, "a": 1}), &json!({"a": 1, "b": {"c": [2]}}));
+        let told = |field: &str, before: Value, after: Value| Changed {
+            field: field.to_owned(),
+            before: Some(before).filter(|value| !value.is_null()),
+            after: Some(after).filter(|value| !value.is_null()),
+        };
+        assert_eq!(changed, [told("b.c", Value::Null, json!([2])), told("log.level", json!("info"), Value::Null)]);
     }
 
     #[test]

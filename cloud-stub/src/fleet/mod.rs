@@ -13,3 +13,10 @@ pub mod differ;
 pub mod errand;
 pub mod operator;
 pub mod select;
+
+/// A command's id, of 96 bits: no two share one.
+pub fn random_id() -> Result<String, getrandom::Error> {
+    let mut bytes = [0; 12];
+    getrandom::fill(&mut bytes)?;
+    Ok(hex::encode(bytes))
+}

@@ -1,28 +1,36 @@
-//! Serves the dashboard and its JSON API. It only looks: at committed records, and at the link's state.
+//! Serves the dashboard and its JSON API: committed records, the link's state, and a page for each device.
 //!
-//! Everything devices have sent is untrusted here: the page writes it as text, payloads are served as pictures
-//! only when they say they are, and never as anything a browser would run.
+//! Devices are changed by `operate` alone, and only for requests that the [`Door`] lets through. Everything devices
+//! have sent is untrusted here: the page writes it as text, payloads are served as pictures only when they say they
+//! are, and never as anything a browser would run.
 
+mod device;
+mod door;
 mod live;
 mod metrics;
+mod operate;
 mod shape;
 
+pub use device::{DevicePage, HistoryView};
+pub use door::{Door, OPERATE_HEADER, Refused};
+pub use operate::Operating;
 pub use shape::{CaseView, DeviceView, FiguresView, VerdictView};
 
 use std::path::Path as FilePath;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS,
 };
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
-use hedge_proto::{CaseId, DeviceId, Name};
+use hedge_proto::{CaseId, DeviceId, FieldError, Name, SETTINGS_SCHEMA};
 use serde::Deserialize;
 use tokio::sync::watch;
 
@@ -60,6 +68,8 @@ struct View {
     live: live::Live,
     started: Instant,
     records_path: Arc<FilePath>,
+    door: Arc<Door>,
+    operating: Operating,
 }
 
 /// The page and its API. Routes:
@@ -67,7 +77,12 @@ struct View {
 /// | path | answer |
 /// |---|---|
 /// | `/` | the page |
+/// | `/devices/{name}` | the page of one device |
 /// | `/api/devices` | all devices, by name: a list of [`DeviceView`] |
+/// | `/api/devices/{name}` | one [`DevicePage`] |
+/// | `/api/devices/{name}/settings` | POST: changes its settings; a [`Report`](crate::fleet::errand::Report) |
+/// | `/api/devices/{name}/commands` | POST: gives it a command; likewise |
+/// | `/api/settings-schema` | what can be set, as JSON Schema |
 /// | `/api/cases?limit=24&device=D` | the latest cases, newest first: a list of [`CaseView`] |
 /// | `/api/cases/{id}` | one [`CaseView`] |
 /// | `/api/cases/{id}/payload` | the sample itself, while it is kept |
@@ -77,24 +92,57 @@ struct View {
 /// | `/healthz` | `ok`, or 503 while the broker is not reached |
 ///
 /// Errors are `{"error": "…"}` with a fitting status.
-pub fn router(records: &FilePath, shown: Shown, commits: watch::Receiver<u64>) -> Result<Router, StoreError> {
+pub fn router(
+    records: &FilePath,
+    shown: Shown,
+    door: Door,
+    operating: Operating,
+    commits: watch::Receiver<u64>,
+) -> Result<Router, StoreError> {
     let records_path = Arc::from(records);
     let records = Records(Arc::new(Mutex::new(Reader::open(records)?)));
     let shown = Arc::new(shown);
     let live = live::start(records.clone(), shown.clone(), commits);
-    Ok(Router::new()
-        .route("/", get(|| async { file("text/html; charset=utf-8", include_str!("page.html")) }))
-        .route("/page.css", get(|| async { file("text/css; charset=utf-8", include_str!("page.css")) }))
-        .route("/page.js", get(|| async { file("text/javascript; charset=utf-8", include_str!("page.js")) }))
+    let door = Arc::new(door);
+    let view = View { records, shown, live, started: Instant::now(), records_path, door: door.clone(), operating };
+    let pages = files()
         .route("/api/devices", get(devices))
+        .route("/api/devices/{name}", get(device::device))
+        .route("/api/devices/{name}/settings", post(operate::settings))
+        .route("/api/devices/{name}/commands", post(operate::command))
+        .route("/api/settings-schema", get(|| async { ([(CONTENT_TYPE, "application/schema+json")], SETTINGS_SCHEMA) }))
         .route("/api/cases", get(cases))
         .route("/api/cases/{id}", get(case))
         .route("/api/cases/{id}/payload", get(payload))
         .route("/api/figures", get(figures))
         .route("/events", get(live::events))
-        .route("/metrics", get(metrics::metrics))
-        .route("/healthz", get(healthz))
-        .with_state(View { records, shown, live, started: Instant::now(), records_path }))
+        .layer(DefaultBodyLimit::max(operate::BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(door, let_in));
+    // These name no device and no sample, and whoever watches this program may use any name for it.
+    let figures = Router::new().route("/metrics", get(metrics::metrics)).route("/healthz", get(healthz));
+    Ok(pages.merge(figures).with_state(view))
+}
+
+fn files() -> Router<View> {
+    const HTML: &str = "text/html; charset=utf-8";
+    const CSS: &str = "text/css; charset=utf-8";
+    const SCRIPT: &str = "text/javascript; charset=utf-8";
+    Router::new()
+        .route("/", get(|| async { file(HTML, include_str!("page.html")) }))
+        .route("/icon.svg", get(|| async { file("image/svg+xml", include_str!("icon.svg")) }))
+        .route("/page.css", get(|| async { file(CSS, include_str!("page.css")) }))
+        .route("/page.js", get(|| async { file(SCRIPT, include_str!("page.js")) }))
+        .route("/parts.js", get(|| async { file(SCRIPT, include_str!("parts.js")) }))
+        .route("/devices/{name}", get(|| async { file(HTML, include_str!("device.html")) }))
+        .route("/device.css", get(|| async { file(CSS, include_str!("device.css")) }))
+        .route("/device.js", get(|| async { file(SCRIPT, include_str!("device.js")) }))
+        .route("/editor.js", get(|| async { file(SCRIPT, include_str!("editor.js")) }))
+        .route("/commands.js", get(|| async { file(SCRIPT, include_str!("commands.js")) }))
+}
+
+async fn let_in(State(door): State<Arc<Door>>, request: Request, next: Next) -> Result<Response, ApiError> {
+    door.may_look(request.headers())?;
+    Ok(next.run(request).await)
 }
 
 /// The records, read off the async workers.
@@ -115,6 +163,22 @@ impl Records {
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 enum ApiError {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("nothing is known of a device `{0}`")]
+    NoDevice(String),
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("some fields are wrong")]
+    WrongFields(Vec<FieldError>),
+    #[error("version {wanted} is wanted by now, and this was written on version {seen}; load the page anew")]
+    Outdated { seen: u64, wanted: u64 },
+    #[error("{0} changes and commands are under way already; try again in a moment")]
+    TooManyErrands(usize),
+    #[error("{0}")]
+    NoBroker(String),
+    #[error("the system gives no random numbers: {0}")]
+    NoChance(String),
     #[error("there is no case `{0}` on record")]
     NoCase(String),
     #[error("the payload of `{0}` is no longer kept")]
@@ -132,10 +196,17 @@ enum ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match &self {
-            Self::NoCase(_) => StatusCode::NOT_FOUND,
+            Self::Refused(Refused::Name(_)) => StatusCode::MISDIRECTED_REQUEST,
+            Self::Refused(_) => StatusCode::FORBIDDEN,
+            Self::NoCase(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
             Self::PayloadGone(_) => StatusCode::GONE,
-            Self::BadName(_) => StatusCode::BAD_REQUEST,
-            Self::TooManyPages(_) | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BadName(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::WrongFields(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Outdated { .. } => StatusCode::CONFLICT,
+            Self::NoBroker(_) => StatusCode::BAD_GATEWAY,
+            Self::TooManyPages(_) | Self::TooManyErrands(_) | Self::NoChance(_) | Self::Stopping => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Records(error) => {
                 tracing::error!("{error}");
                 StatusCode::INTERNAL_SERVER_ERROR

@@ -1,67 +1,17 @@
-// Draws the page from the events of /events. Everything from devices is written as text, never as markup.
-"use strict";
+// Draws the first page from the events of /events. Everything from devices is written as text, never as markup.
+import { age, at, bytes, deviceLine, drawNotice, figure, kindOf, listen, make, number, percent, setClock, span } from "/parts.js";
 
 const REASONS = {
   low_score: "not sure enough", margin: "two close answers", entropy: "spread over many answers",
   out_of_distribution: "unlike what it knows", spot_check: "spot check", policy: "by policy", unusable: "no usable answer",
 };
-const QUIET_MAX_MS = 25000; // The server says something every 10 s.
 
-const at = (id) => document.getElementById(id);
-let clockOffsetMs = 0;
-let lastWordMs = 0;
 let onlyDevice = null;
 let latest = { figures: null, devices: [], cases: [] };
 
-function make(tag, className, ...content) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  element.append(...content.filter((part) => part !== null && part !== undefined));
-  return element;
-}
-
-const number = (n) => (n >= 100000 ? `${(n / 1000).toFixed(0)}k` : n.toLocaleString("en"));
-const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(part === whole || part === 0 ? 0 : 1)} %` : "–");
-
-function bytes(n) {
-  const units = ["B", "KB", "MB", "GB", "TB"];
-  let unit = 0;
-  while (n >= 1000 && unit < units.length - 1) { n /= 1000; unit += 1; }
-  return `${n >= 100 || unit === 0 ? n.toFixed(0) : n.toFixed(1)} ${units[unit]}`;
-}
-
-function span(seconds) {
-  if (seconds < 60) return `${Math.floor(seconds)} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
-  if (seconds < 172800) return `${Math.floor(seconds / 3600)} h`;
-  return `${Math.floor(seconds / 86400)} days`;
-}
-
-// A time that keeps itself up to date: see `tick`.
-function age(ms, before, after) {
-  const element = make("time");
-  element.dataset.ms = ms;
-  element.dataset.before = before;
-  element.dataset.after = after;
-  element.dateTime = new Date(ms).toISOString();
-  element.title = new Date(ms).toLocaleString();
-  writeAge(element);
-  return element;
-}
-
-function writeAge(element) {
-  const seconds = Math.max(0, (Date.now() - clockOffsetMs - Number(element.dataset.ms)) / 1000);
-  const { before, after } = element.dataset;
-  element.textContent = seconds < 2 && after === " ago" ? `${before}now` : `${before}${span(seconds)}${after}`;
-}
-
-function figure(value, label, note) {
-  return make("div", "figure", make("b", "", value), make("span", "", label), make("small", "", note || ""));
-}
-
 function drawFigures(f) {
   latest.figures = f;
-  clockOffsetMs = Date.now() - f.now_ms;
+  setClock(f.now_ms);
   at("instance").textContent = `${f.instance} on ${f.broker}` + (f.tasks.length ? ` · answers ${f.tasks.join(", ")}` : " · no model");
   const compared = f.agreed + f.disagreed;
   const aside = f.dead + f.failed + f.refused + f.malformed;
@@ -75,23 +25,7 @@ function drawFigures(f) {
     figure(bytes(f.payload_bytes), "samples kept", ""),
     figure(number(aside), "set aside", why || "nothing"),
   );
-  drawNotice();
-}
-
-function drawNotice() {
-  const f = latest.figures;
-  const notice = at("notice");
-  let text = "";
-  if (f && f.link === "broken") text = `No connection to the broker (${f.link_reason}). What you see is as old as that.`;
-  if (f && f.link === "connecting") text = "Connecting to the broker… What you see may be old.";
-  notice.textContent = text;
-  notice.hidden = !text;
-}
-
-function deviceLine(d) {
-  if (d.state === "offline") return make("p", "say", age(d.status_ms, "offline for ", "; it answers on by itself"));
-  if (d.state === "unknown") return make("p", "say", "has sent cases, but no status");
-  return make("p", "say", d.link_reason || (d.telemetry ? "link is fine" : "no figures from it yet"));
+  drawNotice(f);
 }
 
 function deviceCard(d) {
@@ -103,20 +37,27 @@ function deviceCard(d) {
   let queue = "no figures yet";
   if (t) queue = queued ? `${number(queued)} queued` + (t.queue.oldest_s ? `, oldest ${span(t.queue.oldest_s)}` : "") : "queue empty";
   const stamp = d.last_seen_ms ? age(d.last_seen_ms, "heard ", " ago") : "never heard";
-  const kind = { online: "good", degraded: "warn", offline: "bad" }[d.state] || "quiet";
-  const card = make("button", `device ${d.state}`,
-    make("div", "top", make("span", "name", d.device), make("span", `pill ${kind}`, d.state)),
+  const name = make("a", "name", d.device);
+  name.href = `/devices/${encodeURIComponent(d.device)}`;
+  name.title = "settings, commands and history of this device";
+  const settings = make("a", "link", "settings");
+  settings.href = name.href;
+  const cases = make("button", "link", onlyDevice === d.device ? "all cases" : "its cases");
+  cases.type = "button";
+  cases.setAttribute("aria-pressed", String(onlyDevice === d.device));
+  cases.addEventListener("click", () => show(onlyDevice === d.device ? null : d.device));
+  const trouble = { on_trial: ["warn", "settings on trial"], refused: ["bad", "settings refused"], failed: ["bad", "settings failed"] }[d.outcome];
+  const card = make("article", `device ${d.state}`,
+    make("div", "top", name, trouble ? make("span", `pill ${trouble[0]}`, trouble[1]) : null, make("span", `pill ${kindOf(d.state)}`, d.state)),
     deviceLine(d),
     make("dl", "",
       cell("answered", shown((x) => x.answered)),
       cell("kept", s ? percent(s.kept, s.kept + s.deferred) : "–"),
       cell("deferred", shown((x) => x.deferred)),
       cell("corrected", shown((x) => x.corrected))),
-    make("div", "foot", make("span", queued ? "queue some" : "queue", queue), stamp));
-  card.type = "button";
+    make("div", "foot", make("span", queued ? "queue some" : "queue", queue), stamp, cases, settings));
   card.title = d.models.map((m) => `${m.name} ${m.version}`).join(", ");
-  card.setAttribute("aria-pressed", String(onlyDevice === d.device));
-  card.addEventListener("click", () => show(onlyDevice === d.device ? null : d.device));
+  card.classList.toggle("chosen", onlyDevice === d.device);
   return card;
 }
 
@@ -194,7 +135,8 @@ function caseCard(c) {
 // Replaces only what has changed, so that pictures do not flicker and focus stays.
 function drawList(parent, items, key, draw) {
   const before = new Map([...parent.children].filter((e) => e.dataset.key).map((e) => [e.dataset.key, e]));
-  const focused = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.key : null;
+  const active = document.activeElement && document.activeElement.closest("[data-key]");
+  const focused = active && parent.contains(active) ? [active.dataset.key, document.activeElement.tagName] : null;
   const now = items.map((item) => {
     const text = JSON.stringify(item) + (item.device === onlyDevice);
     const old = before.get(item[key]);
@@ -210,8 +152,9 @@ function drawList(parent, items, key, draw) {
   now.forEach((element, index) => { if (parent.children[index] !== element) parent.insertBefore(element, parent.children[index] || null); });
   while (parent.children.length > now.length) parent.lastElementChild.remove();
   if (!now.length) parent.append(parent.emptyNote);
-  const again = focused && now.find((element) => element.dataset.key === focused);
-  if (again && document.activeElement !== again && again.matches("button")) again.focus({ preventScroll: true });
+  const again = focused && now.find((element) => element.dataset.key === focused[0]);
+  const place = again && again.querySelector(focused[1]);
+  if (place && document.activeElement !== place) place.focus({ preventScroll: true });
 }
 
 function drawDevices(devices) {
@@ -241,35 +184,5 @@ async function casesChanged(cases) {
   } catch { /* The live mark shows that the server is gone. */ }
 }
 
-function setLive(state, text) {
-  at("live").className = `pill ${state}`;
-  at("live").textContent = text;
-}
-
-function tick() {
-  document.querySelectorAll("time").forEach(writeAge);
-  if (lastWordMs && Date.now() - lastWordMs > QUIET_MAX_MS) {
-    setLive("bad", `not live: nothing heard for ${span((Date.now() - lastWordMs) / 1000)}`);
-  }
-}
-
-function listen() {
-  const events = new EventSource("/events");
-  const on = (name, draw) => events.addEventListener(name, (event) => {
-    lastWordMs = Date.now();
-    setLive("good", "live");
-    draw(JSON.parse(event.data));
-  });
-  on("figures", drawFigures);
-  on("devices", drawDevices);
-  on("cases", casesChanged);
-  events.addEventListener("error", () => {
-    setLive("bad", "not live: reconnecting…");
-    // A refused request ends the source for good; ask again later.
-    if (events.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
-  });
-}
-
 at("filter").addEventListener("click", () => show(null));
-setInterval(tick, 1000);
-listen();
+listen({ figures: drawFigures, devices: drawDevices, cases: casesChanged });

@@ -34,6 +34,13 @@ pub struct DeviceView {
     pub cases: u64,
     pub agreed: u64,
     pub disagreed: u64,
+    /// The version of the settings in force; 0 is the local file alone.
+    pub in_force: Option<u64>,
+    pub wanted: Option<u64>,
+    /// What became of the last wanted settings: `applied`, `on_trial`, `refused` or `failed`.
+    pub outcome: Option<String>,
+    /// Grows with its history of settings and commands.
+    pub events: u64,
 }
 
 impl From<DeviceRow> for DeviceView {
@@ -68,6 +75,10 @@ impl From<DeviceRow> for DeviceView {
             cases: row.cases,
             agreed: row.agreed,
             disagreed: row.disagreed,
+            in_force: row.in_force,
+            wanted: row.wanted,
+            outcome: row.outcome,
+            events: row.events,
         }
     }
 }

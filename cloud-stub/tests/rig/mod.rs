@@ -105,7 +105,10 @@ impl Cloud {
 
     pub fn start_with(broker: &Broker, state_dir: &Path, args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hedge-cloud"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--state-dir"]).arg(state_dir).args(args);
+        command.args(["serve", "--state-dir"]).arg(state_dir).args(args);
+        if !args.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         match broker {
             Broker::Embedded => command.args(["--embedded-broker", "127.0.0.1:0"]),
             Broker::Mosquitto(mosquitto) => command.args(["--broker", &format!("mqtt://{}", mosquitto.addr)]),
@@ -139,9 +142,25 @@ impl Cloud {
 
     /// Answers a GET with status, headers and body.
     pub async fn get_raw(&self, path: &str) -> (u16, String, Vec<u8>) {
+        self.raw(&format!("GET {path}"), &[("Host", &self.dashboard.to_string())], "").await
+    }
+
+    /// Asks as the page itself does.
+    pub async fn post(&self, path: &str, body: serde_json::Value) -> (u16, serde_json::Value) {
+        let (host, origin) = (self.dashboard.to_string(), format!("http://{}", self.dashboard));
+        let headers = [("Host", host.as_str()), ("Origin", &origin), ("Hedge-Operate", "yes")];
+        let (status, _, body) = self.raw(&format!("POST {path}"), &headers, &body.to_string()).await;
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    /// Answers any request with status, headers and body.
+    pub async fn raw(&self, what: &str, headers: &[(&str, &str)], body: &str) -> (u16, String, Vec<u8>) {
         let mut stream = TcpStream::connect(self.dashboard).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.dashboard);
-        stream.write_all(request.as_bytes()).await.unwrap();
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let request =
+            format!("{what} HTTP/1.1\r\n{headers}Connection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        // One that is refused by its length may be answered before it is read.
+        drop(stream.write_all(request.as_bytes()).await);
         let mut answer = Vec::new();
         timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
         let head_ends = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();

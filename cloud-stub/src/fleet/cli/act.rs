@@ -16,6 +16,7 @@ use crate::fleet::carry_out::{Patience, Progress, carry_out};
 use crate::fleet::change::{Change, Edit, draft};
 use crate::fleet::errand::{Ending, Errand, Report};
 use crate::fleet::operator::{ACTING, Operator};
+use crate::fleet::random_id;
 use crate::wall_ms;
 
 /// A trial may last 180 s of the device's time; then it has to come back and say so.
@@ -97,7 +98,7 @@ pub(super) async fn command(ask: &Command) -> anyhow::Result<bool> {
         Target::Many(_) => chosen(&operator, &target)?,
     };
     let errands = devices.iter().map(|(name, _)| {
-        let id = ask.id.clone().map_or_else(random_id, Ok)?;
+        let id = ask.id.clone().map_or_else(random_id, Ok).context("the system gives no random numbers")?;
         Ok(Errand::command(name.clone(), message(id))
             .map_err(|reason| Box::new(Report::new(name, Ending::Refused).because(reason))))
     });
@@ -113,13 +114,6 @@ fn arguments(words: &[String]) -> anyhow::Result<Value> {
         args.insert(name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into()));
     }
     Ok(if args.is_empty() { Value::Null } else { args.into() })
-}
-
-/// 96 bits: no two commands share an id.
-pub(crate) fn random_id() -> anyhow::Result<String> {
-    let mut bytes = [0; 12];
-    getrandom::fill(&mut bytes).context("the system gives no random numbers")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 async fn do_all(

@@ -5,7 +5,6 @@ use hedge_proto::{CommandMessage, DeviceId, LastDesired, ModelRef, Name};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::act::random_id;
 use super::args::{List, Look};
 use super::{Target, chosen, connect, say, say_json, target, text};
 use crate::fleet::board::Device;
@@ -14,6 +13,7 @@ use crate::fleet::change::path;
 use crate::fleet::differ::{as_typed, differences, field};
 use crate::fleet::errand::{Errand, Report};
 use crate::fleet::operator::{ACTING, LOOKING};
+use crate::fleet::random_id;
 use crate::wall_ms;
 
 /// One device, for people and as one line of `--json`.

@@ -1,0 +1,178 @@
+//! Decides which requests are let in, and which of them may change devices. The page asks for no password, so
+//! what counts is where it listens, under which name it was opened, and which page a request was made by.
+//!
+//! A page of elsewhere must not act through an operator's browser. It cannot give a header of ours without asking
+//! first (and is never told yes), and its origin is another. With a name of its own that it lets point here (DNS
+//! rebinding) origin and host would be equal; so that name must be an address, `localhost`, or one the operator gave.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::http::header::{HOST, ORIGIN};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderName};
+
+/// What a request that changes something must bring, with any value.
+pub const OPERATE_HEADER: HeaderName = HeaderName::from_static("hedge-operate");
+
+/// Where the page listens and under which names it may be opened.
+#[derive(Debug, Clone)]
+pub struct Door {
+    pub listen: SocketAddr,
+    /// Host names a proxy in front of the page is reached by; it asks who is there.
+    pub names: Vec<String>,
+    pub look_only: bool,
+}
+
+/// Why a request is not let in, or may not change anything.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error(
+        "this page is not opened as `{0}`: use http://localhost or an address, or give the name to `hedge-cloud serve` \
+         with --page-name"
+    )]
+    Name(String),
+    #[error(
+        "the page on {0} only looks, because whoever reaches it would change devices: let it listen on loopback, or \
+         put a proxy that asks who is there in front of it and give its name with --page-name"
+    )]
+    Exposed(SocketAddr),
+    #[error("this page was started with --look-only")]
+    LookOnly,
+    #[error("the request does not come from this page: its origin is `{0}`")]
+    Origin(String),
+    #[error("a request that changes something needs the header `{}`", OPERATE_HEADER)]
+    NoHeader,
+}
+
+impl Door {
+    /// Whether the page may be read at all. On loopback only a browser on this machine is there, and what it shows
+    /// is not for the pages of others.
+    pub fn may_look(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        let host = host(headers)?;
+        if self.listen.ip().is_loopback() && !is_here(&host) && !self.is_named(&host) {
+            return Err(Refused::Name(host.to_string()));
+        }
+        Ok(())
+    }
+
+    /// Whether devices may be changed under the name the page was opened by.
+    pub fn may_act(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        let host = host(headers)?;
+        match () {
+            () if self.look_only => Err(Refused::LookOnly),
+            () if self.is_named(&host) => Ok(()),
+            () if !self.listen.ip().is_loopback() => Err(Refused::Exposed(self.listen)),
+            () if is_here(&host) => Ok(()),
+            () => Err(Refused::Name(host.to_string())),
+        }
+    }
+
+    /// Whether this request may change devices.
+    pub fn lets_act(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        self.may_act(headers)?;
+        let host = host(headers)?;
+        let origin = only(headers, &ORIGIN).unwrap_or("none");
+        let from = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        if !from.is_some_and(|from| from.eq_ignore_ascii_case(host.as_str())) {
+            return Err(Refused::Origin(origin.to_owned()));
+        }
+        if headers.contains_key(OPERATE_HEADER) { Ok(()) } else { Err(Refused::NoHeader) }
+    }
+
+    fn is_named(&self, host: &Authority) -> bool {
+        self.names.iter().any(|name| name.eq_ignore_ascii_case(host.host()))
+    }
+}
+
+fn host(headers: &HeaderMap) -> Result<Authority, Refused> {
+    let text = only(headers, &HOST).unwrap_or("none");
+    let host = text.parse::<Authority>().ok().filter(|_| !text.contains('@'));
+    host.ok_or_else(|| Refused::Name(text.to_owned()))
+}
+
+/// The header's value, if it is there once and is text.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?;
+    if values.next().is_some() { None } else { value.to_str().ok() }
+}
+
+/// A name that no name server decides on.
+fn is_here(host: &Authority) -> bool {
+    let name = host.host();
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    address.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn door(listen: &str, names: &[&str]) -> Door {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        Door { listen: listen.parse().expect("an address"), names, look_only: false }
+    }
+
+    fn request(host: &str, origin: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [(HOST, host), (ORIGIN, origin), (OPERATE_HEADER, "yes")] {
+            if !value.is_empty() {
+                headers.append(name, value.parse().expect("a value"));
+            }
+        }
+        headers
+    }
+
+    #[test]
+    fn only_this_page_opened_by_an_address_or_a_given_name_changes_devices() {
+        let here = door("127.0.0.1:8080", &["hedge.example"]);
+        for host in ["127.0.0.1:8080", "localhost:8080", "LOCALHOST", "[::1]:8080", "10.1.2.3", "hedge.example:444"] {
+            assert_eq!(here.lets_act(&request(host, &format!("http://{host}"))), Ok(()), "{host}");
+            assert_eq!(here.lets_act(&request(host, &format!("https://{host}"))), Ok(()), "{host}");
+        }
+        for (host, origin) in [
+            ("evil.example:8080", "http://evil.example:8080"),
+            ("127.0.0.1.evil.example", "http://127.0.0.1.evil.example"),
+            ("localhost.evil.example", "http://localhost.evil.example"),
+            ("127.0.0.1@evil.example", "http://127.0.0.1@evil.example"),
+            ("127.0.0.1:8080", "http://evil.example"),
+            ("127.0.0.1:8080", "http://127.0.0.1:8081"),
+            ("127.0.0.1:8080", "http://localhost:8080"),
+            ("127.0.0.1:8080", "null"),
+            ("127.0.0.1:8080", ""),
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("", "http://127.0.0.1:8080"),
+            ("", ""),
+        ] {
+            assert!(here.lets_act(&request(host, origin)).is_err(), "{host} from {origin}");
+        }
+        let mut plain = request("127.0.0.1:8080", "http://127.0.0.1:8080");
+        plain.remove(OPERATE_HEADER);
+        assert_eq!(here.lets_act(&plain), Err(Refused::NoHeader));
+        let mut twice = request("127.0.0.1:8080", "http://127.0.0.1:8080");
+        twice.append(HOST, "evil.example".parse().expect("a value"));
+        assert!(here.lets_act(&twice).is_err());
+    }
+
+    #[test]
+    fn a_page_that_others_reach_only_looks_unless_a_proxy_is_named() {
+        let asks = |door: &Door, host: &str| door.lets_act(&request(host, &format!("https://{host}")));
+        let open = door("0.0.0.0:8080", &[]);
+        for host in ["10.1.2.3:8080", "localhost:8080", "hedge.example"] {
+            assert!(matches!(asks(&open, host), Err(Refused::Exposed(_))), "{host}");
+            assert_eq!(open.may_look(&request(host, "")), Ok(()));
+        }
+        let behind = door("0.0.0.0:8080", &["hedge.example"]);
+        assert_eq!(asks(&behind, "hedge.example"), Ok(()));
+        assert!(asks(&behind, "10.1.2.3:8080").is_err());
+        let closed = Door { look_only: true, ..behind };
+        assert_eq!(asks(&closed, "hedge.example"), Err(Refused::LookOnly));
+    }
+
+    #[test]
+    fn what_loopback_shows_is_not_for_rebound_names() {
+        let here = door("127.0.0.1:8080", &[]);
+        assert_eq!(here.may_look(&request("localhost:1", "")), Ok(()));
+        assert!(matches!(here.may_look(&request("evil.example:8080", "")), Err(Refused::Name(_))));
+    }
+}
