@@ -8,6 +8,7 @@ use crate::{Authority, Captured, CaseId, LinkState, Metadata, ModelRef, Reason, 
 
 /// Whether the device stood by its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Keep,
@@ -16,6 +17,7 @@ pub enum Outcome {
 
 /// A decision in numbers and one sentence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explanation {
     pub outcome: Outcome,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -35,6 +37,7 @@ pub struct Explanation {
 
 /// Why a case was not taken into the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
     /// The outbox is at its cap and the case is worth less than all it holds.
@@ -51,6 +54,7 @@ pub enum Refusal {
 
 /// What became of a deferred sample's case by the time the answer was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CaseFate {
     /// On disk: it survives a power cut.
@@ -62,6 +66,7 @@ pub enum CaseFate {
 
 /// An answer to one sample: revision 0 is the device's own, higher ones are corrections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Answer {
     pub id: CaseId,
     #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]

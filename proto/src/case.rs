@@ -15,6 +15,7 @@ pub type Metadata = BTreeMap<String, String>;
 
 /// When a sample was taken. Wall time is for people; nothing is decided by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Captured {
     /// Milliseconds on the device's powered clock: the time it has been switched on in its life.
     pub powered_ms: u64,
@@ -29,6 +30,7 @@ pub struct Captured {
 
 /// How much of the sample travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PayloadForm {
     Nothing,
@@ -40,6 +42,7 @@ pub enum PayloadForm {
 
 /// Who set the threshold the decision was made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdMode {
     /// The operator's numbers.
@@ -52,6 +55,7 @@ pub enum ThresholdMode {
 
 /// Why the device asks, in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CaseDecision {
     pub reason: Reason,
     /// What the answer had to reach.
@@ -61,6 +65,7 @@ pub struct CaseDecision {
 
 /// One deferred sample. The device's log keeps it without its payload, which lies beside it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Case {
     pub v: u16,
     pub id: CaseId,
@@ -82,6 +87,7 @@ pub struct Case {
     pub payload_sha256: Digest,
     /// Absent in the log, and when the payload travels by HTTPS under its hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<alloc::string::String>"))]
     pub payload: Option<ByteBuf>,
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     pub metadata: Metadata,
@@ -89,6 +95,7 @@ pub struct Case {
 
 /// What a device publishes on `up/case`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CaseMessage {
     Case(Box<Case>),

@@ -106,7 +106,6 @@ pub struct Reported {
     /// The desired document in force; 0 for the local file alone.
     pub version: u64,
     /// SHA-256 of `settings` as written here: equal hashes are equal settings.
-    #[cfg_attr(test, schemars(with = "String"))]
     pub hash: Digest,
     /// Every remotely settable field as it is in force, from the local file or the overlay.
     pub settings: Settings,
@@ -114,7 +113,6 @@ pub struct Reported {
     pub overlay: Settings,
     /// Sources that take no samples because of the command `pause`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(test, schemars(with = "Vec<String>"))]
     pub paused: Vec<Name>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<LastDesired>,

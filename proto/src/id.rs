@@ -57,6 +57,17 @@ impl Name {
 pub type DeviceId = Name;
 
 #[cfg(test)]
+impl schemars::JsonSchema for CaseId {
+    fn schema_name() -> alloc::borrow::Cow<'static, str> {
+        "CaseId".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "pattern": r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\.[0-9a-f]{16}\.[0-9]+$"})
+    }
+}
+
+#[cfg(test)]
 impl schemars::JsonSchema for Name {
     fn schema_name() -> alloc::borrow::Cow<'static, str> {
         "Name".into()

@@ -10,6 +10,8 @@
 extern crate alloc;
 
 mod answer;
+#[cfg(test)]
+mod asyncapi;
 mod case;
 mod codec;
 mod control;

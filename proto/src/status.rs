@@ -10,6 +10,7 @@ use crate::{ModelRef, Name};
 
 /// What the device knows about its way to the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LinkState {
     Offline,
@@ -39,6 +40,7 @@ impl LinkState {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceState {
     Online,
@@ -47,6 +49,7 @@ pub enum DeviceState {
 
 /// `up/status`, retained. The same topic carries the will (`offline`), 30 s after the connection is lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceStatus {
     pub state: DeviceState,
     /// Counts the device's connections. An `offline` below the last `online` is old news.
@@ -61,6 +64,7 @@ pub struct DeviceStatus {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CloudState {
     Online,
@@ -69,6 +73,7 @@ pub enum CloudState {
 
 /// `hedge/v1/cloud/{instance}/status`, retained, with `offline` as its will.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CloudStatus {
     pub state: CloudState,
     /// Wire versions this instance reads.
@@ -86,6 +91,7 @@ pub struct CloudStatus {
 
 /// What has passed through the device since its process started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct SampleFigures {
     pub answered: u64,
@@ -108,6 +114,7 @@ pub struct SampleFigures {
 
 /// What waits on the device's disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct QueueFigures {
     pub waiting: u64,
@@ -135,6 +142,7 @@ pub struct QueueFigures {
 
 /// How long something took, since the process started.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct LatencyFigures {
     pub count: u64,
@@ -146,6 +154,7 @@ pub struct LatencyFigures {
 
 /// A ceiling on what goes over the link, and how much of it is spent in the running period.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct BudgetFigures {
     pub spent: u64,
@@ -154,6 +163,7 @@ pub struct BudgetFigures {
 
 /// What the device's board tells. What it does not tell is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct BoardFigures {
     /// Memory of the agent's process.
@@ -167,6 +177,7 @@ pub struct BoardFigures {
 
 /// What holds the board's processor back: `under_voltage`, `frequency_capped`, `throttled`, `soft_temperature_limit`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Throttling {
     pub now: Vec<String>,
@@ -175,6 +186,7 @@ pub struct Throttling {
 
 /// `up/telemetry`: live figures of one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Telemetry {
     pub link: LinkState,
     /// One sentence on the link, for people.

@@ -10,6 +10,7 @@ use crate::Digest;
 
 /// Which model, in which version, gave a result.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelRef {
     pub name: String,
     pub version: String,
@@ -17,6 +18,7 @@ pub struct ModelRef {
 
 /// One class and its probability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LabelScore {
     pub label: String,
     /// In [0, 1].
@@ -25,6 +27,7 @@ pub struct LabelScore {
 
 /// A rectangle in fractions of the picture's width and height.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Box2d {
     pub left: f32,
     pub top: f32,
@@ -36,6 +39,7 @@ pub struct Box2d {
 ///
 /// Results compare by label *names*, never by indexes: two models of one task may order them differently.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum TaskResult {
     Classify {
@@ -78,6 +82,7 @@ impl TaskResult {
 
 /// Why a sample is sent to the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// The best score is below the threshold.

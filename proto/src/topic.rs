@@ -128,26 +128,35 @@ impl core::fmt::Display for Topics {
 }
 
 #[cfg(test)]
+impl Topic {
+    /// One of each, with `-device-`, `-source-` and `-instance-` for names.
+    pub(crate) fn all() -> [Self; 10] {
+        let name = |text| Name::new(text).expect("valid");
+        let device = || name("-device-");
+        [
+            Self::UpStatus(device()),
+            Self::UpCase(device()),
+            Self::UpAnswer(device(), name("-source-")),
+            Self::UpReported(device()),
+            Self::UpReply(device()),
+            Self::UpTelemetry(device()),
+            Self::DownVerdict(device()),
+            Self::DownDesired(device()),
+            Self::DownCommand(device()),
+            Self::CloudStatus(name("-instance-")),
+        ]
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_topic_reads_back_with_and_without_a_prefix() {
-        let name = || Name::new("a.b").expect("valid");
         for prefix in ["", "site", "site/hall"] {
             let topics = Topics::new(prefix).expect("valid");
-            for topic in [
-                Topic::UpStatus(name()),
-                Topic::UpCase(name()),
-                Topic::UpAnswer(name(), name()),
-                Topic::UpReported(name()),
-                Topic::UpReply(name()),
-                Topic::UpTelemetry(name()),
-                Topic::DownVerdict(name()),
-                Topic::DownDesired(name()),
-                Topic::DownCommand(name()),
-                Topic::CloudStatus(name()),
-            ] {
+            for topic in Topic::all() {
                 assert_eq!(topics.read(&topics.text(&topic)), Some(topic));
             }
         }

@@ -9,6 +9,7 @@ use crate::{CaseId, ModelRef, PayloadForm, TaskResult};
 
 /// Whose word a result is, in rising order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Authority {
     /// The device's own model.
@@ -20,6 +21,7 @@ pub enum Authority {
 
 /// The answer to one case. A higher revision replaces a lower one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Verdict {
     pub v: u16,
     pub id: CaseId,
@@ -33,6 +35,7 @@ pub struct Verdict {
 
 /// Everything the cloud says on `down/verdict`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DownMessage {
     Verdict(Verdict),

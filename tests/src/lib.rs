@@ -27,6 +27,7 @@ pub mod operated;
 pub mod operator;
 pub mod places;
 pub mod program;
+pub mod recipes;
 pub mod scene;
 pub mod scrape;
 pub mod sim;

@@ -124,6 +124,12 @@ impl Mosquitto {
     pub fn log_end(&self) -> String {
         self.program.log_end()
     }
+
+    /// Everything it has logged: each packet in a line.
+    pub fn log(&self) -> Result<String> {
+        let log = std::fs::read(self.dir.join("mosquitto.log"))?;
+        Ok(String::from_utf8_lossy(&log).into_owned())
+    }
 }
 
 /// mosquitto with the configuration the project ships, at addresses of its own.

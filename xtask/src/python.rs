@@ -7,8 +7,19 @@ use hedge_tests::places;
 
 use crate::command;
 
-/// What is in it, pinned. tritonclient speaks the Open Inference Protocol; onnxruntime is the judge of its scores.
-const PACKAGES: &[&str] = &["tritonclient[http]==2.60.0", "onnxruntime==1.24.4", "numpy==2.3.4"];
+/// What is in it, pinned. tritonclient speaks the Open Inference Protocol; onnxruntime is the judge of its scores;
+/// requests and paho-mqtt are what `examples/python` is written with; jsonschema and cbor2 hold messages against the
+/// AsyncAPI document; Jinja2 fills in templates as Home Assistant does.
+const PACKAGES: &[&str] = &[
+    "tritonclient[http]==2.60.0",
+    "onnxruntime==1.24.4",
+    "numpy==2.3.4",
+    "requests==2.34.2",
+    "paho-mqtt==2.2.0",
+    "jsonschema==4.26.0",
+    "cbor2==6.2.1",
+    "Jinja2==3.1.6",
+];
 
 /// The interpreter of the environment, made on first use; `None` with a sentence on standard error where
 /// Python cannot make one.

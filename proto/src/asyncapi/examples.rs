@@ -1,0 +1,227 @@
+//! Messages as they travel, for the AsyncAPI document.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::ToString;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseMessage, CloudState, CloudStatus,
+    DeviceState, DeviceStatus, Digest, DownMessage, Explanation, LabelScore, LinkState, Metadata, ModelRef, Outcome,
+    PayloadForm, Reason, SampleFigures, TaskResult, Telemetry, ThresholdMode, Verdict, WIRE_VERSION,
+};
+
+type Examples = Vec<(&'static str, Value)>;
+
+fn value(message: &impl Serialize) -> Value {
+    // By way of text, so that 0.7 stays 0.7.
+    serde_json::from_slice(&crate::to_json(message)).expect("JSON")
+}
+
+fn id() -> CaseId {
+    "porch.5f0c3a9be1d24867.7".parse().expect("an id")
+}
+
+fn model(name: &str) -> ModelRef {
+    ModelRef { name: name.to_string(), version: "1".to_string() }
+}
+
+fn captured() -> Captured {
+    Captured { powered_ms: 86_400_000, boot: "b-41".to_string(), wall_ms: Some(1_795_600_000_000), synced: true }
+}
+
+fn scores(label: &str) -> Vec<LabelScore> {
+    vec![LabelScore { label: label.to_string(), score: 0.5 }, LabelScore { label: "Shirt".to_string(), score: 0.25 }]
+}
+
+fn result(label: &str) -> TaskResult {
+    TaskResult::Classify { label: label.to_string(), scores: scores(label) }
+}
+
+pub(super) fn device_status() -> Examples {
+    let online = DeviceStatus {
+        state: DeviceState::Online,
+        connection: 12,
+        version: Some("0.1.0".to_string()),
+        wire: vec![WIRE_VERSION],
+        models: vec![model("photo-small")],
+    };
+    let offline =
+        DeviceStatus { state: DeviceState::Offline, version: None, wire: vec![], models: vec![], ..online.clone() };
+    vec![("online", value(&online)), ("offline", value(&offline))]
+}
+
+pub(super) fn cloud_status() -> Examples {
+    let online = CloudStatus {
+        state: CloudState::Online,
+        wire: vec![WIRE_VERSION],
+        accept: Some(5.0),
+        retry_after_s: None,
+        payload_bytes_max: Some(16_711_680),
+    };
+    vec![("online", value(&online))]
+}
+
+pub(super) fn case_message() -> Examples {
+    let case = Case {
+        v: WIRE_VERSION,
+        id: id(),
+        reference: None,
+        source: "camera".to_string(),
+        task: "fashion".to_string(),
+        labels_hash: Digest::of(b"labels"),
+        model: model("photo-small"),
+        scores: scores("Coat"),
+        decision: CaseDecision { reason: Reason::LowScore, threshold: 0.75, mode: ThresholdMode::Fixed },
+        settings_version: 7,
+        captured: captured(),
+        form: PayloadForm::Whole,
+        content_type: "image/jpeg".to_string(),
+        payload_sha256: Digest::of(b"\xff\xd8\xff"),
+        payload: None,
+        metadata: Metadata::new(),
+    };
+    let mut sent = value(&CaseMessage::Case(Box::new(case)));
+    // As schema and examples show byte strings.
+    sent["case"]["payload"] = "ffd8ff".into();
+    vec![("case", sent), ("ask", value(&CaseMessage::Ask { ids: vec![id()] }))]
+}
+
+pub(super) fn down_message() -> Examples {
+    let verdict = Verdict {
+        v: WIRE_VERSION,
+        id: id(),
+        revision: 1,
+        authority: Authority::Model,
+        task: "fashion".to_string(),
+        result: result("Coat"),
+        model: model("photo-large"),
+    };
+    let reason = "the picture cannot be decoded".to_string();
+    vec![
+        ("verdict", value(&DownMessage::Verdict(verdict))),
+        ("received", value(&DownMessage::Received { ids: vec![id()] })),
+        ("busy", value(&DownMessage::Busy { after_s: 30 })),
+        ("failed", value(&DownMessage::Failed { id: id(), reason: reason.clone() })),
+        ("dead", value(&DownMessage::Dead { id: id(), reason })),
+        ("unknown", value(&DownMessage::Unknown { ids: vec![id()] })),
+        ("send", value(&DownMessage::Send { id: id(), form: PayloadForm::Whole })),
+    ]
+}
+
+pub(super) fn answer() -> Examples {
+    let local = Answer {
+        id: id(),
+        reference: None,
+        source: "camera".to_string(),
+        task: "fashion".to_string(),
+        revision: 0,
+        authority: Authority::Device,
+        model: model("photo-small"),
+        result: Some(result("Pullover")),
+        provisional: true,
+        changed: false,
+        decision: Explanation {
+            outcome: Outcome::Defer,
+            reason: Some(Reason::LowScore),
+            score: Some(0.5),
+            margin: Some(0.25),
+            entropy: Some(0.5),
+            threshold: 0.75,
+            mode: ThresholdMode::Fixed,
+            because: "its best score 0.50 is below 0.75".to_string(),
+        },
+        case: Some(CaseFate::Stored),
+        link: LinkState::Online,
+        captured: captured(),
+        metadata: Metadata::from([("line".to_string(), "3".to_string())]),
+    };
+    let correction = Answer {
+        revision: 1,
+        authority: Authority::Model,
+        model: model("photo-large"),
+        result: Some(result("Coat")),
+        provisional: false,
+        changed: true,
+        case: None,
+        ..local.clone()
+    };
+    vec![("the device's own", value(&local)), ("a correction", value(&correction))]
+}
+
+pub(super) fn telemetry() -> Examples {
+    let samples = SampleFigures { answered: 9, kept: 8, deferred: 1, verdicts: 1, ..SampleFigures::default() };
+    let telemetry = Telemetry {
+        link_reason: "connected, and a cloud answers".to_string(),
+        uptime_s: 60,
+        samples,
+        link_s: BTreeMap::from([("online".to_string(), 58)]),
+        connections: 1,
+        ..Telemetry::new(LinkState::Online)
+    };
+    vec![("online", value(&telemetry))]
+}
+
+pub(super) fn desired() -> Examples {
+    let threshold = json!({"model": {"photo": {"threshold": {"score_min": 0.8, "classes": {"cat": 0.9}}}}});
+    vec![
+        ("a threshold", json!({"version": 7, "settings": threshold, "by": "ana"})),
+        (
+            "another broker, on trial",
+            json!({"version": 8, "settings": {"broker": {"url": "mqtts://new.example"}}, "confirm": "operator"}),
+        ),
+        ("all as in the local file", json!({"version": 9, "settings": {}})),
+    ]
+}
+
+pub(super) fn reported() -> Examples {
+    let overlay = json!({"model": {"photo": {"threshold": {"score_min": 0.8}}}});
+    let refused = json!({
+        "version": 8, "outcome": "refused", "reason": "fields are wrong; nothing of the document is in force",
+        "errors": [{"field": "log.lvl", "reason": "unknown field"}],
+    });
+    let hash = Digest::of(b"settings");
+    vec![
+        (
+            "applied",
+            json!({"version": 7, "hash": hash, "settings": overlay, "overlay": overlay,
+                   "last": {"version": 7, "outcome": "applied"}}),
+        ),
+        (
+            "refused",
+            json!({"version": 7, "hash": hash, "settings": overlay, "overlay": overlay, "paused": ["camera"],
+                   "last": refused}),
+        ),
+    ]
+}
+
+pub(super) fn command() -> Examples {
+    vec![
+        ("ping", json!({"command": "ping"})),
+        ("status", json!({"command": "status"})),
+        ("explain", json!({"command": "explain", "args": {"last": 3}})),
+        ("queue_stats", json!({"command": "queue_stats"})),
+        ("dead_letters", json!({"command": "dead_letters"})),
+        ("requeue", json!({"id": "1", "command": "requeue", "args": {"ids": [id()]}})),
+        ("drain", json!({"id": "2", "command": "drain", "by": "ana", "issued_ms": 1_795_600_000_000_u64})),
+        ("pause", json!({"id": "3", "command": "pause", "args": {"source": "camera"}})),
+        ("resume", json!({"id": "4", "command": "resume"})),
+        ("snapshot", json!({"id": "5", "command": "snapshot", "args": {"source": "camera"}})),
+        ("reload", json!({"id": "6", "command": "reload"})),
+        ("log_level", json!({"id": "7", "command": "log_level", "args": {"level": "debug", "for_s": 300}})),
+        ("restart", json!({"id": "8", "command": "restart"})),
+        ("confirm", json!({"id": "9", "command": "confirm", "args": {"version": 8}})),
+        ("revert", json!({"id": "10", "command": "revert", "args": {"version": 8}})),
+    ]
+}
+
+pub(super) fn reply() -> Examples {
+    vec![
+        ("done", json!({"id": "2", "command": "drain", "outcome": "done", "result": {"waiting": 12}})),
+        ("refused", json!({"id": "2", "command": "drian", "outcome": "refused", "reason": "unknown variant `drian`"})),
+    ]
+}
