@@ -31,6 +31,7 @@ pub struct AgentConfig {
     http: SocketAddr,
     sections: String,
     environment: Vec<(String, String)>,
+    clock_set: bool,
 }
 
 impl AgentConfig {
@@ -44,6 +45,7 @@ impl AgentConfig {
             http: address::own(8787),
             sections: String::new(),
             environment: Vec::new(),
+            clock_set: false,
         }
     }
 
@@ -65,6 +67,13 @@ impl AgentConfig {
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// See [`Recipe::with_clock_set`].
+    #[must_use]
+    pub fn clock_set(mut self) -> Self {
+        self.clock_set = true;
         self
     }
 
@@ -173,6 +182,9 @@ impl AgentConfig {
             .argument(file);
         for (name, value) in &self.environment {
             recipe = recipe.variable(name, value);
+        }
+        if self.clock_set {
+            recipe = recipe.with_clock_set();
         }
         let mut agent = Agent {
             program: recipe.start()?,

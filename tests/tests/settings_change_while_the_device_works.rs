@@ -161,6 +161,30 @@ fn a_document_sent_while_the_device_was_away_is_in_force_when_it_connects() -> R
     rig.agent.stop()
 }
 
+#[test]
+fn a_connect_brings_one_report_and_a_repeated_document_another() -> Result<()> {
+    let Some(mut rig) = Operated::start()? else { return Ok(()) };
+    desire(&rig, 1, keep_all(), SettingsOutcome::Applied)?;
+    let mut reports = rig.operator.reports(DEVICE)?;
+    for version in 2..5 {
+        rig.agent.kill()?;
+        rig.agent.start_again()?;
+        rig.agent.wait_until_online()?;
+        // The retained document comes with the connection and changes nothing; then comes a new one.
+        desire(&rig, version, keep_all(), SettingsOutcome::Applied)?;
+        let now = rig.operator.reports(DEVICE)?;
+        ensure!(now == reports + 2, "{} reports for a connect and a change", now - reports);
+        reports = now;
+    }
+    // Whoever publishes it once more waits for a word, too.
+    rig.operator.desire(DEVICE, 4, keep_all())?;
+    let heard = "a word on the repeated document";
+    rig.operator.wait_for_report(DEVICE, heard, WORD_WAIT_MAX, |_| {
+        rig.operator.reports(DEVICE).is_ok_and(|now| now == reports + 1)
+    })?;
+    rig.agent.stop()
+}
+
 /// No sample is lost to a change or answered by half of one: thresholds come in pairs that belong together.
 #[test]
 fn two_hundred_changes_under_load_are_quick_and_whole() -> Result<()> {

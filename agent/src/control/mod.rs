@@ -31,6 +31,8 @@ pub(crate) enum Request {
     Desired {
         bytes: Bytes,
         by: Option<String>,
+        /// The broker had kept it; nobody waits for a word on it.
+        retained: bool,
         done: Reply<()>,
     },
     Pause(Option<Name>, Reply<()>),
@@ -63,9 +65,9 @@ impl Control {
     }
 
     /// Decides on a document of `down/desired`. Done when that is remembered and reported.
-    pub async fn desired(&self, bytes: Bytes, by: Option<String>) {
+    pub async fn desired(&self, bytes: Bytes, by: Option<String>, retained: bool) {
         // Without a word the agent is stopping, and the broker brings the document again.
-        drop(self.ask(|done| Request::Desired { bytes, by, done }).await);
+        drop(self.ask(|done| Request::Desired { bytes, by, retained, done }).await);
     }
 
     /// Lets one source, or all, take no samples.

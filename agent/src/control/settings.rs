@@ -216,9 +216,12 @@ impl SettingsTask {
     async fn take(&mut self, request: Request, watched: &mut Watched) {
         // Whoever asked may be gone; what was done stays done.
         match request {
-            Request::Desired { bytes, by, done } => {
+            Request::Desired { bytes, by, retained, done } => {
                 self.desired(&bytes, by.as_deref()).await;
-                watched.report.send_replace(self.reported());
+                if !retained {
+                    // Who publishes the same document again is told the same again.
+                    watched.report.send_replace(self.reported());
+                }
                 drop(done.send(Ok(())));
             }
             Request::Pause(source, reply) => drop(reply.send(self.set_paused(source, true).await)),

@@ -85,7 +85,7 @@ impl Shared {
                 };
             }
             Some(Topic::DownDesired(device)) if device == self.setup.device => {
-                self.setup.control.desired(publish.payload.clone(), given_by(publish)).await;
+                self.setup.control.desired(publish.payload.clone(), given_by(publish), publish.retain).await;
             }
             Some(Topic::DownCommand(device)) if device == self.setup.device => {
                 return if self.setup.desk.take(command(publish)).await {
