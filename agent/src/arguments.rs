@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, bundle, check, feed, infer, log, queue, setup, support};
+use crate::commands::{bench, bundle, check, feed, infer, log, queue, settings, setup, support};
+
 /// Answers on the device when the model is sure, asks the cloud when it is not, loses nothing while the link
 /// is down.
 #[derive(Parser)]
@@ -37,6 +38,9 @@ pub enum Command {
     Queue(queue::QueueArgs),
     /// Enrol this device with a pairing code of `hedge-cloud`, and write what it needs to run.
     Setup(setup::SetupArgs),
+    /// Undo what was set from afar, when nothing else helps.
+    #[command(subcommand)]
+    Settings(settings::SettingsCommand),
     /// See who changed settings and gave commands.
     #[command(subcommand)]
     Log(log::LogCommand),

@@ -16,6 +16,7 @@ mod case;
 mod codec;
 mod control;
 mod digest;
+mod document;
 mod enrolment;
 mod id;
 mod newer;
@@ -33,8 +34,10 @@ pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json};
 pub use control::{
     COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, Confirm, Desired, ExplainArgs, LastDesired, LogLevelArgs,
     Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX, VersionArgs,
+    highest_after,
 };
 pub use digest::{Digest, InvalidDigest};
+pub use document::readable;
 pub use enrolment::{
     ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
 };
@@ -43,8 +46,8 @@ pub use newer::newer;
 pub use overlay::{FIELD_ERRORS_MAX, FieldError, LOCAL_ONLY};
 pub use settings::{
     AddedKind, BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
-    PayloadSettings, RegionSettings, Settings, SinkSettings, SinkWants, SourceSettings, StateSettings, StatesSettings,
-    TelemetrySettings, ThresholdSettings, VerdictsSettings,
+    PayloadSettings, RegionSettings, Settings, SilentStateSettings, SinkSettings, SinkWants, SourceSettings,
+    StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings,
 };
 pub use share::{NotAShare, Share};
 pub use status::{

@@ -162,7 +162,7 @@ impl Eavesdropper {
 fn bytes(hex: &str) -> Option<Vec<u8>> {
     let digits = hex.trim().as_bytes();
     let pairs = digits.chunks_exact(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
-    if digits.len() % 2 == 0 { pairs.collect() } else { None }
+    if digits.len().is_multiple_of(2) { pairs.collect() } else { None }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -225,7 +225,7 @@ pub fn capture(library: &Path) -> Result<PathBuf> {
     ];
     let all = wait::until("one message of each kind", SOON, || {
         let kinds = heard.kinds()?;
-        Ok(wanted.iter().all(|kind| kinds.iter().any(|heard| heard == kind)).then(|| heard.messages()).transpose()?)
+        wanted.iter().all(|kind| kinds.iter().any(|heard| heard == kind)).then(|| heard.messages()).transpose()
     });
     let all = all.with_context(|| format!("heard: {:?}", heard.kinds()))?;
     let one_each: Vec<Value> = wanted
