@@ -49,7 +49,7 @@ pub use settings::{
 };
 pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use status::{
-    BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, LatencyFigures, LinkState,
+    BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, LatencyFigures, LinkState,
     QueueFigures, SampleFigures, Telemetry, Throttling,
 };
 pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};
