@@ -1,5 +1,7 @@
 //! Reads a document of `down/desired` whole: what it wants in force, or why it is refused. Changes nothing.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod documents;
 #[cfg(test)]
 pub(super) mod tests;
 
