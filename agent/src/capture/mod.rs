@@ -6,8 +6,8 @@
 
 pub(crate) mod command;
 mod folder;
-mod http;
-mod open_inference;
+pub(crate) mod http;
+pub(crate) mod open_inference;
 mod snapshots;
 #[cfg(test)]
 pub(crate) mod testing;

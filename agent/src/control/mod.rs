@@ -6,7 +6,7 @@
 
 pub mod audit;
 pub(crate) mod commands;
-mod desired;
+pub(crate) mod desired;
 mod effective;
 mod in_force;
 mod report;

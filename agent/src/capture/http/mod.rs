@@ -17,6 +17,8 @@
 mod body;
 mod error;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod headers;
 mod listen;
 mod queue;
 mod repeats;

@@ -11,29 +11,9 @@ use hedge_proto::{LastDesired, Name, Settings};
 use serde_json::{Value, json};
 
 use self::schema::{Place, allows, places};
+use super::documents::LOCAL;
 use super::{Device, Wanted};
 use crate::daemon::config::ConfigFile;
-
-/// A device on which every field has something to be about.
-pub(in crate::control) const LOCAL: &str = r#"
-    [broker]
-    url = "mqtt://home"
-    [credentials.away]
-    username = "them"
-    [verdicts.jsonl]
-    path = "/tmp/a"
-    [verdicts.webhook]
-    url = "http://127.0.0.1:1/"
-    [verdicts.command]
-    command = ["/bin/true"]
-    [verdicts.mqtt]
-    [[model]]
-    name = "m.1"
-    bundle = "/b"
-    [[source]]
-    name = "porch"
-    kind = "http"
-"#;
 
 struct Stand {
     file: ConfigFile,

@@ -12,7 +12,8 @@ use hedge_proto::{SettingsOutcome, from_json, to_json};
 use serde_json::{Value, json};
 
 use super::super::desired::Device;
-use super::super::desired::tests::{LOCAL, schema};
+use super::super::desired::documents::LOCAL;
+use super::super::desired::tests::schema;
 use super::{Remembered, in_force};
 use crate::control::InForce;
 use crate::daemon::config::{Config, ConfigFile};
