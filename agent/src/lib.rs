@@ -14,6 +14,7 @@ pub mod commands;
 pub mod control;
 pub mod daemon;
 pub mod figures;
+pub mod home_assistant;
 pub mod identity;
 pub mod inference;
 pub mod metrics;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::ClockMark;
 use crate::control::Remembered;
+use crate::home_assistant::Announced;
 
 /// What the file holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,8 @@ pub struct State {
     /// What counts against the ceilings.
     pub spent: Option<Spent>,
     pub settings: Remembered,
+    /// What Home Assistant was told of this device.
+    pub announced: Option<Announced>,
 }
 
 /// The file and what it holds.
