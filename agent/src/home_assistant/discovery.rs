@@ -165,9 +165,7 @@ impl Entities<'_> {
             ),
             " | to_json }}",
         ];
-        let value = format!(
-            "{{{{ value_json.settings.model['{model}'].threshold.score_min | default('None') | round(4, default='None') }}}}"
-        );
+        let value = format!("{{{{ value_json.settings.model['{model}'].threshold.score_min | default('None') }}}}");
         self.add(
             format!("threshold_{model}"),
             json!({
