@@ -3,6 +3,8 @@
 //! The powered clock is a total carried over boots plus `CLOCK_BOOTTIME`. It never runs backwards: a total
 //! that was not saved before a power cut only makes the clock lag by what was not saved.
 
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hedge_core::clock::Moment;
@@ -79,9 +81,57 @@ pub(crate) fn wall_ms() -> Option<u64> {
     u64::try_from(since_1970.as_millis()).ok()
 }
 
-/// systemd-timesyncd leaves this file once the clock has been set from the network in this boot.
-fn wall_is_synced() -> bool {
-    std::path::Path::new("/run/systemd/timesync/synchronized").exists()
+/// Whether the clock has been set from the network in this boot: by systemd-timesyncd, which leaves a file, or by any
+/// other service, as the kernel told when it was last asked.
+pub(crate) fn wall_is_synced() -> bool {
+    std::path::Path::new("/run/systemd/timesync/synchronized").exists() || SYNCED.load(Ordering::Relaxed)
+}
+
+/// What the kernel told last.
+static SYNCED: AtomicBool = AtomicBool::new(false);
+
+/// When the kernel is asked next, on the clock of this boot.
+static ASK_AT_MS: AtomicU64 = AtomicU64::new(0);
+
+/// How often it is asked: often until it says yes, then rarely.
+const ASK_AGAIN_MS: (u64, u64) = (60_000, 3_600_000);
+
+/// Longer than systemd takes to start the service that knows.
+const ASK_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Asks the kernel, if it is time, whether chrony, ntpd or another service keeps the clock.
+///
+/// Only `adjtimex` tells, and a unit with `ProtectClock` may not call it; systemd's time service may, and says so on
+/// the system bus. Where there is neither, a clock that is right counts as unknown.
+pub(crate) async fn synced_from_outside() {
+    let now_ms = boottime_ms();
+    if now_ms < ASK_AT_MS.load(Ordering::Relaxed) {
+        return;
+    }
+    let synced = kernel_says_synced().await;
+    SYNCED.store(synced, Ordering::Relaxed);
+    let (unsynced_ms, synced_ms) = ASK_AGAIN_MS;
+    ASK_AT_MS.store(now_ms + if synced { synced_ms } else { unsynced_ms }, Ordering::Relaxed);
+}
+
+async fn kernel_says_synced() -> bool {
+    const PROPERTY: [&str; 6] = [
+        "--system",
+        "get-property",
+        "org.freedesktop.timedate1",
+        "/org/freedesktop/timedate1",
+        "org.freedesktop.timedate1",
+        "NTPSynchronized",
+    ];
+    if !std::path::Path::new("/run/systemd/system").exists() {
+        return false;
+    }
+    let mut asking = tokio::process::Command::new("busctl");
+    asking.args(PROPERTY).stdin(Stdio::null()).kill_on_drop(true);
+    match tokio::time::timeout(ASK_WAIT_MAX, asking.output()).await {
+        Ok(Ok(output)) => output.stdout.starts_with(b"b true"),
+        Ok(Err(_)) | Err(_) => false,
+    }
 }
 
 /// How often the mark is saved while cases wait: a cut loses at most so much ageing.

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::daemon::config::ThresholdConfig;
+use crate::faults::{Faults, Part};
 use crate::figures::{Figures, Timed};
 use crate::sample::SampleError;
 
@@ -22,7 +23,7 @@ use crate::sample::SampleError;
 const WAITING_MAX: usize = 32;
 
 /// A model that could not be loaded is tried again after so long: its file may have been put right.
-const RELOAD_WAIT: Duration = Duration::from_secs(10);
+pub const RELOAD_WAIT: Duration = Duration::from_secs(10);
 
 /// What the model makes of one sample.
 #[derive(Debug)]
@@ -49,7 +50,8 @@ pub struct ModelCard {
 }
 
 enum Job {
-    /// Answered as soon as the jobs before it are done and the model is loaded, or is known not to load.
+    /// Answered as soon as the jobs before it are done and the model is loaded, or is known not to load. A model
+    /// whose turn to be tried again has come is tried.
     Settle {
         reply: oneshot::Sender<Result<(), SampleError>>,
     },
@@ -100,6 +102,10 @@ pub struct ModelSetup {
     /// The longest it may work on one sample.
     pub hung_after: Duration,
     pub library: Option<PathBuf>,
+    /// How long it waits before it is loaded, and why.
+    pub rest: Option<(Duration, String)>,
+    /// Where it is noted that it is not loaded.
+    pub faults: Faults,
     /// Where the time of each stage is counted.
     pub figures: Arc<Figures>,
 }
@@ -120,7 +126,8 @@ impl Judge {
         };
         let thread = std::thread::Builder::new().name(format!("model-{}", setup.name));
         thread.spawn(move || {
-            Bench { setup, card, work, loaded: Err((Arc::from("not loaded yet"), None)) }.serve(queue)
+            let loaded = Err(Missing { reason: Arc::from("it is being loaded"), again_at: Instant::now() });
+            Bench { setup, card, work, loaded }.serve(queue)
         })?;
         Ok(judge)
     }
@@ -141,6 +148,13 @@ impl Judge {
     pub async fn settle(&self) {
         // A thread that has ended will not change any more either.
         drop(self.ask(|reply| Job::Settle { reply }).await);
+    }
+
+    /// Has a missing model tried again if its time has come. A model that works is not disturbed.
+    pub async fn look(&self) {
+        if self.card.get().is_none() {
+            self.settle().await;
+        }
     }
 
     /// Decodes and judges one sample.
@@ -175,8 +189,13 @@ struct Bench {
     setup: ModelSetup,
     card: Arc<std::sync::OnceLock<ModelCard>>,
     work: Work,
-    /// Or why not, and when that was tried.
-    loaded: Result<Loaded, (Arc<str>, Option<Instant>)>,
+    loaded: Result<Loaded, Missing>,
+}
+
+/// Why a model is not loaded, and when that is tried again.
+struct Missing {
+    reason: Arc<str>,
+    again_at: Instant,
 }
 
 struct Loaded {
@@ -186,10 +205,13 @@ struct Loaded {
 
 impl Bench {
     fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
-        self.load();
+        match self.setup.rest.take() {
+            Some((rest, reason)) => self.missing(&reason, rest),
+            None => self.load(),
+        }
         while let Some(job) = queue.blocking_recv() {
             match job {
-                Job::Settle { reply } => drop(reply.send(Ok(()))),
+                Job::Settle { reply } => drop(reply.send(self.model().map(drop))),
                 // A caller that has gone away needs no answer, so a failed reply is no error.
                 Job::Judge { content_type, bytes, region, threshold, scale, reply } => {
                     drop(reply.send(self.judge(&content_type, &bytes, region.as_ref(), (&threshold, scale))));
@@ -201,27 +223,31 @@ impl Bench {
     }
 
     fn load(&mut self) {
-        self.loaded = Loaded::new(&self.setup).map_err(|reason| {
-            tracing::error!(model = %self.setup.name, reason, "the model cannot be used");
-            (Arc::from(reason), Some(Instant::now()))
-        });
-        if let Ok(loaded) = &self.loaded {
-            let card = loaded.card(self.setup.name.clone());
-            tracing::info!(model = %card.name, version = card.model.version, task = card.task, "model loaded");
-            self.card.get_or_init(|| card);
+        match Loaded::new(&self.setup) {
+            Ok(loaded) => {
+                let card = loaded.card(self.setup.name.clone());
+                tracing::info!(model = %card.name, version = card.model.version, task = card.task, "model loaded");
+                self.card.get_or_init(|| card);
+                self.setup.faults.clear(&Part::Model(self.setup.name.clone()));
+                self.loaded = Ok(loaded);
+            }
+            Err(reason) => self.missing(&reason, RELOAD_WAIT),
         }
     }
 
+    fn missing(&mut self, reason: &str, rest: Duration) {
+        self.setup.faults.set(&Part::Model(self.setup.name.clone()), reason);
+        self.loaded = Err(Missing { reason: Arc::from(reason), again_at: Instant::now() + rest });
+    }
+
     fn model(&mut self) -> Result<&mut Loaded, SampleError> {
-        if let Err((_, Some(tried))) = &self.loaded
-            && tried.elapsed() >= RELOAD_WAIT
-        {
+        if self.loaded.as_ref().is_err_and(|missing| missing.again_at <= Instant::now()) {
             self.load();
         }
         let name = &self.setup.name;
         self.loaded
             .as_mut()
-            .map_err(|(reason, _)| SampleError::ModelFailed { model: name.to_string(), reason: reason.clone() })
+            .map_err(|missing| SampleError::NoModel { model: name.to_string(), reason: missing.reason.clone() })
     }
 
     fn judge(

@@ -13,6 +13,7 @@ pub mod clock;
 pub mod commands;
 pub mod control;
 pub mod daemon;
+pub mod faults;
 pub mod figures;
 pub mod home_assistant;
 pub mod identity;

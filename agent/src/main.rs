@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Parser as _;
 use hedge_agent::arguments::{Arguments, Command};
 use hedge_agent::commands;
-use hedge_agent::daemon::config::{Config, ConfigError, ConfigFile};
+use hedge_agent::daemon::config::{Config, ConfigError, Starting};
 use hedge_agent::daemon::{self, Ending, StartError};
 
 fn main() -> ExitCode {
@@ -25,13 +25,13 @@ fn main() -> ExitCode {
 fn act(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(argument) => {
-            let file = ConfigFile::load(&argument.config, std::env::vars())?;
+            let starting = Starting::load(&argument.config, &std::env::vars().collect::<Vec<_>>());
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(WORKERS)
                 .enable_all()
                 .build()
                 .context("starting the runtime")?;
-            let ending = runtime.block_on(daemon::run(file))?;
+            let ending = runtime.block_on(daemon::run(starting))?;
             // A blocking read that hangs must not hold up the exit.
             runtime.shutdown_background();
             match ending {
@@ -73,7 +73,7 @@ const WORKERS: usize = 2;
 
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("hedge-agent: {error}");
-    let wrong_configuration = error.is::<ConfigError>()
-        || matches!(error.downcast_ref(), Some(StartError::Config(_) | StartError::Log(_) | StartError::Identity(_)));
+    let wrong_configuration =
+        error.is::<ConfigError>() || matches!(error.downcast_ref(), Some(StartError::Log(_) | StartError::Sink(_)));
     ExitCode::from(if wrong_configuration { 2 } else { 1 })
 }

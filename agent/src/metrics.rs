@@ -13,6 +13,7 @@ use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 use crate::board::LIMITS;
+use crate::faults::Part;
 use crate::figures::{DROPS, Figures, REFUSALS, Spread, Timed, drop_name, refusal_name};
 
 /// How a scraper reads the text.
@@ -32,6 +33,7 @@ pub fn text(now: &Telemetry, figures: &Figures) -> String {
     link(&mut page, now);
     queue(&mut page, &now.queue);
     models(&mut page, now);
+    faults(&mut page, now);
     board(&mut page, &now.board);
     let mut text = String::new();
     if encode(&mut text, &page).is_err() {
@@ -126,6 +128,17 @@ fn models(page: &mut Registry, now: &Telemetry) {
     page.register("model_info", "Which bundle each model is", Labelled(facts.collect()));
 }
 
+fn faults(page: &mut Registry, now: &Telemetry) {
+    let fixed = Part::FIXED.iter().map(ToString::to_string);
+    let models = now.models.keys().map(|name| Part::Model(name.clone()).to_string());
+    let holds = |part: String| {
+        let fault = gauge(u64::from(now.faults.contains_key(&part)));
+        (label("part", part), fault)
+    };
+    let faults = Labelled(fixed.chain(models).map(holds).collect());
+    page.register("fault", "1 while something is wrong with this part of the device", faults);
+}
+
 fn board(page: &mut Registry, now: &BoardFigures) {
     if let Some(bytes) = now.rss_bytes {
         page.register("resident_memory_bytes", "Memory of the process", gauge(bytes));
@@ -205,7 +218,8 @@ mod tests {
         let model = ModelRef { name: "small".into(), version: "3".into() };
         let models = [(name("m"), Some(model)), (name("n"), None)].into();
         let queue = QueueFigures { waiting: 3, dead: 1, cases_max: 8, ..QueueFigures::default() };
-        Telemetry { board, models, queue, ..Telemetry::new(LinkState::Degraded) }
+        let faults = [("disk".to_owned(), "full".to_owned())].into();
+        Telemetry { board, models, queue, faults, ..Telemetry::new(LinkState::Degraded) }
     }
 
     #[track_caller]
@@ -229,6 +243,9 @@ mod tests {
                 "hedge_agent_queue_cap_ratio{cap=\"cases\"} 0.5",
                 "hedge_agent_model_loaded{model=\"m\"} 1.0",
                 "hedge_agent_model_loaded{model=\"n\"} 0.0",
+                "hedge_agent_fault{part=\"disk\"} 1.0",
+                "hedge_agent_fault{part=\"clock\"} 0.0",
+                "hedge_agent_fault{part=\"model.n\"} 0.0",
                 "hedge_agent_model_info{model=\"m\",name=\"small\",version=\"3\"} 1.0",
                 "hedge_agent_answer_seconds_bucket{le=\"0.001\",path=\"kept\"} 0",
                 "hedge_agent_answer_seconds_bucket{le=\"0.0025\",path=\"kept\"} 1",

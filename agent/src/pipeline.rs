@@ -28,6 +28,7 @@ use crate::answers::Answers;
 use crate::capture::{Asking, Intake, Lookup, ModelFacts, Snapshots, Taker};
 use crate::clock::Clock;
 use crate::control::InForce;
+use crate::faults::Faults;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
 use crate::outbox::{NewCase, Outbox};
@@ -55,6 +56,7 @@ pub struct Pipeline {
     pub settings: watch::Receiver<Arc<InForce>>,
     /// Pictures made smaller at a time: each may take as much memory as the largest one decoded.
     pub shrinking: Semaphore,
+    pub faults: Faults,
     pub started: Instant,
 }
 
@@ -316,6 +318,10 @@ impl Intake for Pipeline {
             SampleError::Unusable(format!("there is no model named `{model}`; the models are: {}", known.join(", ")))
         })?;
         judge.scores(tensor).await
+    }
+
+    fn faults(&self) -> hedge_proto::Faults {
+        self.faults.now()
     }
 
     fn status(&self) -> Telemetry {

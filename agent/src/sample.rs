@@ -46,6 +46,9 @@ pub enum SampleError {
     /// The model cannot answer at all (not loaded, or ONNX Runtime failed).
     #[error("model `{model}` cannot answer: {reason}")]
     ModelFailed { model: String, reason: Arc<str> },
+    /// The model, or what it needs, is not there yet; it is looked for again and again.
+    #[error("model `{model}` is not loaded: {reason}")]
+    NoModel { model: String, reason: Arc<str> },
     /// By the settings, or by an operator's command.
     #[error("source `{0}` takes no samples now: it is off or paused")]
     SourceOff(String),

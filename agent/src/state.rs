@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use hedge_core::budget::Spent;
+use hedge_proto::DeviceId;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::ClockMark;
@@ -26,6 +27,10 @@ pub struct State {
     pub settings: Remembered,
     /// What Home Assistant was told of this device.
     pub announced: Option<Announced>,
+    /// Who the device was when that could be told last.
+    pub device: Option<DeviceId>,
+    /// How many runs in a row ended in a crash or without memory; see `daemon::last_run`.
+    pub crashes: u32,
 }
 
 /// The file and what it holds.
@@ -33,6 +38,8 @@ pub struct State {
 pub struct StateFile {
     path: PathBuf,
     state: State,
+    /// Why nothing is written: the folder cannot be used.
+    refused: Option<String>,
 }
 
 impl StateFile {
@@ -55,7 +62,15 @@ impl StateFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (State::default(), None),
             Err(error) => return Err(error),
         };
-        Ok((Self { path, state }, lost))
+        Ok((Self { path, state, refused: None }, lost))
+    }
+
+    /// What can be read of it in a folder that cannot be used. Changes stay in memory.
+    #[must_use]
+    pub fn in_memory(dir: &Path, why: &str) -> Self {
+        let path = dir.join("state.json");
+        let read = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Self { path, state: read.unwrap_or_default(), refused: Some(why.to_owned()) }
     }
 
     #[must_use]
@@ -77,6 +92,9 @@ impl StateFile {
     }
 
     fn write(&self) -> io::Result<()> {
+        if let Some(why) = &self.refused {
+            return Err(io::Error::other(why.clone()));
+        }
         let temporary = self.path.with_extension("json.new");
         let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(&self.state)?)?;

@@ -34,6 +34,7 @@ pub fn of(pipeline: &Pipeline) -> Telemetry {
         latency: pipeline.figures.latency(),
         models: pipeline.judges.iter().map(model).collect(),
         board: board::read(),
+        faults: pipeline.faults.now(),
     }
 }
 

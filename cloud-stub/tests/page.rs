@@ -22,7 +22,14 @@ async fn cloud_and_device(dir: &TempDir) -> (Cloud, Device) {
 
 fn status(state: DeviceState, connection: u64) -> DeviceStatus {
     let models = vec![ModelRef { name: "small".to_owned(), version: "1".to_owned() }];
-    DeviceStatus { state, connection, version: Some("0.1.0".to_owned()), wire: vec![1], models }
+    DeviceStatus {
+        state,
+        connection,
+        version: Some("0.1.0".to_owned()),
+        wire: vec![1],
+        models,
+        faults: Default::default(),
+    }
 }
 
 fn telemetry(link: LinkState) -> Telemetry {

@@ -46,7 +46,7 @@ pub use settings::{
 };
 pub use share::{NotAShare, Share};
 pub use status::{
-    BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, LatencyFigures, LinkState,
+    BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, LatencyFigures, LinkState,
     QueueFigures, SampleFigures, Telemetry, Throttling,
 };
 pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};

@@ -61,7 +61,12 @@ pub struct DeviceStatus {
     pub wire: Vec<u16>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelRef>,
+    #[serde(default, skip_serializing_if = "Faults::is_empty")]
+    pub faults: Faults,
 }
+
+/// What is wrong with a device now: the part it concerns, and a sentence that says what to do. Empty when nothing is.
+pub type Faults = BTreeMap<String, String>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -222,6 +227,8 @@ pub struct Telemetry {
     pub models: BTreeMap<Name, Option<ModelRef>>,
     #[serde(default)]
     pub board: BoardFigures,
+    #[serde(default, skip_serializing_if = "Faults::is_empty")]
+    pub faults: Faults,
 }
 
 impl Telemetry {
@@ -243,6 +250,7 @@ impl Telemetry {
             latency: BTreeMap::new(),
             models: BTreeMap::new(),
             board: BoardFigures::default(),
+            faults: Faults::new(),
         }
     }
 }

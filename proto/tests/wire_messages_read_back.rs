@@ -126,6 +126,7 @@ fn documents_read_back() {
         version: None,
         wire: Vec::new(),
         models: Vec::new(),
+        faults: Default::default(),
     };
     assert_eq!(to_json(&status), br#"{"state":"offline","connection":4}"#);
     assert_eq!(from_json(&to_json(&status), 1000), Ok(status));

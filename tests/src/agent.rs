@@ -31,6 +31,8 @@ pub struct AgentConfig {
     http: SocketAddr,
     sections: String,
     environment: Vec<(String, String)>,
+    user: Option<u32>,
+    namespace: Option<String>,
 }
 
 impl AgentConfig {
@@ -44,7 +46,34 @@ impl AgentConfig {
             http: address::own(8787),
             sections: String::new(),
             environment: Vec::new(),
+            user: None,
+            namespace: None,
         }
+    }
+
+    /// Started by root, it runs as this user.
+    #[must_use]
+    pub fn running_as(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
+    /// In this network namespace.
+    #[must_use]
+    pub fn inside(mut self, namespace: &str) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// Where its HTTP interface is.
+    #[must_use]
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state_dir
     }
 
     /// Where its state lies, if not in its folder: on a disk of its own.
@@ -147,6 +176,12 @@ impl AgentConfig {
         &self.dir
     }
 
+    /// The same, with its file written.
+    pub fn write_first(self) -> Result<Self> {
+        self.write()?;
+        Ok(self)
+    }
+
     /// Writes the configuration file.
     pub fn write(&self) -> Result<PathBuf> {
         std::fs::create_dir_all(&self.dir)?;
@@ -167,6 +202,13 @@ impl AgentConfig {
 
     /// Like [`Self::start`], with the file as `hedge-agent setup` left it.
     pub fn start_as_written(&self) -> Result<Agent> {
+        let mut agent = self.start_wrong()?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts it with the file as it is, however wrong, and waits for nothing.
+    pub fn start_wrong(&self) -> Result<Agent> {
         let file = self.file();
         let mut recipe = Recipe::new("hedge-agent", places::program("hedge-agent")?, &self.dir)
             .arguments(["run", "--config"])
@@ -174,15 +216,13 @@ impl AgentConfig {
         for (name, value) in &self.environment {
             recipe = recipe.variable(name, value);
         }
-        let mut agent = Agent {
-            program: recipe.start()?,
+        Ok(Agent {
+            program: recipe.running_as(self.user).inside(self.namespace.as_deref()).start()?,
             device: self.device.clone(),
             dir: self.dir.clone(),
             sink: self.sink(),
             http: Interface::new(self.http),
-        };
-        agent.wait_until_ready()?;
-        Ok(agent)
+        })
     }
 }
 

@@ -95,6 +95,11 @@ impl Ext4 {
         run(&["mount", "-t", "ext4", "-o", "loop,noatime", &self.image.display().to_string(), &self.place()])
     }
 
+    /// Mounts it anew with these options: `ro`, `rw`.
+    pub fn remount(&self, options: &str) -> Result<()> {
+        run(&["mount", "-o", &format!("remount,{options}"), &self.place()])
+    }
+
     fn unmount(&self) -> Result<()> {
         run(&["umount", &self.place()])
     }

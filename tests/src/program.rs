@@ -65,6 +65,17 @@ impl Recipe {
         self
     }
 
+    /// Started by root, the same program as another user, as the same process.
+    #[must_use]
+    pub fn running_as(mut self, user: Option<u32>) -> Self {
+        if let Some(user) = user {
+            let program = std::mem::replace(&mut self.program, "setpriv".into());
+            let words = [format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".to_owned()];
+            self.arguments.splice(0..0, words.map(OsString::from).into_iter().chain([program.into_os_string()]));
+        }
+        self
+    }
+
     pub fn start(self) -> Result<Program> {
         let mut program = Program { recipe: self, child: None };
         program.start()?;

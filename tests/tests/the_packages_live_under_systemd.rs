@@ -305,6 +305,10 @@ fn a_killed_and_a_hung_agent_come_back(machine: &Machine, http: &Interface) -> R
         Ok(restarts()? == "3" && machine.property(AGENT, "ActiveState")? == "active")
     })?;
     ensure!(machine.journal(AGENT).contains("a model hangs"), "it says why: {}", machine.journal(AGENT));
+    wait::until_true("the next run says how the last one ended", WAIT_MAX, || {
+        let faults = http.status().map(|status| status.faults).unwrap_or_default();
+        Ok(faults.get("last_run").is_some_and(|sentence| sentence.contains("watchdog")))
+    })?;
     Ok(())
 }
 

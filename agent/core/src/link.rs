@@ -23,8 +23,12 @@ use crate::budget::Reached;
 use crate::chance::Chance;
 use crate::clock::Moment;
 
-/// The shortest wait between two dials; doubles with each failure.
+/// The shortest wait between two dials.
 pub const DIAL_WAIT_MIN: Duration = Duration::from_secs(1);
+
+/// A wait between two dials is this part of the time that there has been trouble: a link that comes and goes every few
+/// seconds is met while it is there, and a broker that is away for long is left in peace.
+const DIAL_WAIT_SHARE: u32 = 4;
 
 /// What kind of link the device has: what it costs to keep and to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +57,7 @@ impl Profile {
     };
 }
 
-/// A connection that held for so long was a good one: the next wait starts from the shortest again.
+/// A connection that held for so long was a good one, also when nothing was heard from a cloud on it.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 
 /// Somebody else uses this client id. Two that fight over it would throw each other out all day.
@@ -156,7 +160,8 @@ pub struct Link {
     redials: bool,
     /// When to dial next; none while connecting or connected, or when there is no broker at all.
     dial_at: Option<Moment>,
-    dial_wait: Duration,
+    /// The last good connection ended then.
+    trouble_since: Moment,
     /// The present wait leaves the place to another client with our name.
     gives_way: bool,
     connected_at: Moment,
@@ -184,7 +189,7 @@ impl Link {
             chance: Chance::from_seed(seed),
             profile,
             dial_at: has_broker.then_some(now),
-            dial_wait: DIAL_WAIT_MIN,
+            trouble_since: now,
             gives_way: false,
             connected_at: now,
             short_sessions: 0,
@@ -228,7 +233,7 @@ impl Link {
 
     /// The broker's settings, or what they mean, have changed: true if a connection or dial is to be ended for it.
     pub fn redial(&mut self, now: Moment) -> bool {
-        self.dial_wait = DIAL_WAIT_MIN;
+        self.trouble_since = now;
         self.gives_way = false;
         self.way = None;
         self.dial_at = self.dial_at.map(|_| now);
@@ -252,7 +257,6 @@ impl Link {
 
     pub fn set_profile(&mut self, profile: Profile) {
         self.profile = profile;
-        self.dial_wait = self.dial_wait.min(profile.dial_wait_max);
     }
 
     /// Dials at once, because the network has changed. A wait for another client of our name is none of the network's.
@@ -274,18 +278,21 @@ impl Link {
 
     pub fn lost(&mut self, now: Moment, loss: Loss) {
         let stable = self.is_connected() && now.since(self.connected_at) >= STABLE_AFTER;
-        if stable {
-            self.dial_wait = DIAL_WAIT_MIN;
+        // A cloud that spoke is no broker that takes connections and ends them.
+        if stable || (self.proven && loss == Loss::Broken) {
+            self.trouble_since = now;
         }
         let short = self.is_connected() && !stable && loss == Loss::Closed;
         self.short_sessions = if short { self.short_sessions + 1 } else { 0 };
         let twin = self.short_sessions >= SHORT_SESSIONS;
+        let trouble = now.since(self.trouble_since);
+        let dial_wait = (trouble / DIAL_WAIT_SHARE).clamp(DIAL_WAIT_MIN, self.profile.dial_wait_max);
         let wait;
         (wait, self.reason) = match loss {
-            Loss::Broken => (self.dial_wait, "no connection to the broker"),
+            Loss::Broken => (dial_wait, "no connection to the broker"),
             Loss::TakenOver => (TAKEN_OVER_WAIT, "another client uses this device's client id"),
             Loss::Closed if twin => (SHORT_SESSIONS_WAIT, LIKE_A_TWIN),
-            Loss::Closed => (self.dial_wait, "the broker closed the connection"),
+            Loss::Closed => (dial_wait, "the broker closed the connection"),
         };
         self.gives_way = twin || loss == Loss::TakenOver;
         if twin {
@@ -297,7 +304,6 @@ impl Link {
         if core::mem::take(&mut self.redials) {
             (self.dial_at, self.gives_way) = (Some(now), false);
         } else {
-            self.dial_wait = (self.dial_wait * 2).min(self.profile.dial_wait_max);
             self.dial_at = Some(now + wait.mul_f64(0.5 + 0.5 * self.chance.share()));
         }
         self.state = LinkState::Offline;
@@ -460,26 +466,66 @@ mod tests {
 
     const DIAL_WAIT_MAX: Duration = Profile::LAN.dial_wait_max;
 
+    /// How long the link waits after a connection that held for so long, and when it dials then.
+    fn after_session(link: &mut Link, now: Moment, held: Duration, proven: bool, loss: Loss) -> (Duration, Moment) {
+        assert!(link.take_dial(now).is_some());
+        link.connected(now);
+        if proven {
+            link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION]), false);
+        }
+        link.lost(now + held, loss);
+        let at = link.dial_at().expect("dials again");
+        (at.since(now + held), at)
+    }
+
     #[test]
-    fn dial_waits_grow_to_their_limit_and_reset_only_after_a_stable_connection() {
+    fn dial_waits_grow_with_the_trouble_and_a_good_connection_ends_it() {
         let mut link = Link::new(Moment(0), true, false, Profile::LAN, 7);
         let mut now = Moment(0);
-        for _ in 0..20 {
+        for _ in 0..60 {
             assert!(link.take_dial(now).is_some());
             link.lost(now, Loss::Broken);
             let at = link.dial_at().expect("dials again");
-            assert!(at.since(now) <= DIAL_WAIT_MAX && at.since(now) >= DIAL_WAIT_MIN / 2);
+            let most = (now.since(Moment(0)) / DIAL_WAIT_SHARE).clamp(DIAL_WAIT_MIN, DIAL_WAIT_MAX);
+            assert!(at.since(now) <= most && at.since(now) >= most / 2);
             now = at;
         }
-        let short = |link: &mut Link, now: Moment, held: Duration| {
-            assert!(link.take_dial(now).is_some());
-            link.connected(now);
-            link.lost(now + held, Loss::Broken);
-            link.dial_at().expect("dials again").since(now + held)
-        };
-        assert!(short(&mut link, now, STABLE_AFTER / 2) >= DIAL_WAIT_MAX / 2, "a short session resets nothing");
-        let now = link.dial_at().expect("dials again");
-        assert!(short(&mut link, now, STABLE_AFTER) <= DIAL_WAIT_MIN);
+        let few_s = Duration::from_secs(3);
+        let (wait, now) = after_session(&mut link, now, few_s, false, Loss::Broken);
+        assert!(wait >= DIAL_WAIT_MAX / 2, "a short session on which nobody spoke ends nothing");
+        let (wait, now) = after_session(&mut link, now, few_s, true, Loss::Closed);
+        assert!(wait >= DIAL_WAIT_MAX / 2, "nor one that the broker ended");
+        let (wait, now) = after_session(&mut link, now, few_s, true, Loss::Broken);
+        assert!(wait <= DIAL_WAIT_MIN, "the cloud spoke");
+        let (wait, _) = after_session(&mut link, now, STABLE_AFTER, false, Loss::Closed);
+        assert!(wait <= DIAL_WAIT_MIN, "it was stable");
+    }
+
+    #[test]
+    fn a_link_that_comes_and_goes_is_met_while_it_is_there() {
+        const PHASES_MS: [u64; 7] = [1_000, 30_000, 2_000, 20_000, 5_000, 15_000, 3_000];
+        for seed in 0..200 {
+            let mut link = Link::new(Moment(0), true, false, Profile::LAN, seed);
+            let (mut start, mut met) = (0, 0);
+            for (number, length) in PHASES_MS.iter().cycle().take(50).enumerate() {
+                let end = start + length;
+                while let Some(at) = link.dial_at().filter(|at| at.0 < end) {
+                    assert!(link.take_dial(at).is_some());
+                    if number % 2 == 0 {
+                        link.lost(at, Loss::Broken);
+                    } else {
+                        link.connected(at);
+                        link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION]), false);
+                        met = at.0;
+                    }
+                }
+                if link.is_connected() {
+                    link.lost(Moment(end), Loss::Broken);
+                }
+                start = end;
+                assert!(start - met < 120_000, "seed {seed}: not met from {met} to {start} ms");
+            }
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use bytes::Bytes;
 use hedge_inference::{ContentType, Tensor};
 use hedge_proto::{Answer, CaseId, Name, Telemetry};
@@ -25,10 +26,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-pub use self::http::ListenError;
 pub use self::snapshots::{Asking, Snapshots};
 use crate::answers::{Answers, Remembered};
-use crate::daemon::config::{Config, SourceConfig, SourceKind};
+use crate::daemon::config::{Config, Listen, SourceConfig, SourceKind};
+use crate::faults::{Faults, Part};
 use crate::pipeline::LinkView;
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
@@ -66,6 +67,9 @@ pub trait Intake: Taker {
 
     fn status(&self) -> Telemetry;
 
+    /// What is wrong with the device now.
+    fn faults(&self) -> hedge_proto::Faults;
+
     /// The link and what its state allows, as it changes.
     fn link(&self) -> watch::Receiver<LinkView>;
 
@@ -101,12 +105,8 @@ pub struct ModelFacts {
     pub labels: Vec<String>,
 }
 
-/// Why capture cannot start. Only what no waiting would heal.
-#[derive(Debug, thiserror::Error)]
-pub enum CaptureError {
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-}
+/// A place that cannot be listened on is tried again after so long: its folder may come, or its owner go.
+const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// How long sources may take to finish what they are doing when the agent stops.
 pub const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -135,19 +135,17 @@ struct Running {
 }
 
 impl Capture {
-    /// Opens every listener, then starts every source. Cancelling `stop` ends them.
+    /// Opens every listener, then starts every source. Cancelling `stop` ends them. A place that cannot be listened on
+    /// is a fault, and is opened as soon as it can be.
     pub async fn start<I: Intake>(
         config: &Config,
         paused: &BTreeSet<Name>,
         intake: &Arc<I>,
+        faults: &Faults,
         stop: &CancellationToken,
-    ) -> Result<Self, CaptureError> {
-        let mut listeners = Vec::new();
-        for listen in &config.http.listen {
-            listeners.push(http::Listener::open(listen).await?);
-        }
+    ) -> Self {
         let mut capture = Self {
-            addresses: listeners.iter().filter_map(http::Listener::address).collect(),
+            addresses: Vec::new(),
             listening: JoinSet::new(),
             posted: http::Sources::default(),
             sources: BTreeMap::new(),
@@ -155,11 +153,21 @@ impl Capture {
             stop: stop.clone(),
         };
         let routes = http::routes(config, &capture.posted, intake, stop);
-        for listener in listeners {
-            capture.listening.spawn(http::serve(listener, routes.clone(), stop.clone()));
+        for listen in &config.http.listen {
+            match http::Listener::open(listen).await {
+                Ok(listener) => {
+                    capture.addresses.extend(listener.address());
+                    capture.listening.spawn(http::serve(listener, routes.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    faults.set(&Part::Listen, error.to_string());
+                    let opening = open_later(listen.clone(), routes.clone(), faults.clone(), stop.clone());
+                    capture.listening.spawn(opening);
+                }
+            }
         }
         capture.apply(config, paused, intake);
-        Ok(capture)
+        capture
     }
 
     /// Starts, stops and restarts sources so that they are as `config` says; `paused` ones are off. A source that
@@ -249,6 +257,23 @@ impl Capture {
     }
 }
 
+/// Serves on a place that could not be opened, as soon as it can be.
+async fn open_later(listen: Listen, routes: Router, faults: Faults, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LISTEN_AGAIN_AFTER) => {}
+        }
+        match http::Listener::open(&listen).await {
+            Ok(listener) => {
+                faults.clear(&Part::Listen);
+                return http::serve(listener, routes, stop).await;
+            }
+            Err(error) => faults.set(&Part::Listen, error.to_string()),
+        }
+    }
+}
+
 async fn after_the_one(before: Option<JoinHandle<()>>, task: impl Future<Output = ()>) {
     if let Some(before) = before {
         drop(before.await);
@@ -316,6 +341,7 @@ pub(crate) fn passes(error: &SampleError) -> bool {
     match error {
         SampleError::Overloaded(_)
         | SampleError::ModelFailed { .. }
+        | SampleError::NoModel { .. }
         | SampleError::SourceOff(_)
         | SampleError::Unreachable(_)
         | SampleError::Stopping => true,

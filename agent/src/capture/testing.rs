@@ -206,6 +206,10 @@ impl Intake for Fake {
         Ok(vec![tensor.data.iter().sum(), tensor.data[0]])
     }
 
+    fn faults(&self) -> hedge_proto::Faults {
+        hedge_proto::Faults::new()
+    }
+
     fn status(&self) -> Telemetry {
         Telemetry { uptime_s: 7, ..Telemetry::new(LinkState::Offline) }
     }

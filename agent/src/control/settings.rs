@@ -23,6 +23,7 @@ use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::daemon::config::{Config, ConfigFile};
 use crate::daemon::log::LogLevel;
+use crate::faults::Part;
 use crate::pipeline::{LinkView, Pipeline};
 use crate::state::StateFile;
 use crate::uplink::{SessionView, Uplink};
@@ -426,6 +427,10 @@ impl SettingsTask {
         let (config, later) = config.keeping_what_needs_a_restart(&self.in_force.borrow().config)?;
         self.file = file;
         self.put_in_force(version, config, false).await;
+        self.pipeline.faults.clear(&Part::Config);
+        if let Err(error) = self.file.keep() {
+            tracing::warn!(%error, "this configuration cannot be kept as the last that worked");
+        }
         tracing::info!(?later, "reload: the configuration file was read again");
         Ok(later)
     }

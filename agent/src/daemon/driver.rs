@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::notify::{self, Watchdog};
+use super::notify::Watchdog;
 use crate::clock::Clock;
 use crate::outbox::{Entry, Outbox, Progress, StoreError};
 use crate::pipeline::LinkView;
@@ -120,7 +120,6 @@ impl Driver {
 
     fn show_link(&self, state: LinkState, reason: &'static str) {
         tracing::info!(?state, reason, "link");
-        notify::say(&format!("link {state:?}: {reason}"));
         let policy = *self.engine.policy();
         self.link.send_modify(|view| view.enter(state, reason, policy));
     }

@@ -3,14 +3,17 @@
 pub mod config;
 mod driver;
 mod expiry;
+pub(crate) mod health;
 mod keeper;
+mod last_run;
 pub(crate) mod log;
 pub(crate) mod notify;
 mod restart;
+mod store;
 mod wiring;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use hedge_proto::LinkState;
@@ -18,14 +21,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::config::{ConfigError, ConfigFile};
+use self::config::{ConfigFile, Starting};
+use self::health::{Cause, Health};
+use self::keeper::Keeper;
 pub use self::log::LogError;
 pub use self::restart::{Restart, program};
 use self::wiring::Parts;
-use crate::capture::{Capture, CaptureError, Intake};
+use crate::capture::{Capture, Intake};
 use crate::control::audit::Audit;
 use crate::control::commands::{DeskSetup, DeskTask, Effects};
 use crate::control::{Control, SettingsTask};
+use crate::faults::Part;
 use crate::home_assistant::HomeAssistant;
 use crate::pipeline::Pipeline;
 use crate::uplink::{Uplink, watch_network};
@@ -38,15 +44,10 @@ const STOP_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
     Log(#[from] LogError),
-    #[error("the device's identity: {0}")]
-    Identity(String),
+    /// Two agents over one outbox would both send it.
     #[error("the state folder {path}: {reason}")]
-    State { path: PathBuf, reason: String },
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
+    InUse { path: PathBuf, reason: String },
     #[error(transparent)]
     Sink(#[from] SinkConfigError),
     #[error("a part of the agent ended that must not; the log says which")]
@@ -63,16 +64,22 @@ pub enum Ending {
     Restart,
 }
 
-/// Reads the configuration, starts everything, serves until told to stop, stops everything.
-pub async fn run(file: ConfigFile) -> Result<Ending, StartError> {
+/// Starts everything that can be, serves until told to stop, stops everything.
+pub async fn run(starting: Starting) -> Result<Ending, StartError> {
+    let Starting { file, fault } = starting;
     let log = log::start(&file.config.log)?;
     // From here on a signal stops the agent in good order instead of killing it.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let hang_up = signal(SignalKind::hangup())?;
 
     let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
-    let Parts { pipeline, uplink, mut keeper, driver, events, settings, sinks, commands, renewer } =
+    let Parts { pipeline, uplink, mut keeper, driver, events, settings, sinks, commands, renewer, mut causes, closed } =
         wiring::wire(&file, &stop)?;
+    let worked = fault.is_none();
+    if let Some(fault) = fault {
+        pipeline.faults.set(&Part::Config, fault);
+        causes.push(Cause::Config(Box::new(file.clone())));
+    }
     let mut driving = tokio::spawn(driver.run(events, stop.clone()));
     tokio::spawn(report(pipeline.clone(), uplink.clone(), stop.clone()));
     if let Some(uplink) = uplink.clone() {
@@ -92,7 +99,7 @@ pub async fn run(file: ConfigFile) -> Result<Ending, StartError> {
     if let Some(renewer) = renewer {
         tokio::spawn(renewer.run(stop.clone()));
     }
-    let capture = Capture::start(&in_force.config, &in_force.paused, &pipeline, &stop_capture).await?;
+    let capture = Capture::start(&in_force.config, &in_force.paused, &pipeline, &pipeline.faults, &stop_capture).await;
     for address in capture.addresses() {
         tracing::info!(%address, "listening");
     }
@@ -112,10 +119,22 @@ pub async fn run(file: ConfigFile) -> Result<Ending, StartError> {
             says: uplink.clone(),
         };
         let dir = &in_force.config.state_dir;
-        let desk = DeskTask::open(dir, setup)
-            .map_err(|error| StartError::State { path: dir.clone(), reason: error.to_string() })?;
+        let desk = match &closed {
+            Some(why) => DeskTask::without_journal(dir, why, setup)?,
+            None => DeskTask::open(dir, setup)?,
+        };
         tokio::spawn(desk.run(commands, pipeline.link.clone(), stop_capture.clone()));
     }
+    let health = Health {
+        causes,
+        faults: pipeline.faults.clone(),
+        judges: pipeline.judges.values().cloned().collect(),
+        state_dir: in_force.config.state_dir.clone(),
+        limits: in_force.config.outbox.limits(),
+        state: keeper.state.clone(),
+        restart: restart.clone(),
+    };
+    let kept = worked.then(|| file.clone());
     let task = SettingsTask {
         file,
         remembered: settings.remembered,
@@ -141,6 +160,13 @@ pub async fn run(file: ConfigFile) -> Result<Ending, StartError> {
         drop(uplink.say_online().await);
     }
     notify::ready();
+    tokio::spawn(health::tell(pipeline.clone(), uplink.clone(), stop.clone()));
+    tokio::spawn(health.run(stop.clone()));
+    if let Some(kept) = kept
+        && closed.is_none()
+    {
+        remember(&kept, &pipeline, &keeper);
+    }
     tracing::info!(device = %pipeline.device, version = env!("CARGO_PKG_VERSION"), "ready");
 
     let ending = tokio::select! {
@@ -188,6 +214,19 @@ pub async fn run(file: ConfigFile) -> Result<Ending, StartError> {
         tracing::warn!("not everything stopped within {STOP_MAX:?}; what was stored is safe");
     }
     Ok(ending)
+}
+
+/// Keeps what a start can go by whose own configuration or certificate cannot be read.
+fn remember(file: &ConfigFile, pipeline: &Pipeline, keeper: &Keeper) {
+    if let Err(error) = file.keep() {
+        tracing::warn!(%error, "this configuration cannot be kept as the last that worked");
+    }
+    let mut state = keeper.state.lock().unwrap_or_else(PoisonError::into_inner);
+    if state.state().device.as_ref() != Some(&pipeline.device)
+        && let Err(error) = state.update(|state| state.device = Some(pipeline.device.clone()))
+    {
+        tracing::warn!(%error, "cannot write the state file");
+    }
 }
 
 /// Publishes live figures, and at once when the link has changed.

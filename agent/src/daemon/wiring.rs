@@ -1,12 +1,11 @@
 //! Makes the parts from the configuration and connects them. Starts threads, but nothing is served yet.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hedge_core::budget::Budget;
-use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event, Setup};
 use hedge_proto::{Epoch, Name};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -16,19 +15,19 @@ use tokio_util::sync::CancellationToken;
 use super::StartError;
 use super::config::{Config, ConfigFile};
 use super::driver::{Driver, EVENTS_MAX};
+use super::health::Cause;
 use super::keeper::Keeper;
 use super::notify::Watchdog;
+use super::store::{self, Identified, Store};
 use crate::answers::Answers;
 use crate::capture::Snapshots;
-use crate::clock::Clock;
 use crate::control::commands::{Desk, Inbox};
 use crate::control::{Control, InForce, Remembered, Request, settings};
+use crate::faults::Faults;
 use crate::figures::Figures;
 use crate::identity::Renewer;
 use crate::inference::{Judge, ModelSetup};
-use crate::outbox::{OpenReport, Outbox};
 use crate::pipeline::{LinkView, Pipeline, loaded_models};
-use crate::state::StateFile;
 use crate::uplink::{Meter, Uplink, UplinkSetup};
 use crate::verdict::{Sinks, Verdicts};
 
@@ -43,6 +42,10 @@ pub(super) struct Parts {
     pub(super) sinks: Sinks,
     pub(super) renewer: Option<Renewer>,
     pub(super) commands: Inbox,
+    /// What could not be used, and is looked at again.
+    pub(super) causes: Vec<Cause>,
+    /// Why the state folder is not used, if it is not.
+    pub(super) closed: Option<String>,
 }
 
 /// What the task that owns the settings is made from.
@@ -54,10 +57,15 @@ pub(super) struct Settings {
 }
 
 pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts, StartError> {
-    // Remote settings may name other credentials; who the device is, only the local file says.
-    let device = file.config.device_id().map_err(StartError::Identity)?;
-    let (mut state, outbox, clock) = open_state(&file.config)?;
-    let (in_force, remembered) = settings::resume(file, &mut state, &clock);
+    let faults = Faults::default();
+    let mut store = store::open(&file.config, &faults)?;
+    let Identified { device, is_guess } = store::identify(&file.config, &mut store, &faults);
+    let Store { mut state, outbox, clock, causes, closed, rest } = store;
+    let (mut in_force, remembered) = settings::resume(file, &mut state, &clock);
+    if is_guess {
+        in_force.config.broker = None;
+        in_force.config.verdicts.mqtt.take_if(|sink| sink.broker.is_none());
+    }
     let in_force = watch::Sender::new(Arc::new(in_force));
     let settings = in_force.subscribe();
     let config = &settings.borrow().config.clone();
@@ -66,7 +74,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let state = Arc::new(Mutex::new(state));
     let (meter, (spent, spent_view)) = (Meter::default(), watch::channel(spent_before.clone().unwrap_or_default()));
     let figures = Arc::new(Figures::default());
-    let judges = start_models(config, &figures)?;
+    let judges = start_models(config, &figures, rest.as_ref(), &faults)?;
     let (events, arrived) = mpsc::channel(EVENTS_MAX);
     let (link, link_view) = watch::channel(LinkView::starting(config.link.policies().offline));
     let (answers, news) = (Answers::default(), Arc::new(Notify::new()));
@@ -94,6 +102,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
             desk,
             state: state.clone(),
             events: events.clone(),
+            faults: faults.clone(),
             models: Box::new(move || loaded_models(&judges)),
         })
     });
@@ -137,37 +146,21 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         spent: spent_view.clone(),
         settings,
         shrinking: Semaphore::new(1),
+        faults,
         started: Instant::now(),
     });
     let renewer = renewer(config, &pipeline.link);
     let keeper = Keeper { clock, state, spent: spent_view };
     let settings = Settings { control, requests, in_force, remembered };
-    Ok(Parts { pipeline, uplink, keeper, driver, events: arrived, settings, sinks, commands, renewer })
+    Ok(Parts { pipeline, uplink, keeper, driver, events: arrived, settings, sinks, commands, renewer, causes, closed })
 }
 
-fn open_state(config: &Config) -> Result<(StateFile, Outbox, Clock), StartError> {
-    let dir = &config.state_dir;
-    let failed = |reason: String| StartError::State { path: dir.clone(), reason };
-    let (state, lost) = StateFile::open(dir).map_err(|error| failed(error.to_string()))?;
-    if let Some(lost) = lost {
-        tracing::warn!(lost);
-    }
-    let opened = Outbox::open(&dir.join("outbox"), config.outbox.limits());
-    let (outbox, report) = opened.map_err(|error| failed(error.to_string()))?;
-    say_report(&report, dir);
-    let clock = Clock::resume(&state.state().clock, report.clock.unwrap_or(Moment(0)));
-    Ok((state, outbox, clock))
-}
-
-fn say_report(report: &OpenReport, dir: &Path) {
-    tracing::info!(?report, "outbox open");
-    if report.damaged_records > 0 {
-        let records = report.damaged_records;
-        tracing::warn!(records, dir = %dir.display(), "damaged records were set aside");
-    }
-}
-
-fn start_models(config: &Config, figures: &Arc<Figures>) -> Result<BTreeMap<Name, Judge>, StartError> {
+fn start_models(
+    config: &Config,
+    figures: &Arc<Figures>,
+    rest: Option<&(Duration, String)>,
+    faults: &Faults,
+) -> Result<BTreeMap<Name, Judge>, StartError> {
     let mut judges = BTreeMap::new();
     for model in &config.models {
         let judge = Judge::start(ModelSetup {
@@ -177,6 +170,8 @@ fn start_models(config: &Config, figures: &Arc<Figures>) -> Result<BTreeMap<Name
             threads: model.threads,
             hung_after: model.hung_after(),
             library: config.runtime.library.clone(),
+            rest: rest.cloned(),
+            faults: faults.clone(),
             figures: figures.clone(),
         })?;
         judges.insert(model.name.clone(), judge);

@@ -142,6 +142,51 @@ impl Disk for Folder {
     }
 }
 
+/// Where nothing can be kept.
+pub(crate) struct NoDisk;
+
+impl Disk for NoDisk {
+    fn create(&self, _: u32) -> io::Result<Box<dyn SegmentFile>> {
+        Err(no_disk())
+    }
+
+    fn open(&self, _: u32) -> io::Result<Box<dyn SegmentFile>> {
+        Err(no_disk())
+    }
+
+    fn remove(&self, _: u32) -> io::Result<()> {
+        Err(no_disk())
+    }
+
+    fn set_aside(&self, _: u32) -> io::Result<()> {
+        Err(no_disk())
+    }
+
+    fn segments(&self) -> io::Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        Err(no_disk())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+
+    fn keep_reserve(&self, _: Option<u64>) -> io::Result<()> {
+        Err(no_disk())
+    }
+
+    fn has_reserve(&self, _: u64) -> bool {
+        false
+    }
+}
+
+fn no_disk() -> io::Error {
+    io::Error::other("the outbox's folder cannot be used")
+}
+
 impl SegmentFile for File {
     fn append(&mut self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         while !parts.is_empty() {

@@ -52,7 +52,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use self::behind::Behind;
 use self::commit::{Committer, Request};
-use self::disk::{Disk, Folder};
+use self::disk::{Disk, Folder, NoDisk};
 use self::log::reader::RecordError;
 use self::log::record::{Head, Kind, Record};
 use self::log::writer::{SEGMENT_BYTES, Writer};
@@ -60,6 +60,7 @@ use self::order::Class;
 use self::plan::{Ask, Done};
 use self::recover::{RecoverError, Recovered};
 use self::shared::Shared;
+use self::table::Table;
 
 pub use self::case::{
     Applied, Drops, Entry, Figures, Limits, NewCase, OpenError, OpenReport, Progress, ReadError, State, StoreError,
@@ -89,6 +90,8 @@ struct Inner {
     requests: Mutex<Option<mpsc::Sender<Request>>>,
     request_bytes: Arc<Semaphore>,
     threads: Mutex<Option<(JoinHandle<()>, behind::Stop)>>,
+    /// Why it takes nothing at all.
+    refuses: Option<String>,
     /// Held as long as the outbox is open.
     _lock: Option<File>,
 }
@@ -110,6 +113,22 @@ impl Outbox {
             RecoverError::Newer { segment, format } => OpenError::Newer { segment, format },
             RecoverError::Io(error) => io(error),
         })
+    }
+
+    /// An outbox that takes nothing, for a folder that cannot be used. What may lie there is left alone.
+    #[must_use]
+    pub fn refusing(dir: &Path, limits: Limits, why: &str) -> Self {
+        let shared = Shared::new(Table::default(), Arc::new(NoDisk), dir.join("queue"));
+        let inner = Inner {
+            shared: Arc::new(shared),
+            limits,
+            requests: Mutex::new(None),
+            request_bytes: Arc::new(Semaphore::new(REQUEST_BYTES_MAX)),
+            threads: Mutex::new(None),
+            refuses: Some(why.to_owned()),
+            _lock: None,
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     fn open_on(
@@ -137,6 +156,7 @@ impl Outbox {
             requests: Mutex::new(Some(requests)),
             request_bytes: Arc::new(Semaphore::new(REQUEST_BYTES_MAX)),
             threads: Mutex::new(Some((log_thread, queue_thread))),
+            refuses: None,
             _lock: lock,
         };
         Ok((Self { inner: Arc::new(inner) }, report))
@@ -150,6 +170,9 @@ impl Outbox {
 
     /// Hands a case over without waiting for the disk. Dropping the receipt does not take the case back.
     pub fn submit(&self, case: NewCase) -> Result<Receipt, Refusal> {
+        if self.inner.refuses.is_some() {
+            return Err(Refusal::Disk);
+        }
         let NewCase { key, sort_key, stored_at, header, payload } = case;
         if payload.len() as u64 > self.inner.limits.payload_bytes_max {
             return Err(Refusal::TooLarge);
@@ -246,6 +269,10 @@ impl Outbox {
 
     /// Takes a verdict if the case is open or the revision higher than the one it has.
     pub async fn answered(&self, key: CaseKey, revision: u32, verdict: Vec<u8>) -> Result<Applied, StoreError> {
+        if self.inner.refuses.is_some() {
+            // Its case may lie in the folder: it is asked about once that can be read again.
+            return Ok(Applied::Unknown);
+        }
         match self.ask(Ask::Answer { key, revision, verdict: verdict.into() }).await? {
             Done::Applied(applied) => Ok(applied),
             Done::Written | Done::Attempts(_) => Ok(Applied::New),
@@ -374,6 +401,9 @@ impl Outbox {
     }
 
     async fn send(&self, ask: Ask) -> Result<oneshot::Receiver<Result<Done, StoreError>>, StoreError> {
+        if let Some(why) = &self.inner.refuses {
+            return Err(StoreError::Disk(why.clone()));
+        }
         let (reply, done) = oneshot::channel();
         let requests = self.inner.requests().ok_or(StoreError::Stopping)?;
         requests.send((ask, reply)).await.map_err(|_| StoreError::Stopping)?;

@@ -38,6 +38,7 @@ use self::upload::{UploadError, Uploads};
 use crate::control::commands::Desk;
 use crate::control::{Control, InForce};
 use crate::daemon::config::{PayloadsConfig, ProbeConfig};
+use crate::faults::Faults;
 use crate::outbox::{Outbox, Progress, StoreError};
 use crate::state::StateFile;
 use crate::verdict::Verdicts;
@@ -73,6 +74,8 @@ pub struct UplinkSetup {
     pub desk: Desk,
     pub state: Arc<Mutex<StateFile>>,
     pub events: mpsc::Sender<Event>,
+    /// What is wrong with the device; what `[broker]` names wrongly is noted in it.
+    pub faults: Faults,
     /// Asked at every connect, because models load while the agent runs.
     pub models: Box<dyn Fn() -> Vec<ModelRef> + Send + Sync>,
 }

@@ -132,8 +132,14 @@ fn address(config: &BrokerConfig, client_id: &str) -> Result<MqttOptions, Option
 }
 
 fn will(config: &BrokerConfig, device: &DeviceId, connection: u64) -> LastWill {
-    let offline =
-        DeviceStatus { state: DeviceState::Offline, connection, version: None, wire: Vec::new(), models: Vec::new() };
+    let offline = DeviceStatus {
+        state: DeviceState::Offline,
+        connection,
+        version: None,
+        wire: Vec::new(),
+        models: Vec::new(),
+        faults: Default::default(),
+    };
     let properties = LastWillProperties {
         delay_interval: Some(WILL_DELAY_S),
         payload_format_indicator: None,

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::options::uplink_options;
 use super::silence::Silence;
 use super::{OptionsError, PublishError, REQUESTS_MAX, Session, SessionView, Shared, UplinkSetup, inbound, trouble};
+use crate::faults::Part;
 
 /// How long the goodbye may take when the agent stops.
 pub(super) const GOODBYE_WAIT: Duration = Duration::from_secs(2);
@@ -105,7 +106,15 @@ async fn serve(shared: &Arc<Shared>, way: Way, leave: CancellationToken) -> Resu
         Way::Usual => usual,
         Way::Recovery => usual.recovery.as_deref().ok_or(SessionError::NoBroker)?,
     };
-    let options = uplink_options(broker, device, connection, settings.config.link.profile().keep_alive, meter)?;
+    let keep_alive = settings.config.link.profile().keep_alive;
+    let options = match uplink_options(broker, device, connection, keep_alive, meter) {
+        Ok(options) => options,
+        Err(error) => {
+            shared.setup.faults.set(&Part::Broker, format!("the broker cannot be dialled: {error}"));
+            return Err(error.into());
+        }
+    };
+    shared.setup.faults.clear(&Part::Broker);
     let view = SessionView { connection, version: settings.version, way };
     let (client, mut eventloop) = AsyncClient::builder(options).capacity(REQUESTS_MAX).try_build()?;
     let silence = Arc::new(Silence::new());
@@ -206,6 +215,7 @@ impl Shared {
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             wire: vec![WIRE_VERSION],
             models: (self.setup.models)(),
+            faults: self.setup.faults.now(),
         };
         self.publish_status(&status).await
     }
@@ -218,6 +228,7 @@ impl Shared {
             version: None,
             wire: Vec::new(),
             models: Vec::new(),
+            faults: Default::default(),
         };
         let said = tokio::time::timeout(GOODBYE_WAIT, self.publish_status(&status)).await;
         said.unwrap_or(Err(PublishError::Unclear))

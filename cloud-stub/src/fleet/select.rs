@@ -94,6 +94,7 @@ mod tests {
             version: Some("0.1.0".to_owned()),
             wire: vec![1],
             models,
+            faults: Default::default(),
         };
         let device = Device { status: Some(status), ..Device::default() };
         let name = DeviceId::new("hall-1").expect("valid");

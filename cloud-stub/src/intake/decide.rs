@@ -268,8 +268,14 @@ mod tests {
 
     #[test]
     fn only_an_offline_below_the_last_connection_is_old_news() {
-        let status =
-            |state, connection| DeviceStatus { state, connection, version: None, wire: Vec::new(), models: Vec::new() };
+        let status = |state, connection| DeviceStatus {
+            state,
+            connection,
+            version: None,
+            wire: Vec::new(),
+            models: Vec::new(),
+            faults: Default::default(),
+        };
         let online = status(DeviceState::Online, 5);
         for (new, expected) in [
             (status(DeviceState::Offline, 4), false),

@@ -164,7 +164,14 @@ impl Speaker {
 
 fn status(state: DeviceState) -> DeviceStatus {
     let models = vec![ModelRef { name: "photo-small".to_owned(), version: "2".to_owned() }];
-    DeviceStatus { state, connection: 1, version: Some("0.1.0".to_owned()), wire: vec![1], models }
+    DeviceStatus {
+        state,
+        connection: 1,
+        version: Some("0.1.0".to_owned()),
+        wire: vec![1],
+        models,
+        faults: Default::default(),
+    }
 }
 
 fn reported(version: u64, overlay: Value, last: Option<LastDesired>) -> Reported {

@@ -50,6 +50,11 @@ pub enum RuntimeError {
     Hangs { path: PathBuf, seconds: u64 },
     #[error("this process already uses {}; only one library can be loaded, so {} is not", loaded.display(), asked.display())]
     OtherLoaded { loaded: PathBuf, asked: PathBuf },
+    #[error("the trial of {} was killed from outside, most likely for want of memory; it is tried again", path.display())]
+    Killed { path: PathBuf },
+    /// Found earlier; the file has not changed since.
+    #[error(transparent)]
+    Known(Arc<RuntimeError>),
     #[error("{} cannot be loaded: {reason}", path.display())]
     Failed { path: PathBuf, reason: String },
 }
@@ -86,7 +91,7 @@ impl Runtime {
             return Err(RuntimeError::OtherLoaded { loaded: runtime.path().to_owned(), asked: path });
         }
         search::check_file(&path)?;
-        probe::ask_child(&path)?;
+        probe::ask_child_once(&path)?;
         let runtime = Self::load(path)?;
         *loaded = Some(runtime.clone());
         Ok(runtime)

@@ -7,10 +7,11 @@
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use ort::value::TensorRef;
 
@@ -39,6 +40,9 @@ const NOT_EXECUTED: i32 = 127;
 /// Illegal instruction, on every Linux.
 const SIGILL: i32 = 4;
 
+/// What the kernel ends a process with for want of memory.
+const SIGKILL: i32 = 9;
+
 /// Whether a child of this program would know what to do.
 static CHILD_WOULD_PROBE: AtomicBool = AtomicBool::new(false);
 
@@ -66,9 +70,33 @@ fn run_tiny_model(runtime: &Runtime) -> ort::Result<()> {
     Ok(())
 }
 
+/// What a library did to its child, and how the file looked then.
+static KNOWN: Mutex<Option<(FileLook, Arc<RuntimeError>)>> = Mutex::new(None);
+
+/// Name, length and time of change of a file.
+type FileLook = (PathBuf, u64, Option<SystemTime>);
+
+/// Like [`ask_child`], but a library that has killed a child is not tried again before its file changes.
+pub(super) fn ask_child_once(library: &Path) -> Result<(), RuntimeError> {
+    let look = std::fs::metadata(library).ok().map(|file| (library.to_owned(), file.len(), file.modified().ok()));
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let (Some(look), Some((seen, error))) = (&look, &*known)
+        && look == seen
+    {
+        return Err(RuntimeError::Known(error.clone()));
+    }
+    let outcome = ask_child(library);
+    if !matches!(outcome, Err(RuntimeError::IllegalInstruction { .. } | RuntimeError::Crashes { .. })) {
+        return outcome;
+    }
+    let outcome = outcome.map_err(Arc::new);
+    *known = look.zip(outcome.as_ref().err().cloned());
+    outcome.map_err(RuntimeError::Known)
+}
+
 /// Starts the child and says what became of it. A system that allows no child processes is not held against
 /// the library.
-pub(super) fn ask_child(library: &Path) -> Result<(), RuntimeError> {
+fn ask_child(library: &Path) -> Result<(), RuntimeError> {
     if !CHILD_WOULD_PROBE.load(Ordering::Relaxed) {
         return Ok(());
     }
@@ -108,6 +136,7 @@ fn judge(library: &Path, mut child: Child) -> Result<(), RuntimeError> {
         return Ok(());
     }
     match status.signal() {
+        Some(SIGKILL) => Err(RuntimeError::Killed { path }),
         Some(SIGILL) => Err(RuntimeError::IllegalInstruction { path }),
         Some(signal) => Err(RuntimeError::Crashes { path, how: format!("signal {signal}") }),
         None => Err(RuntimeError::Crashes { path, how: status.to_string() }),

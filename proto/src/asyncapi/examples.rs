@@ -49,6 +49,7 @@ pub(super) fn device_status() -> Examples {
         version: Some("0.1.0".to_string()),
         wire: vec![WIRE_VERSION],
         models: vec![model("photo-small")],
+        faults: Default::default(),
     };
     let offline =
         DeviceStatus { state: DeviceState::Offline, version: None, wire: vec![], models: vec![], ..online.clone() };

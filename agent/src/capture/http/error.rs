@@ -48,6 +48,7 @@ impl From<SampleError> for HttpError {
             SampleError::TooLarge { .. } => Self::closing(StatusCode::PAYLOAD_TOO_LARGE, message),
             SampleError::MetadataTooLarge { .. } => Self::bad_request(message),
             SampleError::Overloaded(_)
+            | SampleError::NoModel { .. }
             | SampleError::SourceOff(_)
             | SampleError::Unreachable(_)
             | SampleError::Stopping => Self::later(StatusCode::SERVICE_UNAVAILABLE, message),

@@ -37,7 +37,7 @@ const SOCKET_MODE: u32 = 0o660;
 
 /// Why the agent cannot listen where the configuration says.
 #[derive(Debug, thiserror::Error)]
-pub enum ListenError {
+pub(in crate::capture) enum ListenError {
     #[error("cannot listen on {address}: {source}")]
     Bind { address: String, source: io::Error },
     #[error("cannot listen on unix:{0}: another program answers there")]

@@ -7,7 +7,7 @@
 //! GET  /v1/status                          live figures
 //! GET  /metrics                            the same as Prometheus text
 //! /v1/queue…                               the outbox, see `queue`
-//! GET  /healthz                            the process is alive
+//! GET  /healthz                            the process is alive, and what is wrong with the device
 //! /v2/…                                    Open Inference Protocol, see `open_inference`
 //! ```
 //! Every error is `{"error": "…"}` with a status that says whose turn it is. Listening, connections and
@@ -37,7 +37,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::body::Bodies;
 pub(super) use self::error::HttpError;
-pub use self::listen::ListenError;
 pub(super) use self::listen::{Listener, serve};
 use self::repeats::Repeats;
 use self::samples::HttpSource;
@@ -80,7 +79,7 @@ pub(super) fn routes<I: Intake>(
         .route("/v1/answers", get(events::answers::<I>))
         .route("/v1/status", get(status::<I>))
         .route("/metrics", get(metrics::<I>))
-        .route("/healthz", get(async || Json(serde_json::json!({ "alive": true }))))
+        .route("/healthz", get(health::<I>))
         .merge(queue::routes::<I>())
         .merge(open_inference::routes::<I>())
         .fallback(async || HttpError::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
@@ -94,6 +93,12 @@ async fn method_not_allowed() -> Response {
 
 async fn status<I: Intake>(State(api): State<Arc<Api<I>>>) -> Json<Telemetry> {
     Json(api.intake.status())
+}
+
+/// Alive is alive: what is wrong is no reason to end the process.
+async fn health<I: Intake>(State(api): State<Arc<Api<I>>>) -> Json<serde_json::Value> {
+    let faults = api.intake.faults();
+    Json(serde_json::json!({ "alive": true, "degraded": !faults.is_empty(), "faults": faults }))
 }
 
 async fn metrics<I: Intake>(State(api): State<Arc<Api<I>>>) -> impl IntoResponse {
@@ -121,13 +126,18 @@ impl Sources {
     }
 }
 
-impl<I> Api<I> {
+impl<I: Intake> Api<I> {
     /// The HTTP source a request names, or the only one.
     fn source(&self, name: Option<&str>) -> Result<Arc<HttpSource>, HttpError> {
         let all = self.sources.all();
         let known = || all.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", ");
         match (name, &all[..]) {
             (None, [only]) => Ok(only.clone()),
+            // It may have one when the file is put right.
+            (_, []) if self.intake.faults().contains_key("config") => {
+                let fault = self.intake.faults().remove("config").unwrap_or_default();
+                Err(HttpError::later(StatusCode::SERVICE_UNAVAILABLE, fault))
+            }
             (None, []) => {
                 Err(HttpError::new(StatusCode::NOT_FOUND, "the configuration has no source with kind = \"http\""))
             }

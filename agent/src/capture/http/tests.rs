@@ -14,9 +14,10 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteEx
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::capture::Capture;
 use crate::capture::testing::{Fake, answer, id};
-use crate::capture::{Capture, CaptureError, ListenError};
 use crate::daemon::config::Config;
+use crate::faults::Faults;
 use crate::pipeline::LinkView;
 use crate::sample::SampleError;
 
@@ -42,7 +43,7 @@ async fn server_with(sources: &str, fake: &Arc<Fake>) -> Server {
     let sources = if sources.is_empty() { "[[source]]\nname = \"cam\"\nkind = \"http\"" } else { sources };
     let config = config("listen = [\"127.0.0.1:0\"]\nbody_bytes_max = 100000", sources);
     let stop = CancellationToken::new();
-    let capture = Capture::start(&config, &BTreeSet::new(), fake, &stop).await.expect("started");
+    let capture = Capture::start(&config, &BTreeSet::new(), fake, &Faults::default(), &stop).await;
     Server { address: capture.addresses()[0], fake: fake.clone(), stop, capture }
 }
 
@@ -326,7 +327,7 @@ async fn a_stop_answers_those_who_wait_and_removes_the_socket() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("agent.sock");
     let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
-    let capture = Capture::start(&unix_config(&path), &BTreeSet::new(), &fake, &stop).await.expect("started");
+    let capture = Capture::start(&unix_config(&path), &BTreeSet::new(), &fake, &Faults::default(), &stop).await;
     assert_eq!(std::fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, 0o660);
     let mut socket = UnixStream::connect(&path).await.expect("connected");
     let head = format!("POST /v1/samples?wait_ms=60000 HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", JPEG.len());
@@ -348,15 +349,20 @@ async fn only_a_dead_socket_is_replaced() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("agent.sock");
     let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
-    let start = async || Capture::start(&unix_config(&path), &BTreeSet::new(), &fake, &stop).await;
+    let start = async || {
+        let faults = Faults::default();
+        let capture = Capture::start(&unix_config(&path), &BTreeSet::new(), &fake, &faults, &stop).await;
+        (capture, faults.now().remove("listen").unwrap_or_default())
+    };
 
     std::fs::write(&path, "precious").expect("written");
-    assert!(matches!(start().await, Err(CaptureError::Listen(ListenError::NotASocket(_)))));
+    assert!(start().await.1.contains("not a socket"), "the file is left alone");
     std::fs::remove_file(&path).expect("removed");
 
     drop(std::os::unix::net::UnixListener::bind(&path).expect("what a killed process leaves"));
-    let running = start().await.expect("a dead socket is replaced");
-    assert!(matches!(start().await, Err(CaptureError::Listen(ListenError::InUse(_)))));
+    let (running, fault) = start().await;
+    assert_eq!(fault, "", "a dead socket is replaced");
+    assert!(start().await.1.contains("another program answers there"));
     assert!(UnixStream::connect(&path).await.is_ok(), "the refused start left it alone");
     stop.cancel();
     running.stopped().await;

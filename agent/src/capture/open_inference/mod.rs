@@ -57,7 +57,7 @@ async fn server() -> impl IntoResponse {
 
 /// Ready means that every model is.
 async fn ready<I: Intake>(State(api): Shared<I>) -> Response {
-    readiness(api.intake.models().iter().all(|model| model.ready))
+    readiness(api.intake.status().models.values().all(Option::is_some))
 }
 
 fn readiness(ready: bool) -> Response {

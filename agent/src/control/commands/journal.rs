@@ -30,6 +30,8 @@ pub(super) struct Journal {
     file: File,
     lines: usize,
     broken: bool,
+    /// Why nothing is ever written: the folder cannot be used, and what lies there is left alone.
+    closed: Option<String>,
 }
 
 /// What was found at the start.
@@ -53,6 +55,12 @@ impl Journal {
         })
     }
 
+    /// Takes nothing: what needs a record is refused.
+    pub(super) fn closed(dir: &Path, why: &str) -> io::Result<Self> {
+        let file = File::open("/dev/null")?;
+        Ok(Self { path: dir.join("commands.jsonl"), file, lines: 0, broken: true, closed: Some(why.to_owned()) })
+    }
+
     fn read(dir: &Path, path: PathBuf) -> io::Result<(Self, Found)> {
         let mut file = open(&path)?;
         let mut found = Found::default();
@@ -70,7 +78,7 @@ impl Journal {
             file.set_len(whole as u64)?;
             file.sync_data()?;
         }
-        let mut journal = Self { path, file, lines: 0, broken: false };
+        let mut journal = Self { path, file, lines: 0, broken: false, closed: None };
         for line in bytes[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             journal.lines += 1;
             match read(line) {
@@ -88,13 +96,14 @@ impl Journal {
 
     /// Whether [`Self::rewrite`] must come before the next record, or would halve the journal, with `kept` records.
     pub(super) fn wants_rewrite(&self, kept: usize) -> bool {
-        self.broken || self.lines > LINES_MIN.max(2 * kept)
+        self.closed.is_none() && (self.broken || self.lines > LINES_MIN.max(2 * kept))
     }
 
     /// Writes one record; with `durable` it has reached the disk afterwards.
     pub(super) fn append(&mut self, record: &Record, durable: bool) -> io::Result<()> {
         if self.broken {
-            return Err(io::Error::other("an earlier write failed"));
+            let why = self.closed.clone().unwrap_or_else(|| "an earlier write failed".to_owned());
+            return Err(io::Error::other(why));
         }
         let written =
             self.file.write_all(&line(record)).and_then(|()| if durable { self.file.sync_data() } else { Ok(()) });

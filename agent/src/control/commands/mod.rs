@@ -30,6 +30,11 @@ use super::audit::{Audit, Entry, Kind};
 use crate::clock::Clock;
 use crate::pipeline::LinkView;
 
+/// Whether the journal of commands in `dir` can be used.
+pub(crate) fn journal_opens(dir: &Path) -> std::io::Result<()> {
+    Journal::open(dir).map(drop)
+}
+
 /// Messages that may wait for the desk; each takes two writes to the disk at most.
 const MESSAGES_MAX: usize = 64;
 
@@ -131,7 +136,6 @@ pub(crate) struct DeskSetup<E, S> {
 impl<E: CarriesOut, S: Says> DeskTask<E, S> {
     /// Reads the journal in `dir`.
     pub(crate) fn open(dir: &Path, setup: DeskSetup<E, S>) -> std::io::Result<Self> {
-        let DeskSetup { device, topics, clock, audit, effects, says } = setup;
         let (journal, found) = Journal::open(dir)?;
         if found.torn_bytes > 0 {
             tracing::info!(bytes = found.torn_bytes, "an unfinished record of a command was cut off");
@@ -139,18 +143,28 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
         if found.damaged_lines > 0 {
             tracing::warn!(lines = found.damaged_lines, "damaged records of commands were set aside");
         }
-        let mut book = Book::new(device, topics);
-        found.records.into_iter().for_each(|record| book.replay(record));
-        Ok(Self {
+        let mut desk = Self::with(journal, setup);
+        found.records.into_iter().for_each(|record| desk.book.replay(record));
+        Ok(desk)
+    }
+
+    /// Without a folder: commands that change something are refused, because they might run twice.
+    pub(crate) fn without_journal(dir: &Path, why: &str, setup: DeskSetup<E, S>) -> std::io::Result<Self> {
+        Ok(Self::with(Journal::closed(dir, why)?, setup))
+    }
+
+    fn with(journal: Journal, setup: DeskSetup<E, S>) -> Self {
+        let DeskSetup { device, topics, clock, audit, effects, says } = setup;
+        Self {
+            book: Book::new(device, topics),
             clock,
             journal: Arc::new(Mutex::new(journal)),
-            book,
             audit,
             effects,
             replies: Replies::new(says),
             waiting: VecDeque::new(),
             running: None,
-        })
+        }
     }
 
     /// Serves until told to stop. What is under way then is ended by the next start.

@@ -17,7 +17,8 @@ const NAMED: [&str; 2] = ["model", "source"];
 /// The file with the environment's overrides in it.
 #[derive(Debug, Clone)]
 pub struct ConfigFile {
-    path: PathBuf,
+    pub(super) path: PathBuf,
+    pub(super) text: String,
     table: toml::Table,
     /// What it says by itself.
     pub config: Config,
@@ -52,7 +53,13 @@ impl ConfigFile {
                 message: problem.message,
             })?;
         }
-        Ok(Self { path: file.into(), table, config })
+        Ok(Self { path: file.into(), text: text.to_owned(), table, config })
+    }
+
+    /// What it says, byte for byte.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The same file as it is now, with the environment as it is now.

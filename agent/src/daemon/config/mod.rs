@@ -7,6 +7,7 @@
 mod broker;
 mod file;
 mod home_assistant;
+mod kept;
 mod link;
 mod outbox;
 mod overrides;
@@ -27,6 +28,7 @@ use hedge_proto::{DeviceId, Name};
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::log::LogLevel;
 use crate::identity::Certificate;
 
 pub use self::broker::{
@@ -34,6 +36,7 @@ pub use self::broker::{
 };
 pub use self::file::ConfigFile;
 pub use self::home_assistant::HomeAssistantConfig;
+pub use self::kept::Starting;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 pub use self::outbox::{OutboxConfig, WhenFullName};
 pub use self::payloads::{PayloadsConfig, PayloadsUrl};
@@ -330,6 +333,15 @@ impl Config {
     /// What no field says wrong by itself: names that stand for something else.
     fn resolve(&mut self) -> Result<(), Problem> {
         self.check_enrolment()?;
+        if let Err(error) = LogLevel::check(&self.log.level) {
+            let field = vec!["log".to_owned(), "level".to_owned()];
+            return Err(Problem { field, span: None, message: error.to_string() });
+        }
+        if self.verdicts.command.as_ref().is_some_and(|sink| sink.command.is_empty()) {
+            let field = vec!["verdicts".to_owned(), "command".to_owned()];
+            let message = "[verdicts.command] command is empty; name a program".to_owned();
+            return Err(Problem { field, span: None, message });
+        }
         let mut seen = BTreeSet::new();
         for model in &self.models {
             if !seen.insert(&model.name) {

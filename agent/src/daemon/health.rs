@@ -1,0 +1,226 @@
+//! Looks after what is wrong: tells it wherever a person may look, and takes up again what has healed.
+//!
+//! What a start could not use (configuration, identity, state folder) is looked at again and again; once it can be
+//! used the agent starts anew, in the same process. Everything else heals while it runs.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hedge_proto::LinkState;
+use rustix::fs::StatVfsMountFlags;
+use tokio_util::sync::CancellationToken;
+
+use super::config::{Config, ConfigFile};
+use super::{Restart, last_run, notify};
+use crate::clock::{synced_from_outside, wall_ms};
+use crate::control::commands::journal_opens;
+use crate::faults::{Faults, Part};
+use crate::inference::Judge;
+use crate::outbox::{Limits, OpenError, Outbox};
+use crate::pipeline::Pipeline;
+use crate::state::StateFile;
+use crate::uplink::Uplink;
+
+/// How often it is looked. A look costs a few system calls.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Before this the clock was never set: the program did not exist yet.
+fn built_ms() -> u64 {
+    env!("HEDGE_BUILT_S").parse::<u64>().unwrap_or(0).saturating_mul(1000)
+}
+
+/// What a start could not use.
+pub(super) enum Cause {
+    Config(Box<ConfigFile>),
+    Identity(Box<Config>),
+    State { dir: PathBuf, limits: Limits },
+}
+
+/// What is looked after.
+pub(super) struct Health {
+    pub(super) causes: Vec<Cause>,
+    pub(super) faults: Faults,
+    pub(super) judges: Vec<Judge>,
+    pub(super) state_dir: PathBuf,
+    pub(super) limits: Limits,
+    pub(super) state: Arc<Mutex<StateFile>>,
+    pub(super) restart: Restart,
+}
+
+impl Health {
+    /// Looks every few seconds until told to stop.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut shown_until = Some(tokio::time::Instant::now() + last_run::SHOWN);
+        // A file that is being written may be valid half-way: it must be the same twice.
+        let mut seen: Option<String> = None;
+        loop {
+            self.faults.note(&Part::Clock, clock_fault());
+            self.faults.note(&Part::Disk, disk_fault(&self.state_dir, &self.limits));
+            if shown_until.take_if(|until| *until <= tokio::time::Instant::now()).is_some() {
+                self.faults.clear(&Part::LastRun);
+                self.forget_crashes();
+            }
+            for judge in &self.judges {
+                // It loads a model that is missing, if the time has come; a busy one is looked at again.
+                judge.look().await;
+            }
+            synced_from_outside().await;
+            if let Some(part) = self.healed(&mut seen).await {
+                match self.restart.ask() {
+                    Ok(()) => return tracing::warn!(%part, "this can be used again; the agent starts anew with it"),
+                    Err(error) => tracing::warn!(error, %part, "this can be used again, after a restart"),
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// This run has lasted; what ended earlier ones counts no more.
+    fn forget_crashes(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.state().crashes > 0
+            && let Err(error) = state.update(|state| state.crashes = 0)
+        {
+            tracing::warn!(%error, "cannot write the state file");
+        }
+    }
+
+    async fn healed(&mut self, seen: &mut Option<String>) -> Option<Part> {
+        for cause in &self.causes {
+            match cause {
+                Cause::Config(file) => match file.again() {
+                    Ok(now) if seen.as_deref() == Some(now.text()) => return Some(Part::Config),
+                    Ok(now) => *seen = Some(now.text().to_owned()),
+                    Err(error) => tracing::debug!(%error, "the configuration file"),
+                },
+                Cause::Identity(config) if config.device_id().is_ok() => return Some(Part::Identity),
+                Cause::Identity(_) => {}
+                Cause::State { dir, limits } => {
+                    let (dir, limits) = (dir.clone(), *limits);
+                    let opens = tokio::task::spawn_blocking(move || state_opens(&dir, limits)).await;
+                    if matches!(opens, Ok(Ok(()))) {
+                        return Some(Part::State);
+                    }
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Whether a start could use the folder now. Everything is tried, so that a restart for it is not in vain.
+fn state_opens(dir: &std::path::Path, limits: Limits) -> Result<(), String> {
+    writable(dir).map_err(|error| error.to_string())?;
+    StateFile::open(dir).map_err(|error| error.to_string())?;
+    journal_opens(dir).map_err(|error| error.to_string())?;
+    Outbox::open(&dir.join("outbox"), limits).map(drop).map_err(|error: OpenError| error.to_string())
+}
+
+/// Writes, syncs and removes a file.
+pub(crate) fn writable(dir: &std::path::Path) -> std::io::Result<()> {
+    let probe = dir.join(".hedge-check");
+    std::fs::create_dir_all(dir)?;
+    let mut file = std::fs::File::create(&probe)?;
+    let written = std::io::Write::write_all(&mut file, b"x").and_then(|()| file.sync_all());
+    let removed = std::fs::remove_file(&probe);
+    written.and(removed)
+}
+
+/// What is wrong with the wall clock. A device without a battery-backed one wakes up in 1970.
+pub(crate) fn clock_fault() -> Option<String> {
+    let now_ms = wall_ms().unwrap_or(0);
+    (now_ms < built_ms()).then(|| {
+        "the clock has not been set since the device was switched on: answers carry a wrong time until the network sets \
+         it; see that a time service runs (systemd-timesyncd, chrony or ntpd)"
+            .to_owned()
+    })
+}
+
+/// What is wrong with the disk of the state folder.
+pub(crate) fn disk_fault(dir: &std::path::Path, limits: &Limits) -> Option<String> {
+    let dir_shown = dir.display();
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    if stat.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Some(format!(
+            "the disk of {dir_shown} is mounted read-only, so nothing is stored; if it should not be, look at `dmesg` for \
+             errors of the disk, then mount it again or reboot"
+        ));
+    }
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    (free < limits.free_bytes_min).then(|| {
+        format!(
+            "the disk of {dir_shown} has {} MiB free, less than the {} MiB kept free (`free_bytes_min` in [outbox]), so no \
+             new case is stored; make room",
+            free >> 20,
+            limits.free_bytes_min >> 20
+        )
+    })
+}
+
+/// Tells systemd the link's state and what is wrong, and the broker what is wrong, whenever it changes.
+pub(super) async fn tell(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, stop: CancellationToken) {
+    let (mut link, mut faults) = (pipeline.link.clone(), pipeline.faults.subscribe());
+    let mut told: Option<(LinkState, &'static str, hedge_proto::Faults)> = None;
+    let mut said_online = hedge_proto::Faults::new();
+    loop {
+        let (state, reason) = {
+            let view = link.borrow_and_update();
+            (view.state, view.reason)
+        };
+        let now = faults.borrow_and_update().clone();
+        if told.as_ref() != Some(&(state, reason, now.clone())) {
+            notify::say(&status_line(state, reason, &now));
+            told = Some((state, reason, now.clone()));
+        }
+        if let Some(uplink) = &uplink
+            && said_online != now
+        {
+            // Not connected is no matter: every connection begins with it.
+            drop(uplink.say_online().await);
+            said_online = now;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = link.changed() => if changed.is_err() { return },
+            changed = faults.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn status_line(state: LinkState, reason: &str, faults: &hedge_proto::Faults) -> String {
+    let link = format!("link {}: {reason}", state.name());
+    if faults.is_empty() {
+        return link;
+    }
+    let faults: Vec<String> = faults.iter().map(|(part, sentence)| format!("{part}: {sentence}")).collect();
+    format!("degraded: {}; {link}", faults.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_is_told_what_is_wrong_before_the_link() {
+        let none = hedge_proto::Faults::new();
+        assert_eq!(status_line(LinkState::Online, "connected", &none), "link online: connected");
+        let faults = [("disk".to_owned(), "full".to_owned())].into();
+        assert_eq!(
+            status_line(LinkState::Offline, "no network", &faults),
+            "degraded: disk: full; link offline: no network"
+        );
+    }
+
+    #[test]
+    fn a_folder_without_room_is_a_sentence_with_a_way_out() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let limits = crate::daemon::config::Config::default().outbox.limits();
+        assert_eq!(disk_fault(dir.path(), &Limits { free_bytes_min: 0, ..limits }), None);
+        let fault = disk_fault(dir.path(), &Limits { free_bytes_min: u64::MAX, ..limits }).expect("a fault");
+        assert!(fault.contains("MiB free") && fault.contains("make room"), "{fault}");
+    }
+}
