@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bundle, feed, infer, log, queue, setup};
+use crate::commands::{bundle, feed, infer, log, queue, settings, setup};
 use crate::daemon::config::{Config, ConfigError};
 
 /// Answers on the device when the model is sure, asks the cloud when it is not, loses nothing while the link
@@ -35,6 +35,9 @@ pub enum Command {
     Queue(queue::QueueArgs),
     /// Enrol this device with a pairing code of `hedge-cloud`, and write what it needs to run.
     Setup(setup::SetupArgs),
+    /// Undo what was set from afar, when nothing else helps.
+    #[command(subcommand)]
+    Settings(settings::SettingsCommand),
     /// See who changed settings and gave commands.
     #[command(subcommand)]
     Log(log::LogCommand),

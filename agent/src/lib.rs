@@ -13,6 +13,8 @@ pub mod clock;
 pub mod commands;
 pub mod control;
 pub mod daemon;
+#[cfg(any(test, fuzzing))]
+pub mod decoders;
 pub mod faults;
 pub mod figures;
 pub mod home_assistant;

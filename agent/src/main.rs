@@ -48,6 +48,10 @@ fn act(command: Command) -> anyhow::Result<ExitCode> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.context("starting the runtime")?.block_on(commands::setup::run(&arguments))
         }
+        Command::Settings(command) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.context("starting the runtime")?.block_on(commands::settings::run(&command))
+        }
         Command::Log(command) => commands::log::run(&command),
         Command::Feed(arguments) => commands::feed::run(arguments),
         Command::Infer(arguments) => commands::infer::run(&arguments),

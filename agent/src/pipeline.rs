@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use crate::answers::Answers;
 use crate::capture::{Asking, Intake, Lookup, ModelFacts, Snapshots, Taker};
 use crate::clock::Clock;
-use crate::control::InForce;
+use crate::control::{Control, InForce};
 use crate::faults::Faults;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
@@ -54,6 +54,7 @@ pub struct Pipeline {
     pub spent: watch::Receiver<Spent>,
     /// A sample is answered by what this shows when it arrives, from first to last.
     pub settings: watch::Receiver<Arc<InForce>>,
+    pub control: Control,
     /// Pictures made smaller at a time: each may take as much memory as the largest one decoded.
     pub shrinking: Semaphore,
     pub faults: Faults,
@@ -338,6 +339,10 @@ impl Intake for Pipeline {
 
     fn queue(&self) -> Queue {
         Queue::running(self)
+    }
+
+    fn control(&self) -> Control {
+        self.control.clone()
     }
 }
 

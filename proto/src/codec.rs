@@ -7,6 +7,8 @@ use alloc::vec::Vec;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::FieldError;
+
 /// Why a message could not be read. None of these is a reason to stop: count it, say it, go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -14,10 +16,13 @@ pub enum DecodeError {
     TooLarge { bytes: usize, bytes_max: usize },
     #[error("not a message of this version: {0}")]
     Malformed(String),
+    /// Of a document that people type.
+    #[error("{0}")]
+    Field(FieldError),
 }
 
 /// How deep a message may nest: ours go to five.
-const DEPTH_MAX: usize = 16;
+pub(crate) const DEPTH_MAX: usize = 16;
 
 /// Writes one CBOR message.
 ///
@@ -63,7 +68,7 @@ pub fn from_json<T: DeserializeOwned>(bytes: &[u8], bytes_max: usize) -> Result<
     serde_json::from_slice(bytes).map_err(|error| DecodeError::Malformed(error.to_string()))
 }
 
-fn check_size(bytes: &[u8], bytes_max: usize) -> Result<(), DecodeError> {
+pub(crate) fn check_size(bytes: &[u8], bytes_max: usize) -> Result<(), DecodeError> {
     if bytes.len() > bytes_max {
         return Err(DecodeError::TooLarge { bytes: bytes.len(), bytes_max });
     }

@@ -9,10 +9,18 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{DOCUMENT_BYTES_MAX, DecodeError, Digest, FieldError, Name, Settings, from_json};
+use crate::document::read_typed;
+use crate::{DecodeError, Digest, FieldError, Name, Settings};
 
 /// The highest version of a desired document: what every reader of JSON can hold exactly.
 pub const VERSION_MAX: u64 = (1 << 53) - 1;
+
+/// The highest version that may follow `newest`. A document takes up half of what is left at most, so that no single
+/// one, mistyped, leaves nothing for those after it.
+#[must_use]
+pub const fn highest_after(newest: u64) -> u64 {
+    newest + VERSION_MAX.saturating_sub(newest).div_ceil(2)
+}
 
 /// The longest id of a command, and name of who gave it, in bytes.
 pub const COMMAND_ID_BYTES_MAX: usize = 128;
@@ -48,12 +56,13 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// Reads a document of at most [`DOCUMENT_BYTES_MAX`]. Its settings are still to be read with [`Settings::read`].
+    /// Reads a document of at most [`crate::DOCUMENT_BYTES_MAX`]. Its settings are still to be read with [`Settings::read`].
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut desired: Self = from_json(bytes, DOCUMENT_BYTES_MAX)?;
+        let mut desired: Self = read_typed(bytes)?;
         if !(1..=VERSION_MAX).contains(&desired.version) {
-            return Err(DecodeError::Malformed(format!("version {} is not from 1 to {VERSION_MAX}", desired.version)));
+            return Err(wrong("version", format!("{} is not from 1 to {VERSION_MAX}", desired.version)));
         }
+        check_text("by", desired.by.as_deref())?;
         if desired.settings.is_null() {
             desired.settings = Value::Object(serde_json::Map::new());
         }
@@ -222,24 +231,38 @@ pub struct VersionArgs {
 }
 
 impl CommandMessage {
-    /// Reads a message of at most [`DOCUMENT_BYTES_MAX`]. What it orders is still to be read with [`Order::read`].
+    /// Reads a message of at most [`crate::DOCUMENT_BYTES_MAX`]. What it orders is still to be read with [`Order::read`].
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let message: Self = from_json(bytes, DOCUMENT_BYTES_MAX)?;
-        for (field, text) in [("id", &message.id), ("by", &message.by)] {
-            let bytes = text.as_ref().map_or(1, String::len);
-            if bytes == 0 || bytes > COMMAND_ID_BYTES_MAX {
-                return Err(DecodeError::Malformed(format!(
-                    "`{field}` has {bytes} bytes; it takes 1 to {COMMAND_ID_BYTES_MAX}"
-                )));
-            }
-        }
+        let message: Self = read_typed(bytes)?;
+        check_text("id", message.id.as_deref())?;
+        check_text("by", message.by.as_deref())?;
         Ok(message)
     }
+}
+
+fn wrong(field: &str, reason: impl AsRef<str>) -> DecodeError {
+    DecodeError::Field(FieldError::new(field, reason))
+}
+
+/// Who and which end up on people's screens and in the audit log.
+fn check_text(field: &str, text: Option<&str>) -> Result<(), DecodeError> {
+    let Some(text) = text else { return Ok(()) };
+    let bytes = text.len();
+    if bytes == 0 || bytes > COMMAND_ID_BYTES_MAX {
+        return Err(wrong(field, format!("it has {bytes} bytes and takes 1 to {COMMAND_ID_BYTES_MAX}")));
+    }
+    if text.contains(char::is_control) {
+        return Err(wrong(field, "has a control character in it"));
+    }
+    Ok(())
 }
 
 impl Order {
     /// Reads a command's name and arguments, or says what is wrong with which.
     pub fn read(command: &str, args: &Value) -> Result<Self, String> {
+        if args.is_array() {
+            return Err("args: a list where an object, {…}, is expected".to_string());
+        }
         let no_args = args.is_null() || args.as_object().is_some_and(serde_json::Map::is_empty);
         let tagged = |args: Option<&Value>| {
             let mut object = serde_json::Map::new();
@@ -315,6 +338,7 @@ mod tests {
         for (command, args, part) in [
             ("pingg", Value::Null, "pingg"),
             ("ping", json!({"x": 1}), "unit"),
+            ("explain", json!([3]), "args"),
             ("explain", json!({"lst": 3}), "lst"),
             ("snapshot", Value::Null, "source"),
             ("log_level", json!({"level": "debug", "for_s": -1}), "-1"),
@@ -331,6 +355,10 @@ mod tests {
             (r#"{"version": 9007199254740992}"#, "from 1"),
             (r#"{"version": 1, "setings": {}}"#, "setings"),
             (r#"{"settings": {}}"#, "version"),
+            (r#"{"version": 1, "version": 2}"#, "version: is given twice"),
+            (r#"{"version": 1, "settings": {"log": {"level": "info", "level": "warn"}}}"#, "log.level: is given twice"),
+            (r#"{"version": 1, "by": ""}"#, "by: it has 0 bytes"),
+            (r#"{"version": 1, "by": "\u001b[2J"}"#, "by: has a control"),
         ] {
             let error = Desired::read(text.as_bytes()).expect_err("refused").to_string();
             assert!(error.contains(part), "{text}: {error}");

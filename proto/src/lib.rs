@@ -16,6 +16,7 @@ mod case;
 mod codec;
 mod control;
 mod digest;
+mod document;
 mod enrolment;
 mod id;
 mod overlay;
@@ -32,8 +33,10 @@ pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json};
 pub use control::{
     COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, Confirm, Desired, ExplainArgs, LastDesired, LogLevelArgs,
     Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX, VersionArgs,
+    highest_after,
 };
 pub use digest::{Digest, InvalidDigest};
+pub use document::readable;
 pub use enrolment::{
     ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
 };
@@ -41,8 +44,8 @@ pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
 pub use overlay::{FIELD_ERRORS_MAX, FieldError, LOCAL_ONLY};
 pub use settings::{
     AddedKind, BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
-    PayloadSettings, RegionSettings, Settings, SinkSettings, SinkWants, SourceSettings, StateSettings, StatesSettings,
-    TelemetrySettings, ThresholdSettings, VerdictsSettings,
+    PayloadSettings, RegionSettings, Settings, SilentStateSettings, SinkSettings, SinkWants, SourceSettings,
+    StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings,
 };
 pub use share::{NotAShare, Share};
 pub use status::{

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
-use crate::{CeilingsSettings, Settings, VERSION_MAX};
+use crate::{
+    CeilingsSettings, MESSAGE_BYTES_MAX, PayloadSettings, Settings, SilentStateSettings, StateSettings, StatesSettings,
+    VERSION_MAX, readable,
+};
 
 /// What is wrong with one field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,11 +31,13 @@ pub const LOCAL_ONLY: &[(&str, &str)] = &[
     ("http", "who may reach the device's own interface is decided on the device"),
     ("runtime", "a library is code"),
     ("credentials", "secrets never travel; name them with broker.credentials"),
+    ("settings", "how long settings are on trial is decided on the device"),
     ("payloads", "where payloads go is decided on the device"),
     ("enrolment", "who vouches for the device is decided on the device"),
     ("broker.identity", "the device's name is its identity"),
     ("privacy", "what may leave the device is decided on the device"),
     ("broker.recovery", "it is the way back when everything else was set wrong"),
+    ("broker.recovery_after_s", "it is the way back when everything else was set wrong"),
     ("broker.prefix", "it belongs to the device's identity"),
     ("broker.username", "secrets never travel; name them with broker.credentials"),
     ("broker.password_file", "secrets never travel; name them with broker.credentials"),
@@ -67,13 +72,16 @@ pub const LOCAL_ONLY: &[(&str, &str)] = &[
 /// The most wrong fields one answer lists; a document with more is wrong altogether.
 pub const FIELD_ERRORS_MAX: usize = 32;
 
-/// The most of a reason that goes into an answer: it may quote what was sent.
+/// The most of a reason, and of a field's name, that goes into an answer: both may quote what was sent.
 const REASON_CHARS_MAX: usize = 300;
 
 impl FieldError {
     #[must_use]
-    pub fn new(field: impl Into<String>, reason: impl AsRef<str>) -> Self {
-        Self { field: field.into(), reason: reason.as_ref().chars().take(REASON_CHARS_MAX).collect() }
+    pub fn new(field: impl AsRef<str>, reason: impl AsRef<str>) -> Self {
+        let (field, reason) = (field.as_ref(), reason.as_ref());
+        // JSON allows a name without a letter.
+        let field = if field.is_empty() { "\"\"" } else { field };
+        Self { field: readable(field, REASON_CHARS_MAX), reason: readable(reason, REASON_CHARS_MAX) }
     }
 }
 
@@ -88,6 +96,10 @@ impl Settings {
     pub fn read(mut overlay: Value) -> Result<Self, Vec<FieldError>> {
         let mut errors = Vec::new();
         take_local_only(&mut overlay, &mut errors);
+        take_lists(&mut overlay, "", &mut errors);
+        if overlay.is_array() {
+            return Err(Vec::from([FieldError::new("settings", "invalid type: a list, expected an object")]));
+        }
         loop {
             match serde_path_to_error::deserialize::<_, Self>(&overlay) {
                 Ok(settings) => {
@@ -109,6 +121,9 @@ impl Settings {
 /// The longest text of one setting, in bytes.
 const TEXT_BYTES_MAX: usize = 512;
 
+/// A protocol's name in TLS has its length in one byte.
+const ALPN_BYTES_MAX: usize = 255;
+
 impl Settings {
     /// What a type alone does not refuse.
     fn check_ranges(&self, errors: &mut Vec<FieldError>) {
@@ -118,9 +133,16 @@ impl Settings {
                 errors.push(FieldError::new(field, format!("{value} is not a number from {least} to {most}")));
             }
         };
-        let ceilings = self.link.as_ref().and_then(|link| link.ceilings.as_ref());
-        for (field, value) in ceilings.map(CeilingsSettings::all).into_iter().flatten() {
+        let link = self.link.clone().unwrap_or_default();
+        number("link.batch_bytes_max", link.batch_bytes_max.map(u64::from), 0..=MESSAGE_BYTES_MAX as u64);
+        for (field, value) in link.ceilings.as_ref().map(CeilingsSettings::all).into_iter().flatten() {
             number(&format!("link.ceilings.{field}"), value, 0..=VERSION_MAX);
+        }
+        for State { name, wait_ms_max, payload, .. } in link.states.iter().flat_map(StatesSettings::all) {
+            number(&format!("link.states.{name}.wait_ms_max"), wait_ms_max, 0..=60_000);
+            if let Some(PayloadSettings::Thumbnail(side)) = payload {
+                number(&format!("link.states.{name}.payload.thumbnail"), Some(u64::from(*side)), 16..=4096);
+            }
         }
         number("outbox.store_wait_ms", self.outbox.as_ref().and_then(|outbox| outbox.store_wait_ms), 0..=10_000);
         number("telemetry.interval_s", self.telemetry.as_ref().and_then(|one| one.interval_s), 1..=7 * 86_400);
@@ -130,20 +152,63 @@ impl Settings {
             let interval = source.as_ref().and_then(|source| source.interval_ms);
             number(&format!("source.{name}.interval_ms"), interval, 0..=86_400_000);
         }
+        let mut fraction = |field: String, value: Option<f32>, most: f32| {
+            // Also what is no number: JSON's 1e39 is infinite here, and would be written down as null.
+            if let Some(value) = value.filter(|value| !(0.0..=most).contains(value)) {
+                errors.push(FieldError::new(field, format!("{value} is not a number from 0 to {most}")));
+            }
+        };
+        for State { name, threshold_scale, .. } in link.states.iter().flat_map(StatesSettings::all) {
+            fraction(format!("link.states.{name}.threshold_scale"), threshold_scale, 10.0);
+        }
+        let states = link.states.unwrap_or_default();
+        for (state, settings) in [("online", states.online), ("degraded", states.degraded)] {
+            fraction(format!("link.states.{state}.drain_per_s"), settings.and_then(|one| one.drain_per_s), 1e6);
+        }
+        self.check_texts(errors);
+    }
+
+    fn check_texts(&self, errors: &mut Vec<FieldError>) {
         let broker = self.broker.clone().unwrap_or_default();
         let texts = [
-            ("log.level", self.log.as_ref().and_then(|log| log.level.clone())),
-            ("broker.url", broker.url),
-            ("broker.client_id", broker.client_id),
-            ("broker.alpn", broker.alpn),
-            ("broker.proxy", broker.proxy),
+            ("log.level", self.log.as_ref().and_then(|log| log.level.clone()), TEXT_BYTES_MAX),
+            ("broker.url", broker.url, TEXT_BYTES_MAX),
+            ("broker.client_id", broker.client_id, TEXT_BYTES_MAX),
+            ("broker.alpn", broker.alpn, ALPN_BYTES_MAX),
+            ("broker.proxy", broker.proxy, TEXT_BYTES_MAX),
         ];
-        for (field, text) in texts {
-            let bytes = text.map_or(1, |text| text.len());
-            if !(1..=TEXT_BYTES_MAX).contains(&bytes) {
-                errors.push(FieldError::new(field, format!("{bytes} bytes are not from 1 to {TEXT_BYTES_MAX}")));
+        for (field, text, most) in texts {
+            let Some(text) = text else { continue };
+            let bytes = text.len();
+            if !(1..=most).contains(&bytes) {
+                errors.push(FieldError::new(field, format!("{bytes} bytes are not from 1 to {most}")));
+            } else if text.contains(char::is_control) {
+                errors.push(FieldError::new(field, "has a control character in it"));
             }
         }
+    }
+}
+
+/// What each state of the link has.
+struct State<'a> {
+    name: &'static str,
+    threshold_scale: Option<f32>,
+    wait_ms_max: Option<u64>,
+    payload: &'a Option<PayloadSettings>,
+}
+
+impl StatesSettings {
+    fn all(&self) -> impl Iterator<Item = State<'_>> {
+        let spoken =
+            [("online", &self.online), ("degraded", &self.degraded)].into_iter().filter_map(|(name, state)| {
+                let StateSettings { threshold_scale, wait_ms_max, payload, .. } = state.as_ref()?;
+                Some(State { name, threshold_scale: *threshold_scale, wait_ms_max: *wait_ms_max, payload })
+            });
+        let silent = [("offline", &self.offline), ("over_budget", &self.over_budget)];
+        spoken.chain(silent.into_iter().filter_map(|(name, state)| {
+            let SilentStateSettings { threshold_scale, wait_ms_max, payload } = state.as_ref()?;
+            Some(State { name, threshold_scale: *threshold_scale, wait_ms_max: *wait_ms_max, payload })
+        }))
     }
 }
 
@@ -172,6 +237,20 @@ fn take_local_only(overlay: &mut Value, errors: &mut Vec<FieldError>) {
     }
 }
 
+/// Refuses lists, by name, and takes them out: no setting is one, and where fields belong a list would be read by its
+/// order.
+fn take_lists(value: &mut Value, name: &str, errors: &mut Vec<FieldError>) {
+    let Value::Object(object) = value else { return };
+    object.retain(|key, inner| {
+        let field = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+        if inner.is_array() && errors.len() < FIELD_ERRORS_MAX {
+            errors.push(FieldError::new(&field, "invalid type: no setting is a list"));
+        }
+        take_lists(inner, &field, errors);
+        !inner.is_array()
+    });
+}
+
 /// Removes what matches and returns the names it had.
 fn take_pattern(value: &mut Value, levels: &[&str]) -> Vec<String> {
     let (Value::Object(object), Some((level, rest))) = (value, levels.split_first()) else { return Vec::new() };
@@ -190,7 +269,7 @@ fn take_pattern(value: &mut Value, levels: &[&str]) -> Vec<String> {
     taken
 }
 
-fn field_name(path: &Path) -> String {
+pub(crate) fn field_name(path: &Path) -> String {
     let text = path.to_string();
     if text == "." { "settings".to_string() } else { text }
 }

@@ -9,6 +9,8 @@ use alloc::string::String;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+use crate::{MESSAGE_BYTES_MAX, VERSION_MAX};
 use crate::{Metadata, Name, Share};
 
 /// The remotely settable part of a device's configuration.
@@ -42,6 +44,7 @@ pub struct Settings {
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
     /// `error`, `warn`, `info`, `debug`, or a filter such as `info,hedge_agent::uplink=debug`.
+    #[cfg_attr(test, schemars(length(min = 1, max = 512)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
 }
@@ -64,6 +67,7 @@ pub struct LinkSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<LinkProfile>,
     /// Payload bytes that small cases may share a message up to; 0 for one case each.
+    #[cfg_attr(test, schemars(range(min = 0, max = MESSAGE_BYTES_MAX)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_bytes_max: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,9 +86,9 @@ pub struct StatesSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub degraded: Option<StateSettings>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub offline: Option<StateSettings>,
+    pub offline: Option<SilentStateSettings>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub over_budget: Option<StateSettings>,
+    pub over_budget: Option<SilentStateSettings>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -103,8 +107,27 @@ pub struct StateSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<PayloadSettings>,
     /// Cases per second from the queue; 0 for none.
+    #[cfg_attr(test, schemars(range(min = 0, max = 1_000_000)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_per_s: Option<f32>,
+}
+
+/// A state in which nothing is sent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct SilentStateSettings {
+    /// Each model's threshold counts so many times.
+    #[cfg_attr(test, schemars(range(min = 0, max = 10)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold_scale: Option<f32>,
+    /// The longest a caller waits for a verdict.
+    #[cfg_attr(test, schemars(range(min = 0, max = 60_000)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_ms_max: Option<u64>,
+    /// In which form a case is stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload: Option<PayloadSettings>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,16 +145,22 @@ pub enum PayloadSettings {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CeilingsSettings {
+    #[cfg_attr(test, schemars(range(min = 0, max = VERSION_MAX)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cases_per_hour: Option<u64>,
+    #[cfg_attr(test, schemars(range(min = 0, max = VERSION_MAX)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cases_per_day: Option<u64>,
+    #[cfg_attr(test, schemars(range(min = 0, max = VERSION_MAX)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cases_per_month: Option<u64>,
+    #[cfg_attr(test, schemars(range(min = 0, max = VERSION_MAX)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_hour: Option<u64>,
+    #[cfg_attr(test, schemars(range(min = 0, max = VERSION_MAX)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_day: Option<u64>,
+    #[cfg_attr(test, schemars(range(min = 0, max = VERSION_MAX)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_month: Option<u64>,
 }
@@ -141,6 +170,7 @@ pub struct CeilingsSettings {
 #[serde(deny_unknown_fields, default)]
 pub struct OutboxSettings {
     /// How long an answer waits to be able to say `stored`.
+    #[cfg_attr(test, schemars(range(min = 0, max = 10_000)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store_wait_ms: Option<u64>,
 }
@@ -150,7 +180,7 @@ pub struct OutboxSettings {
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetrySettings {
     /// A change of the link is told at once all the same.
-    #[cfg_attr(test, schemars(range(min = 1)))]
+    #[cfg_attr(test, schemars(range(min = 1, max = 604_800)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval_s: Option<u64>,
 }
@@ -195,17 +225,21 @@ pub struct SinkSettings {
 #[serde(deny_unknown_fields, default)]
 pub struct BrokerSettings {
     /// `mqtt://`, `mqtts://`, `ws://` or `wss://`, with host and optional port.
+    #[cfg_attr(test, schemars(length(min = 1, max = 512)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// The name of a `[credentials.NAME]` in the local file: secrets never travel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<Name>,
+    #[cfg_attr(test, schemars(length(min = 1, max = 512)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_id: Option<String>,
     /// TLS application protocol, for brokers that share port 443.
+    #[cfg_attr(test, schemars(length(min = 1, max = 255)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alpn: Option<String>,
     /// `http://host:port` of a proxy that allows CONNECT.
+    #[cfg_attr(test, schemars(length(min = 1, max = 512)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
     #[cfg_attr(test, schemars(range(min = 5)))]
@@ -253,6 +287,7 @@ pub struct SourceSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<Name>,
     /// At most one sample per so many milliseconds; the newest wins.
+    #[cfg_attr(test, schemars(range(min = 0, max = 86_400_000)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval_ms: Option<u64>,
     /// Which part of the picture is judged.

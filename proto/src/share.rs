@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 /// From 0 to 1, both included.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(extend("minimum" = 0, "maximum" = 1)))]
 #[serde(try_from = "f32")]
-pub struct Share(#[cfg_attr(test, schemars(range(min = 0, max = 1)))] f32);
+pub struct Share(f32);
 
 /// The number is not from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]

@@ -31,6 +31,7 @@ pub struct AgentConfig {
     http: SocketAddr,
     sections: String,
     environment: Vec<(String, String)>,
+    clock_set: bool,
     user: Option<u32>,
     namespace: Option<String>,
 }
@@ -46,6 +47,7 @@ impl AgentConfig {
             http: address::own(8787),
             sections: String::new(),
             environment: Vec::new(),
+            clock_set: false,
             user: None,
             namespace: None,
         }
@@ -94,6 +96,13 @@ impl AgentConfig {
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// See [`Recipe::with_clock_set`].
+    #[must_use]
+    pub fn clock_set(mut self) -> Self {
+        self.clock_set = true;
         self
     }
 
@@ -216,8 +225,12 @@ impl AgentConfig {
         for (name, value) in &self.environment {
             recipe = recipe.variable(name, value);
         }
+        recipe = recipe.running_as(self.user);
+        if self.clock_set {
+            recipe = recipe.with_clock_set();
+        }
         Ok(Agent {
-            program: recipe.running_as(self.user).inside(self.namespace.as_deref()).start()?,
+            program: recipe.inside(self.namespace.as_deref()).start()?,
             device: self.device.clone(),
             dir: self.dir.clone(),
             sink: self.sink(),

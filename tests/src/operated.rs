@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use hedge_proto::{Reported, SettingsOutcome};
 
 use crate::mosquitto::MosquittoSetup;
-use crate::{Agent, Operator, Scene, skip};
+use crate::{Agent, AgentConfig, Operator, Scene, skip};
 
 /// The device's name.
 pub const DEVICE: &str = "device-1";
@@ -20,12 +20,18 @@ pub struct Operated {
 impl Operated {
     /// None, and noted as skipped, where a part of it is not installed.
     pub fn start() -> Result<Option<Self>> {
+        Self::start_with(|config| config)
+    }
+
+    /// With more in its configuration.
+    pub fn start_with(more: impl FnOnce(AgentConfig) -> AgentConfig) -> Result<Option<Self>> {
         if !skip::has_onnxruntime() || !skip::has_mosquitto() {
             return Ok(None);
         }
         let scene = Scene::stub(&MosquittoSetup::default())?;
         let operator = Operator::at(scene.broker()?)?;
-        let mut agent = scene.doubter(DEVICE).broker(&format!("mqtt://{}", scene.broker()?)).start()?;
+        let config = scene.doubter(DEVICE).broker(&format!("mqtt://{}", scene.broker()?));
+        let mut agent = more(config).start()?;
         agent.wait_until_online()?;
         Ok(Some(Self { operator, agent, scene }))
     }

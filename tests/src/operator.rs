@@ -82,6 +82,13 @@ impl Operator {
         heard.get(&topic).map(|(_, report)| Ok(serde_json::from_slice(report)?)).transpose()
     }
 
+    /// How many reports of the device were heard.
+    pub fn reports(&self, device: &str) -> Result<u64> {
+        let topic = self.topics.text(&Topic::UpReported(DeviceId::new(device)?));
+        let heard = self.heard.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(heard.get(&topic).map_or(0, |(count, _)| *count))
+    }
+
     /// Waits until the device's newest report is as `wanted`.
     pub fn wait_for_report(
         &self,

@@ -1,6 +1,6 @@
 //! Retained, without an id, misspelt, oversize, garbage: refused in a sentence, and the device stays online.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use hedge_proto::{CommandOutcome, LinkState};
@@ -23,17 +23,21 @@ struct Stand {
 }
 
 fn stand() -> Result<Option<Stand>> {
+    stand_with(|config| config)
+}
+
+fn stand_with(more: impl FnOnce(AgentConfig) -> AgentConfig) -> Result<Option<Stand>> {
     if !skip::has_onnxruntime() || !skip::has_mosquitto() {
         return Ok(None);
     }
     let dir = tempfile::tempdir()?;
     let broker = Mosquitto::start(dir.path())?;
     let listener = Listener::start(broker.inside(), dir.path())?;
-    let mut agent = AgentConfig::new(dir.path(), "device-1")
+    let config = AgentConfig::new(dir.path(), "device-1")
         .model("fashion-small")
         .http_source("pictures")
-        .broker(&format!("mqtt://{}", broker.address()))
-        .start()?;
+        .broker(&format!("mqtt://{}", broker.address()));
+    let mut agent = more(config).start()?;
     agent.wait_until_connected()?;
     let stand = Stand { broker, listener, agent, dir };
     stand.give("first", &["-m", r#"{"id": "first", "command": "ping"}"#])?;
@@ -108,6 +112,42 @@ fn what_must_not_run_gets_a_reason() -> Result<()> {
         .output()?;
     let log = String::from_utf8(log.stdout)?;
     ensure!(log.lines().filter(|line| line.contains("\"refused\"")).count() >= 7, "{log}");
+    stand.agent.stop()
+}
+
+/// Given to a device that is away: the broker drops what MQTT 5's message expiry ends, the device refuses what its own
+/// time says is too old, and the rest runs.
+#[test]
+fn what_was_given_too_long_ago_does_not_run() -> Result<()> {
+    const EXPIRY: Duration = Duration::from_secs(1);
+    if !skip::has_namespaces() {
+        return Ok(()); // nor may it mount anything
+    }
+    let Some(mut stand) = stand_with(AgentConfig::clock_set)? else { return Ok(()) };
+    stand.agent.kill()?;
+    #[expect(clippy::disallowed_methods, reason = "what a person's clock shows is what is tested")]
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+    let ping = |id: &str, more: &str| format!(r#"{{"id": "{id}", "command": "ping"{more}}}"#);
+    let expiry = ["-V", "mqttv5", "-D", "publish", "message-expiry-interval"];
+    let seconds = EXPIRY.as_secs().to_string();
+    stand.publish(&[&expiry[..], &[&seconds, "-m", &ping("gone", "")]].concat())?;
+    let given = Instant::now();
+    stand.publish(&[&expiry[..], &["600", "-m", &ping("kept", "")]].concat())?;
+    let issued = |ago: u128| format!(r#", "issued_ms": {}"#, now - ago);
+    stand.publish(&["-m", &ping("old", &issued(3_601_000))])?;
+    stand.publish(&["-m", &ping("new", &issued(3_500_000))])?;
+    wait::until_true("the message's time is over", 10 * EXPIRY, || Ok(given.elapsed() > 2 * EXPIRY))?;
+    stand.agent.start_again()?;
+    for (id, outcome) in
+        [("kept", CommandOutcome::Done), ("old", CommandOutcome::Refused), ("new", CommandOutcome::Done)]
+    {
+        let (_, reply) = stand.listener.wait_for_reply(id)?;
+        ensure!(reply.outcome == outcome, "{reply:?}");
+    }
+    stand.wait_for_refusal("minutes ago")?;
+    // They come in order, so this one was before all of them.
+    let gone = stand.listener.replies()?.into_iter().any(|(_, reply)| reply.id.as_deref() == Some("gone"));
+    ensure!(!gone, "a command ran after its message had expired");
     stand.agent.stop()
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hedge_proto::{Outcome, Reported, SettingsOutcome};
+use hedge_proto::{DeviceId, Outcome, Reported, SettingsOutcome, Topic};
 use hedge_tests::operated::DEVICE;
 use hedge_tests::operator::WORD_WAIT_MAX;
 use hedge_tests::{Operated, Tally};
@@ -80,6 +80,76 @@ fn a_wrong_or_old_document_changes_nothing_and_names_what_is_wrong() -> Result<(
     rig.agent.stop()
 }
 
+/// Every field that the committed schema names, as nested objects around something that is wrong there.
+fn wrong_documents() -> Vec<(String, Value)> {
+    fn walk(schema: &Value, whole: &Value, path: &[&str], found: &mut Vec<(String, Value)>) {
+        let name = schema["$ref"].as_str().and_then(|name| name.strip_prefix("#/$defs/"));
+        let schema = name.map_or(schema, |name| &whole["$defs"][name]);
+        if !path.is_empty() {
+            let wrap = |inner, name: &&str| json!({*name: inner});
+            found.push((path.join("."), path.iter().rev().fold(json!({"surprise": {}}), wrap)));
+        }
+        for choice in schema["anyOf"].as_array().into_iter().flatten() {
+            walk(choice, whole, path, found);
+        }
+        let own = if path == ["model"] { "fashion-small" } else { "pictures" };
+        let known = schema["properties"].as_object().into_iter().flatten().map(|(name, inner)| (name.as_str(), inner));
+        let named = schema["patternProperties"].as_object().into_iter().flatten().map(|(_, inner)| (own, inner));
+        for (name, inner) in known.chain(named) {
+            walk(inner, whole, &[path, &[name]].concat(), found);
+        }
+    }
+    let whole = serde_json::from_str(hedge_proto::SETTINGS_SCHEMA).expect("JSON");
+    let mut found = Vec::new();
+    walk(&whole, &whole, &[], &mut found);
+    found.dedup_by(|one, other| one.0 == other.0);
+    found
+}
+
+#[test]
+fn no_message_changes_a_setting_unless_it_is_valid() -> Result<()> {
+    const GARBAGE: u64 = 300;
+    let Some(mut rig) = Operated::start()? else { return Ok(()) };
+    let before = desire(&rig, 1, keep_all(), SettingsOutcome::Applied)?;
+    let mut version = 1;
+    for (name, settings) in wrong_documents() {
+        version += 1;
+        let report = desire(&rig, version, settings, SettingsOutcome::Refused)?;
+        let errors = report.last.context("said")?.errors;
+        ensure!(errors.iter().any(|error| error.field.starts_with(&name)), "{name} is not named in {errors:?}");
+        ensure!(report.hash == before.hash, "{name} changed the settings");
+    }
+    ensure!(version > 60, "the schema names only {version} fields");
+
+    // Bent messages and garbage, the same ones every time, on everything the device reads.
+    let device = DeviceId::new(DEVICE)?;
+    let mut state = 0x6865_6467_u64;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(state >> 33).expect("31 bits") % below
+    };
+    for round in 0..GARBAGE {
+        let right = json!({"version": version, "settings": {"model": {"fashion-small": {"threshold": {"score_min": 1}}}},
+            "id": format!("{round}"), "command": "pause", "args": {"source": "pictures"}});
+        let mut bytes = right.to_string().into_bytes();
+        for _ in 0..=random(4) {
+            let (at, to) = (random(bytes.len()), random(bytes.len()));
+            bytes[at] = u8::try_from(random(256))?;
+            bytes.swap(at, to);
+        }
+        bytes.truncate(1 + random(2 * bytes.len()).min(bytes.len() - 1));
+        for topic in [Topic::DownDesired, Topic::DownCommand, Topic::DownVerdict] {
+            rig.operator.publish(&topic(device.clone()), bytes.clone(), false)?;
+        }
+    }
+    let report = desire(&rig, version + 1, keep_all(), SettingsOutcome::Applied)?;
+    ensure!(report.hash == before.hash && report.paused.is_empty(), "{report:?}");
+    let status = rig.agent.http.status()?;
+    ensure!(status.connections == 1, "the device had to connect again: {status:?}");
+    assert_eq!(outcome_of_a_sample(&rig, 1)?, (Outcome::Keep, 0.0));
+    rig.agent.stop()
+}
+
 #[test]
 fn a_document_sent_while_the_device_was_away_is_in_force_when_it_connects() -> Result<()> {
     let Some(mut rig) = Operated::start()? else { return Ok(()) };
@@ -88,6 +158,30 @@ fn a_document_sent_while_the_device_was_away_is_in_force_when_it_connects() -> R
     rig.agent.start_again()?;
     rig.wait_for(3, SettingsOutcome::Applied, WORD_WAIT_MAX)?;
     assert_eq!(outcome_of_a_sample(&rig, 0)?, (Outcome::Keep, 0.0));
+    rig.agent.stop()
+}
+
+#[test]
+fn a_connect_brings_one_report_and_a_repeated_document_another() -> Result<()> {
+    let Some(mut rig) = Operated::start()? else { return Ok(()) };
+    desire(&rig, 1, keep_all(), SettingsOutcome::Applied)?;
+    let mut reports = rig.operator.reports(DEVICE)?;
+    for version in 2..5 {
+        rig.agent.kill()?;
+        rig.agent.start_again()?;
+        rig.agent.wait_until_online()?;
+        // The retained document comes with the connection and changes nothing; then comes a new one.
+        desire(&rig, version, keep_all(), SettingsOutcome::Applied)?;
+        let now = rig.operator.reports(DEVICE)?;
+        ensure!(now == reports + 2, "{} reports for a connect and a change", now - reports);
+        reports = now;
+    }
+    // Whoever publishes it once more waits for a word, too.
+    rig.operator.desire(DEVICE, 4, keep_all())?;
+    let heard = "a word on the repeated document";
+    rig.operator.wait_for_report(DEVICE, heard, WORD_WAIT_MAX, |_| {
+        rig.operator.reports(DEVICE).is_ok_and(|now| now == reports + 1)
+    })?;
     rig.agent.stop()
 }
 

@@ -151,7 +151,7 @@ pub struct Configured {
 pub struct Setup {
     pub has_broker: bool,
     /// There is a broker to go to when the usual one is away for long.
-    pub has_recovery: bool,
+    pub recovery_after: Option<Duration>,
     /// Cases the outbox holds from earlier runs.
     pub open_cases: u64,
     pub profile: Profile,
@@ -184,7 +184,7 @@ impl Engine {
     #[must_use]
     pub fn new(now: Moment, setup: Setup) -> Self {
         let mut engine = Self {
-            link: Link::new(now, setup.has_broker, setup.has_recovery, setup.profile, setup.seed),
+            link: Link::new(now, setup.has_broker, setup.recovery_after, setup.profile, setup.seed),
             uplink: Uplink::new(setup.batch_bytes_max),
             policies: setup.policies,
             budget: setup.budget,

@@ -72,7 +72,7 @@ pub const SHORT_SESSIONS_WAIT: Duration = Duration::from_secs(110);
 
 const LIKE_A_TWIN: &str = "the broker closes every connection soon: does another client use this client id?";
 
-/// Without a connection for so long, every second dial goes the recovery way: whoever set the usual one wrong can say
+/// Without a connection for so long, unless the local file says otherwise, every second dial goes the recovery way: whoever set the usual one wrong can say
 /// so there.
 pub const RECOVERY_AFTER: Duration = Duration::from_secs(600);
 
@@ -151,7 +151,7 @@ pub struct Link {
     reason: &'static str,
     chance: Chance,
     profile: Profile,
-    has_recovery: bool,
+    recovery_after: Option<Duration>,
     /// The way of the present connection, or of the last dial; none since the settings changed.
     way: Option<Way>,
     /// The last moment with a connection.
@@ -178,9 +178,9 @@ pub struct Link {
 impl Link {
     /// Dials at once if there is a broker.
     #[must_use]
-    pub fn new(now: Moment, has_broker: bool, has_recovery: bool, profile: Profile, seed: u64) -> Self {
+    pub fn new(now: Moment, has_broker: bool, recovery_after: Option<Duration>, profile: Profile, seed: u64) -> Self {
         Self {
-            has_recovery,
+            recovery_after,
             way: None,
             offline_since: now,
             redials: false,
@@ -221,7 +221,7 @@ impl Link {
     pub fn take_dial(&mut self, now: Moment) -> Option<Way> {
         self.dial_at.take_if(|at| *at <= now)?;
         self.state = LinkState::Connecting;
-        let lost_for_long = self.has_recovery && now.since(self.offline_since) >= RECOVERY_AFTER;
+        let lost_for_long = self.recovery_after.is_some_and(|after| now.since(self.offline_since) >= after);
         let way;
         (way, self.reason) = match self.way {
             Some(Way::Usual) if lost_for_long => (Way::Recovery, "dialling the recovery broker"),
@@ -426,7 +426,7 @@ mod tests {
     }
 
     fn connected() -> Link {
-        let mut link = Link::new(Moment(0), true, false, Profile::LAN, 1);
+        let mut link = Link::new(Moment(0), true, None, Profile::LAN, 1);
         assert!(link.take_dial(Moment(0)).is_some());
         link.connected(Moment(10));
         link
@@ -446,7 +446,7 @@ mod tests {
 
     #[test]
     fn what_the_broker_kept_while_we_were_away_proves_no_live_cloud() {
-        let mut link = Link::new(Moment(0), true, false, Profile::LAN, 1);
+        let mut link = Link::new(Moment(0), true, None, Profile::LAN, 1);
         assert!(link.take_dial(Moment(0)).is_some());
         link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION]), false);
         link.cloud_spoke();
@@ -480,7 +480,7 @@ mod tests {
 
     #[test]
     fn dial_waits_grow_with_the_trouble_and_a_good_connection_ends_it() {
-        let mut link = Link::new(Moment(0), true, false, Profile::LAN, 7);
+        let mut link = Link::new(Moment(0), true, None, Profile::LAN, 7);
         let mut now = Moment(0);
         for _ in 0..60 {
             assert!(link.take_dial(now).is_some());
@@ -505,7 +505,7 @@ mod tests {
     fn a_link_that_comes_and_goes_is_met_while_it_is_there() {
         const PHASES_MS: [u64; 7] = [1_000, 30_000, 2_000, 20_000, 5_000, 15_000, 3_000];
         for seed in 0..200 {
-            let mut link = Link::new(Moment(0), true, false, Profile::LAN, seed);
+            let mut link = Link::new(Moment(0), true, None, Profile::LAN, seed);
             let (mut start, mut met) = (0, 0);
             for (number, length) in PHASES_MS.iter().cycle().take(50).enumerate() {
                 let end = start + length;
@@ -538,7 +538,7 @@ mod tests {
 
     #[test]
     fn a_few_connections_closed_at_once_look_like_a_twin_but_a_stable_or_broken_one_does_not() {
-        let mut link = Link::new(Moment(0), true, false, Profile::LAN, 1);
+        let mut link = Link::new(Moment(0), true, None, Profile::LAN, 1);
         let mut session = |held: Duration, loss: Loss| {
             let now = link.dial_at().expect("dials again");
             assert!(link.take_dial(now).is_some());
@@ -586,7 +586,7 @@ mod tests {
 
     #[test]
     fn after_long_without_a_connection_every_second_dial_goes_the_recovery_way() {
-        let mut link = Link::new(Moment(0), true, true, Profile::LAN, 1);
+        let mut link = Link::new(Moment(0), true, Some(RECOVERY_AFTER), Profile::LAN, 1);
         let mut ways = Vec::new();
         let mut now = Moment(0);
         while now < Moment(0) + RECOVERY_AFTER * 2 {
@@ -602,7 +602,7 @@ mod tests {
 
     #[test]
     fn the_recovery_way_is_left_in_time_to_try_the_usual_one() {
-        let mut link = Link::new(Moment(0), true, true, Profile::LAN, 1);
+        let mut link = Link::new(Moment(0), true, Some(RECOVERY_AFTER), Profile::LAN, 1);
         assert_eq!(link.take_dial(Moment(0)), Some(Way::Usual));
         let now = Moment(0) + RECOVERY_AFTER;
         link.lost(now, Loss::Broken);
@@ -619,7 +619,7 @@ mod tests {
 
     #[test]
     fn without_a_broker_it_never_dials() {
-        let mut link = Link::new(Moment(0), false, false, Profile::LAN, 1);
+        let mut link = Link::new(Moment(0), false, None, Profile::LAN, 1);
         link.dial_now(Moment(5));
         assert_eq!(link.take_dial(Moment(1_000_000)), None);
         assert_eq!(link.state(), LinkState::Offline);

@@ -6,8 +6,8 @@
 
 pub(crate) mod command;
 mod folder;
-mod http;
-mod open_inference;
+pub(crate) mod http;
+pub(crate) mod open_inference;
 mod snapshots;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::snapshots::{Asking, Snapshots};
 use crate::answers::{Answers, Remembered};
+use crate::control::Control;
 use crate::daemon::config::{Config, Listen, SourceConfig, SourceKind};
 use crate::faults::{Faults, Part};
 use crate::pipeline::LinkView;
@@ -78,6 +79,9 @@ pub trait Intake: Taker {
 
     /// The outbox, for an operator.
     fn queue(&self) -> Queue;
+
+    /// The settings, for an operator.
+    fn control(&self) -> Control;
 }
 
 /// What the agent knows of an id.

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::{Asking, Intake, Lookup, ModelFacts, Snapshots, Source, Taker};
 use crate::answers::Answers;
+use crate::control::Control;
 use crate::pipeline::LinkView;
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
@@ -224,5 +225,9 @@ impl Intake for Fake {
 
     fn queue(&self) -> Queue {
         self.queue.lock().expect("not poisoned").clone().expect("the test has given a queue")
+    }
+
+    fn control(&self) -> Control {
+        Control::new().0
     }
 }

@@ -1,5 +1,5 @@
-//! The commands that run and end: they use the agent's parts, but no daemon. Only `queue` touches what is stored,
-//! and asks a running agent.
+//! The commands that run and end: they use the agent's parts, but no daemon. Only `queue` and `settings` touch what
+//! is stored, and ask a running agent.
 //!
 //! Each has its arguments as a type for clap and a `run` that prints to standard output. What a failed command
 //! says is its error; `main` prints it.
@@ -11,6 +11,7 @@ pub mod feed;
 pub mod infer;
 pub mod log;
 pub mod queue;
+pub mod settings;
 pub mod setup;
 
 use std::fs::File;

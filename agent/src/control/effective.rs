@@ -4,8 +4,8 @@ use hedge_core::policy::{Payload, Policies, Policy};
 use hedge_inference::Region;
 use hedge_proto::{
     BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
-    PayloadSettings, RegionSettings, Settings, Share, SinkSettings, SinkWants, SourceSettings, StateSettings,
-    StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings,
+    PayloadSettings, RegionSettings, Settings, Share, SilentStateSettings, SinkSettings, SinkWants, SourceSettings,
+    StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings,
 };
 
 use crate::daemon::config::{
@@ -51,24 +51,34 @@ fn link(config: &LinkConfig) -> LinkSettings {
 }
 
 fn states(policies: &Policies) -> StatesSettings {
+    let wait = |policy: &Policy| u64::try_from(policy.wait_max.as_millis()).ok();
     let state = |policy: &Policy| {
         Some(StateSettings {
             threshold_scale: Some(policy.threshold.value()),
-            wait_ms_max: u64::try_from(policy.wait_max.as_millis()).ok(),
-            payload: Some(match policy.payload {
-                Payload::Whole => PayloadSettings::Whole,
-                Payload::Thumbnail { side_max } => PayloadSettings::Thumbnail(side_max),
-            }),
+            wait_ms_max: wait(policy),
+            payload: Some(payload(policy.payload)),
             drain_per_s: policy.drain_per_s,
         })
     };
-    let Policies { online, degraded, offline, over_budget } = policies;
-    let nothing_is_sent = |policy: &Policy| state(&Policy { drain_per_s: None, ..*policy });
+    let silent = |policy: &Policy| {
+        Some(SilentStateSettings {
+            threshold_scale: Some(policy.threshold.value()),
+            wait_ms_max: wait(policy),
+            payload: Some(payload(policy.payload)),
+        })
+    };
     StatesSettings {
-        online: state(online),
-        degraded: state(degraded),
-        offline: nothing_is_sent(offline),
-        over_budget: nothing_is_sent(over_budget),
+        online: state(&policies.online),
+        degraded: state(&policies.degraded),
+        offline: silent(&policies.offline),
+        over_budget: silent(&policies.over_budget),
+    }
+}
+
+fn payload(payload: Payload) -> PayloadSettings {
+    match payload {
+        Payload::Whole => PayloadSettings::Whole,
+        Payload::Thumbnail { side_max } => PayloadSettings::Thumbnail(side_max),
     }
 }
 

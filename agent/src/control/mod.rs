@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub(crate) mod commands;
+pub(crate) mod desired;
 mod effective;
 mod in_force;
 mod report;
@@ -13,6 +14,7 @@ pub(crate) mod settings;
 
 use bytes::Bytes;
 use hedge_proto::Name;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::effective::effective;
@@ -29,6 +31,8 @@ pub(crate) enum Request {
     Desired {
         bytes: Bytes,
         by: Option<String>,
+        /// The broker had kept it; nobody waits for a word on it.
+        retained: bool,
         done: Reply<()>,
     },
     Pause(Option<Name>, Reply<()>),
@@ -37,6 +41,14 @@ pub(crate) enum Request {
     Revert(u64, Reply<()>),
     Reload(Reply<Vec<String>>),
     LogLevel(String, u32, Reply<()>),
+    Reset(Reply<Option<u64>>),
+}
+
+/// What a reset took out of force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reset {
+    /// None if the local file alone was in force already.
+    pub version: Option<u64>,
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, String>>;
@@ -53,9 +65,9 @@ impl Control {
     }
 
     /// Decides on a document of `down/desired`. Done when that is remembered and reported.
-    pub async fn desired(&self, bytes: Bytes, by: Option<String>) {
+    pub async fn desired(&self, bytes: Bytes, by: Option<String>, retained: bool) {
         // Without a word the agent is stopping, and the broker brings the document again.
-        drop(self.ask(|done| Request::Desired { bytes, by, done }).await);
+        drop(self.ask(|done| Request::Desired { bytes, by, retained, done }).await);
     }
 
     /// Lets one source, or all, take no samples.
@@ -80,6 +92,11 @@ impl Control {
     /// Reads the local file again. Returns the fields that take effect only at the next start.
     pub async fn reload(&self) -> Result<Vec<String>, String> {
         self.ask(Request::Reload).await
+    }
+
+    /// Takes remote settings out of force and forgets their versions. Returns the one that was in force.
+    pub async fn reset(&self) -> Result<Option<u64>, String> {
+        self.ask(Request::Reset).await
     }
 
     /// Logs at another level for a time.

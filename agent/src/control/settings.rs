@@ -7,16 +7,18 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hedge_core::control::settings::{Book, Overlay, Weighed};
+use hedge_core::clock::Moment;
+use hedge_core::control::settings::{Book, Overlay};
 use hedge_core::control::trial::{End, Evidence};
 use hedge_core::engine::{Configured, Event};
 use hedge_core::link::Way;
-use hedge_proto::{CaseKey, Desired, Epoch, FieldError, LastDesired, Name, Reported, Settings, SettingsOutcome};
+use hedge_proto::{CaseKey, Confirm, Epoch, FieldError, LastDesired, Name, Reported, Settings, SettingsOutcome};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::audit::{Audit, Entry, Kind};
+use super::desired::{Device, Wanted, refused};
 use super::report::{self, reported};
 use super::{InForce, Request};
 use crate::capture::Capture;
@@ -48,14 +50,10 @@ pub struct Remembered {
 /// What a start begins with: the last settings, or what a trial that must end leaves.
 pub(crate) fn resume(file: &ConfigFile, state: &mut StateFile, clock: &Clock) -> (InForce, Remembered) {
     let mut remembered = state.state().settings.clone();
-    if let Some(trial) = remembered.book.trial_mut() {
-        trial.started_again(clock.now());
-        if let Some(End::Failed(reason)) = trial.end(clock.now()) {
-            remembered.fail(reason);
-        }
-        if let Err(error) = state.update(|state| state.settings = remembered.clone()) {
-            tracing::error!(%error, "cannot write the state file; the trial of the settings goes on in memory");
-        }
+    if remembered.started(clock.now())
+        && let Err(error) = state.update(|state| state.settings = remembered.clone())
+    {
+        tracing::error!(%error, "cannot write the state file; the trial of the settings goes on in memory");
     }
     let (version, config) = match in_force(file, &remembered.book) {
         Ok(found) => found,
@@ -77,15 +75,67 @@ fn in_force(file: &ConfigFile, book: &Book) -> Result<(u64, Config), Vec<FieldEr
 }
 
 impl Remembered {
-    fn fail(&mut self, reason: &str) {
+    /// The agent has started. True if a trial was under way, so that this is to be kept.
+    fn started(&mut self, now: Moment) -> bool {
+        let Some(trial) = self.book.trial_mut() else { return false };
+        trial.started_again(now);
+        // What was seen belonged to an earlier process, so it can only fail.
+        if let Some(end) = trial.end(now) {
+            self.end(end);
+        }
+        true
+    }
+
+    /// Takes settings in force, on trial if they could cut the link.
+    fn take(
+        &mut self,
+        file: &ConfigFile,
+        overlay: Overlay,
+        config: &Config,
+        confirm: Confirm,
+        now: Moment,
+    ) -> SettingsOutcome {
+        let version = Some(overlay.version);
+        let good = self.book.good().and_then(|overlay| file.overlaid(&overlay.settings).ok());
+        let outcome = if InForce::cuts_the_link(good.as_ref().unwrap_or(&file.config), config) {
+            self.book.begin_trial(now, file.config.settings.trial(), overlay, confirm);
+            SettingsOutcome::OnTrial
+        } else {
+            self.book.accept(overlay);
+            SettingsOutcome::Applied
+        };
+        self.last = Some(LastDesired { version, outcome, reason: None, errors: Vec::new() });
+        outcome
+    }
+
+    /// Ends the trial.
+    fn end(&mut self, end: End) {
         let version = self.book.trial().map(|trial| trial.version);
-        self.book.fail();
-        self.last = Some(LastDesired {
-            version,
-            outcome: SettingsOutcome::Failed,
-            reason: Some(reason.to_owned()),
-            errors: Vec::new(),
-        });
+        let (outcome, reason) = match end {
+            End::Confirmed => {
+                self.book.confirm();
+                (SettingsOutcome::Applied, None)
+            }
+            End::Failed(reason) => {
+                self.book.fail();
+                (SettingsOutcome::Failed, Some(reason.to_owned()))
+            }
+        };
+        self.last = Some(LastDesired { version, outcome, reason, errors: Vec::new() });
+    }
+}
+
+impl Remembered {
+    /// Nothing is set from afar any more. Returns the version that was in force, and what the audit log is to say.
+    pub fn reset(&mut self) -> (Option<u64>, Entry) {
+        let before = self.book.in_force();
+        let version = before.map(|overlay| overlay.version);
+        let mut entry = Entry::new(Kind::Settings, version_text(version), "reset");
+        entry.by = Some("somebody on the device".to_owned());
+        entry.before = value(before.map(|overlay| &overlay.settings));
+        self.book.reset();
+        self.last = None;
+        (version, entry)
     }
 }
 
@@ -167,9 +217,12 @@ impl SettingsTask {
     async fn take(&mut self, request: Request, watched: &mut Watched) {
         // Whoever asked may be gone; what was done stays done.
         match request {
-            Request::Desired { bytes, by, done } => {
+            Request::Desired { bytes, by, retained, done } => {
                 self.desired(&bytes, by.as_deref()).await;
-                watched.report.send_replace(self.reported());
+                if !retained {
+                    // Who publishes the same document again is told the same again.
+                    watched.report.send_replace(self.reported());
+                }
                 drop(done.send(Ok(())));
             }
             Request::Pause(source, reply) => drop(reply.send(self.set_paused(source, true).await)),
@@ -179,6 +232,7 @@ impl SettingsTask {
                 drop(reply.send(self.end_trial(version, End::Failed("an operator gave the settings back")).await));
             }
             Request::Reload(reply) => drop(reply.send(self.reload().await)),
+            Request::Reset(reply) => drop(reply.send(self.reset().await)),
             Request::LogLevel(level, for_s, reply) => {
                 let until = Instant::now() + Duration::from_secs(u64::from(for_s)).min(LOG_LEVEL_MAX);
                 let set = self.log.set(&level).map_err(|error| error.to_string());
@@ -220,70 +274,28 @@ impl SettingsTask {
     }
 
     async fn try_desired(&mut self, bytes: &[u8], by: Option<&str>) -> Result<(), LastDesired> {
-        let refused = |version: Option<u64>, reason: String, errors: Vec<FieldError>| LastDesired {
-            version,
-            outcome: SettingsOutcome::Refused,
-            reason: Some(reason),
-            errors,
-        };
-        let desired = Desired::read(bytes).map_err(|error| refused(version_of(bytes), error.to_string(), vec![]))?;
-        let version = Some(desired.version);
-        let fields = |errors: Vec<FieldError>| {
-            refused(version, "fields are wrong; nothing of the document is in force".to_owned(), errors)
-        };
-        let settings = Settings::read(desired.settings).map_err(fields)?;
-        let overlay = Overlay { version: desired.version, settings };
-        match self.remembered.book.weigh(&overlay) {
-            Weighed::Wanted => {}
-            Weighed::Known => return Ok(()),
-            Weighed::Refused(reason) => return Err(refused(version, reason, vec![])),
-        }
-        let config = self.validated(&overlay.settings).map_err(fields)?;
-        let mut entry = Entry::new(Kind::Settings, version_text(version), "applied");
-        entry.by = desired.by.or_else(|| by.map(str::to_owned));
+        let judges = &self.pipeline.judges;
+        let labels = |model: &Name| judges.get(model)?.card().map(|card| card.labels.clone());
+        let device = Device { file: &self.file, book: &self.remembered.book, labels };
+        let Some(Wanted { overlay, config, confirm, by: named }) = device.read(bytes)? else { return Ok(()) };
+        let version = overlay.version;
+        let mut entry = Entry::new(Kind::Settings, version_text(Some(version)), "applied");
+        entry.by = named.or_else(|| by.map(str::to_owned));
         entry.before = value(self.remembered.book.in_force().map(|overlay| &overlay.settings));
         entry.after = value(Some(&overlay.settings));
         let mut next = self.remembered.clone();
-        let outcome = if InForce::cuts_the_link(&self.good_config(), &config) {
-            next.book.begin_trial(self.clock.now(), overlay, desired.confirm);
+        let outcome = next.take(&self.file, overlay, &config, confirm, self.clock.now());
+        if outcome == SettingsOutcome::OnTrial {
             (entry.kind, entry.outcome) = (Kind::Trial, "begun".to_owned());
-            SettingsOutcome::OnTrial
-        } else {
-            next.book.accept(overlay);
-            SettingsOutcome::Applied
-        };
-        next.last = Some(LastDesired { version, outcome, reason: None, errors: Vec::new() });
+        }
         self.save(next).await.map_err(|error| {
-            refused(version, format!("the device cannot write its state ({error}); publish it again later"), vec![])
+            let reason = format!("the device cannot write its state ({error}); publish it again later");
+            refused(Some(version), &reason, vec![])
         })?;
         tracing::info!(version, ?outcome, by = entry.by, "settings in force");
-        self.put_in_force(desired.version, config, outcome == SettingsOutcome::OnTrial).await;
+        self.put_in_force(version, config, outcome == SettingsOutcome::OnTrial).await;
         self.audit.note(entry).await;
         Ok(())
-    }
-
-    /// The local file with these settings over it, if every field can be put in force here.
-    fn validated(&self, settings: &Settings) -> Result<Config, Vec<FieldError>> {
-        let config = self.file.overlaid(settings)?;
-        let mut errors = Vec::new();
-        if let Err(error) = LogLevel::check(&config.log.level) {
-            errors.push(FieldError::new("log.level", error.to_string()));
-        }
-        for model in &config.models {
-            // A model that is not loaded yet takes any label.
-            let Some(card) = self.pipeline.judges.get(&model.name).and_then(|judge| judge.card()) else { continue };
-            let unknown = model.threshold.classes().keys().filter(|label| !card.labels.contains(*label));
-            errors.extend(unknown.map(|label| {
-                let field = format!("model.{}.threshold.classes.{label}", model.name);
-                FieldError::new(field, "the model has no such label")
-            }));
-        }
-        if errors.is_empty() { Ok(config) } else { Err(errors) }
-    }
-
-    fn good_config(&self) -> Config {
-        let good = self.remembered.book.good().and_then(|overlay| self.file.overlaid(&overlay.settings).ok());
-        good.unwrap_or_else(|| self.file.config.clone())
     }
 
     /// Remembers durably, then takes it. On an error nothing has changed.
@@ -364,20 +376,13 @@ impl SettingsTask {
         }
         let mut next = self.remembered.clone();
         let mut entry = Entry::new(Kind::Trial, version_text(Some(version)), "confirmed");
+        next.end(end);
         match end {
             End::Confirmed => {
                 tracing::info!(version, "settings on trial are confirmed");
-                next.book.confirm();
-                next.last = Some(LastDesired {
-                    version: Some(version),
-                    outcome: SettingsOutcome::Applied,
-                    reason: None,
-                    errors: Vec::new(),
-                });
             }
             End::Failed(reason) => {
                 tracing::warn!(version, reason, "settings on trial are given back");
-                next.fail(reason);
                 (entry.outcome, entry.reason) = ("failed".to_owned(), Some(reason.to_owned()));
             }
         }
@@ -435,27 +440,31 @@ impl SettingsTask {
         Ok(later)
     }
 
+    async fn reset(&mut self) -> Result<Option<u64>, String> {
+        let mut next = self.remembered.clone();
+        let (version, entry) = next.reset();
+        self.save(next).await.map_err(|error| format!("the device cannot write its state: {error}"))?;
+        tracing::warn!(version, "the settings were reset on the device; the local file alone is in force");
+        self.put_in_force(0, self.file.config.clone(), false).await;
+        self.audit.note(entry).await;
+        Ok(version)
+    }
+
     fn reported(&self) -> Reported {
         let overlay = self.remembered.book.in_force().map(|overlay| overlay.settings.clone()).unwrap_or_default();
         reported(&self.in_force.borrow(), overlay, self.remembered.last.clone())
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 fn version_text(version: Option<u64>) -> String {
-    version.map_or_else(|| "a document without a version".to_owned(), |version| format!("version {version}"))
+    version.map_or_else(|| "no version".to_owned(), |version| format!("version {version}"))
 }
 
 fn value(settings: Option<&Settings>) -> serde_json::Value {
     // By way of text, so that 0.7 stays 0.7.
     let text = settings.map(hedge_proto::to_json).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
-}
-
-/// The version of a document that is wrong otherwise.
-fn version_of(bytes: &[u8]) -> Option<u64> {
-    #[derive(serde::Deserialize)]
-    struct Version {
-        version: u64,
-    }
-    hedge_proto::from_json::<Version>(bytes, hedge_proto::DOCUMENT_BYTES_MAX).ok().map(|found| found.version)
 }

@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::sync::Arc;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -56,5 +57,11 @@ pub(super) fn start(config: &LogConfig) -> Result<LogLevel, LogError> {
 }
 
 fn filter(level: &str) -> Result<EnvFilter, LogError> {
+    // The library takes any word for a part of the program, and a misspelt level would silence everything.
+    let misspelt = level.split(',').find(|part| !part.contains('=') && part.trim().parse::<LevelFilter>().is_err());
+    if let Some(part) = misspelt {
+        let reason = format!("`{}` is not off, error, warn, info, debug, trace or PART=LEVEL", part.trim());
+        return Err(LogError { level: level.to_owned(), reason });
+    }
     EnvFilter::try_new(level).map_err(|error| LogError { level: level.to_owned(), reason: error.to_string() })
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
-use super::config::{Config, ConfigFile};
+use super::config::{BrokerConfig, Config, ConfigFile};
 use super::driver::{Driver, EVENTS_MAX};
 use super::health::Cause;
 use super::keeper::Keeper;
@@ -112,7 +112,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
             clock.now(),
             Setup {
                 has_broker: uplink.is_some(),
-                has_recovery: config.broker.as_ref().is_some_and(|broker| broker.recovery.is_some()),
+                recovery_after: config.broker.as_ref().and_then(BrokerConfig::recovery_after),
                 open_cases: outbox.figures().waiting,
                 profile: config.link.profile(),
                 policies: config.link.policies(),
@@ -145,6 +145,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         link: link_view,
         spent: spent_view.clone(),
         settings,
+        control: control.clone(),
         shrinking: Semaphore::new(1),
         faults,
         started: Instant::now(),

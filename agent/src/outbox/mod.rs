@@ -29,6 +29,8 @@ mod log;
 mod order;
 mod plan;
 mod recall;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod records;
 mod recover;
 mod retire;
 mod shared;

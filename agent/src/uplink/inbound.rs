@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use hedge_core::engine::Event;
 use hedge_proto::{
     CaseId, CaseKey, CloudState, CloudStatus, DOCUMENT_BYTES_MAX, DownMessage, MESSAGE_BYTES_MAX, Name, Topic, Verdict,
-    from_cbor, from_json,
+    from_cbor, from_json, readable,
 };
 use rumqttc::AsyncClient;
 use rumqttc::mqttbytes::v5::Publish;
@@ -64,7 +64,7 @@ fn command(publish: &Publish) -> Message {
 /// Who says so, by the user property `by`.
 fn given_by(publish: &Publish) -> Option<String> {
     let properties = &publish.properties.as_ref()?.user_properties;
-    properties.iter().find(|(name, _)| name == "by").map(|(_, value)| value.chars().take(BY_CHARS_MAX).collect())
+    properties.iter().find(|(name, _)| name == "by").map(|(_, value)| readable(value, BY_CHARS_MAX))
 }
 
 /// The message must come again.
@@ -85,7 +85,7 @@ impl Shared {
                 };
             }
             Some(Topic::DownDesired(device)) if device == self.setup.device => {
-                self.setup.control.desired(publish.payload.clone(), given_by(publish)).await;
+                self.setup.control.desired(publish.payload.clone(), given_by(publish), publish.retain).await;
             }
             Some(Topic::DownCommand(device)) if device == self.setup.device => {
                 return if self.setup.desk.take(command(publish)).await {

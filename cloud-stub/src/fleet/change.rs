@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use hedge_proto::{Confirm, DOCUMENT_BYTES_MAX, Desired, FieldError, Settings, VERSION_MAX, to_json};
+use hedge_proto::{Confirm, DOCUMENT_BYTES_MAX, Desired, FieldError, Settings, VERSION_MAX, highest_after, to_json};
 use serde_json::{Map, Value};
 
 use super::board::Device;
@@ -124,10 +124,14 @@ fn next_version(device: &Device) -> Result<u64, String> {
         None => (None, None),
     };
     if in_force.is_some_and(|version| version >= VERSION_MAX) {
-        return Err(format!("{VERSION_MAX} is in force and there is no higher version"));
+        return Err(format!(
+            "{VERSION_MAX} is in force and there is no higher version; `hedge-agent settings reset` on the device \
+             begins anew"
+        ));
     }
-    // A refused document may have had the highest version of all; nothing could follow it, and nothing must.
-    let seen = [wanted, in_force, last].into_iter().flatten().filter(|version| *version < VERSION_MAX).max();
+    // A document that was refused because its version is too high is nothing to be above of.
+    let highest = highest_after(in_force.unwrap_or(0));
+    let seen = [wanted, in_force, last].into_iter().flatten().filter(|version| *version < highest).max();
     Ok(seen.unwrap_or(0) + 1)
 }
 

@@ -106,7 +106,7 @@ impl World {
             if self.planted == Some(Planted::IgnoresCeilings) { Ceilings::LAN } else { self.plan.ceilings() };
         let setup = Setup {
             has_broker: true,
-            has_recovery: false,
+            recovery_after: None,
             open_cases: open,
             profile: self.plan.profile,
             policies: Policies::DEFAULT,

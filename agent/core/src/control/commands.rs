@@ -20,7 +20,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use hedge_proto::{
-    COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, DeviceId, Digest, Order, Reply, Topic, Topics, to_json,
+    COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, DeviceId, Digest, Order, Reply, Topic, Topics, readable,
+    to_json,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -176,7 +177,7 @@ impl Sender {
             command: self.command.clone(),
             by: self.by.clone(),
             reply_to: self.reply_to.clone(),
-            reason: reason.chars().take(REASON_CHARS_MAX).collect(),
+            reason: readable(&reason, REASON_CHARS_MAX),
         }
     }
 }
@@ -217,7 +218,7 @@ impl Book {
         sender: &mut Sender,
     ) -> Result<Admission, String> {
         let message = CommandMessage::read(arrived.payload).map_err(|error| error.to_string())?;
-        sender.command = Some(message.command.chars().take(COMMAND_ID_BYTES_MAX).collect());
+        sender.command = Some(readable(&message.command, COMMAND_ID_BYTES_MAX));
         sender.by = message.by.or(sender.by.take());
         sender.id = match message.id {
             Some(id) => Some(id),
@@ -390,8 +391,8 @@ fn id_of(correlation: &[u8]) -> Result<String, String> {
         ));
     }
     Ok(match core::str::from_utf8(correlation) {
-        Ok(text) => text.to_owned(),
-        Err(_) => correlation.iter().fold("hex:".to_owned(), |id, byte| id + &format!("{byte:02x}")),
+        Ok(text) if !text.contains(char::is_control) => text.to_owned(),
+        _ => correlation.iter().fold("hex:".to_owned(), |id, byte| id + &format!("{byte:02x}")),
     })
 }
 

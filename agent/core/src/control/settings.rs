@@ -14,14 +14,15 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::time::Duration;
 
-use hedge_proto::{Confirm, Digest, Settings, to_json};
+use hedge_proto::{Confirm, Digest, Settings, VERSION_MAX, highest_after, to_json};
 use serde::{Deserialize, Serialize};
 
 use super::trial::Trial;
 use crate::clock::Moment;
 
-/// How many failed versions are remembered; the highest, because a lower one is old news.
+/// How many failed versions are remembered; the latest, because a broker holds one document.
 const FAILED_MAX: usize = 64;
 
 /// An overlay and its version.
@@ -46,7 +47,7 @@ pub struct Book {
     good: Option<Overlay>,
     /// In force now, but not good yet.
     trial: Option<(Overlay, Trial)>,
-    /// In rising order.
+    /// Those that failed, and those that a reset took out of force; the latest last.
     failed: Vec<u64>,
 }
 
@@ -76,11 +77,24 @@ impl Book {
             };
         }
         let newest = self.overlays().map(|known| known.version).max().unwrap_or(0);
+        if version < newest && newest == VERSION_MAX {
+            return Weighed::Refused(format!(
+                "no version is left after {newest}; `hedge-agent settings reset` on the device begins anew"
+            ));
+        }
         if version < newest {
             return Weighed::Refused(format!("version {version} is old: {newest} is here; publish a higher one"));
         }
         if self.failed.contains(&version) {
-            return Weighed::Refused(format!("version {version} has failed before; publish a higher one"));
+            return Weighed::Refused(format!(
+                "version {version} has failed before, or was reset on the device; publish a higher one"
+            ));
+        }
+        let highest = highest_after(newest);
+        if version > highest {
+            return Weighed::Refused(format!(
+                "version {version} leaves too few for later documents: the highest after {newest} is {highest}"
+            ));
         }
         Weighed::Wanted
     }
@@ -92,8 +106,8 @@ impl Book {
     }
 
     /// Takes an overlay in force on trial. A trial under way gives way to it, and has not failed.
-    pub fn begin_trial(&mut self, now: Moment, overlay: Overlay, confirm: Confirm) {
-        let trial = Trial::begin(now, overlay.version, confirm);
+    pub fn begin_trial(&mut self, now: Moment, length: Duration, overlay: Overlay, confirm: Confirm) {
+        let trial = Trial::begin(now, length, overlay.version, confirm);
         self.trial = Some((overlay, trial));
     }
 
@@ -106,17 +120,27 @@ impl Book {
 
     /// The settings on trial are not kept, and not tried again.
     pub fn fail(&mut self) {
-        let Some((overlay, _)) = self.trial.take() else { return };
-        self.failed.push(overlay.version);
-        self.failed.sort_unstable();
-        if self.failed.len() > FAILED_MAX {
-            self.failed.remove(0);
+        if let Some((overlay, _)) = self.trial.take() {
+            self.never_again(overlay.version);
         }
     }
 
-    /// Forgets everything: the local file alone, and every version may come again.
+    /// The local file alone is in force, and the comparison of versions begins anew. The broker may still hold what
+    /// was in force, so that does not come back; any other version may.
     pub fn reset(&mut self) {
-        *self = Self::default();
+        let good = self.good.take();
+        self.fail();
+        if let Some(overlay) = good {
+            self.never_again(overlay.version);
+        }
+    }
+
+    fn never_again(&mut self, version: u64) {
+        self.failed.retain(|known| *known != version);
+        self.failed.push(version);
+        if self.failed.len() > FAILED_MAX {
+            self.failed.remove(0);
+        }
     }
 
     /// What is in force: the overlay on trial, or else the last good one.
@@ -148,6 +172,7 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::trial::TRIAL;
     use alloc::string::ToString;
     use hedge_proto::LogSettings;
     use proptest::prelude::*;
@@ -180,7 +205,7 @@ mod tests {
     fn a_version_that_failed_is_not_tried_again_and_a_higher_one_is() {
         let mut book = Book::default();
         book.accept(overlay(1, "info"));
-        book.begin_trial(Moment(0), overlay(2, "warn"), Confirm::Auto);
+        book.begin_trial(Moment(0), TRIAL, overlay(2, "warn"), Confirm::Auto);
         assert_eq!(book.in_force().map(|overlay| overlay.version), Some(2));
         book.fail();
         assert_eq!(book.in_force().map(|overlay| overlay.version), Some(1));
@@ -190,12 +215,46 @@ mod tests {
     }
 
     #[test]
+    fn a_typo_does_not_use_up_the_versions() {
+        let mut book = Book::default();
+        check_refused(&book, VERSION_MAX, "info", "leaves too few");
+        check_refused(&book, 9_000_000_000_000_000, "info", "the highest after 0 is 4503599627370496");
+        // Milliseconds since 1970 make good versions.
+        assert_eq!(book.weigh(&overlay(1_795_000_000_000, "info")), Weighed::Wanted);
+        let mut documents = 0;
+        while let version @ 0..VERSION_MAX = book.in_force().map_or(0, |overlay| overlay.version) {
+            let next = overlay(highest_after(version), "info");
+            assert_eq!(book.weigh(&next), Weighed::Wanted);
+            book.accept(next);
+            documents += 1;
+        }
+        assert_eq!(documents, 53, "on purpose, and by as many steps as there are bits");
+        check_refused(&book, 7, "info", "no version is left");
+    }
+
+    #[test]
+    fn after_a_reset_any_version_may_come_but_those_that_were_in_force() {
+        let mut book = Book::default();
+        book.accept(overlay(VERSION_MAX, "info"));
+        book.reset();
+        assert_eq!(book.in_force(), None);
+        check_refused(&book, VERSION_MAX, "info", "reset on the device");
+        book.accept(overlay(1, "info"));
+        book.begin_trial(Moment(0), TRIAL, overlay(2, "warn"), Confirm::Auto);
+        book.reset();
+        for version in [1, 2] {
+            check_refused(&book, version, "warn", "reset on the device");
+        }
+        assert_eq!(book.weigh(&overlay(3, "warn")), Weighed::Wanted);
+    }
+
+    #[test]
     fn a_trial_gives_way_to_a_newer_document_and_the_last_good_one_stays() {
         let mut book = Book::default();
         book.accept(overlay(1, "info"));
-        book.begin_trial(Moment(0), overlay(2, "warn"), Confirm::Auto);
+        book.begin_trial(Moment(0), TRIAL, overlay(2, "warn"), Confirm::Auto);
         assert_eq!(book.weigh(&overlay(3, "warn")), Weighed::Wanted);
-        book.begin_trial(Moment(1), overlay(3, "warn"), Confirm::Auto);
+        book.begin_trial(Moment(1), TRIAL, overlay(3, "warn"), Confirm::Auto);
         book.fail();
         assert_eq!(book.in_force().map(|overlay| overlay.version), Some(1));
     }
@@ -217,7 +276,7 @@ mod tests {
                             book.accept(overlay(version, "info"));
                             good = version;
                         } else {
-                            book.begin_trial(Moment(0), overlay(version, "info"), Confirm::Auto);
+                            book.begin_trial(Moment(0), TRIAL, overlay(version, "info"), Confirm::Auto);
                         }
                     }
                     2 => {

@@ -3,7 +3,7 @@
 //! ```text
 //!            begun ──▶ subscribed ──▶ reported ──▶ cloud spoke ──▶ confirmed
 //!              │            (in any order, over the new settings only)
-//!              └── 180 s of powered time, or a third start of the agent ──▶ failed
+//!              └── its time is over (powered time), or a third start of the agent ──▶ failed
 //! ```
 //! With `confirm = operator` only an operator's word confirms, in the same time. What is connected with other
 //! settings than those on trial proves nothing, and a retained message proves no live cloud.
@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Moment;
 
-/// How long settings may be on trial. Long enough for a dial wait of 40 s, a slow handshake and a cloud that says
+/// How long settings may be on trial unless the local file says otherwise. Long enough for a dial wait of 40 s, a slow handshake and a cloud that says
 /// that it is there every two minutes.
-pub const TRIAL_MAX: Duration = Duration::from_secs(180);
+pub const TRIAL: Duration = Duration::from_secs(180);
 
 /// How often the agent may start during a trial. Settings that make it crash are given back at the third start.
 pub const STARTS_MAX: u32 = 2;
@@ -40,11 +40,22 @@ pub struct Trial {
     pub confirm: Confirm,
     /// Powered milliseconds when it began.
     began_ms: u64,
+    /// What the local file said when it began; a later word of it does not stretch a trial.
+    #[serde(default = "usual_ms")]
+    length_ms: u64,
     /// Starts of the agent since then.
     starts: u32,
     /// Evidence belongs to a connection of this process, so it is not kept.
     #[serde(skip)]
     seen: [bool; 3],
+}
+
+fn usual_ms() -> u64 {
+    millis(TRIAL)
+}
+
+fn millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How a trial ends.
@@ -57,8 +68,8 @@ pub enum End {
 
 impl Trial {
     #[must_use]
-    pub fn begin(now: Moment, version: u64, confirm: Confirm) -> Self {
-        Self { version, confirm, began_ms: now.0, starts: 0, seen: [false; 3] }
+    pub fn begin(now: Moment, length: Duration, version: u64, confirm: Confirm) -> Self {
+        Self { version, confirm, began_ms: now.0, length_ms: millis(length), starts: 0, seen: [false; 3] }
     }
 
     /// The agent has started during the trial. A powered clock that lags after a power cut lengthens nothing.
@@ -92,7 +103,7 @@ impl Trial {
     /// When it ends at the latest.
     #[must_use]
     pub fn ends_at(&self) -> Moment {
-        Moment(self.began_ms) + TRIAL_MAX
+        Moment(self.began_ms) + Duration::from_millis(self.length_ms)
     }
 
     /// What was missing when time ran out.
@@ -116,7 +127,7 @@ mod tests {
 
     #[test]
     fn settings_are_kept_once_everything_was_seen_and_not_before() {
-        let mut trial = Trial::begin(Moment(0), 7, Confirm::Auto);
+        let mut trial = Trial::begin(Moment(0), TRIAL, 7, Confirm::Auto);
         for evidence in ALL {
             assert_eq!(trial.end(Moment(1000)), None, "{evidence:?}");
             trial.saw(evidence);
@@ -127,7 +138,7 @@ mod tests {
     #[test]
     fn time_ends_a_trial_whatever_was_seen_but_all() {
         for seen in [&[][..], &ALL[..1], &ALL[..2], &ALL[1..]] {
-            let mut trial = Trial::begin(Moment(5), 7, Confirm::Auto);
+            let mut trial = Trial::begin(Moment(5), TRIAL, 7, Confirm::Auto);
             seen.iter().for_each(|evidence| trial.saw(*evidence));
             assert_eq!(trial.end(trial.ends_at() - Duration::from_millis(1)), None);
             assert!(matches!(trial.end(trial.ends_at()), Some(End::Failed(_))), "{seen:?}");
@@ -136,7 +147,7 @@ mod tests {
 
     #[test]
     fn an_operators_trial_needs_the_operator() {
-        let mut trial = Trial::begin(Moment(0), 7, Confirm::Operator);
+        let mut trial = Trial::begin(Moment(0), TRIAL, 7, Confirm::Operator);
         ALL.into_iter().for_each(|evidence| trial.saw(evidence));
         assert_eq!(trial.end(Moment(0)), None);
         assert!(matches!(trial.end(trial.ends_at()), Some(End::Failed(reason)) if reason.contains("operator")));
@@ -144,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_a_lost_connection_showed_counts_no_more() {
-        let mut trial = Trial::begin(Moment(0), 7, Confirm::Auto);
+        let mut trial = Trial::begin(Moment(0), TRIAL, 7, Confirm::Auto);
         trial.saw(Evidence::CloudSpoke);
         trial.lost();
         trial.saw(Evidence::Subscribed);
@@ -154,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_third_start_fails_it_even_when_the_clock_stands_still() {
-        let mut trial = Trial::begin(Moment(1000), 7, Confirm::Auto);
+        let mut trial = Trial::begin(Moment(1000), TRIAL, 7, Confirm::Auto);
         for start in 1..=STARTS_MAX + 1 {
             trial.started_again(Moment(0));
             assert_eq!(trial.end(Moment(0)).is_some(), start > STARTS_MAX, "start {start}");

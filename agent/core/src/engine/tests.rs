@@ -34,7 +34,7 @@ fn engine(open_cases: u64, ceilings: Ceilings) -> Engine {
     let (profile, policies) = (Profile::LAN, Policies::DEFAULT);
     let setup = Setup {
         has_broker: true,
-        has_recovery: false,
+        recovery_after: None,
         open_cases,
         profile,
         policies,

@@ -215,3 +215,41 @@ async fn answer<I: Taker>(source: &Source<I>, newest: &Newest, asked: &mut mpsc:
         }
     }
 }
+
+/// Any bytes as what a camera's program writes. However they come, in one piece or many, they are cut the same way.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod splitting {
+    use super::*;
+
+    const SAMPLE_BYTES_MAX: usize = 300;
+
+    pub fn mjpeg(bytes: &[u8]) {
+        check(StreamFormat::Mjpeg, bytes);
+    }
+
+    pub fn length_delimited(bytes: &[u8]) {
+        check(StreamFormat::LengthDelimited, bytes);
+    }
+
+    fn check(format: StreamFormat, bytes: &[u8]) {
+        let whole = pieces(format, bytes, bytes.len().max(1));
+        assert!(whole.iter().flatten().all(|picture| picture.len() <= SAMPLE_BYTES_MAX), "a piece is too large");
+        for chunk in [1, 7] {
+            assert_eq!(pieces(format, bytes, chunk), whole, "in chunks of {chunk}");
+        }
+    }
+
+    /// `None` for one that was skipped.
+    fn pieces(format: StreamFormat, bytes: &[u8], chunk: usize) -> Vec<Option<Bytes>> {
+        let (mut splitter, mut pieces) = (Splitter::new(format, SAMPLE_BYTES_MAX), Vec::new());
+        let mut each = |piece| {
+            pieces.push(match piece {
+                Piece::Picture(picture) => Some(picture),
+                Piece::Skipped => None,
+            });
+        };
+        bytes.chunks(chunk).for_each(|bytes| splitter.push(bytes, &mut each));
+        splitter.end(&mut each);
+        pieces
+    }
+}

@@ -7,6 +7,7 @@
 //! GET  /v1/status                          live figures
 //! GET  /metrics                            the same as Prometheus text
 //! /v1/queue…                               the outbox, see `queue`
+//! POST /v1/settings/reset                  remote settings out of force and forgotten
 //! GET  /healthz                            the process is alive, and what is wrong with the device
 //! /v2/…                                    Open Inference Protocol, see `open_inference`
 //! ```
@@ -16,10 +17,13 @@
 mod body;
 mod error;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod headers;
 mod listen;
 mod queue;
 mod repeats;
 mod samples;
+mod settings;
 mod stream;
 #[cfg(test)]
 pub(super) mod tests;
@@ -81,6 +85,7 @@ pub(super) fn routes<I: Intake>(
         .route("/metrics", get(metrics::<I>))
         .route("/healthz", get(health::<I>))
         .merge(queue::routes::<I>())
+        .route("/v1/settings/reset", post(settings::reset::<I>))
         .merge(open_inference::routes::<I>())
         .fallback(async || HttpError::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
         .method_not_allowed_fallback(method_not_allowed)

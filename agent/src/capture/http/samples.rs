@@ -29,7 +29,7 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
 /// The longest `ref`.
 const REFERENCE_BYTES_MAX: usize = 256;
 
-const METADATA_HEADER: &str = "x-hedge-metadata";
+pub(super) const METADATA_HEADER: &str = "x-hedge-metadata";
 
 /// One `[[source]]` with `kind = "http"`.
 pub(super) struct HttpSource {
@@ -155,7 +155,7 @@ fn too_slow() -> HttpError {
 }
 
 /// Reads `X-Hedge-Metadata: {"line": "3", …}`.
-fn metadata(headers: &HeaderMap) -> Result<Metadata, HttpError> {
+pub(super) fn metadata(headers: &HeaderMap) -> Result<Metadata, HttpError> {
     let Some(value) = headers.get(METADATA_HEADER) else { return Ok(Metadata::new()) };
     let bytes = value.as_bytes();
     if bytes.len() > METADATA_BYTES_MAX {

@@ -4,6 +4,8 @@
 //! JSON, and the binary tensor extension that tritonclient uses by default. One input, one output, FP32.
 
 mod request;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod requests;
 mod response;
 #[cfg(test)]
 mod tests;

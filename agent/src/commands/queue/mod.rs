@@ -1,7 +1,7 @@
 //! `hedge-agent queue`: the outbox seen and mended by hand, on a running agent or a stopped one.
 
 mod export;
-mod reach;
+pub(super) mod reach;
 mod text;
 
 use std::io::Write as _;

@@ -98,7 +98,7 @@ pub(super) async fn check(config: &Config) -> anyhow::Result<CheckReport> {
     Ok(found.map_err(|error| cannot_open(config, error))?.into())
 }
 
-async fn running(config: &Config) -> Option<Client> {
+pub(in crate::commands) async fn running(config: &Config) -> Option<Client> {
     for listen in &config.http.listen {
         if let Ok(client) = Client::connect(listen).await {
             return Some(client);
@@ -107,7 +107,7 @@ async fn running(config: &Config) -> Option<Client> {
     None
 }
 
-fn outbox_dir(config: &Config) -> anyhow::Result<std::path::PathBuf> {
+pub(in crate::commands) fn outbox_dir(config: &Config) -> anyhow::Result<std::path::PathBuf> {
     let dir = config.state_dir.join("outbox");
     match dir.try_exists() {
         Ok(true) => Ok(dir),
@@ -120,19 +120,19 @@ fn outbox_dir(config: &Config) -> anyhow::Result<std::path::PathBuf> {
 }
 
 /// Files made by somebody else, root included, would keep the agent from starting.
-fn check_owner(dir: &Path) -> anyhow::Result<()> {
+pub(in crate::commands) fn check_owner(dir: &Path) -> anyhow::Result<()> {
     let owner = std::fs::metadata(dir).with_context(|| format!("cannot look at {}", dir.display()))?.uid();
     let me = rustix::process::geteuid().as_raw();
     if owner != me {
         bail!(
             "the agent does not run, and its outbox belongs to user {owner}, not to you ({me}): run this as that user, \
-             for example with `sudo -u '#{owner}' hedge-agent queue …`"
+             for example with `sudo -u '#{owner}' hedge-agent …`"
         );
     }
     Ok(())
 }
 
-fn cannot_open(config: &Config, error: OpenError) -> anyhow::Error {
+pub(in crate::commands) fn cannot_open(config: &Config, error: OpenError) -> anyhow::Error {
     if !matches!(error, OpenError::InUse(_)) {
         return error.into();
     }

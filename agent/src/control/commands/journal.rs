@@ -167,6 +167,19 @@ fn read(line: &[u8]) -> Option<Record> {
     (crc == crc32c::crc32c(json)).then(|| serde_json::from_slice(json).ok())?
 }
 
+/// Any bytes as a line of the journal.
+#[cfg(any(test, fuzzing))]
+pub fn journal(bytes: &[u8]) {
+    let sealed = [format!("[\"{:08x}\",", crc32c::crc32c(bytes)).as_bytes(), bytes, b"]"].concat();
+    for text in [bytes, &sealed] {
+        if let Some(record) = read(text) {
+            let written = line(&record);
+            let again = read(written.strip_suffix(b"\n").unwrap_or(&written));
+            assert_eq!(again, Some(record), "it does not read back");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

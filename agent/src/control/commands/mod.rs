@@ -9,6 +9,11 @@ mod replies;
 #[cfg(test)]
 mod tests;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod lines {
+    pub use super::journal::journal;
+}
+
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

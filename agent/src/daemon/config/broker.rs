@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hedge_core::identity::NamedBy;
+use hedge_core::link::RECOVERY_AFTER;
 use hedge_proto::{Name, Topics};
 use serde::Deserialize;
 use serde::de::Error as _;
 
-use super::Problem;
+use super::{Problem, Seconds};
 
 /// Where the broker is and how the device shows who it is.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -40,6 +42,8 @@ pub struct BrokerConfig {
     pub credentials: Option<Name>,
     /// Where to go when this broker is away for long. Not settable remotely.
     pub recovery: Option<Box<BrokerConfig>>,
+    /// Without a connection for so long, the recovery broker is dialled, too.
+    pub recovery_after_s: Option<Seconds>,
 }
 
 /// `[credentials.NAME]`: how the device shows who it is, under a name that remote settings may use.
@@ -54,6 +58,13 @@ pub struct CredentialsConfig {
 }
 
 impl BrokerConfig {
+    /// How long the usual broker may be away; `None` if there is no other.
+    #[must_use]
+    pub fn recovery_after(&self) -> Option<Duration> {
+        let after = self.recovery_after_s.map_or(RECOVERY_AFTER, Seconds::duration);
+        self.recovery.as_ref().map(|_| after)
+    }
+
     /// Puts named credentials in their place.
     pub(super) fn resolve(&mut self, known: &BTreeMap<Name, CredentialsConfig>) -> Result<(), Problem> {
         if let Some(name) = &self.credentials {
@@ -69,6 +80,10 @@ impl BrokerConfig {
         match &mut self.recovery {
             Some(recovery) if recovery.recovery.is_some() => {
                 let message = "a recovery broker has no recovery broker".to_owned();
+                Err(Problem { field: vec!["broker".to_owned(), "recovery".to_owned()], span: None, message })
+            }
+            Some(recovery) if recovery.recovery_after_s.is_some() => {
+                let message = "recovery_after_s belongs to [broker], not to [broker.recovery]".to_owned();
                 Err(Problem { field: vec!["broker".to_owned(), "recovery".to_owned()], span: None, message })
             }
             Some(recovery) => recovery.resolve(known),

@@ -12,6 +12,7 @@ mod link;
 mod outbox;
 mod overrides;
 mod payloads;
+mod settings;
 mod source;
 mod states;
 mod threshold;
@@ -40,6 +41,7 @@ pub use self::kept::Starting;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 pub use self::outbox::{OutboxConfig, WhenFullName};
 pub use self::payloads::{PayloadsConfig, PayloadsUrl};
+pub use self::settings::{Seconds, SettingsConfig};
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
 pub use self::states::{StateConfig, StatesConfig};
 pub use self::threshold::ThresholdConfig;
@@ -79,6 +81,7 @@ pub struct Config {
     /// Without it Home Assistant is not told of the device.
     pub home_assistant: Option<HomeAssistantConfig>,
     pub telemetry: TelemetryConfig,
+    pub settings: SettingsConfig,
     #[serde(rename = "model")]
     pub models: Vec<ModelConfig>,
     #[serde(rename = "source")]
@@ -102,6 +105,7 @@ impl Default for Config {
             verdicts: VerdictsConfig::default(),
             home_assistant: None,
             telemetry: TelemetryConfig::default(),
+            settings: SettingsConfig::default(),
             models: Vec::new(),
             sources: Vec::new(),
         }
@@ -261,6 +265,8 @@ impl Config {
         keep("broker", self.broker.is_some() != before.broker.is_some());
         let fixed = |config: &Self| config.broker.as_ref().map(|broker| (broker.prefix.clone(), broker.identity));
         keep("broker.prefix and broker.identity", self.broker.is_some() && fixed(&self) != fixed(before));
+        let recovers = |config: &Self| config.broker.as_ref().and_then(BrokerConfig::recovery_after);
+        keep("broker.recovery_after_s", recovers(&self) != recovers(before));
         keep("payloads", self.payloads != before.payloads);
         let on_disk = |config: &Self| OutboxConfig { store_wait_ms: 0, ..config.outbox.clone() };
         keep("enrolment", self.enrolment != before.enrolment);

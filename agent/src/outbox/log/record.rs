@@ -82,7 +82,7 @@ pub(crate) struct Seal {
 }
 
 impl Seal {
-    fn crc(self, head: &[u8]) -> u32 {
+    pub(crate) fn crc(self, head: &[u8]) -> u32 {
         let crc = crc32c::crc32c(&self.salt.to_le_bytes());
         crc32c::crc32c_append(crc32c::crc32c_append(crc, &self.offset.to_le_bytes()), head)
     }

@@ -1,0 +1,84 @@
+//! Every decoder as a function of any bytes: what `fuzz/` runs for hours and a test replays in a moment.
+//!
+//! Each panics if a promise about what it read is broken. Only tests and fuzzing have this module.
+
+#[cfg(test)]
+mod tests;
+
+use hedge_core::clock::Moment;
+use hedge_core::control::commands::{Arrived, Book};
+use hedge_inference::bundle::Manifest;
+use hedge_proto::{
+    Case, CaseMessage, CloudStatus, DOCUMENT_BYTES_MAX, DeviceId, DeviceStatus, DownMessage, MESSAGE_BYTES_MAX, Reply,
+    Reported, Telemetry, Topics, from_cbor, from_json, to_cbor, to_json,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use crate::capture::command::splitting::{length_delimited, mjpeg};
+pub use crate::capture::http::headers::http_sample;
+pub use crate::capture::open_inference::requests::open_inference;
+pub use crate::control::commands::lines::journal;
+pub use crate::control::desired::documents::desired;
+pub use crate::outbox::records::{log, queue_index};
+
+/// `down/command`: the message, its order, and whether it runs.
+pub fn command(bytes: &[u8]) {
+    let (Ok(device), Ok(topics)) = (DeviceId::new("device-1"), Topics::new("")) else { return };
+    let correlation = bytes.get(..7);
+    let arrived = Arrived { payload: bytes, correlation, ..Arrived::default() };
+    let mut book = Book::new(device, topics);
+    let first = book.admit(Moment(0), Some(1 << 40), &arrived);
+    if let hedge_core::control::commands::Admission::Begin { intent, .. } = first {
+        book.begin(intent);
+        let again = book.admit(Moment(60_000), Some(1 << 40), &arrived);
+        assert!(matches!(again, hedge_core::control::commands::Admission::Ignore(_)), "it begins twice: {again:?}");
+    }
+}
+
+/// `down/verdict`.
+pub fn verdict(bytes: &[u8]) {
+    cbor::<DownMessage>(bytes);
+}
+
+/// `up/case`, and a case's header as the outbox keeps it.
+pub fn case(bytes: &[u8]) {
+    cbor::<CaseMessage>(bytes);
+    cbor::<Case>(bytes);
+}
+
+/// What device and cloud say of themselves, and the device's state file.
+pub fn documents(bytes: &[u8]) {
+    json::<CloudStatus>(bytes);
+    json::<DeviceStatus>(bytes);
+    json::<Reported>(bytes);
+    json::<Reply>(bytes);
+    json::<Telemetry>(bytes);
+    json::<crate::state::State>(bytes);
+    json::<crate::control::audit::Line>(bytes);
+}
+
+/// `manifest.toml` of a model bundle.
+pub fn manifest(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Err(error) = toml::from_str::<Manifest>(text) {
+        assert!(!error.message().is_empty());
+    }
+}
+
+/// What was read is what would be written.
+fn cbor<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
+    if let Ok(read) = from_cbor::<T>(bytes, MESSAGE_BYTES_MAX) {
+        let written = to_cbor(&read);
+        let again = from_cbor::<T>(&written, MESSAGE_BYTES_MAX).map(|again| to_cbor(&again));
+        assert_eq!(again, Ok(written), "it does not read back");
+    }
+}
+
+fn json<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
+    if let Ok(read) = from_json::<T>(bytes, DOCUMENT_BYTES_MAX) {
+        let written = to_json(&read);
+        let again = from_json::<T>(&written, usize::MAX).map(|again| to_json(&again));
+        assert_eq!(again, Ok(written), "it does not read back");
+    }
+}
