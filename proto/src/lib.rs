@@ -47,7 +47,7 @@ pub use settings::{
     PayloadSettings, RegionSettings, Settings, SilentStateSettings, SinkSettings, SinkWants, SourceSettings,
     StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings,
 };
-pub use share::{NotAShare, Share};
+pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use status::{
     BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, LatencyFigures, LinkState,
     QueueFigures, SampleFigures, Telemetry, Throttling,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
 use crate::{MESSAGE_BYTES_MAX, VERSION_MAX};
-use crate::{Metadata, Name, Share};
+use crate::{Metadata, Name, Share, Weight};
 
 /// The remotely settable part of a device's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -272,6 +272,9 @@ pub struct ThresholdSettings {
     /// `score_min` for answers that name this class, by its label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<BTreeMap<String, Option<Share>>>,
+    /// What a case about this class is worth beside others, by its label: cases are sent and kept by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<BTreeMap<String, Option<Weight>>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -179,6 +179,12 @@ impl AgentConfig {
         self.dir.join("agent.toml")
     }
 
+    /// Where its HTTP interface is.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.http
+    }
+
     /// The agent's folder: configuration, state, logs, answers.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -141,12 +141,7 @@ impl Program {
 
     /// The processor time it has used since its start.
     pub fn cpu(&self) -> Result<Duration> {
-        let id = self.id().with_context(|| format!("{} is not running", self.recipe.name))?;
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
-        // The name in the second field may hold anything; the fields behind it are counted from its end.
-        let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ')).context("no stat of a process")?;
-        let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap_or(0)).sum();
-        Ok(Duration::from_millis(ticks * TICK_MS))
+        cpu(self.id().with_context(|| format!("{} is not running", self.recipe.name))?)
     }
 
     /// An error with the end of its log, if it has ended by itself.
@@ -218,6 +213,15 @@ impl Program {
         let id = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process id is a positive number")?;
         Ok(kill_process(id, signal)?)
     }
+}
+
+/// The processor time a process has used since its start.
+pub fn cpu(id: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // The name in the second field may hold anything; the fields behind it are counted from its end.
+    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ')).context("no stat of a process")?;
+    let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap_or(0)).sum();
+    Ok(Duration::from_millis(ticks * TICK_MS))
 }
 
 impl Drop for Program {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{build, command, onnxruntime};
+use crate::{build, command, onnxruntime, package};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -19,19 +19,26 @@ enum Name {
     Outbox,
     /// Cases per second from a full queue into the cloud's records, beside the broker alone.
     Drain,
+    /// Memory, start, processor, wakes and writes of the agent, and the size of program and package.
+    Footprint,
     /// Bytes a day of an idle, connected device.
     LinkIdle,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let (package, name) = match arguments.name {
+    let (of, name) = match arguments.name {
         Name::Outbox => ("hedge-agent", "outbox"),
         Name::Drain => ("hedge-tests", "drain"),
+        Name::Footprint => ("hedge-tests", "footprint"),
         Name::LinkIdle => ("hedge-tests", "link_idle"),
     };
-    let mut bench = command::cargo(&["bench", "--quiet", "--package", package, "--bench", name, "--"]);
-    if package == "hedge-tests" {
-        bench.env("ORT_DYLIB_PATH", onnxruntime::library()?).env("HEDGETEST_PROGRAMS", build::released_programs()?);
+    let programs = if of == "hedge-tests" { Some(build::released_programs()?) } else { None };
+    let mut bench = command::cargo(&["bench", "--quiet", "--package", of, "--bench", name, "--"]);
+    if let Some(programs) = &programs {
+        bench.env("ORT_DYLIB_PATH", onnxruntime::library()?).env("HEDGETEST_PROGRAMS", programs);
+        if let Name::Footprint = arguments.name {
+            bench.arg("--package").arg(package::agent(programs)?);
+        }
     }
     command::run(bench.args(&arguments.arguments))
 }

@@ -26,6 +26,11 @@ pub(crate) fn programs_and_tests() -> Result<PathBuf> {
     build(&["--workspace", "--exclude", "xtask", "--lib", "--bins", "--tests", "--example", "manual"])
 }
 
+/// What writes the manual pages, alone.
+pub(crate) fn manual_writer() -> Result<PathBuf> {
+    build(&["--package", "hedge-tests", "--example", "manual"])
+}
+
 fn build(what: &[&str]) -> Result<PathBuf> {
     command::run_aside(command::cargo(&["build"]).args(what))?;
     let exe = std::env::current_exe().context("cannot tell where this program lies")?;

@@ -13,7 +13,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 pub use hedge_proto::Reason;
-use hedge_proto::{Explanation, Outcome, Share, ThresholdMode};
+use hedge_proto::{Explanation, Outcome, Share, ThresholdMode, Weight};
 
 /// How a model's raw output is to be read.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -213,6 +213,8 @@ pub struct Thresholds {
     pub all: Threshold,
     /// By class.
     pub classes: BTreeMap<usize, Share>,
+    /// What a case is worth, by the class that the answer names; 1 for all others.
+    pub weights: BTreeMap<usize, Weight>,
     /// How strict all of them are taken now.
     pub scale: ThresholdScale,
 }
@@ -234,7 +236,7 @@ impl Thresholds {
 
 impl From<Threshold> for Thresholds {
     fn from(all: Threshold) -> Self {
-        Self { all, classes: BTreeMap::new(), scale: ThresholdScale::ONE }
+        Self { all, classes: BTreeMap::new(), weights: BTreeMap::new(), scale: ThresholdScale::ONE }
     }
 }
 
@@ -281,6 +283,7 @@ pub struct Judgement {
     pub margin: f32,
     pub entropy: f32,
     pub threshold: Threshold,
+    pub weight: Weight,
 }
 
 /// Decides on one answer of the local model.
@@ -304,17 +307,18 @@ pub fn judge(scores: &Scores, thresholds: &Thresholds) -> Judgement {
     } else {
         Decision::Keep { best }
     };
-    Judgement { decision, margin, entropy, threshold }
+    let weight = thresholds.weights.get(&best.class).copied().unwrap_or(Weight::ONE);
+    Judgement { decision, margin, entropy, threshold, weight }
 }
 
 impl Judgement {
     /// How much a second opinion is expected to help: how far the best score is below the threshold, from
-    /// just above 0 to 1. Cases are sent and evicted by it.
+    /// just above 0 to 1, times the weight of its class. Cases are sent and evicted by it.
     #[must_use]
     pub fn priority(&self) -> f32 {
         let (Decision::Keep { best } | Decision::Defer { best, .. }) = self.decision;
-        let below = (self.threshold.score_min - best.score) / self.threshold.score_min.max(PRIORITY_MIN);
-        below.clamp(PRIORITY_MIN, 1.0)
+        let below = (self.threshold.score_min - best.score) / self.threshold.score_min.max(BELOW_MIN);
+        below.clamp(BELOW_MIN, 1.0) * self.weight.value()
     }
 
     /// The decision in numbers and one sentence.
@@ -369,7 +373,10 @@ pub fn explain_unusable(error: &UnusableOutput, threshold: &Threshold) -> Explan
 }
 
 /// A priority is never 0, because its logarithm is the sort key.
-pub const PRIORITY_MIN: f32 = 1e-3;
+const BELOW_MIN: f32 = 1e-3;
+
+/// All priorities lie from the first to the second.
+pub const PRIORITY_RANGE: (f32, f32) = (BELOW_MIN * Weight::MIN.value(), Weight::MAX.value());
 
 #[cfg(test)]
 mod tests {
@@ -401,7 +408,7 @@ mod tests {
     fn a_class_with_a_limit_of_its_own_is_judged_by_it() {
         let share = |value| Share::new(value).expect("valid");
         let classes = [(0, share(0.95)), (1, share(0.1))].into();
-        let thresholds = Thresholds { all: threshold(0.5, 0.0, 1.0), classes, scale: ThresholdScale::ONE };
+        let thresholds = Thresholds { classes, ..threshold(0.5, 0.0, 1.0).into() };
         let outcome = |probabilities: &[f32]| {
             let scores = Scores::read(probabilities, OutputKind::Probabilities).expect("usable");
             judge(&scores, &thresholds).explain()
@@ -410,6 +417,20 @@ mod tests {
         assert_eq!(outcome(&[0.9, 0.05, 0.05]).threshold, 0.95);
         assert_eq!(outcome(&[0.3, 0.4, 0.3]).reason, None);
         assert_eq!(outcome(&[0.3, 0.3, 0.4]).reason, Some(Reason::LowScore));
+    }
+
+    #[test]
+    fn a_class_that_is_worth_more_goes_first_also_when_it_is_less_in_doubt() {
+        let weights = [(0, Weight::new(10.0).expect("valid"))].into();
+        let thresholds = Thresholds { weights, ..threshold(0.9, 0.0, 1.0).into() };
+        let priority = |probabilities: &[f32]| {
+            let scores = Scores::read(probabilities, OutputKind::Probabilities).expect("usable");
+            judge(&scores, &thresholds).priority()
+        };
+        assert!(priority(&[0.8, 0.2]) > priority(&[0.4, 0.6]));
+        assert!(priority(&[0.7, 0.3]) > priority(&[0.8, 0.2]));
+        let (least, most) = PRIORITY_RANGE;
+        assert!((least..=most).contains(&priority(&[0.89, 0.11])) && (least..=most).contains(&priority(&[0.0, 1.0])));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use core::time::Duration;
 
 use crate::clock::Moment;
-use crate::judge::PRIORITY_MIN;
+use crate::judge::PRIORITY_RANGE;
 
 /// In this time a waiting case loses a factor e of its worth: after half a day a sure-to-help case (1.0)
 /// ranks with a fresh one of 0.14.
@@ -17,7 +17,8 @@ pub const FADE: Duration = Duration::from_secs(6 * 3600);
 /// The place of a case in the outbox: greater is sent earlier and evicted later.
 #[must_use]
 pub fn sort_key(priority: f32, stored_at: Moment) -> f64 {
-    let priority = f64::from(priority.clamp(PRIORITY_MIN, 1.0));
+    let (least, most) = PRIORITY_RANGE;
+    let priority = f64::from(priority.clamp(least, most));
     libm::log(priority) + stored_at.since(Moment(0)).as_secs_f64() / FADE.as_secs_f64()
 }
 

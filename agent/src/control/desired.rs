@@ -66,11 +66,12 @@ impl<L: Fn(&Name) -> Option<Arc<[String]>>> Device<'_, L> {
         for model in &config.models {
             // A model that is not loaded yet takes any label.
             let Some(labels) = (self.labels)(&model.name) else { continue };
-            let unknown = model.threshold.classes().keys().filter(|label| !labels.contains(*label));
-            errors.extend(unknown.map(|label| {
-                let field = format!("model.{}.threshold.classes.{label}", model.name);
-                FieldError::new(field, "the model has no such label")
-            }));
+            let classes = model.threshold.classes().keys().map(|label| ("classes", label));
+            let weights = model.threshold.weights().keys().map(|label| ("weights", label));
+            for (list, label) in classes.chain(weights).filter(|(_, label)| !labels.contains(*label)) {
+                let field = format!("model.{}.threshold.{list}.{label}", model.name);
+                errors.push(FieldError::new(field, "the model has no such label"));
+            }
         }
         if errors.is_empty() { Ok(config) } else { Err(errors) }
     }

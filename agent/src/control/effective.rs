@@ -115,13 +115,15 @@ fn broker_settings(config: &BrokerConfig, link: &LinkConfig) -> BrokerSettings {
 /// What the bundle suggests is not known here and left out.
 fn threshold(config: &ThresholdConfig) -> ThresholdSettings {
     let share = |value: Option<f32>| value.and_then(|value| Share::new(value).ok());
-    let classes = config.classes();
+    let (classes, weights) = (config.classes(), config.weights());
     ThresholdSettings {
         score_min: share(config.score_min()),
         margin_min: share(config.margin_min()),
         entropy_max: share(config.entropy_max()),
         classes: (!classes.is_empty())
             .then(|| classes.iter().map(|(label, share)| (label.clone(), Some(*share))).collect()),
+        weights: (!weights.is_empty())
+            .then(|| weights.iter().map(|(label, weight)| (label.clone(), Some(*weight))).collect()),
     }
 }
 

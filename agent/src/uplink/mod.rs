@@ -406,7 +406,7 @@ impl Shared {
                 Err(PublishError::Nobody)
             }
             Ok(_) => {
-                if let Some(carried) = debt.carried() {
+                if let Some(carried) = debt.paid() {
                     *self.carried.lock().unwrap_or_else(PoisonError::into_inner) = Some(carried);
                 }
                 Ok(())

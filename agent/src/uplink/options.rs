@@ -37,6 +37,11 @@ const SEND_BUFFER_BYTES: usize = 16 * 1024;
 /// Data unacknowledged by the peer's kernel for so long means a cut link, however busy the sender.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(40);
 
+/// Publishes without their acknowledgement: the window of cases and what else is said at once. The library keeps a
+/// place for each, and by default 65,535 of them: 16 MiB a connection.
+const UNACKNOWLEDGED_MAX: u16 = 64;
+const _: () = assert!(hedge_core::uplink::WINDOW_MAX < UNACKNOWLEDGED_MAX as usize / 2);
+
 /// The version of the library's session model.
 const SESSION_FORMAT: u16 = 1;
 
@@ -84,6 +89,7 @@ pub fn options(
     let keep_alive_s = u16::try_from(keep_alive.as_secs()).unwrap_or(u16::MAX);
     options.set_keep_alive(config.keep_alive_s.unwrap_or(keep_alive_s));
     options.set_connect_timeout(CONNECT_TIMEOUT);
+    options.set_outgoing_inflight_upper_limit(UNACKNOWLEDGED_MAX);
     let meter = meter.clone();
     options.set_socket_connector(move |host, network| {
         let meter = meter.clone();
@@ -240,7 +246,7 @@ impl SessionStore for NothingRemembered {
             client_id: self.client_id.clone(),
             clean_start: false,
             session_expiry_interval: Some(SESSION_EXPIRY_S),
-            outgoing_inflight_upper_limit: None,
+            outgoing_inflight_upper_limit: Some(UNACKNOWLEDGED_MAX),
             ack_mode: rumqttc::PersistedAckMode::Manual,
             last_pkid: 0,
             last_puback: 0,

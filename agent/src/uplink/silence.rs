@@ -1,8 +1,11 @@
 //! Notices that the broker has fallen silent while it owes acknowledgements.
 //!
+//! They come in the order of the publishes, so it is the first of those that the next sign of life waits for.
+//!
 //! On a busy link nothing else shows it: every packet sent puts the keep-alive off, and a middlebox that still
 //! acknowledges keeps TCP content.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +15,10 @@ use tokio::time::Instant;
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// What is on its way takes time by itself: the slowest link that is served has 16 kbit/s.
-const BYTES_PER_S_MIN: u32 = 2_000;
+const BYTES_PER_S_MIN: f64 = 2_000.0;
+
+/// A link may become so much slower than it was a moment ago without counting as broken.
+const SLOWER_MAX: f64 = 8.0;
 
 /// Less than this tells the time of a round trip, not what the link carries.
 const CARRIED_BYTES_MIN: usize = 16 * 1024;
@@ -23,28 +29,35 @@ pub(super) struct Silence(Mutex<Owed>);
 
 #[derive(Debug)]
 struct Owed {
-    publishes: usize,
+    /// The bytes of each publish, by its number.
+    publishes: BTreeMap<u64, usize>,
+    next: u64,
     bytes: usize,
     /// The last sign of life, or when the first of these publishes began.
     since: Instant,
+    /// What the link carried at least when the last publish was acknowledged.
+    bytes_per_s: f64,
 }
 
 impl Silence {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(Owed { publishes: 0, bytes: 0, since: Instant::now() }))
+        let owed = Owed { publishes: BTreeMap::new(), next: 0, bytes: 0, since: Instant::now(), bytes_per_s: 0.0 };
+        Self(Mutex::new(owed))
     }
 
     /// A publish begins; the guard is its end.
     pub(super) fn owed(&self, bytes: usize) -> Debt<'_> {
-        let ahead = self.with(|owed| {
-            if owed.publishes == 0 {
-                owed.since = Instant::now();
+        let since = Instant::now();
+        self.with(|owed| {
+            if owed.publishes.is_empty() {
+                owed.since = since;
             }
-            owed.publishes += 1;
+            let number = owed.next;
+            owed.next += 1;
+            owed.publishes.insert(number, bytes);
             owed.bytes += bytes;
-            owed.bytes
-        });
-        Debt { silence: self, bytes, ahead, since: Instant::now() }
+            Debt { silence: self, number, bytes, ahead: owed.bytes, since }
+        })
     }
 
     /// Something came from the broker.
@@ -56,7 +69,7 @@ impl Silence {
     pub(super) async fn broken(&self) {
         loop {
             let until = self.with(|owed| owed.since + owed.silence_max());
-            if self.with(|owed| owed.publishes > 0) && Instant::now() >= until {
+            if self.with(|owed| !owed.publishes.is_empty()) && Instant::now() >= until {
                 return;
             }
             let look = Instant::now() + Duration::from_secs(1);
@@ -71,19 +84,21 @@ impl Silence {
 
 impl Owed {
     fn silence_max(&self) -> Duration {
-        silence_max(self.bytes)
+        let first = self.publishes.first_key_value().map_or(0, |(_, bytes)| *bytes);
+        silence_max(first, self.bytes_per_s / SLOWER_MAX)
     }
 }
 
-/// How long the other side may be silent while so many bytes are on their way to it.
-pub(super) fn silence_max(bytes: usize) -> Duration {
-    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-    SILENCE_MAX + Duration::from_secs(u64::from(bytes / BYTES_PER_S_MIN))
+/// How long the other side may be silent while so many bytes are on their way to it, if the link carries so many a
+/// second or as few as any link that is served.
+pub(super) fn silence_max(bytes: usize, bytes_per_s: f64) -> Duration {
+    SILENCE_MAX + Duration::from_secs_f64(bytes as f64 / bytes_per_s.max(BYTES_PER_S_MIN))
 }
 
 /// One publish that is not acknowledged yet.
 pub(super) struct Debt<'a> {
     silence: &'a Silence,
+    number: u64,
     bytes: usize,
     /// With what was on its way before it.
     ahead: usize,
@@ -91,17 +106,18 @@ pub(super) struct Debt<'a> {
 }
 
 impl Debt<'_> {
-    /// Bytes per second that the link has carried, now that this is acknowledged; `None` if it was too little to tell.
-    pub(super) fn carried(&self) -> Option<f64> {
-        let enough = self.ahead >= CARRIED_BYTES_MIN;
-        enough.then(|| self.ahead as f64 / self.since.elapsed().as_secs_f64().max(1e-3))
+    /// It is acknowledged. Returns the bytes per second that the link has carried; `None` if it was too little to tell.
+    pub(super) fn paid(&self) -> Option<f64> {
+        let bytes_per_s = self.ahead as f64 / self.since.elapsed().as_secs_f64().max(1e-3);
+        self.silence.with(|owed| owed.bytes_per_s = bytes_per_s);
+        (self.ahead >= CARRIED_BYTES_MIN).then_some(bytes_per_s)
     }
 }
 
 impl Drop for Debt<'_> {
     fn drop(&mut self) {
         self.silence.with(|owed| {
-            owed.publishes -= 1;
+            owed.publishes.remove(&self.number);
             owed.bytes -= self.bytes;
         });
     }
@@ -124,6 +140,28 @@ mod tests {
     async fn an_unanswered_publish_breaks_the_connection_in_time_and_a_large_one_has_longer() {
         assert!(breaks_after(500).await <= Duration::from_secs(32));
         assert!(breaks_after(64 * 1024).await >= Duration::from_secs(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_behind_the_first_publish_gives_no_more_time() {
+        let silence = Silence::new();
+        let _debts: Vec<_> = (0..300).map(|_| silence.owed(1_200)).collect();
+        let start = Instant::now();
+        silence.broken().await;
+        assert!(start.elapsed() <= Duration::from_secs(32));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn on_a_link_known_to_be_fast_a_large_publish_has_little_longer() {
+        let silence = Silence::new();
+        let small = silence.owed(1_200);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(small.paid(), None, "too little to tell");
+        drop(small);
+        let _debt = silence.owed(64 * 1024);
+        let start = Instant::now();
+        silence.broken().await;
+        assert!(start.elapsed() <= Duration::from_secs(36));
     }
 
     #[tokio::test(start_paused = true)]

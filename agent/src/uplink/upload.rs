@@ -190,7 +190,7 @@ impl Connection {
     }
 
     async fn ask(&mut self, request: axum::http::request::Builder, body: Bytes) -> Result<Answer, UploadError> {
-        let wait = silence::silence_max(body.len());
+        let wait = silence::silence_max(body.len(), 0.0);
         let mut request = request.uri(&self.path).body(Body::from(body))?;
         request.headers_mut().extend(self.headers.clone());
         let asked = async {

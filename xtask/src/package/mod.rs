@@ -9,7 +9,7 @@ mod repository;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use hedge_tests::places;
 
@@ -90,6 +90,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     repository::lay_out(&out, arguments.sign.as_deref())?;
     println!("The packages are in {}; the folder as it is can be served as an apt repository", out.display());
     Ok(())
+}
+
+/// The agent's package as it is delivered, from these programs.
+pub(crate) fn agent(programs: &Path) -> Result<PathBuf> {
+    let out = places::root().join("target/footprint");
+    let manual = manual(&crate::build::manual_writer()?)?;
+    let recipe = Recipe { arch: Arch::HERE, revision: 1, programs: programs.into(), manual, quick: false };
+    let made = recipe.build(&["hedge-agent"], &out)?;
+    made.into_iter().next().context("no package was made")
 }
 
 /// Both revisions of the programs and what they need, from programs as the tests build them.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hedge_core::judge::{InvalidSetting, Threshold, ThresholdScale, Thresholds};
-use hedge_proto::Share;
+use hedge_proto::{Share, Weight};
 use serde::Deserialize;
 
 /// What is not given is the bundle's suggestion.
@@ -15,6 +15,8 @@ pub struct ThresholdConfig {
     entropy_max: Option<f32>,
     /// `score_min` for single classes, by label.
     classes: BTreeMap<String, Share>,
+    /// What cases about single classes are worth, by label.
+    weights: BTreeMap<String, Weight>,
 }
 
 #[derive(Deserialize)]
@@ -25,14 +27,16 @@ struct Fields {
     entropy_max: Option<f32>,
     #[serde(default)]
     classes: BTreeMap<String, Share>,
+    #[serde(default)]
+    weights: BTreeMap<String, Weight>,
 }
 
 impl TryFrom<Fields> for ThresholdConfig {
     type Error = String;
 
     fn try_from(fields: Fields) -> Result<Self, String> {
-        let Fields { score_min, margin_min, entropy_max, classes } = fields;
-        let config = Self { score_min, margin_min, entropy_max, classes };
+        let Fields { score_min, margin_min, entropy_max, classes, weights } = fields;
+        let config = Self { score_min, margin_min, entropy_max, classes, weights };
         config.over(None).map_err(|error| error.to_string())?;
         Ok(config)
     }
@@ -45,7 +49,8 @@ impl ThresholdConfig {
         let all = self.over(suggested).ok().flatten()?;
         let class = |label: &String| labels.iter().position(|known| known == label);
         let classes = self.classes.iter().filter_map(|(label, share)| Some((class(label)?, *share))).collect();
-        Some(Thresholds { all, classes, scale: ThresholdScale::ONE })
+        let weights = self.weights.iter().filter_map(|(label, weight)| Some((class(label)?, *weight))).collect();
+        Some(Thresholds { all, classes, weights, scale: ThresholdScale::ONE })
     }
 
     #[must_use]
@@ -66,6 +71,11 @@ impl ThresholdConfig {
     #[must_use]
     pub fn classes(&self) -> &BTreeMap<String, Share> {
         &self.classes
+    }
+
+    #[must_use]
+    pub fn weights(&self) -> &BTreeMap<String, Weight> {
+        &self.weights
     }
 
     fn over(&self, suggested: Option<Threshold>) -> Result<Option<Threshold>, InvalidSetting> {
@@ -100,9 +110,12 @@ mod tests {
 
     #[test]
     fn a_number_out_of_range_is_named() {
-        for (text, part) in
-            [("entropy_max = 7.0", "entropy_max = 7"), ("classes = { cat = 1.5 }", "1.5"), ("scor_min = 1", "scor_min")]
-        {
+        for (text, part) in [
+            ("entropy_max = 7.0", "entropy_max = 7"),
+            ("classes = { cat = 1.5 }", "1.5"),
+            ("weights = { cat = 0 }", "0.01 to 100"),
+            ("scor_min = 1", "scor_min"),
+        ] {
             let error = config(text).expect_err("refused").to_string();
             assert!(error.contains(part), "{error}");
         }

@@ -58,7 +58,7 @@ fn walk(place: Place, found: &mut Vec<Place>) {
         let own = match place.path.last().map(String::as_str) {
             Some("model") => "m.1",
             Some("source") => "porch",
-            Some("classes") => "cat",
+            Some("classes" | "weights") => "cat",
             _ => "note",
         };
         let patterns = schema.get("patternProperties").and_then(Value::as_object).into_iter().flatten();
