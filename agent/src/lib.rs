@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod decoders;
 pub mod faults;
 pub mod figures;
+pub mod home_assistant;
 pub mod identity;
 pub mod inference;
 pub mod metrics;

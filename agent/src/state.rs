@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::ClockMark;
 use crate::control::Remembered;
+use crate::home_assistant::Announced;
 
 /// What the file holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +25,8 @@ pub struct State {
     /// What counts against the ceilings.
     pub spent: Option<Spent>,
     pub settings: Remembered,
+    /// What Home Assistant was told of this device.
+    pub announced: Option<Announced>,
     /// Who the device was when that could be told last.
     pub device: Option<DeviceId>,
     /// How many runs in a row ended in a crash or without memory; see `daemon::last_run`.

@@ -26,6 +26,7 @@ pub struct FieldError {
 /// What is decided on the device alone, by the beginning of its name, and why. `*` is any one name.
 pub const LOCAL_ONLY: &[(&str, &str)] = &[
     ("device", "the device's name is its identity"),
+    ("home_assistant", "topics besides its own are decided on the device"),
     ("state_dir", "it holds what must not be lost"),
     ("http", "who may reach the device's own interface is decided on the device"),
     ("runtime", "a library is code"),

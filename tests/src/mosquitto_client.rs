@@ -29,6 +29,19 @@ pub fn publish(broker: SocketAddr, topic: &str, arguments: &[&str]) -> Result<()
     Ok(())
 }
 
+/// What the broker keeps under a topic, if anything; looked for during a second.
+pub fn kept(broker: SocketAddr, topic: &str) -> Result<Option<String>> {
+    let (host, port) = (broker.ip().to_string(), broker.port().to_string());
+    let heard = Command::new("mosquitto_sub")
+        .args(["-h", &host, "-p", &port, "-C", "1", "-W", "1", "-t", topic])
+        .output()
+        .context("cannot run mosquitto_sub")?;
+    // 27: nothing came in time.
+    ensure!(matches!(heard.status.code(), Some(0 | 27)), "{}", String::from_utf8_lossy(&heard.stderr));
+    let text = String::from_utf8(heard.stdout)?.trim_end().to_owned();
+    Ok(Some(text).filter(|text| !text.is_empty()))
+}
+
 /// A message as `mosquitto_sub` prints it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heard {

@@ -9,82 +9,43 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hedge_proto::{CaseFate, DownMessage, to_cbor};
 use hedge_tests::fashion::Fashion;
-use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::mosquitto_client::publish;
 use hedge_tests::program::{Program, Recipe};
 use hedge_tests::recipes::{Desk, fits, path_with_programs};
-use hedge_tests::{Agent, AgentConfig, Mosquitto, Scene, places, skip};
+use hedge_tests::{Agent, AgentConfig, Mosquitto, Porch, Scene, places, skip};
 
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// The device `porch` of the pages, with a cloud that takes everything for a coat.
-struct Porch {
-    scene: Scene,
-    agent: Agent,
-}
-
-impl Porch {
-    fn start() -> Result<Option<Self>> {
-        Self::start_with(|config| config)
+fn work_through(mut porch: Porch, page: &str) -> Result<()> {
+    let home = porch.scene.dir().join("home");
+    std::fs::create_dir_all(&home)?;
+    let Scene { cloud, setup, mosquitto, fashion, .. } = &mut porch.scene;
+    let broker = mosquitto.as_ref().context("mosquitto")?;
+    let desk = Desk {
+        home,
+        broker,
+        means: vec![
+            ("new-broker.example:1883".into(), broker.address().to_string()),
+            ("broker.example".into(), broker.inside().ip().to_string()),
+        ],
+        environment: vec![
+            ("PATH".into(), path_with_programs()?),
+            ("HEDGE_CONFIG".into(), porch.agent.dir().join("agent.toml").display().to_string()),
+        ],
+    };
+    // The page that tells how to name the broker comes first, as for a reader.
+    if page != "mqtt.md" {
+        desk.begin_with("mqtt.md")?;
     }
-
-    fn start_with(more: impl FnOnce(AgentConfig) -> AgentConfig) -> Result<Option<Self>> {
-        if !skip::has_onnxruntime() || !skip::has_mosquitto() {
-            return Ok(None);
+    desk.work_through(page, |wanted| match wanted {
+        "a dead letter" => {
+            cloud.kill()?;
+            a_dead_letter(broker, fashion, &mut porch.agent)?;
+            cloud.start_again(setup)
         }
-        let scene = Scene::stub(&MosquittoSetup::default())?;
-        let bytes = std::fs::read(places::model("fashion-small").join("golden/test-0.png"))?;
-        let frame = scene.dir().join("frame");
-        std::fs::write(&frame, [&u32::try_from(bytes.len())?.to_be_bytes()[..], &bytes].concat())?;
-        let camera = ["sh".to_owned(), "-c".to_owned(), format!("while cat {}; do sleep 0.2; done", frame.display())];
-        let bundle = places::model("fashion-small");
-        let config = AgentConfig::new(scene.dir(), "porch")
-            .section(&format!("[[model]]\nname = \"photo\"\nbundle = \"{}\"", bundle.display()))
-            .command_source("camera", &camera)
-            // It takes pictures when it is asked to; the first comes at once.
-            .section("interval_ms = 3_600_000")
-            .http_source("pictures")
-            .section("[verdicts.mqtt]\nwanted = \"all\"")
-            .broker(scene.cloud.broker());
-        let mut agent = more(config).start()?;
-        agent.wait_until_online()?;
-        agent.wait_for_status("the first picture is done with", WAIT_MAX, |status| {
-            status.samples.answered > 0 && status.queue.waiting == 0 && status.queue.answered == 0
-        })?;
-        Ok(Some(Self { scene, agent }))
-    }
-
-    fn work_through(mut self, page: &str) -> Result<()> {
-        let home = self.scene.dir().join("home");
-        std::fs::create_dir_all(&home)?;
-        let Scene { cloud, setup, mosquitto, fashion, .. } = &mut self.scene;
-        let broker = mosquitto.as_ref().context("mosquitto")?;
-        let desk = Desk {
-            home,
-            broker,
-            means: vec![
-                ("new-broker.example:1883".into(), broker.address().to_string()),
-                ("broker.example".into(), broker.inside().ip().to_string()),
-            ],
-            environment: vec![
-                ("PATH".into(), path_with_programs()?),
-                ("HEDGE_CONFIG".into(), self.agent.dir().join("agent.toml").display().to_string()),
-            ],
-        };
-        // The page that tells how to name the broker comes first, as for a reader.
-        if page != "mqtt.md" {
-            desk.begin_with("mqtt.md")?;
-        }
-        desk.work_through(page, |wanted| match wanted {
-            "a dead letter" => {
-                cloud.kill()?;
-                a_dead_letter(broker, fashion, &mut self.agent)?;
-                cloud.start_again(setup)
-            }
-            "the device is gone" => self.agent.stop(),
-            unknown => anyhow::bail!("nobody knows how to bring about {unknown}"),
-        })
-    }
+        "the device is gone" => porch.agent.stop(),
+        unknown => anyhow::bail!("nobody knows how to bring about {unknown}"),
+    })
 }
 
 /// A case that a cloud gives up; the real one is away.
@@ -103,17 +64,17 @@ fn a_dead_letter(broker: &Mosquitto, fashion: &Fashion, agent: &mut Agent) -> Re
 
 #[test]
 fn a_device_is_watched_over_mqtt_as_the_page_says() -> Result<()> {
-    Porch::start()?.map_or(Ok(()), |porch| porch.work_through("mqtt.md"))
+    Porch::start()?.map_or(Ok(()), |porch| work_through(porch, "mqtt.md"))
 }
 
 #[test]
 fn settings_are_changed_as_the_page_says() -> Result<()> {
-    Porch::start()?.map_or(Ok(()), |porch| porch.work_through("settings.md"))
+    Porch::start()?.map_or(Ok(()), |porch| work_through(porch, "settings.md"))
 }
 
 #[test]
 fn commands_are_given_as_the_page_says() -> Result<()> {
-    Porch::start()?.map_or(Ok(()), |porch| porch.work_through("commands.md"))
+    Porch::start()?.map_or(Ok(()), |porch| work_through(porch, "commands.md"))
 }
 
 /// The most lines of an example: what is longer is not read.

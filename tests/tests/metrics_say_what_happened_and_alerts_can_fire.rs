@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use hedge_proto::Outcome;
 use hedge_tests::{Scene, Tally, places, scrape, skip, wait};
+use serde_json::{Value, json};
 
 const CORRECTION_WAIT_MAX: Duration = Duration::from_secs(20);
 
@@ -27,6 +28,36 @@ fn promtool_accepts_the_alert_rules() -> Result<()> {
     }
     let rules = places::root().join("docs/alerts.yml");
     let checked = Command::new(places::PROMTOOL).args(["check", "rules"]).arg(rules).output()?;
+    let said = String::from_utf8_lossy(&checked.stdout) + String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success(), "{said}");
+    Ok(())
+}
+
+/// Every query of the example's dashboard, with what Grafana puts in the place of its variables.
+fn dashboard_queries() -> Result<Vec<String>> {
+    let path = places::root().join("examples/grafana/hedge.json");
+    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
+    let panels = dashboard["panels"].as_array().context("panels")?;
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let query =
+        |target: &Value| Some(target["expr"].as_str()?.replace("$__rate_interval", "5m").replace("$device", ".*"));
+    let queries: Vec<String> = targets.filter_map(query).collect();
+    assert!(queries.len() > 10 && queries.iter().all(|query| !query.contains('$')), "{queries:?}");
+    Ok(queries)
+}
+
+#[test]
+fn promtool_accepts_the_queries_of_the_dashboard() -> Result<()> {
+    if !skip::has_promtool() {
+        return Ok(());
+    }
+    let rules = dashboard_queries()?.into_iter().enumerate();
+    let rules: Vec<_> =
+        rules.map(|(number, query)| json!({"record": format!("query:{number}"), "expr": query})).collect();
+    let file = tempfile::NamedTempFile::new()?;
+    // JSON is YAML.
+    std::fs::write(&file, json!({"groups": [{"name": "dashboard", "rules": rules}]}).to_string())?;
+    let checked = Command::new(places::PROMTOOL).args(["check", "rules"]).arg(file.path()).output()?;
     let said = String::from_utf8_lossy(&checked.stdout) + String::from_utf8_lossy(&checked.stderr);
     assert!(checked.status.success(), "{said}");
     Ok(())
@@ -113,6 +144,11 @@ fn both_programs_count_what_happened_and_have_every_figure_that_an_alert_names()
     assert!(wanted.len() > 20, "{wanted:?}");
     for name in wanted.iter().filter(|name| !name.starts_with(OF_BOARDS)) {
         assert!(device.has(name) || cloud.has(name), "an alert names {name}, which neither program has");
+    }
+    for query in dashboard_queries()? {
+        for name in scrape::names_in(&query) {
+            assert!(device.has(&name) || cloud.has(&name), "the dashboard asks for {name}, which neither program has");
+        }
     }
     agent.stop()
 }

@@ -11,6 +11,7 @@ mod check;
 mod command;
 mod demo;
 mod emulate;
+mod node;
 mod onnxruntime;
 mod package;
 mod python;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build, command, onnxruntime, package, python, tree};
+use crate::{build, command, node, onnxruntime, package, python, tree};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -16,6 +16,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let library = onnxruntime::library()?;
     let programs = build::programs_and_tests()?;
     let python = python::interpreter()?;
+    let node_red = node::node_red()?;
     let machine = machine(&programs)?;
     let skipped = tempfile::NamedTempFile::new().context("cannot note skipped tests")?;
 
@@ -41,6 +42,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             .env("HEDGETEST_SKIPPED", skipped.path());
         if let Some(python) = &python {
             command.env("HEDGETEST_PYTHON", python);
+        }
+        if let Some(node_red) = &node_red {
+            command.env("HEDGETEST_NODE_RED", node_red);
         }
         if let Some((tree, packages)) = &machine {
             command.env("HEDGETEST_TREE", tree).env("HEDGETEST_PACKAGES", packages);

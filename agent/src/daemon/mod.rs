@@ -32,6 +32,7 @@ use crate::control::audit::Audit;
 use crate::control::commands::{DeskSetup, DeskTask, Effects};
 use crate::control::{Control, SettingsTask};
 use crate::faults::Part;
+use crate::home_assistant::HomeAssistant;
 use crate::pipeline::Pipeline;
 use crate::uplink::{Uplink, watch_network};
 use crate::verdict::SinkConfigError;
@@ -81,6 +82,10 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
     }
     let mut driving = tokio::spawn(driver.run(events, stop.clone()));
     tokio::spawn(report(pipeline.clone(), uplink.clone(), stop.clone()));
+    if let Some(uplink) = uplink.clone() {
+        let (device, settings, state) = (pipeline.device.clone(), pipeline.settings.clone(), keeper.state.clone());
+        tokio::spawn(HomeAssistant { uplink, device, settings, state }.run(stop.clone()));
+    }
     let in_force = settings.in_force.borrow().clone();
     let outbox = pipeline.outbox.clone();
     tokio::spawn(keeper.clone().run(move || outbox.figures().waiting > 0, stop.clone()));

@@ -172,6 +172,11 @@ impl Uplink {
         self.0.publish_retained(&Topic::UpReported(self.0.setup.device.clone()), to_json(reported)).await
     }
 
+    /// Publishes what other programs are told of this device, retained; done when the broker has it.
+    pub async fn announce(&self, topic: String, payload: Vec<u8>) -> Result<(), PublishError> {
+        self.0.publish_kept_at(topic, payload).await
+    }
+
     /// Publishes these cases whole; the outcome is an event.
     pub fn send(&self, keys: Vec<CaseKey>) {
         let shared = self.0.clone();
@@ -248,7 +253,11 @@ impl Shared {
 
     /// Publishes what is kept for whoever comes; nobody need listen now.
     async fn publish_retained(&self, topic: &Topic, payload: Vec<u8>) -> Result<(), PublishError> {
-        match self.publish(topic, payload, PublishOptions::new(QoS::AtLeastOnce).retained()).await {
+        self.publish_kept_at(self.setup.prefix.text(topic), payload).await
+    }
+
+    async fn publish_kept_at(&self, topic: String, payload: Vec<u8>) -> Result<(), PublishError> {
+        match self.publish_at(topic, payload, PublishOptions::new(QoS::AtLeastOnce).retained()).await {
             Err(PublishError::Nobody) => Ok(()),
             other => other,
         }

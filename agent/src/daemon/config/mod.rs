@@ -6,6 +6,7 @@
 
 mod broker;
 mod file;
+mod home_assistant;
 mod kept;
 mod link;
 mod outbox;
@@ -35,6 +36,7 @@ pub use self::broker::{
     BrokerConfig, BrokerTransport, BrokerUrl, CredentialsConfig, EnrolmentConfig, IdentityFrom, ProxyUrl,
 };
 pub use self::file::ConfigFile;
+pub use self::home_assistant::HomeAssistantConfig;
 pub use self::kept::Starting;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 pub use self::outbox::{OutboxConfig, WhenFullName};
@@ -76,6 +78,8 @@ pub struct Config {
     pub http: HttpConfig,
     pub outbox: OutboxConfig,
     pub verdicts: VerdictsConfig,
+    /// Without it Home Assistant is not told of the device.
+    pub home_assistant: Option<HomeAssistantConfig>,
     pub telemetry: TelemetryConfig,
     pub settings: SettingsConfig,
     #[serde(rename = "model")]
@@ -99,6 +103,7 @@ impl Default for Config {
             http: HttpConfig::default(),
             outbox: OutboxConfig::default(),
             verdicts: VerdictsConfig::default(),
+            home_assistant: None,
             telemetry: TelemetryConfig::default(),
             settings: SettingsConfig::default(),
             models: Vec::new(),
@@ -422,6 +427,7 @@ mod tests {
         check_refused(&format!("{MODEL}threshold = {{ score_min = 1.2 }}\n"), &["agent.toml:4", "score_min = 1.2"]);
         check_refused(&format!("{MODEL}{MODEL}"), &["two models are named `m`"]);
         check_refused("x = [", &["agent.toml:1"]);
+        check_refused("[home_assistant]\ndiscovery_prefix = \"a/#\"\n", &["agent.toml:2", "a/#"]);
         let broker = "[broker]\nurl = \"mqtts://b\"\n[enrolment]\n";
         check_refused(&format!("{broker}url = \"https://c:1\"\n"), &["[enrolment] needs certificate_file"]);
         check_refused(&format!("{broker}url = \"http://c:1\"\n"), &["http://c:1", "https://"]);
