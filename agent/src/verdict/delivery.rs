@@ -15,8 +15,9 @@ use super::{BATCH_MAX, Sink, SinkError};
 use crate::daemon::config::Wanted;
 use crate::outbox::{Entry, State};
 
-/// The first wait after a sink failed; doubles up to [`RETRY_WAIT_MAX`].
-const RETRY_WAIT_MIN: Duration = Duration::from_millis(500);
+/// The first wait after a sink failed; doubles up to [`RETRY_WAIT_MAX`]. Short, because a sink that fails every so often
+/// must still take more than the cloud can answer.
+const RETRY_WAIT_MIN: Duration = Duration::from_millis(100);
 
 /// The longest wait for a sink that fails. One that is back is served within it.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -64,8 +65,10 @@ impl Delivery {
                 }
                 Ok(_) => {}
                 Err(reason) => {
-                    tracing::warn!(sink = self.sink.name(), reason, "corrections wait for their sink");
                     let wait = self.retry_wait;
+                    if wait > RETRY_WAIT_MIN {
+                        tracing::warn!(sink = self.sink.name(), reason, "corrections wait for their sink");
+                    }
                     self.retry_wait = (wait * 2).min(RETRY_WAIT_MAX);
                     return wait;
                 }
