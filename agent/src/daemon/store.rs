@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use hedge_core::budget::Spent;
 use hedge_core::clock::Moment;
 use hedge_proto::DeviceId;
 
@@ -68,7 +69,9 @@ fn try_open(config: &Config) -> Result<(StateFile, Outbox, Clock), Unusable> {
     let dir = &config.state_dir;
     let folder = |error: std::io::Error| Unusable::Folder(error.to_string());
     // Whoever has it is told apart from a folder that cannot be written before anything is.
-    let opened = Outbox::open(&dir.join("outbox"), config.outbox.limits());
+    let outbox_dir = dir.join("outbox");
+    let is_new = !outbox_dir.exists();
+    let opened = Outbox::open(&outbox_dir, config.outbox.limits());
     let (outbox, report) = opened.map_err(|error| match error {
         OpenError::InUse(_) => Unusable::InUse(error.to_string()),
         OpenError::Io { source, .. } => folder(source),
@@ -80,9 +83,16 @@ fn try_open(config: &Config) -> Result<(StateFile, Outbox, Clock), Unusable> {
     {
         return Err(folder(error));
     }
-    let (state, lost) = StateFile::open(dir).map_err(folder)?;
+    let (mut state, lost) = StateFile::open(dir).map_err(folder)?;
     if let Some(lost) = lost {
         tracing::warn!(lost);
+    }
+    // Without its outbox a device has lost no memory of what it spent: it never ran.
+    if is_new
+        && state.state().spent.is_none()
+        && let Err(error) = state.update(|state| state.spent = Some(Spent::default()))
+    {
+        tracing::warn!(%error, "cannot write the state file");
     }
     say_report(&report, dir);
     let clock = Clock::resume(&state.state().clock, report.clock.unwrap_or(Moment(0)));
