@@ -155,7 +155,7 @@ mod tests {
     async fn on_a_link_known_to_be_fast_a_large_publish_has_little_longer() {
         let silence = Silence::new();
         let small = silence.owed(1_200);
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::advance(Duration::from_millis(10)).await;
         assert_eq!(small.paid(), None, "too little to tell");
         drop(small);
         let _debt = silence.owed(64 * 1024);
