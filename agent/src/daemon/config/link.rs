@@ -2,7 +2,6 @@
 
 use hedge_core::budget::Ceilings;
 use hedge_core::link::Profile;
-use hedge_core::policy::Policies;
 use serde::Deserialize;
 
 use super::StatesConfig;
@@ -67,11 +66,6 @@ impl LinkConfig {
             ProfileName::Lan => Profile::LAN,
             ProfileName::Metered => Profile::METERED,
         }
-    }
-
-    #[must_use]
-    pub fn policies(&self) -> Policies {
-        self.states.policies()
     }
 
     #[must_use]
