@@ -25,6 +25,7 @@ fn status(state: DeviceState, connection: u64) -> DeviceStatus {
     DeviceStatus {
         state,
         connection,
+        window_every_s: None,
         version: Some("0.1.0".to_owned()),
         wire: vec![1],
         models,

@@ -39,7 +39,7 @@ function drawNow(d) {
   at("name").replaceChildren(d.device, " ", make("span", `pill ${kindOf(d.state)}`, d.state));
   const queue = t ? t.queue : null;
   const models = d.models.map((m) => `${m.name} ${m.version}`);
-  const link = figure(t && d.state !== "offline" ? t.link.replaceAll("_", " ") : d.state, "link", "");
+  const link = figure(t && !["offline", "resting"].includes(d.state) ? t.link.replaceAll("_", " ") : d.state, "link", "");
   link.querySelector("small").replaceChildren(...deviceLine(d).childNodes);
   const spent = t ? Object.entries(t.budget).filter(([, b]) => b.max && b.spent >= 0.8 * b.max) : [];
   at("now").replaceChildren(

@@ -159,7 +159,7 @@ function drawList(parent, items, key, draw) {
 
 function drawDevices(devices) {
   latest.devices = devices;
-  const order = { degraded: 0, offline: 0, online: 0, unknown: 1 };
+  const order = { degraded: 0, offline: 0, online: 0, resting: 0, unknown: 1 };
   drawList(at("devices"), [...devices].sort((a, b) => order[a.state] - order[b.state]), "device", deviceCard);
 }
 

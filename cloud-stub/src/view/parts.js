@@ -55,8 +55,14 @@ export function figure(value, label, note) {
 
 export const kindOf = (state) => ({ online: "good", degraded: "warn", offline: "bad" }[state] || "quiet");
 
+function until(ms) {
+  const seconds = (ms - (Date.now() - clockOffsetMs)) / 1000;
+  return seconds > 0 ? `; it connects again in ${span(seconds)}` : "; it should connect about now";
+}
+
 export function deviceLine(d) {
   if (d.state === "offline") return make("p", "say", age(d.status_ms, "offline for ", "; it answers on by itself"));
+  if (d.state === "resting") return make("p", "say", age(d.status_ms, "its radio rests since ", ""), until(d.back_ms));
   if (d.state === "unknown") return make("p", "say", "has sent cases, but no status");
   return make("p", "say", d.link_reason || (d.telemetry ? "link is fine" : "no figures from it yet"));
 }

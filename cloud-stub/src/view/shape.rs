@@ -16,7 +16,8 @@ use crate::store::{CaseRow, DeviceRow, Standing, Totals};
 #[derive(Debug, Serialize)]
 pub struct DeviceView {
     pub device: String,
-    /// `online`, `degraded`, `offline`, or `unknown` while it has not said a word about itself.
+    /// `online`, `degraded`, `offline`, `resting` between two windows of its radio, or `unknown` while it has not said
+    /// a word about itself.
     pub state: &'static str,
     /// Its own sentence on its link, from the last telemetry.
     pub link_reason: String,
@@ -28,6 +29,8 @@ pub struct DeviceView {
     pub telemetry: Option<Telemetry>,
     pub telemetry_ms: Option<u64>,
     pub status_ms: Option<u64>,
+    /// When a device that rests its radio connects again.
+    pub back_ms: Option<u64>,
     /// When anything of it last arrived, its will aside.
     pub last_seen_ms: Option<u64>,
     /// Its cases on record here, and what the verdicts said.
@@ -43,9 +46,15 @@ pub struct DeviceView {
     pub events: u64,
 }
 
-impl From<DeviceRow> for DeviceView {
-    fn from(row: DeviceRow) -> Self {
+/// How late a device that rests its radio may be: a dial takes 30 s, and the first may fail.
+const WINDOW_LATE_MS: u64 = 5 * 60 * 1000;
+
+impl DeviceView {
+    pub(super) fn new(row: DeviceRow, now_ms: u64) -> Self {
         let offline = row.status.as_ref().is_some_and(|status| status.state == DeviceState::Offline);
+        let window_every_s = row.status.as_ref().and_then(|status| status.window_every_s);
+        let back_ms = row.status_ms.zip(window_every_s).map(|(at, every_s)| at + u64::from(every_s) * 1000);
+        let resting = back_ms.is_some_and(|at| now_ms <= at + WINDOW_LATE_MS);
         let told = [row.telemetry_ms, row.case_ms, row.status_ms.filter(|_| !offline)];
         let (connection, version, models) = match row.status {
             Some(status) => (Some(status.connection), status.version, status.models),
@@ -57,6 +66,7 @@ impl From<DeviceRow> for DeviceView {
             .is_some_and(|telemetry| matches!(telemetry.link, LinkState::Degraded | LinkState::OverBudget));
         let state = match (connection, offline, degraded) {
             (None, ..) => "unknown",
+            (_, true, _) if resting => "resting",
             (_, true, _) => "offline",
             (_, false, true) => "degraded",
             (_, false, false) => "online",
@@ -71,6 +81,7 @@ impl From<DeviceRow> for DeviceView {
             telemetry: row.telemetry,
             telemetry_ms: row.telemetry_ms,
             status_ms: row.status_ms,
+            back_ms: back_ms.filter(|_| state == "resting"),
             last_seen_ms: told.into_iter().flatten().max(),
             cases: row.cases,
             agreed: row.agreed,
