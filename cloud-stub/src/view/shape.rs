@@ -225,3 +225,31 @@ pub(super) fn picture_type(content_type: &str) -> Option<&'static str> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hedge_proto::DeviceStatus;
+
+    #[test]
+    fn a_device_that_rests_its_radio_is_resting_until_it_is_late() {
+        let view = |window_every_s: Option<u32>, now_ms: u64| {
+            let status = DeviceStatus {
+                state: DeviceState::Offline,
+                connection: 1,
+                window_every_s,
+                version: None,
+                wire: Vec::new(),
+                models: Vec::new(),
+                faults: Default::default(),
+            };
+            let row = DeviceRow { status: Some(status), status_ms: Some(1_000), ..DeviceRow::default() };
+            let view = DeviceView::new(row, now_ms);
+            (view.state, view.back_ms)
+        };
+        assert_eq!(view(None, 2_000), ("offline", None));
+        assert_eq!(view(Some(3600), 2_000), ("resting", Some(3_601_000)));
+        assert_eq!(view(Some(3600), 3_601_000 + WINDOW_LATE_MS), ("resting", Some(3_601_000)));
+        assert_eq!(view(Some(3600), 3_601_001 + WINDOW_LATE_MS), ("offline", None));
+    }
+}
