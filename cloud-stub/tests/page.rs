@@ -78,6 +78,19 @@ async fn an_offline_older_than_the_last_online_is_ignored() {
 }
 
 #[tokio::test]
+async fn what_is_wrong_with_a_device_is_shown_until_it_is_well_again() {
+    let dir = TempDir::new().expect("a directory");
+    let (cloud, device) = cloud_and_device(&dir).await;
+    let topic = Topic::UpStatus(device.name.clone());
+    let faults = [("disk".to_owned(), "it is mounted read-only".to_owned())].into();
+    let ill = DeviceStatus { faults, ..status(DeviceState::Online, 5) };
+    device.publish(&topic, to_json(&ill), true).await;
+    device_becomes(&cloud, "faults", json!({"disk": "it is mounted read-only"})).await;
+    device.publish(&topic, to_json(&status(DeviceState::Online, 5)), true).await;
+    device_becomes(&cloud, "faults", json!({})).await;
+}
+
+#[tokio::test]
 async fn a_case_is_shown_with_both_answers_and_its_payload() {
     let dir = TempDir::new().expect("a directory");
     let (cloud, device) = cloud_and_device(&dir).await;

@@ -3,7 +3,7 @@
 //! All times are milliseconds since 1970 UTC by this machine's clock, unless they say otherwise.
 
 use hedge_proto::{
-    Authority, CaseId, DeviceState, LabelScore, LinkState, Metadata, ModelRef, Reason, TaskResult, Telemetry,
+    Authority, CaseId, DeviceState, Faults, LabelScore, LinkState, Metadata, ModelRef, Reason, TaskResult, Telemetry,
     ThresholdMode,
 };
 use serde::Serialize;
@@ -25,6 +25,8 @@ pub struct DeviceView {
     pub connection: Option<u64>,
     pub version: Option<String>,
     pub models: Vec<ModelRef>,
+    /// What is wrong with it, by the part it concerns, as its status says.
+    pub faults: Faults,
     /// The device's own figures, as of `telemetry_ms`.
     pub telemetry: Option<Telemetry>,
     pub telemetry_ms: Option<u64>,
@@ -56,9 +58,9 @@ impl DeviceView {
         let back_ms = row.status_ms.zip(window_every_s).map(|(at, every_s)| at + u64::from(every_s) * 1000);
         let resting = back_ms.is_some_and(|at| now_ms <= at + WINDOW_LATE_MS);
         let told = [row.telemetry_ms, row.case_ms, row.status_ms.filter(|_| !offline)];
-        let (connection, version, models) = match row.status {
-            Some(status) => (Some(status.connection), status.version, status.models),
-            None => (None, None, Vec::new()),
+        let (connection, version, models, faults) = match row.status {
+            Some(status) => (Some(status.connection), status.version, status.models, status.faults),
+            None => (None, None, Vec::new(), Faults::new()),
         };
         let degraded = row
             .telemetry
@@ -78,6 +80,7 @@ impl DeviceView {
             connection,
             version,
             models,
+            faults,
             telemetry: row.telemetry,
             telemetry_ms: row.telemetry_ms,
             status_ms: row.status_ms,
