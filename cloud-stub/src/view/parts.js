@@ -75,7 +75,7 @@ function until(ms) {
 
 export function deviceLine(d) {
   if (d.state === "offline") return make("p", "say", age(d.status_ms, "offline for ", "; it answers on by itself"));
-  if (d.state === "resting") return make("p", "say", age(d.status_ms, "its radio rests since ", ""), until(d.back_ms));
+  if (d.state === "resting") return make("p", "say", age(d.status_ms, "its radio has rested for ", ""), until(d.back_ms));
   if (d.state === "unknown") return make("p", "say", "has sent cases, but no status");
   return make("p", "say", d.link_reason || (d.telemetry ? "link is fine" : "no figures from it yet"));
 }
