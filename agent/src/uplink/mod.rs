@@ -18,6 +18,8 @@ use bytes::Bytes;
 use hedge_core::control::commands::ReplyTo;
 use hedge_core::engine::Event;
 use hedge_core::link::Way;
+use hedge_core::policy::Payload;
+use hedge_core::privacy::{Ceiling, Treatment};
 use hedge_core::uplink::{Publish, Travel, travel};
 use hedge_proto::{
     Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Reply, Reported,
@@ -42,6 +44,7 @@ use crate::control::{Control, InForce};
 use crate::daemon::config::{PayloadsConfig, ProbeConfig};
 use crate::faults::Faults;
 use crate::outbox::{Outbox, Progress, StoreError};
+use crate::privacy::{Reducer, SentPayload};
 use crate::state::StateFile;
 use crate::verdict::Verdicts;
 
@@ -68,6 +71,8 @@ pub struct UplinkSetup {
     pub probe: Option<ProbeConfig>,
     /// Where large payloads go.
     pub payloads: Option<PayloadsConfig>,
+    /// Holds what was stored to the ceiling of the moment it is sent.
+    pub reducer: Reducer,
     pub meter: Meter,
     pub device: DeviceId,
     pub outbox: Outbox,
@@ -288,9 +293,10 @@ impl Shared {
 
     /// Publishes cases in one message, and tells the engine what became of each.
     async fn send_cases(&self, keys: Vec<CaseKey>) {
+        let ceiling = self.ceiling();
         let mut cases = Vec::with_capacity(keys.len());
         for key in keys {
-            match self.load_case(key).await {
+            match self.load_case(key, ceiling).await {
                 Ok(Some(case)) => cases.push(case),
                 Ok(None) => self.tell(Event::Closed { key, spoken: false }).await,
                 Err(reason) => self.bury(key, &reason).await,
@@ -315,6 +321,10 @@ impl Shared {
                 CaseMessage::Batch(cases)
             }
         };
+        if self.ceiling() < ceiling {
+            tracing::info!("less may leave the device than when these cases were read; they are read again");
+            return self.tell(Event::Published { keys, outcome: Publish::Stuck }).await;
+        }
         let outcome = match self.publish_case_message(&message).await {
             Ok(()) => Publish::Acknowledged,
             Err(PublishError::NotConnected | PublishError::Nobody) => Publish::Nobody,
@@ -331,7 +341,8 @@ impl Shared {
     /// Brings a payload to the cloud that does not travel within a message, and takes it out of the case.
     async fn upload_if_large(&self, case: &mut Case) -> Result<(), UploadError> {
         let (Some(uploads), Some(session)) = (&self.uploads, self.session()) else { return Ok(()) };
-        let Some(bytes) = case.payload.as_ref().map(|payload| payload.len()) else { return Ok(()) };
+        let bytes = case.payload.as_ref().map(|payload| payload.len());
+        let Some(bytes) = bytes.filter(|bytes| *bytes > 0) else { return Ok(()) };
         let carried = *self.carried.lock().unwrap_or_else(PoisonError::into_inner);
         if travel(bytes + CASE_BYTES_MAX + ENVELOPE_BYTES_MAX, session.packet_bytes_max, carried) == Travel::Message {
             return Ok(());
@@ -375,8 +386,14 @@ impl Shared {
         self.tell(event).await;
     }
 
-    /// The case with its payload; `None` if it is no longer in the outbox. An error is final for this case.
-    async fn load_case(&self, key: CaseKey) -> Result<Option<Case>, String> {
+    /// The most of a sample that may leave the device now.
+    fn ceiling(&self) -> Ceiling {
+        self.setup.settings.borrow().config.privacy.ceiling()
+    }
+
+    /// The case with what may leave of its payload; `None` if it is no longer in the outbox. An error is final for this
+    /// case.
+    async fn load_case(&self, key: CaseKey, ceiling: Ceiling) -> Result<Option<Case>, String> {
         let outbox = self.setup.outbox.clone();
         let read = tokio::task::spawn_blocking(move || outbox.read(key)).await;
         let stored = match read {
@@ -388,7 +405,15 @@ impl Shared {
             Err(stopped) => return Err(stopped.to_string()),
         };
         let mut case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
-        case.payload = Some(ByteBuf::from(Vec::from(stored.payload)));
+        // It may have been stored under a higher ceiling.
+        let treatment = ceiling.treat(Payload::Whole, case.form);
+        let stored = SentPayload { form: case.form, content_type: case.content_type, bytes: stored.payload };
+        let sent = self.setup.reducer.treat(stored, treatment).await;
+        if treatment != Treatment::Keep {
+            case.payload_sha256 = sent.digest();
+        }
+        (case.form, case.content_type) = (sent.form, sent.content_type);
+        case.payload = Some(ByteBuf::from(Vec::from(sent.bytes)));
         Ok(Some(case))
     }
 

@@ -9,7 +9,7 @@ use hedge_proto::{FIELD_ERRORS_MAX, FieldError, Settings};
 use serde_json::Value;
 
 use super::overrides::Override;
-use super::{Config, ConfigError, Problem};
+use super::{Config, ConfigError, PrivacyConfig, Problem};
 
 /// Tables that the file holds as lists and an overlay by name.
 const NAMED: [&str; 2] = ["model", "source"];
@@ -71,6 +71,14 @@ impl ConfigFile {
     /// The same file as it is now, with the environment as it is now.
     pub fn again(&self) -> Result<Self, ConfigError> {
         Self::load(&self.path, std::env::vars())
+    }
+
+    /// The lower of two ceilings holds from now on.
+    pub(super) fn hold_to(&mut self, privacy: PrivacyConfig) {
+        if privacy.ceiling() < self.config.privacy.ceiling() {
+            self.table.insert("privacy".to_owned(), toml::Value::Table(privacy.table()));
+            self.config.privacy = privacy;
+        }
     }
 
     /// The file with `settings` laid over it, or every field of theirs that does not fit.

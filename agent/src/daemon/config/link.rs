@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use hedge_core::budget::Ceilings;
 use hedge_core::link::{Profile, Windows};
-use hedge_core::policy::Policies;
 use serde::Deserialize;
 
 use super::StatesConfig;
@@ -142,11 +141,6 @@ impl LinkConfig {
             ProfileName::Metered => Profile::METERED,
         };
         Profile { windows: self.windows.windows(), ..profile }
-    }
-
-    #[must_use]
-    pub fn policies(&self) -> Policies {
-        self.states.policies()
     }
 
     #[must_use]

@@ -12,6 +12,7 @@ mod link;
 mod outbox;
 mod overrides;
 mod payloads;
+mod privacy;
 mod settings;
 mod source;
 mod states;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hedge_core::identity::device_id;
+use hedge_core::policy::Policies;
 use hedge_proto::{DeviceId, Name};
 use serde::Deserialize;
 use toml::Spanned;
@@ -41,6 +43,7 @@ pub use self::kept::Starting;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 pub use self::outbox::{OutboxConfig, WhenFullName};
 pub use self::payloads::{PayloadsConfig, PayloadsUrl};
+pub use self::privacy::PrivacyConfig;
 pub use self::settings::{Seconds, SettingsConfig};
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
 pub use self::states::{StateConfig, StatesConfig};
@@ -74,6 +77,8 @@ pub struct Config {
     pub link: LinkConfig,
     /// Without it, what is too large for MQTT cannot be sent.
     pub payloads: Option<PayloadsConfig>,
+    /// Without it everything may leave the device.
+    pub privacy: PrivacyConfig,
     pub runtime: RuntimeConfig,
     pub http: HttpConfig,
     pub outbox: OutboxConfig,
@@ -99,6 +104,7 @@ impl Default for Config {
             enrolment: None,
             link: LinkConfig::default(),
             payloads: None,
+            privacy: PrivacyConfig::default(),
             runtime: RuntimeConfig::default(),
             http: HttpConfig::default(),
             outbox: OutboxConfig::default(),
@@ -236,6 +242,12 @@ impl Config {
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         ConfigFile::parse(text, file, environment).map(|file| file.config)
+    }
+
+    /// What holds in each state of the link, under the ceiling.
+    #[must_use]
+    pub fn policies(&self) -> Policies {
+        self.link.states.policies().under(self.privacy.ceiling())
     }
 
     /// How often live figures are sent while nothing changes.
