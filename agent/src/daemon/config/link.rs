@@ -157,6 +157,7 @@ impl LinkConfig {
         };
         let given = &self.ceilings;
         Ceilings {
+            tariff: ours.tariff,
             cases_per_hour: given.cases_per_hour.unwrap_or(ours.cases_per_hour),
             cases_per_day: given.cases_per_day.unwrap_or(ours.cases_per_day),
             cases_per_month: given.cases_per_month.unwrap_or(ours.cases_per_month),

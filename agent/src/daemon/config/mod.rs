@@ -12,6 +12,7 @@ mod link;
 mod outbox;
 mod overrides;
 mod payloads;
+mod place;
 mod privacy;
 mod settings;
 mod source;
@@ -443,6 +444,25 @@ mod tests {
         let broker = "[broker]\nurl = \"mqtts://b\"\n[enrolment]\n";
         check_refused(&format!("{broker}url = \"https://c:1\"\n"), &["[enrolment] needs certificate_file"]);
         check_refused(&format!("{broker}url = \"http://c:1\"\n"), &["http://c:1", "https://"]);
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_field_it_is_in() {
+        check_refused("device = { a = 1 }\n", &["agent.toml:1: device: ", "expected a string"]);
+        check_refused("[outbox]\ncases_max = \"many\"\n", &["agent.toml:2: outbox.cases_max: "]);
+        check_refused("[broker]\nurl = 5\n", &["agent.toml:2: broker.url: "]);
+        check_refused("link.ceilings.bytes_per_day = -1\n", &["agent.toml:1: link.ceilings.bytes_per_day: "]);
+        check_refused(
+            "[link]\nstates = { offline = { wait_ms_max = true } }\n",
+            &["2: link.states.offline.wait_ms_max: "],
+        );
+        check_refused("[http]\nlisten = [\"unix:/a\", 5]\n", &["agent.toml:2: http.listen.1: "]);
+        check_refused(&format!("{MODEL}threads = 1.5\n"), &["agent.toml:4: model.m.threads: "]);
+        check_refused(&format!("{MODEL}thread = 1\n"), &["agent.toml:4: model.m.thread: ", "unknown field"]);
+        check_refused("[[model]]\nname = \"m\"\n", &["model.m: missing field `bundle`"]);
+        check_refused("[broker]\n", &["agent.toml:1: broker: missing field `url`"]);
+        check_refused("[outbox]\n[outbox]\n", &["agent.toml:2"]);
+        check_refused("outbox = 7\n", &["agent.toml:1: outbox: "]);
     }
 
     #[test]
