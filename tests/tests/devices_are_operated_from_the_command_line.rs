@@ -15,6 +15,9 @@ const DEVICE: &str = "device-1";
 /// It is told once it has lasted ten seconds, and each look takes one on a busy machine.
 const TOLD_WITHIN: Duration = Duration::from_secs(60);
 
+/// On a busy machine.
+const SHOWN_WITHIN: Duration = Duration::from_secs(60);
+
 struct Shell {
     broker: String,
 }
@@ -133,7 +136,7 @@ fn the_page_does_the_same(scene: &Scene) -> Result<()> {
     ensure!(reply["outcome"] == "done" && reply["result"]["link"] == "online", "{reply}");
     let mut shown = Value::Null;
     // The reply goes to the records and to the page by two ways.
-    wait::until_true("the page shows it", Duration::from_secs(10), || {
+    wait::until_true("the page shows it", SHOWN_WITHIN, || {
         shown = scene.cloud.get(&page)?;
         Ok(shown["history"][0]["kind"] == "reply" && shown["differences"] == json!([]))
     })
