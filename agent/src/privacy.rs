@@ -116,6 +116,27 @@ mod tests {
         }
     }
 
+    /// 28 pixels square.
+    const PICTURE: &[u8] = include_bytes!("../../models/fashion-small/golden/test-0.png");
+
+    /// The longer side, from the frame's header.
+    fn side(jpeg: &[u8]) -> u16 {
+        let at = jpeg.windows(2).position(|marker| marker == [0xFF, 0xC0]).expect("a frame");
+        let [height, width] = [5, 7].map(|offset| u16::from_be_bytes([jpeg[at + offset], jpeg[at + offset + 1]]));
+        height.max(width)
+    }
+
+    #[tokio::test]
+    async fn a_thumbnail_is_made_once_and_made_smaller_only_for_a_lower_ceiling() {
+        let reducer = Reducer::default();
+        let made = reducer.treat(sample("image/png", PICTURE), Treatment::Reduce { side_max: 16 }).await;
+        assert_eq!((made.form, &*made.content_type, side(&made.bytes)), (PayloadForm::Thumbnail, "image/jpeg", 16));
+        let again = reducer.treat(made.clone(), Treatment::Fit { side_max: 16 }).await;
+        assert_eq!(again.bytes, made.bytes, "what travels has the same sum each time");
+        let smaller = reducer.treat(made, Treatment::Fit { side_max: 8 }).await;
+        assert_eq!((smaller.form, side(&smaller.bytes)), (PayloadForm::Thumbnail, 8));
+    }
+
     #[tokio::test]
     async fn what_cannot_be_made_poor_enough_leaves_as_nothing() {
         let (reducer, side_max) = (Reducer::default(), 16);
