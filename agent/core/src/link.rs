@@ -9,6 +9,8 @@
 //!     ▲                     │                           │    no live cloud,  │
 //!     │     dial failed     │      connection lost      │    answers late    │
 //!     └─────────────────────┴───────────────────────────┴────────────────────┘
+//!
+//!  Degraded, Online ── window over ──▶ Resting ── next window ──▶ Connecting
 //! ```
 //!
 //! A broker without a live cloud behind it is `Degraded`: connected, but nobody answers. While a ceiling of the
