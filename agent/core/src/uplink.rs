@@ -27,8 +27,13 @@ use hedge_proto::{BATCH_CASES_MAX, CaseKey, IDS_MAX};
 
 use crate::clock::Moment;
 
-/// The most publishes in flight; fewer if the broker's receive maximum says so.
+/// The most publishes without PUBACK; fewer if the broker's receive maximum says so. On a slow link what waits in it
+/// makes urgent cases late.
 pub const WINDOW_MAX: usize = 16;
+
+/// The most publishes on which the cloud has not said a word. The broker holds them while the cloud commits, and
+/// mosquitto drops what is over 1,000.
+pub const UNCONFIRMED_MAX: usize = 64;
 
 /// The most cases remembered while they wait to be sent, so that the disk is asked rarely.
 pub const READY_MAX: usize = 256;
@@ -237,8 +242,10 @@ impl Uplink {
     /// The bound that does not hold, if any; for assertions and simulations.
     #[must_use]
     pub fn broken_bound(&self) -> Option<&'static str> {
-        if self.publishes_in_flight() > WINDOW_MAX {
+        if self.publishes(Tracked::is_publishing) > WINDOW_MAX {
             Some("more publishes are in flight than the window holds")
+        } else if self.publishes(Tracked::is_unconfirmed) > UNCONFIRMED_MAX {
+            Some("more publishes are unconfirmed than may be")
         } else if self.cases.len() > READY_MAX + OWED_MAX {
             Some("more cases are in memory than may be")
         } else {
@@ -404,13 +411,14 @@ impl Uplink {
 
     /// Whether window and memory allow one more to be sent.
     fn has_slot(&self, permission: Permission) -> bool {
-        let window = if permission.proven { self.window_max } else { 1 };
-        self.publishes_in_flight() < window && self.owed() < OWED_MAX
+        let unconfirmed_max = if permission.proven { UNCONFIRMED_MAX } else { 1 };
+        self.publishes(Tracked::is_unconfirmed) < unconfirmed_max
+            && self.publishes(Tracked::is_publishing) < self.window_max
+            && self.owed() < OWED_MAX
     }
 
-    fn publishes_in_flight(&self) -> usize {
-        let in_flight = |case: &&Tracked| matches!(case.phase, Phase::Publishing | Phase::Published);
-        self.cases.values().filter(in_flight).map(|case| case.publish).collect::<BTreeSet<_>>().len()
+    fn publishes(&self, of: impl Fn(&Tracked) -> bool) -> usize {
+        self.cases.values().filter(|case| of(case)).map(|case| case.publish).collect::<BTreeSet<_>>().len()
     }
 
     fn next_case(&self, now: Moment) -> Option<CaseKey> {
@@ -536,6 +544,16 @@ impl Uplink {
 impl Tracked {
     fn is_ready(&self) -> bool {
         matches!(self.phase, Phase::Ready { .. })
+    }
+
+    /// Without PUBACK.
+    fn is_publishing(&self) -> bool {
+        self.phase == Phase::Publishing
+    }
+
+    /// Without a word of the cloud.
+    fn is_unconfirmed(&self) -> bool {
+        matches!(self.phase, Phase::Publishing | Phase::Published)
     }
 
     fn is_due(&self, now: Moment) -> bool {

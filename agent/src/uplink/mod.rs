@@ -15,6 +15,7 @@ mod upload;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use hedge_core::control::commands::ReplyTo;
 use hedge_core::engine::Event;
 use hedge_core::link::Way;
@@ -177,10 +178,10 @@ impl Uplink {
         self.0.publish_kept_at(topic, payload).await
     }
 
-    /// Publishes these cases whole; the outcome is an event.
-    pub fn send(&self, keys: Vec<CaseKey>) {
+    /// Publishes these cases whole, each list in one message; the outcomes are events.
+    pub fn send(&self, publishes: Vec<Vec<CaseKey>>) {
         let shared = self.0.clone();
-        tokio::spawn(async move { shared.send_cases(keys).await });
+        tokio::spawn(async move { shared.send_all(publishes).await });
     }
 
     /// Asks what has become of these cases.
@@ -276,11 +277,29 @@ impl Shared {
         drop(self.setup.events.send(event).await);
     }
 
+    /// Reads the cases of several messages in one go, for each trip to a thread that may wait for the disk costs more
+    /// than reading a case, and publishes them side by side.
+    async fn send_all(&self, publishes: Vec<Vec<CaseKey>>) {
+        let (outbox, keys) = (self.setup.outbox.clone(), publishes.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let read = |key: CaseKey| (key, load_case(&outbox, key));
+            keys.into_iter().map(|keys| keys.into_iter().map(read).collect()).collect::<Vec<Vec<_>>>()
+        });
+        match read.await {
+            Ok(read) => drop(join_all(read.into_iter().map(|cases| self.send_cases(cases))).await),
+            Err(error) => {
+                tracing::error!(%error, "cases could not be read; they will be tried again");
+                let keys = publishes.concat();
+                self.tell(Event::Published { keys, outcome: Publish::Nobody }).await;
+            }
+        }
+    }
+
     /// Publishes cases in one message, and tells the engine what became of each.
-    async fn send_cases(&self, keys: Vec<CaseKey>) {
-        let mut cases = Vec::with_capacity(keys.len());
-        for key in keys {
-            match self.load_case(key).await {
+    async fn send_cases(&self, read: Vec<(CaseKey, Result<Option<Case>, String>)>) {
+        let mut cases = Vec::with_capacity(read.len());
+        for (key, read) in read {
+            match read {
                 Ok(Some(case)) => cases.push(case),
                 Ok(None) => self.tell(Event::Closed { key, spoken: false }).await,
                 Err(reason) => self.bury(key, &reason).await,
@@ -341,7 +360,7 @@ impl Shared {
         match message {
             CaseMessage::Batch(cases) => {
                 for case in cases {
-                    Box::pin(self.send_cases(vec![case.id.key])).await;
+                    Box::pin(self.send_cases(vec![(case.id.key, Ok(Some(case)))])).await;
                 }
             }
             CaseMessage::Case(case) => {
@@ -363,23 +382,6 @@ impl Shared {
             }
         };
         self.tell(event).await;
-    }
-
-    /// The case with its payload; `None` if it is no longer in the outbox. An error is final for this case.
-    async fn load_case(&self, key: CaseKey) -> Result<Option<Case>, String> {
-        let outbox = self.setup.outbox.clone();
-        let read = tokio::task::spawn_blocking(move || outbox.read(key)).await;
-        let stored = match read {
-            // Answered or dead while this send was on its way here.
-            Ok(Ok(Some(stored))) if stored.verdict.is_some() || stored.dead.is_some() => return Ok(None),
-            Ok(Ok(Some(stored))) => stored,
-            Ok(Ok(None)) => return Ok(None),
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(stopped) => return Err(stopped.to_string()),
-        };
-        let mut case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
-        case.payload = Some(ByteBuf::from(Vec::from(stored.payload)));
-        Ok(Some(case))
     }
 
     async fn publish_case_message(&self, message: &CaseMessage) -> Result<(), PublishError> {
@@ -420,4 +422,18 @@ impl Shared {
             Err(_) => Err(PublishError::Unclear),
         }
     }
+}
+
+/// The case with its payload; `None` if it is no longer in the outbox. An error is final for this case.
+fn load_case(outbox: &Outbox, key: CaseKey) -> Result<Option<Case>, String> {
+    let stored = match outbox.read(key) {
+        // Answered or dead while this send was on its way here.
+        Ok(Some(stored)) if stored.verdict.is_some() || stored.dead.is_some() => return Ok(None),
+        Ok(Some(stored)) => stored,
+        Ok(None) => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    let mut case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
+    case.payload = Some(ByteBuf::from(Vec::from(stored.payload)));
+    Ok(Some(case))
 }
