@@ -71,6 +71,8 @@ pub struct LinkView {
     pub in_flight: usize,
     /// Something that only a live cloud can have sent came over this connection.
     pub proven: bool,
+    /// The radio rests: nothing is to go over it.
+    pub closed: bool,
     /// Connections that came about since the process started.
     pub connections: u64,
     /// Bytes in both directions since the process started.
@@ -89,6 +91,7 @@ impl LinkView {
             policy,
             in_flight: 0,
             proven: false,
+            closed: false,
             connections: 0,
             bytes: 0,
             before: Default::default(),
@@ -113,16 +116,16 @@ impl LinkView {
         self.before[state as usize] + now
     }
 
-    /// Time spent without a connection since the process started.
+    /// Time spent without a connection since the process started, rests of the radio aside.
     #[must_use]
     pub fn offline(&self) -> Duration {
-        LinkState::ALL.into_iter().filter(|state| !is_connected(*state)).map(|state| self.time_in(state)).sum()
+        self.time_in(LinkState::Offline) + self.time_in(LinkState::Connecting)
     }
 }
 
 fn is_connected(state: LinkState) -> bool {
     match state {
-        LinkState::Offline | LinkState::Connecting => false,
+        LinkState::Offline | LinkState::Connecting | LinkState::Resting => false,
         LinkState::Online | LinkState::Degraded | LinkState::OverBudget => true,
     }
 }

@@ -25,6 +25,7 @@ fn status(state: DeviceState, connection: u64) -> DeviceStatus {
     DeviceStatus {
         state,
         connection,
+        window_every_s: None,
         version: Some("0.1.0".to_owned()),
         wire: vec![1],
         models,
@@ -74,6 +75,19 @@ async fn an_offline_older_than_the_last_online_is_ignored() {
     let shown = cloud.get("/api/devices").await;
     assert_eq!(shown[0]["telemetry"]["queue"]["waiting"], 3);
     assert_eq!(shown[0]["connection"], 6);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_device_is_shown_until_it_is_well_again() {
+    let dir = TempDir::new().expect("a directory");
+    let (cloud, device) = cloud_and_device(&dir).await;
+    let topic = Topic::UpStatus(device.name.clone());
+    let faults = [("disk".to_owned(), "it is mounted read-only".to_owned())].into();
+    let ill = DeviceStatus { faults, ..status(DeviceState::Online, 5) };
+    device.publish(&topic, to_json(&ill), true).await;
+    device_becomes(&cloud, "faults", json!({"disk": "it is mounted read-only"})).await;
+    device.publish(&topic, to_json(&status(DeviceState::Online, 5)), true).await;
+    device_becomes(&cloud, "faults", json!({})).await;
 }
 
 #[tokio::test]

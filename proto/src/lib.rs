@@ -47,7 +47,7 @@ pub use overlay::{FIELD_ERRORS_MAX, FieldError, LOCAL_ONLY};
 pub use settings::{
     AddedKind, BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
     PayloadSettings, RegionSettings, Settings, SilentStateSettings, SinkSettings, SinkWants, SourceSettings,
-    StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings,
+    StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings, WindowsSettings,
 };
 pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use status::{

@@ -144,6 +144,9 @@ impl Settings {
                 number(&format!("link.states.{name}.payload.thumbnail"), Some(u64::from(*side)), 16..=4096);
             }
         }
+        let windows = link.windows.clone().unwrap_or_default();
+        number("link.windows.every_s", windows.every_s.filter(|every| *every != 0).map(u64::from), 60..=43_200);
+        number("link.windows.open_s", windows.open_s.map(u64::from), 30..=43_200);
         number("outbox.store_wait_ms", self.outbox.as_ref().and_then(|outbox| outbox.store_wait_ms), 0..=10_000);
         number("telemetry.interval_s", self.telemetry.as_ref().and_then(|one| one.interval_s), 1..=7 * 86_400);
         let keep_alive = self.broker.as_ref().and_then(|broker| broker.keep_alive_s).map(u64::from);

@@ -72,6 +72,9 @@ pub struct LinkSettings {
     pub batch_bytes_max: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ceilings: Option<CeilingsSettings>,
+    /// When the radio is used; in between it rests, and the device is out of reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub windows: Option<WindowsSettings>,
     /// What the device does differently in each state of its link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub states: Option<StatesSettings>,
@@ -138,6 +141,21 @@ pub enum PayloadSettings {
     Whole,
     /// Pixels of the longer side, at most.
     Thumbnail(#[cfg_attr(test, schemars(range(min = 16, max = 4096)))] u32),
+}
+
+/// By powered time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct WindowsSettings {
+    /// From the beginning of one to that of the next, 60 or more; 0 for a link that is used at any time.
+    #[cfg_attr(test, schemars(range(min = 0, max = 43_200)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_s: Option<u32>,
+    /// How long each is open.
+    #[cfg_attr(test, schemars(range(min = 30, max = 43_200)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_s: Option<u32>,
 }
 
 /// Each holds in any such period of powered time, a month being 30 days.

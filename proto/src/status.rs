@@ -20,11 +20,14 @@ pub enum LinkState {
     Degraded,
     /// Connected, but a ceiling of cases or bytes is reached: it listens and sends nothing.
     OverBudget,
+    /// Not connected by its own will, until its radio's next window.
+    Resting,
 }
 
 impl LinkState {
     /// All states, in the order in which they are declared.
-    pub const ALL: [Self; 5] = [Self::Offline, Self::Connecting, Self::Online, Self::Degraded, Self::OverBudget];
+    pub const ALL: [Self; 6] =
+        [Self::Offline, Self::Connecting, Self::Online, Self::Degraded, Self::OverBudget, Self::Resting];
 
     /// As it is written in JSON.
     #[must_use]
@@ -35,6 +38,7 @@ impl LinkState {
             Self::Online => "online",
             Self::Degraded => "degraded",
             Self::OverBudget => "over_budget",
+            Self::Resting => "resting",
         }
     }
 }
@@ -54,6 +58,9 @@ pub struct DeviceStatus {
     pub state: DeviceState,
     /// Counts the device's connections. An `offline` below the last `online` is old news.
     pub connection: u64,
+    /// A device that rests its radio connects every so many seconds; `offline` for less is no loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_every_s: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// Wire versions the device speaks.
@@ -198,7 +205,7 @@ pub struct Telemetry {
     #[serde(default)]
     pub link_reason: String,
     pub uptime_s: u64,
-    /// Seconds spent offline since the process started.
+    /// Seconds spent offline since the process started; rests of the radio aside.
     #[serde(default)]
     pub offline_s: u64,
     #[serde(default)]

@@ -123,6 +123,7 @@ fn documents_read_back() {
     let status = hedge_proto::DeviceStatus {
         state: hedge_proto::DeviceState::Offline,
         connection: 4,
+        window_every_s: None,
         version: None,
         wire: Vec::new(),
         models: Vec::new(),

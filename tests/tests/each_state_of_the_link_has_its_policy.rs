@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hedge_proto::{Answer, CaseFate, LinkState, Outcome};
+use hedge_proto::{Answer, CaseFate, DeviceId, LinkState, Outcome, Reported, SettingsOutcome, Topic};
 use hedge_tests::fashion::noise_png;
 use hedge_tests::mosquitto::MosquittoSetup;
-use hedge_tests::{Agent, FaultProxy, Scene, skip};
+use hedge_tests::scene::all_arrive_once;
+use hedge_tests::{Agent, FaultProxy, Operator, Scene, Tally, skip, wait};
+use serde_json::json;
 
 /// What the caller would wait; far more than an answer takes on a busy machine.
 const WAIT_MS: u64 = 20_000;
@@ -68,6 +70,58 @@ fn a_threshold_that_counts_for_nothing_offline_asks_nothing_and_says_so() -> Res
         ensure!(answer.decision.outcome == Outcome::Keep && answer.case.is_none(), "{answer:?}");
         ensure!(answer.decision.because.contains("thresholds count 0 times while the link is"), "{answer:?}");
     }
+    agent.stop()
+}
+
+/// The shortest windows there are.
+const WINDOWS: &str = "[link.windows]\nevery_s = 60\nopen_s = 30";
+
+const WINDOW_WITHIN: Duration = Duration::from_secs(90);
+
+#[test]
+fn bytes_flow_only_while_a_window_is_open_and_nothing_is_lost() -> Result<()> {
+    if !skip::has_onnxruntime() || !skip::has_mosquitto() {
+        return Ok(());
+    }
+    let scene = Scene::stub(&MosquittoSetup::default())?;
+    let link = FaultProxy::start(scene.broker()?)?;
+    let config = scene.doubter("device-1").broker(&format!("mqtt://{}", link.address())).section(WINDOWS);
+    let mut agent = config.start()?;
+    agent.wait_until_online()?;
+    let (mut tally, mut sink) = (Tally::default(), agent.sink());
+    scene.post_a_stored_one(&agent, 0, &mut tally)?;
+    all_arrive_once(&mut agent, &mut sink, &mut tally)?;
+
+    agent.wait_for_status("the window ends", WINDOW_WITHIN, |status| status.link == LinkState::Resting)?;
+    let rests = (link.meter().bytes(), link.accepted());
+    let shown = "the page tells a rest from a loss";
+    wait::until_true(shown, AT_ONCE, || Ok(scene.cloud.get("/api/devices")?[0]["state"] == "resting"))?;
+    let (answer, took) = post_a_stored_one(&agent, 1)?;
+    ensure!(answer.provisional && took < AT_ONCE, "nobody waits for a radio that rests: {answer:?} after {took:?}");
+    tally.answered(&answer, None);
+    for index in 100..120 {
+        scene.post(&agent, index, &mut tally)?;
+    }
+    // What is wanted meanwhile: settings that go on trial, and a command.
+    let operator = Operator::at(scene.broker()?)?;
+    operator.desire("device-1", 1, json!({"broker": {"keep_alive_s": 25}}))?;
+    let pause = r#"{"id": "1", "command": "pause", "args": {"source": "pictures"}}"#;
+    operator.publish(&Topic::DownCommand(DeviceId::new("device-1")?), pause, false)?;
+    let opens = wait::until_true("the next window begins", WINDOW_WITHIN, || {
+        let (used, status) = ((link.meter().bytes(), link.accepted()), agent.http.status()?);
+        let resting = status.link == LinkState::Resting;
+        ensure!(!resting || used == rests, "{used:?} after {rests:?} bytes and connections: the radio was used");
+        ensure!(!resting || status.queue.waiting > 0, "nothing waits: {status:?}");
+        Ok(!resting)
+    });
+    opens.with_context(|| agent.log_end())?;
+
+    all_arrive_once(&mut agent, &mut sink, &mut tally)?;
+    let done = |report: &Reported| {
+        let applied = report.last.as_ref().is_some_and(|last| last.outcome == SettingsOutcome::Applied);
+        report.version == 1 && applied && !report.paused.is_empty()
+    };
+    operator.wait_for_report("device-1", "what was wanted is done", WINDOW_WITHIN, done)?;
     agent.stop()
 }
 

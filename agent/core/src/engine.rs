@@ -87,6 +87,10 @@ pub enum Event {
     Configured(Box<Configured>),
     /// Where the broker is, or how it is reached, has changed.
     BrokerChanged,
+    /// Settings are on trial until then, or no longer.
+    OnTrial {
+        until: Option<Moment>,
+    },
     /// An operator wants what waits to be sent now: waits of earlier failures are over, what the cloud asked for is not.
     Drain,
     /// So many bytes went over the wire, in both directions, of whatever kind.
@@ -233,6 +237,12 @@ impl Engine {
         self.link.proven()
     }
 
+    /// Whether the radio rests: nothing is to go over it until its next window.
+    #[must_use]
+    pub fn is_closed(&self, now: Moment) -> bool {
+        self.link.is_closed(now)
+    }
+
     /// What holds in the link's present state.
     #[must_use]
     pub fn policy(&self) -> &Policy {
@@ -292,7 +302,7 @@ impl Engine {
             Event::NetworkChanged => self.link.dial_now(now),
             Event::Configured(configured) => {
                 let Configured { profile, policies, ceilings, batch_bytes_max } = *configured;
-                self.link.set_profile(profile);
+                self.link.set_profile(now, profile);
                 self.policies = policies;
                 self.budget.set_ceilings(ceilings);
                 self.uplink.set_batch_bytes_max(batch_bytes_max);
@@ -302,8 +312,9 @@ impl Engine {
                     self.actions.push_back(Action::HangUp);
                 }
             }
+            Event::OnTrial { until } => self.link.on_trial(now, until),
             Event::Drain => {
-                self.link.dial_now(now);
+                self.link.open_window(now);
                 self.uplink.forget_failures(now);
             }
             Event::Closed { key, spoken } => {

@@ -12,7 +12,11 @@
 //! ```
 //!
 //! A broker without a live cloud behind it is `Degraded`: connected, but nobody answers. While a ceiling of the
-//! budget is reached, a connected link is `OverBudget` instead: it listens and sends nothing.
+//! budget is reached, a connected link is `OverBudget` instead: it listens and sends nothing. A device that rests its
+//! radio leaves in good order at the end of its window and is `Resting` until the next; a window without a connection
+//! leaves it `Offline`.
+
+mod window;
 
 use alloc::collections::BTreeMap;
 use core::time::Duration;
@@ -22,6 +26,9 @@ use hedge_proto::{CloudState, CloudStatus, LinkState, Name, WIRE_VERSION};
 use crate::budget::Reached;
 use crate::chance::Chance;
 use crate::clock::Moment;
+
+use self::window::Window;
+pub use self::window::Windows;
 
 /// The shortest wait between two dials.
 pub const DIAL_WAIT_MIN: Duration = Duration::from_secs(1);
@@ -39,6 +46,8 @@ pub struct Profile {
     pub keep_alive: Duration,
     /// How often live figures are sent while nothing changes.
     pub telemetry: Duration,
+    /// None: the link is used at any time.
+    pub windows: Option<Windows>,
 }
 
 impl Profile {
@@ -47,6 +56,7 @@ impl Profile {
         dial_wait_max: Duration::from_secs(40),
         keep_alive: Duration::from_secs(20),
         telemetry: Duration::from_secs(60),
+        windows: None,
     };
 
     /// Paid by the byte: at most 300 KB a day while idle.
@@ -54,6 +64,7 @@ impl Profile {
         dial_wait_max: Duration::from_secs(300),
         keep_alive: Duration::from_secs(600),
         telemetry: Duration::from_secs(6 * 3600),
+        windows: None,
     };
 }
 
@@ -78,6 +89,8 @@ pub const RECOVERY_AFTER: Duration = Duration::from_secs(600);
 
 /// A connection by the recovery way is left after so long, to see whether the usual one is there again.
 pub const RECOVERY_STAY_MAX: Duration = Duration::from_secs(3600);
+
+const RESTS: &str = "the radio rests until the next window";
 
 /// Something sent and unanswered for so long makes the link `Degraded`.
 pub const ANSWER_LATE_AFTER: Duration = Duration::from_secs(30);
@@ -158,6 +171,9 @@ pub struct Link {
     offline_since: Moment,
     /// The end of the present connection is not a loss: it makes room for one with other settings.
     redials: bool,
+    window: Window,
+    /// The end of the present connection is that of its window.
+    rests: bool,
     /// When to dial next; none while connecting or connected, or when there is no broker at all.
     dial_at: Option<Moment>,
     /// The last good connection ended then.
@@ -184,6 +200,8 @@ impl Link {
             way: None,
             offline_since: now,
             redials: false,
+            window: Window::open(now),
+            rests: false,
             state: LinkState::Offline,
             reason: if has_broker { "starting" } else { "no broker is configured" },
             chance: Chance::from_seed(seed),
@@ -220,6 +238,9 @@ impl Link {
     /// Whether it is time to dial, and which way; if so the link counts as connecting.
     pub fn take_dial(&mut self, now: Moment) -> Option<Way> {
         self.dial_at.take_if(|at| *at <= now)?;
+        if let Some(windows) = self.profile.windows {
+            self.window.dialled(now, windows);
+        }
         self.state = LinkState::Connecting;
         let lost_for_long = self.recovery_after.is_some_and(|after| now.since(self.offline_since) >= after);
         let way;
@@ -235,41 +256,87 @@ impl Link {
     pub fn redial(&mut self, now: Moment) -> bool {
         self.trouble_since = now;
         self.gives_way = false;
+        self.rests = false;
+        self.window.reopen(now);
         self.way = None;
         self.dial_at = self.dial_at.map(|_| now);
-        self.redials = self.state != LinkState::Offline;
+        self.redials = self.is_connected() || self.state == LinkState::Connecting;
         self.redials
     }
 
-    /// Whether the recovery way has been used for long enough; if so its connection is to be ended.
+    /// Whether the recovery way has been used for long enough, or the window is over; if so the connection is to be
+    /// ended.
     pub fn take_leave(&mut self, now: Moment) -> bool {
-        let leaves = self.leave_at().is_some_and(|at| at <= now) && !self.redials;
-        self.redials |= leaves;
+        let leaves = self.leave_at().is_some_and(|at| at <= now);
+        self.rests |= leaves && self.window_is_over(now);
+        self.redials |= leaves && !self.rests;
         leaves
     }
 
-    /// When a connection by the recovery way is to be left.
+    /// When the present connection is to be left.
     #[must_use]
     pub fn leave_at(&self) -> Option<Moment> {
-        let stays = self.is_connected() && self.way == Some(Way::Recovery) && !self.redials;
-        stays.then_some(self.connected_at + RECOVERY_STAY_MAX)
+        if !self.is_connected() || self.redials || self.rests {
+            return None;
+        }
+        let recovery = (self.way == Some(Way::Recovery)).then_some(self.connected_at + RECOVERY_STAY_MAX);
+        [recovery, self.window_ends()].into_iter().flatten().min()
     }
 
-    pub fn set_profile(&mut self, profile: Profile) {
+    /// Other windows begin with an open one.
+    pub fn set_profile(&mut self, now: Moment, profile: Profile) {
+        let other_windows = self.profile.windows != profile.windows;
         self.profile = profile;
+        if other_windows {
+            self.open_window(now);
+        }
     }
 
-    /// Dials at once, because the network has changed. A wait for another client of our name is none of the network's.
+    /// Dials at once, because the network has changed. A wait for another client of our name is none of the network's,
+    /// and neither is a radio that rests.
     pub fn dial_now(&mut self, now: Moment) {
-        if self.dial_at.is_some() && !self.gives_way {
+        if self.dial_at.is_some() && !self.gives_way && !self.window_is_over(now) {
             self.dial_at = Some(now);
         }
+    }
+
+    /// Uses the radio from now on, because somebody wants it.
+    pub fn open_window(&mut self, now: Moment) {
+        self.window.reopen(now);
+        if self.is_connected() {
+            self.window.connected(now);
+        }
+        self.dial_now(now);
+    }
+
+    /// Settings are on trial until then, or no longer. A radio that rested meanwhile would fail them; when they are not
+    /// any more, whoever tried them gets a window to see how it ended.
+    pub fn on_trial(&mut self, now: Moment, until: Option<Moment>) {
+        if self.window.hold(until) && until.is_none() {
+            self.open_window(now);
+        }
+    }
+
+    /// Nothing is to go over the radio until the next window.
+    #[must_use]
+    pub fn is_closed(&self, now: Moment) -> bool {
+        !self.is_connected() && self.state != LinkState::Connecting && self.window_is_over(now)
+    }
+
+    fn window_is_over(&self, now: Moment) -> bool {
+        self.window_ends().is_some_and(|end| end <= now)
+    }
+
+    fn window_ends(&self) -> Option<Moment> {
+        self.profile.windows.map(|windows| self.window.ends(windows))
     }
 
     /// The session is ready: connected, and every subscription granted.
     pub fn connected(&mut self, now: Moment) {
         self.connected_at = now;
         self.redials = false;
+        self.rests = false;
+        self.window.connected(now);
         self.silent_since = None;
         self.late = false;
         self.state = LinkState::Degraded;
@@ -282,7 +349,7 @@ impl Link {
         if stable || (self.proven && loss == Loss::Broken) {
             self.trouble_since = now;
         }
-        let short = self.is_connected() && !stable && loss == Loss::Closed;
+        let short = self.is_connected() && !stable && loss == Loss::Closed && !self.rests;
         self.short_sessions = if short { self.short_sessions + 1 } else { 0 };
         let twin = self.short_sessions >= SHORT_SESSIONS;
         let trouble = now.since(self.trouble_since);
@@ -307,12 +374,30 @@ impl Link {
             self.dial_at = Some(now + wait.mul_f64(0.5 + 0.5 * self.chance.share()));
         }
         self.state = LinkState::Offline;
+        self.wait_for_window(now);
         // Statuses come anew with the next subscription; what was known may be long gone by then.
         self.proven = false;
         self.instances.clear();
     }
 
-    /// Why there is no connection. Ignored once there is one again.
+    /// A dial that would fall between two windows waits for the next.
+    fn wait_for_window(&mut self, now: Moment) {
+        let rests = core::mem::take(&mut self.rests);
+        let (Some(at), Some(windows)) = (self.dial_at, self.profile.windows) else { return };
+        if !rests && at < self.window.ends(windows) {
+            return;
+        }
+        let next = self.window.next(if self.gives_way { at } else { now }, windows);
+        // A window is too short for the long waits of the one before it.
+        (self.dial_at, self.trouble_since) = (Some(next), next);
+        if self.window.has_met() && !self.gives_way {
+            (self.state, self.reason) = (LinkState::Resting, RESTS);
+            // A rest is no loss: the usual broker is not away for it.
+            self.offline_since = next;
+        }
+    }
+
+    /// Why there is no connection. Ignored once there is one again, and where there is none by our own will.
     pub fn explain(&mut self, trouble: Trouble) {
         if self.state == LinkState::Offline {
             self.reason = trouble.text();
@@ -615,6 +700,96 @@ mod tests {
         assert!(!link.take_leave(at), "once");
         link.lost(at, Loss::Broken);
         assert_eq!(link.take_dial(at), Some(Way::Usual));
+    }
+
+    const HOURLY: Profile = Profile {
+        windows: Some(Windows { every: Duration::from_secs(3600), open: Duration::from_secs(120) }),
+        ..Profile::METERED
+    };
+
+    fn at_s(seconds: u64) -> Moment {
+        Moment(seconds * 1000)
+    }
+
+    #[test]
+    fn between_windows_the_radio_rests_whatever_the_network_does() {
+        let mut link = Link::new(Moment(0), true, Some(RECOVERY_AFTER), HOURLY, 1);
+        for hour in 0..20 {
+            let begins = at_s(3600 * hour);
+            assert_eq!(link.take_dial(begins), Some(Way::Usual), "hour {hour}: a rest is no outage");
+            link.connected(begins + Duration::from_secs(5));
+            let end = link.leave_at().expect("is left");
+            assert_eq!(end, begins + Duration::from_secs(125), "a slow dial does not shorten the stay");
+            assert!(!link.take_leave(end - Duration::from_millis(1)) && !link.is_closed(end));
+            assert!(link.take_leave(end) && !link.take_leave(end), "once");
+            // The broker may be faster than we are.
+            link.lost(end, if hour % 2 == 0 { Loss::Closed } else { Loss::Broken });
+            link.explain(Trouble::Lost);
+            assert_eq!((link.state(), link.reason()), (LinkState::Resting, RESTS), "hour {hour}: no trouble");
+            assert!(link.is_closed(end));
+            link.dial_now(end + Duration::from_secs(60));
+            assert_eq!(link.dial_at(), Some(begins + Duration::from_secs(3600)), "windows do not drift");
+        }
+    }
+
+    #[test]
+    fn a_window_without_a_connection_is_given_up_at_its_end_and_leaves_the_device_offline() {
+        let mut link = Link::new(Moment(0), true, Some(RECOVERY_AFTER), HOURLY, 1);
+        let (mut now, mut ways) = (Moment(0), Vec::new());
+        while now < at_s(4 * 3600) {
+            ways.push(link.take_dial(now).expect("dials"));
+            link.lost(now, Loss::Broken);
+            assert_eq!(link.state(), LinkState::Offline);
+            now = link.dial_at().expect("dials again");
+            let into = Duration::from_millis(now.0 % 3_600_000);
+            assert!(into < Duration::from_secs(120), "{into:?} after a window began");
+        }
+        assert!(ways.len() >= 16 && ways.contains(&Way::Recovery), "tried, and tried the other way: {ways:?}");
+    }
+
+    #[test]
+    fn a_connection_that_breaks_in_its_window_is_dialled_anew_but_not_for_longer() {
+        let mut link = Link::new(Moment(0), true, None, HOURLY, 1);
+        assert!(link.take_dial(Moment(0)).is_some());
+        link.connected(Moment(0));
+        link.lost(at_s(60), Loss::Broken);
+        let again = link.dial_at().expect("dials again");
+        assert!(again < at_s(120) && link.take_dial(again).is_some());
+        link.connected(again);
+        assert_eq!(link.leave_at(), Some(at_s(120)));
+        link.lost(at_s(119), Loss::Broken);
+        if link.dial_at().expect("dials again") < at_s(120) {
+            assert_eq!(link.state(), LinkState::Offline);
+            link.lost(at_s(121), Loss::Broken);
+        }
+        assert_eq!((link.state(), link.dial_at()), (LinkState::Resting, Some(at_s(3600))));
+    }
+
+    #[test]
+    fn another_client_with_our_name_is_left_in_peace_for_minutes_also_with_short_windows() {
+        let windows = Some(Windows { every: Duration::from_secs(60), open: Duration::from_secs(30) });
+        let mut link = Link::new(Moment(0), true, None, Profile { windows, ..Profile::LAN }, 1);
+        assert!(link.take_dial(Moment(0)).is_some());
+        link.connected(Moment(0));
+        link.lost(at_s(10), Loss::TakenOver);
+        assert_eq!(link.state(), LinkState::Offline);
+        assert!(link.dial_at().expect("dials again").since(at_s(10)) >= TAKEN_OVER_WAIT / 2);
+    }
+
+    #[test]
+    fn other_windows_begin_with_an_open_one_and_none_is_for_good() {
+        let mut link = Link::new(Moment(0), true, None, HOURLY, 1);
+        assert!(link.take_dial(Moment(0)).is_some());
+        link.connected(Moment(0));
+        link.set_profile(at_s(100), Profile::METERED);
+        assert_eq!(link.leave_at(), None);
+        link.set_profile(at_s(1200), HOURLY);
+        assert_eq!(link.leave_at(), Some(at_s(1320)));
+        assert!(link.take_leave(at_s(1320)));
+        link.lost(at_s(1321), Loss::Broken);
+        assert_eq!((link.state(), link.dial_at()), (LinkState::Resting, Some(at_s(1200 + 3600))));
+        link.set_profile(at_s(2000), Profile::METERED);
+        assert_eq!(link.dial_at(), Some(at_s(2000)));
     }
 
     #[test]

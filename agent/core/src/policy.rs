@@ -69,11 +69,11 @@ impl Policies {
         }
     };
 
-    /// Dialling is no connection yet.
+    /// Dialling is no connection yet, and a radio that rests is as good as none.
     #[must_use]
     pub fn of(&self, state: LinkState) -> &Policy {
         match state {
-            LinkState::Offline | LinkState::Connecting => &self.offline,
+            LinkState::Offline | LinkState::Connecting | LinkState::Resting => &self.offline,
             LinkState::Online => &self.online,
             LinkState::Degraded => &self.degraded,
             LinkState::OverBudget => &self.over_budget,

@@ -5,7 +5,7 @@ use hedge_inference::Region;
 use hedge_proto::{
     BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
     PayloadSettings, RegionSettings, Settings, Share, SilentStateSettings, SinkSettings, SinkWants, SourceSettings,
-    StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings,
+    StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings, WindowsSettings,
 };
 
 use crate::daemon::config::{
@@ -38,6 +38,7 @@ fn link(config: &LinkConfig) -> LinkSettings {
             ProfileName::Metered => LinkProfile::Metered,
         }),
         batch_bytes_max: Some(config.batch_bytes_max()),
+        windows: Some(WindowsSettings { every_s: Some(config.windows.every_s), open_s: Some(config.windows.open_s) }),
         states: Some(states(&config.policies())),
         ceilings: Some(CeilingsSettings {
             cases_per_hour: Some(ceilings.cases_per_hour),

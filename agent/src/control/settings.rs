@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hedge_core::clock::Moment;
 use hedge_core::control::settings::{Book, Overlay};
-use hedge_core::control::trial::{End, Evidence};
+use hedge_core::control::trial::{End, Evidence, Trial};
 use hedge_core::engine::{Configured, Event};
 use hedge_core::link::Way;
 use hedge_proto::{CaseKey, Confirm, Epoch, FieldError, LastDesired, Name, Reported, Settings, SettingsOutcome};
@@ -185,6 +185,7 @@ impl SettingsTask {
         };
         let mut watched =
             Watched { sessions, acknowledged, link: self.link.clone(), report, asked: None, log_until: None };
+        self.tell_trial().await;
         loop {
             self.weigh_trial(&mut watched).await;
             let on_trial = self.remembered.book.trial().is_some();
@@ -331,6 +332,13 @@ impl SettingsTask {
         if redial {
             drop(self.events.send(Event::BrokerChanged).await);
         }
+        self.tell_trial().await;
+    }
+
+    /// Whether settings are on trial, so that the radio does not rest meanwhile.
+    async fn tell_trial(&self) {
+        let until = self.remembered.book.trial().map(Trial::ends_at);
+        drop(self.events.send(Event::OnTrial { until }).await);
     }
 
     fn set_log_level(&self) {
@@ -391,7 +399,9 @@ impl SettingsTask {
             tracing::error!(%error, "cannot write the state file; the end of the trial is in memory only");
             self.remembered = next;
         }
-        if let End::Failed(_) = end {
+        if let End::Confirmed = end {
+            self.tell_trial().await;
+        } else {
             let (version, config) =
                 in_force(&self.file, &self.remembered.book).unwrap_or_else(|_| (0, self.file.config.clone()));
             self.put_in_force(version, config, true).await;

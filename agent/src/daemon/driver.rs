@@ -91,9 +91,11 @@ impl Driver {
 
     fn carry_out_all(&mut self) {
         let (proven, policy) = (self.engine.proven(), *self.engine.policy());
+        let closed = self.engine.is_closed(self.clock.now());
         self.link.send_if_modified(|view| {
-            let before = (std::mem::replace(&mut view.proven, proven), std::mem::replace(&mut view.policy, policy));
-            before != (proven, policy)
+            let before = (view.proven, view.policy, view.closed);
+            (view.proven, view.policy, view.closed) = (proven, policy, closed);
+            before != (proven, policy, closed)
         });
         let mut sends = Vec::new();
         while let Some(action) = self.engine.next_action() {

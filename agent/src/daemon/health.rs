@@ -161,32 +161,36 @@ pub(crate) fn disk_fault(dir: &std::path::Path, limits: &Limits) -> Option<Strin
     })
 }
 
-/// Tells systemd the link's state and what is wrong, and the broker what is wrong, whenever it changes.
+/// Tells systemd the link's state and what is wrong, and the broker what is wrong and how often it hears of us, whenever
+/// it changes.
 pub(super) async fn tell(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, stop: CancellationToken) {
     let (mut link, mut faults) = (pipeline.link.clone(), pipeline.faults.subscribe());
+    let mut settings = pipeline.settings.clone();
     let mut told: Option<(LinkState, &'static str, hedge_proto::Faults)> = None;
-    let mut said_online = hedge_proto::Faults::new();
+    let mut said_online = (hedge_proto::Faults::new(), settings.borrow().config.link.windows);
     loop {
         let (state, reason) = {
             let view = link.borrow_and_update();
             (view.state, view.reason)
         };
         let now = faults.borrow_and_update().clone();
+        let windows = settings.borrow_and_update().config.link.windows;
         if told.as_ref() != Some(&(state, reason, now.clone())) {
             notify::say(&status_line(state, reason, &now));
             told = Some((state, reason, now.clone()));
         }
         if let Some(uplink) = &uplink
-            && said_online != now
+            && said_online != (now.clone(), windows)
         {
             // Not connected is no matter: every connection begins with it.
             drop(uplink.say_online().await);
-            said_online = now;
+            said_online = (now, windows);
         }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = link.changed() => if changed.is_err() { return },
             changed = faults.changed() => if changed.is_err() { return },
+            changed = settings.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -31,10 +31,15 @@ impl Renewer {
         let mut failures = 0;
         let mut offline_since = Some(Instant::now());
         loop {
-            let offline = matches!(self.link.borrow_and_update().state, LinkState::Offline | LinkState::Connecting);
+            let (state, closed) = {
+                let view = self.link.borrow_and_update();
+                (view.state, view.closed)
+            };
+            let offline = matches!(state, LinkState::Offline | LinkState::Connecting);
             offline_since = if offline { offline_since.or_else(|| Some(Instant::now())) } else { None };
             let unreachable = offline_since.map_or(Duration::ZERO, |since| since.elapsed());
-            let wait = match self.renew_if_due(unreachable).await {
+            let looked = if closed { Ok(None) } else { self.renew_if_due(unreachable).await };
+            let wait = match looked {
                 Ok(None) => LOOK_EVERY,
                 Ok(Some(to_ms)) => {
                     tracing::info!(to_ms, "the device's certificate has been renewed");

@@ -52,7 +52,7 @@ pub(super) async fn listen(shared: Arc<Shared>, client: AsyncClient, arrived: mp
     }
 }
 
-fn command(publish: &Publish) -> Message {
+fn command(publish: &Publish, rest: Duration) -> Message {
     let properties = publish.properties.as_ref();
     Message {
         payload: publish.payload.clone(),
@@ -60,6 +60,7 @@ fn command(publish: &Publish) -> Message {
         correlation: properties.and_then(|properties| properties.correlation_data.clone()),
         response_topic: properties.and_then(|properties| properties.response_topic.clone()),
         by: given_by(publish),
+        rest,
     }
 }
 
@@ -100,7 +101,8 @@ impl Shared {
                 self.setup.control.desired(publish.payload.clone(), given_by(publish), publish.retain).await;
             }
             Some(Topic::DownCommand(device)) if device == self.setup.device => {
-                return if self.setup.desk.take(command(publish)).await {
+                let rest = Duration::from_secs(self.window_every_s().unwrap_or(0).into());
+                return if self.setup.desk.take(command(publish, rest)).await {
                     Ok(())
                 } else {
                     Err(NotDurable("the agent is stopping".to_owned()))

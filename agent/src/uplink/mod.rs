@@ -91,7 +91,16 @@ struct Shared {
     carried: Mutex<Option<f64>>,
     sessions: watch::Sender<Option<SessionView>>,
     /// Ends the present connection, or dial.
-    leave: Mutex<CancellationToken>,
+    leave: Mutex<Leave>,
+}
+
+/// How a connection is ended by ourselves.
+#[derive(Debug, Clone, Default)]
+struct Leave {
+    /// Whatever ends it from now on is no trouble.
+    wanted: CancellationToken,
+    /// Goodbye has been said.
+    now: CancellationToken,
 }
 
 /// An established connection, as others see it.
@@ -148,7 +157,7 @@ impl Uplink {
 
     /// Starts one connection; its end, or failure to begin, is an [`Event::Disconnected`].
     pub fn dial(&self, way: Way) {
-        let leave = CancellationToken::new();
+        let leave = Leave::default();
         *self.0.leave.lock().unwrap_or_else(PoisonError::into_inner) = leave.clone();
         tokio::spawn(session::run(self.0.clone(), way, leave));
     }
@@ -156,9 +165,10 @@ impl Uplink {
     /// Ends the present connection, with a goodbye if it is established.
     pub fn leave(&self) {
         let (uplink, leave) = (self.clone(), self.0.leave.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        leave.wanted.cancel();
         tokio::spawn(async move {
             uplink.hang_up().await;
-            leave.cancel();
+            leave.now.cancel();
         });
     }
 

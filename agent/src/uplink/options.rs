@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hedge_proto::{DeviceId, DeviceState, DeviceStatus, MESSAGE_BYTES_MAX, Topic, to_json};
+use hedge_proto::{DeviceId, DeviceStatus, MESSAGE_BYTES_MAX, Topic, to_json};
 use rumqttc::{
     AckMode, Broker, IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, Proxy, ProxyAuth, ProxyType,
     QoS, SessionStore, SessionStoreError, SessionStoreKey, TlsConfiguration, Transport,
@@ -58,11 +58,11 @@ pub enum OptionsError {
     Broker(String),
 }
 
-/// Options for one connection of the uplink. `connection` counts the device's connections and is told in the will.
+/// Options for one connection of the uplink. `offline` is the will.
 pub(super) fn uplink_options(
     config: &BrokerConfig,
     device: &DeviceId,
-    connection: u64,
+    offline: &DeviceStatus,
     keep_alive: Duration,
     meter: &Meter,
 ) -> Result<MqttOptions, OptionsError> {
@@ -74,7 +74,7 @@ pub(super) fn uplink_options(
     options.set_ack_mode(AckMode::Manual);
     options.set_receive_maximum(Some(RECEIVE_MAXIMUM));
     options.set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(PACKET_BYTES_MAX));
-    options.set_last_will(will(config, device, connection));
+    options.set_last_will(will(config, device, offline));
     Ok(options)
 }
 
@@ -137,15 +137,7 @@ fn address(config: &BrokerConfig, client_id: &str) -> Result<MqttOptions, Option
     })
 }
 
-fn will(config: &BrokerConfig, device: &DeviceId, connection: u64) -> LastWill {
-    let offline = DeviceStatus {
-        state: DeviceState::Offline,
-        connection,
-        version: None,
-        wire: Vec::new(),
-        models: Vec::new(),
-        faults: Default::default(),
-    };
+fn will(config: &BrokerConfig, device: &DeviceId, offline: &DeviceStatus) -> LastWill {
     let properties = LastWillProperties {
         delay_interval: Some(WILL_DELAY_S),
         payload_format_indicator: None,
@@ -156,7 +148,7 @@ fn will(config: &BrokerConfig, device: &DeviceId, connection: u64) -> LastWill {
         user_properties: Vec::new(),
     };
     let topic = config.prefix.text(&Topic::UpStatus(device.clone()));
-    LastWill::new(topic, to_json(&offline), QoS::AtLeastOnce, true, Some(properties))
+    LastWill::new(topic, to_json(offline), QoS::AtLeastOnce, true, Some(properties))
 }
 
 fn credentials(config: &BrokerConfig, options: &mut MqttOptions) -> Result<(), OptionsError> {

@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::options::uplink_options;
 use super::silence::Silence;
-use super::{OptionsError, PublishError, REQUESTS_MAX, Session, SessionView, Shared, UplinkSetup, inbound, trouble};
+use super::{
+    Leave, OptionsError, PublishError, REQUESTS_MAX, Session, SessionView, Shared, UplinkSetup, inbound, trouble,
+};
 use crate::faults::Part;
 
 /// How long the goodbye may take when the agent stops.
@@ -36,7 +38,7 @@ enum End {
     Failed(ConnectionError),
     /// Open, but nothing is acknowledged any more.
     Silent,
-    /// We left: other settings are in force.
+    /// We left: other settings are in force, or the radio rests.
     Left,
 }
 
@@ -62,8 +64,10 @@ enum SessionError {
 }
 
 /// Connects, serves until the connection ends, and tells the engine that it has.
-pub(super) async fn run(shared: Arc<Shared>, way: Way, leave: CancellationToken) {
-    let (loss, trouble) = match serve(&shared, way, leave).await {
+pub(super) async fn run(shared: Arc<Shared>, way: Way, leave: Leave) {
+    let (loss, trouble) = match serve(&shared, way, leave.now).await {
+        // Also what the broker made of our goodbye.
+        Ok(_) if leave.wanted.is_cancelled() => (Loss::Broken, None),
         Ok(End::Failed(error)) => {
             tracing::info!(%error, "the connection to the broker ended");
             (loss(&error), Some(trouble::read(&error)))
@@ -80,7 +84,7 @@ pub(super) async fn run(shared: Arc<Shared>, way: Way, leave: CancellationToken)
     };
     shared.set_session(None);
     shared.tell(Event::Disconnected(loss)).await;
-    if loss == Loss::Broken {
+    if loss == Loss::Broken && !leave.wanted.is_cancelled() {
         explain(&shared, trouble).await;
     }
 }
@@ -107,7 +111,7 @@ async fn serve(shared: &Arc<Shared>, way: Way, leave: CancellationToken) -> Resu
         Way::Recovery => usual.recovery.as_deref().ok_or(SessionError::NoBroker)?,
     };
     let keep_alive = settings.config.link.profile().keep_alive;
-    let options = match uplink_options(broker, device, connection, keep_alive, meter) {
+    let options = match uplink_options(broker, device, &shared.offline(connection), keep_alive, meter) {
         Ok(options) => options,
         Err(error) => {
             shared.setup.faults.set(&Part::Broker, format!("the broker cannot be dialled: {error}"));
@@ -212,6 +216,7 @@ impl Shared {
         let status = DeviceStatus {
             state: DeviceState::Online,
             connection: session.view.connection,
+            window_every_s: self.window_every_s(),
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             wire: vec![WIRE_VERSION],
             models: (self.setup.models)(),
@@ -221,17 +226,26 @@ impl Shared {
     }
 
     pub(super) async fn publish_offline(&self, session: &Session) -> Result<(), PublishError> {
-        let connection = session.view.connection;
-        let status = DeviceStatus {
+        let status = self.offline(session.view.connection);
+        let said = tokio::time::timeout(GOODBYE_WAIT, self.publish_status(&status)).await;
+        said.unwrap_or(Err(PublishError::Unclear))
+    }
+
+    fn offline(&self, connection: u64) -> DeviceStatus {
+        DeviceStatus {
             state: DeviceState::Offline,
             connection,
+            window_every_s: self.window_every_s(),
             version: None,
             wire: Vec::new(),
             models: Vec::new(),
             faults: Default::default(),
-        };
-        let said = tokio::time::timeout(GOODBYE_WAIT, self.publish_status(&status)).await;
-        said.unwrap_or(Err(PublishError::Unclear))
+        }
+    }
+
+    /// How often we connect, if the radio rests in between.
+    pub(super) fn window_every_s(&self) -> Option<u32> {
+        self.setup.settings.borrow().config.link.windows.told_every_s()
     }
 
     async fn publish_status(&self, status: &DeviceStatus) -> Result<(), PublishError> {

@@ -40,6 +40,12 @@ impl Device {
         self.status.as_ref().is_some_and(|status| status.state == DeviceState::Offline)
     }
 
+    /// How often it connects, if it rests its radio in between.
+    #[must_use]
+    pub fn window_every_s(&self) -> Option<u32> {
+        self.status.as_ref().and_then(|status| status.window_every_s)
+    }
+
     /// `online`, `offline`, or `unknown` while it has no status.
     #[must_use]
     pub fn link(&self) -> &'static str {

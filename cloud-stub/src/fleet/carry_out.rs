@@ -136,7 +136,7 @@ impl<T: FnMut(Progress<'_>)> Desk<T> {
             }
             Ok(_) if *was_away && is_away && !self.patience.offline => {
                 let then = match is_command {
-                    true => "it runs if the device connects within an hour",
+                    true => "it runs if the device connects within an hour, or in its radio's next window",
                     false => "the device takes the settings when it connects",
                 };
                 errand.give_up(Ending::Offline, then)

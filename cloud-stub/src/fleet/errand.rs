@@ -205,7 +205,9 @@ impl Errand {
             }
             What::Settings(settings) if settings.on_trial => "it is still on trial",
             What::Settings(_) => "the wanted settings are at the broker; the device has not said what became of them",
-            What::Command(_) if is_offline => "it runs if the device connects within an hour of its sending",
+            What::Command(_) if is_offline => {
+                "it runs if the device connects within an hour of its sending, or in its radio's next window"
+            }
             What::Command(_) => "the device has not replied",
         };
         self.give_up(if is_offline { Ending::Offline } else { Ending::NoAnswer }, reason)

@@ -16,7 +16,7 @@ use rumqttc::{
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::board::{Board, Said, read};
+use super::board::{Board, Device, Said, read};
 use super::errand::{Errand, What};
 use crate::link::Way;
 
@@ -39,7 +39,7 @@ const EMPTY_WAIT: Duration = Duration::from_secs(1);
 /// How long a goodbye may take.
 const GOODBYE_MAX: Duration = Duration::from_secs(3);
 
-/// A command that has not arrived by then is not delivered any more.
+/// A command that has not arrived by then is not delivered any more; a device that rests its radio has that much longer.
 const COMMAND_EXPIRY_S: u32 = 3600;
 
 /// Whom to listen to.
@@ -133,12 +133,13 @@ impl Operator {
     /// Begins to publish an errand. The notice tells what the broker made of it.
     pub fn publish(&self, errand: &Errand) -> Result<PublishNotice, OperatorError> {
         let device = errand.device.clone();
+        let rest_s = self.board.devices.get(&device).and_then(Device::window_every_s).unwrap_or(0);
         let options = PublishOptions::new(QoS::AtLeastOnce);
         let (topic, options) = match &errand.what {
             What::Settings(_) => (Topic::DownDesired(device), options.retained()),
             What::Command(message) => {
                 let properties = PublishProperties {
-                    message_expiry_interval: Some(COMMAND_EXPIRY_S),
+                    message_expiry_interval: Some(COMMAND_EXPIRY_S + rest_s),
                     response_topic: Some(self.topics.text(&Topic::UpReply(device.clone()))),
                     correlation_data: message.id.as_ref().map(|id| id.clone().into()),
                     ..PublishProperties::default()

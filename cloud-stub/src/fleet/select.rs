@@ -91,6 +91,7 @@ mod tests {
         let status = DeviceStatus {
             state: DeviceState::Online,
             connection: 1,
+            window_every_s: None,
             version: Some("0.1.0".to_owned()),
             wire: vec![1],
             models,

@@ -271,6 +271,7 @@ mod tests {
         let status = |state, connection| DeviceStatus {
             state,
             connection,
+            window_every_s: None,
             version: None,
             wire: Vec::new(),
             models: Vec::new(),

@@ -27,7 +27,7 @@ pub struct CaseRow {
 }
 
 /// One device as recorded.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct DeviceRow {
     pub device: String,
     pub status: Option<DeviceStatus>,

@@ -1,5 +1,5 @@
 // Draws the page of one device: what it is like now, its settings, commands and history.
-import { age, at, bytes, deviceLine, drawNotice, figure, kindOf, listen, make, number, percent, setClock, span } from "/parts.js";
+import { age, at, bytes, deviceLine, drawNotice, faultList, figure, kindOf, listen, make, number, percent, setClock, span } from "/parts.js";
 import { makeCommands } from "/commands.js";
 import { makeEditor, show } from "/editor.js";
 
@@ -39,8 +39,11 @@ function drawNow(d) {
   at("name").replaceChildren(d.device, " ", make("span", `pill ${kindOf(d.state)}`, d.state));
   const queue = t ? t.queue : null;
   const models = d.models.map((m) => `${m.name} ${m.version}`);
-  const link = figure(t && d.state !== "offline" ? t.link.replaceAll("_", " ") : d.state, "link", "");
+  const link = figure(t && !["offline", "resting"].includes(d.state) ? t.link.replaceAll("_", " ") : d.state, "link", "");
   link.querySelector("small").replaceChildren(...deviceLine(d).childNodes);
+  const faults = faultList(d, Infinity);
+  at("faults").hidden = !faults;
+  at("fault-list").replaceChildren(...(faults ? [faults] : []));
   const spent = t ? Object.entries(t.budget).filter(([, b]) => b.max && b.spent >= 0.8 * b.max) : [];
   at("now").replaceChildren(
     link,

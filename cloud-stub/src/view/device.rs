@@ -11,6 +11,7 @@ use super::{ApiError, DeviceView, View};
 use crate::fleet::board::Device;
 use crate::fleet::differ::{self, Changed, Difference};
 use crate::store::{DeviceEvent, DeviceRow, SettingsRow};
+use crate::wall_ms;
 
 /// How many events of the history the page gets: more than anyone scrolls through.
 const EVENTS_MAX: usize = 200;
@@ -69,7 +70,7 @@ fn page(row: DeviceRow, settings: SettingsRow, events: Vec<DeviceEvent>, look_on
     };
     DevicePage {
         differences: differ::differences(&known),
-        device: row.into(),
+        device: DeviceView::new(row, wall_ms()),
         reported,
         reported_ms,
         desired,

@@ -17,11 +17,12 @@ use prometheus_client::registry::Registry;
 use super::{ApiError, DeviceView, View};
 use crate::link::LinkNow;
 use crate::store::Totals;
+use crate::wall_ms;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What a device can be; see [`DeviceView::state`].
-const DEVICE_STATES: [&str; 4] = ["online", "degraded", "offline", "unknown"];
+const DEVICE_STATES: [&str; 5] = ["online", "degraded", "offline", "resting", "unknown"];
 
 type Labels = [(&'static str, &'static str); 1];
 
@@ -29,7 +30,8 @@ pub(super) async fn metrics(State(view): State<View>) -> Result<impl IntoRespons
     let path = view.records_path.clone();
     let looked = view.records.read(move |reader| Ok((reader.totals()?, reader.devices()?, records_bytes(&path))));
     let (totals, devices, records_bytes) = looked.await?;
-    let devices: Vec<_> = devices.into_iter().map(|row| DeviceView::from(row).state).collect();
+    let now_ms = wall_ms();
+    let devices: Vec<_> = devices.into_iter().map(|row| DeviceView::new(row, now_ms).state).collect();
 
     let mut page = Registry::with_prefix("hedge_cloud");
     let connected = matches!(*view.shown.link.borrow(), LinkNow::Connected);

@@ -229,7 +229,8 @@ fn file(content_type: &'static str, text: &'static str) -> Response {
 
 async fn devices(State(view): State<View>) -> Result<Json<Vec<DeviceView>>, ApiError> {
     let rows = view.records.read(Reader::devices).await?;
-    Ok(Json(rows.into_iter().map(DeviceView::from).collect()))
+    let now_ms = wall_ms();
+    Ok(Json(rows.into_iter().map(|row| DeviceView::new(row, now_ms)).collect()))
 }
 
 #[derive(Deserialize)]

@@ -1,5 +1,5 @@
 // Draws the first page from the events of /events. Everything from devices is written as text, never as markup.
-import { age, at, bytes, deviceLine, drawNotice, figure, kindOf, listen, make, number, percent, setClock, span } from "/parts.js";
+import { age, at, bytes, deviceLine, drawNotice, faultList, figure, kindOf, listen, make, number, percent, setClock, span } from "/parts.js";
 
 const REASONS = {
   low_score: "not sure enough", margin: "two close answers", entropy: "spread over many answers",
@@ -47,9 +47,11 @@ function deviceCard(d) {
   cases.setAttribute("aria-pressed", String(onlyDevice === d.device));
   cases.addEventListener("click", () => show(onlyDevice === d.device ? null : d.device));
   const trouble = { on_trial: ["warn", "settings on trial"], refused: ["bad", "settings refused"], failed: ["bad", "settings failed"] }[d.outcome];
+  const faults = Object.keys(d.faults).length;
   const card = make("article", `device ${d.state}`,
-    make("div", "top", name, trouble ? make("span", `pill ${trouble[0]}`, trouble[1]) : null, make("span", `pill ${kindOf(d.state)}`, d.state)),
+    make("div", "top", name, faults ? make("span", "pill warn", faults === 1 ? "1 fault" : `${faults} faults`) : null, trouble ? make("span", `pill ${trouble[0]}`, trouble[1]) : null, make("span", `pill ${kindOf(d.state)}`, d.state)),
     deviceLine(d),
+    faultList(d, 2),
     make("dl", "",
       cell("answered", shown((x) => x.answered)),
       cell("kept", s ? percent(s.kept, s.kept + s.deferred) : "–"),
@@ -159,7 +161,7 @@ function drawList(parent, items, key, draw) {
 
 function drawDevices(devices) {
   latest.devices = devices;
-  const order = { degraded: 0, offline: 0, online: 0, unknown: 1 };
+  const order = { degraded: 0, offline: 0, online: 0, resting: 0, unknown: 1 };
   drawList(at("devices"), [...devices].sort((a, b) => order[a.state] - order[b.state]), "device", deviceCard);
 }
 

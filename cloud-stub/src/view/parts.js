@@ -55,8 +55,27 @@ export function figure(value, label, note) {
 
 export const kindOf = (state) => ({ online: "good", degraded: "warn", offline: "bad" }[state] || "quiet");
 
+// What is wrong with a device; on a card only the beginning.
+export function faultList(d, most) {
+  const faults = Object.entries(d.faults);
+  if (!faults.length) return null;
+  const lines = faults.slice(0, most).map(([part, sentence]) => {
+    const line = make("li", "", make("b", "", part.replaceAll("_", " ")), `: ${sentence}`);
+    line.title = sentence;
+    return line;
+  });
+  if (faults.length > lines.length) lines.push(make("li", "", `and ${faults.length - lines.length} more`));
+  return make("ul", "faults", ...lines);
+}
+
+function until(ms) {
+  const seconds = (ms - (Date.now() - clockOffsetMs)) / 1000;
+  return seconds > 0 ? `; it connects again in ${span(seconds)}` : "; it should connect about now";
+}
+
 export function deviceLine(d) {
   if (d.state === "offline") return make("p", "say", age(d.status_ms, "offline for ", "; it answers on by itself"));
+  if (d.state === "resting") return make("p", "say", age(d.status_ms, "its radio has rested for ", ""), until(d.back_ms));
   if (d.state === "unknown") return make("p", "say", "has sent cases, but no status");
   return make("p", "say", d.link_reason || (d.telemetry ? "link is fine" : "no figures from it yet"));
 }

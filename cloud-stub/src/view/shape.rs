@@ -3,7 +3,7 @@
 //! All times are milliseconds since 1970 UTC by this machine's clock, unless they say otherwise.
 
 use hedge_proto::{
-    Authority, CaseId, DeviceState, LabelScore, LinkState, Metadata, ModelRef, Reason, TaskResult, Telemetry,
+    Authority, CaseId, DeviceState, Faults, LabelScore, LinkState, Metadata, ModelRef, Reason, TaskResult, Telemetry,
     ThresholdMode,
 };
 use serde::Serialize;
@@ -16,7 +16,8 @@ use crate::store::{CaseRow, DeviceRow, Standing, Totals};
 #[derive(Debug, Serialize)]
 pub struct DeviceView {
     pub device: String,
-    /// `online`, `degraded`, `offline`, or `unknown` while it has not said a word about itself.
+    /// `online`, `degraded`, `offline`, `resting` between two windows of its radio, or `unknown` while it has not said
+    /// a word about itself.
     pub state: &'static str,
     /// Its own sentence on its link, from the last telemetry.
     pub link_reason: String,
@@ -24,10 +25,14 @@ pub struct DeviceView {
     pub connection: Option<u64>,
     pub version: Option<String>,
     pub models: Vec<ModelRef>,
+    /// What is wrong with it, by the part it concerns, as its status says.
+    pub faults: Faults,
     /// The device's own figures, as of `telemetry_ms`.
     pub telemetry: Option<Telemetry>,
     pub telemetry_ms: Option<u64>,
     pub status_ms: Option<u64>,
+    /// When a device that rests its radio connects again.
+    pub back_ms: Option<u64>,
     /// When anything of it last arrived, its will aside.
     pub last_seen_ms: Option<u64>,
     /// Its cases on record here, and what the verdicts said.
@@ -43,13 +48,19 @@ pub struct DeviceView {
     pub events: u64,
 }
 
-impl From<DeviceRow> for DeviceView {
-    fn from(row: DeviceRow) -> Self {
+/// How late a device that rests its radio may be: a dial takes 30 s, and the first may fail.
+const WINDOW_LATE_MS: u64 = 5 * 60 * 1000;
+
+impl DeviceView {
+    pub(super) fn new(row: DeviceRow, now_ms: u64) -> Self {
         let offline = row.status.as_ref().is_some_and(|status| status.state == DeviceState::Offline);
+        let window_every_s = row.status.as_ref().and_then(|status| status.window_every_s);
+        let back_ms = row.status_ms.zip(window_every_s).map(|(at, every_s)| at + u64::from(every_s) * 1000);
+        let resting = back_ms.is_some_and(|at| now_ms <= at + WINDOW_LATE_MS);
         let told = [row.telemetry_ms, row.case_ms, row.status_ms.filter(|_| !offline)];
-        let (connection, version, models) = match row.status {
-            Some(status) => (Some(status.connection), status.version, status.models),
-            None => (None, None, Vec::new()),
+        let (connection, version, models, faults) = match row.status {
+            Some(status) => (Some(status.connection), status.version, status.models, status.faults),
+            None => (None, None, Vec::new(), Faults::new()),
         };
         let degraded = row
             .telemetry
@@ -57,6 +68,7 @@ impl From<DeviceRow> for DeviceView {
             .is_some_and(|telemetry| matches!(telemetry.link, LinkState::Degraded | LinkState::OverBudget));
         let state = match (connection, offline, degraded) {
             (None, ..) => "unknown",
+            (_, true, _) if resting => "resting",
             (_, true, _) => "offline",
             (_, false, true) => "degraded",
             (_, false, false) => "online",
@@ -68,9 +80,11 @@ impl From<DeviceRow> for DeviceView {
             connection,
             version,
             models,
+            faults,
             telemetry: row.telemetry,
             telemetry_ms: row.telemetry_ms,
             status_ms: row.status_ms,
+            back_ms: back_ms.filter(|_| state == "resting"),
             last_seen_ms: told.into_iter().flatten().max(),
             cases: row.cases,
             agreed: row.agreed,
@@ -212,5 +226,33 @@ pub(super) fn picture_type(content_type: &str) -> Option<&'static str> {
         "image/jpeg" => Some("image/jpeg"),
         "image/png" => Some("image/png"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hedge_proto::DeviceStatus;
+
+    #[test]
+    fn a_device_that_rests_its_radio_is_resting_until_it_is_late() {
+        let view = |window_every_s: Option<u32>, now_ms: u64| {
+            let status = DeviceStatus {
+                state: DeviceState::Offline,
+                connection: 1,
+                window_every_s,
+                version: None,
+                wire: Vec::new(),
+                models: Vec::new(),
+                faults: Default::default(),
+            };
+            let row = DeviceRow { status: Some(status), status_ms: Some(1_000), ..DeviceRow::default() };
+            let view = DeviceView::new(row, now_ms);
+            (view.state, view.back_ms)
+        };
+        assert_eq!(view(None, 2_000), ("offline", None));
+        assert_eq!(view(Some(3600), 2_000), ("resting", Some(3_601_000)));
+        assert_eq!(view(Some(3600), 3_601_000 + WINDOW_LATE_MS), ("resting", Some(3_601_000)));
+        assert_eq!(view(Some(3600), 3_601_001 + WINDOW_LATE_MS), ("offline", None));
     }
 }

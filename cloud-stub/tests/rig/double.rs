@@ -167,6 +167,7 @@ fn status(state: DeviceState) -> DeviceStatus {
     DeviceStatus {
         state,
         connection: 1,
+        window_every_s: None,
         version: Some("0.1.0".to_owned()),
         wire: vec![1],
         models,

@@ -8,8 +8,8 @@ use hedge_proto::WIRE_VERSION;
 use super::Planted;
 use super::device::{Step, short, shown};
 use super::disk::Op;
-use super::message::Client;
-use super::oracle::{engine_is_bounded, never_spins};
+use super::message::{Client, End};
+use super::oracle::{engine_is_bounded, never_spins, rests};
 use super::world::World;
 
 impl World {
@@ -66,10 +66,18 @@ impl World {
     fn carry_out(&mut self, action: Action) {
         let now = self.device_now();
         self.trace.note(self.now, || format!("engine → {}", shown(&action)));
+        if matches!(action, Action::Dial { .. } | Action::Send { .. } | Action::Ask { .. }) {
+            let checked = rests(self.device.engine.as_ref().is_some_and(|engine| engine.is_closed(now)));
+            self.check(checked);
+        }
         match action {
             Action::LinkChanged { .. } => {}
-            // Settings do not change in these worlds, so nobody hangs up for them.
-            Action::HangUp => {}
+            // Settings do not change in these worlds: it is the end of a window.
+            Action::HangUp => {
+                if let Some(wire) = self.device.wire {
+                    self.hang_up(wire, End::Client);
+                }
+            }
             Action::Dial { .. } => self.dial(Client::Device, self.device.life),
             Action::Send { keys } => {
                 let checked = self.device.watch.sends(now, &keys, self.plan.cases_per_hour);

@@ -57,6 +57,14 @@ pub(super) fn held_back(now: Moment, until: Moment) -> Checked {
     broken("busy and pace are obeyed", format!("it spoke {} ms too early", until.since(now).as_millis()))
 }
 
+/// Neither a dial nor a message.
+pub(super) fn rests(closed: bool) -> Checked {
+    if !closed {
+        return Ok(());
+    }
+    broken("a radio that rests is left alone", "it was to be used between two windows".to_owned())
+}
+
 pub(super) fn in_window(flying: usize, window: usize) -> Checked {
     if flying <= window {
         return Ok(());
@@ -124,7 +132,14 @@ pub(super) fn drain_within(plan: &Plan) -> Duration {
     let hours = plan.cases_per_hour.map_or(0, |ceiling| 2 + 4 * plan.cases / ceiling);
     // One case after the other at worst: there and back twice, a handful of commits, a slow model.
     let each = Duration::from_millis(4 * plan.latency.1 + 5 * plan.disk.1 + plan.model.1 + 100);
-    waits + 2 * paced + Duration::from_secs(3_600 * hours) + 2 * each * u32::try_from(plan.cases).unwrap_or(u32::MAX)
+    let all = waits
+        + 2 * paced
+        + Duration::from_secs(3_600 * hours)
+        + 2 * each * u32::try_from(plan.cases).unwrap_or(u32::MAX);
+    // Of each rest a little is lost to the dial and to what must be asked about.
+    plan.profile
+        .windows
+        .map_or(all, |windows| all.mul_f64(2.0 * windows.every.div_duration_f64(windows.open)) + windows.every)
 }
 
 /// What happened to each case, as only somebody outside can know it.

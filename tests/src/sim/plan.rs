@@ -3,9 +3,11 @@
 //! Each world has only some kinds of faults: a rare interleaving of two is easier to meet where the other ten
 //! are silent.
 
+use std::time::Duration;
+
 use hedge_core::budget::Ceilings;
 use hedge_core::chance::Chance;
-use hedge_core::link::Profile;
+use hedge_core::link::{Profile, Windows};
 
 /// Everything random comes from here, so that the seed is the whole world.
 #[derive(Debug, Clone)]
@@ -187,7 +189,7 @@ impl Plan {
             batch_bytes_max: dice.pick(&[0, 10_000, 64 * 1024]),
             urgent_one_in: dice.pick(&[0, 0, 3, 20]),
             says_retry: dice.one_in(2),
-            profile: dice.pick(&[Profile::LAN, Profile::LAN, Profile::METERED]),
+            profile: Profile { windows: windows(seed), ..dice.pick(&[Profile::LAN, Profile::LAN, Profile::METERED]) },
             cases_per_hour: dice.one_in(20).then(|| dice.between(cases / 4 + 1, cases + 1)),
         }
     }
@@ -201,4 +203,10 @@ impl Plan {
     pub(super) fn ceilings(&self) -> Ceilings {
         Ceilings { cases_per_hour: self.cases_per_hour.unwrap_or(u64::MAX / 2), ..Ceilings::LAN }
     }
+}
+
+/// Every eighth world has a radio that rests. Not by the dice: other worlds stay as they are.
+fn windows(seed: u64) -> Option<Windows> {
+    let seconds = |(every, open)| Windows { every: Duration::from_secs(every), open: Duration::from_secs(open) };
+    seed.is_multiple_of(8).then(|| Dice::new(!seed).pick(&[(120, 60), (300, 30), (600, 120)])).map(seconds)
 }

@@ -109,6 +109,7 @@ impl Watch {
             | Event::NetworkChanged
             | Event::Configured(_)
             | Event::BrokerChanged
+            | Event::OnTrial { .. }
             | Event::Explained(_)
             | Event::Spent { .. }
             | Event::Drain

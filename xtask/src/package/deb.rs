@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use hedge_tests::places;
 
-use super::{Arch, onnxruntime_folder};
+use super::{Arch, copyright, onnxruntime_folder};
 use crate::{command, onnxruntime};
+
+/// Debian wants an address; nothing of `.example` can ever be anybody's.
+const MAINTAINER: &str = "Hedge developers <developers@hedge.example>";
 
 const SCRIPTS: [&str; 4] = ["preinst", "postinst", "prerm", "postrm"];
 
@@ -121,6 +124,7 @@ impl Recipe {
     fn filled(&self, text: &str) -> Result<String> {
         Ok(text
             .replace("@VERSION@", &format!("{}-{}", env!("CARGO_PKG_VERSION"), self.revision))
+            .replace("@MAINTAINER@", MAINTAINER)
             .replace("@ONNXRUNTIME@", onnxruntime::VERSION)
             .replace("@ARCH@", self.arch.debian()))
     }
@@ -137,6 +141,8 @@ impl Recipe {
             );
         } else if name.starts_with("hedge-model-") {
             copyright.push_str(&fs::read_to_string(places::root().join("NOTICE"))?);
+        } else if super::PROGRAMS.contains(&name) {
+            copyright.push_str(&copyright::of(name, self.arch)?);
         }
         fs::write(doc.join("copyright"), copyright)?;
         let control = self.filled(&fs::read_to_string(recipe.join("control"))?)?;

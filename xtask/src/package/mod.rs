@@ -4,6 +4,7 @@
 //! file or folder. Programs for the other processor are built with Debian's cross compiler.
 
 mod build;
+mod copyright;
 mod deb;
 mod repository;
 

@@ -68,6 +68,8 @@ pub struct Arrived<'a> {
     pub response_topic: Option<&'a str>,
     /// The user property `by`.
     pub by: Option<&'a str>,
+    /// How long the device may have been out of reach by its own will: so much older a command may be.
+    pub rest: Duration,
 }
 
 /// Where a reply goes.
@@ -238,10 +240,11 @@ impl Book {
         if !in_time {
             return Err(format!("more than {} commands a second came; give it again later", RATE.per_s));
         }
+        let age_max = AGE_MAX + arrived.rest;
         if let (Some(issued), Some(wall)) = (message.issued_ms, wall_ms)
-            && u128::from(wall.saturating_sub(issued)) > AGE_MAX.as_millis()
+            && u128::from(wall.saturating_sub(issued)) > age_max.as_millis()
         {
-            return Err(format!("it was given more than {} minutes ago", AGE_MAX.as_secs() / 60));
+            return Err(format!("it was given more than {} minutes ago", age_max.as_secs() / 60));
         }
         let (command, by, reply_to) = (message.command, sender.by.clone(), sender.reply_to.clone());
         match sender.id.clone() {

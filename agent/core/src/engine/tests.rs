@@ -1,3 +1,5 @@
+mod windows;
+
 use super::*;
 use crate::budget::Ceilings;
 use hedge_proto::{Epoch, WIRE_VERSION};

@@ -47,7 +47,8 @@ pub(super) async fn check(report: &mut Report, config: &Config, status: Option<&
     } else if !handshake(report, broker, socket).await {
         return;
     }
-    let online = status.is_some_and(|status| !matches!(status.link, LinkState::Offline | LinkState::Connecting));
+    let away = |state| matches!(state, LinkState::Offline | LinkState::Connecting | LinkState::Resting);
+    let online = status.is_some_and(|status| !away(status.link));
     let Some(own_id) = login(report, broker, &device, online).await else { return };
     topics(report, broker, &device, &own_id).await;
 }

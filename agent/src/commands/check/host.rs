@@ -40,7 +40,7 @@ pub(super) async fn agent(report: &mut Report, agent: Option<&Client>) -> Option
     };
     let link = format!("link {}: {}", status.link.name(), status.link_reason);
     match status.link {
-        LinkState::Online => report.ok("agent", format!("it runs; {link}")),
+        LinkState::Online | LinkState::Resting => report.ok("agent", format!("it runs; {link}")),
         _ => report.warning("agent", format!("it runs; {link}"), "what follows says why, if it can be seen from here"),
     }
     for (part, sentence) in &status.faults {

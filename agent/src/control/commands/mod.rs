@@ -58,6 +58,8 @@ pub(crate) struct Message {
     pub response_topic: Option<String>,
     /// The user property `by`.
     pub by: Option<String>,
+    /// How long the device may have been out of reach by its own will.
+    pub rest: Duration,
 }
 
 /// Brings messages to the desk. Cheap to clone.
@@ -216,6 +218,7 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
             correlation: message.correlation.as_deref(),
             response_topic: message.response_topic.as_deref(),
             by: message.by.as_deref(),
+            rest: message.rest,
         };
         match self.book.admit(self.clock.now(), captured.wall_ms.filter(|_| captured.synced), &arrived) {
             Admission::Begin { intent, order } => self.begin(intent, order).await,

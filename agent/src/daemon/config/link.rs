@@ -1,7 +1,9 @@
 //! `[link]`: what the way to the cloud costs, and what may go over it.
 
+use std::time::Duration;
+
 use hedge_core::budget::Ceilings;
-use hedge_core::link::Profile;
+use hedge_core::link::{Profile, Windows};
 use hedge_core::policy::Policies;
 use serde::Deserialize;
 
@@ -14,6 +16,8 @@ pub struct LinkConfig {
     /// Payload bytes that small cases may share a message up to; 0 for one case each.
     pub batch_bytes_max: Option<u32>,
     pub ceilings: CeilingsConfig,
+    /// When the radio is used, if not always.
+    pub windows: WindowsConfig,
     /// What the device does differently in each state of the link.
     pub states: StatesConfig,
     /// How to tell a captive portal from the internet while there is no connection.
@@ -42,6 +46,76 @@ pub struct CeilingsConfig {
     pub bytes_per_month: Option<u64>,
 }
 
+/// Windows in which a radio is used; in between it rests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "WindowsFields")]
+pub struct WindowsConfig {
+    /// From the beginning of one to that of the next; 0 for a link that is used at any time.
+    pub every_s: u32,
+    /// How long each is open.
+    pub open_s: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WindowsFields {
+    every_s: u32,
+    open_s: u32,
+}
+
+/// Time to connect over a slow modem, send some cases and hear their verdicts.
+const WINDOW_OPEN_S: u32 = 120;
+
+/// Below, connecting anew costs more than staying. At most half a day: a broker keeps commands for a day, so that one
+/// window may be missed.
+const WINDOW_EVERY_S: std::ops::RangeInclusive<u32> = 60..=43_200;
+
+/// A handshake on a slow link, and what was wanted of the device meanwhile.
+const WINDOW_OPEN_S_MIN: u32 = 30;
+
+impl Default for WindowsFields {
+    fn default() -> Self {
+        Self { every_s: 0, open_s: WINDOW_OPEN_S }
+    }
+}
+
+impl Default for WindowsConfig {
+    fn default() -> Self {
+        Self { every_s: 0, open_s: WINDOW_OPEN_S }
+    }
+}
+
+impl TryFrom<WindowsFields> for WindowsConfig {
+    type Error = String;
+
+    fn try_from(WindowsFields { every_s, open_s }: WindowsFields) -> Result<Self, String> {
+        let (least, most) = (WINDOW_EVERY_S.start(), WINDOW_EVERY_S.end());
+        if every_s != 0 && !WINDOW_EVERY_S.contains(&every_s) {
+            return Err(format!("every_s = {every_s} is neither 0 nor a number from {least} to {most}"));
+        }
+        if open_s < WINDOW_OPEN_S_MIN {
+            return Err(format!("open_s = {open_s} is below {WINDOW_OPEN_S_MIN}"));
+        }
+        if every_s != 0 && open_s >= every_s {
+            return Err(format!("open_s = {open_s} is not below every_s = {every_s}: the radio would never rest"));
+        }
+        Ok(Self { every_s, open_s })
+    }
+}
+
+impl WindowsConfig {
+    /// What others are told of it; none for a link that is used at any time.
+    #[must_use]
+    pub fn told_every_s(self) -> Option<u32> {
+        (self.every_s != 0).then_some(self.every_s)
+    }
+
+    fn windows(self) -> Option<Windows> {
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        (self.every_s != 0).then(|| Windows { every: seconds(self.every_s), open: seconds(self.open_s) })
+    }
+}
+
 /// An address whose answer is known beforehand.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,10 +137,11 @@ const BATCH_BYTES_MAX: u32 = 64 * 1024;
 impl LinkConfig {
     #[must_use]
     pub fn profile(&self) -> Profile {
-        match self.profile {
+        let profile = match self.profile {
             ProfileName::Lan => Profile::LAN,
             ProfileName::Metered => Profile::METERED,
-        }
+        };
+        Profile { windows: self.windows.windows(), ..profile }
     }
 
     #[must_use]
@@ -94,6 +169,30 @@ impl LinkConfig {
             bytes_per_hour: given.bytes_per_hour.unwrap_or(ours.bytes_per_hour),
             bytes_per_day: given.bytes_per_day.unwrap_or(ours.bytes_per_day),
             bytes_per_month: given.bytes_per_month.unwrap_or(ours.bytes_per_month),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_off_unless_asked_for_and_what_cannot_be_meant_is_refused() {
+        let read = |text: &str| toml::from_str::<LinkConfig>(text).map_err(|error| error.to_string());
+        assert_eq!(read("").expect("valid").profile().windows, None);
+        let hourly = read("windows = { every_s = 3600 }").expect("valid").profile().windows;
+        let two_minutes = Duration::from_secs(120);
+        assert_eq!(hourly, Some(Windows { every: Duration::from_secs(3600), open: two_minutes }));
+        for (wrong, part) in [
+            ("every_s = 59", "every_s = 59 is neither 0 nor"),
+            ("every_s = 43201", "every_s = 43201"),
+            ("every_s = 120", "open_s = 120 is not below every_s = 120"),
+            ("every_s = 600, open_s = 29", "open_s = 29"),
+            ("often = true", "often"),
+        ] {
+            let error = read(&format!("windows = {{ {wrong} }}")).expect_err(wrong);
+            assert!(error.contains(part), "{error}");
         }
     }
 }

@@ -40,6 +40,11 @@ pub(super) struct Summary<'a> {
 impl<'a> Summary<'a> {
     fn new(name: &'a DeviceId, device: &'a Device) -> Self {
         let (status, reported) = (device.status.as_ref(), device.reported.as_ref());
+        let why = device.desired_unreadable.as_ref();
+        let unreadable = why.map(|why| format!("the wanted settings cannot be read: {why}"));
+        let rests = device
+            .window_every_s()
+            .map(|every_s| format!("it connects every {every_s} s and rests its radio in between"));
         Self {
             device: name,
             link: device.link(),
@@ -51,7 +56,7 @@ impl<'a> Summary<'a> {
             wanted_by: device.desired.as_ref().and_then(|desired| desired.by.as_deref()),
             last: reported.and_then(|reported| reported.last.as_ref()),
             paused: reported.map_or(&[], |reported| &reported.paused),
-            note: device.desired_unreadable.as_ref().map(|why| format!("the wanted settings cannot be read: {why}")),
+            note: unreadable.or(rests),
             answer: None,
         }
     }

@@ -83,6 +83,9 @@ fn what_must_not_run_is_refused_with_the_reason() {
     check_refused(book, &correlated, None, "correlation");
     let old = with(r#"{"id": "a", "command": "drain", "issued_ms": 1000}"#);
     check_refused(book, &old, Some(1001 + 3_600_000), "60 minutes");
+    let rested = Arrived { rest: Duration::from_secs(600), ..old };
+    assert!(matches!(book.admit(Moment(0), Some(1000 + 4_200_000), &rested), Admission::Begin { .. }));
+    check_refused(book, &rested, Some(1001 + 4_200_000), "70 minutes");
     assert!(matches!(book.admit(Moment(0), None, &old), Admission::Begin { .. }), "no clock, no expiry");
     assert!(matches!(book.admit(Moment(0), Some(1000 + 3_600_000), &old), Admission::Begin { .. }));
 }
