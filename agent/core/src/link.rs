@@ -461,6 +461,12 @@ impl Link {
         self.readers().map(|status| status.accept).reduce(|a, b| Some(a?.max(b?))).flatten()
     }
 
+    /// The largest payload that each instance takes within a message: any of them may get it.
+    #[must_use]
+    pub fn payload_bytes_max(&self) -> Option<u64> {
+        self.readers().filter_map(|status| status.payload_bytes_max).min()
+    }
+
     /// How long the cloud asks to be left alone, when all its instances do.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
@@ -816,5 +822,21 @@ mod tests {
         first.accept = None;
         link.cloud_status(Name::new("i3").expect("valid"), first, true);
         assert_eq!(link.accept_per_s(), None);
+    }
+
+    #[test]
+    fn a_payload_is_no_larger_than_any_instance_takes() {
+        let mut link = connected();
+        assert_eq!(link.payload_bytes_max(), None);
+        for (name, state, bytes) in [
+            ("i1", CloudState::Online, Some(2_000)),
+            ("i2", CloudState::Online, None),
+            ("i3", CloudState::Online, Some(3_000)),
+            ("i4", CloudState::Offline, Some(1)),
+        ] {
+            let status = CloudStatus { payload_bytes_max: bytes, ..status(state, &[WIRE_VERSION]) };
+            link.cloud_status(Name::new(name).expect("valid"), status, true);
+        }
+        assert_eq!(link.payload_bytes_max(), Some(2_000));
     }
 }

@@ -102,7 +102,8 @@ impl Driver {
             self.carry_out(action, &mut sends);
         }
         if !sends.is_empty() {
-            self.with_uplink(|uplink| uplink.send(sends));
+            let payload_bytes_max = self.engine.payload_bytes_max();
+            self.with_uplink(|uplink| uplink.send(sends, payload_bytes_max));
         }
         let in_flight = self.engine.in_flight();
         self.link.send_if_modified(|view| std::mem::replace(&mut view.in_flight, in_flight) != in_flight);

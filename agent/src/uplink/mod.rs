@@ -12,6 +12,7 @@ mod silence;
 mod trouble;
 mod upload;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -87,6 +88,8 @@ struct Shared {
     setup: UplinkSetup,
     session: Mutex<Option<Session>>,
     uploads: Option<Uploads>,
+    /// The largest message with a case that the cloud takes.
+    case_bytes_max: AtomicUsize,
     /// Bytes per second that the link was seen to carry.
     carried: Mutex<Option<f64>>,
     sessions: watch::Sender<Option<SessionView>>,
@@ -133,7 +136,7 @@ pub enum PublishError {
     Nobody,
     #[error("the broker refused it: {0:?}")]
     Refused(PubAckReason),
-    #[error("{bytes} bytes are more than the {bytes_max} the broker takes")]
+    #[error("{bytes} bytes are more than the {bytes_max} that broker and cloud take")]
     TooLarge { bytes: usize, bytes_max: usize },
     #[error("the connection was lost before the broker acknowledged it")]
     Unclear,
@@ -149,6 +152,7 @@ impl Uplink {
             setup,
             session: Mutex::new(None),
             uploads,
+            case_bytes_max: AtomicUsize::new(MESSAGE_BYTES_MAX),
             carried: Mutex::new(None),
             sessions,
             leave: Mutex::default(),
@@ -188,9 +192,12 @@ impl Uplink {
         self.0.publish_kept_at(topic, payload).await
     }
 
-    /// Publishes these cases whole, each list in one message; the outcomes are events.
-    pub fn send(&self, publishes: Vec<Vec<CaseKey>>) {
+    /// Publishes these cases whole, each list in one message; the outcomes are events. `payload_bytes_max` is what the
+    /// cloud takes within a message.
+    pub fn send(&self, publishes: Vec<Vec<CaseKey>>, payload_bytes_max: Option<u64>) {
         let shared = self.0.clone();
+        let bytes_max = payload_bytes_max.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(MESSAGE_BYTES_MAX);
+        shared.case_bytes_max.store(bytes_max.saturating_add(CASE_BYTES_MAX), Ordering::Relaxed);
         tokio::spawn(async move { shared.send_all(publishes).await });
     }
 
@@ -352,7 +359,8 @@ impl Shared {
         let (Some(uploads), Some(session)) = (&self.uploads, self.session()) else { return Ok(()) };
         let Some(bytes) = case.payload.as_ref().map(|payload| payload.len()) else { return Ok(()) };
         let carried = *self.carried.lock().unwrap_or_else(PoisonError::into_inner);
-        if travel(bytes + CASE_BYTES_MAX + ENVELOPE_BYTES_MAX, session.packet_bytes_max, carried) == Travel::Message {
+        let bytes_max = session.packet_bytes_max.min(self.case_bytes_max.load(Ordering::Relaxed) + ENVELOPE_BYTES_MAX);
+        if travel(bytes + CASE_BYTES_MAX + ENVELOPE_BYTES_MAX, bytes_max, carried) == Travel::Message {
             return Ok(());
         }
         let over = session.over.clone();
@@ -396,7 +404,11 @@ impl Shared {
 
     async fn publish_case_message(&self, message: &CaseMessage) -> Result<(), PublishError> {
         let topic = Topic::UpCase(self.setup.device.clone());
-        self.publish(&topic, to_cbor(message), PublishOptions::new(QoS::AtLeastOnce)).await
+        let (message, bytes_max) = (to_cbor(message), self.case_bytes_max.load(Ordering::Relaxed));
+        if message.len() > bytes_max {
+            return Err(PublishError::TooLarge { bytes: message.len(), bytes_max });
+        }
+        self.publish(&topic, message, PublishOptions::new(QoS::AtLeastOnce)).await
     }
 
     /// Publishes and waits for the outcome, which the end of the connection also is.

@@ -146,6 +146,7 @@ fn what_waits_for_a_slot_or_for_a_cloud_that_takes_nothing_wakes_nobody() {
     assert_eq!(sends(&mut uplink, Moment(1), PROVEN), WINDOW_MAX);
     assert_eq!(uplink.wake_at(PROVEN), None, "the window is full");
     uplink.published(Moment(2), &[key(3)], Publish::Acknowledged);
+    assert_eq!(sends(&mut uplink, Moment(2), PROVEN), 1);
     assert_eq!(uplink.wake_at(PROVEN), Some(Moment(2) + RECEIVED_WAIT));
     let nothing = Permission { proven: true, accept_per_s: Some(0.0) };
     assert_eq!(with_cases(1).wake_at(nothing), None);
