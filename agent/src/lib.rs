@@ -23,6 +23,7 @@ pub mod inference;
 pub mod metrics;
 pub mod outbox;
 pub mod pipeline;
+pub mod privacy;
 pub mod queue;
 pub mod sample;
 pub mod state;

@@ -8,20 +8,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use hedge_core::budget::Spent;
 use hedge_core::engine::Event;
 use hedge_core::judge::ThresholdScale;
 use hedge_core::outbox::sort_key;
-use hedge_core::policy::{Payload, Policy};
+use hedge_core::policy::Policy;
 use hedge_core::uplink::Waiting;
-use hedge_inference::{ContentType, Tensor, thumbnail};
+use hedge_inference::Tensor;
 use hedge_proto::{
-    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, LinkState,
+    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Epoch, LinkState,
     METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, PayloadForm, Reason, Refusal, Telemetry, WIRE_VERSION,
     to_cbor,
 };
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::answers::Answers;
@@ -32,6 +31,7 @@ use crate::faults::Faults;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
 use crate::outbox::{NewCase, Outbox};
+use crate::privacy::{Reducer, SentPayload};
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 use crate::{metrics, telemetry};
@@ -55,8 +55,7 @@ pub struct Pipeline {
     /// A sample is answered by what this shows when it arrives, from first to last.
     pub settings: watch::Receiver<Arc<InForce>>,
     pub control: Control,
-    /// Pictures made smaller at a time: each may take as much memory as the largest one decoded.
-    pub shrinking: Semaphore,
+    pub reducer: Reducer,
     pub faults: Faults,
     pub started: Instant,
 }
@@ -141,13 +140,6 @@ struct Judged {
     opinion: Opinion,
 }
 
-/// What of a sample goes to the cloud.
-struct SentPayload {
-    form: PayloadForm,
-    content_type: String,
-    bytes: Bytes,
-}
-
 impl Pipeline {
     async fn judge(&self, input: NewSample) -> Result<Judged, SampleError> {
         let settings = self.settings.borrow().clone();
@@ -183,7 +175,7 @@ impl Pipeline {
 
     /// Puts the case into the outbox and waits at most `store_wait` to know that it is there.
     async fn defer(&self, judged: &Judged, reason: Reason) -> CaseFate {
-        let payload = self.payload(&judged.input).await;
+        let payload = self.payload(judged).await;
         let case = case(judged, reason, &payload);
         let key = case.id.key;
         let stored_at = self.clock.now();
@@ -219,30 +211,16 @@ impl Pipeline {
         }
     }
 
-    /// What of a sample is stored for the cloud, as the link's state has it.
-    async fn payload(&self, input: &NewSample) -> SentPayload {
-        let whole = || SentPayload {
+    /// What of a sample is stored for the cloud, as the link's state and the device's ceiling have it.
+    async fn payload(&self, judged: &Judged) -> SentPayload {
+        let input = &judged.input;
+        let whole = SentPayload {
             form: PayloadForm::Whole,
             content_type: input.content_type.to_header(),
             bytes: input.bytes.clone(),
         };
-        let Payload::Thumbnail { side_max } = self.link.borrow().policy.payload else { return whole() };
-        let Ok(_turn) = self.shrinking.acquire().await else { return whole() };
-        let (content_type, bytes) = (input.content_type.clone(), input.bytes.clone());
-        let shrunk = tokio::task::spawn_blocking(move || thumbnail(&content_type, &bytes, side_max)).await;
-        match shrunk {
-            Ok(Ok(Some(jpeg))) => SentPayload {
-                form: PayloadForm::Thumbnail,
-                content_type: ContentType::Jpeg.to_header(),
-                bytes: Bytes::from(jpeg),
-            },
-            Ok(Ok(None)) => whole(),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "a picture could not be made smaller; it is stored as it came");
-                whole()
-            }
-            Err(_) => whole(),
-        }
+        let (asked, ceiling) = (self.link.borrow().policy.payload, judged.settings.config.privacy.ceiling());
+        self.reducer.treat(whole, ceiling.treat(asked, PayloadForm::Whole)).await
     }
 
     fn refused(&self, refusal: Refusal) -> CaseFate {
@@ -381,7 +359,7 @@ fn case(judged: &Judged, reason: Reason, payload: &SentPayload) -> Case {
         captured: judged.captured.clone(),
         form: payload.form,
         content_type: payload.content_type.clone(),
-        payload_sha256: Digest::of(&payload.bytes),
+        payload_sha256: payload.digest(),
         payload: None,
         metadata: judged.metadata.clone(),
     }

@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use hedge_proto::{BudgetFigures, LinkState, ModelRef, Name, QueueFigures, SampleFigures, Telemetry};
+use hedge_proto::{BudgetFigures, LinkState, ModelRef, Name, PrivacyFigures, QueueFigures, SampleFigures, Telemetry};
 
 use crate::board;
 use crate::figures::{Dropped, drop_name};
 use crate::inference::Judge;
 use crate::outbox::Drops;
 use crate::pipeline::Pipeline;
+use crate::privacy;
 
 /// Everything as it is now.
 #[must_use]
@@ -37,6 +38,10 @@ pub fn of(pipeline: &Pipeline) -> Telemetry {
         unread: pipeline.figures.unread.load(Ordering::Relaxed),
         board: board::read(),
         faults: pipeline.faults.now(),
+        privacy: Some(PrivacyFigures {
+            ceiling: privacy::text(pipeline.settings.borrow().config.privacy.ceiling().0),
+            payload: privacy::text(link.policy.payload),
+        }),
     }
 }
 

@@ -2,7 +2,9 @@
 
 mod rig;
 
-use hedge_proto::{CaseMessage, CloudState, Digest, DownMessage, MESSAGE_BYTES_MAX, Topic};
+use hedge_proto::{
+    Authority, Case, CaseMessage, CloudState, Digest, DownMessage, MESSAGE_BYTES_MAX, PayloadForm, Topic,
+};
 use rig::{Broker, Cloud, Device, label, received};
 use tempfile::TempDir;
 
@@ -47,6 +49,46 @@ async fn a_repeated_case_is_answered_from_records_without_a_second_run() {
         cloud.figure("cases", 1).await;
         cloud.figure("answered", 1).await;
         cloud.figure("repeated", 3).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_case_without_its_sample_is_noted_at_once_and_the_devices_answer_stands() {
+    on_each_broker(async |cloud, mut device| {
+        let nothing = |case: Case| Case {
+            form: PayloadForm::Nothing,
+            payload_sha256: Digest::of(b""),
+            payload: Some(Vec::new().into()),
+            ..case
+        };
+        let (id, unusable) = (device.id(0), Case { scores: Vec::new(), ..nothing(device.case(1, b"")) });
+        for task in ["shoes", "a task without a model"] {
+            device.send(Case { task: task.to_owned(), ..nothing(device.case(0, b"")) }).await;
+            let DownMessage::Verdict(verdict) = device.hears().await else { panic!("no verdict") };
+            assert_eq!((verdict.id, verdict.authority, verdict.revision), (id.clone(), Authority::Device, 1));
+            assert_eq!(verdict.result.headline(), "sandal");
+        }
+        device.send(unusable).await;
+        assert!(
+            matches!(device.hears().await, DownMessage::Dead { reason, .. } if reason.contains("no answer of its own"))
+        );
+        let says_otherwise = Case { payload: Some(b"picture".to_vec().into()), ..nothing(device.case(2, b"")) };
+        device.send(says_otherwise).await;
+        assert!(matches!(device.hears().await, DownMessage::Dead { reason, .. } if reason.contains("all the same")));
+        for (figure, count) in [("cases", 2), ("answered", 1), ("dead", 1), ("waiting", 0), ("refused", 1)] {
+            cloud.figure(figure, count).await;
+        }
+        for figure in ["agreed", "disagreed", "payload_bytes"] {
+            cloud.figure(figure, 0).await;
+        }
+
+        // A case that was taken whole before is answered from its record.
+        device.send(device.case(3, b"picture")).await;
+        device.hears().await;
+        let verdict = device.hears().await;
+        device.send(nothing(device.case(3, b""))).await;
+        assert_eq!(device.hears().await, verdict);
     })
     .await;
 }

@@ -11,6 +11,6 @@ pub mod model;
 pub mod runtime;
 
 pub use bundle::{Bundle, BundleError};
-pub use features::{ContentType, FeatureError, Picture, Region, StageTimes, Tensor, thumbnail};
+pub use features::{ContentType, FeatureError, Picture, Region, StageTimes, Tensor, pixels_only, thumbnail};
 pub use model::{Model, ModelError, SessionOptions};
 pub use runtime::{Runtime, RuntimeError, probe_if_asked};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hedge_inference::{ContentType, FeatureError, thumbnail};
+use hedge_inference::{ContentType, FeatureError, pixels_only, thumbnail};
 
 fn photos() -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/pictures");
@@ -44,16 +44,40 @@ fn what_would_not_become_smaller_stays_as_it_is() {
     assert_eq!(thumbnail(&tensor, &[0; 8], 96), Ok(None));
 }
 
-#[test]
-fn what_is_in_the_file_besides_the_picture_does_not_travel() {
-    let photo = photos().remove(0);
+/// The photo with a text in its EXIF data.
+fn marked(photo: &[u8]) -> Vec<u8> {
     let secret = b"Exif\0\0 taken at home";
     let mut marked = photo[..2].to_vec();
     marked.extend([0xFF, 0xE1, 0, u8::try_from(secret.len() + 2).expect("short")]);
     marked.extend(secret);
     marked.extend(&photo[2..]);
-    let small = thumbnail(&ContentType::Jpeg, &marked, 96).expect("a photo").expect("smaller");
-    assert!(!small.windows(4).any(|window| window == b"home"));
+    marked
+}
+
+fn is_marked(jpeg: &[u8]) -> bool {
+    jpeg.windows(4).any(|window| window == b"home")
+}
+
+#[test]
+fn what_is_in_the_file_besides_the_picture_does_not_travel() {
+    let photo = marked(&photos().remove(0));
+    assert!(is_marked(&photo));
+    let small = thumbnail(&ContentType::Jpeg, &photo, 96).expect("a photo").expect("smaller");
+    assert!(!is_marked(&small));
+}
+
+#[test]
+fn pixels_only_are_made_anew_also_of_a_picture_that_is_small_enough() {
+    let small = thumbnail(&ContentType::Jpeg, &photos().remove(0), 96).expect("a photo").expect("smaller");
+    for (photo, side_max, long) in [(marked(&small), 96, 96), (marked(&small), 4096, 96), (marked(&small), 32, 32)] {
+        let pixels = pixels_only(&ContentType::Jpeg, &photo, side_max).expect("a photo").expect("a picture");
+        let (width, height) = size(&pixels);
+        assert_eq!(width.max(height), long);
+        assert!(!is_marked(&pixels));
+    }
+    let tensor = ContentType::Tensor { shape: vec![1, 2] };
+    assert_eq!(pixels_only(&tensor, &[0; 8], 96), Ok(None));
+    assert!(pixels_only(&ContentType::Jpeg, &small[..40], 96).is_err());
 }
 
 #[test]

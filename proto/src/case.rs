@@ -33,6 +33,7 @@ pub struct Captured {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PayloadForm {
+    /// Only what describes it: scores, source, time, metadata. The cloud lets the device's own answer stand.
     Nothing,
     Embedding,
     Thumbnail,
@@ -83,7 +84,9 @@ pub struct Case {
     pub settings_version: u64,
     pub captured: Captured,
     pub form: PayloadForm,
+    /// Of the sample, also when none of it travels.
     pub content_type: String,
+    /// Of no bytes when the form is `nothing`: a sum of the sample would tell whoever has the same picture.
     pub payload_sha256: Digest,
     /// Absent in the log, and when the payload travels by HTTPS under its hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -139,6 +139,8 @@ pub struct SilentStateSettings {
 pub enum PayloadSettings {
     /// As it came.
     Whole,
+    /// None of it: cases have the local scores and what describes the sample.
+    Nothing,
     /// Pixels of the longer side, at most.
     Thumbnail(#[cfg_attr(test, schemars(range(min = 16, max = 4096)))] u32),
 }

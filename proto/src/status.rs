@@ -239,6 +239,19 @@ pub struct Telemetry {
     pub board: BoardFigures,
     #[serde(default, skip_serializing_if = "Faults::is_empty")]
     pub faults: Faults,
+    /// What of a sample leaves the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacyFigures>,
+}
+
+/// `whole`, `thumbnail 320` or `nothing`: a later version may know more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PrivacyFigures {
+    /// The most that may ever leave, as the device's own file says.
+    pub ceiling: String,
+    /// What is stored and sent of a sample in the present state of the link.
+    pub payload: String,
 }
 
 impl Telemetry {
@@ -262,6 +275,7 @@ impl Telemetry {
             unread: 0,
             board: BoardFigures::default(),
             faults: Faults::new(),
+            privacy: None,
         }
     }
 }

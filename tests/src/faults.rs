@@ -32,6 +32,9 @@ const DIAL_WAIT_MAX: Duration = Duration::from_secs(5);
 /// What a slow way holds of a sender's bytes: a modem's buffer, not a server's.
 const SLOW_BUFFER_BYTES: usize = 16 * 1024;
 
+/// What a test sends in a minute, many times over.
+const RECORDED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// How slow the way is while it passes. The default is as fast as the machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Shape {
@@ -100,6 +103,8 @@ struct Shared {
     up_bytes: AtomicU64,
     down_bytes: AtomicU64,
     pieces: AtomicU64,
+    /// What clients have said, once it is recorded.
+    recorded: Mutex<Option<Vec<u8>>>,
 }
 
 #[derive(Debug)]
@@ -127,6 +132,7 @@ impl FaultProxy {
             up_bytes: AtomicU64::new(0),
             down_bytes: AtomicU64::new(0),
             pieces: AtomicU64::new(0),
+            recorded: Mutex::default(),
         });
         let accepting = Arc::clone(&shared);
         std::thread::Builder::new().name("fault proxy".into()).spawn(move || {
@@ -157,6 +163,17 @@ impl FaultProxy {
             down_bytes: self.shared.down_bytes.load(Ordering::Relaxed),
             pieces: self.shared.pieces.load(Ordering::Relaxed),
         }
+    }
+
+    /// Keeps every byte that clients say from now on.
+    pub fn record(&self) {
+        *self.shared.recorded.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+    }
+
+    /// What clients have said since [`Self::record`], connections mixed as they spoke.
+    #[must_use]
+    pub fn recorded(&self) -> Vec<u8> {
+        self.shared.recorded.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
     }
 
     /// Makes the way as slow as this from now on. A small buffer needs it before the connection begins.
@@ -277,12 +294,18 @@ impl Shared {
         Ok(alive.then_some(said))
     }
 
-    fn count(&self, direction: Direction, length: usize) {
+    fn count(&self, direction: Direction, piece: &[u8]) {
         let bytes = match direction {
             Direction::Up => &self.up_bytes,
             Direction::Down => &self.down_bytes,
         };
-        bytes.fetch_add(length as u64, Ordering::Relaxed);
+        bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        if direction == Direction::Up
+            && let Some(recorded) = &mut *self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            assert!(recorded.len() + piece.len() <= RECORDED_BYTES_MAX, "a record of the way has grown too large");
+            recorded.extend_from_slice(piece);
+        }
         self.pieces.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -2,10 +2,12 @@
 //!
 //! Six ceilings hold at once: cases and bytes, each in any hour, day and month (30 days) of powered time. What
 //! was spent is kept in slots of a twelfth of the period, so that a ceiling holds in *every* such period, not
-//! only in those that start on the hour.
+//! only in those that start on the hour. Each tariff has its own account: what was spent on a link that costs nothing
+//! says nothing about a phone contract.
 //!
 //! Invariant: within any period, never more is spent than the ceiling and what was under way when it was reached.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,9 +21,18 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// Whose bill it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tariff {
+    Lan,
+    Metered,
+}
+
 /// The most that may be spent in each period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ceilings {
+    pub tariff: Tariff,
     pub cases_per_hour: u64,
     pub cases_per_day: u64,
     pub cases_per_month: u64,
@@ -33,6 +44,7 @@ pub struct Ceilings {
 impl Ceilings {
     /// For a link that costs nothing: stops a runaway, not the work. 30 cases/s, 300 GB a month.
     pub const LAN: Self = Self {
+        tariff: Tariff::Lan,
         cases_per_hour: 120_000,
         cases_per_day: 2_600_000,
         cases_per_month: 78_000_000,
@@ -43,6 +55,7 @@ impl Ceilings {
 
     /// For a phone contract: 1 GB a month.
     pub const METERED: Self = Self {
+        tariff: Tariff::Metered,
         cases_per_hour: 120,
         cases_per_day: 1_000,
         cases_per_month: 20_000,
@@ -52,10 +65,18 @@ impl Ceilings {
     };
 }
 
-/// What has been spent, as it is kept over a restart.
+/// What has been spent, as it is kept over a restart: under the tariff in force, and beside it under others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Spent {
+    /// None as older versions wrote it: whichever is in force now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tariff: Option<Tariff>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    others: Vec<Spent>,
+    /// What was spent before is not known, also of tariffs that have not been in force since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost_at_ms: Option<u64>,
     cases_per_hour: Slots,
     cases_per_day: Slots,
     cases_per_month: Slots,
@@ -84,19 +105,54 @@ impl Spent {
     /// What counts against each ceiling now.
     #[must_use]
     pub fn used(&self, now: Moment, ceilings: &Ceilings) -> [Used; 6] {
+        let nothing = Self::default();
+        let mut all = core::iter::once(self).chain(&self.others);
+        let account = all.find(|account| account.tariff.is_none_or(|tariff| tariff == ceilings.tariff));
+        let account = account.unwrap_or(&nothing);
         let used = |ceiling, slots: &Slots, period, max| {
             let mut slots = slots.clone();
             slots.advance(now, period);
             Used { ceiling, spent: slots.spent.iter().sum(), max }
         };
         [
-            used("cases_per_hour", &self.cases_per_hour, HOUR, ceilings.cases_per_hour),
-            used("cases_per_day", &self.cases_per_day, DAY, ceilings.cases_per_day),
-            used("cases_per_month", &self.cases_per_month, MONTH, ceilings.cases_per_month),
-            used("bytes_per_hour", &self.bytes_per_hour, HOUR, ceilings.bytes_per_hour),
-            used("bytes_per_day", &self.bytes_per_day, DAY, ceilings.bytes_per_day),
-            used("bytes_per_month", &self.bytes_per_month, MONTH, ceilings.bytes_per_month),
+            used("cases_per_hour", &account.cases_per_hour, HOUR, ceilings.cases_per_hour),
+            used("cases_per_day", &account.cases_per_day, DAY, ceilings.cases_per_day),
+            used("cases_per_month", &account.cases_per_month, MONTH, ceilings.cases_per_month),
+            used("bytes_per_hour", &account.bytes_per_hour, HOUR, ceilings.bytes_per_hour),
+            used("bytes_per_day", &account.bytes_per_day, DAY, ceilings.bytes_per_day),
+            used("bytes_per_month", &account.bytes_per_month, MONTH, ceilings.bytes_per_month),
         ]
+    }
+
+    /// The account of these ceilings comes to the front; one that never was there is empty, unless it was lost.
+    fn turn_to(&mut self, ceilings: &Ceilings) {
+        let tariff = *self.tariff.get_or_insert(ceilings.tariff);
+        if tariff == ceilings.tariff {
+            return;
+        }
+        let (mut others, lost_at_ms) = (core::mem::take(&mut self.others), self.lost_at_ms.take());
+        let known = others.iter().position(|account| account.tariff == Some(ceilings.tariff));
+        let next = known.map_or_else(|| Self::unknown(ceilings, lost_at_ms.map(Moment)), |at| others.swap_remove(at));
+        others.push(core::mem::replace(self, next));
+        (self.others, self.lost_at_ms) = (others, lost_at_ms);
+    }
+
+    fn unknown(ceilings: &Ceilings, lost_at: Option<Moment>) -> Self {
+        let mut account = Self { tariff: Some(ceilings.tariff), ..Self::default() };
+        if let Some(at) = lost_at {
+            account.each(ceilings, |slots, period, ceiling, _| slots.fill(at, period, ceiling));
+        }
+        account
+    }
+
+    fn each(&mut self, ceilings: &Ceilings, mut f: impl FnMut(&mut Slots, Duration, u64, &'static str)) {
+        let spent = self;
+        f(&mut spent.cases_per_hour, HOUR, ceilings.cases_per_hour, "the ceiling of cases per hour is reached");
+        f(&mut spent.cases_per_day, DAY, ceilings.cases_per_day, "the ceiling of cases per day is reached");
+        f(&mut spent.cases_per_month, MONTH, ceilings.cases_per_month, "the ceiling of cases per month is reached");
+        f(&mut spent.bytes_per_hour, HOUR, ceilings.bytes_per_hour, "the ceiling of bytes per hour is reached");
+        f(&mut spent.bytes_per_day, DAY, ceilings.bytes_per_day, "the ceiling of bytes per day is reached");
+        f(&mut spent.bytes_per_month, MONTH, ceilings.bytes_per_month, "the ceiling of bytes per month is reached");
     }
 }
 
@@ -121,12 +177,10 @@ impl Budget {
     /// up as time passes: a device that lost its memory must not spend a month's ceiling twice.
     #[must_use]
     pub fn resume(ceilings: Ceilings, spent: Option<Spent>, now: Moment) -> Self {
-        let known = spent.is_some();
-        let mut budget = Self { ceilings, spent: spent.unwrap_or_default() };
-        if !known {
-            budget.each(|slots, period, ceiling, _| slots.fill(now, period, ceiling));
-        }
-        budget
+        let lost = || Spent { lost_at_ms: Some(now.0), ..Spent::unknown(&ceilings, Some(now)) };
+        let mut spent = spent.unwrap_or_else(lost);
+        spent.turn_to(&ceilings);
+        Self { ceilings, spent }
     }
 
     #[must_use]
@@ -135,8 +189,15 @@ impl Budget {
     }
 
     pub fn spend(&mut self, now: Moment, cases: u64, bytes: u64) {
-        let Spent { cases_per_hour, cases_per_day, cases_per_month, bytes_per_hour, bytes_per_day, bytes_per_month } =
-            &mut self.spent;
+        let Spent {
+            cases_per_hour,
+            cases_per_day,
+            cases_per_month,
+            bytes_per_hour,
+            bytes_per_day,
+            bytes_per_month,
+            ..
+        } = &mut self.spent;
         for (slots, period, amount) in [
             (cases_per_hour, HOUR, cases),
             (cases_per_day, DAY, cases),
@@ -149,8 +210,9 @@ impl Budget {
         }
     }
 
-    /// Other ceilings hold from now on, also for what was spent before.
+    /// Other ceilings hold from now on, also for what was spent before under the same tariff.
     pub fn set_ceilings(&mut self, ceilings: Ceilings) {
+        self.spent.turn_to(&ceilings);
         self.ceilings = ceilings;
     }
 
@@ -158,7 +220,7 @@ impl Budget {
     #[must_use]
     pub fn reached(&mut self, now: Moment) -> Option<Reached> {
         let mut worst: Option<Reached> = None;
-        self.each(|slots, period, ceiling, reason| {
+        self.spent.each(&self.ceilings, |slots, period, ceiling, reason| {
             if let Some(until) = slots.room_at(now, period, ceiling)
                 && worst.is_none_or(|before| before.until < until)
             {
@@ -166,16 +228,6 @@ impl Budget {
             }
         });
         worst
-    }
-
-    fn each(&mut self, mut f: impl FnMut(&mut Slots, Duration, u64, &'static str)) {
-        let (spent, ceilings) = (&mut self.spent, &self.ceilings);
-        f(&mut spent.cases_per_hour, HOUR, ceilings.cases_per_hour, "the ceiling of cases per hour is reached");
-        f(&mut spent.cases_per_day, DAY, ceilings.cases_per_day, "the ceiling of cases per day is reached");
-        f(&mut spent.cases_per_month, MONTH, ceilings.cases_per_month, "the ceiling of cases per month is reached");
-        f(&mut spent.bytes_per_hour, HOUR, ceilings.bytes_per_hour, "the ceiling of bytes per hour is reached");
-        f(&mut spent.bytes_per_day, DAY, ceilings.bytes_per_day, "the ceiling of bytes per day is reached");
-        f(&mut spent.bytes_per_month, MONTH, ceilings.bytes_per_month, "the ceiling of bytes per month is reached");
     }
 }
 
@@ -269,6 +321,33 @@ mod tests {
     }
 
     #[test]
+    fn what_an_older_version_kept_counts_under_the_tariff_in_force() {
+        let slots = r#"{"newest":3,"spent":[7,0,0,0,0,0,0,0,0,0,0,0,0]}"#;
+        let names = ["cases_per_hour", "cases_per_day", "cases_per_month", "bytes_per_hour", "bytes_per_day"];
+        let fields: Vec<_> = names.iter().map(|name| std::format!("\"{name}\":{slots}")).collect();
+        let kept = std::format!("{{{},\"bytes_per_month\":{slots}}}", fields.join(","));
+        let kept: Spent = hedge_proto::from_json(kept.as_bytes(), 1 << 16).expect("reads");
+        let now = Moment(3 * slot_ms(HOUR));
+        let mut budget = Budget::resume(CEILINGS, Some(kept), now);
+        assert_eq!(budget.spent().used(now, &CEILINGS)[0].spent, 7);
+        budget.set_ceilings(Ceilings::METERED);
+        assert_eq!(budget.spent().used(now, &Ceilings::METERED)[0].spent, 0);
+        assert_eq!(budget.spent().used(now, &CEILINGS)[0].spent, 7);
+        // And what we keep has the account in force where an older version looks for it.
+        budget.set_ceilings(CEILINGS);
+        let text = std::string::String::from_utf8(hedge_proto::to_json(budget.spent())).expect("text");
+        assert!(text.contains(&std::format!("\"cases_per_hour\":{slots}")), "{text}");
+    }
+
+    #[test]
+    fn a_lost_memory_is_lost_for_every_tariff() {
+        let mut budget = Budget::resume(CEILINGS, None, Moment(2_000));
+        budget.set_ceilings(Ceilings::METERED);
+        let max = Ceilings::METERED.bytes_per_month;
+        assert_eq!(budget.spent().used(Moment(2_000), &Ceilings::METERED)[5].spent, max / 12 * 11);
+    }
+
+    #[test]
     fn what_is_shown_as_spent_frees_up_with_time() {
         let mut budget = fresh(CEILINGS);
         budget.spend(Moment(1_000), 4, 700);
@@ -286,6 +365,38 @@ mod tests {
     }
 
     proptest! {
+        /// Each tariff's account is as if the device had never been under another.
+        #[test]
+        fn what_is_spent_under_one_tariff_counts_against_its_own_ceilings_alone(
+            steps in prop::collection::vec((0_u64..2_000_000, 0_u8..4, 0_u64..9), 1..200),
+        ) {
+            let metered = Ceilings { cases_per_hour: 6, cases_per_day: 40, ..Ceilings::METERED };
+            let alone = |ceilings| Budget::resume(ceilings, Some(Spent::default()), Moment(0));
+            let (mut both, mut model) = (alone(CEILINGS), [alone(CEILINGS), alone(metered)]);
+            let (mut now, mut tariff) = (Moment(0), 0);
+            for (step, what, cases) in steps {
+                now = now + Duration::from_millis(step);
+                match what {
+                    0 => {
+                        tariff = 1 - tariff;
+                        both.set_ceilings([CEILINGS, metered][tariff]);
+                    }
+                    1 => {
+                        // A restart.
+                        let kept = hedge_proto::to_json(both.spent());
+                        let kept = hedge_proto::from_json(&kept, 1 << 20).expect("reads back");
+                        both = Budget::resume([CEILINGS, metered][tariff], Some(kept), now);
+                    }
+                    _ => {
+                        both.spend(now, cases, 1000 * cases);
+                        model[tariff].spend(now, cases, 1000 * cases);
+                    }
+                }
+                prop_assert_eq!(both.reached(now), model[tariff].reached(now));
+                prop_assert!(both.spent().others.len() <= 1);
+            }
+        }
+
         #[test]
         fn in_any_hour_no_more_than_the_ceiling_is_spent(steps in prop::collection::vec(0_u64..900_000, 1..200)) {
             let mut budget = fresh(CEILINGS);

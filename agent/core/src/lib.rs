@@ -19,5 +19,6 @@ pub mod judge;
 pub mod link;
 pub mod outbox;
 pub mod policy;
+pub mod privacy;
 pub mod uplink;
 pub mod verdict;

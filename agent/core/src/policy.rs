@@ -10,14 +10,19 @@ use core::time::Duration;
 use hedge_proto::LinkState;
 
 use crate::judge::ThresholdScale;
+use crate::privacy::Ceiling;
 
-/// How much of a sample is stored for the cloud. What is stored is what is sent, however often.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How much of a sample is stored for the cloud, from least to most. What is stored is what is sent, however often,
+/// unless the ceiling of `privacy` is lowered meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Payload {
+    /// None of it: the case has the local scores and what describes the sample.
+    Nothing,
+    /// A picture whose longer side has at most so many pixels; what is no picture, or no larger, as it came if the
+    /// ceiling lets it.
+    Thumbnail { side_max: u32 },
     /// As it came.
     Whole,
-    /// A picture whose longer side has at most so many pixels; what is no picture, or no larger, as it came.
-    Thumbnail { side_max: u32 },
 }
 
 /// What holds as long as the link is in one state.
@@ -68,6 +73,15 @@ impl Policies {
             over_budget: nobody_waits,
         }
     };
+
+    /// The same, with no payload over the ceiling.
+    #[must_use]
+    pub fn under(mut self, ceiling: Ceiling) -> Self {
+        for policy in [&mut self.online, &mut self.degraded, &mut self.offline, &mut self.over_budget] {
+            policy.payload = ceiling.hold(policy.payload);
+        }
+        self
+    }
 
     /// Dialling is no connection yet, and a radio that rests is as good as none.
     #[must_use]

@@ -59,7 +59,7 @@ impl<L: Fn(&Name) -> Option<Arc<[String]>>> Device<'_, L> {
     /// The local file with these settings over it, if every field can be put in force here.
     fn validated(&self, settings: &Settings) -> Result<Config, Vec<FieldError>> {
         let config = self.file.overlaid(settings)?;
-        let mut errors = Vec::new();
+        let mut errors: Vec<FieldError> = config.privacy.refused(settings).collect();
         if let Err(error) = LogLevel::check(&config.log.level) {
             errors.push(FieldError::new("log.level", error.to_string()));
         }

@@ -20,7 +20,7 @@ pub fn effective(config: &Config) -> Settings {
     };
     Settings {
         log: Some(LogSettings { level: Some(config.log.level.clone()) }),
-        link: Some(link(&config.link)),
+        link: Some(link(config)),
         outbox: Some(OutboxSettings { store_wait_ms: Some(config.outbox.store_wait_ms) }),
         telemetry: Some(TelemetrySettings { interval_s: Some(config.telemetry_interval().as_secs()) }),
         verdicts: Some(verdicts(&config.verdicts)),
@@ -30,15 +30,15 @@ pub fn effective(config: &Config) -> Settings {
     }
 }
 
-fn link(config: &LinkConfig) -> LinkSettings {
-    let ceilings = config.ceilings();
+fn link(config: &Config) -> LinkSettings {
+    let (link, ceilings) = (&config.link, config.link.ceilings());
     LinkSettings {
-        profile: Some(match config.profile {
+        profile: Some(match link.profile {
             ProfileName::Lan => LinkProfile::Lan,
             ProfileName::Metered => LinkProfile::Metered,
         }),
-        batch_bytes_max: Some(config.batch_bytes_max()),
-        windows: Some(WindowsSettings { every_s: Some(config.windows.every_s), open_s: Some(config.windows.open_s) }),
+        batch_bytes_max: Some(link.batch_bytes_max()),
+        windows: Some(WindowsSettings { every_s: Some(link.windows.every_s), open_s: Some(link.windows.open_s) }),
         states: Some(states(&config.policies())),
         ceilings: Some(CeilingsSettings {
             cases_per_hour: Some(ceilings.cases_per_hour),
@@ -78,6 +78,7 @@ fn states(policies: &Policies) -> StatesSettings {
 
 fn payload(payload: Payload) -> PayloadSettings {
     match payload {
+        Payload::Nothing => PayloadSettings::Nothing,
         Payload::Whole => PayloadSettings::Whole,
         Payload::Thumbnail { side_max } => PayloadSettings::Thumbnail(side_max),
     }

@@ -313,7 +313,9 @@ impl SettingsTask {
     /// From the next sample on everything goes by `config`.
     async fn put_in_force(&mut self, version: u64, config: Config, redial: bool) {
         let before = self.in_force.borrow().clone();
-        let redial = redial || InForce::cuts_the_link(&before.config, &config);
+        // What is being sent may be more than may leave from now on.
+        let tightened = config.privacy.ceiling() < before.config.privacy.ceiling();
+        let redial = redial || tightened || InForce::cuts_the_link(&before.config, &config);
         let now = Arc::new(InForce::new(version, config, &self.remembered.paused));
         self.in_force.send_replace(now.clone());
         if before.config.log.level != now.config.log.level {
@@ -323,7 +325,7 @@ impl SettingsTask {
         self.sinks.apply(&now.config.verdicts);
         let configured = Configured {
             profile: now.config.link.profile(),
-            policies: now.config.link.policies(),
+            policies: now.config.policies(),
             ceilings: now.config.link.ceilings(),
             batch_bytes_max: now.config.link.batch_bytes_max(),
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hedge_core::budget::Budget;
 use hedge_core::engine::{Engine, Event, Setup};
 use hedge_proto::{Epoch, Name};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,7 @@ use crate::figures::Figures;
 use crate::identity::Renewer;
 use crate::inference::{Judge, ModelSetup};
 use crate::pipeline::{LinkView, Pipeline, loaded_models};
+use crate::privacy::Reducer;
 use crate::uplink::{Meter, Uplink, UplinkSetup};
 use crate::verdict::{Sinks, Verdicts};
 
@@ -76,7 +77,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let figures = Arc::new(Figures::default());
     let judges = start_models(config, &figures, rest.as_ref(), &faults)?;
     let (events, arrived) = mpsc::channel(EVENTS_MAX);
-    let (link, link_view) = watch::channel(LinkView::starting(config.link.policies().offline));
+    let (link, link_view) = watch::channel(LinkView::starting(config.policies().offline));
     let (answers, news) = (Answers::default(), Arc::new(Notify::new()));
     let verdicts = Verdicts {
         outbox: outbox.clone(),
@@ -87,6 +88,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         sinks: Arc::default(),
     };
     let (desk, commands) = Desk::new();
+    let reducer = Reducer::default();
     let uplink = config.broker.as_ref().map(|broker| {
         let judges = judges.clone();
         Uplink::new(UplinkSetup {
@@ -95,6 +97,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
             control: control.clone(),
             probe: config.link.probe.clone(),
             payloads: config.payloads.clone(),
+            reducer: reducer.clone(),
             meter: meter.clone(),
             device: device.clone(),
             outbox: outbox.clone(),
@@ -115,7 +118,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
                 recovery_after: config.broker.as_ref().and_then(BrokerConfig::recovery_after),
                 open_cases: outbox.figures().waiting,
                 profile: config.link.profile(),
-                policies: config.link.policies(),
+                policies: config.policies(),
                 budget: Budget::resume(config.link.ceilings(), spent_before.clone(), clock.now()),
                 batch_bytes_max: config.link.batch_bytes_max(),
                 seed: random_u64()?,
@@ -146,7 +149,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         spent: spent_view.clone(),
         settings,
         control: control.clone(),
-        shrinking: Semaphore::new(1),
+        reducer,
         faults,
         started: Instant::now(),
     });

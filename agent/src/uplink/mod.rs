@@ -20,6 +20,8 @@ use futures_util::future::join_all;
 use hedge_core::control::commands::ReplyTo;
 use hedge_core::engine::Event;
 use hedge_core::link::Way;
+use hedge_core::policy::Payload;
+use hedge_core::privacy::{Ceiling, Treatment};
 use hedge_core::uplink::{Publish, Travel, travel};
 use hedge_proto::{
     Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Reply, Reported,
@@ -44,6 +46,7 @@ use crate::control::{Control, InForce};
 use crate::daemon::config::{PayloadsConfig, ProbeConfig};
 use crate::faults::Faults;
 use crate::outbox::{Outbox, Progress, StoreError};
+use crate::privacy::{Reducer, SentPayload};
 use crate::state::StateFile;
 use crate::verdict::Verdicts;
 
@@ -70,6 +73,8 @@ pub struct UplinkSetup {
     pub probe: Option<ProbeConfig>,
     /// Where large payloads go.
     pub payloads: Option<PayloadsConfig>,
+    /// Holds what was stored to the ceiling of the moment it is sent.
+    pub reducer: Reducer,
     pub meter: Meter,
     pub device: DeviceId,
     pub outbox: Outbox,
@@ -314,10 +319,11 @@ impl Shared {
 
     /// Publishes cases in one message, and tells the engine what became of each.
     async fn send_cases(&self, read: Vec<(CaseKey, Result<Option<Case>, String>)>) {
+        let ceiling = self.ceiling();
         let mut cases = Vec::with_capacity(read.len());
         for (key, read) in read {
             match read {
-                Ok(Some(case)) => cases.push(case),
+                Ok(Some(case)) => cases.push(self.keep_within(ceiling, case).await),
                 Ok(None) => self.tell(Event::Closed { key, spoken: false }).await,
                 Err(reason) => self.bury(key, &reason).await,
             }
@@ -341,6 +347,10 @@ impl Shared {
                 CaseMessage::Batch(cases)
             }
         };
+        if self.ceiling() < ceiling {
+            tracing::info!("less may leave the device than when these cases were read; they are read again");
+            return self.tell(Event::Published { keys, outcome: Publish::Stuck }).await;
+        }
         let outcome = match self.publish_case_message(&message).await {
             Ok(()) => Publish::Acknowledged,
             Err(PublishError::NotConnected | PublishError::Nobody) => Publish::Nobody,
@@ -357,7 +367,8 @@ impl Shared {
     /// Brings a payload to the cloud that does not travel within a message, and takes it out of the case.
     async fn upload_if_large(&self, case: &mut Case) -> Result<(), UploadError> {
         let (Some(uploads), Some(session)) = (&self.uploads, self.session()) else { return Ok(()) };
-        let Some(bytes) = case.payload.as_ref().map(|payload| payload.len()) else { return Ok(()) };
+        let bytes = case.payload.as_ref().map(|payload| payload.len());
+        let Some(bytes) = bytes.filter(|bytes| *bytes > 0) else { return Ok(()) };
         let carried = *self.carried.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes_max = session.packet_bytes_max.min(self.case_bytes_max.load(Ordering::Relaxed) + ENVELOPE_BYTES_MAX);
         if travel(bytes + CASE_BYTES_MAX + ENVELOPE_BYTES_MAX, bytes_max, carried) == Travel::Message {
@@ -400,6 +411,26 @@ impl Shared {
             }
         };
         self.tell(event).await;
+    }
+
+    /// The most of a sample that may leave the device now.
+    fn ceiling(&self) -> Ceiling {
+        self.setup.settings.borrow().config.privacy.ceiling()
+    }
+
+    /// The case with what may leave of its payload: it may have been stored under a higher ceiling.
+    async fn keep_within(&self, ceiling: Ceiling, mut case: Case) -> Case {
+        let treatment = ceiling.treat(Payload::Whole, case.form);
+        if treatment == Treatment::Keep {
+            return case;
+        }
+        let bytes = case.payload.take().map(ByteBuf::into_vec).unwrap_or_default().into();
+        let stored = SentPayload { form: case.form, content_type: case.content_type, bytes };
+        let sent = self.setup.reducer.treat(stored, treatment).await;
+        case.payload_sha256 = sent.digest();
+        (case.form, case.content_type) = (sent.form, sent.content_type);
+        case.payload = Some(ByteBuf::from(Vec::from(sent.bytes)));
+        case
     }
 
     async fn publish_case_message(&self, message: &CaseMessage) -> Result<(), PublishError> {

@@ -103,13 +103,13 @@ fn correct(case: Case, verdict: Verdict, link: LinkState) -> Answer {
     let local = local_result(&case);
     Answer {
         changed: local.as_ref().is_none_or(|local| !local.agrees_with(&verdict.result)),
-        decision: explanation(&case),
+        decision: explanation(&case, verdict.authority),
         id: case.id,
         reference: case.reference,
         source: case.source,
         task: verdict.task,
         revision: verdict.revision,
-        authority: verdict.authority.max(Authority::Model),
+        authority: verdict.authority,
         model: verdict.model,
         result: Some(verdict.result),
         provisional: false,
@@ -127,7 +127,7 @@ pub(super) fn local_result(case: &Case) -> Option<TaskResult> {
     Some(TaskResult::Classify { label: best.label.clone(), scores: case.scores.clone() })
 }
 
-fn explanation(case: &Case) -> Explanation {
+fn explanation(case: &Case, authority: Authority) -> Explanation {
     Explanation {
         outcome: Outcome::Defer,
         reason: Some(case.decision.reason),
@@ -136,6 +136,9 @@ fn explanation(case: &Case) -> Explanation {
         entropy: None,
         threshold: case.decision.threshold,
         mode: case.decision.mode,
-        because: "the cloud was asked".to_owned(),
+        because: match authority {
+            Authority::Device => "the cloud got nothing of the sample and lets the device's answer stand".to_owned(),
+            _ => "the cloud was asked".to_owned(),
+        },
     }
 }

@@ -3,7 +3,10 @@
 //! Invariants: a case is answered from its record whenever the record is of the same payload; a case that
 //! could still be answered one day is never called dead; nothing is said about one device's case to another.
 
-use hedge_proto::{Case, CaseId, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage, WIRE_VERSION};
+use hedge_proto::{
+    Authority, Case, CaseId, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage, PayloadForm, TaskResult,
+    Verdict, WIRE_VERSION,
+};
 
 use crate::store::{Known, Standing};
 
@@ -21,6 +24,8 @@ pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 pub enum Step {
     /// It is new: record it, then say `received`.
     Record,
+    /// It is new and has nothing of its sample: record it and answer at once, for no model can.
+    Note,
     /// It failed before and comes again: try again, and say `received`.
     Reopen,
     /// It is on record: say this.
@@ -62,6 +67,9 @@ pub fn on_case(arrived: &Arrived<'_>, known: Option<&Known>, room: Room) -> Step
     if let Some(known) = known {
         return on_known(case, known);
     }
+    if case.form == PayloadForm::Nothing {
+        return on_nothing(arrived);
+    }
     match arrived.payload_sha256 {
         None => {
             Step::Refuse(failed(&case.id, "the payload is neither in the message nor in this cloud's --payload-dir"))
@@ -69,10 +77,7 @@ pub fn on_case(arrived: &Arrived<'_>, known: Option<&Known>, room: Room) -> Step
         Some(sum) if sum != case.payload_sha256 => {
             Step::Refuse(failed(&case.id, "the payload is not the one its SHA-256 sum names"))
         }
-        Some(_) if arrived.header_bytes > HEADER_BYTES_MAX => Step::Refuse(dead(
-            &case.id,
-            &format!("the case has {} bytes besides its payload, more than {HEADER_BYTES_MAX}", arrived.header_bytes),
-        )),
+        Some(_) if arrived.header_bytes > HEADER_BYTES_MAX => too_much(arrived),
         Some(_) => match room {
             Room::Free => Step::Record,
             Room::Full => Step::Hold(DownMessage::Busy { after_s: BUSY_S }),
@@ -84,8 +89,39 @@ pub fn on_case(arrived: &Arrived<'_>, known: Option<&Known>, room: Room) -> Step
     }
 }
 
+/// No wait and no model: what there is to know has come.
+fn on_nothing(arrived: &Arrived<'_>) -> Step {
+    if arrived.payload_sha256.is_some_and(|sum| sum != Digest::of(b"")) {
+        let reason = "the case says that nothing of its sample is sent, and has a payload all the same";
+        return Step::Refuse(dead(&arrived.case.id, reason));
+    }
+    if arrived.header_bytes > HEADER_BYTES_MAX { too_much(arrived) } else { Step::Note }
+}
+
+/// The answer to a case without its sample: the device's own stands. Without one nobody can ever answer.
+pub fn standing_answer(case: &Case) -> Result<Verdict, &'static str> {
+    let Some(best) = case.scores.first() else {
+        return Err("nothing of the sample was sent, and the device had no answer of its own");
+    };
+    Ok(Verdict {
+        v: WIRE_VERSION,
+        id: case.id.clone(),
+        revision: 1,
+        authority: Authority::Device,
+        task: case.task.clone(),
+        result: TaskResult::Classify { label: best.label.clone(), scores: case.scores.clone() },
+        model: case.model.clone(),
+    })
+}
+
+fn too_much(arrived: &Arrived<'_>) -> Step {
+    let text = format!("the case has {} bytes besides its payload, more than {HEADER_BYTES_MAX}", arrived.header_bytes);
+    Step::Refuse(dead(&arrived.case.id, &text))
+}
+
 fn on_known(case: &Case, known: &Known) -> Step {
-    if known.payload_sha256 != case.payload_sha256 {
+    // A device whose operator has lowered what may leave it sends a case anew without its sample.
+    if known.payload_sha256 != case.payload_sha256 && case.form != PayloadForm::Nothing {
         return Step::Refuse(dead(&case.id, "another payload is on record under this id"));
     }
     match standing(&case.id, &known.standing) {

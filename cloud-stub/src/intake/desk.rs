@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use hedge_proto::{
     Authority, BATCH_CASES_MAX, Case, CaseId, CaseMessage, DOCUMENT_BYTES_MAX, DecodeError, DeviceId, DeviceStatus,
-    Digest, DownMessage, IDS_MAX, MESSAGE_BYTES_MAX, TaskResult, Telemetry, Topic, Topics, Verdict, WIRE_VERSION,
-    from_cbor, from_json, newer, to_cbor,
+    Digest, DownMessage, IDS_MAX, MESSAGE_BYTES_MAX, PayloadForm, TaskResult, Telemetry, Topic, Topics, Verdict,
+    WIRE_VERSION, from_cbor, from_json, newer, to_cbor,
 };
 
 use serde_bytes::ByteBuf;
@@ -147,7 +147,7 @@ impl<'a, 'w> Desk<'a, 'w> {
         }
         let known = self.batch.known(&case.id)?;
         let (payload, uploaded) = match (case.payload.take(), &known) {
-            (None, None) => (self.uploaded(case.payload_sha256), true),
+            (None, None) if case.form != PayloadForm::Nothing => (self.uploaded(case.payload_sha256), true),
             (payload, _) => (payload.map(ByteBuf::into_vec), false),
         };
         // A known case is answered from its record: only a new one's payload is worth hashing.
@@ -164,6 +164,7 @@ impl<'a, 'w> Desk<'a, 'w> {
                 }
                 self.record(from, case, payload.as_deref().unwrap_or(&[]))
             }
+            Step::Note => self.note(from, &case),
             Step::Reopen => self.reopen(from, &case.id, &case.task),
             Step::Repeat(message) => {
                 self.totals.repeated += 1;
@@ -201,6 +202,26 @@ impl<'a, 'w> Desk<'a, 'w> {
         self.totals.payload_bytes += bytes;
         self.effects.replies.add(from, DownMessage::Received { ids: vec![case.id.clone()] });
         self.effects.new_work.push(Waiting { id: case.id, task: case.task });
+        Ok(())
+    }
+
+    /// A case without its sample is closed as it is recorded. It counts neither for nor against the device's model.
+    fn note(&mut self, from: &DeviceId, case: &Case) -> Result<(), StoreError> {
+        self.batch.record(case, &[], self.now_ms)?;
+        self.totals.cases += 1;
+        let said = match decide::standing_answer(case) {
+            Ok(verdict) => {
+                self.batch.answer(&verdict, None, self.now_ms)?;
+                self.totals.answered += 1;
+                DownMessage::Verdict(verdict)
+            }
+            Err(reason) => {
+                self.batch.kill(&case.id, reason)?;
+                self.totals.dead += 1;
+                dead(&case.id, reason)
+            }
+        };
+        self.effects.replies.add(from, said);
         Ok(())
     }
 

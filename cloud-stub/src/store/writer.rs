@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, Digest, Telemetry, Verdict, from_cbor, to_cbor, to_json};
+use hedge_proto::{
+    Case, CaseId, DeviceId, DeviceStatus, Digest, PayloadForm, Telemetry, Verdict, from_cbor, to_cbor, to_json,
+};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{Known, Standing, State, StoreError, Totals, count, damaged, schema, sql};
@@ -141,9 +143,11 @@ impl Batch<'_> {
                 to_cbor(header)
             ])?;
         let seq = self.transaction.last_insert_rowid();
-        self.transaction
-            .prepare_cached("INSERT INTO payloads (seq, bytes) VALUES (?1, ?2)")?
-            .execute(params![seq, payload])?;
+        if header.form != PayloadForm::Nothing {
+            self.transaction
+                .prepare_cached("INSERT INTO payloads (seq, bytes) VALUES (?1, ?2)")?
+                .execute(params![seq, payload])?;
+        }
         self.transaction
             .prepare_cached(
                 "INSERT INTO devices (device, cases, case_ms) VALUES (?1, 1, ?2) \

@@ -65,7 +65,10 @@ function deviceCard(d) {
 
 function shot(c) {
   const box = make("div", "shot");
-  if (!c.picture) {
+  if (c.form === "nothing") {
+    box.classList.add("withheld");
+    box.append(make("span", "", make("b", "", "stays on the device"), make("small", "", "nothing of the sample was sent")));
+  } else if (!c.picture) {
     const what = c.content_type.startsWith("application/vnd.hedge.tensor") ? "raw numbers, no picture" : "no picture";
     box.append(make("span", "", `${what} (${bytes(c.payload_bytes)})`));
   } else if (!c.payload_kept) {
@@ -100,7 +103,9 @@ function headline(result) {
 function cloudSide(c) {
   const title = make("h3", "", "Cloud");
   const side = make("div", "side cloud", title);
-  if (c.verdict) {
+  if (c.verdict && c.verdict.authority === "device") {
+    side.append(make("p", "said none", "saw nothing of it: the device's answer stands"));
+  } else if (c.verdict) {
     const took = c.verdict.given_ms ? c.verdict.given_ms - c.received_ms : null;
     if (took !== null) title.append(make("small", "", ` after ${took < 1000 ? `${took} ms` : span(took / 1000)}`));
     const name = headline(c.verdict.result);
@@ -118,6 +123,7 @@ function mark(c) {
   if (c.agrees === true) return make("span", "pill mark good", "✓ agrees");
   if (c.agrees === false) return make("span", "pill mark bad", "✗ corrected");
   if (c.state === "dead" || c.state === "failed") return make("span", "pill mark bad", c.state === "dead" ? "set aside" : "failed");
+  if (c.verdict && c.verdict.authority === "device") return make("span", "pill mark quiet", "noted");
   return c.state === "waiting" ? make("span", "pill mark quiet", "waiting") : make("span", "pill mark quiet", "answered");
 }
 

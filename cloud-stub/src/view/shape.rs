@@ -3,8 +3,8 @@
 //! All times are milliseconds since 1970 UTC by this machine's clock, unless they say otherwise.
 
 use hedge_proto::{
-    Authority, CaseId, DeviceState, Faults, LabelScore, LinkState, Metadata, ModelRef, Reason, TaskResult, Telemetry,
-    ThresholdMode,
+    Authority, CaseId, DeviceState, Faults, LabelScore, LinkState, Metadata, ModelRef, PayloadForm, Reason, TaskResult,
+    Telemetry, ThresholdMode,
 };
 use serde::Serialize;
 
@@ -123,6 +123,9 @@ pub struct CaseView {
     pub verdict: Option<VerdictView>,
     /// Whether both say the same; absent without a verdict or a local answer.
     pub agrees: Option<bool>,
+    /// How much of the sample came.
+    pub form: PayloadForm,
+    /// Of the sample, also when nothing of it came.
     pub content_type: String,
     pub payload_bytes: u64,
     /// Whether `/api/cases/{id}/payload` still has it.
@@ -176,7 +179,8 @@ impl From<CaseRow> for CaseView {
             why,
             verdict,
             agrees: row.agrees,
-            picture: picture_type(&case.content_type).is_some(),
+            picture: case.form != PayloadForm::Nothing && picture_type(&case.content_type).is_some(),
+            form: case.form,
             content_type: case.content_type,
             payload_bytes: row.payload_bytes,
             payload_kept: row.payload_kept,

@@ -19,7 +19,7 @@ pub use content::{ContentType, DIMENSIONS_MAX};
 pub use picture::Picture;
 pub use region::{InvalidRegion, Region};
 pub use tensor::Tensor;
-pub use thumbnail::thumbnail;
+pub use thumbnail::{pixels_only, thumbnail};
 
 use crate::bundle::Input;
 

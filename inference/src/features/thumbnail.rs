@@ -12,22 +12,34 @@ const QUALITY: u8 = 90;
 /// A JPEG is decoded at a reduced scale only where that leaves so many times the pixels wanted.
 const SPARE: u32 = 2;
 
-/// The picture with its longer side at most `side_max`. `None` if it is no longer than that, would not take fewer
-/// bytes, or is no picture.
+/// The picture with its longer side at most `side_max`. `None` if it is no longer than that, or is no picture.
 pub fn thumbnail(content_type: &ContentType, bytes: &[u8], side_max: u32) -> Result<Option<Vec<u8>>, FeatureError> {
     if matches!(content_type, ContentType::Tensor { .. }) {
         return Ok(None);
     }
+    let picture = near(content_type, bytes, side_max)?;
+    if picture.width.max(picture.height) <= side_max {
+        return Ok(None);
+    }
+    encode(&picture, side_max).map(Some)
+}
+
+/// The pixels of the picture and nothing else that is in its file, with its longer side at most `side_max`. `None` if it
+/// is no picture.
+pub fn pixels_only(content_type: &ContentType, bytes: &[u8], side_max: u32) -> Result<Option<Vec<u8>>, FeatureError> {
+    if matches!(content_type, ContentType::Tensor { .. }) {
+        return Ok(None);
+    }
+    encode(&near(content_type, bytes, side_max)?, side_max).map(Some)
+}
+
+/// Decoded not much larger than wanted where that saves work.
+fn near(content_type: &ContentType, bytes: &[u8], side_max: u32) -> Result<Picture, FeatureError> {
     let enough = |width: u32, height: u32| {
         let long = width.max(height);
         [1, 2, 4].into_iter().find(|eighths| long * eighths / 8 >= side_max.saturating_mul(SPARE)).unwrap_or(8)
     };
-    let picture = decoded(content_type, bytes, enough)?;
-    if picture.width.max(picture.height) <= side_max {
-        return Ok(None);
-    }
-    let jpeg = encode(&picture, side_max)?;
-    Ok((jpeg.len() < bytes.len()).then_some(jpeg))
+    decoded(content_type, bytes, enough)
 }
 
 fn encode(picture: &Picture, side_max: u32) -> Result<Vec<u8>, FeatureError> {

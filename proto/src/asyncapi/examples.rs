@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseMessage, CloudState, CloudStatus,
     DeviceState, DeviceStatus, Digest, DownMessage, Explanation, LabelScore, LinkState, Metadata, ModelRef, Outcome,
-    PayloadForm, Reason, SampleFigures, TaskResult, Telemetry, ThresholdMode, Verdict, WIRE_VERSION,
+    PayloadForm, PrivacyFigures, Reason, SampleFigures, TaskResult, Telemetry, ThresholdMode, Verdict, WIRE_VERSION,
 };
 
 type Examples = Vec<(&'static str, Value)>;
@@ -163,6 +163,7 @@ pub(super) fn telemetry() -> Examples {
         samples,
         link_s: BTreeMap::from([("online".to_string(), 58)]),
         connections: 1,
+        privacy: Some(PrivacyFigures { ceiling: "whole".to_string(), payload: "thumbnail 320".to_string() }),
         ..Telemetry::new(LinkState::Online)
     };
     vec![("online", value(&telemetry))]

@@ -70,7 +70,7 @@ impl Pipe {
 
     /// Puts bytes onto the way; false if it ends here.
     fn enter(&self, bytes: Vec<u8>, line: &SyncSender<Piece>) -> bool {
-        self.shared.count(self.direction, bytes.len());
+        self.shared.count(self.direction, &bytes);
         let (through_at, arrives_at) = self.shared.turn(self.direction, bytes.len());
         wait::pause(through_at.saturating_duration_since(Instant::now()));
         self.shared.may_pass(self.direction) && line.send((arrives_at, bytes)).is_ok()

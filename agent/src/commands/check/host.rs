@@ -12,6 +12,7 @@ use crate::commands::client::Client;
 use crate::daemon::config::{Config, ModelConfig, SourceKind};
 use crate::daemon::health::{clock_fault, disk_fault, writable};
 use crate::identity::{Certificate, CertificateClock};
+use crate::privacy::text;
 use crate::uplink::client_config;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -55,6 +56,21 @@ pub(super) async fn agent(report: &mut Report, agent: Option<&Client>) -> Option
         report.warning("queue", text, "see `hedge-agent queue list --stage dead`; requeue or drop them");
     }
     Some(status)
+}
+
+/// What of a sample leaves the device, by the running agent's word or by the file's.
+pub(super) fn privacy(report: &mut Report, config: &Config, status: Option<&Telemetry>) {
+    let ceiling = text(config.privacy.ceiling().0);
+    let now = status.and_then(|status| status.privacy.as_ref());
+    if let Some(now) = now.filter(|now| now.ceiling != ceiling) {
+        let said = format!("the running agent's ceiling is {}, the file's {ceiling}", now.ceiling);
+        return report.warning("privacy", said, "`systemctl reload hedge-agent` puts the file's in force");
+    }
+    let (when, payload) = match now {
+        Some(now) => ("now", now.payload.clone()),
+        None => ("online", text(config.policies().online.payload)),
+    };
+    report.ok("privacy", format!("ceiling {ceiling}; leaves of a sample {when}: {payload}"));
 }
 
 pub(super) async fn clock(report: &mut Report) {

@@ -116,6 +116,34 @@ fn every_field_refuses_by_its_name_what_is_not_json_of_a_document() {
 }
 
 #[test]
+fn what_leaves_the_device_is_tightened_from_afar_and_never_loosened() {
+    let text = format!("{LOCAL}\n[privacy]\nceiling = {{ thumbnail = 320 }}\n");
+    let file = ConfigFile::parse(&text, "agent.toml", std::iter::empty()).expect("valid");
+    let stand = Stand { file, ..Stand::new() };
+    let read = |settings: Value| stand.read(json!({"version": 9, "settings": settings}).to_string().as_bytes());
+    let states = ["online", "degraded", "offline", "over_budget"];
+    let ask = |payload: &Value| {
+        let states: serde_json::Map<_, _> =
+            states.map(|state| (state.to_owned(), json!({"payload": payload}))).into_iter().collect();
+        read(json!({"link": {"states": states}}))
+    };
+    for allowed in [json!("nothing"), json!({"thumbnail": 64}), json!({"thumbnail": 320}), json!(null)] {
+        assert!(ask(&allowed).is_ok_and(|wanted| wanted.is_some()), "{allowed}");
+    }
+    for (more, said) in [(json!("whole"), "`whole`"), (json!({"thumbnail": 321}), "`thumbnail 321`")] {
+        let refusal = ask(&more).expect_err("refused");
+        let fields: Vec<&str> = refusal.errors.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, states.map(|state| format!("link.states.{state}.payload")));
+        for error in refusal.errors {
+            assert!(error.reason.contains(said) && error.reason.contains("ceiling is `thumbnail 320`"), "{error}");
+        }
+    }
+    let refusal = read(json!({"privacy": {"ceiling": "whole"}})).expect_err("refused");
+    assert_eq!(refusal.errors[0].field, "privacy");
+    assert!(refusal.errors[0].reason.contains("set on the device only"), "{}", refusal.errors[0]);
+}
+
+#[test]
 fn every_text_refuses_control_characters() {
     let stand = Stand::new();
     for place in places().into_iter().filter(|place| allows(&place.schema, &json!("a\u{0}b"))) {

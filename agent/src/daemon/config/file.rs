@@ -9,7 +9,8 @@ use hedge_proto::{FIELD_ERRORS_MAX, FieldError, Settings};
 use serde_json::Value;
 
 use super::overrides::Override;
-use super::{Config, ConfigError, Problem};
+use super::place::field_at;
+use super::{Config, ConfigError, PrivacyConfig, Problem};
 
 /// Tables that the file holds as lists and an overlay by name.
 const NAMED: [&str; 2] = ["model", "source"];
@@ -42,10 +43,14 @@ impl ConfigFile {
             place: span.map_or_else(|| file.to_owned(), |span| format!("{file}:{}", line_of(text, span.start))),
             message,
         };
-        let mut config: Config = toml::from_str(text).map_err(|error| at(error.span(), error.message().to_owned()))?;
+        let wrong = |error: toml::de::Error| {
+            let field = error.span().map(|span| field_at(text, &span)).unwrap_or_default();
+            let colon = if field.is_empty() { "" } else { ": " };
+            at(error.span(), format!("{}{colon}{}", field.join("."), error.message()))
+        };
+        let mut config: Config = toml::from_str(text).map_err(wrong)?;
         config.resolve().map_err(|Problem { span, message, .. }| at(span, message))?;
-        let mut table: toml::Table =
-            toml::from_str(text).map_err(|error| at(error.span(), error.message().to_owned()))?;
+        let mut table: toml::Table = toml::from_str(text).map_err(wrong)?;
         for change in environment.filter_map(|(name, value)| Override::new(&name, &value)) {
             change.apply(&mut table);
             config = read(&table).map_err(|problem| ConfigError::Invalid {
@@ -71,6 +76,14 @@ impl ConfigFile {
     /// The same file as it is now, with the environment as it is now.
     pub fn again(&self) -> Result<Self, ConfigError> {
         Self::load(&self.path, std::env::vars())
+    }
+
+    /// The lower of two ceilings holds from now on.
+    pub(super) fn hold_to(&mut self, privacy: PrivacyConfig) {
+        if privacy.ceiling() < self.config.privacy.ceiling() {
+            self.table.insert("privacy".to_owned(), toml::Value::Table(privacy.table()));
+            self.config.privacy = privacy;
+        }
     }
 
     /// The file with `settings` laid over it, or every field of theirs that does not fit.
@@ -117,30 +130,12 @@ impl ConfigFile {
 fn read(table: &toml::Table) -> Result<Config, Problem> {
     let whole = |message: String| Problem { field: Vec::new(), span: None, message };
     let text = toml::to_string(table).map_err(|error| whole(error.to_string()))?;
-    let deserializer = toml::Deserializer::parse(&text).map_err(|error| whole(error.message().to_owned()))?;
-    let mut config: Config = serde_path_to_error::deserialize(deserializer).map_err(|error| {
-        let field = named_path(table, error.path());
-        Problem { field, span: None, message: error.into_inner().message().to_owned() }
+    let mut config: Config = toml::from_str(&text).map_err(|error| {
+        let field = error.span().map(|span| field_at(&text, &span)).unwrap_or_default();
+        Problem { field, span: None, message: error.message().to_owned() }
     })?;
     config.resolve()?;
     Ok(config)
-}
-
-/// The path of a field, with names in the place of positions.
-fn named_path(table: &toml::Table, path: &serde_path_to_error::Path) -> Vec<String> {
-    use serde_path_to_error::Segment;
-    let mut names: Vec<String> = Vec::new();
-    for segment in path {
-        match segment {
-            Segment::Map { key } => names.push(key.clone()),
-            Segment::Seq { index } => {
-                let named = names.last().and_then(|list| table.get(list)?.get(*index)?.get("name")?.as_str());
-                names.push(named.map_or_else(|| index.to_string(), str::to_owned));
-            }
-            Segment::Enum { .. } | Segment::Unknown => {}
-        }
-    }
-    names
 }
 
 fn empty() -> toml::Value {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, ConfigFile, HttpConfig, Listen};
+use super::{ConfigError, ConfigFile, HttpConfig, Listen, PrivacyConfig};
 use crate::identity::write_secret;
 
 /// The copy's name in the state folder.
@@ -32,7 +32,10 @@ impl Starting {
         };
         let state_dir = state_dir(path, environment);
         match read_kept(&state_dir.join(KEPT), path, environment) {
-            Ok(file) => {
+            Ok(mut file) => {
+                if let Some(privacy) = std::fs::read(path).ok().and_then(|bytes| PrivacyConfig::of_damaged(&bytes)) {
+                    file.hold_to(privacy);
+                }
                 let fault = format!("{error}; the last configuration that worked is in force until this is put right");
                 Self { file, fault: Some(fault) }
             }
@@ -122,6 +125,9 @@ fn first_of(folders: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use hedge_core::policy::Payload;
+    use hedge_core::privacy::Ceiling;
+
     use super::*;
 
     #[test]
@@ -149,5 +155,30 @@ mod tests {
         assert!(starting.fault.expect("said").contains("last configuration that worked"));
         assert_eq!(starting.file.config.log.level, "warn");
         assert!(starting.file.again().is_err(), "a reload reads the damaged file");
+    }
+
+    #[test]
+    fn a_ceiling_in_a_damaged_file_holds_over_the_last_that_worked() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("agent.toml");
+        let good = format!("state_dir = \"{}\"\n[privacy]\nceiling = {{ thumbnail = 320 }}\n", dir.path().display());
+        std::fs::write(&path, &good).expect("written");
+        Starting::load(&path, &[]).file.keep().expect("kept");
+        for (damaged, held) in [
+            ("[privacy]\nceiling = \"nothing\"\n[link]\nprofile = \"wi", Payload::Nothing),
+            ("[privacy]\nceiling = { thumbnail = 64 }\n[link", Payload::Thumbnail { side_max: 64 }),
+            ("[privacy]\nceiling = \"nothng\"\n", Payload::Nothing),
+            ("[privacy]\nceilin", Payload::Nothing),
+            ("privacy.ceiling = \"whole", Payload::Nothing),
+            ("[privacy]\nceiling = \"whole\"\n[link", Payload::Thumbnail { side_max: 320 }),
+            ("[link", Payload::Thumbnail { side_max: 320 }),
+        ] {
+            std::fs::write(&path, format!("state_dir = \"{}\"\n{damaged}", dir.path().display())).expect("written");
+            let starting = Starting::load(&path, &[]);
+            assert!(starting.fault.is_some(), "{damaged}");
+            assert_eq!(starting.file.config.privacy.ceiling(), Ceiling(held), "{damaged}");
+            let overlaid = starting.file.overlaid(&hedge_proto::Settings::default()).expect("fits");
+            assert_eq!(overlaid.policies().online.payload, held, "{damaged}");
+        }
     }
 }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use hedge_core::budget::Ceilings;
 use hedge_core::link::{Profile, Windows};
-use hedge_core::policy::Policies;
 use serde::Deserialize;
 
 use super::StatesConfig;
@@ -145,11 +144,6 @@ impl LinkConfig {
     }
 
     #[must_use]
-    pub fn policies(&self) -> Policies {
-        self.states.policies()
-    }
-
-    #[must_use]
     pub fn batch_bytes_max(&self) -> u32 {
         self.batch_bytes_max.unwrap_or(BATCH_BYTES_MAX)
     }
@@ -163,6 +157,7 @@ impl LinkConfig {
         };
         let given = &self.ceilings;
         Ceilings {
+            tariff: ours.tariff,
             cases_per_hour: given.cases_per_hour.unwrap_or(ours.cases_per_hour),
             cases_per_day: given.cases_per_day.unwrap_or(ours.cases_per_day),
             cases_per_month: given.cases_per_month.unwrap_or(ours.cases_per_month),

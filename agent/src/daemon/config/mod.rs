@@ -12,6 +12,8 @@ mod link;
 mod outbox;
 mod overrides;
 mod payloads;
+mod place;
+mod privacy;
 mod settings;
 mod source;
 mod states;
@@ -25,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hedge_core::identity::device_id;
+use hedge_core::policy::Policies;
 use hedge_proto::{DeviceId, Name};
 use serde::Deserialize;
 use toml::Spanned;
@@ -41,6 +44,7 @@ pub use self::kept::Starting;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 pub use self::outbox::{OutboxConfig, WhenFullName};
 pub use self::payloads::{PayloadsConfig, PayloadsUrl};
+pub use self::privacy::PrivacyConfig;
 pub use self::settings::{Seconds, SettingsConfig};
 pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
 pub use self::states::{StateConfig, StatesConfig};
@@ -74,6 +78,8 @@ pub struct Config {
     pub link: LinkConfig,
     /// Without it, what is too large for MQTT cannot be sent.
     pub payloads: Option<PayloadsConfig>,
+    /// Without it everything may leave the device.
+    pub privacy: PrivacyConfig,
     pub runtime: RuntimeConfig,
     pub http: HttpConfig,
     pub outbox: OutboxConfig,
@@ -99,6 +105,7 @@ impl Default for Config {
             enrolment: None,
             link: LinkConfig::default(),
             payloads: None,
+            privacy: PrivacyConfig::default(),
             runtime: RuntimeConfig::default(),
             http: HttpConfig::default(),
             outbox: OutboxConfig::default(),
@@ -236,6 +243,12 @@ impl Config {
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         ConfigFile::parse(text, file, environment).map(|file| file.config)
+    }
+
+    /// What holds in each state of the link, under the ceiling.
+    #[must_use]
+    pub fn policies(&self) -> Policies {
+        self.link.states.policies().under(self.privacy.ceiling())
     }
 
     /// How often live figures are sent while nothing changes.
@@ -431,6 +444,25 @@ mod tests {
         let broker = "[broker]\nurl = \"mqtts://b\"\n[enrolment]\n";
         check_refused(&format!("{broker}url = \"https://c:1\"\n"), &["[enrolment] needs certificate_file"]);
         check_refused(&format!("{broker}url = \"http://c:1\"\n"), &["http://c:1", "https://"]);
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_field_it_is_in() {
+        check_refused("device = { a = 1 }\n", &["agent.toml:1: device: ", "expected a string"]);
+        check_refused("[outbox]\ncases_max = \"many\"\n", &["agent.toml:2: outbox.cases_max: "]);
+        check_refused("[broker]\nurl = 5\n", &["agent.toml:2: broker.url: "]);
+        check_refused("link.ceilings.bytes_per_day = -1\n", &["agent.toml:1: link.ceilings.bytes_per_day: "]);
+        check_refused(
+            "[link]\nstates = { offline = { wait_ms_max = true } }\n",
+            &["2: link.states.offline.wait_ms_max: "],
+        );
+        check_refused("[http]\nlisten = [\"unix:/a\", 5]\n", &["agent.toml:2: http.listen.1: "]);
+        check_refused(&format!("{MODEL}threads = 1.5\n"), &["agent.toml:4: model.m.threads: "]);
+        check_refused(&format!("{MODEL}thread = 1\n"), &["agent.toml:4: model.m.thread: ", "unknown field"]);
+        check_refused("[[model]]\nname = \"m\"\n", &["model.m: missing field `bundle`"]);
+        check_refused("[broker]\n", &["agent.toml:1: broker: missing field `url`"]);
+        check_refused("[outbox]\n[outbox]\n", &["agent.toml:2"]);
+        check_refused("outbox = 7\n", &["agent.toml:1: outbox: "]);
     }
 
     #[test]

@@ -80,15 +80,26 @@ impl TryFrom<u64> for WaitMs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum PayloadConfig {
+pub(super) enum PayloadConfig {
     Whole,
     Thumbnail(Side),
+    Nothing,
+}
+
+impl From<PayloadConfig> for Payload {
+    fn from(config: PayloadConfig) -> Self {
+        match config {
+            PayloadConfig::Whole => Self::Whole,
+            PayloadConfig::Thumbnail(side) => Self::Thumbnail { side_max: side.0 },
+            PayloadConfig::Nothing => Self::Nothing,
+        }
+    }
 }
 
 /// Pixels of a thumbnail's longer side.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(try_from = "u32")]
-struct Side(u32);
+pub(super) struct Side(u32);
 
 impl TryFrom<u32> for Side {
     type Error = String;
@@ -136,11 +147,7 @@ impl StateConfig {
         Policy {
             threshold: self.threshold_scale.map_or(ours.threshold, |scale| scale.0),
             wait_max: self.wait_ms_max.map_or(ours.wait_max, |wait| Duration::from_millis(wait.0)),
-            payload: match self.payload {
-                None => ours.payload,
-                Some(PayloadConfig::Whole) => Payload::Whole,
-                Some(PayloadConfig::Thumbnail(side)) => Payload::Thumbnail { side_max: side.0 },
-            },
+            payload: self.payload.map_or(ours.payload, Payload::from),
             drain_per_s: self.drain_per_s.map_or(ours.drain_per_s, |per_s| Some(per_s.0)),
         }
     }

@@ -1,0 +1,52 @@
+//! Which field of a TOML document an error is about: the innermost thing that stands where the error does.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// The names from the outermost to the field's own; an entry of a list goes by its `name`. None for the whole document.
+pub(super) fn field_at(text: &str, at: &Range<usize>) -> Vec<String> {
+    let Ok(document) = DeTable::parse(text) else { return Vec::new() };
+    let mut search = Search { at, path: Vec::new(), narrowest: usize::MAX, found: Vec::new() };
+    search.table(document.get_ref());
+    search.found
+}
+
+struct Search<'a> {
+    at: &'a Range<usize>,
+    path: Vec<String>,
+    narrowest: usize,
+    found: Vec<String>,
+}
+
+impl Search<'_> {
+    fn table(&mut self, table: &DeTable<'_>) {
+        for (key, value) in table {
+            self.enter(key.get_ref(), [key.span(), value.span()], value);
+        }
+    }
+
+    fn enter(&mut self, name: &str, spans: [Range<usize>; 2], value: &Spanned<DeValue<'_>>) {
+        self.path.push(name.to_owned());
+        for span in spans {
+            // A table's span may be its heading alone, so what is in it is looked at in any case.
+            if span.start <= self.at.start && self.at.end <= span.end && span.len() <= self.narrowest {
+                self.narrowest = span.len();
+                self.found.clone_from(&self.path);
+            }
+        }
+        match value.get_ref() {
+            DeValue::Table(table) => self.table(table),
+            DeValue::Array(list) => {
+                for (position, entry) in list.iter().enumerate() {
+                    let name = entry.get_ref().get("name").and_then(|name| name.get_ref().as_str());
+                    let name = name.map_or_else(|| position.to_string(), str::to_owned);
+                    self.enter(&name, [entry.span(), entry.span()], entry);
+                }
+            }
+            _ => {}
+        }
+        self.path.pop();
+    }
+}

@@ -1,0 +1,217 @@
+//! What leaves a device is looked at byte by byte: no more of a sample than its `[privacy]` ceiling allows, whichever way
+//! out it takes, and whatever was stored before the ceiling was lowered.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hedge_proto::{Answer, Authority, CaseFate, Digest, LinkState, PayloadForm, SettingsOutcome};
+use hedge_tests::fashion::noise_png;
+use hedge_tests::mosquitto::MosquittoSetup;
+use hedge_tests::webhook::Webhook;
+use hedge_tests::wire::Eavesdropper;
+use hedge_tests::{Agent, AgentConfig, FaultProxy, Listener, Mosquitto, Operator, Scene, mosquitto_client, skip, wait};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// A word of a program that is there, on a busy machine.
+const SOON: Duration = Duration::from_secs(60);
+
+/// Longer than the longest ordinary wait between two dials.
+const CORRECTED_WITHIN: Duration = Duration::from_secs(90);
+
+/// 100 pixels square.
+const PICTURE_BYTES: usize = 10_000;
+
+/// So many bytes of a picture in a row are no chance.
+const TRACE_BYTES: usize = 8;
+
+fn can_run() -> bool {
+    skip::has_onnxruntime() && skip::has_mosquitto()
+}
+
+/// The operator's way to the broker.
+fn inside(scene: &Scene) -> Result<SocketAddr> {
+    Ok(scene.mosquitto.as_ref().context("mosquitto")?.inside())
+}
+
+/// What every picture begins with, and what the encoder of thumbnails writes.
+fn signs() -> Vec<(&'static str, Vec<u8>)> {
+    vec![("a PNG", b"\x89PNG".to_vec()), ("a PNG's head", b"IHDR".to_vec()), ("a JPEG's head", b"JFIF".to_vec())]
+}
+
+/// A part of the picture's bytes, or its sum, which tells whoever has the same picture.
+fn traces(picture: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let sum = Digest::of(picture);
+    let parts = picture[64..].chunks_exact(TRACE_BYTES).map(|part| ("a part of the picture", part.to_vec()));
+    parts
+        .chain([("the picture's sum", sum.0.to_vec()), ("the picture's sum in hex", sum.to_string().into_bytes())])
+        .collect()
+}
+
+#[track_caller]
+fn check_without(what: &str, bytes: &[u8], traces: &[(&'static str, Vec<u8>)]) -> Result<()> {
+    ensure!(!bytes.is_empty(), "{what}: nothing was overheard");
+    for (name, trace) in traces {
+        let found = bytes.windows(trace.len()).any(|window| window == &trace[..]);
+        ensure!(!found, "{what} carried {name}");
+    }
+    Ok(())
+}
+
+/// A camera that shows the same picture twice a second.
+fn camera(dir: &Path, picture: &[u8]) -> Result<[String; 3]> {
+    let frame = dir.join("frame");
+    std::fs::write(&frame, [&u32::try_from(picture.len())?.to_be_bytes()[..], picture].concat())?;
+    Ok(["sh".to_owned(), "-c".to_owned(), format!("while cat {}; do sleep 0.5; done", frame.display())])
+}
+
+#[test]
+fn under_a_ceiling_of_nothing_no_byte_of_a_sample_leaves_by_any_way() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let scene = Scene::stub(&MosquittoSetup::default())?;
+    let second_dir = tempfile::tempdir()?;
+    let second = Mosquitto::start_with(second_dir.path(), &MosquittoSetup::default())?;
+    let webhook = Webhook::start()?;
+    let hook: SocketAddr = webhook.url().trim_start_matches("http://").trim_end_matches("/corrections").parse()?;
+    let taps = [scene.broker()?, second.address(), hook].map(FaultProxy::start);
+    let [link, to_second, to_hook] = taps;
+    let (link, to_second, to_hook) = (link?, to_second?, to_hook?);
+    [&link, &to_second, &to_hook].into_iter().for_each(FaultProxy::record);
+
+    let picture = noise_png(PICTURE_BYTES, 1)?;
+    let sinks = format!(
+        "[privacy]\nceiling = \"nothing\"\n[payloads]\nurl = \"http://{}\"\n[telemetry]\ninterval_s = 1\n\
+         [verdicts.webhook]\nurl = \"http://{}/corrections\"\nwanted = \"all\"\n\
+         [verdicts.mqtt]\nwanted = \"all\"\nbroker = {{ url = \"mqtt://{}\" }}",
+        to_hook.address(),
+        to_hook.address(),
+        to_second.address()
+    );
+    let config = scene.doubter("device-1").broker(&format!("mqtt://{}", link.address())).section(&sinks);
+    let mut agent = config.command_source("porch", &camera(scene.dir(), &picture)?).start()?;
+    agent.wait_until_online()?;
+    let status = agent.http.status()?.privacy.context("privacy")?;
+    ensure!((&*status.ceiling, &*status.payload) == ("nothing", "nothing"), "{status:?}");
+
+    let (local, case) = closed_without_a_model(&scene, &mut agent, &picture)?;
+    wait::until_true("the webhook has it", SOON, || Ok(webhook.has(&format!("{}/1", local.id))))?;
+    loosening_from_afar_is_refused(&scene)?;
+    every_command_is_answered(&scene)?;
+    ensure!(agent.http.status()?.queue.dead == 0, "nothing is a dead letter for it");
+
+    let traces = [traces(&picture), signs()].concat();
+    for (what, tap) in [("the link", &link), ("the second broker's link", &to_second), ("the webhook's way", &to_hook)]
+    {
+        check_without(what, &tap.recorded(), &traces)?;
+    }
+    check_without("the log", &std::fs::read(agent.dir().join("hedge-agent.log"))?, &traces)?;
+    check_without("the record", case.to_string().as_bytes(), &traces)?;
+    agent.stop()
+}
+
+/// The cloud notes the case, has no picture to show, and lets the device's answer stand.
+fn closed_without_a_model(scene: &Scene, agent: &mut Agent, picture: &[u8]) -> Result<(Answer, Value)> {
+    let local = agent.http.post("pictures", "&ref=sample-1", "image/png", picture)?;
+    ensure!(local.case == Some(CaseFate::Stored) && local.provisional, "{local:?}");
+    let answer = agent.wait_for_correction(&local.id, CORRECTED_WITHIN)?;
+    ensure!((answer.revision, answer.authority) == (1, Authority::Device), "{answer:?}");
+    ensure!(!answer.changed && !answer.provisional && answer.result == local.result, "{answer:?}");
+    ensure!(answer.decision.because.contains("lets the device's answer stand"), "{answer:?}");
+    let case = scene.cloud.get(&format!("/api/cases/{}", local.id))?;
+    ensure!(case["state"] == "answered" && case["form"] == "nothing" && case["agrees"] == Value::Null, "{case}");
+    ensure!(case["picture"] == false && case["payload_kept"] == false && case["payload_bytes"] == 0, "{case}");
+    ensure!(case["ref"] == "sample-1" && case["local"].as_array().is_some_and(|scores| !scores.is_empty()), "{case}");
+    Ok((local, case))
+}
+
+fn loosening_from_afar_is_refused(scene: &Scene) -> Result<()> {
+    let operator = Operator::at(inside(scene)?)?;
+    let settings =
+        json!({"link": {"states": {"online": {"payload": {"thumbnail": 16}}}}, "privacy": {"ceiling": "whole"}});
+    for (version, settings, field, part) in [
+        (1, settings.clone(), "privacy", "set on the device only"),
+        (2, json!({"link": settings["link"]}), "link.states.online.payload", "ceiling is `nothing`"),
+    ] {
+        operator.desire("device-1", version, settings)?;
+        let report = operator.wait_for_report("device-1", "refused", SOON, |report| {
+            report.last.as_ref().is_some_and(|last| last.version == Some(version))
+        })?;
+        let last = report.last.context("an outcome")?;
+        let named = last.errors.iter().any(|error| error.field == field && error.reason.contains(part));
+        ensure!(last.outcome == SettingsOutcome::Refused && named, "{last:?}");
+    }
+    Ok(())
+}
+
+fn every_command_is_answered(scene: &Scene) -> Result<()> {
+    let listener = Listener::start(inside(scene)?, scene.dir())?;
+    for (id, command, args) in [
+        ("1", "snapshot", json!({"source": "porch"})),
+        ("2", "explain", json!({"last": 20})),
+        ("3", "status", json!({})),
+        ("4", "dead_letters", json!({})),
+        ("5", "queue_stats", json!({})),
+    ] {
+        let text = json!({"id": id, "command": command, "args": args}).to_string();
+        mosquitto_client::publish(inside(scene)?, "hedge/v1/device-1/down/command", &["-m", &text])?;
+        listener.wait_for_reply(id)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_case_stored_before_the_ceiling_was_lowered_leaves_under_the_lower_one() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let scene = Scene::stub(&MosquittoSetup::default())?;
+    let link = FaultProxy::start(scene.broker()?)?;
+    link.record();
+    link.cut();
+    let heard = Eavesdropper::start(inside(&scene)?, scene.dir())?;
+    let config = |privacy: &str| -> AgentConfig {
+        scene.doubter("device-1").broker(&format!("mqtt://{}", link.address())).section(privacy)
+    };
+    let (first, second) = (noise_png(PICTURE_BYTES, 1)?, noise_png(PICTURE_BYTES, 2)?);
+
+    // Stored whole, sent as a thumbnail of a size that is allowed now.
+    let mut agent = config("").start()?;
+    let whole = agent.http.post("pictures", "", "image/png", &first)?;
+    ensure!(whole.case == Some(CaseFate::Stored), "{whole:?}");
+    agent.stop()?;
+    let lower = config("[privacy]\nceiling = { thumbnail = 40 }");
+    let mut agent = lower.start()?;
+    link.pass();
+    agent.wait_for_correction(&whole.id, CORRECTED_WITHIN)?;
+    let case = heard.cases()?.into_iter().find(|case| case.id == whole.id).context("the case")?;
+    let (form, kind) = (case.form, &*case.content_type);
+    ensure!((form, kind) == (PayloadForm::Thumbnail, "image/jpeg"), "{form:?}, {kind}");
+    ensure!(case.payload.is_some_and(|jpeg| jpeg.starts_with(&[0xFF, 0xD8]) && jpeg.len() < PICTURE_BYTES / 2));
+
+    // Stored as that thumbnail, and the file is read again by a running agent: nothing of it is sent.
+    link.cut();
+    agent.wait_for_status("the cut is seen", SOON, |status| {
+        matches!(status.link, LinkState::Offline | LinkState::Connecting)
+    })?;
+    let thumbnail = agent.http.post("pictures", "", "image/png", &second)?;
+    ensure!(thumbnail.case == Some(CaseFate::Stored), "{thumbnail:?}");
+    let text = std::fs::read_to_string(lower.file())?;
+    std::fs::write(lower.file(), text.replace("{ thumbnail = 40 }", "\"nothing\""))?;
+    agent.program().signal(Signal::HUP)?;
+    agent.wait_for_status("the lower ceiling is in force", SOON, |status| {
+        status.privacy.as_ref().is_some_and(|privacy| privacy.ceiling == "nothing" && privacy.payload == "nothing")
+    })?;
+    let before = link.recorded().len();
+    link.pass();
+    let answer = agent.wait_for_correction(&thumbnail.id, CORRECTED_WITHIN)?;
+    ensure!(answer.authority == Authority::Device, "{answer:?}");
+    let bytes = link.recorded();
+    ensure!(check_without("the link", &bytes[..before], &signs()).is_err(), "a thumbnail would be seen");
+    check_without("the link", &bytes, &[traces(&first), traces(&second)].concat())?;
+    check_without("the link under the lower ceiling", &bytes[before..], &signs())?;
+    agent.stop()
+}
