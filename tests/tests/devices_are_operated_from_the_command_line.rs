@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 
 const DEVICE: &str = "device-1";
 
+/// On a busy machine.
+const SHOWN_WITHIN: Duration = Duration::from_secs(60);
+
 struct Shell {
     broker: String,
 }
@@ -94,7 +97,7 @@ fn the_page_does_the_same(scene: &Scene) -> Result<()> {
     ensure!(reply["outcome"] == "done" && reply["result"]["link"] == "online", "{reply}");
     let mut shown = Value::Null;
     // The reply goes to the records and to the page by two ways.
-    wait::until_true("the page shows it", Duration::from_secs(10), || {
+    wait::until_true("the page shows it", SHOWN_WITHIN, || {
         shown = scene.cloud.get(&page)?;
         Ok(shown["history"][0]["kind"] == "reply" && shown["differences"] == json!([]))
     })

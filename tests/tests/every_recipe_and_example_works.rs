@@ -14,7 +14,8 @@ use hedge_tests::program::{Program, Recipe};
 use hedge_tests::recipes::{Desk, fits, path_with_programs};
 use hedge_tests::{Agent, AgentConfig, Mosquitto, Porch, Scene, places, skip};
 
-const WAIT_MAX: Duration = Duration::from_secs(30);
+/// A Python program with its libraries starts in seconds, on a busy machine.
+const WAIT_MAX: Duration = Duration::from_secs(90);
 
 fn work_through(mut porch: Porch, page: &str) -> Result<()> {
     let home = porch.scene.dir().join("home");
@@ -239,7 +240,8 @@ fn messages_of_a_real_run_are_as_the_asyncapi_document_says() -> Result<()> {
     heard("a verdict", "down/verdict\t", &mut listener)?;
     heard("figures", "up/telemetry\t", &mut listener)?;
     porch.agent.stop()?;
-    drop(listener);
+    // Asked to end it writes down what it has heard, to the end of the line.
+    listener.stop(WAIT_MAX)?;
     let script = places::root().join("tests/tests/clients/asyncapi_messages.py");
     let document = places::root().join("docs/asyncapi.json");
     let held = Command::new(python).arg(script).arg(document).arg(porch.scene.dir().join("listener.out")).output()?;

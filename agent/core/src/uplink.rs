@@ -19,6 +19,9 @@
 //! just now, so that a long backlog does not make today's questions late. Small cases share a publish on their
 //! first way.
 
+mod tracked;
+mod travel;
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -26,6 +29,9 @@ use core::time::Duration;
 use hedge_proto::{BATCH_CASES_MAX, CaseKey, IDS_MAX};
 
 use crate::clock::Moment;
+
+use self::tracked::{Phase, Tracked, worth};
+pub use self::travel::{MESSAGE_TIME_MAX, Travel, travel};
 
 /// The most publishes without PUBACK; fewer if the broker's receive maximum says so. On a slow link what waits in it
 /// makes urgent cases late.
@@ -118,51 +124,6 @@ pub enum Publish {
     Unclear,
     /// Its payload could not be brought to the cloud first; nothing was said of the case.
     Stuck,
-}
-
-/// How a payload travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Travel {
-    /// Within the case's message.
-    Message,
-    /// By HTTPS before it; the message only names it.
-    Upload,
-}
-
-/// What the link carries in this time may travel as one message; a larger one would keep all others waiting, and be
-/// lost whole with its connection.
-pub const MESSAGE_TIME_MAX: Duration = Duration::from_secs(60);
-
-/// How a message of so many bytes is sent. `bytes_per_s` is what the link was seen to carry, if it was.
-#[must_use]
-pub fn travel(bytes: usize, packet_bytes_max: usize, bytes_per_s: Option<f64>) -> Travel {
-    let slow = bytes_per_s.is_some_and(|per_s| bytes as f64 > per_s * MESSAGE_TIME_MAX.as_secs_f64());
-    if bytes > packet_bytes_max || slow { Travel::Upload } else { Travel::Message }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Phase {
-    Ready { not_before: Moment },
-    Publishing,
-    Published,
-    Doubtful { not_before: Moment },
-    Asked,
-    Held,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Tracked {
-    case: Waiting,
-    phase: Phase,
-    /// Which publish carried it, and whether the cloud has asked for it again.
-    publish: u64,
-    again: bool,
-    /// When the phase began.
-    since: Moment,
-    /// How often the cloud was asked without a verdict; lengthens the next wait.
-    asked: u32,
-    /// How often its payload could not be brought to the cloud.
-    stuck: u32,
 }
 
 /// The window and what the cloud owes.
@@ -539,40 +500,6 @@ impl Uplink {
     fn count(&self, phase: impl Fn(&Phase) -> bool) -> usize {
         self.cases.values().filter(|case| phase(&case.phase)).count()
     }
-}
-
-impl Tracked {
-    fn is_ready(&self) -> bool {
-        matches!(self.phase, Phase::Ready { .. })
-    }
-
-    /// Without PUBACK.
-    fn is_publishing(&self) -> bool {
-        self.phase == Phase::Publishing
-    }
-
-    /// Without a word of the cloud.
-    fn is_unconfirmed(&self) -> bool {
-        matches!(self.phase, Phase::Publishing | Phase::Published)
-    }
-
-    fn is_due(&self, now: Moment) -> bool {
-        matches!(self.phase, Phase::Ready { not_before } if not_before <= now)
-    }
-
-    fn worth(&self) -> f64 {
-        worth(&self.case)
-    }
-
-    fn enter(&mut self, now: Moment, phase: Phase) {
-        self.phase = phase;
-        self.since = now;
-    }
-}
-
-/// Greater is kept in memory longer and sent earlier: a case somebody waits for before all others.
-fn worth(case: &Waiting) -> f64 {
-    if case.urgent { f64::INFINITY } else { case.sort_key }
 }
 
 /// `wait`, doubled `times` times, up to [`QUIET_MAX`].
