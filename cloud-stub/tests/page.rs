@@ -26,6 +26,7 @@ fn status(state: DeviceState, connection: u64) -> DeviceStatus {
         state,
         connection,
         window_every_s: None,
+        link: None,
         version: Some("0.1.0".to_owned()),
         wire: vec![1],
         models,

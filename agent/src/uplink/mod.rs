@@ -24,8 +24,8 @@ use hedge_core::policy::Payload;
 use hedge_core::privacy::{Ceiling, Treatment};
 use hedge_core::uplink::{Publish, Travel, travel};
 use hedge_proto::{
-    Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, MESSAGE_BYTES_MAX, ModelRef, Name, Reply, Reported,
-    Telemetry, Topic, Topics, from_cbor, to_cbor, to_json,
+    Answer, Case, CaseId, CaseKey, CaseMessage, DeviceId, LinkState, MESSAGE_BYTES_MAX, ModelRef, Name, Reply,
+    Reported, Telemetry, Topic, Topics, from_cbor, to_cbor, to_json,
 };
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::PublishProperties;
@@ -98,6 +98,8 @@ struct Shared {
     /// Bytes per second that the link was seen to carry.
     carried: Mutex<Option<f64>>,
     sessions: watch::Sender<Option<SessionView>>,
+    /// What the status says of the link: what has lasted, not what is now.
+    told: Mutex<Option<&'static str>>,
     /// Ends the present connection, or dial.
     leave: Mutex<Leave>,
 }
@@ -160,6 +162,7 @@ impl Uplink {
             case_bytes_max: AtomicUsize::new(MESSAGE_BYTES_MAX),
             carried: Mutex::new(None),
             sessions,
+            told: Mutex::default(),
             leave: Mutex::default(),
         }))
     }
@@ -218,6 +221,19 @@ impl Uplink {
         });
     }
 
+    /// Whether the last status says that the link is so; what is not connected needs no saying.
+    #[must_use]
+    pub fn has_told(&self, state: LinkState) -> bool {
+        let connected = matches!(state, LinkState::Online | LinkState::Degraded | LinkState::OverBudget);
+        !connected || self.0.told() == trouble_of(state)
+    }
+
+    /// Says from now on that the link is so, if connected; the next connection begins anew.
+    pub async fn say_link(&self, state: LinkState) -> Result<(), PublishError> {
+        self.0.set_told(trouble_of(state));
+        self.say_online().await
+    }
+
     /// Says anew who and how we are, if connected: a model has been loaded.
     pub async fn say_online(&self) -> Result<(), PublishError> {
         let session = self.0.session().ok_or(PublishError::NotConnected)?;
@@ -266,7 +282,21 @@ impl Uplink {
     }
 }
 
+/// As the status says it: nothing while all is well.
+fn trouble_of(state: LinkState) -> Option<&'static str> {
+    matches!(state, LinkState::Degraded | LinkState::OverBudget).then(|| state.name())
+}
+
 impl Shared {
+    /// What the status says of the link from now on.
+    fn set_told(&self, told: Option<&'static str>) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
+    }
+
+    fn told(&self) -> Option<&'static str> {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The connection is established, or over.
     fn set_session(&self, session: Option<Session>) {
         let view = session.as_ref().map(|session| session.view);
