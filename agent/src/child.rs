@@ -203,6 +203,6 @@ mod tests {
         drop(child.stop().await);
         // Its end of the pipe closes when the last process of the group is gone.
         let mut rest = Vec::new();
-        timeout(Duration::from_secs(5), stdout.read_to_end(&mut rest)).await.expect("nobody holds it").expect("read");
+        timeout(Duration::from_secs(60), stdout.read_to_end(&mut rest)).await.expect("nobody holds it").expect("read");
     }
 }

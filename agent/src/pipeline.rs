@@ -3,6 +3,8 @@
 //! A kept answer never waits for anything but the model. A deferred one waits a bounded time for its case to
 //! be on disk, so that it can say so.
 
+mod storing;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,12 +19,12 @@ use hedge_core::uplink::Waiting;
 use hedge_inference::Tensor;
 use hedge_proto::{
     Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Epoch, LinkState,
-    METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, PayloadForm, Reason, Refusal, Telemetry, WIRE_VERSION,
-    to_cbor,
+    METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, PayloadForm, Reason, Telemetry, WIRE_VERSION, to_cbor,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use self::storing::Storing;
 use crate::answers::Answers;
 use crate::capture::{Asking, Intake, Lookup, ModelFacts, Snapshots, Taker};
 use crate::clock::Clock;
@@ -174,7 +176,7 @@ impl Pipeline {
     }
 
     /// Puts the case into the outbox and waits at most `store_wait` to know that it is there.
-    async fn defer(&self, judged: &Judged, reason: Reason) -> CaseFate {
+    async fn defer(&self, judged: &Judged, reason: Reason) -> (CaseFate, Option<Storing>) {
         let payload = self.payload(judged).await;
         let case = case(judged, reason, &payload);
         let key = case.id.key;
@@ -192,23 +194,25 @@ impl Pipeline {
         let submitted = Instant::now();
         let receipt = match self.outbox.submit(new) {
             Ok(receipt) => receipt,
-            Err(refusal) => return self.refused(refusal),
+            Err(refusal) => {
+                self.figures.count_refused(refusal);
+                return (CaseFate::Refused(refusal), None);
+            }
         };
-        let (events, figures) = (self.events.clone(), self.figures.clone());
-        let mut stored = tokio::spawn(async move {
+        let figures = self.figures.clone();
+        let stored = async move {
             // Counted here, because the answer may have been given before the outbox refuses.
             receipt.await.inspect_err(|refusal| figures.count_refused(*refusal))?;
             figures.took(Timed::Store, submitted.elapsed());
-            // If the engine is gone the agent is stopping; the case is on disk for the next start.
-            drop(events.send(Event::Stored(waiting)).await);
             Ok(())
-        });
-        match tokio::time::timeout(judged.settings.config.outbox.store_wait(), &mut stored).await {
-            Ok(Ok(Ok(()))) => CaseFate::Stored,
-            Ok(Ok(Err(refusal))) => CaseFate::Refused(refusal),
-            Ok(Err(_)) => self.refused(Refusal::Stopping),
-            Err(_) => CaseFate::Pending,
-        }
+        };
+        let mut storing = Storing::begin(stored, self.events.clone(), waiting);
+        let fate = match storing.known(judged.settings.config.outbox.store_wait()).await {
+            Some(Ok(())) => CaseFate::Stored,
+            Some(Err(refusal)) => CaseFate::Refused(refusal),
+            None => CaseFate::Pending,
+        };
+        (fate, Some(storing))
     }
 
     /// What of a sample is stored for the cloud, as the link's state and the device's ceiling have it.
@@ -221,11 +225,6 @@ impl Pipeline {
         };
         let (asked, ceiling) = (self.link.borrow().policy.payload, judged.settings.config.privacy.ceiling());
         self.reducer.treat(whole, ceiling.treat(asked, PayloadForm::Whole)).await
-    }
-
-    fn refused(&self, refusal: Refusal) -> CaseFate {
-        self.figures.count_refused(refusal);
-        CaseFate::Refused(refusal)
     }
 
     fn known(&self, input: &NewSample) -> Option<Arc<Answer>> {
@@ -242,18 +241,21 @@ impl Taker for Pipeline {
         let arrived = Instant::now();
         let judged = self.judge(input).await.inspect_err(|_| Figures::count(&self.figures.failed))?;
         Figures::count(&self.figures.answered);
-        let (case, path) = match (judged.opinion.explanation.outcome, judged.opinion.explanation.reason) {
+        let (case, storing, path) = match (judged.opinion.explanation.outcome, judged.opinion.explanation.reason) {
             (Outcome::Keep, _) => {
                 Figures::count(&self.figures.kept);
-                (None, Timed::Kept)
+                (None, None, Timed::Kept)
             }
             (Outcome::Defer, reason) => {
                 Figures::count(&self.figures.deferred);
-                (Some(self.defer(&judged, reason.unwrap_or(Reason::Policy)).await), Timed::Deferred)
+                let (case, storing) = self.defer(&judged, reason.unwrap_or(Reason::Policy)).await;
+                (Some(case), storing, Timed::Deferred)
             }
         };
         self.figures.took(path, arrived.elapsed());
-        Ok(self.answers.give(local_answer(judged, case, self.link.borrow().state)))
+        let answer = self.answers.give(local_answer(judged, case, self.link.borrow().state));
+        drop(storing);
+        Ok(answer)
     }
 
     fn set_source_state(&self, source: &Name, state: String) {

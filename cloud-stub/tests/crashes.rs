@@ -129,8 +129,11 @@ async fn two_instances_share_the_cases_of_a_fleet() {
         let dir = &dirs[usize::from(name == "b")];
         Cloud::start_with(&broker, dir.path(), &["--answer-with", "shoes=boot", "--instance", name])
     });
+    // Who came later would not be given what was sent before.
+    for cloud in &clouds {
+        cloud.connected().await;
+    }
     let mut device = Device::connect("hall-1", clouds[0].broker).await;
-    device.cloud_is(CloudState::Online).await;
     device.cloud_is(CloudState::Online).await;
     let mut open: BTreeSet<CaseId> = (0..20).map(|n| device.id(n)).collect();
     for n in 0..20 {

@@ -122,7 +122,7 @@ async fn of_a_fleet_each_device_is_answered_for() {
     let mut away = Double::connect("away", mosquitto.addr, Manner::Obliging).await;
     away.leave().await;
 
-    let all = device(mosquitto.addr, &["set", "--all", "log.level=info", "--json", "--timeout", "2"]).await;
+    let all = device(mosquitto.addr, &["set", "--all", "log.level=info", "--json", "--timeout", "8"]).await;
     assert_eq!(all.code, 1, "{}", all.out);
     for (name, outcome) in [("good", "applied"), ("stubborn", "refused"), ("mute", "no_answer"), ("away", "offline")] {
         assert_eq!(all.line(name)["outcome"], outcome);
@@ -287,7 +287,7 @@ async fn watch_tells_what_happens_and_goes_on_after_a_cut() {
 
 #[tokio::test]
 async fn without_a_broker_it_says_so() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let nobody = rig::own_addr();
     let said = device(nobody, &["list"]).await;
     assert!(said.code == 3 && said.err.contains(&nobody.to_string()), "{}", said.err);
     assert!(said.out.is_empty());
@@ -300,6 +300,7 @@ async fn what_was_wanted_and_what_became_of_it_is_on_record() {
     let addr = mosquitto.addr;
     let broker = Broker::Mosquitto(mosquitto);
     let cloud = Cloud::start(&broker, dir.path());
+    cloud.connected().await;
     let _hall = Double::connect("hall", addr, Manner::Stubborn).await;
     device(addr, &["set", "hall", "log.level=info", "--by", "ann"]).await;
     device(addr, &["command", "hall", "drain"]).await;

@@ -61,6 +61,10 @@ pub struct DeviceStatus {
     /// A device that rests its radio connects every so many seconds; `offline` for less is no loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_every_s: Option<u32>,
+    /// `degraded` or `over_budget` once the link of a device that is there has been so for ten seconds. A later version
+    /// may know more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// Wire versions the device speaks.

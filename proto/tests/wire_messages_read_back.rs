@@ -124,6 +124,7 @@ fn documents_read_back() {
         state: hedge_proto::DeviceState::Offline,
         connection: 4,
         window_every_s: None,
+        link: None,
         version: None,
         wire: Vec::new(),
         models: Vec::new(),

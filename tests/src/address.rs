@@ -21,10 +21,20 @@ pub fn own(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, high, low, last)), port)
 }
 
+/// Below these the system hands no port out to whoever connects; above, services of people's own are rare.
+const PORTS: std::ops::Range<u16> = 10_000..30_000;
+
 /// A port that is free on every address, for a program that listens on all of them whatever it is told.
+///
+/// Free it is again when this returns. Each process begins to look at another one, so that it stays so.
 pub fn own_port() -> std::io::Result<u16> {
-    // Free again when this returns: the caller's program is quick, and the system hands ports out in turn.
-    Ok(std::net::TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, 0))?.local_addr()?.port())
+    let [.., high, low] = std::process::id().to_be_bytes();
+    // Four a process, for five thousand of them.
+    let process = u16::from_be_bytes([high, low]) % 5_000;
+    let first = PORTS.start + 4 * process + u16::from(NEXT.fetch_add(1, Ordering::Relaxed)) % 4;
+    let free = |port: &u16| std::net::TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, *port)).is_ok();
+    let found = (first..PORTS.end).chain(PORTS.start..first).find(free);
+    found.ok_or_else(|| std::io::Error::other("every port is taken"))
 }
 
 #[cfg(test)]

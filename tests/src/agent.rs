@@ -327,6 +327,13 @@ impl Agent {
         outcome.with_context(|| format!("status: {:?}; the end of its log:\n{}", self.http.status(), self.log_end()))
     }
 
+    /// Everything it has logged since its first start.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.program.log()
+    }
+
+    /// The end of its log, for an error.
     #[must_use]
     pub fn log_end(&self) -> String {
         self.program.log_end()

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::interface::client;
 use crate::program::{Program, Recipe};
-use crate::{Scrape, address, places};
+use crate::{Scrape, address, places, wait};
 
 /// From start to listening: two sessions of ONNX Runtime and a broker, in a debug build on a busy machine.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -169,6 +169,21 @@ impl Cloud {
         Ok(())
     }
 
+    /// Waits until it has said at the broker that it is there, which it does once all its subscriptions are granted. It
+    /// is started before that.
+    pub fn wait_until_connected(&self) -> Result<()> {
+        wait::until_true("the cloud is connected to the broker", START_WAIT_MAX, || {
+            Ok(self.scrape()?.value("hedge_cloud_broker_connected")? == 1.0)
+        })
+    }
+
+    /// Everything it has logged since its first start.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.program.log()
+    }
+
+    /// The end of its log, for an error.
     #[must_use]
     pub fn log_end(&self) -> String {
         self.program.log_end()

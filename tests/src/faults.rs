@@ -237,13 +237,15 @@ impl Shared {
     }
 
     fn accept(self: &Arc<Self>, client: TcpStream) {
+        // What the way was like when the client came, however late its thread gets its turn.
+        let mode = self.lock().mode;
         self.accepted.fetch_add(1, Ordering::Relaxed);
-        if self.lock().mode == Mode::Cut {
+        if mode == Mode::Cut {
             return;
         }
         let shared = Arc::clone(self);
         let opened = std::thread::Builder::new().name("fault proxy up".into()).spawn(move || {
-            if let Err(error) = shared.connect(client) {
+            if let Err(error) = shared.connect(client, mode) {
                 eprintln!("fault proxy: {error:#}");
             }
         });
@@ -252,13 +254,13 @@ impl Shared {
         }
     }
 
-    fn connect(self: &Arc<Self>, client: TcpStream) -> Result<()> {
+    fn connect(self: &Arc<Self>, client: TcpStream, mode: Mode) -> Result<()> {
         if self.lock().shape.bytes_per_s.is_some() {
             SockRef::from(&client).set_recv_buffer_size(SLOW_BUFFER_BYTES)?;
         }
         // Over a dead network no connection comes about. One whose client has given up must not reach the server
         // when the way is open again: its first words would throw out the client's newer connection.
-        let Some(said) = self.said_while_stalled(&client)? else { return Ok(()) };
+        let Some(said) = self.said_while_stalled(&client, mode)? else { return Ok(()) };
         // A refused connection is what the client should see as a closed one; nothing to report.
         let Ok(server) = TcpStream::connect_timeout(&self.target, DIAL_WAIT_MAX) else { return Ok(()) };
         client.set_nodelay(true)?;
@@ -279,8 +281,8 @@ impl Shared {
     }
 
     /// What the client of a new connection said while the way was stalled; `None` if it has gone, or the way is cut.
-    fn said_while_stalled(&self, client: &TcpStream) -> Result<Option<Vec<u8>>> {
-        if !self.lock().mode.holds(Direction::Up) {
+    fn said_while_stalled(&self, client: &TcpStream, mode: Mode) -> Result<Option<Vec<u8>>> {
+        if !mode.holds(Direction::Up) && !self.lock().mode.holds(Direction::Up) {
             return Ok(Some(Vec::new()));
         }
         if !self.may_pass(Direction::Up) {
@@ -339,6 +341,9 @@ mod tests {
 
     use super::*;
 
+    /// For what comes at once, on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
     /// A server that sends back what it gets.
     fn echo() -> SocketAddr {
         let listener = TcpListener::bind(address::own(7007)).expect("an own address is free");
@@ -356,7 +361,7 @@ mod tests {
 
     fn dial(proxy: &FaultProxy) -> TcpStream {
         let stream = TcpStream::connect(proxy.address()).expect("the proxy accepts");
-        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a valid timeout");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a valid timeout");
         stream
     }
 
@@ -399,7 +404,7 @@ mod tests {
         stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a valid timeout");
         assert!(stream.read(&mut [0; 4]).is_err(), "nothing comes while stalled");
         proxy.pass();
-        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a valid timeout");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a valid timeout");
         let mut answer = [0; 4];
         stream.read_exact(&mut answer).expect("held bytes arrive");
         assert_eq!(&answer, b"late");
@@ -429,7 +434,7 @@ mod tests {
         stream.read_exact(&mut answer).expect("comes back");
         // 200 ms to go through, 50 ms under way, and the same back, less what overlaps.
         assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
-        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
         assert_eq!(sent, answer);
         assert_eq!((proxy.meter().up_bytes, proxy.meter().down_bytes), (4000, 4000));
     }
@@ -442,8 +447,7 @@ mod tests {
         gone.write_all(b"gone").expect("taken by the kernel");
         drop(gone);
         patient.write_all(b"ping").expect("taken by the kernel");
-        crate::wait::until_true("both were accepted", Duration::from_secs(5), || Ok(proxy.accepted() == 2))
-            .expect("so");
+        crate::wait::until_true("both were accepted", PATIENCE, || Ok(proxy.accepted() == 2)).expect("so");
         proxy.pass();
         let mut answer = [0; 4];
         patient.read_exact(&mut answer).expect("held bytes arrive");

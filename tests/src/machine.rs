@@ -15,7 +15,10 @@ use tempfile::TempDir;
 use crate::wait;
 
 /// A boot takes about a second; this is that on a busy machine.
-const BOOT_WAIT_MAX: Duration = Duration::from_secs(60);
+const BOOT_WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// The journal is seconds behind at most.
+const WORDS_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// systemd's control groups need a hierarchy of their own, which only this container sees.
 const BOOT: &str = "umount -R /sys/fs/cgroup 2>/dev/null; mount -t cgroup2 cgroup2 /sys/fs/cgroup && \
@@ -159,6 +162,14 @@ impl Machine {
     pub fn journal(&self, unit: &str) -> String {
         let words = ["journalctl", "--no-pager", "--output=cat", "--lines=30", "--unit", unit];
         self.run(&words).unwrap_or_else(|error| format!("{error:#}"))
+    }
+
+    /// Waits until a unit's journal of this boot says this, however long ago; it comes by a way of its own.
+    pub fn wait_for_words(&self, unit: &str, words: &str) -> Result<()> {
+        let journal = ["journalctl", "--no-pager", "--output=cat", "--boot", "--unit", unit];
+        self.wait_for(&format!("the journal says `{words}`"), WORDS_WAIT_MAX, unit, || {
+            Ok(self.run(&journal)?.contains(words))
+        })
     }
 
     /// Waits for a condition; an error shows the unit's journal.

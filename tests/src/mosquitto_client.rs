@@ -1,8 +1,9 @@
 //! `mosquitto_pub` and `mosquitto_sub`, as an operator has them.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -29,17 +30,26 @@ pub fn publish(broker: SocketAddr, topic: &str, arguments: &[&str]) -> Result<()
     Ok(())
 }
 
-/// What the broker keeps under a topic, if anything; looked for during a second.
+/// Kept by the broker, and asked for behind what is looked for: the broker gives in the order of the filters.
+const END: &str = "hedge/test/end";
+
+/// What the broker keeps under a topic, if anything.
 pub fn kept(broker: SocketAddr, topic: &str) -> Result<Option<String>> {
+    publish(broker, END, &["-r", "-m", "{}"])?;
     let (host, port) = (broker.ip().to_string(), broker.port().to_string());
-    let heard = Command::new("mosquitto_sub")
-        .args(["-h", &host, "-p", &port, "-C", "1", "-W", "1", "-t", topic])
-        .output()
+    let wait_s = REPLY_WAIT_MAX.as_secs().to_string();
+    let mut listener = Command::new("mosquitto_sub")
+        .args(["-h", &host, "-p", &port, "-W", &wait_s, "-t", topic, "-t", END, "-F", &format!("%t{TAB}%p")])
+        .stdout(Stdio::piped())
+        .spawn()
         .context("cannot run mosquitto_sub")?;
-    // 27: nothing came in time.
-    ensure!(matches!(heard.status.code(), Some(0 | 27)), "{}", String::from_utf8_lossy(&heard.stderr));
-    let text = String::from_utf8(heard.stdout)?.trim_end().to_owned();
-    Ok(Some(text).filter(|text| !text.is_empty()))
+    let output = listener.stdout.take().context("piped")?;
+    let first = BufReader::new(output).lines().next().transpose();
+    listener.kill()?;
+    listener.wait()?;
+    let line = first?.context("the broker does not even give what it was told to keep")?;
+    let (heard, payload) = line.split_once(TAB).with_context(|| line.clone())?;
+    Ok((heard == topic).then(|| payload.to_owned()))
 }
 
 /// A message as `mosquitto_sub` prints it.

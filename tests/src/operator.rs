@@ -13,8 +13,8 @@ use rumqttc::{AsyncClient, Broker, IncomingPacketSizeLimit, MqttOptions, Publish
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-/// For a word of a device that is there.
-pub const WORD_WAIT_MAX: Duration = Duration::from_secs(20);
+/// For a word of a device that is there, on a busy machine.
+pub const WORD_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// The last message of each topic, and how many there were.
 type Heard = BTreeMap<String, (u64, Vec<u8>)>;

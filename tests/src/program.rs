@@ -168,15 +168,21 @@ impl Program {
         outcome.with_context(|| format!("{}; the end of its log:\n{}", self.recipe.name, self.log_end()))
     }
 
-    /// Everything on its standard output since its last start.
+    /// Everything on its standard output since its last start. A running program may have written half a letter.
     pub fn output(&self) -> Result<String> {
-        Ok(std::fs::read_to_string(self.recipe.file("out"))?)
+        Ok(String::from_utf8_lossy(&std::fs::read(self.recipe.file("out"))?).into_owned())
     }
 
+    /// Everything it has logged since its first start.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.recipe.file("log")).unwrap_or_default()).into_owned()
+    }
+
+    /// The end of its log, for an error.
     #[must_use]
     pub fn log_end(&self) -> String {
-        let text = std::fs::read(self.recipe.file("log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        let text = self.log();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
     }

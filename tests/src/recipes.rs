@@ -21,7 +21,7 @@ use crate::{Mosquitto, places, wait};
 const BLOCK_WAIT_MAX: Duration = Duration::from_secs(90);
 
 /// For a terminal's subscription.
-const OPEN_WAIT_MAX: Duration = Duration::from_secs(10);
+const OPEN_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// One `sh` block.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -138,8 +138,11 @@ struct Terminal {
 }
 
 impl Terminal {
+    /// Whole lines only: the rest of one belongs to it, and not to the next block.
     fn new_text(&self) -> Result<String> {
-        Ok(self.program.output()?.get(self.seen..).unwrap_or_default().to_owned())
+        let output = self.program.output()?;
+        let whole = output.rfind('\n').map_or(0, |end| end + 1);
+        Ok(output.get(self.seen..whole).unwrap_or_default().to_owned())
     }
 }
 
@@ -185,19 +188,18 @@ impl Desk<'_> {
 
     /// Waits until all that is new is as expected, and takes it for seen.
     fn await_shown(&self, expected: &str, printed: &str, terminals: &mut [Terminal]) -> Result<()> {
-        let all = |terminals: &[Terminal]| -> Result<String> {
-            let texts = terminals.iter().map(Terminal::new_text).collect::<Result<String>>()?;
-            Ok(format!("{printed}{texts}"))
-        };
+        let mut shown = Vec::new();
         let outcome = wait::until_true("it shows what the page says", BLOCK_WAIT_MAX, || {
             for terminal in terminals.iter_mut() {
                 terminal.program.check_alive()?;
             }
-            Ok(all_fit(expected, &all(terminals)?))
+            shown = terminals.iter().map(Terminal::new_text).collect::<Result<Vec<_>>>()?;
+            Ok(all_fit(expected, &format!("{printed}{}", shown.concat())))
         });
-        outcome.with_context(|| format!("expected:\n{expected}\nshown:\n{}", all(terminals).unwrap_or_default()))?;
-        for terminal in terminals {
-            terminal.seen = terminal.program.output()?.len();
+        outcome.with_context(|| format!("expected:\n{expected}\nshown:\n{printed}{}", shown.concat()))?;
+        // What has come since was not compared: the next block sees it.
+        for (terminal, shown) in terminals.iter_mut().zip(shown) {
+            terminal.seen += shown.len();
         }
         Ok(())
     }

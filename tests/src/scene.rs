@@ -12,8 +12,8 @@ use crate::fashion::Fashion;
 use crate::mosquitto::MosquittoSetup;
 use crate::{Agent, AgentConfig, Cloud, CloudSetup, Mosquitto, Sink, Tally, wait};
 
-/// Longer than the longest ordinary wait between two dials (40 s), for a queue of some dozens.
-pub const DRAIN_WAIT_MAX: Duration = Duration::from_secs(90);
+/// Far longer than the longest ordinary wait between two dials (40 s), for a queue of some hundreds.
+pub const DRAIN_WAIT_MAX: Duration = Duration::from_secs(150);
 
 /// Broker and cloud. Devices are started by the test.
 pub struct Scene {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hedge_proto::{Authority, CaseFate, Outcome};
-use hedge_tests::{Scene, Tally, skip, tally};
+use hedge_tests::{Scene, Tally, skip, tally, wait};
 
 /// Far more than one case takes on an idle link.
-const CORRECTION_WAIT_MAX: Duration = Duration::from_secs(20);
+const CORRECTION_WAIT_MAX: Duration = Duration::from_secs(60);
 
 #[test]
 fn with_mosquitto() -> Result<()> {
@@ -41,14 +41,15 @@ fn it_is_corrected(scene: &Scene) -> Result<()> {
     assert_eq!(line.model.name, "fashion-large");
     assert_eq!(line.changed, tally::label(&line) != tally::label(&local));
 
-    // The same over GET.
-    let got = agent.http.answer(&local.id)?;
+    // The same over GET, which does not wait for the file, nor the file for it.
+    let corrected = || Ok(Some(agent.http.answer(&local.id)?).filter(|answer| answer.revision > 0));
+    let got = wait::until("a GET shows it", CORRECTION_WAIT_MAX, corrected)?;
     assert_eq!((got.id, got.revision, got.result), (local.id.clone(), 1, line.result));
 
     // And to a caller that waits, under its own name for the sample.
     let mut waited = None;
     for index in 100..150 {
-        let query = format!("&wait_ms=20000&ref=picture-{index}");
+        let query = format!("&wait_ms=50000&ref=picture-{index}");
         let answer = agent.http.post("pictures", &query, "image/png", &scene.fashion.png(index)?)?;
         if answer.decision.outcome == Outcome::Defer {
             waited = Some((index, answer));

@@ -15,6 +15,9 @@ use hedge_tests::{Agent, FaultProxy, Load, Posted, Scene, Tally, skip, wait};
 
 const ROUNDS: u32 = 3;
 
+/// So often a window is begun anew because the link changed in it.
+const WINDOWS_MAX: u32 = 3;
+
 /// 250 posts: the 99th percentile leaves out the two slowest.
 const WINDOW: Duration = Duration::from_secs(5);
 
@@ -72,13 +75,20 @@ fn answers_come_as_fast_offline_as_online() -> Result<()> {
 
 /// The 99th percentile of how long the answers of one window took.
 fn window(agent: &mut Agent, load: &Load, tally: &mut Tally, is_wanted: fn(&Telemetry) -> bool) -> Result<Duration> {
-    agent.wait_for_status("the link is as this window wants it", CHANGE_WITHIN, is_wanted)?;
-    note(load.collect(), tally)?;
-    let start = Instant::now();
-    wait::pause(WINDOW);
-    let status = agent.http.status()?;
-    ensure!(is_wanted(&status), "the link changed within a window: {status:?}");
-    let mut took = note(load.collect(), tally)?;
+    let mut windows = 0..WINDOWS_MAX;
+    let (start, mut took) = loop {
+        ensure!(windows.next().is_some(), "the link changed within each of {WINDOWS_MAX} windows");
+        agent.wait_for_status("the link is as this window wants it", CHANGE_WITHIN, is_wanted)?;
+        note(load.collect(), tally)?;
+        let start = Instant::now();
+        wait::pause(WINDOW);
+        let status = agent.http.status()?;
+        let took = note(load.collect(), tally)?;
+        if is_wanted(&status) {
+            break (start, took);
+        }
+        eprintln!("a window is not compared: {:?}, {}", status.link, status.link_reason);
+    };
     took.retain(|(due, _)| *due >= start);
     let mut took: Vec<_> = took.into_iter().map(|(_, took)| took).collect();
     took.sort_unstable();

@@ -82,6 +82,7 @@ fn a_device_that_is_well_has_nothing_to_do_and_a_running_one_is_not_disturbed() 
         return Ok(());
     }
     let scene = Scene::stub(&MosquittoSetup::default())?;
+    scene.cloud.wait_until_connected()?;
     let config = scene.doubter("device-1").section("[outbox]\nbytes_max = 10_000_000");
     let config = config.broker(&format!("mqtt://{}", scene.broker()?)).write_first()?;
     let stopped = check(&config)?;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use hedge_proto::{CommandOutcome, Reply};
@@ -53,6 +54,8 @@ fn stand_told(notify_socket: &str) -> Result<Option<Stand>> {
         .folder_source("inbox", &folder)
         .start()?;
     agent.wait_until_connected()?;
+    // The first picture comes at once; from here on only those that are asked for.
+    agent.wait_for_status("the camera's picture is answered", REPLY_WAIT_MAX, |status| status.samples.answered == 1)?;
     Ok(Some(Stand { scene, listener, agent }))
 }
 
@@ -118,8 +121,7 @@ fn a_snapshot_is_a_picture_of_now() -> Result<()> {
 fn a_restart_is_orderly_and_needs_nobody_outside() -> Result<()> {
     // In systemd's place: what the agent tells it.
     let notices = tempfile::tempdir()?;
-    let systemd = UnixDatagram::bind(notices.path().join("notify"))?;
-    systemd.set_nonblocking(true)?;
+    let systemd = Systemd::listen(UnixDatagram::bind(notices.path().join("notify"))?);
     let Some(mut stand) = stand_told(&notices.path().join("notify").display().to_string())? else { return Ok(()) };
     stand.agent.wait_until_online()?;
     let mut tally = Tally::default();
@@ -133,11 +135,10 @@ fn a_restart_is_orderly_and_needs_nobody_outside() -> Result<()> {
     stand.agent.wait_for_status("it has begun anew", REPLY_WAIT_MAX, |status| status.samples.answered < before.1)?;
     stand.agent.wait_until_online()?;
     // It was never told of a stop, which would end in a kill, and the new program is ready as the first was.
-    let mut told = Vec::new();
     wait::until_true("systemd hears that it is ready again", REPLY_WAIT_MAX, || {
-        told.extend(all_told(&systemd));
-        Ok(told.iter().filter(|notice| notice.contains("READY=1")).count() == 2)
+        Ok(systemd.told().iter().filter(|notice| notice.contains("READY=1")).count() == 2)
     })?;
+    let told = systemd.told();
     ensure!(!told.iter().any(|notice| notice.contains("STOPPING=1")), "{told:?}");
     stand.agent.program().signal(Signal::TERM)?;
     let ended = stand.agent.program().wait_for_end(hedge_tests::agent::STOP_WAIT_MAX)?;
@@ -145,13 +146,26 @@ fn a_restart_is_orderly_and_needs_nobody_outside() -> Result<()> {
     Ok(())
 }
 
-fn all_told(systemd: &UnixDatagram) -> Vec<String> {
-    let mut buffer = [0; 4096];
-    let received = std::iter::from_fn(|| {
-        let length = systemd.recv(&mut buffer).ok()?;
-        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
-    });
-    received.collect()
+/// What it was told. It listens all the time, because whoever tells waits once ten notices are not taken.
+struct Systemd(Arc<Mutex<Vec<String>>>);
+
+impl Systemd {
+    fn listen(socket: UnixDatagram) -> Self {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let notes = told.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length) = socket.recv(&mut buffer) {
+                let notice = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                notes.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
+            }
+        });
+        Self(told)
+    }
+
+    fn told(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 #[test]

@@ -7,10 +7,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hedge_proto::Outcome;
 use hedge_tests::mosquitto::MosquittoSetup;
-use hedge_tests::{Scene, Tally, places, skip, wait};
+use hedge_tests::{AgentConfig, Cloud, CloudSetup, Mosquitto, Scene, Tally, places, skip, wait};
 use serde_json::{Value, json};
 
 const DEVICE: &str = "device-1";
+
+/// It is told once it has lasted ten seconds, and each look takes one on a busy machine.
+const TOLD_WITHIN: Duration = Duration::from_secs(60);
+
+/// On a busy machine.
+const SHOWN_WITHIN: Duration = Duration::from_secs(60);
 
 struct Shell {
     broker: String,
@@ -79,6 +85,42 @@ fn a_real_device_is_looked_at_set_and_commanded() -> Result<()> {
     Ok(())
 }
 
+/// Whether the one device of this broker is among those of which this holds.
+fn is_listed(shell: &Shell, condition: &str) -> Result<bool> {
+    let mut command = Command::new(places::program("hedge-cloud")?);
+    command.args(["device", "list", "--where", condition, "--json", "--broker", &shell.broker]);
+    let Output { status, stdout, stderr } = command.output()?;
+    let (out, err) = (String::from_utf8(stdout)?, String::from_utf8_lossy(&stderr).into_owned());
+    match status.code() {
+        Some(0) => Ok(serde_json::from_str::<Value>(&out)?["device"] == DEVICE),
+        Some(3) if err.contains("no device at this broker is like that") => Ok(false),
+        _ => anyhow::bail!("it ended with {status}: {out}{err}"),
+    }
+}
+
+#[test]
+fn a_link_that_is_degraded_can_be_told_afterwards() -> Result<()> {
+    if !(skip::has_onnxruntime() && skip::has_mosquitto()) {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let broker = Mosquitto::start(dir.path())?;
+    let config = AgentConfig::new(dir.path(), DEVICE).broker(&broker.url()).model_keeping("fashion-small", 1.0);
+    let mut agent = config.http_source("pictures").start()?;
+    agent.wait_until_connected()?;
+    let shell = Shell { broker: broker.url() };
+    // A broker without a cloud behind it.
+    wait::until_true("it is listed as degraded", TOLD_WITHIN, || is_listed(&shell, "link=degraded"))?;
+    ensure!(!is_listed(&shell, "link=online")? && !is_listed(&shell, "link=offline")?, "and as nothing else");
+
+    let _cloud = Cloud::start(dir.path(), &CloudSetup::stub(&broker.url(), "fashion", "Coat"))?;
+    wait::until_true("it is listed as online", TOLD_WITHIN, || is_listed(&shell, "link=online"))?;
+    ensure!(!is_listed(&shell, "link=degraded")?, "and no longer as degraded");
+    agent.stop()?;
+    ensure!(is_listed(&shell, "link=offline")?, "it has said goodbye");
+    Ok(())
+}
+
 fn the_page_does_the_same(scene: &Scene) -> Result<()> {
     let page = format!("/api/devices/{DEVICE}");
     let post = |what: &str, request: Value| scene.cloud.post(&format!("{page}/{what}"), &request);
@@ -94,7 +136,7 @@ fn the_page_does_the_same(scene: &Scene) -> Result<()> {
     ensure!(reply["outcome"] == "done" && reply["result"]["link"] == "online", "{reply}");
     let mut shown = Value::Null;
     // The reply goes to the records and to the page by two ways.
-    wait::until_true("the page shows it", Duration::from_secs(10), || {
+    wait::until_true("the page shows it", SHOWN_WITHIN, || {
         shown = scene.cloud.get(&page)?;
         Ok(shown["history"][0]["kind"] == "reply" && shown["differences"] == json!([]))
     })

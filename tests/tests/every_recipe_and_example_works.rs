@@ -14,11 +14,13 @@ use hedge_tests::program::{Program, Recipe};
 use hedge_tests::recipes::{Desk, fits, path_with_programs};
 use hedge_tests::{Agent, AgentConfig, Mosquitto, Porch, Scene, places, skip};
 
-const WAIT_MAX: Duration = Duration::from_secs(30);
+/// A Python program with its libraries starts in seconds, on a busy machine.
+const WAIT_MAX: Duration = Duration::from_secs(90);
 
 fn work_through(mut porch: Porch, page: &str) -> Result<()> {
     let home = porch.scene.dir().join("home");
     std::fs::create_dir_all(&home)?;
+    let records = porch.scene.dir().join("cloud-1/state");
     let Scene { cloud, setup, mosquitto, fashion, .. } = &mut porch.scene;
     let broker = mosquitto.as_ref().context("mosquitto")?;
     let desk = Desk {
@@ -27,9 +29,15 @@ fn work_through(mut porch: Porch, page: &str) -> Result<()> {
         means: vec![
             ("new-broker.example:1883".into(), broker.address().to_string()),
             ("broker.example".into(), broker.inside().ip().to_string()),
+            ("localhost:8080".into(), page_of(cloud.dashboard())),
+            ("/var/lib/hedge-cloud".into(), records.display().to_string()),
+            ("/etc/bash_completion.d/".into(), String::new()),
+            // The bundle behind the model `photo`.
+            ("photo-small".into(), "fashion-small".into()),
         ],
         environment: vec![
             ("PATH".into(), path_with_programs()?),
+            ("HEDGE_CLOUD_BROKER".into(), broker.url()),
             ("HEDGE_CONFIG".into(), porch.agent.dir().join("agent.toml").display().to_string()),
         ],
     };
@@ -46,6 +54,11 @@ fn work_through(mut porch: Porch, page: &str) -> Result<()> {
         "the device is gone" => porch.agent.stop(),
         unknown => anyhow::bail!("nobody knows how to bring about {unknown}"),
     })
+}
+
+/// Address and port of the dashboard.
+fn page_of(url: &str) -> String {
+    url.trim_start_matches("http://").trim_end_matches('/').to_owned()
 }
 
 /// A case that a cloud gives up; the real one is away.
@@ -75,6 +88,11 @@ fn settings_are_changed_as_the_page_says() -> Result<()> {
 #[test]
 fn commands_are_given_as_the_page_says() -> Result<()> {
     Porch::start()?.map_or(Ok(()), |porch| work_through(porch, "commands.md"))
+}
+
+#[test]
+fn a_fleet_is_operated_as_the_page_says() -> Result<()> {
+    Porch::start()?.map_or(Ok(()), |porch| work_through(porch, "fleet.md"))
 }
 
 /// The most lines of an example: what is longer is not read.
@@ -239,7 +257,8 @@ fn messages_of_a_real_run_are_as_the_asyncapi_document_says() -> Result<()> {
     heard("a verdict", "down/verdict\t", &mut listener)?;
     heard("figures", "up/telemetry\t", &mut listener)?;
     porch.agent.stop()?;
-    drop(listener);
+    // Asked to end it writes down what it has heard, to the end of the line.
+    listener.stop(WAIT_MAX)?;
     let script = places::root().join("tests/tests/clients/asyncapi_messages.py");
     let document = places::root().join("docs/asyncapi.json");
     let held = Command::new(python).arg(script).arg(document).arg(porch.scene.dir().join("listener.out")).output()?;

@@ -16,10 +16,11 @@ use hedge_tests::{Agent, Listener, Mosquitto, Operated, Operator, Porch, Scene, 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-const WAIT_MAX: Duration = Duration::from_secs(20);
+/// Each look starts two programs.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// It starts in a few seconds, on an idle machine.
-const NODE_RED_WAIT_MAX: Duration = Duration::from_secs(60);
+const NODE_RED_WAIT_MAX: Duration = Duration::from_secs(120);
 
 const DISCOVERY: &str = "homeassistant/device/hedge_device-1/config";
 
@@ -130,10 +131,16 @@ fn what_a_device_does_is_shown_and_what_is_set_is_in_force() -> Result<()> {
     house.sets("paused_pictures", "resume")?;
     house.shows("paused_pictures", "resume")?;
 
-    let audit = std::fs::read_to_string(device.agent.dir().join("state/audit.jsonl"))?;
-    let by = audit.lines().filter(|line| line.contains("\"by\":\"Home Assistant\"")).count();
-    assert_eq!(by, 4, "two thresholds, a pause and its end:\n{audit}");
-    device.agent.stop()
+    // What a command does is seen before its line is in the audit log.
+    let audit = device.agent.dir().join("state/audit.jsonl");
+    let by_the_house = || -> Result<usize> {
+        let audit = std::fs::read_to_string(&audit)?;
+        Ok(audit.lines().filter(|line| line.contains("\"by\":\"Home Assistant\"")).count())
+    };
+    wait::until_true("all of it is in the audit log", WAIT_MAX, || Ok(by_the_house()? >= 4))?;
+    device.agent.stop()?;
+    assert_eq!(by_the_house()?, 4, "two thresholds, a pause and its end:\n{}", std::fs::read_to_string(&audit)?);
+    Ok(())
 }
 
 #[test]

@@ -36,7 +36,9 @@ fn lost_verdicts_and_a_slow_cloud_cost_questions_only() -> Result<()> {
     }
     let mut scene = Scene::stub(&MosquittoSetup::default())?;
     let link = FaultProxy::start(scene.broker()?)?;
-    let mut agent = scene.doubter("device-1").broker(&format!("mqtt://{}", link.address())).start()?;
+    // A case that a busy disk has not confirmed in time would travel uncounted.
+    let config = scene.doubter("device-1").section("[outbox]\nstore_wait_ms = 20_000");
+    let mut agent = config.broker(&format!("mqtt://{}", link.address())).start()?;
     agent.wait_until_online()?;
     let mut poster = Poster::default();
 
@@ -83,7 +85,7 @@ fn lose_the_verdicts(agent: &mut Agent, scene: &Scene, link: &FaultProxy, poster
         Ok(recorded()? >= before + CASES_PER_ROUND)
     })?;
     link.cut();
-    agent.wait_for_status("the cut is seen", Duration::from_secs(10), |status| status.link != LinkState::Online)?;
+    agent.wait_for_status("the cut is seen", ANSWERED_WITHIN, |status| status.link != LinkState::Online)?;
     link.pass();
     poster.wait_until_answered(agent)
 }

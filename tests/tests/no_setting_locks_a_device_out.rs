@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hedge_proto::{DeviceId, LinkState, Reported, SettingsOutcome, Topic, VERSION_MAX, highest_after};
+use hedge_proto::{DeviceId, LinkState, Reported, SettingsOutcome, Telemetry, Topic, VERSION_MAX, highest_after};
 use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::operated::DEVICE;
 use hedge_tests::operator::WORD_WAIT_MAX;
@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 /// How long trials take here; core's tests know the usual length.
 const TRIAL: Duration = Duration::from_secs(10);
 
-/// What a device may need to be back once its trial has ended.
-const BACK_WITHIN: Duration = Duration::from_secs(60);
+/// What devices may need to be back once their trial has ended: dial waits of up to 40 s, and a busy machine.
+const BACK_WITHIN: Duration = Duration::from_secs(120);
 
 /// Dial waits of up to 40 s, every second one to the recovery broker.
 const REACHED_WITHIN: Duration = Duration::from_secs(120);
@@ -99,7 +99,9 @@ fn settings_that_cut_the_link_are_given_back_in_time() -> Result<()> {
     let wanted = Instant::now();
     for (number, (_, agent, settings)) in devices.iter_mut().enumerate() {
         let what = format!("the link is cut by {settings}");
-        agent.wait_for_status(&what, WORD_WAIT_MAX, |status| status.link != LinkState::Online)?;
+        // Or was: the trial of one that is looked at late is over, and it has connected anew.
+        let cut = |status: &Telemetry| status.link != LinkState::Online || status.connections > 1;
+        agent.wait_for_status(&what, WORD_WAIT_MAX, cut)?;
         if number % 2 == 0 {
             agent.kill()?;
             agent.start_again()?;

@@ -170,6 +170,9 @@ fn a_connect_brings_one_report_and_a_repeated_document_another() -> Result<()> {
         rig.agent.kill()?;
         rig.agent.start_again()?;
         rig.agent.wait_until_online()?;
+        rig.operator.wait_for_report(DEVICE, "a word at the connect", WORD_WAIT_MAX, |_| {
+            rig.operator.reports(DEVICE).is_ok_and(|now| now == reports + 1)
+        })?;
         // The retained document comes with the connection and changes nothing; then comes a new one.
         desire(&rig, version, keep_all(), SettingsOutcome::Applied)?;
         let now = rig.operator.reports(DEVICE)?;

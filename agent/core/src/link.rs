@@ -429,6 +429,12 @@ impl Link {
         self.readers().map(|status| status.accept).reduce(|a, b| Some(a?.max(b?))).flatten()
     }
 
+    /// The largest payload that each instance takes within a message: any of them may get it.
+    #[must_use]
+    pub fn payload_bytes_max(&self) -> Option<u64> {
+        self.readers().filter_map(|status| status.payload_bytes_max).min()
+    }
+
     /// How long the cloud asks to be left alone, when all its instances do.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

@@ -120,10 +120,10 @@ impl Fake {
                 changed.await;
             }
         };
-        // Real time, because some tests pause the other one.
+        // Real time, because some tests pause the other one; far more than a busy machine takes.
         let (ring, rung) = tokio::sync::oneshot::channel::<()>();
         let alarm = std::thread::spawn(move || {
-            std::thread::park_timeout(Duration::from_secs(20));
+            std::thread::park_timeout(Duration::from_secs(60));
             drop(ring);
         });
         tokio::select! {

@@ -8,6 +8,7 @@ mod keeper;
 mod last_run;
 pub(crate) mod log;
 pub(crate) mod notify;
+mod presence;
 mod restart;
 mod store;
 mod wiring;
@@ -160,6 +161,7 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
         drop(uplink.say_online().await);
     }
     notify::ready();
+    tokio::spawn(presence::run(pipeline.link.clone(), uplink.clone(), stop.clone()));
     tokio::spawn(health::tell(pipeline.clone(), uplink.clone(), stop.clone()));
     tokio::spawn(health.run(stop.clone()));
     if let Some(kept) = kept

@@ -196,6 +196,7 @@ async fn open(shared: Arc<Shared>, opening: Opening, ack: ConnAck) {
         .min(MESSAGE_BYTES_MAX);
     let receive_maximum = properties.and_then(|properties| properties.receive_max).unwrap_or(RECEIVE_MAXIMUM_DEFAULT);
     let session = Session { client, view, packet_bytes_max, silence, over };
+    shared.set_told(None);
     shared.set_session(Some(session.clone()));
     shared.tell(Event::Connected { receive_maximum }).await;
     if let Err(error) = shared.publish_online(&session).await {
@@ -217,6 +218,7 @@ impl Shared {
             state: DeviceState::Online,
             connection: session.view.connection,
             window_every_s: self.window_every_s(),
+            link: self.told().map(str::to_owned),
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             wire: vec![WIRE_VERSION],
             models: (self.setup.models)(),
@@ -236,6 +238,7 @@ impl Shared {
             state: DeviceState::Offline,
             connection,
             window_every_s: self.window_every_s(),
+            link: None,
             version: None,
             wire: Vec::new(),
             models: Vec::new(),

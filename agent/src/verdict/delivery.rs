@@ -45,7 +45,7 @@ impl Delivery {
         loop {
             let news = self.verdicts.news.clone();
             let news = news.notified();
-            let wait = self.deliver_all().await;
+            let wait = self.deliver_all(&mut local_answers).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = news, if wait == LOOK_INTERVAL => {}
@@ -56,9 +56,9 @@ impl Delivery {
     }
 
     /// Delivers what is due and says how long to wait for more.
-    async fn deliver_all(&mut self) -> Duration {
+    async fn deliver_all(&mut self, local_answers: &mut broadcast::Receiver<Arc<Answer>>) -> Duration {
         loop {
-            match self.deliver_batch().await {
+            match self.deliver_batch(local_answers).await {
                 Ok(0) => {
                     self.retry_wait = RETRY_WAIT_MIN;
                     return LOOK_INTERVAL;
@@ -77,8 +77,10 @@ impl Delivery {
     }
 
     /// Delivers the oldest corrections that are due. Returns how many were settled; an error means later.
-    async fn deliver_batch(&mut self) -> Result<usize, String> {
+    async fn deliver_batch(&mut self, local_answers: &mut broadcast::Receiver<Arc<Answer>>) -> Result<usize, String> {
         let due = self.verdicts.outbox.undelivered(self.sink.number(), BATCH_MAX);
+        // Whatever is due was answered locally before, so that answer is here by now.
+        self.pass_on_what_came(local_answers).await;
         let mut settled = Vec::new();
         let mut offered = Vec::new();
         for entry in due {
@@ -128,6 +130,22 @@ impl Delivery {
         Ok(())
     }
 
+    /// Passes on the local answers that are there: one comes before its correction.
+    async fn pass_on_what_came(&mut self, local_answers: &mut broadcast::Receiver<Arc<Answer>>) {
+        if self.wanted == Wanted::Corrections {
+            return;
+        }
+        // Not without end: corrections must have their turn.
+        for _ in 0..BATCH_MAX {
+            let answer = match local_answers.try_recv() {
+                Ok(answer) => Ok(answer),
+                Err(broadcast::error::TryRecvError::Lagged(missed)) => Err(broadcast::error::RecvError::Lagged(missed)),
+                Err(_) => return,
+            };
+            self.pass_on(answer).await;
+        }
+    }
+
     /// Passes a local answer on, once. A sink that fails misses it; the count is in the log.
     async fn pass_on(&mut self, answer: Result<Arc<Answer>, broadcast::error::RecvError>) {
         match answer {
@@ -140,6 +158,104 @@ impl Delivery {
                 tracing::warn!(sink = self.sink.name(), missed, "the sink is too slow for all local answers");
             }
             Ok(_) | Err(broadcast::error::RecvError::Closed) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU8;
+
+    use bytes::Bytes;
+    use hedge_core::clock::Moment;
+    use hedge_core::outbox::WhenFull;
+    use hedge_core::policy::Policies;
+    use hedge_proto::{
+        Authority, Case, CaseDecision, Digest, Metadata, PayloadForm, Reason, TaskResult, ThresholdMode, Verdict,
+        WIRE_VERSION, to_cbor,
+    };
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::answers::Answers;
+    use crate::capture::testing::{answer, id};
+    use crate::outbox::{Limits, NewCase, Outbox};
+    use crate::pipeline::LinkView;
+    use crate::verdict::Jsonl;
+
+    const LIMITS: Limits = Limits {
+        cases_max: 100,
+        bytes_max: 1 << 20,
+        free_bytes_min: 0,
+        payload_bytes_max: 1 << 10,
+        when_full: WhenFull::RefuseNew,
+    };
+
+    const CASES: u64 = 20;
+
+    /// Stores case `n`, answered.
+    async fn answered(outbox: &Outbox, n: u64) {
+        let local = answer(id(n), "cam", None, 0);
+        let case = Case {
+            v: WIRE_VERSION,
+            id: local.id.clone(),
+            reference: None,
+            source: local.source,
+            task: local.task.clone(),
+            labels_hash: Digest::of(b"labels"),
+            model: local.model.clone(),
+            scores: Vec::new(),
+            decision: CaseDecision { reason: Reason::LowScore, threshold: 0.5, mode: ThresholdMode::Fixed },
+            settings_version: 0,
+            captured: local.captured,
+            form: PayloadForm::Whole,
+            content_type: "image/png".to_owned(),
+            payload_sha256: Digest::of(b"x"),
+            payload: None,
+            metadata: Metadata::new(),
+        };
+        let verdict = Verdict {
+            v: WIRE_VERSION,
+            id: local.id,
+            revision: 1,
+            authority: Authority::Model,
+            task: local.task,
+            result: TaskResult::Classify { label: "boot".to_owned(), scores: Vec::new() },
+            model: local.model,
+        };
+        let (key, payload) = (case.id.key, Bytes::from_static(b"x"));
+        let new = NewCase { key, sort_key: 0.0, stored_at: Moment(0), header: to_cbor(&case), payload };
+        outbox.store(new).await.expect("stored");
+        outbox.answered(key, 1, to_cbor(&verdict)).await.expect("answered");
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_comes_late_to_its_turn_still_gets_each_answer_before_its_correction() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (outbox, _) = Outbox::open(&folder.path().join("outbox"), LIMITS).expect("opens");
+        let answers = Answers::default();
+        let verdicts = Verdicts {
+            outbox: outbox.clone(),
+            answers: answers.clone(),
+            figures: Arc::default(),
+            link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).1,
+            news: Arc::default(),
+            sinks: Arc::new(AtomicU8::new(u8::MAX)),
+        };
+        let path = folder.path().join("answers.jsonl");
+        let sink = Sink::Jsonl(Jsonl::new(path.clone(), 1 << 20));
+        let mut local_answers = answers.listen();
+        for n in 0..CASES {
+            answers.give(answer(id(n), "cam", None, 0));
+            answered(&outbox, n).await;
+        }
+        Delivery::new(verdicts, sink, Wanted::All).deliver_all(&mut local_answers).await;
+        let text = std::fs::read_to_string(&path).expect("written");
+        let answer = |line| serde_json::from_str::<Answer>(line).expect("an answer");
+        let seen: Vec<_> = text.lines().map(answer).map(|answer| (answer.id.key.sequence, answer.revision)).collect();
+        let place = |wanted| seen.iter().position(|one| *one == wanted);
+        for n in 0..CASES {
+            assert!(place((n, 0)).is_some() && place((n, 0)) < place((n, 1)), "{seen:?}");
         }
     }
 }

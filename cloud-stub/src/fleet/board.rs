@@ -11,6 +11,9 @@ use crate::intake::decide;
 /// The most devices that are looked at: names are free to make up.
 const DEVICES_MAX: usize = 10_000;
 
+/// What a device's link may be.
+pub const LINKS: [&str; 5] = ["online", "degraded", "over_budget", "offline", "unknown"];
+
 /// One message about a device. An emptied retained topic says `None`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Said {
@@ -46,12 +49,14 @@ impl Device {
         self.status.as_ref().and_then(|status| status.window_every_s)
     }
 
-    /// `online`, `offline`, or `unknown` while it has no status.
+    /// One of [`LINKS`]: what it says of its link while it is there; `unknown` while it has no status.
     #[must_use]
     pub fn link(&self) -> &'static str {
-        match self.status.as_ref().map(|status| status.state) {
-            Some(DeviceState::Online) => "online",
-            Some(DeviceState::Offline) => "offline",
+        match self.status.as_ref().map(|status| (status.state, status.link.as_deref())) {
+            Some((DeviceState::Online, Some("degraded"))) => "degraded",
+            Some((DeviceState::Online, Some("over_budget"))) => "over_budget",
+            Some((DeviceState::Online, _)) => "online",
+            Some((DeviceState::Offline, _)) => "offline",
             None => "unknown",
         }
     }

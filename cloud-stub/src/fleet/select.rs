@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use hedge_proto::{DeviceId, SettingsOutcome};
 
-use super::board::Device;
+use super::board::{Device, LINKS};
 
 /// Conditions that must all hold; none at all is every device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,8 +32,8 @@ fn condition(text: &str) -> Result<Condition, String> {
     let value = value.to_owned();
     match key.trim() {
         "name" => Ok(Condition::Name(value)),
-        "link" if ["online", "offline", "unknown"].contains(&value.as_str()) => Ok(Condition::Link(value)),
-        "link" => Err(format!("link is online, offline or unknown, not `{value}`")),
+        "link" if LINKS.contains(&value.as_str()) => Ok(Condition::Link(value)),
+        "link" => Err(format!("link is one of {}, not `{value}`", LINKS.join(", "))),
         "model" => Ok(Condition::Model(value)),
         "version" => Ok(Condition::Version(value)),
         "outcome" => serde_json::from_value(value.clone().into())
@@ -92,6 +92,7 @@ mod tests {
             state: DeviceState::Online,
             connection: 1,
             window_every_s: None,
+            link: None,
             version: Some("0.1.0".to_owned()),
             wire: vec![1],
             models,

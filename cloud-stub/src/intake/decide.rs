@@ -308,6 +308,7 @@ mod tests {
             state,
             connection,
             window_every_s: None,
+            link: None,
             version: None,
             wire: Vec::new(),
             models: Vec::new(),

@@ -245,6 +245,7 @@ mod tests {
                 state: DeviceState::Offline,
                 connection: 1,
                 window_every_s,
+                link: None,
                 version: None,
                 wire: Vec::new(),
                 models: Vec::new(),

@@ -168,6 +168,7 @@ fn status(state: DeviceState) -> DeviceStatus {
         state,
         connection: 1,
         window_every_s: None,
+        link: None,
         version: Some("0.1.0".to_owned()),
         wire: vec![1],
         models,

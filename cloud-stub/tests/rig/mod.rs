@@ -10,9 +10,10 @@
 pub mod double;
 
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use hedge_proto::{
@@ -33,7 +34,18 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub const MOSQUITTO: &str = "/usr/sbin/mosquitto";
 
-/// A mosquitto of our own on a loopback port.
+/// Addresses handed out by this process.
+static NEXT: AtomicU8 = AtomicU8::new(1);
+
+/// A loopback address of this process's own. A port that was free a moment ago may be another's when it is listened at,
+/// and above all when it is listened at again after a restart; an address of one's own may not.
+pub fn own_addr() -> SocketAddr {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let ip = Ipv4Addr::new(127, high.max(1), low, NEXT.fetch_add(1, Ordering::Relaxed));
+    SocketAddr::new(ip.into(), 1883)
+}
+
+/// A mosquitto of our own on a loopback address.
 pub struct Mosquitto {
     child: Child,
     pub addr: SocketAddr,
@@ -47,16 +59,16 @@ impl Mosquitto {
             eprintln!("skipped: mosquitto is not installed (apt-get install mosquitto)");
             return None;
         }
-        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Some(Self::start_on(addr))
+        Some(Self::start_on(own_addr()))
     }
 
     pub fn start_on(addr: SocketAddr) -> Self {
         let dir = TempDir::new().unwrap();
         let config = dir.path().join("mosquitto.conf");
         let text = format!(
-            "listener {} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_inflight_messages 200\n",
-            addr.port()
+            "listener {} {}\nallow_anonymous true\npersistence false\nmax_inflight_messages 200\n",
+            addr.port(),
+            addr.ip()
         );
         std::fs::write(&config, text).unwrap();
         let child = Command::new(MOSQUITTO).arg("-c").arg(&config).stderr(Stdio::null()).spawn().unwrap();
@@ -64,7 +76,7 @@ impl Mosquitto {
         let until = Instant::now() + PATIENCE;
         while std::net::TcpStream::connect(addr).is_err() {
             assert!(Instant::now() < until, "mosquitto does not listen on {addr}");
-            std::thread::yield_now();
+            std::thread::park_timeout(Duration::from_millis(10));
         }
         mosquitto
     }
@@ -173,6 +185,18 @@ impl Cloud {
         let (status, _, body) = self.get_raw(path).await;
         assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
         serde_json::from_slice(&body).unwrap()
+    }
+
+    /// Waits until it is subscribed at its broker and has said so. It says where its dashboard is before that.
+    pub async fn connected(&self) {
+        let until = Instant::now() + PATIENCE;
+        while !String::from_utf8(self.get_raw("/metrics").await.2)
+            .unwrap()
+            .contains("\nhedge_cloud_broker_connected 1\n")
+        {
+            assert!(Instant::now() < until, "it does not connect");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Waits until a figure has a value.

@@ -47,6 +47,7 @@ pub(super) fn device_status() -> Examples {
         state: DeviceState::Online,
         connection: 12,
         window_every_s: None,
+        link: None,
         version: Some("0.1.0".to_string()),
         wire: vec![WIRE_VERSION],
         models: vec![model("photo-small")],

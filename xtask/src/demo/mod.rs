@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_secs(1);
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// How long a correction may take from the device's queue to its file.
-const SINK_WAIT_MAX: Duration = Duration::from_secs(10);
+const SINK_WAIT_MAX: Duration = Duration::from_secs(60);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {

@@ -26,7 +26,7 @@ async fn run_until(script: &str, format: StreamFormat, what: &str, holds: impl F
     let running = tokio::spawn(run(fake.source(None), command, format, stop.clone()));
     fake.until(what, holds).await;
     stop.cancel();
-    let ended = tokio::time::timeout(Duration::from_secs(10), running).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), running).await;
     ended.expect("it stops").expect("no panic");
     fake
 }

@@ -309,12 +309,12 @@ async fn nobody_waits_for_the_cloud_longer_than_the_links_state_allows() {
         let enter = |view: &mut LinkView| view.enter(LinkState::Offline, "gone", Policies::DEFAULT.offline);
         server.fake.link.send_modify(enter);
     };
-    let ((status, body), ()) = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(waiting, offline) })
+    let ((status, body), ()) = tokio::time::timeout(Duration::from_secs(50), async { tokio::join!(waiting, offline) })
         .await
         .expect("the wait ends with the link");
     assert_eq!((status, read(&body).revision), (200, 0));
 
-    let (status, body) = tokio::time::timeout(Duration::from_secs(20), server.post("?wait_ms=60000", JPEG))
+    let (status, body) = tokio::time::timeout(Duration::from_secs(50), server.post("?wait_ms=60000", JPEG))
         .await
         .expect("offline nobody waits");
     assert_eq!((status, read(&body).provisional), (200, true));

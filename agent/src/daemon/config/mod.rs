@@ -482,6 +482,7 @@ mod tests {
         assert_eq!(with("HEDGE_DEVICE", "porch").expect("valid").device, Some(DeviceId::new("porch").expect("valid")));
         let broker = with("HEDGE_BROKER__URL", "mqtt://[::1]:1884").expect("valid").broker.expect("given");
         assert_eq!((broker.url.host.as_str(), broker.url.port), ("::1", 1884));
+        assert!(with("HEDGE_CLOUD_BROKER", "mqtt://b").is_ok(), "it is the other program's");
         let error = with("HEDGE_OUTBOX__CASES_MAX", "many").expect_err("refused").to_string();
         assert!(error.contains("HEDGE_OUTBOX__CASES_MAX"), "{error}");
     }

@@ -1,6 +1,7 @@
 //! `HEDGE_…` variables of the environment, each one value of the file.
 
-/// One `HEDGE_…` variable. `HEDGE_CONFIG` is the program's own and not a value of the file.
+/// One `HEDGE_…` variable. `HEDGE_CONFIG` is the program's own and not a value of the file; `HEDGE_CLOUD_…` are those of
+/// `hedge-cloud`, which an operator's shell may have on the same machine.
 pub(super) struct Override {
     pub(super) variable: String,
     path: Vec<String>,
@@ -9,7 +10,8 @@ pub(super) struct Override {
 
 impl Override {
     pub(super) fn new(variable: &str, value: &str) -> Option<Self> {
-        let path = variable.strip_prefix("HEDGE_").filter(|rest| *rest != "CONFIG")?;
+        let ours = |rest: &&str| *rest != "CONFIG" && !rest.starts_with("CLOUD_");
+        let path = variable.strip_prefix("HEDGE_").filter(ours)?;
         // A value that reads as TOML is taken as such; anything else is a text.
         let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
             .ok()
