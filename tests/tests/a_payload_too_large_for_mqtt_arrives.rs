@@ -4,11 +4,12 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hedge_proto::{CaseFate, LinkState};
+use hedge_proto::{CaseFate, CaseId, CloudState, CloudStatus, LinkState, WIRE_VERSION, to_json};
 use hedge_tests::certificates::Authority;
 use hedge_tests::fashion::{Fashion, noise_png};
 use hedge_tests::faults::Shape;
 use hedge_tests::mosquitto::MosquittoSetup;
+use hedge_tests::mosquitto_client::publish;
 use hedge_tests::{Agent, AgentConfig, Cloud, CloudSetup, FaultProxy, Mosquitto, address, skip, wait};
 
 /// What the broker takes.
@@ -109,9 +110,44 @@ fn by_https_going_on_where_it_was() -> Result<()> {
     agent.stop()
 }
 
-fn post_a_stored_one(agent: &Agent) -> Result<hedge_proto::CaseId> {
+/// What a cloud names as its largest payload is not exceeded: a case that has no other way becomes a dead letter that
+/// says so, and smaller ones travel on.
+#[test]
+fn or_is_a_dead_letter_if_the_cloud_takes_less_and_there_is_no_other_way() -> Result<()> {
+    if !skip::has_onnxruntime() || !skip::has_mosquitto() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let mosquitto = Mosquitto::start(dir.path())?;
+    let config = AgentConfig::new(dir.path(), "device-1").model_keeping("fashion-small", 1.0);
+    let mut agent = config.http_source("pictures").broker(&mosquitto.url()).start()?;
+    agent.wait_until_connected()?;
+    let status = CloudStatus {
+        state: CloudState::Online,
+        wire: vec![WIRE_VERSION],
+        accept: None,
+        retry_after_s: None,
+        payload_bytes_max: Some(10_000),
+    };
+    let status = String::from_utf8(to_json(&status))?;
+    publish(mosquitto.inside(), "hedge/v1/cloud/small/status", &["-m", &status])?;
+    agent.wait_until_online()?;
+    post_a_stored(&agent, 20_000)?;
+    agent.wait_for_status("it is a dead letter", ARRIVES_WITHIN, |status| status.queue.dead == 1)?;
+    let log = agent.log_end();
+    ensure!(log.contains("that broker and cloud take; give `[payloads] url` another way for it"), "{log}");
+    post_a_stored(&agent, 1_000)?;
+    agent.wait_for_status("a smaller one is sent", ARRIVES_WITHIN, |status| status.queue.in_flight == 1)?;
+    agent.stop()
+}
+
+fn post_a_stored_one(agent: &Agent) -> Result<CaseId> {
+    post_a_stored(agent, PAYLOAD_BYTES)
+}
+
+fn post_a_stored(agent: &Agent, bytes: usize) -> Result<CaseId> {
     for seed in 1..50 {
-        let answer = agent.http.post("pictures", "", "image/png", &noise_png(PAYLOAD_BYTES, seed)?)?;
+        let answer = agent.http.post("pictures", "", "image/png", &noise_png(bytes, seed)?)?;
         if answer.case == Some(CaseFate::Stored) {
             return Ok(answer.id);
         }

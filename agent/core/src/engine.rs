@@ -243,6 +243,12 @@ impl Engine {
         self.link.is_closed(now)
     }
 
+    /// The largest payload that the cloud takes within a message, if it says so.
+    #[must_use]
+    pub fn payload_bytes_max(&self) -> Option<u64> {
+        self.link.payload_bytes_max()
+    }
+
     /// What holds in the link's present state.
     #[must_use]
     pub fn policy(&self) -> &Policy {

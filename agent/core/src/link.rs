@@ -9,6 +9,8 @@
 //!     ▲                     │                           │    no live cloud,  │
 //!     │     dial failed     │      connection lost      │    answers late    │
 //!     └─────────────────────┴───────────────────────────┴────────────────────┘
+//!
+//!  Degraded, Online ── window over ──▶ Resting ── next window ──▶ Connecting
 //! ```
 //!
 //! A broker without a live cloud behind it is `Degraded`: connected, but nobody answers. While a ceiling of the
@@ -425,6 +427,12 @@ impl Link {
     #[must_use]
     pub fn accept_per_s(&self) -> Option<f32> {
         self.readers().map(|status| status.accept).reduce(|a, b| Some(a?.max(b?))).flatten()
+    }
+
+    /// The largest payload that each instance takes within a message: any of them may get it.
+    #[must_use]
+    pub fn payload_bytes_max(&self) -> Option<u64> {
+        self.readers().filter_map(|status| status.payload_bytes_max).min()
     }
 
     /// How long the cloud asks to be left alone, when all its instances do.

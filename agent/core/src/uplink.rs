@@ -33,8 +33,13 @@ use crate::clock::Moment;
 use self::tracked::{Phase, Tracked, worth};
 pub use self::travel::{MESSAGE_TIME_MAX, Travel, travel};
 
-/// The most publishes in flight; fewer if the broker's receive maximum says so.
+/// The most publishes without PUBACK; fewer if the broker's receive maximum says so. On a slow link what waits in it
+/// makes urgent cases late.
 pub const WINDOW_MAX: usize = 16;
+
+/// The most publishes on which the cloud has not said a word. The broker holds them while the cloud commits, and
+/// mosquitto drops what is over 1,000.
+pub const UNCONFIRMED_MAX: usize = 64;
 
 /// The most cases remembered while they wait to be sent, so that the disk is asked rarely.
 pub const READY_MAX: usize = 256;
@@ -198,8 +203,10 @@ impl Uplink {
     /// The bound that does not hold, if any; for assertions and simulations.
     #[must_use]
     pub fn broken_bound(&self) -> Option<&'static str> {
-        if self.publishes_in_flight() > WINDOW_MAX {
+        if self.publishes(Tracked::is_publishing) > WINDOW_MAX {
             Some("more publishes are in flight than the window holds")
+        } else if self.publishes(Tracked::is_unconfirmed) > UNCONFIRMED_MAX {
+            Some("more publishes are unconfirmed than may be")
         } else if self.cases.len() > READY_MAX + OWED_MAX {
             Some("more cases are in memory than may be")
         } else {
@@ -365,13 +372,14 @@ impl Uplink {
 
     /// Whether window and memory allow one more to be sent.
     fn has_slot(&self, permission: Permission) -> bool {
-        let window = if permission.proven { self.window_max } else { 1 };
-        self.publishes_in_flight() < window && self.owed() < OWED_MAX
+        let unconfirmed_max = if permission.proven { UNCONFIRMED_MAX } else { 1 };
+        self.publishes(Tracked::is_unconfirmed) < unconfirmed_max
+            && self.publishes(Tracked::is_publishing) < self.window_max
+            && self.owed() < OWED_MAX
     }
 
-    fn publishes_in_flight(&self) -> usize {
-        let in_flight = |case: &&Tracked| matches!(case.phase, Phase::Publishing | Phase::Published);
-        self.cases.values().filter(in_flight).map(|case| case.publish).collect::<BTreeSet<_>>().len()
+    fn publishes(&self, of: impl Fn(&Tracked) -> bool) -> usize {
+        self.cases.values().filter(|case| of(case)).map(|case| case.publish).collect::<BTreeSet<_>>().len()
     }
 
     fn next_case(&self, now: Moment) -> Option<CaseKey> {

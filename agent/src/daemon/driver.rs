@@ -22,6 +22,9 @@ use crate::uplink::{Meter, Uplink};
 /// Events that may wait for the engine. It takes microseconds for each; whoever is faster waits a moment.
 pub(super) const EVENTS_MAX: usize = 1024;
 
+/// Events taken before the engine's actions are carried out: cases sent together are read and written together.
+const EVENTS_AT_ONCE: usize = 64;
+
 /// With nothing to do the driver still turns so often, so that the watchdog and the figures see it alive.
 const TURN_MAX: Duration = Duration::from_secs(5);
 
@@ -49,14 +52,15 @@ impl Driver {
     pub(super) async fn run(mut self, mut arrived: mpsc::Receiver<Event>, stop: CancellationToken) {
         let (state, reason) = self.engine.link();
         self.show_link(state, reason);
+        let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
         loop {
             self.carry_out_all();
             self.watchdog.turned();
-            let event = tokio::select! {
+            tokio::select! {
                 () = stop.cancelled() => break,
-                event = arrived.recv() => event.unwrap_or(Event::Tick),
-                () = tokio::time::sleep(self.until_wake()) => Event::Tick,
-            };
+                _ = arrived.recv_many(&mut events, EVENTS_AT_ONCE) => {}
+                () = tokio::time::sleep(self.until_wake()) => events.push(Event::Tick),
+            }
             let now = self.clock.now();
             let bytes = self.meter.take();
             if bytes > 0 {
@@ -67,7 +71,7 @@ impl Driver {
                     false
                 });
             }
-            self.engine.handle(now, event);
+            events.drain(..).for_each(|event| self.engine.handle(now, event));
             if self.spent_shown.elapsed() >= SPENT_SHOWN_EVERY {
                 self.show_spent();
             }
@@ -93,19 +97,25 @@ impl Driver {
             (view.proven, view.policy, view.closed) = (proven, policy, closed);
             before != (proven, policy, closed)
         });
+        let mut sends = Vec::new();
         while let Some(action) = self.engine.next_action() {
-            self.carry_out(action);
+            self.carry_out(action, &mut sends);
+        }
+        if !sends.is_empty() {
+            let payload_bytes_max = self.engine.payload_bytes_max();
+            self.with_uplink(|uplink| uplink.send(sends, payload_bytes_max));
         }
         let in_flight = self.engine.in_flight();
         self.link.send_if_modified(|view| std::mem::replace(&mut view.in_flight, in_flight) != in_flight);
     }
 
-    fn carry_out(&self, action: Action) {
+    /// What is to be sent is gathered in `sends`.
+    fn carry_out(&self, action: Action, sends: &mut Vec<Vec<CaseKey>>) {
         match action {
             Action::LinkChanged { state, reason } => self.show_link(state, reason),
             Action::Dial { way } => self.with_uplink(|uplink| uplink.dial(way)),
             Action::HangUp => self.with_uplink(Uplink::leave),
-            Action::Send { keys } => self.with_uplink(|uplink| uplink.send(keys)),
+            Action::Send { keys } => sends.push(keys),
             Action::Ask { keys } => self.with_uplink(|uplink| uplink.ask(keys)),
             Action::Fetch { count } => self.fetch(count),
             Action::MarkReceived { keys } => self.mark_received(keys),

@@ -133,20 +133,21 @@ impl Table {
 
     /// Takes over one line as the queue on disk shows it.
     pub(crate) fn load(&mut self, key: CaseKey, line: Line) -> bool {
-        let new = self.get(key).is_none();
-        self.put(key, Some(line));
-        new
+        let old = self.get(key);
+        self.put(key, old, Some(line));
+        old.is_none()
     }
 
     /// Changes how far sending has come; nothing for a case that is not open.
     pub(crate) fn mark(&mut self, key: CaseKey, progress: Progress) {
-        let Some(mut line) = self.get(key).filter(|line| line.class() == Class::Open) else { return };
+        let Some(old) = self.get(key).filter(|line| line.class() == Class::Open) else { return };
+        let mut line = old;
         line.slot.stage = match progress {
             Progress::Waiting => Stage::Waiting,
             Progress::Sent => Stage::Sent,
             Progress::Received => Stage::Received,
         };
-        self.change(key, Some(line));
+        self.change(key, Some(old), Some(line));
     }
 
     /// Takes in one durable record that lies at `at`.
@@ -157,7 +158,7 @@ impl Table {
         let mut line = old.unwrap_or(Line { slot: Slot::empty(), outcome: None });
         match head.kind {
             Kind::Clock => return,
-            Kind::Forgotten => return self.change(key, None),
+            Kind::Forgotten => return self.change(key, old, None),
             Kind::Case => {
                 line.slot.place(at, head);
                 line.live_until(head);
@@ -167,7 +168,7 @@ impl Table {
             Kind::Delivered => line.deliver(head),
             Kind::Dead => line.die(head, at),
         }
-        self.change(key, Some(line));
+        self.change(key, old, Some(line));
     }
 
     /// Drops what a replay has only heard of: cases whose own record is gone.
@@ -175,7 +176,7 @@ impl Table {
         let bodyless: Vec<_> =
             self.slots().filter(|(_, slot)| slot.body == Pointer::NOWHERE).map(|(key, _)| key).collect();
         for key in bodyless {
-            self.change(key, None);
+            self.change(key, self.get(key), None);
         }
     }
 
@@ -203,25 +204,28 @@ impl Table {
         Some(bytes)
     }
 
-    fn change(&mut self, key: CaseKey, line: Option<Line>) {
-        if self.get(key) != line {
+    /// `old` is what is there.
+    fn change(&mut self, key: CaseKey, old: Option<Line>, line: Option<Line>) {
+        if old != line {
             self.changes.blocks.insert(BlockId::of(key));
             self.changes.count += 1;
-            self.put(key, line);
+            self.put(key, old, line);
         }
     }
 
-    fn put(&mut self, key: CaseKey, line: Option<Line>) {
-        if let Some(old) = self.get(key).filter(Line::is_whole) {
+    fn put(&mut self, key: CaseKey, old: Option<Line>, line: Option<Line>) {
+        if let Some(old) = old.filter(Line::is_whole) {
             self.account(&old, false);
             self.order.remove(key, &old);
+        }
+        if old.is_some_and(|old| old.outcome.is_some()) && line.is_none_or(|line| line.outcome.is_none()) {
+            self.forget_outcome(key);
         }
         let id = BlockId::of(key);
         let Some(line) = line else {
             if self.blocks.get_mut(&id).is_some_and(|block| block.remove(key)) {
                 self.blocks.remove(&id);
             }
-            self.forget_outcome(key);
             return;
         };
         if line.is_whole() {
@@ -229,9 +233,8 @@ impl Table {
             self.order.insert(key, &line);
         }
         self.blocks.entry(id).or_default().put(key, line.slot);
-        match line.outcome {
-            Some(outcome) => drop(self.outcomes.insert(key, outcome)),
-            None => self.forget_outcome(key),
+        if let Some(outcome) = line.outcome {
+            self.outcomes.insert(key, outcome);
         }
     }
 

@@ -12,9 +12,11 @@ mod silence;
 mod trouble;
 mod upload;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use hedge_core::control::commands::ReplyTo;
 use hedge_core::engine::Event;
 use hedge_core::link::Way;
@@ -91,6 +93,8 @@ struct Shared {
     setup: UplinkSetup,
     session: Mutex<Option<Session>>,
     uploads: Option<Uploads>,
+    /// The largest message with a case that the cloud takes.
+    case_bytes_max: AtomicUsize,
     /// Bytes per second that the link was seen to carry.
     carried: Mutex<Option<f64>>,
     sessions: watch::Sender<Option<SessionView>>,
@@ -139,7 +143,7 @@ pub enum PublishError {
     Nobody,
     #[error("the broker refused it: {0:?}")]
     Refused(PubAckReason),
-    #[error("{bytes} bytes are more than the {bytes_max} the broker takes")]
+    #[error("{bytes} bytes are more than the {bytes_max} that broker and cloud take")]
     TooLarge { bytes: usize, bytes_max: usize },
     #[error("the connection was lost before the broker acknowledged it")]
     Unclear,
@@ -155,6 +159,7 @@ impl Uplink {
             setup,
             session: Mutex::new(None),
             uploads,
+            case_bytes_max: AtomicUsize::new(MESSAGE_BYTES_MAX),
             carried: Mutex::new(None),
             sessions,
             told: Mutex::default(),
@@ -195,10 +200,13 @@ impl Uplink {
         self.0.publish_kept_at(topic, payload).await
     }
 
-    /// Publishes these cases whole; the outcome is an event.
-    pub fn send(&self, keys: Vec<CaseKey>) {
+    /// Publishes these cases whole, each list in one message; the outcomes are events. `payload_bytes_max` is what the
+    /// cloud takes within a message.
+    pub fn send(&self, publishes: Vec<Vec<CaseKey>>, payload_bytes_max: Option<u64>) {
         let shared = self.0.clone();
-        tokio::spawn(async move { shared.send_cases(keys).await });
+        let bytes_max = payload_bytes_max.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(MESSAGE_BYTES_MAX);
+        shared.case_bytes_max.store(bytes_max.saturating_add(CASE_BYTES_MAX), Ordering::Relaxed);
+        tokio::spawn(async move { shared.send_all(publishes).await });
     }
 
     /// Asks what has become of these cases.
@@ -321,13 +329,31 @@ impl Shared {
         drop(self.setup.events.send(event).await);
     }
 
+    /// Reads the cases of several messages in one go, for each trip to a thread that may wait for the disk costs more
+    /// than reading a case, and publishes them side by side.
+    async fn send_all(&self, publishes: Vec<Vec<CaseKey>>) {
+        let (outbox, keys) = (self.setup.outbox.clone(), publishes.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let read = |key: CaseKey| (key, load_case(&outbox, key));
+            keys.into_iter().map(|keys| keys.into_iter().map(read).collect()).collect::<Vec<Vec<_>>>()
+        });
+        match read.await {
+            Ok(read) => drop(join_all(read.into_iter().map(|cases| self.send_cases(cases))).await),
+            Err(error) => {
+                tracing::error!(%error, "cases could not be read; they will be tried again");
+                let keys = publishes.concat();
+                self.tell(Event::Published { keys, outcome: Publish::Nobody }).await;
+            }
+        }
+    }
+
     /// Publishes cases in one message, and tells the engine what became of each.
-    async fn send_cases(&self, keys: Vec<CaseKey>) {
+    async fn send_cases(&self, read: Vec<(CaseKey, Result<Option<Case>, String>)>) {
         let ceiling = self.ceiling();
-        let mut cases = Vec::with_capacity(keys.len());
-        for key in keys {
-            match self.load_case(key, ceiling).await {
-                Ok(Some(case)) => cases.push(case),
+        let mut cases = Vec::with_capacity(read.len());
+        for (key, read) in read {
+            match read {
+                Ok(Some(case)) => cases.push(self.keep_within(ceiling, case).await),
                 Ok(None) => self.tell(Event::Closed { key, spoken: false }).await,
                 Err(reason) => self.bury(key, &reason).await,
             }
@@ -374,7 +400,8 @@ impl Shared {
         let bytes = case.payload.as_ref().map(|payload| payload.len());
         let Some(bytes) = bytes.filter(|bytes| *bytes > 0) else { return Ok(()) };
         let carried = *self.carried.lock().unwrap_or_else(PoisonError::into_inner);
-        if travel(bytes + CASE_BYTES_MAX + ENVELOPE_BYTES_MAX, session.packet_bytes_max, carried) == Travel::Message {
+        let bytes_max = session.packet_bytes_max.min(self.case_bytes_max.load(Ordering::Relaxed) + ENVELOPE_BYTES_MAX);
+        if travel(bytes + CASE_BYTES_MAX + ENVELOPE_BYTES_MAX, bytes_max, carried) == Travel::Message {
             return Ok(());
         }
         let over = session.over.clone();
@@ -392,7 +419,7 @@ impl Shared {
         match message {
             CaseMessage::Batch(cases) => {
                 for case in cases {
-                    Box::pin(self.send_cases(vec![case.id.key])).await;
+                    Box::pin(self.send_cases(vec![(case.id.key, Ok(Some(case)))])).await;
                 }
             }
             CaseMessage::Case(case) => {
@@ -421,35 +448,28 @@ impl Shared {
         self.setup.settings.borrow().config.privacy.ceiling()
     }
 
-    /// The case with what may leave of its payload; `None` if it is no longer in the outbox. An error is final for this
-    /// case.
-    async fn load_case(&self, key: CaseKey, ceiling: Ceiling) -> Result<Option<Case>, String> {
-        let outbox = self.setup.outbox.clone();
-        let read = tokio::task::spawn_blocking(move || outbox.read(key)).await;
-        let stored = match read {
-            // Answered or dead while this send was on its way here.
-            Ok(Ok(Some(stored))) if stored.verdict.is_some() || stored.dead.is_some() => return Ok(None),
-            Ok(Ok(Some(stored))) => stored,
-            Ok(Ok(None)) => return Ok(None),
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(stopped) => return Err(stopped.to_string()),
-        };
-        let mut case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
-        // It may have been stored under a higher ceiling.
+    /// The case with what may leave of its payload: it may have been stored under a higher ceiling.
+    async fn keep_within(&self, ceiling: Ceiling, mut case: Case) -> Case {
         let treatment = ceiling.treat(Payload::Whole, case.form);
-        let stored = SentPayload { form: case.form, content_type: case.content_type, bytes: stored.payload };
-        let sent = self.setup.reducer.treat(stored, treatment).await;
-        if treatment != Treatment::Keep {
-            case.payload_sha256 = sent.digest();
+        if treatment == Treatment::Keep {
+            return case;
         }
+        let bytes = case.payload.take().map(ByteBuf::into_vec).unwrap_or_default().into();
+        let stored = SentPayload { form: case.form, content_type: case.content_type, bytes };
+        let sent = self.setup.reducer.treat(stored, treatment).await;
+        case.payload_sha256 = sent.digest();
         (case.form, case.content_type) = (sent.form, sent.content_type);
         case.payload = Some(ByteBuf::from(Vec::from(sent.bytes)));
-        Ok(Some(case))
+        case
     }
 
     async fn publish_case_message(&self, message: &CaseMessage) -> Result<(), PublishError> {
         let topic = Topic::UpCase(self.setup.device.clone());
-        self.publish(&topic, to_cbor(message), PublishOptions::new(QoS::AtLeastOnce)).await
+        let (message, bytes_max) = (to_cbor(message), self.case_bytes_max.load(Ordering::Relaxed));
+        if message.len() > bytes_max {
+            return Err(PublishError::TooLarge { bytes: message.len(), bytes_max });
+        }
+        self.publish(&topic, message, PublishOptions::new(QoS::AtLeastOnce)).await
     }
 
     /// Publishes and waits for the outcome, which the end of the connection also is.
@@ -485,4 +505,18 @@ impl Shared {
             Err(_) => Err(PublishError::Unclear),
         }
     }
+}
+
+/// The case with its payload; `None` if it is no longer in the outbox. An error is final for this case.
+fn load_case(outbox: &Outbox, key: CaseKey) -> Result<Option<Case>, String> {
+    let stored = match outbox.read(key) {
+        // Answered or dead while this send was on its way here.
+        Ok(Some(stored)) if stored.verdict.is_some() || stored.dead.is_some() => return Ok(None),
+        Ok(Some(stored)) => stored,
+        Ok(None) => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    let mut case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
+    case.payload = Some(ByteBuf::from(Vec::from(stored.payload)));
+    Ok(Some(case))
 }

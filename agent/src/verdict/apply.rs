@@ -59,7 +59,10 @@ impl Verdicts {
             Err(reason) => tracing::warn!(id = %verdict.id, reason, "the case of a verdict cannot be read"),
         }
         self.news.notify_waiters();
-        self.forget_if_delivered(key).await;
+        // What is answered needs no more waiting: the next start would forget it too. There are no more of these tasks
+        // than cases that the cloud owes an answer to.
+        let verdicts = self.clone();
+        tokio::spawn(async move { verdicts.forget_if_delivered(key).await });
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hedge_core::clock::Moment;
 use hedge_core::engine::Event;
-use hedge_core::uplink::{NOBODY_WAIT, Publish, RECEIVED_WAIT, WINDOW_MAX};
+use hedge_core::uplink::{NOBODY_WAIT, Publish, RECEIVED_WAIT, UNCONFIRMED_MAX, WINDOW_MAX};
 use hedge_proto::{CaseKey, CloudState, CloudStatus, Name, WIRE_VERSION};
 
 use super::oracle::{Checked, has_reader, held_back, in_window, not_poured_out, one_probe, under_ceiling};
@@ -132,8 +132,10 @@ impl Watch {
         self.flying.retain(|_, (_, at)| at.is_none_or(|at| now.since(at) < RECEIVED_WAIT));
         self.publishes += 1;
         self.flying.extend(keys.iter().map(|key| (*key, (self.publishes, None))));
-        let flying: BTreeSet<u64> = self.flying.values().map(|(publish, _)| *publish).collect();
-        in_window(flying.len(), self.window)?;
+        let unconfirmed: BTreeSet<u64> = self.flying.values().map(|(publish, _)| *publish).collect();
+        in_window(unconfirmed.len(), UNCONFIRMED_MAX)?;
+        let unacknowledged = self.flying.values().filter(|(_, acknowledged)| acknowledged.is_none());
+        in_window(unacknowledged.map(|(publish, _)| *publish).collect::<BTreeSet<_>>().len(), self.window)?;
         one_probe(if self.proven { 0 } else { self.flying.len() })?;
         while self.sent_at.front().is_some_and(|at| now.since(*at) >= HOUR) {
             self.sent_at.pop_front();

@@ -316,3 +316,19 @@ fn the_most_generous_instance_sets_the_pace_and_all_must_ask_for_rest() {
     link.cloud_status(Name::new("i3").expect("valid"), first, true);
     assert_eq!(link.accept_per_s(), None);
 }
+
+#[test]
+fn a_payload_is_no_larger_than_any_instance_takes() {
+    let mut link = connected();
+    assert_eq!(link.payload_bytes_max(), None);
+    for (name, state, bytes) in [
+        ("i1", CloudState::Online, Some(2_000)),
+        ("i2", CloudState::Online, None),
+        ("i3", CloudState::Online, Some(3_000)),
+        ("i4", CloudState::Offline, Some(1)),
+    ] {
+        let status = CloudStatus { payload_bytes_max: bytes, ..status(state, &[WIRE_VERSION]) };
+        link.cloud_status(Name::new(name).expect("valid"), status, true);
+    }
+    assert_eq!(link.payload_bytes_max(), Some(2_000));
+}

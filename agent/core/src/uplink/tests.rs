@@ -30,9 +30,16 @@ fn the_most_valuable_case_goes_first() {
 }
 
 #[test]
-fn the_window_bounds_what_is_in_flight_and_puback_alone_does_not_free_it_for_good() {
+fn puback_frees_a_slot_of_the_window_and_the_word_of_the_cloud_one_of_the_unconfirmed() {
     let mut uplink = with_cases(100);
-    assert_eq!(sends(&mut uplink, Moment(1), PROVEN), WINDOW_MAX);
+    let mut sent = 0;
+    while sent < UNCONFIRMED_MAX {
+        assert_eq!(sends(&mut uplink, Moment(1), PROVEN), WINDOW_MAX);
+        sent += WINDOW_MAX;
+        let acknowledged: Vec<CaseKey> = (0..100).map(key).collect();
+        uplink.published(Moment(1), &acknowledged, Publish::Acknowledged);
+    }
+    assert_eq!(sends(&mut uplink, Moment(2), PROVEN), 0, "the cloud has said nothing");
     uplink.received(Moment(2), &[key(99), key(98)]);
     assert_eq!(sends(&mut uplink, Moment(3), PROVEN), 2);
 }
@@ -139,6 +146,7 @@ fn what_waits_for_a_slot_or_for_a_cloud_that_takes_nothing_wakes_nobody() {
     assert_eq!(sends(&mut uplink, Moment(1), PROVEN), WINDOW_MAX);
     assert_eq!(uplink.wake_at(PROVEN), None, "the window is full");
     uplink.published(Moment(2), &[key(3)], Publish::Acknowledged);
+    assert_eq!(sends(&mut uplink, Moment(2), PROVEN), 1);
     assert_eq!(uplink.wake_at(PROVEN), Some(Moment(2) + RECEIVED_WAIT));
     let nothing = Permission { proven: true, accept_per_s: Some(0.0) };
     assert_eq!(with_cases(1).wake_at(nothing), None);

@@ -34,6 +34,16 @@ impl Tracked {
         matches!(self.phase, Phase::Ready { .. })
     }
 
+    /// Without PUBACK.
+    pub(super) fn is_publishing(&self) -> bool {
+        self.phase == Phase::Publishing
+    }
+
+    /// Without a word of the cloud.
+    pub(super) fn is_unconfirmed(&self) -> bool {
+        matches!(self.phase, Phase::Publishing | Phase::Published)
+    }
+
     pub(super) fn is_due(&self, now: Moment) -> bool {
         matches!(self.phase, Phase::Ready { not_before } if not_before <= now)
     }
