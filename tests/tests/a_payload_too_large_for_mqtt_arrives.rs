@@ -10,7 +10,7 @@ use hedge_tests::fashion::{Fashion, noise_png};
 use hedge_tests::faults::Shape;
 use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::mosquitto_client::publish;
-use hedge_tests::{Agent, AgentConfig, Cloud, CloudSetup, FaultProxy, Mosquitto, address, skip, wait};
+use hedge_tests::{Agent, AgentConfig, Cloud, CloudSetup, FaultProxy, Listener, Mosquitto, address, skip, wait};
 
 /// What the broker takes.
 const PACKET_BYTES_MAX: u32 = 100_000;
@@ -119,8 +119,11 @@ fn or_is_a_dead_letter_if_the_cloud_takes_less_and_there_is_no_other_way() -> Re
     }
     let dir = tempfile::tempdir()?;
     let mosquitto = Mosquitto::start(dir.path())?;
+    // Somebody takes the cases, for a cloud that says nothing more.
+    let _listener = Listener::start(mosquitto.inside(), dir.path())?;
     let config = AgentConfig::new(dir.path(), "device-1").model_keeping("fashion-small", 1.0);
-    let mut agent = config.http_source("pictures").broker(&mosquitto.url()).start()?;
+    let config = config.http_source("pictures").section(STORED_OR_REFUSED).broker(&mosquitto.url());
+    let mut agent = config.start()?;
     agent.wait_until_connected()?;
     let status = CloudStatus {
         state: CloudState::Online,
