@@ -30,6 +30,7 @@ use hedge_proto::{BATCH_CASES_MAX, CaseKey, IDS_MAX};
 
 use crate::clock::Moment;
 
+pub use self::tracked::Waiting;
 use self::tracked::{Phase, Tracked, worth};
 pub use self::travel::{MESSAGE_TIME_MAX, Travel, travel};
 
@@ -91,19 +92,6 @@ const PACE_MIN: f32 = 1e-3;
 
 /// A case that failed so often in the cloud is a dead letter.
 pub const TRIES_MAX: u32 = 5;
-
-/// A case as the outbox knows it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Waiting {
-    pub key: CaseKey,
-    pub sort_key: f64,
-    pub stored_at: Moment,
-    pub payload_bytes: u32,
-    /// It was published in full before, by this or an earlier run: ask before sending.
-    pub sent: bool,
-    /// Somebody waits for the verdict.
-    pub urgent: bool,
-}
 
 /// What is to be done next.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use rumqttc::AsyncClient;
 use rumqttc::mqttbytes::v5::Publish;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::control::commands::Message;
@@ -31,18 +32,24 @@ const BY_CHARS_MAX: usize = 128;
 /// What the cloud may ask us to be quiet for, at most.
 const BUSY_MAX: Duration = Duration::from_secs(3600);
 
-/// Reads messages until the connection ends.
-pub(super) async fn listen(shared: Arc<Shared>, client: AsyncClient, arrived: mpsc::Receiver<Publish>) {
+/// Reads messages until the connection is `over`.
+pub(super) async fn listen(
+    shared: Arc<Shared>,
+    client: AsyncClient,
+    arrived: mpsc::Receiver<Publish>,
+    over: CancellationToken,
+) {
     let mut read = ReceiverStream::new(arrived)
         .map(|publish| {
-            let shared = shared.clone();
-            async move { (shared.read(&publish).await, publish) }
+            let (shared, over) = (shared.clone(), over.clone());
+            async move { (shared.read(&publish, &over).await, publish) }
         })
         .buffered(SIDE_BY_SIDE);
     while let Some((outcome, publish)) = read.next().await {
         match outcome {
             // A failed acknowledgement means that the connection is over; the message will come again.
             Ok(()) => drop(client.ack(&publish).await),
+            Err(_) if over.is_cancelled() => return,
             Err(NotDurable(reason)) => {
                 tracing::error!(reason, "a message could not be stored; hanging up, so that it comes again");
                 drop(client.disconnect_now().await);
@@ -74,7 +81,7 @@ fn given_by(publish: &Publish) -> Option<String> {
 struct NotDurable(String);
 
 impl Shared {
-    async fn read(&self, publish: &Publish) -> Result<(), NotDurable> {
+    async fn read(&self, publish: &Publish, over: &CancellationToken) -> Result<(), NotDurable> {
         let topic = String::from_utf8_lossy(&publish.topic);
         match self.setup.prefix.read(&topic) {
             Some(Topic::CloudStatus(instance)) => self.read_cloud_status(instance, publish).await,
@@ -101,6 +108,10 @@ impl Shared {
                 self.setup.control.desired(publish.payload.clone(), given_by(publish), publish.retain).await;
             }
             Some(Topic::DownCommand(device)) if device == self.setup.device => {
+                // What waited for the device comes before it could say what has become of it.
+                if !self.is_ready(over).await {
+                    return Err(NotDurable("the connection is over".to_owned()));
+                }
                 let rest = Duration::from_secs(self.window_every_s().unwrap_or(0).into());
                 return if self.setup.desk.take(command(publish, rest)).await {
                     Ok(())
@@ -111,6 +122,15 @@ impl Shared {
             _ => tracing::debug!(%topic, "a message on a topic this version does not read"),
         }
         Ok(())
+    }
+
+    /// Waits until there is a session to publish over; false if the connection ends before.
+    async fn is_ready(&self, over: &CancellationToken) -> bool {
+        let mut sessions = self.sessions.subscribe();
+        tokio::select! {
+            ready = sessions.wait_for(Option::is_some) => ready.is_ok(),
+            () = over.cancelled() => false,
+        }
     }
 
     /// Nothing follows from a message of a later version: its case waits, and is asked about again.

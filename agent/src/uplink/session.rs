@@ -125,7 +125,7 @@ async fn serve(shared: &Arc<Shared>, way: Way, leave: CancellationToken) -> Resu
     let over = CancellationToken::new();
     let _ends_with_this = over.clone().drop_guard();
     let (inbox, arrived) = mpsc::channel(INBOX_MAX);
-    tokio::spawn(inbound::listen(shared.clone(), client.clone(), arrived));
+    tokio::spawn(inbound::listen(shared.clone(), client.clone(), arrived, over.clone()));
 
     let polling = async {
         loop {

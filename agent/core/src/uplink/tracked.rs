@@ -1,8 +1,21 @@
 //! One case the device remembers, and where it is on its way.
 
+use hedge_proto::CaseKey;
+
 use crate::clock::Moment;
 
-use super::Waiting;
+/// A case as the outbox knows it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Waiting {
+    pub key: CaseKey,
+    pub sort_key: f64,
+    pub stored_at: Moment,
+    pub payload_bytes: u32,
+    /// It was published in full before, by this or an earlier run: ask before sending.
+    pub sent: bool,
+    /// Somebody waits for the verdict.
+    pub urgent: bool,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Phase {
