@@ -10,6 +10,8 @@
 
 mod endpoint;
 mod session;
+mod stale;
+mod unsent;
 
 pub use endpoint::{Credentials, CredentialsError, Endpoint, InvalidEndpoint};
 pub use session::Receipt;
@@ -22,7 +24,7 @@ use rumqttc::{AckMode, MqttOptions, QoS, Transport};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::intake::{Event, Settled};
+use crate::intake::{Event, Settled, Shut};
 use crate::reply::Reply;
 
 /// How many unacknowledged messages the broker may have under way to us. In the worst case each is as long
@@ -127,7 +129,8 @@ impl Dial {
         let online = state == CloudState::Online;
         to_json(&CloudStatus {
             state,
-            wire: if online { vec![WIRE_VERSION] } else { Vec::new() },
+            // What is older is read for good.
+            wire: if online { (1..=WIRE_VERSION).collect() } else { Vec::new() },
             accept: (online && !healthy).then_some(0.0),
             retry_after_s: (online && !healthy).then_some(UNHEALTHY_RETRY_S),
             payload_bytes_max: online.then_some(PAYLOAD_BYTES_MAX),
@@ -139,7 +142,10 @@ impl Dial {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkNow {
     Connecting,
-    Connected,
+    /// Also the beginning of what was heard over this connection.
+    Connected {
+        since_ms: u64,
+    },
     Broken(String),
 }
 
@@ -149,18 +155,20 @@ pub struct Ends {
     pub settled: mpsc::Receiver<Settled>,
     pub replies: mpsc::Receiver<Reply>,
     pub healthy: watch::Receiver<bool>,
+    /// Whose messages are turned away.
+    pub shut: Shut,
     pub now: watch::Sender<LinkNow>,
 }
 
 /// Connects, and connects again, until every sender of replies has gone; then says goodbye.
 pub async fn run(dial: Dial, mut ends: Ends) {
     let mut wait = DIAL_WAIT_MIN;
-    let mut unsent = session::Unsent::default();
+    let (mut unsent, mut stale) = (unsent::Unsent::new(), stale::Stale::new());
     let mut generation = 0;
     loop {
         generation += 1;
         let began = Instant::now();
-        let end = session::run(&dial, generation, &mut ends, &mut unsent).await;
+        let end = session::run(&dial, generation, &mut ends, &mut unsent, &mut stale).await;
         let reason = match end {
             session::End::Stopped => return,
             session::End::Broken(reason) => reason,
