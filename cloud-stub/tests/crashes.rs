@@ -147,6 +147,9 @@ async fn nothing_of_an_instance_that_has_gone_stays_at_the_broker() {
     let retained = async || {
         looks.set(looks.get() + 1);
         let mut looker = Device::connect(&format!("looker-{}", looks.get()), addr).await;
+        // What it listens to is granted before what it says.
+        let granted = looker.client.subscribe_tracked("granted", rumqttc::QoS::AtMostOnce).await.expect("a broker");
+        granted.wait_completion_async().await.expect("a SUBACK");
         let marker = Topic::CloudStatus(rig::name("marker"));
         let status = br#"{"state": "online", "retry_after_s": 77}"#.to_vec();
         looker.publish(&marker, status, false).await;

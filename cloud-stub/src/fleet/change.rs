@@ -8,13 +8,13 @@ use std::str::FromStr;
 
 use hedge_proto::{
     Confirm, DOCUMENT_BYTES_MAX, Desired, FieldError, LastDesired, Reported, Settings, SettingsOutcome, VERSION_MAX,
-    highest_after, to_json,
+    highest_after, to_json, to_value,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::board::Device;
-use super::differ::{as_typed, leaves};
+use super::differ::leaves;
 
 /// `key=value`: sets one field, or restores the device's local value.
 #[derive(Debug, Clone, PartialEq)]
@@ -157,7 +157,7 @@ pub fn base(device: &Device) -> Result<Base<'_>, String> {
         ));
     }
     let in_force = |note, pending| {
-        let overlay = reported.map_or(Value::Null, |reported| as_typed(&reported.overlay));
+        let overlay = reported.map_or(Value::Null, |reported| to_value(&reported.overlay));
         let settings = if overlay.is_object() { overlay } else { Value::Object(Map::new()) };
         Ok(Base { settings, note, pending })
     };

@@ -44,6 +44,11 @@ pub(super) struct Effects {
 }
 
 impl Effects {
+    /// Whom it concerns if nothing can be recorded.
+    pub(super) fn concern(&mut self, device: &DeviceId) {
+        self.senders.insert(device.clone());
+    }
+
     /// What is said instead when nothing could be recorded.
     pub(super) fn into_busy(self) -> Replies {
         let mut replies = Replies::default();
@@ -148,7 +153,7 @@ impl Desk<'_, '_> {
     }
 
     fn case_message(&mut self, from: &DeviceId, said: CaseMessage, topic: &str) -> Result<(), StoreError> {
-        self.effects.senders.insert(from.clone());
+        self.effects.concern(from);
         match said {
             CaseMessage::Case(case) => self.case(from, *case),
             CaseMessage::Batch(cases) if cases.len() <= BATCH_CASES_MAX => {

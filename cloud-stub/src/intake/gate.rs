@@ -69,13 +69,17 @@ impl Shut {
         Way::AwayAndTold
     }
 
-    /// For as long as it is told to wait. It is being told so now.
-    fn out(&self, device: &DeviceId, now: Instant) {
+    /// For as long as it is told to wait; it is being told so now. `false`: it is shut out already.
+    fn out(&self, device: &DeviceId, now: Instant) -> bool {
         let mut devices = self.0.until.lock().unwrap_or_else(PoisonError::into_inner);
+        if devices.get(device).is_some_and(|out| out.until > now) {
+            return false;
+        }
         if devices.len() >= DEVICES_MAX {
             devices.retain(|_, out| out.until > now);
         }
         devices.insert(device.clone(), Out { until: now + Duration::from_secs(BUSY_S.into()), told: now });
+        true
     }
 
     /// How many messages were turned away since this was asked last.
@@ -113,8 +117,9 @@ impl Gate {
 
     /// Takes nothing more of this device for as long as it was told to wait.
     pub(super) fn shut_out(&mut self, device: &DeviceId, now: Instant) {
-        tracing::warn!(%device, "it sends more than its share; it is told to wait {BUSY_S} s, and turned away until then");
-        self.shut.out(device, now);
+        if self.shut.out(device, now) {
+            tracing::warn!(%device, "it sends more than its share; it is told to wait, and turned away for {BUSY_S} s");
+        }
     }
 
     /// The device has sent so many things that are no new case. `false`: that were too many, and it is shut out.

@@ -193,31 +193,49 @@ impl Intake {
 
     /// Puts a message where it waits for its device's turn, or turns it away.
     fn line_up(&mut self, message: Incoming) {
-        let now = Instant::now();
-        let topic = self.topics.read(&message.topic);
-        let (from, is_its_own) = match topic.as_ref() {
-            // An operator's word is nothing that its device is made to pay for.
-            Some(Topic::DownDesired(device)) => (device.clone(), false),
-            Some(topic) => topic.sender().map_or_else(|| (nobody(), false), |device| (device.clone(), true)),
-            None => (nobody(), false),
-        };
-        let bytes = message.payload.len() as u64;
-        // What lay before us already when it was shut out.
-        let way = if is_its_own { self.gate.shut.way(&from, now) } else { Way::In };
-        let has_room = self.messages.has_room(&from, bytes);
-        if way == Way::In && has_room {
-            self.messages.put(&from, message, bytes);
-            return;
+        let (device, bytes) = (self.about(&message), message.payload.len() as u64);
+        if self.messages.has_room(&device, bytes) {
+            self.messages.put(&device, message, bytes);
+        } else {
+            self.gate.shut_out(&device, Instant::now());
+            self.turn_away(message);
         }
-        if way == Way::In && is_its_own {
-            self.gate.shut_out(&from, now);
+    }
+
+    /// The next message that is looked at. What a device has sent before it was shut out is turned away, too; an
+    /// operator's word is nothing that its device is made to pay for.
+    fn next_message(&mut self, now: Instant) -> Option<Incoming> {
+        while let Some(message) = self.messages.next() {
+            let topic = self.topics.read(&message.topic);
+            match topic.as_ref().and_then(Topic::sender).map(|from| (from, self.gate.shut.way(from, now))) {
+                None | Some((_, Way::In)) => return Some(message),
+                Some((_, Way::Away)) => self.turn_away(message),
+                Some((from, Way::AwayAndTold)) => {
+                    self.reply(Reply { device: from.clone(), message: DownMessage::Busy { after_s: BUSY_S } });
+                    self.turn_away(message);
+                }
+            }
         }
-        self.totals.busy += u64::from(way == Way::In);
+        None
+    }
+
+    fn put_back(&mut self, message: Incoming) {
+        let (device, bytes) = (self.about(&message), message.payload.len() as u64);
+        self.messages.put_back(&device, message, bytes);
+    }
+
+    /// With whose messages it waits.
+    fn about(&self, message: &Incoming) -> DeviceId {
+        match self.topics.read(&message.topic) {
+            Some(Topic::DownDesired(device)) => device,
+            Some(topic) => topic.sender().cloned().unwrap_or_else(nobody),
+            None => nobody(),
+        }
+    }
+
+    fn turn_away(&self, message: Incoming) {
         if let Some(receipt) = message.receipt {
             self.settle(Settled { receipt, taken: false });
-        }
-        if is_its_own && way != Way::Away {
-            self.reply(Reply { device: from, message: DownMessage::Busy { after_s: BUSY_S } });
         }
     }
 
@@ -225,8 +243,20 @@ impl Intake {
     fn take(&mut self, others: Vec<Event>) {
         let before = self.totals;
         let mut effects = Effects::default();
-        let mut messages = Vec::new();
-        let committed = self.commit(&others, &mut messages, &mut effects);
+        let now = Instant::now();
+        let mut messages: Vec<Incoming> =
+            std::iter::from_fn(|| self.next_message(now)).take(EVENTS_PER_COMMIT_MAX).collect();
+        let mut decided = 0;
+        let committed = self.commit(&others, &messages, &mut decided, &mut effects);
+        if committed.is_err() {
+            // All of them are told to come again; looking at the rest now would fail in the same way.
+            decided = messages.len();
+            messages.iter().for_each(|message| effects.concern(&self.about(message)));
+        }
+        // What there was no time for keeps its place, unless its device was shut out meanwhile.
+        for message in messages.split_off(decided.min(messages.len())).into_iter().rev() {
+            self.put_back(message);
+        }
         for message in messages {
             if let Some(receipt) = message.receipt {
                 self.settle(Settled { receipt, taken: committed.is_ok() });
@@ -261,7 +291,8 @@ impl Intake {
     fn commit(
         &mut self,
         others: &[Event],
-        messages: &mut Vec<Incoming>,
+        messages: &[Incoming],
+        decided: &mut usize,
         effects: &mut Effects,
     ) -> Result<bool, StoreError> {
         let (now_ms, begun, before) = (wall_ms(), Instant::now(), self.totals);
@@ -294,13 +325,11 @@ impl Intake {
                 Event::Message(_) | Event::Stop => {}
             }
         }
-        while messages.len() < EVENTS_PER_COMMIT_MAX
-            && (messages.is_empty() || begun.elapsed() < BATCH_MAX)
-            && let Some(message) = self.messages.next()
-        {
-            messages.push(message);
-            if let Some(message) = messages.last() {
-                desk.message(message)?;
+        for message in messages {
+            desk.message(message)?;
+            *decided += 1;
+            if begun.elapsed() >= BATCH_MAX {
+                break;
             }
         }
         let (at, changed) = self.figures;

@@ -16,6 +16,7 @@ mod unsent;
 pub use endpoint::{Credentials, CredentialsError, Endpoint, InvalidEndpoint};
 pub use session::Receipt;
 
+use std::fmt;
 use std::time::Duration;
 
 use hedge_proto::{CloudState, CloudStatus, MESSAGE_BYTES_MAX, Name, Topic, Topics, WIRE_VERSION, to_json};
@@ -111,6 +112,8 @@ impl Dial {
             .set_receive_maximum(Some(RECEIVE_MAX))
             .set_max_packet_size(Some(PACKET_BYTES_MAX))
             .set_ack_mode(AckMode::Manual)
+            // A flood is turned away at the pace it comes; one write for each acknowledgement would be slower.
+            .set_max_request_batch(RECEIVE_MAX.into())
             .set_last_will(LastWill::new(
                 self.status_topic(),
                 self.status(CloudState::Offline, true),
@@ -136,6 +139,18 @@ impl Dial {
             payload_bytes_max: online.then_some(PAYLOAD_BYTES_MAX),
         })
     }
+}
+
+/// A broker's reason in words: `NotAuthorized` is "not authorized".
+pub(crate) fn in_words(reason: &impl fmt::Debug) -> String {
+    let mut words = String::new();
+    for letter in format!("{reason:?}").chars().take_while(|letter| *letter != '(') {
+        if letter.is_ascii_uppercase() && !words.is_empty() {
+            words.push(' ');
+        }
+        words.push(letter.to_ascii_lowercase());
+    }
+    words
 }
 
 /// Whether the broker is reached, for people.

@@ -21,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::stale::Stale;
 use super::unsent::{PassedOver, Unsent};
-use super::{Dial, Ends, LinkNow};
+use super::{Dial, Ends, LinkNow, in_words};
 use crate::intake::{Event, Incoming, Settled, Shut, Way};
 use crate::reply::Reply;
 use crate::wall_ms;
@@ -341,7 +341,7 @@ async fn open(client: &AsyncClient, dial: &Dial, healthy: bool) -> Result<(), St
     let granted = granted.map_err(|_| format!("the broker has granted nothing in {} s", GRANT_MAX.as_secs()))?;
     let granted = granted.map_err(|error| error.to_string())?;
     if let Some(refused) = granted.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
-        return Err(format!("the broker refuses a subscription ({refused:?}); check its access list"));
+        return Err(format!("the broker refuses a subscription ({}); check its access list", in_words(refused)));
     }
     publish_status(client, dial, healthy).await;
     Ok(())
@@ -373,7 +373,7 @@ fn worth_repeating(reply: &Reply, sent: &Sent) -> bool {
     match sent {
         Ok(_) | Err(PublishNoticeError::V5PubAck(PubAckReason::NoMatchingSubscribers)) => false,
         Err(PublishNoticeError::V5PubAck(reason)) => {
-            tracing::warn!(device = %reply.device, "the broker refuses a reply: {reason:?}");
+            tracing::warn!(device = %reply.device, "the broker refuses a reply: {}", in_words(reason));
             false
         }
         Err(_) => true,

@@ -261,10 +261,11 @@ impl Device {
             while let Ok(event) = events.poll().await {
                 let Event::Incoming(Packet::Publish(publish)) = event else { continue };
                 if publish.topic == down {
-                    verdict.send(from_cbor(&publish.payload, 1 << 20).unwrap()).await.unwrap();
+                    // Who no longer listens has seen enough.
+                    drop(verdict.send(from_cbor(&publish.payload, 1 << 20).unwrap()).await);
                 } else if !publish.payload.is_empty() {
                     // One that was emptied has said before that it goes.
-                    cloud.send(from_json(&publish.payload, 1 << 16).unwrap()).await.unwrap();
+                    drop(cloud.send(from_json(&publish.payload, 1 << 16).unwrap()).await);
                 }
             }
         });

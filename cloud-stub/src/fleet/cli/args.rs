@@ -261,12 +261,19 @@ fn who(text: &str) -> Result<String, String> {
     }
 }
 
+/// Who runs this, where the environment does not say: in a container, or under a service manager.
+fn user_name() -> Option<String> {
+    let (uid, users) = (rustix::process::getuid().as_raw(), std::fs::read_to_string("/etc/passwd").ok()?);
+    let line = users.lines().find(|line| line.split(':').nth(2).and_then(|id| id.parse().ok()) == Some(uid))?;
+    line.split(':').next().map(str::to_owned)
+}
+
 impl By {
     /// As given, or the user at this machine.
     pub(super) fn who(&self) -> String {
         self.by.clone().unwrap_or_else(|| {
             let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-            let user = user.unwrap_or_else(|| rustix::process::getuid().as_raw().to_string());
+            let user = user.or_else(user_name).unwrap_or_else(|| "somebody".to_owned());
             let system = rustix::system::uname();
             let mut who = format!("{user}@{}", system.nodename().to_string_lossy());
             while who.len() > COMMAND_ID_BYTES_MAX {
