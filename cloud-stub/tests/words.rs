@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Lists of numbers read the same to everybody.
-const LISTS: [&str; 4] = ["shape:?", "expected:?", "dimensions:?", "magic:?"];
+const LISTS: [&str; 5] = ["shape:?", "expected:?", "dimensions:?", "magic:?", "values:?"];
 
 /// Who reads these reads the program, too.
 const FOR_PROGRAMMERS: [&str; 8] =
