@@ -90,7 +90,10 @@ fn found_model() -> Found {
     let beside = std::env::current_exe().ok();
     // A checkout's program is in target/debug or target/release.
     let places = [Some(PathBuf::from("/")), std::env::current_dir().ok()];
-    let places = places.into_iter().flatten().chain(beside.iter().flat_map(|exe| exe.ancestors().skip(1).take(3)).map(Path::to_owned));
+    let places = places
+        .into_iter()
+        .flatten()
+        .chain(beside.iter().flat_map(|exe| exe.ancestors().skip(1).take(3)).map(Path::to_owned));
     let mut found = found_in(places);
     if std::env::var_os("ORT_DYLIB_PATH").is_some() {
         // Somebody has said which.

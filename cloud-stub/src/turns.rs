@@ -129,12 +129,12 @@ impl<T> Turns<T> {
         self.queues.entry(device.clone()).or_insert_with(|| Queue { waiting: VecDeque::new(), deficit: 0 })
     }
 
-    pub fn next(&mut self) -> Option<T> {
-        self.next_of(|_| true)
+    pub fn pop(&mut self) -> Option<T> {
+        self.pop_of(|_| true)
     }
 
     /// The next thing of a device that `may` have its turn now.
-    pub fn next_of(&mut self, mut may: impl FnMut(&DeviceId) -> bool) -> Option<T> {
+    pub fn pop_of(&mut self, mut may: impl FnMut(&DeviceId) -> bool) -> Option<T> {
         // Whoever may not keeps its place and its deficit.
         let mut passed_over = 0;
         while passed_over < self.order.len() {
@@ -191,13 +191,13 @@ mod tests {
             let mut turns = Turns::by_bytes(10_000, u64::MAX);
             (0..2_000).for_each(|_| turns.put(&evil, "evil", 300));
             turns.put(&good, "good", bytes);
-            let before = std::iter::from_fn(|| turns.next()).position(|item| item == "good").expect("its turn");
+            let before = std::iter::from_fn(|| turns.pop()).position(|item| item == "good").expect("its turn");
             assert!(before <= 16, "{before} of the other's before it, with {bytes} bytes");
         }
         let mut turns = Turns::one_each(10_000, u64::MAX);
         (0..2_000).for_each(|_| turns.put(&evil, "evil", 300));
         turns.put(&good, "good", 10_000_000);
-        let before = std::iter::from_fn(|| turns.next()).position(|item| item == "good").expect("its turn");
+        let before = std::iter::from_fn(|| turns.pop()).position(|item| item == "good").expect("its turn");
         assert!(before <= 1, "{before}");
     }
 
@@ -231,10 +231,10 @@ mod tests {
         for n in 0..30_u64 {
             turns.put(&device(&format!("d{}", n % 3)), n, n * 1_000);
         }
-        assert!(turns.next_of(|_| false).is_none());
-        let only = turns.next_of(|who| who.as_str() == "d1").expect("its turn");
+        assert!(turns.pop_of(|_| false).is_none());
+        let only = turns.pop_of(|who| who.as_str() == "d1").expect("its turn");
         turns.put_back(&device("d1"), only, 1_000);
-        let out: Vec<u64> = std::iter::from_fn(|| turns.next()).collect();
+        let out: Vec<u64> = std::iter::from_fn(|| turns.pop()).collect();
         assert_eq!(out.len(), 30);
         for device in 0..3 {
             assert!(out.iter().filter(|n| **n % 3 == device).is_sorted());

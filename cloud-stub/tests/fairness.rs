@@ -18,8 +18,9 @@ const MODEL_MS: u64 = 20;
 /// How fast the other one floods: a hundred times what a device sends. What a broker does with more is the broker's.
 const PER_10_MS: u64 = 20;
 
-/// Below this nobody notices, and a busy machine's own hiccups are as long.
-const FLOOR: Duration = Duration::from_millis(400);
+/// Below these nobody notices, and a busy machine's own hiccups are as long.
+const MEDIAN_FLOOR: Duration = Duration::from_millis(200);
+const SLOWEST_FLOOR: Duration = Duration::from_secs(1);
 
 type Flood = fn(&Device, u64) -> (Topic, Vec<u8>);
 
@@ -84,8 +85,10 @@ async fn a_good_device_waits_at_most_three_times_as_long_under_any_flood_of_anot
     good.cloud_is(CloudState::Online).await;
     waits(&mut good, 0).await;
     let idle = waits(&mut good, CASES).await;
-    let p99 = |waits: &[Duration]| waits[waits.len() * 99 / 100];
-    let mut report = format!("idle: median {:?}, p99 {:?}", idle[idle.len() / 2], p99(&idle));
+    // Of so few the very slowest is the machine's.
+    let (median, slowest) =
+        (|waits: &[Duration]| waits[waits.len() / 2], |waits: &[Duration]| waits[waits.len() * 9 / 10]);
+    let mut report = format!("idle: median {:?}, nine of ten within {:?}", median(&idle), slowest(&idle));
     let mut too_long = false;
     for (flood, (what, message)) in (2..).zip(FLOODS) {
         let evil = Device::connect(&format!("evil-{flood}"), cloud.broker).await;
@@ -112,9 +115,14 @@ async fn a_good_device_waits_at_most_three_times_as_long_under_any_flood_of_anot
         let sent = *sent.1.borrow() - before;
         under_way.abort();
         flooding.disconnect().await.expect("a broker");
-        let (median, p99_now) = (flooded[flooded.len() / 2], p99(&flooded));
-        report.push_str(&format!("\n{what}, {sent} of them: median {median:?}, p99 {p99_now:?}"));
-        too_long |= p99_now > (p99(&idle) * 3).max(FLOOR);
+        let now = (median(&flooded), slowest(&flooded));
+        report.push_str(&format!(
+            "\n{what}, {sent} of them: median {:?}, nine of ten within {:?}, all within {:?}",
+            now.0,
+            now.1,
+            flooded[flooded.len() - 1]
+        ));
+        too_long |= now.0 > (median(&idle) * 3).max(MEDIAN_FLOOR) || now.1 > (slowest(&idle) * 3).max(SLOWEST_FLOOR);
     }
     println!("{report}");
     assert!(!too_long, "{report}");

@@ -386,8 +386,7 @@ mod tests {
             let errors = draft(&device, &edits(&[text])).expect_err("refused");
             assert_eq!(errors[0].field, field);
         }
-        let errors =
-            draft(&device, &edits(&["log.level=info", "log.level.x=1"])).expect_err("refused");
+        let errors = draft(&device, &edits(&["log.level=info", "log.level.x=1"])).expect_err("refused");
         assert_eq!(errors[0].field, "log.level");
         let large = edits(&[&format!("log.level=\"{}\"", "x".repeat(DOCUMENT_BYTES_MAX))]);
         assert!(draft(&device, &large).expect_err("refused")[0].reason.contains("bytes"));

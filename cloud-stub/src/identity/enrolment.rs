@@ -113,7 +113,9 @@ impl Desk {
         }
         let before = match (&claim.used_by, claim.used_for.take()) {
             // Used before names were written down.
-            (Some(_), None) => registry.devices()?.into_iter().find(|(_, known)| known.key == key).map(|(name, _)| name),
+            (Some(_), None) => {
+                registry.devices()?.into_iter().find(|(_, known)| known.key == key).map(|(name, _)| name)
+            }
             (_, before) => before,
         };
         if let Some(before) = before.filter(|before| *before != device) {

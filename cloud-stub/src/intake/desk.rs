@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use hedge_proto::{
-    Authority, BATCH_CASES_MAX, Case, CaseId, CaseMessage, DOCUMENT_BYTES_MAX, DecodeError, DeviceId, DeviceState, DeviceStatus,
-    Digest, DownMessage, IDS_MAX, MESSAGE_BYTES_MAX, PayloadForm, TaskResult, Telemetry, Topic, Topics, Verdict,
-    WIRE_VERSION, from_cbor, from_json, newer, to_cbor,
+    Authority, BATCH_CASES_MAX, Case, CaseId, CaseMessage, DOCUMENT_BYTES_MAX, DecodeError, DeviceId, DeviceState,
+    DeviceStatus, Digest, DownMessage, IDS_MAX, MESSAGE_BYTES_MAX, PayloadForm, TaskResult, Telemetry, Topic, Topics,
+    Verdict, WIRE_VERSION, from_cbor, from_json, newer, to_cbor,
 };
 
 use serde_bytes::ByteBuf;
@@ -264,7 +264,6 @@ impl Desk<'_, '_> {
 
     fn reopen(&mut self, from: &DeviceId, id: &CaseId) -> Result<(), StoreError> {
         let work = self.batch.as_waiting(id)?;
-        self.charge(from, 1);
         self.batch.reopen(id)?;
         self.totals.failed = self.totals.failed.saturating_sub(1);
         self.totals.waiting += 1;

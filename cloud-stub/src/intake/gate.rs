@@ -15,10 +15,10 @@ use super::decide::BUSY_S;
 
 /// How many things a device may send at once that are no new case: repetitions, wrong cases, ids it asks about (sixteen
 /// of them count as one), words about itself.
-const THINGS_MAX: u32 = 512;
+const THINGS_MAX: u32 = 128;
 
 /// How many more a second. A device that keeps to its side of the wire has a few a minute.
-const THINGS_PER_S: u32 = 32;
+const THINGS_PER_S: u32 = 8;
 
 /// The shortest time between two `busy` to one device.
 const TOLD_EVERY: Duration = Duration::from_secs(1);

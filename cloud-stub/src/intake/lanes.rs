@@ -120,7 +120,7 @@ impl Lanes {
 
     /// The next case of a device for which the model has room.
     pub(super) fn next(&mut self, task: &str, has_room: impl FnMut(&DeviceId) -> bool) -> Option<Entry> {
-        self.lanes.get_mut(task)?.waiting.next_of(has_room)
+        self.lanes.get_mut(task)?.waiting.pop_of(has_room)
     }
 
     pub(super) fn held(&self) -> usize {

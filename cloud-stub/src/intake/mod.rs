@@ -205,7 +205,7 @@ impl Intake {
     /// The next message that is looked at. What a device has sent before it was shut out is turned away, too; an
     /// operator's word is nothing that its device is made to pay for.
     fn next_message(&mut self, now: Instant) -> Option<Incoming> {
-        while let Some(message) = self.messages.next() {
+        while let Some(message) = self.messages.pop() {
             let topic = self.topics.read(&message.topic);
             match topic.as_ref().and_then(Topic::sender).map(|from| (from, self.gate.shut.way(from, now))) {
                 None | Some((_, Way::In)) => return Some(message),

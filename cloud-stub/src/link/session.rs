@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use hedge_proto::{
-    CloudState, CloudStatus, DOCUMENT_BYTES_MAX, Name, Topic, Topics, from_json, to_cbor,
-};
+use hedge_proto::{CloudState, CloudStatus, DOCUMENT_BYTES_MAX, Name, Topic, Topics, from_json, to_cbor};
 use rumqttc::mqttbytes::v5::{Packet, PubAckReason, SubscribeReasonCode};
 use rumqttc::{
     AsyncClient, ConnectionError, Event as Mqtt, EventLoop, ManualAck, NetworkOptions, NoticeFailureReason,
@@ -60,13 +58,7 @@ pub(super) enum End {
 }
 
 /// Runs one connection.
-pub(super) async fn run(
-    dial: &Dial,
-    generation: u64,
-    ends: &mut Ends,
-    unsent: &mut Unsent,
-    stale: &mut Stale,
-) -> End {
+pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &mut Unsent, stale: &mut Stale) -> End {
     ends.now.send_replace(LinkNow::Connecting);
     let (client, mut events) = AsyncClient::builder(dial.options()).capacity(REQUESTS_MAX).build();
     let mut sending = Sending::default();
@@ -160,19 +152,20 @@ async fn receive(
         let receipt = client.prepare_ack(&publish).map(|ack| Receipt { generation: inbox.generation, ack });
         let topic = String::from_utf8_lossy(&publish.topic).into_owned();
         let message = Incoming { topic, payload: publish.payload, retained: publish.retain, receipt };
-        let message = match about.as_ref().and_then(Topic::sender).map(|from| inbox.shut.way(from, std::time::Instant::now())) {
-            None | Some(Way::In) => message,
-            Some(Way::Away) => {
-                if let Some(message) = turn_away(client, message) {
-                    inbox.pass_over(message);
+        let message =
+            match about.as_ref().and_then(Topic::sender).map(|from| inbox.shut.way(from, std::time::Instant::now())) {
+                None | Some(Way::In) => message,
+                Some(Way::Away) => {
+                    if let Some(message) = turn_away(client, message) {
+                        inbox.pass_over(message);
+                    }
+                    continue;
                 }
-                continue;
-            }
-            Some(Way::AwayAndTold) => {
-                inbox.pass_over(message);
-                continue;
-            }
-        };
+                Some(Way::AwayAndTold) => {
+                    inbox.pass_over(message);
+                    continue;
+                }
+            };
         if let Err(TrySendError::Full(Event::Message(message))) = inbox.intake.try_send(Event::Message(message)) {
             tracing::warn!("a message was passed over: the intake takes no more now");
             inbox.pass_over(message);
@@ -268,7 +261,7 @@ async fn send(
             return End::Stopped;
         }
         while notices.len() < IN_FLIGHT_MAX
-            && let Some(reply) = unsent.0.next()
+            && let Some(reply) = unsent.0.pop()
         {
             match sending.publish(client, dial, reply).await {
                 Ok(notice) => notices.push(notice),

@@ -82,7 +82,7 @@ impl Taker {
         let waiting = |state: &mut State| state.jobs.is_empty() && !state.over;
         let (mut state, _) =
             self.0.changed.wait_timeout_while(state, wait, waiting).unwrap_or_else(PoisonError::into_inner);
-        if state.over { Err(Over) } else { Ok(state.jobs.next()) }
+        if state.over { Err(Over) } else { Ok(state.jobs.pop()) }
     }
 }
 

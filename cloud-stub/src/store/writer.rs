@@ -61,7 +61,8 @@ impl Writer {
 
     /// All cases without a verdict, oldest first.
     pub fn waiting(&self) -> Result<Vec<Waiting>, StoreError> {
-        let mut statement = self.connection.prepare("SELECT id, task, payload_bytes FROM cases WHERE state = 0 ORDER BY seq")?;
+        let mut statement =
+            self.connection.prepare("SELECT id, task, payload_bytes FROM cases WHERE state = 0 ORDER BY seq")?;
         let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?)))?;
         rows.map(|row| {
             let (id, task, bytes) = row?;

@@ -79,8 +79,8 @@ impl Effects {
         let decisions = self.pipeline.answers.recent(last).into_iter().map(|remembered| {
             let Answer { id, reference, source, model, result, decision, case, captured, .. } = &*remembered.local;
             let correction = remembered.correction.as_ref();
-            let correction = correction
-                .map(|answer| json!({"result": to_value(&answer.result), "revision": answer.revision}));
+            let correction =
+                correction.map(|answer| json!({"result": to_value(&answer.result), "revision": answer.revision}));
             json!({
                 "id": id, "ref": reference, "source": source, "model": model, "result": to_value(result),
                 "decision": to_value(decision), "case": case, "captured": captured, "correction": correction,

@@ -106,9 +106,7 @@ fn document(said: &Said) -> (&'static str, Value) {
 
 fn line(device: &DeviceId, said: &Said, what: &str, document: &Value) -> String {
     let said = match said {
-        Said::Reported(Some(reported)) => {
-            text::reported(reported.version, reported.last.as_ref())
-        }
+        Said::Reported(Some(reported)) => text::reported(reported.version, reported.last.as_ref()),
         Said::Telemetry(telemetry) => format!(
             "{}: {}; {} answered, {} deferred, {} waiting",
             telemetry.link.name(),
