@@ -110,8 +110,8 @@ fn bench_measures_each_stage_compares_the_variants_and_prints_a_line_of_the_read
         "{text}"
     );
     // The line fits the table it is for.
-    let readme = std::fs::read_to_string(models().join("../README.md")).expect("a README");
-    let head = readme.lines().find(|line| line.starts_with("| board |")).expect("a table of boards");
+    let measurements = std::fs::read_to_string(models().join("../docs/measurements.md")).expect("the measurements");
+    let head = measurements.lines().find(|line| line.starts_with("| board |")).expect("a table of boards");
     let line = report["table_line"].as_str().expect("a line");
     assert_eq!(line.matches('|').count(), head.matches('|').count(), "{line}");
     let (_, text) = run(&["bench", "--for", "1s", "--bundle", path(&bundle)]).expect("a measurement");

@@ -8,8 +8,8 @@ use std::time::Duration;
 use hedge_core::policy::Policies;
 use hedge_inference::Tensor;
 use hedge_proto::{
-    Answer, Authority, Captured, CaseId, CaseKey, DeviceId, Epoch, Explanation, LinkState, ModelRef, Name, Outcome,
-    Telemetry, ThresholdMode,
+    Answer, Authority, Captured, Case, CaseDecision, CaseId, CaseKey, DeviceId, Digest, Epoch, Explanation, LinkState,
+    ModelRef, Name, Outcome, PayloadForm, Reason, Telemetry, ThresholdMode, WIRE_VERSION,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -64,6 +64,29 @@ pub(super) fn name(text: &str) -> Name {
 
 pub(crate) fn id(sequence: u64) -> CaseId {
     CaseId { device: DeviceId::new("dev").expect("valid"), key: CaseKey { epoch: Epoch(1), sequence } }
+}
+
+/// A case of the same sample, without a local result.
+pub(crate) fn case(sequence: u64) -> Case {
+    let local = answer(id(sequence), "cam", None, 0);
+    Case {
+        v: WIRE_VERSION,
+        id: local.id,
+        reference: None,
+        source: local.source,
+        task: local.task,
+        labels_hash: Digest::of(b"labels"),
+        model: local.model,
+        scores: Vec::new(),
+        decision: CaseDecision { reason: Reason::LowScore, threshold: 0.5, mode: ThresholdMode::Fixed },
+        settings_version: 0,
+        captured: local.captured,
+        form: PayloadForm::Whole,
+        content_type: "image/png".to_owned(),
+        payload_sha256: Digest::of(b"x"),
+        payload: None,
+        metadata: BTreeMap::new(),
+    }
 }
 
 pub(crate) fn answer(id: CaseId, source: &str, reference: Option<String>, revision: u32) -> Answer {

@@ -84,6 +84,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         answers: answers.clone(),
         figures: figures.clone(),
         link: link_view.clone(),
+        settings: settings.clone(),
         news,
         sinks: Arc::default(),
     };

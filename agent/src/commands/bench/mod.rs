@@ -39,7 +39,7 @@ const HEAT_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Prints milliseconds for each stage, samples per second sustained, temperature and throttling where the \
-    board tells them, which variant of the model to use here and why, and one line for the table of boards in the README."
+    board tells them, which variant of the model to use here and why, and one line for the table of boards in docs/measurements.md."
 )]
 pub struct BenchArgs {
     /// The configuration file; its first model is measured.

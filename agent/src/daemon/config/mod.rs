@@ -471,6 +471,10 @@ mod tests {
         check_refused(&format!("{MODEL}{source}"), &["agent.toml:7", "source `s` names n", "the models are: m"]);
         let source = "[[source]]\nname = \"s\"\nkind = \"folder\"\n";
         check_refused(&format!("{MODEL}{source}"), &["needs `path`"]);
+        let source = "[[source]]\nname = \"s\"\nkind = \"rtsp\"\n";
+        check_refused(&format!("{MODEL}{source}"), &["agent.toml:6", "ffmpeg", "docs/choosing.md"]);
+        let source = "[[source]]\nname = \"s\"\nkind = \"usb\"\n";
+        check_refused(&format!("{MODEL}{source}"), &["`usb` is no kind of source", "http, folder or command"]);
     }
 
     #[test]
