@@ -33,6 +33,10 @@ fn main() -> ExitCode {
             ended(ca::run(&args).map_err(serve::ServeError::Run))
         }
         Command::Device(args) => device(&args),
+        Command::Answer(args) => {
+            log_to_stderr(LogFormat::Text, "warn");
+            ended(serve::answer(&args).map_err(serve::ServeError::Run))
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hedge-cloud", &mut std::io::stdout());
             ExitCode::SUCCESS

@@ -17,12 +17,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::args::Serve;
+use crate::args::{Models, Serve};
 use crate::identity::{self, Authority, Registry, Terms, TlsListener, fresh_certificate, server_config};
-use crate::intake::{self, Event, Intake, IntakeError, Outlets};
+use crate::intake::{self, Event, Intake, IntakeError, Outlets, Shut};
 use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
 use crate::model::{self, Answerer, Fixed, Onnx};
 use crate::payloads::Storage;
+use crate::presence::Heard;
 use crate::store::{FILE_NAME, Keep, Writer};
 use crate::{broker, payloads, view};
 
@@ -63,7 +64,7 @@ struct Running {
 
 async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let topics = Topics::new(&args.broker.prefix).context("--prefix")?;
-    let models = load_models(args)?;
+    let models = load_models(&args.models)?;
     let path = prepare_state_dir(&args.state_dir)?;
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     let listener = TcpListener::bind(args.listen).await;
@@ -85,13 +86,15 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let (commits, commits_seen) = watch::channel(0);
     let (healthy, healthy_seen) = watch::channel(true);
     let (now, link_now) = watch::channel(LinkNow::Connecting);
-    let outlets = Outlets { settled, replies, commits, healthy };
+    let heard = Heard::default();
+    let outlets = Outlets { settled, replies, commits, healthy, heard: heard.clone() };
     let payloads = Storage::open(&args.payloads_dir()).context("--payload-dir")?;
     let payloads_address = match args.payloads() {
         Some(setup) => Some(payloads::start(&setup, payloads.clone()).await?),
         None => None,
     };
-    let work = Intake::new(writer, topics.clone(), keep(args), workers, payloads, outlets)?;
+    let shut = Shut::default();
+    let work = Intake::new(writer, topics.clone(), keep(args), workers, payloads, outlets, shut.clone())?;
     let (intake_ended, intake) = oneshot::channel();
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
         // Nobody waits for it only when the process is ending anyway.
@@ -112,13 +115,20 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         broker: dial.way.endpoint.to_string(),
         tasks,
         link: link_now,
+        heard,
         model_seconds,
     };
     let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance);
     let door = view::Door { listen: dashboard, names: args.page_name.clone(), look_only: args.look_only };
     let page = view::router(&path, shown, door, operating, commits_seen)?;
-    let ends =
-        Ends { events: events.clone(), settled: settled_inbox, replies: replies_inbox, healthy: healthy_seen, now };
+    let ends = Ends {
+        events: events.clone(),
+        settled: settled_inbox,
+        replies: replies_inbox,
+        healthy: healthy_seen,
+        shut,
+        now,
+    };
     let link = tokio::spawn(link::run(dial, ends));
     tokio::spawn(tick(events.clone()));
     tokio::spawn(async move {
@@ -221,7 +231,7 @@ async fn start_enrolment(args: &Serve) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load_models(args: &Serve) -> anyhow::Result<Vec<Box<dyn Answerer>>> {
+fn load_models(args: &Models) -> anyhow::Result<Vec<Box<dyn Answerer>>> {
     let mut models: Vec<Box<dyn Answerer>> = Vec::new();
     for (task, label) in &args.answer_with {
         models.push(Box::new(Fixed::new(task, label)));
@@ -231,10 +241,19 @@ fn load_models(args: &Serve) -> anyhow::Result<Vec<Box<dyn Answerer>>> {
     }
     let runtime = Runtime::find(args.library.as_deref())?;
     for dir in &args.model {
-        let model = Onnx::load(&runtime, dir, SessionOptions { threads: args.threads });
+        let options = SessionOptions { threads: args.threads };
+        let model = Onnx::load(&runtime, args.library.as_deref(), dir, options);
         models.push(Box::new(model.with_context(|| format!("--model {}", dir.display()))?));
     }
     Ok(models)
+}
+
+/// `hedge-cloud answer`: what [`model::alone`] starts for cases left over.
+pub fn answer(args: &Models) -> anyhow::Result<()> {
+    // It has nothing to do without the process that started it.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let model = load_models(args)?.pop().context("no model is given")?;
+    Ok(model::alone::serve(model)?)
 }
 
 fn prepare_state_dir(dir: &Path) -> anyhow::Result<std::path::PathBuf> {

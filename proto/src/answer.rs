@@ -52,6 +52,20 @@ pub enum Refusal {
     Stopping,
 }
 
+impl Refusal {
+    /// For people.
+    #[must_use]
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::Full => "it is full, and the case is worth less than all it holds",
+            Self::Disk => "the disk is at its reserve, or refuses writes",
+            Self::TooLarge => "the payload is larger than it takes",
+            Self::Overloaded => "more cases arrive than can be written",
+            Self::Stopping => "the agent is stopping",
+        }
+    }
+}
+
 /// What became of a deferred sample's case by the time the answer was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

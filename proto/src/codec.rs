@@ -62,10 +62,52 @@ pub fn to_json<T: Serialize>(document: &T) -> Vec<u8> {
     serde_json::to_vec(document).expect("documents serialise")
 }
 
+/// A document as a JSON value with its numbers as they are typed: 0.7, not what the nearest `f32` is.
+///
+/// # Panics
+/// As [`to_json`].
+#[must_use]
+pub fn to_value<T: Serialize>(document: &T) -> serde_json::Value {
+    serde_json::from_slice(&to_json(document)).unwrap_or_default()
+}
+
 /// Reads one JSON document of at most `bytes_max` bytes.
 pub fn from_json<T: DeserializeOwned>(bytes: &[u8], bytes_max: usize) -> Result<T, DecodeError> {
     check_size(bytes, bytes_max)?;
-    serde_json::from_slice(bytes).map_err(|error| DecodeError::Malformed(error.to_string()))
+    serde_json::from_slice(bytes).map_err(|error| DecodeError::Malformed(json_error_text(&error)))
+}
+
+fn json_error_text(error: &serde_json::Error) -> String {
+    use serde_json::error::Category;
+    match error.classify() {
+        Category::Io | Category::Eof => "it ends too early".to_string(),
+        Category::Syntax => format!("no JSON at line {}, column {}", error.line(), error.column()),
+        Category::Data => plain(&error.to_string()),
+    }
+}
+
+/// What a reader of documents says of a wrong value, in words of the document: `expected f32` is "expected a number".
+#[must_use]
+pub fn plain(error: &str) -> String {
+    let mut words = Vec::new();
+    let mut all = error.split(' ').peekable();
+    while let Some(word) = all.next() {
+        let bare = word.trim_end_matches([',', ';']);
+        let rest = &word[bare.len()..];
+        let said = match bare {
+            "f32" | "f64" => "a number",
+            "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number from 0",
+            "i8" | "i16" | "i32" | "i64" => "a whole number",
+            "struct" | "enum" | "variant" if all.peek().is_some() => {
+                // The name that follows is one of this program's.
+                all.next();
+                if bare == "struct" { "an object" } else { "one of the known words" }
+            }
+            other => other,
+        };
+        words.push(format!("{said}{rest}"));
+    }
+    words.join(" ")
 }
 
 pub(crate) fn check_size(bytes: &[u8], bytes_max: usize) -> Result<(), DecodeError> {
@@ -73,4 +115,28 @@ pub(crate) fn check_size(bytes: &[u8], bytes_max: usize) -> Result<(), DecodeErr
         return Err(DecodeError::TooLarge { bytes: bytes.len(), bytes_max });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::collections::BTreeMap;
+
+    #[test]
+    fn what_is_wrong_with_a_document_is_said_without_a_word_of_this_program() {
+        let said = |bytes: &[u8]| match from_json::<BTreeMap<String, f32>>(bytes, 1000) {
+            Err(error) => error.to_string(),
+            Ok(read) => panic!("{read:?}"),
+        };
+        for (bytes, part) in [
+            (&b"rubbish"[..], "no JSON at line 1, column 1"),
+            (b"{\"a\": ", "it ends too early"),
+            (b"{\"a\": \"90%\"}", "invalid type: string \"90%\", expected a number at line 1"),
+        ] {
+            let text = said(bytes);
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(plain("expected struct Reply, or u64"), "expected an object or a whole number from 0");
+        assert_eq!(to_value(&BTreeMap::from([("a", 0.9_f32)])).to_string(), "{\"a\":0.9}");
+    }
 }

@@ -344,6 +344,8 @@ impl Judgement {
         let Threshold { score_min, margin_min, entropy_max } = self.threshold;
         let (score, margin, entropy) = (best.score, self.margin, self.entropy);
         match reason {
+            // A score_min is at most 1.
+            None if score > 0.9994 => format!("score {score:.3} reached {score_min:.3}; no score_min asks the cloud"),
             None => format!(
                 "score {score:.3} reached {score_min:.3}; a score_min above {score:.3} would have asked the cloud"
             ),
@@ -352,7 +354,7 @@ impl Judgement {
                 format!("the margin {margin:.3} to the second class is below margin_min {margin_min:.3}")
             }
             Some(Reason::Entropy) => format!("entropy {entropy:.3} is above entropy_max {entropy_max:.3}"),
-            Some(other) => format!("sent for the reason {other:?}"),
+            Some(other) => format!("sent for the reason {}", other.name()),
         }
     }
 }

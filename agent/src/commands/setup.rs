@@ -21,7 +21,7 @@ const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 /// Whom the service runs as, where the package made that user.
 const SERVICE_USER: &str = "hedge";
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct SetupArgs {
     /// The pairing code `hedge-cloud quickstart` or `hedge-cloud ca claim` printed
     #[arg(long, value_name = "CODE")]
@@ -46,8 +46,22 @@ pub struct SetupArgs {
     force: bool,
 }
 
+impl SetupArgs {
+    /// The service that reads what is written starts in another folder than this command.
+    fn absolute(&self) -> anyhow::Result<Self> {
+        let absolute = |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
+        Ok(Self {
+            model: absolute(&self.model)?,
+            config_dir: absolute(&self.config_dir)?,
+            state_dir: absolute(&self.state_dir)?,
+            ..self.clone()
+        })
+    }
+}
+
 /// Enrols and writes; says what to do next.
 pub async fn run(arguments: &SetupArgs) -> anyhow::Result<ExitCode> {
+    let arguments = &arguments.absolute()?;
     let (file, folder) = (arguments.config_dir.join("agent.toml"), Folder::below(&arguments.state_dir));
     let mut document = read_document(&file)?;
     refuse_to_overwrite(arguments, &file, &document, &folder)?;
@@ -185,5 +199,44 @@ fn say_next(arguments: &SetupArgs, enrolled: &Enrolled, file: &Path, owned: bool
     #[expect(clippy::print_stdout, reason = "a command's result goes to standard output")]
     {
         print!("{text}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        setup: SetupArgs,
+    }
+
+    #[test]
+    fn what_is_written_names_no_path_that_depends_on_where_setup_was_run() {
+        let code = "host:8443/23456789ABCDEFGH/0123456789abcdef0123456789abcdef";
+        let line = ["setup", "--pair", code, "--camera", "--model", "models/m", "--state-dir", "state"];
+        let arguments = Line::try_parse_from(line).expect("valid").setup.absolute().expect("a folder");
+        let enrolled = Enrolled {
+            device: DeviceId::new("d").expect("valid"),
+            certificate: String::new(),
+            authorities: String::new(),
+            broker: "mqtts://broker:8883".to_owned(),
+        };
+        let mut document = DocumentMut::new();
+        describe(&arguments, &enrolled, &Folder::below(&arguments.state_dir), &mut document);
+        let here = std::env::current_dir().expect("a folder");
+        let broker = &document["broker"];
+        for (item, ending) in [
+            (&document["state_dir"], "state"),
+            (&document["model"].as_array_of_tables().expect("a table").get(0).expect("a model")["bundle"], "models/m"),
+            (&broker["ca_file"], ""),
+            (&broker["certificate_file"], ""),
+            (&broker["key_file"], ""),
+        ] {
+            let path = Path::new(item.as_str().expect("a path"));
+            assert!(path.starts_with(&here) && path.to_string_lossy().ends_with(ending), "{}", path.display());
+        }
     }
 }

@@ -59,7 +59,9 @@ impl Guard {
             tokio::spawn(async move {
                 let Ok((mut inside, address)) = guard.reach(broker, device.clone()).await else { return };
                 let ended = copy_bidirectional(&mut outside, &mut inside).await;
-                tracing::debug!(%device, ?ended, "a device's connection ended");
+                if let Err(error) = ended {
+                    tracing::debug!(%device, "a device's connection ended: {error}");
+                }
                 guard.devices.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
             });
         }

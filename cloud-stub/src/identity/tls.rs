@@ -136,7 +136,7 @@ impl TlsListener {
                             drop(done.send((Bounded { stream, ends, _slot: slot }, from)).await);
                         }
                         Ok(Err(error)) => tracing::info!(%from, "no TLS connection: {error}"),
-                        Err(_) => tracing::info!(%from, "no TLS connection within {HANDSHAKE_MAX:?}"),
+                        Err(_) => tracing::info!(%from, "no TLS connection within {} s", HANDSHAKE_MAX.as_secs()),
                     }
                 });
             }

@@ -181,18 +181,24 @@ export function makeEditor(root, schema, publish) {
   const confirm = make("select", "", option("auto", "the device"), option("operator", "an operator"));
   confirm.id = "confirm";
   confirm.title = "Settings that could cut the link are kept once this one confirms them";
+  const onto = make("select", "", option("", "ask"), option("in_force", "what is in force"), option("wanted", "what is wanted"));
+  onto.id = "onto";
+  onto.title = "The device has not taken yet what is wanted of it: the change drops that, or includes it";
   const publishing = make("button", "main", "Publish");
   publishing.type = "button";
   const discard = make("button", "", "Discard");
   discard.type = "button";
   const labelled = (text, input) => { const label = make("label", "", text); label.htmlFor = input.id; return make("span", "pair", label, input); };
-  const bar = make("div", "bar", said, review, make("div", "row", labelled("Your name", by), labelled("A trial is confirmed by", confirm), make("span", "gap"), discard, publishing));
+  const building = labelled("Builds on", onto);
+  const note = make("p", "hint");
+  const bar = make("div", "bar", note, said, review, make("div", "row", labelled("Your name", by), labelled("A trial is confirmed by", confirm), building, make("span", "gap"), discard, publishing));
   const box = make("div", "tabs", ...tabs);
   box.setAttribute("role", "group");
   box.setAttribute("aria-label", "how to edit");
   root.append(box, form, writing, bar);
 
-  const wantedNow = () => (page.desired && page.desired.settings) || {};
+  // What an edit builds on: what is in force, never what was refused or failed.
+  const wantedNow = () => page.base || (page.desired && page.desired.settings) || {};
   const inForceNow = () => (page.reported && page.reported.settings) || {};
   const isDocument = () => !writing.hidden;
   const documentText = () => JSON.stringify(wantedNow(), null, 2);
@@ -288,6 +294,8 @@ export function makeEditor(root, schema, publish) {
       if (document.activeElement !== field.input) field.set(drafts.has(name) ? drafts.get(name) : wanted);
       field.mark(drafts.has(name));
     }
+    note.textContent = page.base_note || "";
+    building.hidden = !page.pending;
     drawCounts();
     drawBar();
   }
@@ -382,6 +390,7 @@ export function makeEditor(root, schema, publish) {
       }
       request.based_on = documentOf;
     } else {
+      if (page.pending && onto.value) request.onto = onto.value;
       request.edits = Object.fromEntries([...drafts].map(([name, value]) => [name, value === undefined ? null : value]));
     }
     localStorage.setItem("who", by.value.trim());

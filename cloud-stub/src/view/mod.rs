@@ -36,6 +36,7 @@ use tokio::sync::watch;
 
 use crate::link::LinkNow;
 use crate::model::Seconds;
+use crate::presence::Heard;
 use crate::store::{Reader, StoreError};
 use crate::wall_ms;
 
@@ -57,6 +58,7 @@ pub struct Shown {
     /// Tasks that have a model here.
     pub tasks: Vec<String>,
     pub link: watch::Receiver<LinkNow>,
+    pub heard: Heard,
     pub model_seconds: Seconds,
 }
 
@@ -230,7 +232,7 @@ fn file(content_type: &'static str, text: &'static str) -> Response {
 async fn devices(State(view): State<View>) -> Result<Json<Vec<DeviceView>>, ApiError> {
     let rows = view.records.read(Reader::devices).await?;
     let now_ms = wall_ms();
-    Ok(Json(rows.into_iter().map(|row| DeviceView::new(row, now_ms)).collect()))
+    Ok(Json(rows.into_iter().map(|row| DeviceView::new(row, &view.shown, now_ms)).collect()))
 }
 
 #[derive(Deserialize)]
@@ -282,7 +284,7 @@ async fn figures(State(view): State<View>) -> Result<Json<FiguresView>, ApiError
 
 async fn healthz(State(view): State<View>) -> (StatusCode, String) {
     match &*view.shown.link.borrow() {
-        LinkNow::Connected => (StatusCode::OK, "ok\n".to_owned()),
+        LinkNow::Connected { .. } => (StatusCode::OK, "ok\n".to_owned()),
         LinkNow::Connecting => (StatusCode::SERVICE_UNAVAILABLE, "connecting to the broker\n".to_owned()),
         LinkNow::Broken(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("no broker: {reason}\n")),
     }

@@ -66,7 +66,8 @@ impl Mosquitto {
         let dir = TempDir::new().unwrap();
         let config = dir.path().join("mosquitto.conf");
         let text = format!(
-            "listener {} {}\nallow_anonymous true\npersistence false\nmax_inflight_messages 200\n",
+            "listener {} {}\nallow_anonymous true\npersistence false\n\
+             max_inflight_messages 200\nmax_queued_messages 100000\n",
             addr.port(),
             addr.ip()
         );
@@ -143,6 +144,15 @@ impl Cloud {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn ends(mut self) {
+        let until = Instant::now() + PATIENCE;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < until, "it does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// SIGTERM; returns the exit code.
@@ -251,9 +261,11 @@ impl Device {
             while let Ok(event) = events.poll().await {
                 let Event::Incoming(Packet::Publish(publish)) = event else { continue };
                 if publish.topic == down {
-                    verdict.send(from_cbor(&publish.payload, 1 << 20).unwrap()).await.unwrap();
-                } else {
-                    cloud.send(from_json(&publish.payload, 1 << 16).unwrap()).await.unwrap();
+                    // Who no longer listens has seen enough.
+                    drop(verdict.send(from_cbor(&publish.payload, 1 << 20).unwrap()).await);
+                } else if !publish.payload.is_empty() {
+                    // One that was emptied has said before that it goes.
+                    drop(cloud.send(from_json(&publish.payload, 1 << 16).unwrap()).await);
                 }
             }
         });
@@ -266,6 +278,18 @@ impl Device {
             if status.state == state {
                 return status;
             }
+        }
+    }
+
+    /// What clouds say before one says what `last` knows.
+    pub async fn clouds_before(&mut self, last: impl Fn(&CloudStatus) -> bool) -> Vec<CloudStatus> {
+        let mut said = Vec::new();
+        loop {
+            let status = timeout(PATIENCE, self.clouds.recv()).await.expect("a cloud's status").expect("a broker");
+            if last(&status) {
+                return said;
+            }
+            said.push(status);
         }
     }
 

@@ -139,7 +139,8 @@ async fn answer<I: Intake>(api: Arc<Api<I>>, sample: NewSample, _room: Received)
     let source = api.source(Some(sample.source.as_str()))?;
     if !source.takes_now() {
         api.intake.count_skipped(&source.name, 1);
-        let text = format!("source `{}` takes one sample per {:?}", source.name, source.interval.unwrap_or_default());
+        let every_ms = source.interval.unwrap_or_default().as_millis();
+        let text = format!("source `{}` takes one sample in {every_ms} ms", source.name);
         return Err(HttpError::later(StatusCode::TOO_MANY_REQUESTS, text));
     }
     Ok(api.intake.answer(sample).await?)

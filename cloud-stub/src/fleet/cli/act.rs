@@ -64,13 +64,14 @@ async fn change(common: &Common, target: &Target, change: &Change, args: &Change
         _ => chosen(&operator, target)?,
     };
     let who = args.by.who();
-    let drafts = devices.iter().map(|(name, device)| match draft(device, change, args.confirm.into(), &who) {
-        Ok(draft) => Ok(Errand::settings(name.clone(), draft)),
-        Err(errors) => {
-            let report = Report::new(name, Ending::Refused).because("nothing was sent");
-            Err(Box::new(Report { errors, ..report }))
-        }
-    });
+    let drafts =
+        devices.iter().map(|(name, device)| match draft(device, change, args.onto, args.confirm.into(), &who) {
+            Ok(draft) => Ok(Errand::settings(name.clone(), draft)),
+            Err(errors) => {
+                let report = Report::new(name, Ending::Refused).because("nothing was sent");
+                Err(Box::new(Report { errors, ..report }))
+            }
+        });
     let drafts: Vec<_> = drafts.collect();
     do_all(common, &mut operator, &devices, drafts).await
 }

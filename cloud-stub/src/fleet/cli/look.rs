@@ -1,7 +1,7 @@
 //! `list`, `status`, `get` and `diff`: what the broker keeps, and for `status` what the device answers.
 
 use anyhow::{Context, bail};
-use hedge_proto::{CommandMessage, DeviceId, LastDesired, ModelRef, Name};
+use hedge_proto::{CommandMessage, DeviceId, LastDesired, ModelRef, Name, to_value};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use super::{Target, chosen, connect, say, say_json, target, text};
 use crate::fleet::board::Device;
 use crate::fleet::carry_out::{Patience, carry_out};
 use crate::fleet::change::path;
-use crate::fleet::differ::{as_typed, differences, field};
+use crate::fleet::differ::{differences, field};
 use crate::fleet::errand::{Errand, Report};
 use crate::fleet::operator::{ACTING, LOOKING};
 use crate::fleet::random_id;
@@ -125,7 +125,7 @@ pub(super) async fn get(ask: &Look) -> anyhow::Result<bool> {
             eprintln!("{name}: it has not reported its settings");
             continue;
         };
-        let settings = as_typed(&reported.settings);
+        let settings = to_value(&reported.settings);
         let value = match &key {
             None => settings,
             Some((key, path)) => match field(&settings, path) {
@@ -139,7 +139,7 @@ pub(super) async fn get(ask: &Look) -> anyhow::Result<bool> {
         };
         if ask.common.json {
             let key = key.as_ref().map(|(key, _)| *key);
-            let overlay = as_typed(&reported.overlay);
+            let overlay = to_value(&reported.overlay);
             let path = key.map(path).transpose().map_err(anyhow::Error::msg)?.unwrap_or_default();
             let from = if field(&overlay, &path).is_some() { "desired" } else { "local" };
             let from = key.map(|_| from);
