@@ -15,7 +15,9 @@ use hedge_inference::Runtime;
 use self::report::Report;
 use crate::arguments::ConfigArgument;
 use crate::commands::running;
-use crate::daemon::config::{Config, Starting};
+use crate::control::settings;
+use crate::daemon::config::{Config, ConfigFile, NoSetting, Starting};
+use crate::state::StateFile;
 
 /// What `check` takes.
 #[derive(clap::Args)]
@@ -47,16 +49,26 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 /// Everything that was found, and whether the configuration file could be read at all.
 pub(super) async fn look(args: &CheckArgs) -> (Report, bool) {
     let starting = Starting::load(&args.config.config, &std::env::vars().collect::<Vec<_>>());
-    let config = &starting.file.config;
     let mut report = Report::default();
     let readable = starting.fault.is_none();
     match &starting.fault {
-        None => report.ok("configuration", host::summary(config)),
+        None => report.ok("configuration", host::summary(&starting.file.config)),
         Some(fault) => {
             let advice = format!("put {} right; what follows is checked without it", args.config.config.display());
             report.failed("configuration", fault, advice);
         }
     }
+    for NoSetting { variable, reason, is_misspelt } in &starting.file.not_settings {
+        let (name, advice) =
+            (format!("environment, {variable}"), "correct its name, or take it out of the environment");
+        match is_misspelt {
+            true => report.failed(name, reason, advice),
+            false => {
+                report.warning(name, reason, "it is passed over; nothing has to be done if it is another program's")
+            }
+        }
+    }
+    let config = &in_force(&mut report, &starting.file);
     let agent = running(config).await;
     let status = host::agent(&mut report, agent.as_ref()).await;
     host::clock(&mut report).await;
@@ -69,6 +81,24 @@ pub(super) async fn look(args: &CheckArgs) -> (Report, bool) {
         broker::check(&mut report, config, status.as_ref()).await;
     }
     (report, readable)
+}
+
+/// The file with the settings from afar that the device keeps, as the next start, or the running agent, has them.
+fn in_force(report: &mut Report, file: &ConfigFile) -> Config {
+    let state = StateFile::in_memory(&file.config.state_dir, "it is only looked at");
+    match settings::in_force(file, &state.state().settings.book) {
+        Ok((0, config)) => config,
+        Ok((version, config)) => {
+            report.ok("settings", format!("version {version} from afar is in force over the file"));
+            config
+        }
+        Err(errors) => {
+            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            let advice = "set them again, or end them with `hedge-agent settings reset`; the file alone is in force";
+            report.warning("settings", format!("those from afar do not fit the file: {}", errors.join("; ")), advice);
+            file.config.clone()
+        }
+    }
 }
 
 fn models(report: &mut Report, config: &Config) {
