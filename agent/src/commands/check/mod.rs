@@ -112,3 +112,25 @@ fn models(report: &mut Report, config: &Config) {
         Err(error) => report.failed("ONNX Runtime", error, "install the package `hedge-onnxruntime`, or do as it says"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hedge_core::control::settings::Overlay;
+    use hedge_proto::Settings;
+
+    use super::*;
+
+    #[test]
+    fn check_goes_by_the_settings_from_afar_that_the_device_keeps() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let text = format!("state_dir = {:?}\n[[model]]\nname = \"m\"\nbundle = \"/b\"\n", dir.path());
+        let file = ConfigFile::parse(&text, "agent.toml", std::iter::empty()).expect("valid");
+        let score_min = || in_force(&mut Report::default(), &file).models[0].threshold.score_min();
+        assert_eq!(score_min(), None);
+        let settings = serde_json::json!({"model": {"m": {"threshold": {"score_min": 0.9}}}});
+        let overlay = Overlay { version: 3, settings: Settings::read(settings).expect("valid") };
+        let (mut state, _) = StateFile::open(dir.path()).expect("opened");
+        state.commit(|state| state.settings.book.accept(overlay)).expect("written");
+        assert_eq!(score_min(), Some(0.9));
+    }
+}
