@@ -74,7 +74,7 @@ impl CarriesOut for Effects {
 }
 
 impl Effects {
-    /// The last decisions, newest first.
+    /// The last decisions, newest first, and what answers must reach now.
     fn explain(&self, last: usize) -> Value {
         let decisions = self.pipeline.answers.recent(last).into_iter().map(|remembered| {
             let Answer { id, reference, source, model, result, decision, case, captured, .. } = &*remembered.local;
@@ -86,7 +86,8 @@ impl Effects {
                 "decision": to_value(decision), "case": case, "captured": captured, "correction": correction,
             })
         });
-        json!({"decisions": decisions.collect::<Vec<_>>()})
+        let decisions: Vec<Value> = decisions.collect();
+        json!({"decisions": decisions, "models": to_value(&self.pipeline.status().model_figures)})
     }
 
     async fn requeue(&self, args: RequeueArgs) -> Result<Value, String> {
