@@ -326,21 +326,31 @@ impl<I: Taker> Source<I> {
     }
 }
 
-/// What curl says of `--data-binary` when it is told nothing.
-const CURL_DEFAULT: &str = "application/x-www-form-urlencoded";
+/// Media types that say nothing of the bytes. The form is what curl says of `--data-binary` when it is told nothing.
+const NOT_SAID: [&str; 7] = [
+    "",
+    "*/*",
+    "image/*",
+    "application/*",
+    "application/octet-stream",
+    "binary/octet-stream",
+    "application/x-www-form-urlencoded",
+];
 
 /// Reads what kind of sample these bytes are, from what the sender says or else from how they begin.
 fn content_type(stated: Option<&str>, bytes: &[u8]) -> Result<ContentType, SampleError> {
-    match stated.map(str::trim) {
-        None | Some("" | "application/octet-stream" | CURL_DEFAULT) => ContentType::sniff(bytes)
-            .ok_or_else(|| SampleError::Unusable("this is neither a JPEG nor a PNG picture".to_owned())),
-        Some(stated) => ContentType::parse(stated).ok_or_else(|| {
-            let stated: String = stated.chars().take(100).collect();
-            SampleError::Unusable(format!(
-                "`{stated}` is not read; send image/jpeg, image/png or application/vnd.hedge.tensor; dtype=f32; shape=…"
-            ))
-        }),
+    let stated = stated.unwrap_or_default().trim();
+    let media = stated.split(';').next().unwrap_or_default().trim_end();
+    if NOT_SAID.iter().any(|other| media.eq_ignore_ascii_case(other)) {
+        return ContentType::sniff(bytes)
+            .ok_or_else(|| SampleError::Unusable("this is neither a JPEG nor a PNG picture".to_owned()));
     }
+    ContentType::parse(stated).ok_or_else(|| {
+        let stated: String = stated.chars().take(100).collect();
+        SampleError::Unusable(format!(
+            "`{stated}` is not read; send image/jpeg, image/png or application/vnd.hedge.tensor; dtype=f32; shape=…"
+        ))
+    })
 }
 
 /// A picture whose kind is read from its first bytes.
@@ -369,5 +379,36 @@ pub(crate) fn passes(error: &SampleError) -> bool {
         | SampleError::Unusable(_)
         | SampleError::TooLarge { .. }
         | SampleError::MetadataTooLarge { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_media_type_that_says_nothing_is_read_by_the_first_bytes_however_it_is_written() {
+        let png = b"\x89PNG\r\n\x1a\n";
+        for stated in [
+            None,
+            Some(""),
+            Some(" "),
+            Some("; charset=binary"),
+            Some("application/octet-stream"),
+            Some("application/octet-stream; charset=binary"),
+            Some("Application/Octet-Stream ;charset=binary"),
+            Some("binary/octet-stream"),
+            Some("image/*"),
+            Some("*/*;q=0.8"),
+            Some("application/x-www-form-urlencoded; charset=UTF-8"),
+        ] {
+            assert_eq!(content_type(stated, png), Ok(ContentType::Png), "{stated:?}");
+            assert!(content_type(stated, b"text").is_err(), "{stated:?}");
+        }
+        for stated in ["image/png; charset=binary", "IMAGE/PNG", "image/x-png"] {
+            assert_eq!(content_type(Some(stated), png), Ok(ContentType::Png), "{stated}");
+        }
+        let error = content_type(Some("text/plain; charset=utf-8"), png).expect_err("refused").to_string();
+        assert!(error.starts_with("`text/plain; charset=utf-8` is not read; send image/jpeg"), "{error}");
     }
 }

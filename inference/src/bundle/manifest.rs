@@ -89,6 +89,8 @@ pub struct PictureInput {
     pub color: Color,
     pub resize: Resize,
     pub fit: Fit,
+    /// The share of both sides that the model sees of what `fit` leaves: its middle. 1 is all.
+    pub crop: f64,
     /// One number per channel.
     pub mean: Vec<f32>,
     pub std: Vec<f32>,
@@ -155,8 +157,14 @@ struct PictureFields {
     resize: Resize,
     #[serde(default)]
     fit: Fit,
+    #[serde(default = "whole")]
+    crop: f64,
     mean: PerChannel,
     std: PerChannel,
+}
+
+fn whole() -> f64 {
+    1.0
 }
 
 #[derive(Deserialize)]
@@ -218,7 +226,7 @@ impl Input {
 
 impl PictureInput {
     fn new(fields: PictureFields, shape: &[usize]) -> Result<Self, String> {
-        let PictureFields { layout, color, resize, fit, mean, std } = fields;
+        let PictureFields { layout, color, resize, fit, crop, mean, std } = fields;
         let (channels, height, width) = match (layout, shape) {
             (Layout::Nchw, &[_, channels, height, width]) | (Layout::Nhwc, &[_, height, width, channels]) => {
                 (channels, height, width)
@@ -236,9 +244,14 @@ impl PictureInput {
         if std.contains(&0.0) {
             return Err("`std` is divided by and must not be 0".into());
         }
+        if !(crop > 0.0 && crop <= 1.0) {
+            return Err(format!(
+                "`crop` = {crop} is not a share of the picture: above 0 and at most 1; 0.875 is \"resize to 256, crop 224\""
+            ));
+        }
         // Within TENSOR_VALUES_MAX, so neither can exceed u32.
         let side = |pixels: usize| u32::try_from(pixels).map_err(|error| error.to_string());
-        Ok(Self { width: side(width)?, height: side(height)?, layout, color, resize, fit, mean, std })
+        Ok(Self { width: side(width)?, height: side(height)?, layout, color, resize, fit, crop, mean, std })
     }
 }
 

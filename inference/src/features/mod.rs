@@ -4,6 +4,7 @@
 //! not the agent. Whether a sample is small enough to be read at all is up to whoever receives it.
 
 mod content;
+mod exif;
 mod jpeg;
 mod picture;
 mod png;
