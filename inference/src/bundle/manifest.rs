@@ -214,6 +214,11 @@ impl Input {
     ) -> Result<Tensor, FeatureError> {
         features::tensor(self, content_type, bytes, region, &mut StageTimes::default())
     }
+
+    /// The input tensors of a file: one of a picture, one or more of numbers.
+    pub fn samples(&self, bytes: &[u8]) -> Result<Vec<Tensor>, FeatureError> {
+        features::samples(self, bytes)
+    }
 }
 
 impl PictureInput {
@@ -263,6 +268,7 @@ struct OutputFields {
 enum OutputWord {
     Logits,
     Probabilities,
+    Percent,
 }
 
 impl TryFrom<OutputFields> for Output {
@@ -274,7 +280,8 @@ impl TryFrom<OutputFields> for Output {
                 temperature: Temperature::new(temperature.unwrap_or(1.0)).map_err(|error| error.to_string())?,
             },
             (OutputWord::Probabilities, None) => OutputKind::Probabilities,
-            (OutputWord::Probabilities, Some(_)) => {
+            (OutputWord::Percent, None) => OutputKind::Percent,
+            (OutputWord::Probabilities | OutputWord::Percent, Some(_)) => {
                 return Err("`temperature` divides logits; remove it, or say kind = \"logits\"".into());
             }
         };

@@ -75,6 +75,7 @@ fn write_facts(bundle: &Bundle, out: &mut impl Write) -> anyhow::Result<()> {
             writeln!(out, "output     {}: logits, temperature {}", manifest.output.name, temperature.value())?;
         }
         OutputKind::Probabilities => writeln!(out, "output     {}: probabilities", manifest.output.name)?,
+        OutputKind::Percent => writeln!(out, "output     {}: percentages", manifest.output.name)?,
     }
     match bundle.threshold() {
         Some(threshold) => writeln!(out, "threshold  score_min {} is suggested", threshold.score_min())?,

@@ -43,13 +43,20 @@ impl TryFrom<Fields> for ThresholdConfig {
 }
 
 impl ThresholdConfig {
+    /// Only a `score_min`.
+    pub fn of(score_min: f32) -> Result<Self, InvalidSetting> {
+        let config = Self { score_min: Some(score_min), ..Self::default() };
+        config.over(None).map(|_| config)
+    }
+
     /// With a bundle's suggestion for what is not given; `None` if nobody says a `score_min`.
     #[must_use]
     pub fn resolve(&self, suggested: Option<Threshold>, labels: &[String]) -> Option<Thresholds> {
         let all = self.over(suggested).ok().flatten()?;
-        let class = |label: &String| labels.iter().position(|known| known == label);
-        let classes = self.classes.iter().filter_map(|(label, share)| Some((class(label)?, *share))).collect();
-        let weights = self.weights.iter().filter_map(|(label, weight)| Some((class(label)?, *weight))).collect();
+        // A name may stand for several classes: ImageNet has two cranes.
+        let named = labels.iter().enumerate();
+        let classes = named.clone().filter_map(|(class, label)| Some((class, *self.classes.get(label)?))).collect();
+        let weights = named.filter_map(|(class, label)| Some((class, *self.weights.get(label)?))).collect();
         Some(Thresholds { all, classes, weights, scale: ThresholdScale::ONE })
     }
 
@@ -106,6 +113,15 @@ mod tests {
         assert_eq!(thresholds.of(1).score_min(), 0.8);
         assert_eq!(thresholds.of(0).score_min(), 0.6);
         assert_eq!(given.resolve(None, &labels), None, "nobody says a score_min");
+    }
+
+    #[test]
+    fn what_is_said_of_a_name_holds_for_every_class_of_that_name() {
+        let labels = ["r", "crane", "crane"].map(str::to_owned);
+        let given = config("score_min = 0.5\nclasses = { crane = 0.9 }\nweights = { crane = 2 }").expect("valid");
+        let thresholds = given.resolve(None, &labels).expect("complete");
+        assert_eq!([0, 1, 2].map(|class| thresholds.of(class).score_min()), [0.5, 0.9, 0.9]);
+        assert_eq!(thresholds.weights.keys().copied().collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]
