@@ -109,7 +109,50 @@ pub enum Color {
     Gray,
 }
 
+impl Layout {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Nchw => "nchw",
+            Self::Nhwc => "nhwc",
+        }
+    }
+}
+
+impl Resize {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Bicubic => "bicubic",
+            Self::Bilinear => "bilinear",
+        }
+    }
+}
+
+impl Fit {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::CentreCrop => "centre_crop",
+            Self::Stretch => "stretch",
+        }
+    }
+}
+
 impl Color {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Rgb => "rgb",
+            Self::Bgr => "bgr",
+            Self::Gray => "gray",
+        }
+    }
+
     #[must_use]
     pub fn channels(self) -> usize {
         match self {
@@ -232,7 +275,9 @@ impl PictureInput {
         };
         if channels != color.channels() {
             return Err(format!(
-                "`shape` = {shape:?} as {layout:?} has {channels} channels, but `color` = {color:?} has {}",
+                "`shape` = {shape:?} as {} has {channels} channels, but `color` = \"{}\" has {}",
+                layout.word(),
+                color.word(),
                 color.channels()
             ));
         }
