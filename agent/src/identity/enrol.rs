@@ -73,9 +73,10 @@ pub(super) async fn renew(held: &Held<'_>) -> Result<Enrolled, EnrolError> {
         CertificateDer::from_pem_slice(held.certificate.as_bytes()).map_err(|error| unusable(error.to_string()))?;
     let own = Certificate::parse(&own).map_err(unusable)?;
     let mut roots = rustls::RootCertStore::empty();
-    let authorities = CertificateDer::pem_file_iter(held.authorities)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| EnrolError::Key(format!("{}: {error}", held.authorities.display())))?;
+    let at = |error: &dyn std::fmt::Display| EnrolError::Key(format!("{}: {error}", held.authorities.display()));
+    let pem = hedge_inference::read_pem(held.authorities).map_err(|error| at(&error))?;
+    let authorities =
+        CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().map_err(|error| at(&error))?;
     roots.add_parsable_certificates(authorities);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls =

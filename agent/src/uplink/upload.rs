@@ -132,7 +132,7 @@ impl Uploads {
         headers.insert(header::HOST, host.parse().map_err(axum::http::Error::from)?);
         if let Some(path) = &self.config.token_file {
             let token =
-                std::fs::read_to_string(path).map_err(|source| UploadError::Token { path: path.clone(), source })?;
+                hedge_inference::read_text(path).map_err(|source| UploadError::Token { path: path.clone(), source })?;
             let value = format!("Bearer {}", token.trim());
             headers.insert(header::AUTHORIZATION, value.parse().map_err(axum::http::Error::from)?);
         }

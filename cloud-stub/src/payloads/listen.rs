@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hedge_inference::read_pem;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -61,7 +62,7 @@ pub async fn start(setup: &PayloadsSetup, storage: Storage) -> Result<SocketAddr
     let token = match &setup.token_file {
         None => None,
         Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|error| file(path, error.to_string()))?;
+            let text = hedge_inference::read_text(path).map_err(|error| file(path, error.to_string()))?;
             let token = text.trim().to_owned();
             if token.is_empty() {
                 return Err(ListenError::NoToken(path.clone()));
@@ -81,14 +82,15 @@ pub async fn start(setup: &PayloadsSetup, storage: Storage) -> Result<SocketAddr
 
 fn acceptor(setup: &PayloadsSetup) -> Result<Option<TlsAcceptor>, ListenError> {
     let (Some(certificate), Some(key)) = (&setup.certificate, &setup.key) else { return Ok(None) };
-    let wrong = |path: &PathBuf, error: rustls_pki_types::pem::Error| ListenError::File {
+    let wrong = |path: &PathBuf, error: &dyn std::fmt::Display| ListenError::File {
         path: path.clone(),
         reason: error.to_string(),
     };
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| wrong(certificate, error))?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, error))?;
+    let pem = |path: &PathBuf| read_pem(path).map_err(|error| wrong(path, &error));
+    let chain = CertificateDer::pem_slice_iter(&pem(certificate)?)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| wrong(certificate, &error))?;
+    let key = PrivateKeyDer::from_pem_slice(&pem(key)?).map_err(|error| wrong(key, &error))?;
     let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
