@@ -8,8 +8,8 @@ use std::time::Duration;
 use hedge_core::policy::Policies;
 use hedge_inference::Tensor;
 use hedge_proto::{
-    Answer, Authority, Captured, CaseId, CaseKey, DeviceId, Epoch, Explanation, LinkState, ModelRef, Name, Outcome,
-    Telemetry, ThresholdMode,
+    Answer, Authority, Captured, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, Explanation, LinkState, ModelRef,
+    Name, Outcome, Telemetry, ThresholdMode,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -35,6 +35,8 @@ pub(super) struct Fake {
     pub(super) queue: Mutex<Option<Queue>>,
     /// Online until a test says otherwise.
     pub(super) link: watch::Sender<LinkView>,
+    /// Every case is a dead letter.
+    pub(super) dead: watch::Sender<bool>,
     /// Set: no answer is given before a permit is added here.
     gate: Option<tokio::sync::Semaphore>,
     changed: Notify,
@@ -52,13 +54,14 @@ impl Default for Fake {
             verdict: Mutex::new(Box::new(|_| Ok(()))),
             queue: Mutex::default(),
             link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).0,
+            dead: watch::channel(false).0,
             gate: None,
             changed: Notify::new(),
         }
     }
 }
 
-pub(super) fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::new(text).expect("a valid name")
 }
 
@@ -147,6 +150,12 @@ impl Fake {
 
 impl Taker for Fake {
     async fn answer(&self, sample: NewSample) -> Result<Arc<Answer>, SampleError> {
+        let content = sample.reference.as_ref().map(|_| Digest::of(&sample.bytes));
+        if let Some(reference) = &sample.reference
+            && let Some(remembered) = self.answers.known(&sample.source, reference, content)?
+        {
+            return Ok(remembered.latest().clone());
+        }
         let decided = self.verdict.lock().expect("not poisoned")(&sample);
         let (source, reference) = (sample.source.to_string(), sample.reference.clone());
         self.samples.lock().expect("not poisoned").push(sample);
@@ -156,7 +165,7 @@ impl Taker for Fake {
             gate.acquire().await.expect("open").forget();
         }
         let id = id(self.next.fetch_add(1, Ordering::Relaxed));
-        Ok(self.answers.give(answer(id, &source, reference, 0)))
+        Ok(self.answers.give_to(answer(id, &source, reference, 0), content))
     }
 
     fn set_source_state(&self, _: &Name, state: String) {
@@ -177,6 +186,18 @@ impl Taker for Fake {
 impl Intake for Fake {
     fn answers(&self) -> &Answers {
         &self.answers
+    }
+
+    fn as_it_stands(&self, answer: Arc<Answer>) -> Arc<Answer> {
+        let case = self.dead.borrow().then_some(CaseFate::Dead);
+        match case.filter(|_| answer.provisional) {
+            Some(_) => Arc::new(Answer { case, provisional: false, ..(*answer).clone() }),
+            None => answer,
+        }
+    }
+
+    async fn ended(&self, _: &Answer) {
+        drop(self.dead.subscribe().wait_for(|dead| *dead).await);
     }
 
     async fn lookup(&self, id: &CaseId) -> Lookup {
