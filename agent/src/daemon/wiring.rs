@@ -89,6 +89,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         news,
         sinks: Arc::default(),
     };
+    verdicts.recall(clock.now());
     let (desk, commands) = Desk::new();
     let reducer = Reducer::default();
     let uplink = config.broker.as_ref().map(|broker| {

@@ -5,18 +5,23 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use hedge_core::clock::Moment;
 use hedge_core::verdict::corrects;
 use hedge_proto::{
-    Answer, Authority, Case, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Outcome, Share, TaskResult, Verdict,
-    from_cbor, to_cbor,
+    Answer, Authority, Case, CaseFate, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Outcome, PayloadForm, Share,
+    TaskResult, Verdict, from_cbor, to_cbor,
 };
 use tokio::sync::{Notify, watch};
 
-use crate::answers::Answers;
+use crate::answers::{ANSWER_AGE_MAX, Answers, Remembered};
 use crate::control::InForce;
 use crate::figures::Figures;
 use crate::outbox::{Applied, Outbox, State};
 use crate::pipeline::LinkView;
+
+/// How many of the cases that were stored last are looked through for names at a start: a second's reading of a log
+/// on an SD card.
+const RECALLED_MAX: usize = 4096;
 
 /// Why a verdict is not durable. It must come again.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +82,36 @@ impl Verdicts {
         let verdict = stored.verdict.ok_or("it has no verdict")?;
         let case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
         let verdict: Verdict = from_cbor(&verdict, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
-        let score_min = self.settings.borrow().config.verdicts.score_min.unwrap_or(Share::ZERO);
-        Ok(correct(case, verdict, self.link.borrow().state, score_min))
+        Ok(correct(case, verdict, self.link.borrow().state, self.score_min()))
+    }
+
+    fn score_min(&self) -> Share {
+        self.settings.borrow().config.verdicts.score_min.unwrap_or(Share::ZERO)
+    }
+
+    /// Remembers the named samples among the cases that earlier runs stored last, so that a repeated `ref` is the same
+    /// sample across a restart, too. Blocks on the disk.
+    pub fn recall(&self, now: Moment) {
+        let link = self.link.borrow().state;
+        let not_before = Moment(now.0.saturating_sub(u64::try_from(ANSWER_AGE_MAX.as_millis()).unwrap_or(u64::MAX)));
+        let recent = self.outbox.recent(RECALLED_MAX, not_before).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the log is not looked through for names: a repeated `ref` may be a new sample");
+            Vec::new()
+        });
+        // The oldest first, as they came.
+        for recent in recent.into_iter().rev() {
+            let Ok(case) = from_cbor::<Case>(&recent.header, MESSAGE_BYTES_MAX) else { continue };
+            if case.reference.is_none() {
+                continue;
+            }
+            let verdict = recent.verdict.and_then(|verdict| from_cbor::<Verdict>(&verdict, MESSAGE_BYTES_MAX).ok());
+            self.answers.recall(Remembered {
+                // Of a poorer form the sum says nothing about the sample.
+                content: (case.form == PayloadForm::Whole).then_some(case.payload_sha256),
+                correction: verdict.map(|verdict| Arc::new(correct(case.clone(), verdict, link, self.score_min()))),
+                local: Arc::new(recalled(case, link)),
+            });
+        }
     }
 
     /// Forgets an answered case once every configured sink has it.
@@ -149,6 +182,29 @@ fn best_score(result: &TaskResult) -> Option<f32> {
     match result {
         TaskResult::Classify { scores, .. } => scores.first().map(|best| best.score),
         TaskResult::Detect { .. } | TaskResult::Regress { .. } => None,
+    }
+}
+
+/// What an earlier run answered, as far as its case says.
+fn recalled(case: Case, link: LinkState) -> Answer {
+    let mut decision = explanation(&case, Authority::Device);
+    "answered before the agent's last start".clone_into(&mut decision.because);
+    Answer {
+        result: local_result(&case),
+        decision,
+        id: case.id,
+        reference: case.reference,
+        source: case.source,
+        task: case.task,
+        revision: 0,
+        authority: Authority::Device,
+        model: case.model,
+        provisional: true,
+        changed: false,
+        case: Some(CaseFate::Stored),
+        link,
+        captured: case.captured,
+        metadata: case.metadata,
     }
 }
 

@@ -152,6 +152,8 @@ pub struct RuntimeConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConfig {
     pub listen: Vec<Listen>,
+    /// Host names that a proxy in front of a loopback address is reached by; it asks who is there.
+    pub names: Vec<String>,
     /// A sample larger than this is refused before it is read.
     pub body_bytes_max: u64,
 }
@@ -159,7 +161,7 @@ pub struct HttpConfig {
 impl Default for HttpConfig {
     fn default() -> Self {
         // 32 MiB holds a 24-megapixel JPEG at the highest quality.
-        Self { listen: Vec::new(), body_bytes_max: 32 * 1024 * 1024 }
+        Self { listen: Vec::new(), names: Vec::new(), body_bytes_max: 32 * 1024 * 1024 }
     }
 }
 
