@@ -36,7 +36,7 @@ pub struct Opinion {
     pub priority: f32,
 }
 
-/// Why a model without any threshold answers nothing.
+/// Said of a model that nobody gives a threshold, in its answers and its fault.
 pub const NO_THRESHOLD: &str =
     "no threshold: give the model one, or put one into the manifest with `hedge-agent bundle calibrate`";
 
@@ -116,10 +116,6 @@ pub struct Judge {
 /// A model that has answered before fails when it has answered none of so many samples in a row; one that never did,
 /// with the first.
 const FAILURES_MAX: u32 = 5;
-
-/// Said of a model that nobody gives a threshold, in its answers and its fault.
-pub const NO_THRESHOLD: &str =
-    "no threshold: give the model one, or put one into the manifest with `hedge-agent bundle calibrate`";
 
 /// How the model has answered.
 #[derive(Clone, Default)]

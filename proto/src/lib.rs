@@ -31,7 +31,7 @@ mod verdict;
 
 pub use answer::{Answer, CaseFate, Explanation, Outcome, Refusal};
 pub use case::{Captured, Case, CaseDecision, CaseMessage, Metadata, PayloadForm, ThresholdMode};
-pub use codec::{DecodeError, from_cbor, from_json, plain, to_cbor, to_json, to_value};
+pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json, to_value};
 pub use control::{
     COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, Confirm, Desired, ExplainArgs, LastDesired, LogLevelArgs,
     Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX, VersionArgs,
