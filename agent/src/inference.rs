@@ -36,10 +36,6 @@ pub struct Opinion {
     pub priority: f32,
 }
 
-/// Said of a model that nobody gives a threshold, in its answers and its fault.
-pub const NO_THRESHOLD: &str =
-    "no threshold: give the model one, or put one into the manifest with `hedge-agent bundle calibrate`";
-
 impl Opinion {
     /// What a model's output means under these thresholds. `hedge-agent infer` asks here, too.
     #[must_use]

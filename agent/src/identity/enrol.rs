@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hedge_proto::{
     DOCUMENT_BYTES_MAX, DeviceId, ENROL_PATH, EnrolRequest, Enrolled, NotEnrolled, PairingCode, RENEW_PATH,
-    RenewRequest, from_json, to_json,
+    RenewRequest, from_json, in_one_line, to_json,
 };
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls::pki_types::pem::PemObject;
@@ -124,7 +124,7 @@ fn key_error(error: rcgen::Error) -> EnrolError {
 
 async fn post(base: &str, path: &str, body: Vec<u8>, tls: rustls::ClientConfig) -> Result<Enrolled, EnrolError> {
     let url = format!("{}{path}", base.trim_end_matches('/'));
-    let unreachable = |error: &reqwest::Error| EnrolError::Unreachable { url: url.clone(), reason: causes(error) };
+    let unreachable = |error: &reqwest::Error| EnrolError::Unreachable { url: url.clone(), reason: in_one_line(error) };
     let client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .https_only(true)
@@ -148,15 +148,4 @@ async fn post(base: &str, path: &str, body: Vec<u8>, tls: rustls::ClientConfig) 
         return Err(EnrolError::Refused { url, reason });
     }
     from_json(&text, DOCUMENT_BYTES_MAX).map_err(|error| EnrolError::Unusable { url, reason: error.to_string() })
-}
-
-/// An error and its causes; the first alone says only that a request failed.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -53,7 +53,7 @@ pub(super) enum UploadError {
     Token { path: PathBuf, source: io::Error },
     #[error("the cloud's address for payloads is not reached: {0}")]
     Io(#[from] io::Error),
-    #[error("the connection for payloads broke: {0}")]
+    #[error("the connection for payloads broke: {}", hedge_proto::in_one_line(.0))]
     Http(#[from] hyper::Error),
     #[error("the request cannot be made: {0}")]
     Request(#[from] axum::http::Error),
