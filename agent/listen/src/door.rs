@@ -218,7 +218,7 @@ mod tests {
             here.lets_ask(&headers)
         };
         let host = (HOST, "127.0.0.1:8787");
-        assert_eq!(ask(&[host.clone()]), Ok(()), "what curl says");
+        assert_eq!(ask(std::slice::from_ref(&host)), Ok(()), "what curl says");
         assert_eq!(ask(&[(HOST, "edge.example")]), Ok(()), "a proxy that was named");
         assert_eq!(ask(&[host.clone(), (SITE, "same-origin"), (ORIGIN, "http://127.0.0.1:8787")]), Ok(()));
         assert_eq!(ask(&[host.clone(), (SITE, "none")]), Ok(()), "typed into a browser");

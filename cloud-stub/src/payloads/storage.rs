@@ -31,7 +31,7 @@ const PARTS_BYTES_MAX: u64 = 512 * 1024 * 1024;
 const PARTS_OF_ONE_BYTES_MAX: u64 = PAYLOAD_BYTES_MAX;
 
 /// A part counts for at least this much, so that their number is bounded, too.
-const PART_BYTES_MIN: u64 = 64 * 1024;
+const PART_BYTES_MIN: u64 = 1024 * 1024;
 
 /// A part that was gone on with in this time does not give way.
 const PART_REST_MIN: Duration = Duration::from_secs(60);
