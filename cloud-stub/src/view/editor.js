@@ -113,9 +113,11 @@ function makeField(path, schema, trial, changed) {
       field.dress();
     },
     // Shows what is in force beside the field, and where from.
-    compare(wanted, inForce) {
+    compare(wanted, inForce, suggested) {
+      const isSuggested = inForce === undefined && suggested !== undefined;
+      if (isSuggested) inForce = suggested;
       if (!choices) input.placeholder = inForce === undefined ? "" : show(inForce);
-      const origin = wanted !== undefined && same(wanted, inForce) ? "from afar" : wanted === undefined && inForce !== undefined ? "its own file" : "";
+      const origin = wanted !== undefined && same(wanted, inForce) ? "from afar" : isSuggested ? "the bundle suggests it" : wanted === undefined && inForce !== undefined ? "its own file" : "";
       const amount = /^bytes_/.test(path[path.length - 1]) && typeof inForce === "number" ? bytes(inForce) : "";
       now.replaceChildren(inForce === undefined ? make("i", "", "not set") : make("span", "", show(inForce)),
         make("small", "", [amount, origin].filter(Boolean).join(" · ")));
@@ -199,6 +201,9 @@ export function makeEditor(root, schema, publish) {
 
   // What an edit builds on: what is in force, never what was refused or failed.
   const wantedNow = () => page.base || (page.desired && page.desired.settings) || {};
+  // What a model's bundle suggests is in force where no setting says anything.
+  const suggestion = ([group, model, part, ...rest]) => (group === "model" && part === "threshold"
+    ? dig(((page.reported && page.reported.suggested) || {})[model], rest) : undefined);
   const inForceNow = () => (page.reported && page.reported.settings) || {};
   const isDocument = () => !writing.hidden;
   const documentText = () => JSON.stringify(wantedNow(), null, 2);
@@ -290,7 +295,7 @@ export function makeEditor(root, schema, publish) {
     }
     for (const [name, field] of fields) {
       const wanted = dig(wantedNow(), field.path);
-      field.compare(wanted, dig(inForceNow(), field.path));
+      field.compare(wanted, dig(inForceNow(), field.path), suggestion(field.path));
       if (document.activeElement !== field.input) field.set(drafts.has(name) ? drafts.get(name) : wanted);
       field.mark(drafts.has(name));
     }
