@@ -113,6 +113,10 @@ pub struct Judge {
 /// with the first.
 const FAILURES_MAX: u32 = 5;
 
+/// Said of a model that nobody gives a threshold, in its answers and its fault.
+pub const NO_THRESHOLD: &str =
+    "no threshold: give the model one, or put one into the manifest with `hedge-agent bundle calibrate`";
+
 /// How the model has answered.
 #[derive(Clone, Default)]
 struct Record(Arc<Mutex<Answering>>);
