@@ -111,7 +111,50 @@ pub enum Color {
     Gray,
 }
 
+impl Layout {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Nchw => "nchw",
+            Self::Nhwc => "nhwc",
+        }
+    }
+}
+
+impl Resize {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Bicubic => "bicubic",
+            Self::Bilinear => "bilinear",
+        }
+    }
+}
+
+impl Fit {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::CentreCrop => "centre_crop",
+            Self::Stretch => "stretch",
+        }
+    }
+}
+
 impl Color {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Rgb => "rgb",
+            Self::Bgr => "bgr",
+            Self::Gray => "gray",
+        }
+    }
+
     #[must_use]
     pub fn channels(self) -> usize {
         match self {
@@ -222,6 +265,11 @@ impl Input {
     ) -> Result<Tensor, FeatureError> {
         features::tensor(self, content_type, bytes, region, &mut StageTimes::default())
     }
+
+    /// The input tensors of a file: one of a picture, one or more of numbers.
+    pub fn samples(&self, bytes: &[u8]) -> Result<Vec<Tensor>, FeatureError> {
+        features::samples(self, bytes)
+    }
 }
 
 impl PictureInput {
@@ -235,7 +283,9 @@ impl PictureInput {
         };
         if channels != color.channels() {
             return Err(format!(
-                "`shape` = {shape:?} as {layout:?} has {channels} channels, but `color` = {color:?} has {}",
+                "`shape` = {shape:?} as {} has {channels} channels, but `color` = \"{}\" has {}",
+                layout.word(),
+                color.word(),
                 color.channels()
             ));
         }
@@ -276,6 +326,7 @@ struct OutputFields {
 enum OutputWord {
     Logits,
     Probabilities,
+    Percent,
 }
 
 impl TryFrom<OutputFields> for Output {
@@ -287,7 +338,8 @@ impl TryFrom<OutputFields> for Output {
                 temperature: Temperature::new(temperature.unwrap_or(1.0)).map_err(|error| error.to_string())?,
             },
             (OutputWord::Probabilities, None) => OutputKind::Probabilities,
-            (OutputWord::Probabilities, Some(_)) => {
+            (OutputWord::Percent, None) => OutputKind::Percent,
+            (OutputWord::Probabilities | OutputWord::Percent, Some(_)) => {
                 return Err("`temperature` divides logits; remove it, or say kind = \"logits\"".into());
             }
         };

@@ -5,7 +5,9 @@
 
 mod content;
 mod exif;
+mod file;
 mod jpeg;
+mod npy;
 mod picture;
 mod png;
 mod region;
@@ -17,6 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 pub use content::{ContentType, DIMENSIONS_MAX};
+pub(crate) use file::samples;
 pub use picture::Picture;
 pub use region::{InvalidRegion, Region};
 pub use tensor::Tensor;
@@ -53,6 +56,8 @@ pub enum FeatureError {
     WrongLength { bytes: usize, expected: usize },
     #[error("value {index} of the tensor is NaN or infinite")]
     NotFinite { index: usize },
+    #[error("{reason}")]
+    NoSample { reason: String },
     #[error("the source has a `region`, which a tensor cannot be cut to; send pictures, or remove the region")]
     RegionOfTensor,
 }
