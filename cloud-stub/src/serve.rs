@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hedge_inference::{Runtime, SessionOptions};
+use hedge_listen::{Bounds, CancellationToken, Door, Listener};
 use hedge_proto::Topics;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::args::{Models, Serve};
-use crate::identity::{self, Authority, Registry, Terms, TlsListener, fresh_certificate, server_config};
+use crate::identity::{self, Authority, Registry, Terms, fresh_certificate, server_config};
 use crate::intake::{self, Event, Intake, IntakeError, Outlets, Shut};
 use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
 use crate::model::{self, Answerer, Fixed, Onnx};
@@ -67,9 +67,8 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let models = load_models(&args.models)?;
     let path = prepare_state_dir(&args.state_dir)?;
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
-    let listener = TcpListener::bind(args.listen).await;
-    let listener = listener.with_context(|| format!("the dashboard cannot listen on {}", args.listen))?;
-    let dashboard = listener.local_addr()?;
+    let listener = Listener::tcp(args.listen).await.context("the dashboard")?;
+    let dashboard = listener.address().unwrap_or(args.listen);
     warn_about_exposure(dashboard);
 
     let writer = Writer::open(&path)?;
@@ -119,7 +118,8 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         model_seconds,
     };
     let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance);
-    let door = view::Door { listen: dashboard, names: args.page_name.clone(), look_only: args.look_only };
+    let naming = "to `hedge-cloud serve` with --page-name";
+    let door = Door { listen: dashboard, names: args.page_name.clone(), naming, look_only: args.look_only };
     let page = view::router(&path, shown, door, operating, commits_seen)?;
     let ends = Ends {
         events: events.clone(),
@@ -131,11 +131,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     };
     let link = tokio::spawn(link::run(dial, ends));
     tokio::spawn(tick(events.clone()));
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, page).await {
-            tracing::error!("the dashboard has stopped: {error}");
-        }
-    });
+    tokio::spawn(hedge_listen::serve(listener, PAGE_BOUNDS, None, page, CancellationToken::new()));
     say_ready(said.as_deref(), payloads_address, dashboard, more)?;
     Ok(Running { events, intake, link, stop })
 }
@@ -204,11 +200,13 @@ async fn brokers(args: &Serve, topics: &Topics) -> anyhow::Result<Brokers> {
     })
 }
 
-/// Enrolling takes two small messages; nobody needs a connection for longer.
-const ENROL_CONNECTION_MAX: Duration = Duration::from_secs(60);
+/// Some dozen people with a few pages each, and whoever reads the metrics. 64 of these may be pages that are served
+/// live.
+const PAGE_BOUNDS: Bounds = Bounds { what: "the dashboard", connections_max: 256, address_max: 128, files_each: 1 };
 
-/// A fleet that comes back at once waits its turn in the kernel's queue.
-const ENROL_CONNECTIONS_MAX: usize = 64;
+/// Enrolling takes two small messages. A fleet that comes back at once waits its turn in the kernel's queue, and one
+/// address leaves room for others.
+const ENROL_BOUNDS: Bounds = Bounds { what: "--enrol", connections_max: 64, address_max: 32, files_each: 2 };
 
 async fn start_enrolment(args: &Serve) -> anyhow::Result<()> {
     let (Some(addr), Some(device_broker)) = (args.enrol, &args.device_broker) else { return Ok(()) };
@@ -220,14 +218,10 @@ async fn start_enrolment(args: &Serve) -> anyhow::Result<()> {
         grace_days: args.grace_days,
     };
     let tls = server_config(fresh_certificate(authority, args.host.clone())?, None)?;
-    let listener = TcpListener::bind(addr).await.with_context(|| format!("--enrol cannot listen on {addr}"))?;
-    let listener = TlsListener::start(listener, tls, ENROL_CONNECTIONS_MAX, Some(ENROL_CONNECTION_MAX))?;
+    let listener = Listener::tcp(addr).await.context("--enrol")?;
     tracing::info!(%addr, "devices can enrol");
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, identity::router(terms)).await {
-            tracing::error!("the enrolment endpoint has stopped: {error}");
-        }
-    });
+    let routes = identity::router(terms);
+    tokio::spawn(hedge_listen::serve(listener, ENROL_BOUNDS, Some(tls), routes, CancellationToken::new()));
     Ok(())
 }
 

@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{FieldError, plain};
+use crate::FieldError;
+use crate::document::plain;
 
 /// Why a message could not be read. None of these is a reason to stop: count it, say it, go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

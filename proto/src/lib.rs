@@ -25,6 +25,7 @@ mod settings;
 mod share;
 mod status;
 mod task;
+mod text;
 mod topic;
 mod verdict;
 
@@ -55,6 +56,7 @@ pub use status::{
     ModelFigures, PrivacyFigures, QueueFigures, SampleFigures, SourceFigures, Telemetry, Throttling,
 };
 pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};
+pub use text::{NotText, in_one_line, text, without_mark};
 pub use topic::{Topic, Topics};
 pub use verdict::{Authority, DownMessage, Verdict};
 

@@ -8,15 +8,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
 use hedge_core::identity::{NamedBy, device_id};
+use hedge_inference::read_text;
 use hedge_proto::{DeviceId, Enrolled, PairingCode};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
-use super::read_file;
 use crate::daemon::config::Config;
 use crate::identity::{Folder, enrol, new_key, write_secret};
-
-/// A configuration file of more is a mistake.
-const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Whom the service runs as, where the package made that user.
 const SERVICE_USER: &str = "hedge";
@@ -93,7 +90,7 @@ fn read_document(file: &Path) -> anyhow::Result<DocumentMut> {
     if !file.exists() {
         return Ok(DocumentMut::new());
     }
-    let text = String::from_utf8(read_file(file, CONFIG_BYTES_MAX)?).context("the configuration is not UTF-8")?;
+    let text = read_text(file).with_context(|| format!("cannot read {}", file.display()))?;
     text.parse().with_context(|| format!("{} cannot be read; mend it or move it away", file.display()))
 }
 

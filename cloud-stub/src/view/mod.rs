@@ -5,14 +5,12 @@
 //! are, and never as anything a browser would run.
 
 mod device;
-mod door;
 mod live;
 mod metrics;
 mod operate;
 mod shape;
 
 pub use device::{DevicePage, HistoryView};
-pub use door::{Door, OPERATE_HEADER, Refused};
 pub use operate::Operating;
 pub use shape::{CaseView, DeviceView, FiguresView, VerdictView};
 
@@ -30,6 +28,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use hedge_listen::{Door, Refused};
 use hedge_proto::{CaseId, DeviceId, FieldError, Name, SETTINGS_SCHEMA};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -198,7 +197,7 @@ enum ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match &self {
-            Self::Refused(Refused::Name(_)) => StatusCode::MISDIRECTED_REQUEST,
+            Self::Refused(Refused::Name { .. }) => StatusCode::MISDIRECTED_REQUEST,
             Self::Refused(_) => StatusCode::FORBIDDEN,
             Self::NoCase(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
             Self::PayloadGone(_) => StatusCode::GONE,

@@ -117,7 +117,18 @@ impl Cloud {
     }
 
     pub fn start_with(broker: &Broker, state_dir: &Path, args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hedge-cloud"));
+        Self::started(Command::new(env!("CARGO_BIN_EXE_hedge-cloud")), broker, state_dir, args)
+    }
+
+    /// Starts it where it may open so many files and no more.
+    pub fn start_with_files(files: u32, broker: &Broker, state_dir: &Path) -> Self {
+        let mut command = Command::new("sh");
+        let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        command.args(["-c", &limited, env!("CARGO_BIN_EXE_hedge-cloud")]);
+        Self::started(command, broker, state_dir, &[])
+    }
+
+    fn started(mut command: Command, broker: &Broker, state_dir: &Path, args: &[&str]) -> Self {
         command.args(["serve", "--state-dir"]).arg(state_dir).args(args);
         if !args.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);

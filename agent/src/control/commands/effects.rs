@@ -77,8 +77,11 @@ impl Effects {
     /// The last decisions, newest first, and what answers must reach now.
     fn explain(&self, last: usize) -> Value {
         let decisions = self.pipeline.answers.recent(last).into_iter().map(|remembered| {
+            // What has become of the case, not what was true when the answer was given.
+            let local = self.pipeline.as_it_stands(remembered.local.clone());
             let Answer { id, reference, source, model, result, decision, case, captured, .. } = &*remembered.local;
             let correction = remembered.correction.as_ref();
+            let case = if correction.is_some() { json!("answered") } else { json!(local.case.or(*case)) };
             let correction =
                 correction.map(|answer| json!({"result": to_value(&answer.result), "revision": answer.revision}));
             json!({

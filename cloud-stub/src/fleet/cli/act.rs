@@ -38,12 +38,12 @@ pub(super) async fn apply(ask: &Apply) -> anyhow::Result<bool> {
 /// The settings in a file.
 fn overlay(file: &Path) -> anyhow::Result<Value> {
     let text = if file == Path::new("-") {
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         let limit = DOCUMENT_BYTES_MAX as u64 + 1;
-        std::io::stdin().take(limit).read_to_string(&mut text).context("standard input")?;
-        text
+        std::io::stdin().take(limit).read_to_end(&mut bytes).context("standard input")?;
+        hedge_proto::text(bytes).context("standard input")?
     } else {
-        std::fs::read_to_string(file).with_context(|| file.display().to_string())?
+        hedge_inference::read_text(file).with_context(|| file.display().to_string())?
     };
     let read = match file.extension().and_then(|ending| ending.to_str()) {
         Some("toml") => toml::from_str(&text).map_err(anyhow::Error::from),
