@@ -133,11 +133,15 @@ async fn greet(
             Some(Accepted { socket: Box::new(stream), from, certificates, place })
         }
         Ok(Err(error)) => {
-            tracing::info!(?from, "{what}: no TLS connection: {error}");
+            tracing::info!(from = from.map(tracing::field::display), "{what}: no TLS connection: {error}");
             None
         }
         Err(_) => {
-            tracing::info!(?from, "{what}: no TLS connection within {} s", GREETING_WAIT_MAX.as_secs());
+            tracing::info!(
+                from = from.map(tracing::field::display),
+                "{what}: no TLS connection within {} s",
+                GREETING_WAIT_MAX.as_secs()
+            );
             None
         }
     }

@@ -49,11 +49,11 @@ impl Guard {
     pub(super) async fn carry(self, mut accepted: Accepted, broker: SocketAddr, registry: Registry) {
         let from = accepted.from;
         let Some(device) = accepted.certificates.first().and_then(|own| common_name(own)) else {
-            tracing::warn!(?from, "refused: the certificate names no device");
+            tracing::warn!(from = from.map(tracing::field::display), "refused: the certificate names no device");
             return;
         };
         if matches!(registry.device(&device), Ok(Some(known)) if known.revoked) {
-            tracing::warn!(?from, %device, "refused: the device is revoked");
+            tracing::warn!(from = from.map(tracing::field::display), %device, "refused: the device is revoked");
             return;
         }
         let Ok((mut inside, address)) = self.reach(broker, device.clone()).await else { return };
