@@ -12,6 +12,7 @@ use hedge_inference::model::{Outline, Port, shape_in_words};
 use hedge_proto::Name;
 
 use super::init::{InitArgs, Preset};
+use super::preprocessing::{PictureLines, Preprocessing};
 
 /// What most picture models are trained on.
 const USUAL_SIDE: u16 = 224;
@@ -43,8 +44,8 @@ pub(super) struct Draft {
     task: Name,
     input: String,
     shape: Vec<usize>,
-    /// Layout, colour and preset, if the model takes pictures.
-    picture: Option<(&'static str, &'static str, Preset)>,
+    /// If the model takes pictures.
+    picture: Option<PictureLines>,
     output: String,
     pub(super) kind: OutputKind,
     /// What was decided although the file says nothing of it.
@@ -69,18 +70,23 @@ impl Draft {
                 input.name, input.kind
             )
         })?;
-        let Guess { shape, picture, assumed } = guess(open_shape, args.size).with_context(|| {
+        let found = Preprocessing::beside(&args.model)?;
+        let open = open_shape.len() == 4 && open_shape[1..].contains(&-1);
+        let size = found.size.filter(|_| open).map(|(width, height)| Size { width, height });
+        let Guess { shape, picture, assumed } = guess(open_shape, args.size.or(size)).with_context(|| {
             format!("the input `{}` of {model} has the shape {}", input.name, shape_in_words(open_shape))
         })?;
-        let picture = picture.map(|(layout, color)| {
-            let usual = if color == "gray" { Preset::Unit } else { Preset::Imagenet };
-            (layout, color, args.preset.unwrap_or(usual))
-        });
-        if let Some((_, "gray", Preset::Imagenet)) = picture {
+        if let (Some((_, "gray")), Some(Preset::Imagenet)) = (picture, args.preset) {
             bail!("the preset imagenet has three channels, but {model} takes one; choose another --preset");
         }
+        let picture = picture
+            .map(|(layout, color)| PictureLines::new(layout, color, &found, (args.preset, args.crop)))
+            .transpose()?;
         let output = class_output(args, &outline.outputs, labels)?;
         let mut remarks = Vec::new();
+        if picture.is_some() && !found.from.is_empty() {
+            remarks.push(format!("pictures   as {} beside the model says", found.from.join(" and ")));
+        }
         if assumed {
             remarks.push(format!(
                 "size       {USUAL_SIDE}x{USUAL_SIDE} pixels are assumed, because the model leaves its size open; if it \
@@ -225,14 +231,8 @@ impl fmt::Display for Draft {
             "name = \"{name}\"\nversion = \"1\"\ntask = \"{task}\"\nkind = \"classify\"\nlabels = \"labels.txt\"\n"
         )?;
         writeln!(f, "[input]\nname = {}\nshape = {shape:?}\n", quoted(input))?;
-        if let Some((layout, color, preset)) = self.picture {
-            let (mean, std) = preset.numbers();
-            writeln!(f, "# value = (pixel - mean) / std, with pixels from 0 to 255")?;
-            writeln!(
-                f,
-                "[input.picture]\nlayout = \"{layout}\"\ncolor = \"{color}\"\nresize = \"bicubic\"\nfit = \"centre_crop\""
-            )?;
-            writeln!(f, "mean = {mean}\nstd = {std}\n")?;
+        if let Some(picture) = &self.picture {
+            write!(f, "{picture}")?;
         }
         writeln!(f, "[output]\nname = {}\nkind = \"{}\"", quoted(output), kind.word())
     }

@@ -31,6 +31,9 @@ pub struct InitArgs {
     /// How pixels become numbers [default: imagenet for colour, unit for gray]
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
+    /// The middle share of a picture that the model sees: 0.875 is "resize to 256, crop 224" [default: of the preset]
+    #[arg(long, value_name = "SHARE")]
+    pub crop: Option<f64>,
     /// The new folder [default: named like the model]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -79,6 +82,11 @@ impl Preset {
             Self::MinusOneOne => ("127.5", "127.5"),
             Self::Raw => ("0.0", "1.0"),
         }
+    }
+
+    /// The middle share of a picture that models trained so are usually tried on: resize to 256, crop 224.
+    pub(super) fn crop(self) -> f64 {
+        if self == Self::Imagenet { 0.875 } else { 1.0 }
     }
 }
 

@@ -6,6 +6,7 @@ mod draft;
 mod idx;
 mod init;
 mod inspect;
+mod preprocessing;
 pub(super) mod samples;
 mod trial;
 
