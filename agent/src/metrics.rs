@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use hedge_proto::{BoardFigures, BudgetFigures, LinkState, QueueFigures, SampleFigures, Telemetry};
+use hedge_proto::{BoardFigures, BudgetFigures, LinkState, QueueFigures, SampleFigures, SinkFigures, Telemetry};
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text::encode};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -32,6 +32,7 @@ pub fn text(now: &Telemetry, figures: &Figures) -> String {
     latencies(&mut page, figures);
     link(&mut page, now);
     queue(&mut page, &now.queue);
+    sinks(&mut page, now);
     models(&mut page, now);
     faults(&mut page, now);
     board(&mut page, &now.board);
@@ -114,6 +115,17 @@ fn queue(page: &mut Registry, now: &QueueFigures) {
     page.register("queue_in_memory", "1 while the queue's order cannot be written to the disk", in_memory);
 }
 
+fn sinks(page: &mut Registry, now: &Telemetry) {
+    let each = |value: &dyn Fn(&SinkFigures) -> u64| {
+        let counted =
+            |(sink, figures): (&String, &SinkFigures)| (label("sink", sink), ConstCounter::new(value(figures)));
+        Labelled(now.sinks.iter().map(counted).collect())
+    };
+    page.register("sink_delivered", "Answers and corrections a sink has confirmed", each(&|sink| sink.delivered));
+    page.register("sink_refused", "Deliveries a sink has refused; corrections are kept", each(&|sink| sink.refused));
+    page.register("sink_lost", "Local answers a sink did not get and never will", each(&|sink| sink.lost));
+}
+
 fn models(page: &mut Registry, now: &Telemetry) {
     let loaded =
         |(name, model): (&hedge_proto::Name, &Option<_>)| (label("model", name), gauge(u64::from(model.is_some())));
@@ -133,11 +145,12 @@ fn models(page: &mut Registry, now: &Telemetry) {
 fn faults(page: &mut Registry, now: &Telemetry) {
     let fixed = Part::FIXED.iter().map(ToString::to_string);
     let models = now.models.keys().map(|name| Part::Model(name.clone()).to_string());
+    let sinks = now.sinks.keys().map(|name| format!("sink.{name}"));
     let holds = |part: String| {
         let fault = gauge(u64::from(now.faults.contains_key(&part)));
         (label("part", part), fault)
     };
-    let faults = Labelled(fixed.chain(models).map(holds).collect());
+    let faults = Labelled(fixed.chain(models).chain(sinks).map(holds).collect());
     page.register("fault", "1 while something is wrong with this part of the device", faults);
 }
 

@@ -36,6 +36,7 @@ use crate::outbox::{NewCase, Outbox};
 use crate::privacy::{Reducer, SentPayload};
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
+use crate::verdict::Locals;
 use crate::{metrics, telemetry};
 
 /// Everything the path needs. One for the whole agent, behind an `Arc`.
@@ -48,6 +49,8 @@ pub struct Pipeline {
     pub judges: BTreeMap<Name, Judge>,
     pub outbox: Outbox,
     pub answers: Answers,
+    /// Local answers for the sinks that want them.
+    pub locals: Locals,
     pub snapshots: Snapshots,
     pub figures: Arc<Figures>,
     pub events: mpsc::Sender<Event>,
@@ -227,14 +230,8 @@ impl Pipeline {
         self.reducer.treat(whole, ceiling.treat(asked, PayloadForm::Whole)).await
     }
 
-    fn known(&self, input: &NewSample) -> Option<Arc<Answer>> {
-        let reference = input.reference.as_ref()?;
-        Some(self.answers.by_reference(&input.source, reference)?.latest().clone())
-    }
-}
-
-impl Taker for Pipeline {
-    async fn answer(&self, input: NewSample) -> Result<Arc<Answer>, SampleError> {
+    /// `waited_for`: the caller waits until the files of this machine have the answer.
+    async fn answer_one(&self, input: NewSample, waited_for: bool) -> Result<Arc<Answer>, SampleError> {
         if let Some(answer) = self.known(&input) {
             return Ok(answer);
         }
@@ -254,7 +251,25 @@ impl Taker for Pipeline {
         };
         self.figures.took(path, arrived.elapsed());
         let answer = self.answers.give(local_answer(judged, case, self.link.borrow().state));
+        self.locals.pass_on(&answer, waited_for);
         drop(storing);
+        Ok(answer)
+    }
+
+    fn known(&self, input: &NewSample) -> Option<Arc<Answer>> {
+        let reference = input.reference.as_ref()?;
+        Some(self.answers.by_reference(&input.source, reference)?.latest().clone())
+    }
+}
+
+impl Taker for Pipeline {
+    async fn answer(&self, input: NewSample) -> Result<Arc<Answer>, SampleError> {
+        self.answer_one(input, false).await
+    }
+
+    async fn answer_and_keep(&self, input: NewSample) -> Result<Arc<Answer>, SampleError> {
+        let answer = self.answer_one(input, true).await?;
+        self.locals.written().await;
         Ok(answer)
     }
 

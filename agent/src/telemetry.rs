@@ -26,6 +26,7 @@ pub fn of(pipeline: &Pipeline) -> Telemetry {
         samples: samples(pipeline),
         queue: queue(pipeline, link.in_flight as u64),
         sources: pipeline.figures.sources(),
+        sinks: pipeline.figures.sinks(),
         link_s: LinkState::ALL
             .into_iter()
             .map(|state| (state.name().to_owned(), link.time_in(state).as_secs()))

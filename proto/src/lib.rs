@@ -52,7 +52,7 @@ pub use settings::{
 pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use status::{
     BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, LatencyFigures, LinkState,
-    PrivacyFigures, QueueFigures, SampleFigures, Telemetry, Throttling,
+    PrivacyFigures, QueueFigures, SampleFigures, SinkFigures, Telemetry, Throttling,
 };
 pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};
 pub use topic::{Topic, Topics};

@@ -50,11 +50,11 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use hedge_core::clock::Moment;
 use hedge_proto::{CaseKey, Refusal};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::behind::Behind;
 use self::commit::{Committer, Request};
-use self::disk::{Disk, Folder, NoDisk};
+use self::disk::{Disk, Folder, NoDisk, Place};
 use self::log::reader::RecordError;
 use self::log::record::{Head, Kind, Record};
 use self::log::writer::{SEGMENT_BYTES, Writer};
@@ -66,7 +66,7 @@ use self::table::Table;
 
 pub use self::case::{
     Applied, Drops, Entry, Figures, Limits, NewCase, OpenError, OpenReport, Progress, ReadError, State, StoreError,
-    StoredCase,
+    StoredCase, Trouble,
 };
 pub use self::inspect::{Damage, Inspection};
 pub use self::log::record::HEADER_BYTES_MAX;
@@ -77,6 +77,8 @@ const REQUESTS_MAX: usize = 1024;
 const REQUEST_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// So many expired cases are ended under one sync: callers who store meanwhile wait little longer.
 const EXPIRED_AT_ONCE_MAX: usize = 256;
+/// A log without segments for so long was deleted by somebody.
+const EMPTIED_FOR: std::time::Duration = std::time::Duration::from_millis(100);
 /// A reader whose record was moved looks again this often.
 const READ_TRIES_MAX: usize = 4;
 
@@ -244,6 +246,7 @@ impl Outbox {
                 continue;
             }
             return Err(match error {
+                RecordError::Io(error) if self.inner.shared.disk.place() != Place::Here => ReadError::Io(error),
                 RecordError::Io(error) if error.kind() != io::ErrorKind::NotFound => ReadError::Io(error),
                 RecordError::Io(_) | RecordError::Damaged => ReadError::Damaged,
             });
@@ -326,6 +329,36 @@ impl Outbox {
     /// Writes the powered clock down.
     pub async fn clock(&self, now: Moment) -> Result<(), StoreError> {
         self.ask(Ask::Clock(now)).await.map(drop)
+    }
+
+    /// Why nothing can be stored now, as it changes.
+    #[must_use]
+    pub fn trouble(&self) -> watch::Receiver<Option<Trouble>> {
+        self.inner.shared.trouble.subscribe()
+    }
+
+    /// Looks whether the folder is still there, for an outbox that is not written to. Blocks on the disk.
+    pub fn look_for_folder(&self) {
+        match self.inner.shared.disk.place() {
+            Place::Here if self.is_emptied() => self.inner.shared.note(Some(Trouble::Gone)),
+            Place::Here => {}
+            Place::Elsewhere => self.inner.shared.note(Some(Trouble::Elsewhere)),
+            Place::Gone => self.inner.shared.note(Some(Trouble::Gone)),
+        }
+    }
+
+    /// Whether somebody has deleted all segments.
+    fn is_emptied(&self) -> bool {
+        let shared = &self.inner.shared;
+        let emptied = || {
+            let has_none = shared.disk.segments().is_ok_and(|segments| segments.is_empty());
+            has_none && shared.log_bytes.load(Ordering::Relaxed) > 0
+        };
+        // The log's thread tells of a segment that it removed a moment later.
+        emptied() && {
+            std::thread::sleep(EMPTIED_FOR);
+            emptied()
+        }
     }
 
     /// Reads the whole log and changes nothing. Blocks on the disk: not for async workers.

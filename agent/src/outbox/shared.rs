@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::case::Drops;
+use tokio::sync::watch;
+
+use super::case::{Drops, Trouble};
 use super::disk::Disk;
 use super::table::Table;
 
@@ -23,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) evicted: AtomicU64,
     pub(crate) expired: AtomicU64,
     pub(crate) undelivered: AtomicU64,
+    /// Why nothing can be stored now.
+    pub(crate) trouble: watch::Sender<Option<Trouble>>,
 }
 
 impl Shared {
@@ -40,12 +44,28 @@ impl Shared {
             evicted: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             undelivered: AtomicU64::new(0),
+            trouble: watch::Sender::new(None),
         }
     }
 
     /// A thread that panicked while it held the table left whole lines behind, so going on is right.
     pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what is wrong with the disk, or that nothing is.
+    pub(crate) fn note(&self, trouble: Option<Trouble>) {
+        let changed = self.trouble.send_if_modified(|now| {
+            // What is gone does not come back before a restart.
+            let changed = *now != trouble && *now != Some(Trouble::Gone);
+            if changed {
+                now.clone_from(&trouble);
+            }
+            changed
+        });
+        if changed && let Some(trouble) = &trouble {
+            tracing::warn!("nothing can be stored: {trouble}");
+        }
     }
 
     pub(crate) fn count_damaged(&self, records: u64) {

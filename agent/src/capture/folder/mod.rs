@@ -213,7 +213,8 @@ impl<I: Intake> Folder<I> {
     async fn answer(&mut self, name: OsString, look: Look, bytes: Bytes) {
         let reference = Some(self.reference(&name, &look));
         let answered = match picture(&self.source.name, reference, bytes) {
-            Ok(sample) => self.source.intake.answer(sample).await.map(drop),
+            // Its line is on disk before it is moved: nothing would answer it again.
+            Ok(sample) => self.source.intake.answer_and_keep(sample).await.map(drop),
             Err(error) => Err(error),
         };
         match answered {
