@@ -36,6 +36,8 @@ pub enum Part {
     Model(Name),
     /// A way out of the device, by its name in `[verdicts]`.
     Sink(&'static str),
+    /// A source that brings nothing, or nothing new.
+    Source(Name),
 }
 
 impl Part {
@@ -69,6 +71,7 @@ impl fmt::Display for Part {
             Self::LastRun => "last_run",
             Self::Model(name) => return write!(f, "model.{name}"),
             Self::Sink(name) => return write!(f, "sink.{name}"),
+            Self::Source(name) => return write!(f, "source.{name}"),
         })
     }
 }

@@ -3,11 +3,12 @@
 //! What a start could not use (configuration, identity, state folder) is looked at again and again; once it can be
 //! used the agent starts anew, in the same process. Everything else heals while it runs.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hedge_proto::LinkState;
+use hedge_proto::{LinkState, Name};
 use rustix::fs::StatVfsMountFlags;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,6 @@ use crate::control::audit::Audit;
 use crate::control::commands::journal_opens;
 use crate::faults::{Faults, Part};
 use crate::files::writable;
-use crate::inference::Judge;
 use crate::outbox::{Limits, OpenError, Outbox, Trouble};
 use crate::pipeline::Pipeline;
 use crate::state::StateFile;
@@ -51,7 +51,7 @@ pub(super) enum Cause {
 pub(super) struct Health {
     pub(super) causes: Vec<Cause>,
     pub(super) faults: Faults,
-    pub(super) judges: Vec<Judge>,
+    pub(super) pipeline: Arc<Pipeline>,
     pub(super) state_dir: PathBuf,
     pub(super) limits: Limits,
     pub(super) payloads: Option<PayloadsConfig>,
@@ -69,9 +69,12 @@ impl Health {
         // A file that is being written may be valid half-way: it must be the same twice.
         let mut seen: Option<String> = None;
         let mut trouble = self.outbox.trouble();
+        let mut settings = self.pipeline.settings.clone();
+        let mut sources = BTreeSet::new();
         loop {
-            trouble.mark_unchanged();
             self.look_at_the_state_folder().await;
+            // What the look itself found is no reason to look again at once.
+            trouble.mark_unchanged();
             self.faults.note(&Part::Clock, clock_fault());
             self.faults.note(&Part::Disk, disk_fault(&self.state_dir, &self.limits));
             self.faults.note(&Part::Payloads, self.payloads.as_ref().and_then(payloads_fault));
@@ -79,10 +82,12 @@ impl Health {
                 self.faults.clear(&Part::LastRun);
                 self.forget_crashes();
             }
-            for judge in &self.judges {
+            for judge in self.pipeline.judges.values() {
                 // It loads a model that is missing, if the time has come; a busy one is looked at again.
                 judge.look().await;
             }
+            note_models(&self.pipeline);
+            sources = note_sources(&self.pipeline, &sources);
             synced_from_outside().await;
             if let Some(part) = self.healed(&mut seen).await {
                 match self.restart.ask() {
@@ -90,10 +95,18 @@ impl Health {
                     Err(error) => tracing::warn!(error, %part, "this can be used again, after a restart"),
                 }
             }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                Ok(()) = trouble.changed() => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+            let next = tokio::time::Instant::now() + LOOK_EVERY;
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    // A threshold may be what was missing; nothing else is looked at any sooner for it.
+                    changed = settings.changed() => match changed {
+                        Ok(()) => note_models(&self.pipeline),
+                        Err(_) => return,
+                    },
+                    Ok(()) = trouble.changed() => break,
+                    () = tokio::time::sleep_until(next) => break,
+                }
             }
         }
     }
@@ -211,6 +224,27 @@ fn state_fault(outbox: &Outbox, dir: &std::path::Path, state: &Mutex<StateFile>,
         return Some(format!("what must survive a restart cannot be written: {trouble}"));
     }
     audit.trouble().map(|trouble| format!("the log of changes and commands cannot be written: {trouble}"))
+}
+
+/// Notes of each model why it cannot answer, or what of its threshold has no effect.
+pub(super) fn note_models(pipeline: &Pipeline) {
+    let settings = pipeline.settings.borrow().clone();
+    for (name, judge) in &pipeline.judges {
+        let threshold = settings.thresholds.get(name).cloned().unwrap_or_default();
+        pipeline.faults.note(&Part::Model(name.clone()), judge.fault(&threshold));
+    }
+}
+
+/// Notes of each source whether it brings anything. Those `before` that are off by now have no fault any more.
+fn note_sources(pipeline: &Pipeline, before: &BTreeSet<Name>) -> BTreeSet<Name> {
+    let now = pipeline.figures.quiet_sources();
+    for gone in before.iter().filter(|name| !now.contains_key(name)) {
+        pipeline.faults.clear(&Part::Source(gone.clone()));
+    }
+    for (name, fault) in &now {
+        pipeline.faults.note(&Part::Source(name.clone()), fault.clone());
+    }
+    now.into_keys().collect()
 }
 
 /// Whether a start could use the folder now. Everything is tried, so that a restart for it is not in vain.

@@ -76,7 +76,8 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let (meter, (spent, spent_view)) = (Meter::default(), watch::channel(spent_before.clone().unwrap_or_default()));
     let figures = Arc::new(Figures::default());
     figures.count_gone(gone);
-    let judges = start_models(config, &figures, rest.as_ref(), &faults)?;
+    let (load, loaded) = watch::channel(0);
+    let judges = start_models(config, &figures, rest.as_ref(), &faults, &load)?;
     let (events, arrived) = mpsc::channel(EVENTS_MAX);
     let (link, link_view) = watch::channel(LinkView::starting(config.policies().offline));
     let (answers, locals) = (Answers::default(), Locals::new(figures.clone()));
@@ -143,6 +144,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         sequence: AtomicU64::new(0),
         clock: clock.clone(),
         judges,
+        loaded,
         outbox,
         answers,
         locals,
@@ -168,6 +170,7 @@ fn start_models(
     figures: &Arc<Figures>,
     rest: Option<&(Duration, String)>,
     faults: &Faults,
+    loaded: &watch::Sender<usize>,
 ) -> Result<BTreeMap<Name, Judge>, StartError> {
     let mut judges = BTreeMap::new();
     for model in &config.models {
@@ -181,6 +184,7 @@ fn start_models(
             rest: rest.cloned(),
             faults: faults.clone(),
             figures: figures.clone(),
+            loaded: loaded.clone(),
         })?;
         judges.insert(model.name.clone(), judge);
     }

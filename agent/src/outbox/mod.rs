@@ -77,8 +77,6 @@ const REQUESTS_MAX: usize = 1024;
 const REQUEST_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// So many expired cases are ended under one sync: callers who store meanwhile wait little longer.
 const EXPIRED_AT_ONCE_MAX: usize = 256;
-/// A log without segments for so long was deleted by somebody.
-const EMPTIED_FOR: std::time::Duration = std::time::Duration::from_millis(100);
 /// A reader whose record was moved looks again this often.
 const READ_TRIES_MAX: usize = 4;
 
@@ -347,18 +345,13 @@ impl Outbox {
         }
     }
 
-    /// Whether somebody has deleted all segments.
+    /// Whether somebody has deleted all segments. Twice in a row, because the log's thread tells of a segment that it
+    /// removed a moment later.
     fn is_emptied(&self) -> bool {
         let shared = &self.inner.shared;
-        let emptied = || {
-            let has_none = shared.disk.segments().is_ok_and(|segments| segments.is_empty());
-            has_none && shared.log_bytes.load(Ordering::Relaxed) > 0
-        };
-        // The log's thread tells of a segment that it removed a moment later.
-        emptied() && {
-            std::thread::sleep(EMPTIED_FOR);
-            emptied()
-        }
+        let has_none = shared.disk.segments().is_ok_and(|segments| segments.is_empty());
+        let emptied = has_none && shared.log_bytes.load(Ordering::Relaxed) > 0;
+        shared.emptied.swap(emptied, Ordering::Relaxed) && emptied
     }
 
     /// Reads the whole log and changes nothing. Blocks on the disk: not for async workers.

@@ -25,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) evicted: AtomicU64,
     pub(crate) expired: AtomicU64,
     pub(crate) undelivered: AtomicU64,
+    /// There was no segment when that was looked at last.
+    pub(crate) emptied: AtomicBool,
     /// Why nothing can be stored now.
     pub(crate) trouble: watch::Sender<Option<Trouble>>,
 }
@@ -44,6 +46,7 @@ impl Shared {
             evicted: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             undelivered: AtomicU64::new(0),
+            emptied: AtomicBool::new(false),
             trouble: watch::Sender::new(None),
         }
     }
