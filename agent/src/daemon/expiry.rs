@@ -19,11 +19,11 @@ pub(super) async fn run(outbox: Outbox, clock: Clock, age_max: Duration, stop: C
             Ok(0) => {}
             Ok(cases) => {
                 let corrections = outbox.dropped().undelivered - before;
-                let days = age_max.as_secs() / (24 * 3600);
+                let age_max_s = age_max.as_secs();
                 tracing::warn!(
                     cases,
                     corrections,
-                    days,
+                    age_max_s,
                     "cases waited too long and were dropped; so many of them had a \
                     correction that some sink never took"
                 );

@@ -53,7 +53,7 @@ pub(super) enum UploadError {
     Token { path: PathBuf, source: io::Error },
     #[error("the cloud's address for payloads is not reached: {0}")]
     Io(#[from] io::Error),
-    #[error("the connection for payloads broke: {0}")]
+    #[error("the connection for payloads broke: {}", hedge_proto::in_one_line(.0))]
     Http(#[from] hyper::Error),
     #[error("the request cannot be made: {0}")]
     Request(#[from] axum::http::Error),
@@ -104,7 +104,7 @@ pub(crate) fn payloads_fault(config: &PayloadsConfig) -> Option<String> {
 fn token(config: &PayloadsConfig) -> Result<Option<HeaderValue>, UploadError> {
     let Some(path) = &config.token_file else { return Ok(None) };
     let unusable = |source| UploadError::Token { path: path.clone(), source };
-    let token = std::fs::read_to_string(path).map_err(unusable)?;
+    let token = hedge_inference::read_text(path).map_err(unusable)?;
     let value = format!("Bearer {}", token.trim()).parse().map_err(|_| {
         unusable(io::Error::new(io::ErrorKind::InvalidData, "it holds more than one line, or what no header can hold"))
     })?;

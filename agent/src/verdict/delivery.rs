@@ -14,8 +14,7 @@ use hedge_proto::{Answer, CaseKey};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::apply::{Verdicts, correction};
-use super::{BATCH_MAX, Sink, SinkError};
+use super::{BATCH_MAX, Sink, SinkError, Verdicts};
 use crate::daemon::config::Wanted;
 use crate::faults::Part;
 use crate::outbox::{Entry, State};
@@ -135,8 +134,7 @@ impl Delivery {
         }
         let (mut settled, mut wanted) = (Vec::new(), Vec::new());
         for entry in due {
-            let link = self.verdicts.link.borrow().state;
-            match correction(&self.verdicts.outbox, entry.key, link).await {
+            match self.verdicts.correction(entry.key).await {
                 Ok(Some(answer)) if self.wanted.takes(&answer) => wanted.push((entry, Arc::new(answer))),
                 Ok(_) => settled.push(entry),
                 // It stays; the next look tries again.

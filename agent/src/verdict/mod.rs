@@ -68,7 +68,7 @@ fn sink_name(number: u8) -> &'static str {
 
 /// The bits of the configured sinks: who must have a correction before its case is forgotten.
 fn sink_bits(config: &VerdictsConfig) -> u8 {
-    let VerdictsConfig { jsonl, webhook, command, mqtt } = config;
+    let VerdictsConfig { score_min: _, jsonl, webhook, command, mqtt } = config;
     let bit = |configured: bool, number: u8| u8::from(configured) << number;
     bit(jsonl.is_some(), JSONL)
         | bit(webhook.is_some(), WEBHOOK)
@@ -170,7 +170,7 @@ impl Sink {
 /// What `hedge-agent check` says of each configured sink: what it is, or what it lacks. Nothing is made or delivered.
 #[must_use]
 pub fn look(config: &VerdictsConfig) -> Vec<(&'static str, Result<String, String>)> {
-    let VerdictsConfig { jsonl, webhook, command, mqtt } = config;
+    let VerdictsConfig { jsonl, webhook, command, mqtt, .. } = config;
     let mut looked = Vec::new();
     if let Some(config) = jsonl {
         looked.push((

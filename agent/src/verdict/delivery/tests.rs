@@ -1,19 +1,18 @@
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use bytes::Bytes;
 use hedge_core::outbox::WhenFull;
 use hedge_core::policy::Policies;
-use hedge_proto::{
-    Authority, Case, CaseDecision, Digest, Metadata, PayloadForm, Reason, TaskResult, ThresholdMode, Verdict,
-    WIRE_VERSION, to_cbor,
-};
+use hedge_proto::{Authority, TaskResult, Verdict, WIRE_VERSION, to_cbor};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::answers::Answers;
-use crate::capture::testing::{answer, id};
-use crate::daemon::config::WebhookConfig;
+use crate::capture::testing::{answer, case, id};
+use crate::control::InForce;
+use crate::daemon::config::{Config, WebhookConfig};
 use crate::outbox::{Limits, NewCase, Outbox};
 use crate::pipeline::LinkView;
 use crate::verdict::{CommandSink, JSONL, Jsonl, Locals, WEBHOOK, Webhook};
@@ -30,33 +29,15 @@ const CASES: u64 = 20;
 
 /// Stores case `n`, answered.
 async fn answered(outbox: &Outbox, n: u64) {
-    let local = answer(id(n), "cam", None, 0);
-    let case = Case {
-        v: WIRE_VERSION,
-        id: local.id.clone(),
-        reference: None,
-        source: local.source,
-        task: local.task.clone(),
-        labels_hash: Digest::of(b"labels"),
-        model: local.model.clone(),
-        scores: Vec::new(),
-        decision: CaseDecision { reason: Reason::LowScore, threshold: 0.5, mode: ThresholdMode::Fixed },
-        settings_version: 0,
-        captured: local.captured,
-        form: PayloadForm::Whole,
-        content_type: "image/png".to_owned(),
-        payload_sha256: Digest::of(b"x"),
-        payload: None,
-        metadata: Metadata::new(),
-    };
+    let case = case(n);
     let verdict = Verdict {
         v: WIRE_VERSION,
-        id: local.id,
+        id: case.id.clone(),
         revision: 1,
         authority: Authority::Model,
-        task: local.task,
+        task: case.task.clone(),
         result: TaskResult::Classify { label: "boot".to_owned(), scores: Vec::new() },
-        model: local.model,
+        model: case.model.clone(),
     };
     let (key, payload) = (case.id.key, Bytes::from_static(b"x"));
     let new = NewCase { key, sort_key: 0.0, stored_at: Moment(0), header: to_cbor(&case), payload };
@@ -83,6 +64,7 @@ impl Bench {
             locals: Locals::new(figures.clone()),
             figures,
             link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).1,
+            settings: watch::channel(Arc::new(InForce::new(0, Config::default(), &BTreeSet::new()))).1,
             news: watch::Sender::new(()),
             faults: Default::default(),
             sinks: Arc::new(AtomicU8::new(u8::MAX)),
