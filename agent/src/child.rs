@@ -1,6 +1,7 @@
 //! A program started by the agent: in a process group of its own, so that nothing it started outlives it,
 //! and with its standard error read and all but forgotten, so that it never blocks and never fills a log.
 
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,15 @@ const TERM_WAIT: Duration = Duration::from_secs(2);
 
 /// How long the last words of an ended program are waited for.
 const LAST_WORDS_WAIT: Duration = Duration::from_millis(200);
+
+/// Whether there is such a program: by its path, or by its name in a folder of `PATH`.
+pub(crate) fn on_path(program: &str) -> bool {
+    if program.contains('/') {
+        return Path::new(program).is_file();
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    !program.is_empty() && std::env::split_paths(&paths).any(|folder| folder.join(program).is_file())
+}
 
 /// A running program. Dropping it kills the whole process group.
 pub(crate) struct Child {

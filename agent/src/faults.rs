@@ -26,25 +26,30 @@ pub enum Part {
     Listen,
     /// What `[broker]` names: files and addresses.
     Broker,
+    /// What `[payloads]` names.
+    Payloads,
     Clock,
     /// What the cloud says and this version cannot read.
     Wire,
     /// How the last run ended.
     LastRun,
     Model(Name),
+    /// A way out of the device, by its name in `[verdicts]`.
+    Sink(&'static str),
     /// A source that brings nothing, or nothing new.
     Source(Name),
 }
 
 impl Part {
     /// All that are not named by the configuration, so that a graph shows them before they happen.
-    pub const FIXED: [Self; 9] = [
+    pub const FIXED: [Self; 10] = [
         Self::Config,
         Self::Identity,
         Self::State,
         Self::Disk,
         Self::Listen,
         Self::Broker,
+        Self::Payloads,
         Self::Clock,
         Self::Wire,
         Self::LastRun,
@@ -60,10 +65,12 @@ impl fmt::Display for Part {
             Self::Disk => "disk",
             Self::Listen => "listen",
             Self::Broker => "broker",
+            Self::Payloads => "payloads",
             Self::Clock => "clock",
             Self::Wire => "wire",
             Self::LastRun => "last_run",
             Self::Model(name) => return write!(f, "model.{name}"),
+            Self::Sink(name) => return write!(f, "sink.{name}"),
             Self::Source(name) => return write!(f, "source.{name}"),
         })
     }

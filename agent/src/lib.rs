@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod decoders;
 pub mod faults;
 pub mod figures;
+mod files;
 pub mod home_assistant;
 pub mod identity;
 pub mod inference;

@@ -5,7 +5,9 @@
 
 use std::fmt;
 
-use hedge_proto::{BoardFigures, BudgetFigures, LinkState, QueueFigures, SampleFigures, SourceFigures, Telemetry};
+use hedge_proto::{
+    BoardFigures, BudgetFigures, LinkState, QueueFigures, SampleFigures, SinkFigures, SourceFigures, Telemetry,
+};
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text::encode};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -32,6 +34,7 @@ pub fn text(now: &Telemetry, figures: &Figures) -> String {
     latencies(&mut page, figures);
     link(&mut page, now);
     queue(&mut page, &now.queue);
+    sinks(&mut page, now);
     sources(&mut page, now);
     models(&mut page, now);
     faults(&mut page, now);
@@ -119,6 +122,17 @@ fn queue(page: &mut Registry, now: &QueueFigures) {
     page.register("queue_in_memory", "1 while the queue's order cannot be written to the disk", in_memory);
 }
 
+fn sinks(page: &mut Registry, now: &Telemetry) {
+    let each = |value: &dyn Fn(&SinkFigures) -> u64| {
+        let counted =
+            |(sink, figures): (&String, &SinkFigures)| (label("sink", sink), ConstCounter::new(value(figures)));
+        Labelled(now.sinks.iter().map(counted).collect())
+    };
+    page.register("sink_delivered", "Answers and corrections a sink has confirmed", each(&|sink| sink.delivered));
+    page.register("sink_refused", "Deliveries a sink has refused; corrections are kept", each(&|sink| sink.refused));
+    page.register("sink_lost", "Local answers a sink did not get and never will", each(&|sink| sink.lost));
+}
+
 /// Of what never happened, since the process started.
 fn sources(page: &mut Registry, now: &Telemetry) {
     let age = |s: Option<u64>| gauge(s.unwrap_or(now.uptime_s));
@@ -152,12 +166,13 @@ fn models(page: &mut Registry, now: &Telemetry) {
 fn faults(page: &mut Registry, now: &Telemetry) {
     let fixed = Part::FIXED.iter().map(ToString::to_string);
     let models = now.models.keys().map(|name| Part::Model(name.clone()).to_string());
+    let sinks = now.sinks.keys().map(|name| format!("sink.{name}"));
     let sources = now.source_figures.keys().map(|name| Part::Source(name.clone()).to_string());
     let holds = |part: String| {
         let fault = gauge(u64::from(now.faults.contains_key(&part)));
         (label("part", part), fault)
     };
-    let faults = Labelled(fixed.chain(models).chain(sources).map(holds).collect());
+    let faults = Labelled(fixed.chain(models).chain(sources).chain(sinks).map(holds).collect());
     page.register("fault", "1 while something is wrong with this part of the device", faults);
 }
 

@@ -37,6 +37,7 @@ use crate::outbox::{NewCase, Outbox, State};
 use crate::privacy::{Reducer, SentPayload};
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
+use crate::verdict::Locals;
 use crate::{metrics, telemetry};
 
 /// Everything the path needs. One for the whole agent, behind an `Arc`.
@@ -51,6 +52,8 @@ pub struct Pipeline {
     pub loaded: watch::Receiver<usize>,
     pub outbox: Outbox,
     pub answers: Answers,
+    /// Local answers for the sinks that want them.
+    pub locals: Locals,
     pub snapshots: Snapshots,
     pub figures: Arc<Figures>,
     pub events: mpsc::Sender<Event>,
@@ -236,10 +239,9 @@ impl Pipeline {
         let known = self.answers.known(&input.source, reference, content)?;
         Ok(known.map(|remembered| self.as_it_stands(remembered.latest().clone())))
     }
-}
 
-impl Taker for Pipeline {
-    async fn answer(&self, input: NewSample) -> Result<Arc<Answer>, SampleError> {
+    /// `waited_for`: the caller waits until the files of this machine have the answer.
+    async fn answer_one(&self, input: NewSample, waited_for: bool) -> Result<Arc<Answer>, SampleError> {
         let arrived = Instant::now();
         let content = content(&input).await;
         if let Some(answer) = self.known(&input, content)? {
@@ -261,7 +263,20 @@ impl Taker for Pipeline {
         self.figures.took(path, arrived.elapsed());
         self.figures.answered_of(&judged.input.source);
         let answer = self.answers.give_to(local_answer(judged, case, self.link.borrow().state), content);
+        self.locals.pass_on(&answer, waited_for);
         drop(storing);
+        Ok(answer)
+    }
+}
+
+impl Taker for Pipeline {
+    async fn answer(&self, input: NewSample) -> Result<Arc<Answer>, SampleError> {
+        self.answer_one(input, false).await
+    }
+
+    async fn answer_and_keep(&self, input: NewSample) -> Result<Arc<Answer>, SampleError> {
+        let answer = self.answer_one(input, true).await?;
+        self.locals.written().await;
         Ok(answer)
     }
 

@@ -31,6 +31,8 @@ pub struct State {
     pub device: Option<DeviceId>,
     /// How many runs in a row ended in a crash or without memory; see `daemon::last_run`.
     pub crashes: u32,
+    /// Cases that were stored when their folder went under the agent. The next start says how many are missing.
+    pub cases_before: Option<u64>,
 }
 
 /// The file and what it holds.
@@ -40,6 +42,8 @@ pub struct StateFile {
     state: State,
     /// Why nothing is written: the folder cannot be used.
     refused: Option<String>,
+    /// Why the last write failed.
+    trouble: Option<String>,
 }
 
 impl StateFile {
@@ -62,7 +66,7 @@ impl StateFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (State::default(), None),
             Err(error) => return Err(error),
         };
-        Ok((Self { path, state, refused: None }, lost))
+        Ok((Self { path, state, refused: None, trouble: None }, lost))
     }
 
     /// What can be read of it in a folder that cannot be used. Changes stay in memory.
@@ -70,7 +74,7 @@ impl StateFile {
     pub fn in_memory(dir: &Path, why: &str) -> Self {
         let path = dir.join("state.json");
         let read = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Self { path, state: read.unwrap_or_default(), refused: Some(why.to_owned()) }
+        Self { path, state: read.unwrap_or_default(), refused: Some(why.to_owned()), trouble: None }
     }
 
     #[must_use]
@@ -88,13 +92,32 @@ impl StateFile {
     pub fn commit(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
         let before = self.state.clone();
         change(&mut self.state);
-        self.write().inspect_err(|_| self.state = before)
+        let written = self.write();
+        if written.is_err() {
+            self.state = before;
+        }
+        written
     }
 
-    fn write(&self) -> io::Result<()> {
+    /// Why it could not be written when that was tried last; a file that could not be is tried again now.
+    pub fn trouble(&mut self) -> Option<String> {
+        if self.trouble.is_some() {
+            // What comes of it is what is returned.
+            drop(self.write());
+        }
+        self.trouble.clone()
+    }
+
+    fn write(&mut self) -> io::Result<()> {
         if let Some(why) = &self.refused {
             return Err(io::Error::other(why.clone()));
         }
+        let written = self.try_write();
+        self.trouble = written.as_ref().err().map(|error| format!("{}: {error}", self.path.display()));
+        written
+    }
+
+    fn try_write(&self) -> io::Result<()> {
         let temporary = self.path.with_extension("json.new");
         let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(&self.state)?)?;
@@ -116,6 +139,19 @@ mod tests {
         assert_eq!(lost, None);
         file.update(|state| state.connection = 7).expect("writes");
         assert_eq!(StateFile::open(dir.path()).expect("opens").0.state().connection, 7);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_said_and_tried_again() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let (mut file, _) = StateFile::open(dir.path()).expect("opens");
+        let in_the_way = dir.path().join("state.json.new");
+        fs::create_dir(&in_the_way).expect("made");
+        file.update(|state| state.connection = 7).expect_err("refused");
+        assert!(file.trouble().expect("said").contains("state.json"));
+        fs::remove_dir(&in_the_way).expect("removed");
+        assert_eq!(file.trouble(), None);
+        assert_eq!(StateFile::open(dir.path()).expect("opens").0.state().connection, 7, "what memory had is there");
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub fn of(pipeline: &Pipeline) -> Telemetry {
         samples: samples(pipeline),
         queue: queue(pipeline, link.in_flight as u64),
         sources: pipeline.figures.sources(),
+        sinks: pipeline.figures.sinks(),
         source_figures: pipeline.figures.source_figures(),
         link_s: LinkState::ALL
             .into_iter()

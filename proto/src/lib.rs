@@ -53,7 +53,7 @@ pub use settings::{
 pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use status::{
     BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, LatencyFigures, LinkState,
-    ModelFigures, PrivacyFigures, QueueFigures, SampleFigures, SourceFigures, Telemetry, Throttling,
+    ModelFigures, PrivacyFigures, QueueFigures, SampleFigures, SinkFigures, SourceFigures, Telemetry, Throttling,
 };
 pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};
 pub use text::{NotText, in_one_line, text, without_mark};

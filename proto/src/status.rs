@@ -128,6 +128,19 @@ pub struct SampleFigures {
     pub late_verdicts: u64,
 }
 
+/// What has become of the answers for one sink since the process started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct SinkFigures {
+    /// Answers and corrections it has confirmed.
+    pub delivered: u64,
+    /// Deliveries it has refused. Corrections among them are kept and offered again.
+    pub refused: u64,
+    /// Local answers that it did not get and never will: they came too fast for it, or it refused them.
+    pub lost: u64,
+}
+
 /// What waits on the device's disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -218,6 +231,9 @@ pub struct Telemetry {
     pub queue: QueueFigures,
     #[serde(default)]
     pub sources: BTreeMap<Name, String>,
+    /// Each configured sink, by its name in `[verdicts]`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sinks: BTreeMap<String, SinkFigures>,
     /// How long ago each source that is on brought something.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub source_figures: BTreeMap<Name, SourceFigures>,
@@ -308,6 +324,7 @@ impl Telemetry {
             samples: SampleFigures::default(),
             queue: QueueFigures::default(),
             sources: BTreeMap::new(),
+            sinks: BTreeMap::new(),
             source_figures: BTreeMap::new(),
             link_s: BTreeMap::new(),
             connections: 0,

@@ -252,6 +252,41 @@ fn a_missing_model_is_named_refused_for_the_time_being_and_taken_when_it_comes()
 }
 
 #[test]
+fn what_a_sink_lacks_is_a_fault_of_the_sink_and_is_used_when_it_comes() -> Result<()> {
+    if !skip::has_onnxruntime() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let [place, token, light, ca] =
+        ["answers", "token", "light", "ca.pem"].map(|name| dir.path().join("late").join(name));
+    let sinks = format!(
+        "[verdicts.jsonl]\npath = \"{}/answers.jsonl\"\nwanted = \"all\"\n\
+         [verdicts.webhook]\nurl = \"http://127.0.0.1:9/hook\"\ntoken_file = \"{}\"\n\
+         [verdicts.command]\ncommand = [\"{}\"]\n\
+         [verdicts.mqtt]\nbroker = {{ url = \"mqtts://127.0.0.1:1\", ca_file = \"{}\" }}",
+        place.display(),
+        token.display(),
+        light.display(),
+        ca.display()
+    );
+    let config = device(dir.path()).section(&sinks).write_first()?;
+    let mut lacking = Device::start(&config)?;
+    lacking.is_degraded("sink.jsonl", "answers.jsonl")?;
+    lacking.is_degraded("sink.webhook", "token_file = ")?;
+    lacking.is_degraded("sink.command", "no program")?;
+    lacking.is_degraded("sink.mqtt", "ca_file = ")?;
+    lacking.stores()?;
+    fs::create_dir_all(&place)?;
+    fs::write(&token, "secret")?;
+    fs::write(&light, "#!/bin/sh\n")?;
+    fs::copy(Authority::new(dir.path())?.file(), &ca)?;
+    lacking.heals()?;
+    let written = || Ok(fs::read_to_string(place.join("answers.jsonl"))?.lines().count() == 1);
+    wait::until_true("the answer that waited is written", SOON, written)?;
+    lacking.agent.stop()
+}
+
+#[test]
 fn a_library_that_executes_an_illegal_instruction_is_a_sentence() -> Result<()> {
     let Some(good) = places::onnxruntime() else {
         skip::has_onnxruntime();

@@ -146,6 +146,20 @@ fn what_is_wrong_on_the_device_is_named() -> Result<()> {
     wrong.says("disk", "failed", "make room")?;
     wrong.failed_only(&["ONNX Runtime", "source drop", "source cam", "disk"])?;
 
+    let sinks = "[verdicts.jsonl]\npath = \"/nowhere/answers.jsonl\"\n\
+        [verdicts.webhook]\nurl = \"http://127.0.0.1:9/h\"\ntoken_file = \"/nowhere/token\"\n\
+        [verdicts.command]\ncommand = [\"no-such-light\"]\n\
+        [verdicts.mqtt]\nbroker = { url = \"mqtts://127.0.0.1:1\", ca_file = \"/nowhere/ca.pem\" }\n\
+        [payloads]\nurl = \"https://127.0.0.1:1\"\ntoken_file = \"/nowhere/payloads\"";
+    let config = AgentConfig::new(&dir.path().join("sinks"), "device-1").section(sinks).write_first()?;
+    let wrong = check(&config)?;
+    wrong.says("sink jsonl", "failed", "/nowhere/answers.jsonl")?;
+    wrong.says("sink webhook", "failed", "token_file = /nowhere/token")?;
+    wrong.says("sink command", "failed", "no-such-light")?;
+    wrong.says("sink mqtt", "failed", "ca_file = /nowhere/ca.pem")?;
+    wrong.says("payloads", "failed", "token_file = /nowhere/payloads")?;
+    ensure!(wrong.code == 1, "exit code {}", wrong.code);
+
     let bundle = dir.path().join("bundle");
     copy_of_the_bundle(&bundle)?;
     let manifest = std::fs::read_to_string(bundle.join("manifest.toml"))?;

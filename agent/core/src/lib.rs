@@ -13,6 +13,7 @@ pub mod budget;
 pub mod chance;
 pub mod clock;
 pub mod control;
+pub mod delivery;
 pub mod engine;
 pub mod identity;
 pub mod judge;

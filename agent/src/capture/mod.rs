@@ -42,6 +42,12 @@ pub trait Taker: Send + Sync + 'static {
     /// A `reference` already answered for this source gets the answer given then; one for other content is refused.
     fn answer(&self, sample: NewSample) -> impl Future<Output = Result<Arc<Answer>, SampleError>> + Send;
 
+    /// Like [`Self::answer`], for a source that can wait: returns once the files of this machine that are to have every
+    /// answer have this one.
+    fn answer_and_keep(&self, sample: NewSample) -> impl Future<Output = Result<Arc<Answer>, SampleError>> + Send {
+        self.answer(sample)
+    }
+
     /// What a person should know of a source now, in one sentence.
     fn set_source_state(&self, source: &Name, state: String);
 

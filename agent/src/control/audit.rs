@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::clock::Clock;
+use crate::files::is_at;
 
 /// One file. Both together hold some ten thousand changes.
 const FILE_BYTES_MAX: u64 = 2 * 1024 * 1024;
@@ -95,19 +96,31 @@ struct Shared {
     dir: PathBuf,
     clock: Clock,
     file: Mutex<Option<File>>,
+    /// Why the last entry could not be written.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Audit {
     /// Opens nothing before the first entry.
     #[must_use]
     pub fn new(dir: &Path, clock: Clock) -> Self {
-        Self(Arc::new(Shared { dir: dir.to_owned(), clock, file: Mutex::new(None) }))
+        Self(Arc::new(Shared { dir: dir.to_owned(), clock, file: Mutex::new(None), trouble: Mutex::new(None) }))
+    }
+
+    /// Why the last entry could not be written, until one could be or the file can be opened again. Blocks on the disk.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let mut trouble = self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.is_some() && open(&self.0.path()).is_ok() {
+            *trouble = None;
+        }
+        trouble.clone()
     }
 
     /// Writes one entry durably; an error is said in the log.
     pub async fn note(&self, entry: Entry) {
         let shared = self.0.clone();
-        let written = tokio::task::spawn_blocking(move || shared.write(entry)).await;
+        let written = tokio::task::spawn_blocking(move || shared.note(entry)).await;
         match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "cannot write the audit log"),
@@ -117,6 +130,17 @@ impl Audit {
 }
 
 impl Shared {
+    fn path(&self) -> PathBuf {
+        self.dir.join(NEWER)
+    }
+
+    fn note(&self, entry: Entry) -> io::Result<()> {
+        let written = self.write(entry);
+        let trouble = written.as_ref().err().map(|error| format!("{}: {error}", self.path().display()));
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        written
+    }
+
     fn write(&self, entry: Entry) -> io::Result<()> {
         let captured = self.clock.captured();
         let at = captured.wall_ms.map(utc);
@@ -130,12 +154,12 @@ impl Shared {
         bytes.push(b'\n');
         let mut place = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = match place.take() {
-            Some(file) => file,
-            None => open(&self.dir.join(NEWER))?,
+            Some(file) if is_at(&file, &self.path()) => file,
+            _ => open(&self.path())?,
         };
         if file.metadata()?.len() + bytes.len() as u64 > FILE_BYTES_MAX {
-            fs::rename(self.dir.join(NEWER), self.dir.join(OLDER))?;
-            file = open(&self.dir.join(NEWER))?;
+            fs::rename(self.path(), self.dir.join(OLDER))?;
+            file = open(&self.path())?;
         }
         file.write_all(&bytes)?;
         file.sync_data()?;
@@ -241,6 +265,23 @@ mod tests {
         assert_eq!((whats, unreadable), (vec!["one", "three"], 1));
         assert_eq!(read(dir.path(), 1).expect("reads").0, lines[1..]);
         assert_eq!(lines[1].entry, entry("three"));
+    }
+
+    #[tokio::test]
+    async fn a_log_that_was_deleted_is_begun_anew_and_one_that_cannot_be_written_is_said() {
+        let dir = tempfile::tempdir().expect("folder");
+        let audit = audit(dir.path());
+        audit.note(entry("one")).await;
+        fs::remove_file(dir.path().join(NEWER)).expect("deleted");
+        audit.note(entry("two")).await;
+        assert_eq!(read(dir.path(), 9).expect("reads").0.len(), 1, "what came later is there");
+        assert_eq!(audit.trouble(), None);
+        fs::remove_file(dir.path().join(NEWER)).expect("deleted");
+        fs::create_dir(dir.path().join(NEWER)).expect("made");
+        audit.note(entry("three")).await;
+        assert!(audit.trouble().expect("said").contains(NEWER));
+        fs::remove_dir(dir.path().join(NEWER)).expect("removed");
+        assert_eq!(audit.trouble(), None, "well again before the next entry");
     }
 
     #[tokio::test]

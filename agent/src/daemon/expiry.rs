@@ -14,9 +14,20 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// Looks at once and then every minute, until told to stop.
 pub(super) async fn run(outbox: Outbox, clock: Clock, age_max: Duration, stop: CancellationToken) {
     loop {
+        let before = outbox.dropped().undelivered;
         match outbox.expire(stored_too_early(clock.now(), age_max)).await {
             Ok(0) => {}
-            Ok(cases) => tracing::warn!(cases, age_max_s = age_max.as_secs(), "cases waited too long and were dropped"),
+            Ok(cases) => {
+                let corrections = outbox.dropped().undelivered - before;
+                let age_max_s = age_max.as_secs();
+                tracing::warn!(
+                    cases,
+                    corrections,
+                    age_max_s,
+                    "cases waited too long and were dropped; so many of them had a \
+                    correction that some sink never took"
+                );
+            }
             Err(error) => tracing::warn!(%error, "old cases cannot be dropped now"),
         }
         tokio::select! {

@@ -12,15 +12,17 @@ use hedge_proto::{LinkState, Name};
 use rustix::fs::StatVfsMountFlags;
 use tokio_util::sync::CancellationToken;
 
-use super::config::{Config, ConfigFile};
+use super::config::{Config, ConfigFile, PayloadsConfig};
 use super::{Restart, last_run, notify};
-use crate::clock::{synced_from_outside, wall_ms};
+use crate::clock::{Clock, synced_from_outside, wall_ms};
+use crate::control::audit::Audit;
 use crate::control::commands::journal_opens;
 use crate::faults::{Faults, Part};
-use crate::outbox::{Limits, OpenError, Outbox};
+use crate::files::writable;
+use crate::outbox::{Limits, OpenError, Outbox, Trouble};
 use crate::pipeline::Pipeline;
 use crate::state::StateFile;
-use crate::uplink::Uplink;
+use crate::uplink::{Uplink, payloads_fault};
 
 /// How often it is looked. A look costs a few system calls.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -34,7 +36,15 @@ fn built_ms() -> u64 {
 pub(super) enum Cause {
     Config(Box<ConfigFile>),
     Identity(Box<Config>),
-    State { dir: PathBuf, limits: Limits },
+    State {
+        dir: PathBuf,
+        limits: Limits,
+    },
+    /// The journal of commands in this folder, and why.
+    Journal {
+        dir: PathBuf,
+        why: String,
+    },
 }
 
 /// What is looked after.
@@ -44,7 +54,11 @@ pub(super) struct Health {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) state_dir: PathBuf,
     pub(super) limits: Limits,
+    pub(super) payloads: Option<PayloadsConfig>,
     pub(super) state: Arc<Mutex<StateFile>>,
+    pub(super) outbox: Outbox,
+    pub(super) clock: Clock,
+    pub(super) audit: Audit,
     pub(super) restart: Restart,
 }
 
@@ -54,11 +68,16 @@ impl Health {
         let mut shown_until = Some(tokio::time::Instant::now() + last_run::SHOWN);
         // A file that is being written may be valid half-way: it must be the same twice.
         let mut seen: Option<String> = None;
+        let mut trouble = self.outbox.trouble();
         let mut settings = self.pipeline.settings.clone();
         let mut sources = BTreeSet::new();
         loop {
+            self.look_at_the_state_folder().await;
+            // What the look itself found is no reason to look again at once.
+            trouble.mark_unchanged();
             self.faults.note(&Part::Clock, clock_fault());
             self.faults.note(&Part::Disk, disk_fault(&self.state_dir, &self.limits));
+            self.faults.note(&Part::Payloads, self.payloads.as_ref().and_then(payloads_fault));
             if shown_until.take_if(|until| *until <= tokio::time::Instant::now()).is_some() {
                 self.faults.clear(&Part::LastRun);
                 self.forget_crashes();
@@ -85,9 +104,46 @@ impl Health {
                         Ok(()) => note_models(&self.pipeline),
                         Err(_) => return,
                     },
+                    Ok(()) = trouble.changed() => break,
                     () = tokio::time::sleep_until(next) => break,
                 }
             }
+        }
+    }
+
+    /// Says what is wrong with what is written to the state folder, and tries what could not be written again.
+    async fn look_at_the_state_folder(&self) {
+        if self.causes.iter().any(|cause| matches!(cause, Cause::Identity(_) | Cause::State { .. })) {
+            return; // it is not used, which was said
+        }
+        let outbox = self.outbox.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || outbox.look_for_folder()).await {
+            tracing::error!(%error, "the outbox could not be looked at");
+        }
+        // Writing is tried only where it failed before: a card wears out.
+        let now = self.outbox.trouble().borrow().clone();
+        let dir = self.state_dir.clone();
+        let again = match now {
+            Some(Trouble::Refused(_)) => {
+                matches!(tokio::task::spawn_blocking(move || writable(&dir)).await, Ok(Ok(())))
+            }
+            Some(Trouble::Elsewhere) => true,
+            Some(Trouble::Gone) | None => false,
+        };
+        if again {
+            // What comes of it is the outbox's trouble, or that there is none any more.
+            drop(self.outbox.clock(self.clock.now()).await);
+        }
+        let (outbox, dir) = (self.outbox.clone(), self.state_dir.clone());
+        let (state, audit) = (self.state.clone(), self.audit.clone());
+        let fault = tokio::task::spawn_blocking(move || state_fault(&outbox, &dir, &state, &audit));
+        let journal = self.causes.iter().find_map(|cause| match cause {
+            Cause::Journal { why, .. } => Some(why.clone()),
+            _ => None,
+        });
+        match fault.await {
+            Ok(fault) => self.faults.note(&Part::State, fault.or(journal)),
+            Err(error) => tracing::error!(%error, "the state folder could not be looked at"),
         }
     }
 
@@ -101,7 +157,26 @@ impl Health {
         }
     }
 
+    /// What the outbox held is gone with its folder: a start makes another, and says how much is missing.
+    async fn begins_anew(&self) -> bool {
+        if *self.outbox.trouble().borrow() != Some(Trouble::Gone) {
+            return false;
+        }
+        let (dir, state) = (self.state_dir.clone(), self.state.clone());
+        let figures = self.outbox.figures();
+        let before = figures.waiting + figures.answered + figures.dead;
+        let opens = tokio::task::spawn_blocking(move || {
+            writable(&dir).map_err(|error| error.to_string())?;
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.update(|state| state.cases_before = Some(before)).map_err(|error| error.to_string())
+        });
+        matches!(opens.await, Ok(Ok(())))
+    }
+
     async fn healed(&mut self, seen: &mut Option<String>) -> Option<Part> {
+        if self.begins_anew().await {
+            return Some(Part::State);
+        }
         for cause in &self.causes {
             match cause {
                 Cause::Config(file) => match file.again() {
@@ -111,6 +186,8 @@ impl Health {
                 },
                 Cause::Identity(config) if config.device_id().is_ok() => return Some(Part::Identity),
                 Cause::Identity(_) => {}
+                Cause::Journal { dir, .. } if journal_opens(dir).is_ok() => return Some(Part::State),
+                Cause::Journal { .. } => {}
                 Cause::State { dir, limits } => {
                     let (dir, limits) = (dir.clone(), *limits);
                     let opens = tokio::task::spawn_blocking(move || state_opens(&dir, limits)).await;
@@ -122,6 +199,31 @@ impl Health {
         }
         None
     }
+}
+
+/// What is wrong with what is written to the state folder.
+fn state_fault(outbox: &Outbox, dir: &std::path::Path, state: &Mutex<StateFile>, audit: &Audit) -> Option<String> {
+    let trouble = outbox.trouble().borrow().clone();
+    if let Some(trouble) = trouble {
+        let dir = dir.join("outbox");
+        return Some(format!("the outbox in {}: {trouble}; samples are answered and no case is stored", dir.display()));
+    }
+    let log = dir.join("outbox").join("log");
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    if log.exists()
+        && let Err(error) = rustix::fs::access(&log, access)
+    {
+        let error = std::io::Error::from(error);
+        return Some(format!(
+            "the outbox's folder {} cannot be written: {error}; give it back to the agent",
+            log.display()
+        ));
+    }
+    let state = state.lock().unwrap_or_else(PoisonError::into_inner).trouble();
+    if let Some(trouble) = state {
+        return Some(format!("what must survive a restart cannot be written: {trouble}"));
+    }
+    audit.trouble().map(|trouble| format!("the log of changes and commands cannot be written: {trouble}"))
 }
 
 /// Notes of each model why it cannot answer, or what of its threshold has no effect.
@@ -151,16 +253,6 @@ fn state_opens(dir: &std::path::Path, limits: Limits) -> Result<(), String> {
     StateFile::open(dir).map_err(|error| error.to_string())?;
     journal_opens(dir).map_err(|error| error.to_string())?;
     Outbox::open(&dir.join("outbox"), limits).map(drop).map_err(|error: OpenError| error.to_string())
-}
-
-/// Writes, syncs and removes a file.
-pub(crate) fn writable(dir: &std::path::Path) -> std::io::Result<()> {
-    let probe = dir.join(".hedge-check");
-    std::fs::create_dir_all(dir)?;
-    let mut file = std::fs::File::create(&probe)?;
-    let written = std::io::Write::write_all(&mut file, b"x").and_then(|()| file.sync_all());
-    let removed = std::fs::remove_file(&probe);
-    written.and(removed)
 }
 
 /// What is wrong with the wall clock. A device without a battery-backed one wakes up in 1970.

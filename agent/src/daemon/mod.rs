@@ -36,7 +36,6 @@ use crate::faults::Part;
 use crate::home_assistant::HomeAssistant;
 use crate::pipeline::Pipeline;
 use crate::uplink::{Uplink, watch_network};
-use crate::verdict::SinkConfigError;
 
 /// A stop takes no longer, whatever hangs; systemd's own limit is longer.
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -49,8 +48,6 @@ pub enum StartError {
     /// Two agents over one outbox would both send it.
     #[error("the state folder {path}: {reason}")]
     InUse { path: PathBuf, reason: String },
-    #[error(transparent)]
-    Sink(#[from] SinkConfigError),
     #[error("a part of the agent ended that must not; the log says which")]
     DriverEnded,
     #[error("this system: {0}")]
@@ -123,10 +120,11 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
             says: uplink.clone(),
         };
         let dir = &in_force.config.state_dir;
-        let desk = match &closed {
-            Some(why) => DeskTask::without_journal(dir, why, setup)?,
+        let (desk, unusable) = match &closed {
+            Some(why) => (DeskTask::without_journal(dir, why, setup)?, None),
             None => DeskTask::open(dir, setup)?,
         };
+        causes.extend(unusable.map(|why| Cause::Journal { dir: dir.clone(), why }));
         tokio::spawn(desk.run(commands, pipeline.link.clone(), stop_capture.clone()));
     }
     let health = Health {
@@ -135,7 +133,11 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
         pipeline: pipeline.clone(),
         state_dir: in_force.config.state_dir.clone(),
         limits: in_force.config.outbox.limits(),
+        payloads: in_force.config.payloads.clone(),
         state: keeper.state.clone(),
+        outbox: pipeline.outbox.clone(),
+        clock: keeper.clock.clone(),
+        audit: audit.clone(),
         restart: restart.clone(),
     };
     let kept = worked.then(|| file.clone());

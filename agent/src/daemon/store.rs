@@ -11,10 +11,11 @@ use hedge_core::clock::Moment;
 use hedge_proto::DeviceId;
 
 use super::config::Config;
-use super::health::{Cause, writable};
+use super::health::Cause;
 use super::{StartError, last_run};
 use crate::clock::Clock;
 use crate::faults::{Faults, Part};
+use crate::files::writable;
 use crate::outbox::{OpenError, OpenReport, Outbox};
 use crate::state::StateFile;
 
@@ -28,6 +29,8 @@ pub(super) struct Store {
     pub(super) closed: Option<String>,
     /// How long models rest before they are loaded, and why.
     pub(super) rest: Option<(Duration, String)>,
+    /// Cases that the last run had stored and that are gone.
+    pub(super) gone: u64,
 }
 
 /// Under which name the device works.
@@ -42,7 +45,8 @@ pub(super) fn open(config: &Config, faults: &Faults) -> Result<Store, StartError
     let why = match try_open(config) {
         Ok((mut state, outbox, clock)) => {
             let rest = weigh_last_run(&mut state, dir, faults);
-            return Ok(Store { state, outbox, clock, causes: Vec::new(), closed: None, rest });
+            let gone = say_what_is_gone(&mut state, &outbox, faults);
+            return Ok(Store { state, outbox, clock, causes: Vec::new(), closed: None, rest, gone });
         }
         Err(Unusable::InUse(reason)) => return Err(StartError::InUse { path: dir.clone(), reason }),
         Err(Unusable::Folder(why)) => why,
@@ -57,7 +61,7 @@ fn closed(config: &Config, why: &str, cause: Cause) -> Store {
     let state = StateFile::in_memory(&config.state_dir, why);
     let outbox = Outbox::refusing(&config.state_dir.join("outbox"), config.outbox.limits(), why);
     let clock = Clock::resume(&state.state().clock, Moment(0));
-    Store { state, outbox, clock, causes: vec![cause], closed: Some(why.to_owned()), rest: None }
+    Store { state, outbox, clock, causes: vec![cause], closed: Some(why.to_owned()), rest: None, gone: 0 }
 }
 
 enum Unusable {
@@ -131,6 +135,24 @@ fn weigh_last_run(state: &mut StateFile, dir: &Path, faults: &Faults) -> Option<
         rest,
         format!("{crashes} runs in a row ended in a crash or without memory, so it is loaded after {seconds} s"),
     ))
+}
+
+/// Says how many cases went with a folder that was deleted under the last run, and counts them.
+fn say_what_is_gone(state: &mut StateFile, outbox: &Outbox, faults: &Faults) -> u64 {
+    let Some(before) = state.state().cases_before else { return 0 };
+    let now = outbox.figures();
+    let gone = before.saturating_sub(now.waiting + now.answered + now.dead);
+    if gone > 0 {
+        let sentence = format!(
+            "{gone} cases that were stored are gone: the outbox's folder or its files were deleted or replaced while the \
+             agent ran; see that nothing else writes there"
+        );
+        faults.set(&Part::LastRun, sentence);
+    }
+    if let Err(error) = state.update(|state| state.cases_before = None) {
+        tracing::warn!(%error, "cannot write the state file");
+    }
+    gone
 }
 
 /// Who the device is: what its configuration says, else who it was before, else the host's name for the time being.

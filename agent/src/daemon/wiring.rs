@@ -8,7 +8,7 @@ use std::time::Duration;
 use hedge_core::budget::Budget;
 use hedge_core::engine::{Engine, Event, Setup};
 use hedge_proto::{Epoch, Name};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,7 @@ use crate::inference::{Judge, ModelSetup};
 use crate::pipeline::{LinkView, Pipeline, loaded_models};
 use crate::privacy::Reducer;
 use crate::uplink::{Meter, Uplink, UplinkSetup};
-use crate::verdict::{Sinks, Verdicts};
+use crate::verdict::{Locals, Sinks, Verdicts};
 
 /// Everything that runs.
 pub(super) struct Parts {
@@ -61,7 +61,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let faults = Faults::default();
     let mut store = store::open(&file.config, &faults)?;
     let Identified { device, is_guess } = store::identify(&file.config, &mut store, &faults);
-    let Store { mut state, outbox, clock, causes, closed, rest } = store;
+    let Store { mut state, outbox, clock, causes, closed, rest, gone } = store;
     let (mut in_force, remembered) = settings::resume(file, &mut state, &clock);
     if is_guess {
         in_force.config.broker = None;
@@ -75,18 +75,21 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let state = Arc::new(Mutex::new(state));
     let (meter, (spent, spent_view)) = (Meter::default(), watch::channel(spent_before.clone().unwrap_or_default()));
     let figures = Arc::new(Figures::default());
+    figures.count_gone(gone);
     let (load, loaded) = watch::channel(0);
     let judges = start_models(config, &figures, rest.as_ref(), &faults, &load)?;
     let (events, arrived) = mpsc::channel(EVENTS_MAX);
     let (link, link_view) = watch::channel(LinkView::starting(config.policies().offline));
-    let (answers, news) = (Answers::default(), Arc::new(Notify::new()));
+    let (answers, locals) = (Answers::default(), Locals::new(figures.clone()));
     let verdicts = Verdicts {
         outbox: outbox.clone(),
         answers: answers.clone(),
         figures: figures.clone(),
         link: link_view.clone(),
         settings: settings.clone(),
-        news,
+        news: watch::Sender::new(()),
+        locals: locals.clone(),
+        faults: faults.clone(),
         sinks: Arc::default(),
     };
     verdicts.recall(clock.now());
@@ -112,7 +115,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
             models: Box::new(move || loaded_models(&judges)),
         })
     });
-    let sinks = Sinks::start(&config.verdicts, verdicts, uplink.clone(), device.clone(), stop.clone())?;
+    let sinks = Sinks::start(&config.verdicts, verdicts, uplink.clone(), device.clone(), stop.clone());
     let driver = Driver {
         engine: Engine::new(
             clock.now(),
@@ -146,6 +149,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         loaded,
         outbox,
         answers,
+        locals,
         snapshots: Snapshots::default(),
         figures,
         events,

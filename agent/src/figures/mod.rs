@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use hedge_proto::{LatencyFigures, Name, Refusal, SampleFigures, SourceFigures};
+use hedge_proto::{LatencyFigures, Name, Refusal, SampleFigures, SinkFigures, SourceFigures};
 use tokio::time::Instant;
 
 pub use self::latency::{BOUNDS_S, Latency, Spread};
@@ -31,6 +31,7 @@ pub struct Figures {
     refused: Mutex<BTreeMap<Refusal, u64>>,
     dropped: Mutex<BTreeMap<Dropped, u64>>,
     sources: Mutex<BTreeMap<Name, String>>,
+    sinks: Mutex<BTreeMap<String, SinkFigures>>,
     flows: Mutex<BTreeMap<Name, Flow>>,
     latencies: [Latency; Timed::ALL.len()],
 }
@@ -84,6 +85,8 @@ pub enum Dropped {
     Expired,
     /// Its verdict was here, and some sink did not take it for too long.
     Undelivered,
+    /// Its folder or file was deleted under the agent.
+    Gone,
 }
 
 impl Figures {
@@ -97,6 +100,11 @@ impl Figures {
 
     pub fn count_dropped(&self, why: Dropped) {
         *self.dropped.lock().unwrap_or_else(PoisonError::into_inner).entry(why).or_default() += 1;
+    }
+
+    /// Cases that the last run had stored and this one does not find.
+    pub fn count_gone(&self, cases: u64) {
+        *self.dropped.lock().unwrap_or_else(PoisonError::into_inner).entry(Dropped::Gone).or_default() += cases;
     }
 
     pub fn took(&self, what: Timed, time: Duration) {
@@ -126,6 +134,20 @@ impl Figures {
     #[must_use]
     pub fn sources(&self) -> BTreeMap<Name, String> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what is counted of a sink, which begins with this.
+    pub fn sink(&self, name: &str, change: impl FnOnce(&mut SinkFigures)) {
+        let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        match sinks.get_mut(name) {
+            Some(figures) => change(figures),
+            None => change(sinks.entry(name.to_owned()).or_default()),
+        }
+    }
+
+    #[must_use]
+    pub fn sinks(&self) -> BTreeMap<String, SinkFigures> {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A source is on: from now on it is expected to bring something.
@@ -231,8 +253,9 @@ impl Flow {
 pub const REFUSALS: [Refusal; 5] =
     [Refusal::Full, Refusal::Disk, Refusal::TooLarge, Refusal::Overloaded, Refusal::Stopping];
 
-/// Every reason a case can be dropped for. The outbox itself counts all but the first.
-pub const DROPS: [Dropped; 4] = [Dropped::Operator, Dropped::Evicted, Dropped::Expired, Dropped::Undelivered];
+/// Every reason a case can be dropped for. The outbox itself counts all but the first and the last.
+pub const DROPS: [Dropped; 5] =
+    [Dropped::Operator, Dropped::Evicted, Dropped::Expired, Dropped::Undelivered, Dropped::Gone];
 
 #[must_use]
 pub fn refusal_name(refusal: Refusal) -> &'static str {
@@ -252,6 +275,7 @@ pub fn drop_name(why: Dropped) -> &'static str {
         Dropped::Evicted => "evicted",
         Dropped::Expired => "expired",
         Dropped::Undelivered => "undelivered",
+        Dropped::Gone => "gone",
     }
 }
 

@@ -211,6 +211,23 @@ impl StoreError {
     }
 }
 
+/// Why nothing can be stored now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// The disk refuses it; it is tried again with each case.
+    #[error("the disk refuses to take it: {0}")]
+    Refused(String),
+    /// What was stored is kept there, and can be used when it is back.
+    #[error(
+        "its folder was moved away, or its file system is not mounted there any more; put it back, or restart the agent to \
+         begin with an empty one"
+    )]
+    Elsewhere,
+    /// What was stored is gone.
+    #[error("its folder or its files were deleted or replaced while the agent ran")]
+    Gone,
+}
+
 /// Why a stored case could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {

@@ -12,10 +12,11 @@ use hedge_core::clock::Moment;
 use hedge_proto::{CaseKey, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::case::{Limits, StoreError};
+use super::case::{Limits, StoreError, Trouble};
+use super::disk::Place;
 use super::log::Pointer;
 use super::log::record::{Head, Kind, Record};
-use super::log::writer::Writer;
+use super::log::writer::{Committed, Writer};
 use super::plan::{Ask, Done, Plan, Room, plan};
 use super::shared::Shared;
 
@@ -100,6 +101,10 @@ impl Committer {
     fn commit(&mut self) {
         let Batch { records, waiters, .. } = self.plan();
         let written = self.write(&records);
+        if !records.is_empty() {
+            let refused = written.error.as_ref().map(|error| Trouble::Refused(error.to_string()));
+            self.shared.note(self.lost().or(refused));
+        }
         let mut waiters = waiters.into_iter();
         waiters.by_ref().take(written.durable.len()).for_each(|waiter| waiter.satisfy(&self.shared));
         if let Some(error) = written.error {
@@ -112,7 +117,6 @@ impl Committer {
 
     /// Refuses cases, and gives up the reserve so that the rest still finds room.
     fn fail(&mut self, rest: Vec<(Record, Waiter)>, error: &io::Error) {
-        tracing::warn!(%error, "the disk refuses the outbox's log");
         let (cases, marks): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, waiter)| waiter.is_for_a_case());
         cases.into_iter().for_each(|(_, waiter)| waiter.refuse(error));
         let (records, waiters): (Vec<_>, Vec<_>) = marks.into_iter().unzip();
@@ -131,9 +135,37 @@ impl Committer {
         }
     }
 
-    /// Writes and applies: what is durable is also in the table.
-    pub(super) fn write(&mut self, records: &[Record]) -> super::log::writer::Committed {
+    /// Where the log went, if what is written to it now will not be found by a start.
+    fn lost(&self) -> Option<Trouble> {
+        match self.shared.disk.place() {
+            Place::Elsewhere => Some(Trouble::Elsewhere),
+            Place::Gone => Some(Trouble::Gone),
+            Place::Here => self.writer.head_is_deleted().then_some(Trouble::Gone),
+        }
+    }
+
+    /// Appends and syncs where a start will look. A folder may go while it is written to, so it is looked at afterwards,
+    /// too: nothing that is said to be stored has gone by then.
+    fn append(&mut self, records: &[Record]) -> Committed {
+        if let Some(refused) = self.refused() {
+            return refused;
+        }
         let written = self.writer.commit(records);
+        self.refused().unwrap_or(written)
+    }
+
+    /// Nothing is durable in a log that went away.
+    fn refused(&mut self) -> Option<Committed> {
+        let trouble = self.lost()?;
+        // Noted first: a deleted head is closed here, and would not be known as such any more.
+        self.shared.note(Some(trouble.clone()));
+        self.writer.close_head();
+        Some(Committed { durable: Vec::new(), error: Some(io::Error::other(trouble.to_string())) })
+    }
+
+    /// Writes and applies: what is durable is also in the table.
+    pub(super) fn write(&mut self, records: &[Record]) -> Committed {
+        let written = self.append(records);
         let mut table = self.shared.table();
         let mut endings = Vec::new();
         for (record, at) in records.iter().zip(&written.durable) {
@@ -219,7 +251,7 @@ impl Committer {
     fn give_up_reserve(&mut self) {
         self.reserve_kept = false;
         if let Err(error) = self.shared.disk.keep_reserve(None) {
-            tracing::warn!(%error, "the outbox's reserve cannot be removed");
+            tracing::debug!(%error, "the outbox's reserve cannot be removed");
         }
     }
 }

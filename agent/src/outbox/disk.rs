@@ -5,9 +5,11 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write as _};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use crate::files::is_deleted;
 
 /// A good disk takes milliseconds, a worn SD card now and then half a second.
 const SLOW_SYNC: Duration = Duration::from_secs(1);
@@ -26,6 +28,20 @@ pub(crate) trait SegmentFile: Send {
     /// Reads up to `into.len()` bytes at `offset`; fewer only at the end of the file.
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
     fn bytes(&self) -> io::Result<u64>;
+    /// Whether somebody has deleted it: what is appended is gone when it is closed.
+    fn is_deleted(&self) -> bool {
+        false
+    }
+}
+
+/// Where the folder is that was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Here,
+    /// Something else is at its path, or nothing: it was moved, or its mount has gone. It may come back.
+    Elsewhere,
+    /// It was deleted, or another one is there in its stead.
+    Gone,
 }
 
 /// The folder the segments lie in.
@@ -45,12 +61,18 @@ pub(crate) trait Disk: Send + Sync {
     fn keep_reserve(&self, bytes: Option<u64>) -> io::Result<()>;
     /// Whether so much is kept already.
     fn has_reserve(&self, bytes: u64) -> bool;
+    /// Whether what is written still gets to where a start will look for it. Asked at each commit.
+    fn place(&self) -> Place {
+        Place::Here
+    }
 }
 
 /// A folder of a real file system.
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
+    /// The folder itself, wherever it goes.
+    opened: File,
 }
 
 impl Folder {
@@ -60,7 +82,7 @@ impl Folder {
         if let Some(parent) = path.parent() {
             File::open(parent)?.sync_all()?;
         }
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { path: path.to_owned(), opened: File::open(path)? })
     }
 
     fn path_of(&self, segment: u32) -> PathBuf {
@@ -135,6 +157,21 @@ impl Disk for Folder {
                 tracing::warn!(%error, "a part of the outbox's reserve stays behind");
             }
         })
+    }
+
+    fn place(&self) -> Place {
+        let (Ok(opened), there) = (self.opened.metadata(), std::fs::metadata(&self.path)) else { return Place::Here };
+        match there {
+            Ok(there) if (there.dev(), there.ino()) == (opened.dev(), opened.ino()) => Place::Here,
+            _ if is_deleted(&self.opened) => Place::Gone,
+            Ok(there) if there.dev() == opened.dev() => Place::Gone,
+            Ok(_) => Place::Elsewhere,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Place::Elsewhere
+            }
+            // Nobody can tell; what is written will.
+            Err(_) => Place::Here,
+        }
     }
 
     fn has_reserve(&self, bytes: u64) -> bool {
@@ -230,5 +267,9 @@ impl SegmentFile for File {
 
     fn bytes(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn is_deleted(&self) -> bool {
+        is_deleted(self)
     }
 }

@@ -51,11 +51,11 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use hedge_core::clock::Moment;
 use hedge_proto::{CaseKey, Refusal};
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 use self::behind::Behind;
 use self::commit::{Committer, Request};
-use self::disk::{Disk, Folder, NoDisk};
+use self::disk::{Disk, Folder, NoDisk, Place};
 use self::log::reader::RecordError;
 use self::log::record::{Head, Kind, Record};
 use self::log::writer::{SEGMENT_BYTES, Writer};
@@ -67,7 +67,7 @@ use self::table::Table;
 
 pub use self::case::{
     Applied, Drops, Entry, Figures, Limits, NewCase, OpenError, OpenReport, Progress, ReadError, State, StoreError,
-    StoredCase,
+    StoredCase, Trouble,
 };
 pub use self::inspect::{Damage, Inspection};
 pub use self::log::record::HEADER_BYTES_MAX;
@@ -246,6 +246,7 @@ impl Outbox {
                 continue;
             }
             return Err(match error {
+                RecordError::Io(error) if self.inner.shared.disk.place() != Place::Here => ReadError::Io(error),
                 RecordError::Io(error) if error.kind() != io::ErrorKind::NotFound => ReadError::Io(error),
                 RecordError::Io(_) | RecordError::Damaged => ReadError::Damaged,
             });
@@ -328,6 +329,31 @@ impl Outbox {
     /// Writes the powered clock down.
     pub async fn clock(&self, now: Moment) -> Result<(), StoreError> {
         self.ask(Ask::Clock(now)).await.map(drop)
+    }
+
+    /// Why nothing can be stored now, as it changes.
+    #[must_use]
+    pub fn trouble(&self) -> watch::Receiver<Option<Trouble>> {
+        self.inner.shared.trouble.subscribe()
+    }
+
+    /// Looks whether the folder is still there, for an outbox that is not written to. Blocks on the disk.
+    pub fn look_for_folder(&self) {
+        match self.inner.shared.disk.place() {
+            Place::Here if self.is_emptied() => self.inner.shared.note(Some(Trouble::Gone)),
+            Place::Here => {}
+            Place::Elsewhere => self.inner.shared.note(Some(Trouble::Elsewhere)),
+            Place::Gone => self.inner.shared.note(Some(Trouble::Gone)),
+        }
+    }
+
+    /// Whether somebody has deleted all segments. Twice in a row, because the log's thread tells of a segment that it
+    /// removed a moment later.
+    fn is_emptied(&self) -> bool {
+        let shared = &self.inner.shared;
+        let has_none = shared.disk.segments().is_ok_and(|segments| segments.is_empty());
+        let emptied = has_none && shared.log_bytes.load(Ordering::Relaxed) > 0;
+        shared.emptied.swap(emptied, Ordering::Relaxed) && emptied
     }
 
     /// Up to `cases_max` cases stored at `not_before` or later, as the log still has them; the newest first. Blocks on

@@ -30,7 +30,8 @@ impl Committer {
                 Ok(Step::Removed) => {}
                 Ok(Step::Copied | Step::Nothing) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "an old log segment cannot be retired now");
+                    // That the disk refuses to be written is said once, and elsewhere.
+                    tracing::debug!(%error, "an old log segment cannot be retired now");
                     break;
                 }
             }

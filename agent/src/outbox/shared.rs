@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use hedge_proto::CaseKey;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
-use super::case::Drops;
+use super::case::{Drops, Trouble};
 use super::disk::Disk;
 use super::table::Table;
 
@@ -31,6 +31,10 @@ pub(crate) struct Shared {
     pub(crate) evicted: AtomicU64,
     pub(crate) expired: AtomicU64,
     pub(crate) undelivered: AtomicU64,
+    /// There was no segment when that was looked at last.
+    pub(crate) emptied: AtomicBool,
+    /// Why nothing can be stored now.
+    pub(crate) trouble: watch::Sender<Option<Trouble>>,
 }
 
 impl Shared {
@@ -49,12 +53,29 @@ impl Shared {
             evicted: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             undelivered: AtomicU64::new(0),
+            emptied: AtomicBool::new(false),
+            trouble: watch::Sender::new(None),
         }
     }
 
     /// A thread that panicked while it held the table left whole lines behind, so going on is right.
     pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what is wrong with the disk, or that nothing is.
+    pub(crate) fn note(&self, trouble: Option<Trouble>) {
+        let changed = self.trouble.send_if_modified(|now| {
+            // What is gone does not come back before a restart.
+            let changed = *now != trouble && *now != Some(Trouble::Gone);
+            if changed {
+                now.clone_from(&trouble);
+            }
+            changed
+        });
+        if changed && let Some(trouble) = &trouble {
+            tracing::warn!("nothing can be stored: {trouble}");
+        }
     }
 
     pub(crate) fn count_damaged(&self, records: u64) {

@@ -37,6 +37,7 @@ pub(crate) use self::options::{client_config, roots};
 use self::silence::Silence;
 pub(crate) use self::trouble::read as read_trouble;
 use self::upload::Uploads;
+pub(crate) use self::upload::payloads_fault;
 use crate::control::commands::Desk;
 use crate::control::{Control, InForce};
 use crate::daemon::config::{PayloadsConfig, ProbeConfig};

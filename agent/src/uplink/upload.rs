@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, Method, Request, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use bytes::Bytes;
 use hedge_proto::Digest;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -92,6 +92,25 @@ struct Connection {
     headers: HeaderMap,
 }
 
+/// What is wrong with the files that `[payloads]` names.
+pub(crate) fn payloads_fault(config: &PayloadsConfig) -> Option<String> {
+    // The system's own are not looked at: reading all of them again and again costs more than it tells.
+    let trusted = config.ca_file.as_deref().map_or(Ok(()), |file| options::roots(Some(file)).map(drop));
+    let why = trusted.map_err(UploadError::from).and_then(|()| token(config).map(drop)).err()?;
+    Some(format!("[payloads] {why}; large payloads wait until it can be used"))
+}
+
+/// What is shown with every request.
+fn token(config: &PayloadsConfig) -> Result<Option<HeaderValue>, UploadError> {
+    let Some(path) = &config.token_file else { return Ok(None) };
+    let unusable = |source| UploadError::Token { path: path.clone(), source };
+    let token = hedge_inference::read_text(path).map_err(unusable)?;
+    let value = format!("Bearer {}", token.trim()).parse().map_err(|_| {
+        unusable(io::Error::new(io::ErrorKind::InvalidData, "it holds more than one line, or what no header can hold"))
+    })?;
+    Ok(Some(value))
+}
+
 impl Uploads {
     pub(super) fn new(config: PayloadsConfig, settings: watch::Receiver<Arc<InForce>>, meter: Meter) -> Self {
         Self { config, settings, meter, turn: Semaphore::new(1) }
@@ -130,11 +149,8 @@ impl Uploads {
             format!("{}:{}", url.host, url.port)
         };
         headers.insert(header::HOST, host.parse().map_err(axum::http::Error::from)?);
-        if let Some(path) = &self.config.token_file {
-            let token =
-                hedge_inference::read_text(path).map_err(|source| UploadError::Token { path: path.clone(), source })?;
-            let value = format!("Bearer {}", token.trim());
-            headers.insert(header::AUTHORIZATION, value.parse().map_err(axum::http::Error::from)?);
+        if let Some(value) = token(&self.config)? {
+            headers.insert(header::AUTHORIZATION, value);
         }
         let requests = tokio::time::timeout(CONNECT_TIMEOUT, self.open())
             .await

@@ -11,12 +11,14 @@ use hedge_proto::{
     Answer, Authority, Case, CaseFate, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Outcome, PayloadForm, Share,
     TaskResult, Verdict, from_cbor, to_cbor,
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
+use super::Locals;
 use crate::answers::{ANSWER_AGE_MAX, Answers, Remembered};
 use crate::control::InForce;
+use crate::faults::Faults;
 use crate::figures::Figures;
-use crate::outbox::{Applied, Outbox, State};
+use crate::outbox::{Applied, Outbox, ReadError, State, StoredCase};
 use crate::pipeline::LinkView;
 
 /// How many of the cases that were stored last are looked through for names at a start: a second's reading of a log
@@ -36,8 +38,12 @@ pub struct Verdicts {
     pub figures: Arc<Figures>,
     pub link: watch::Receiver<LinkView>,
     pub settings: watch::Receiver<Arc<InForce>>,
-    /// Woken when there is something for the sinks.
-    pub news: Arc<Notify>,
+    /// Changes when there is a correction for the sinks.
+    pub news: watch::Sender<()>,
+    /// Local answers for the sinks that want them.
+    pub locals: Locals,
+    /// Where it is noted that a sink cannot be used or takes nothing.
+    pub faults: Faults,
     /// One bit for each configured sink: a case is forgotten when all of them are set.
     pub sinks: Arc<AtomicU8>,
 }
@@ -57,15 +63,17 @@ impl Verdicts {
         }
         Figures::count(&self.figures.verdicts);
         match self.correction(key).await {
-            Ok(correction) => {
+            Ok(Some(correction)) => {
                 if correction.changed {
                     Figures::count(&self.figures.corrected);
                 }
                 self.answers.correct(correction);
             }
-            Err(reason) => tracing::warn!(id = %verdict.id, reason, "the case of a verdict cannot be read"),
+            // Why was said.
+            Ok(None) => {}
+            Err(error) => tracing::warn!(id = %verdict.id, %error, "the case of a verdict cannot be read now"),
         }
-        self.news.notify_waiters();
+        self.news.send_replace(());
         // What is answered needs no more waiting: the next start would forget it too. There are no more of these tasks
         // than cases that the cloud owes an answer to.
         let verdicts = self.clone();
@@ -73,12 +81,22 @@ impl Verdicts {
         Ok(())
     }
 
-    /// The correction of an answered case, made from what is on disk.
-    pub(super) async fn correction(&self, key: CaseKey) -> Result<Answer, String> {
+    /// The correction of an answered case, made from what is on disk. `None` if there never will be one; an error if the
+    /// disk cannot be read now.
+    pub(super) async fn correction(&self, key: CaseKey) -> Result<Option<Answer>, std::io::Error> {
         let reader = self.outbox.clone();
-        let read =
-            tokio::task::spawn_blocking(move || reader.read(key)).await.map_err(|stopped| stopped.to_string())?;
-        let stored = read.map_err(|error| error.to_string())?.ok_or("it is no longer in the outbox")?;
+        let made = match tokio::task::spawn_blocking(move || reader.read(key)).await? {
+            Ok(stored) => self.made(stored),
+            Err(ReadError::Damaged) => Err(ReadError::Damaged.to_string()),
+            Err(ReadError::Io(error)) => return Err(error),
+        };
+        Ok(made
+            .inspect_err(|reason| tracing::warn!(sequence = key.sequence, reason, "a correction cannot be delivered"))
+            .ok())
+    }
+
+    fn made(&self, stored: Option<StoredCase>) -> Result<Answer, String> {
+        let stored = stored.ok_or("it is no longer in the outbox")?;
         let verdict = stored.verdict.ok_or("it has no verdict")?;
         let case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
         let verdict: Verdict = from_cbor(&verdict, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;

@@ -6,8 +6,8 @@ use hedge_proto::Answer;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
-use super::{SinkConfigError, SinkError};
-use crate::child::{Child, Use, describe_end};
+use super::SinkError;
+use crate::child::{Child, Use, describe_end, on_path};
 
 /// How long the program may take for one answer; then it is ended, with all it started.
 const RUN_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -18,8 +18,19 @@ pub struct CommandSink {
 }
 
 impl CommandSink {
-    pub fn new(command: &[String]) -> Result<Self, SinkConfigError> {
-        if command.is_empty() { Err(SinkConfigError::NoCommand) } else { Ok(Self { command: command.to_vec() }) }
+    #[must_use]
+    pub fn new(command: &[String]) -> Self {
+        Self { command: command.to_vec() }
+    }
+
+    /// Whether the program is there. It is not run.
+    pub fn look(&self) -> Result<(), String> {
+        let program = self.program();
+        if on_path(program) { Ok(()) } else { Err(format!("there is no program `{program}`")) }
+    }
+
+    pub(super) fn program(&self) -> &str {
+        self.command.first().map_or("", String::as_str)
     }
 
     /// Delivered means that the program ended with exit code 0.
@@ -28,9 +39,9 @@ impl CommandSink {
     }
 
     async fn run(&self, answer: &Answer, wait_max: Duration) -> Result<(), SinkError> {
-        let program = self.command.first().map_or("the command", String::as_str);
+        let program = self.program();
         let mut child = Child::spawn(&self.command, Use::Stdin)
-            .map_err(|error| SinkError::Retry(format!("`{program}` cannot be started: {error}")))?;
+            .map_err(|error| SinkError::Away(format!("`{program}` cannot be started: {error}")))?;
         let mut line = hedge_proto::to_json(answer);
         line.push(b'\n');
         let run = async {
@@ -44,11 +55,11 @@ impl CommandSink {
             Ok(Ok(status)) if status.success() => Ok(()),
             Ok(status) => {
                 let end = describe_end(&status, &child.last_words().await);
-                Err(SinkError::Retry(format!("`{program}` did not take it: {end}")))
+                Err(SinkError::Refused(format!("`{program}` did not take it: {end}")))
             }
             Err(_) => {
                 let end = describe_end(&child.stop().await, "");
-                Err(SinkError::Retry(format!("`{program}` took longer than {} s; {end}", wait_max.as_secs())))
+                Err(SinkError::Refused(format!("`{program}` took longer than {} s; {end}", wait_max.as_secs())))
             }
         }
     }
@@ -60,7 +71,7 @@ mod tests {
     use crate::capture::testing::{answer, id};
 
     fn shell(script: &str) -> CommandSink {
-        CommandSink::new(&["sh".to_owned(), "-c".to_owned(), script.to_owned()]).expect("not empty")
+        CommandSink::new(&["sh".to_owned(), "-c".to_owned(), script.to_owned()])
     }
 
     #[tokio::test]
@@ -74,7 +85,7 @@ mod tests {
         let error = shell("echo 'no such light' >&2; exit 4").send(&sent).await;
         assert_eq!(
             error,
-            Err(SinkError::Retry("`sh` did not take it: it ended with exit code 4: no such light".into()))
+            Err(SinkError::Refused("`sh` did not take it: it ended with exit code 4: no such light".into()))
         );
     }
 
@@ -82,13 +93,14 @@ mod tests {
     async fn a_program_that_hangs_is_ended() {
         let sink = shell("sleep 1000");
         let error = sink.run(&answer(id(3), "cam", None, 1), Duration::ZERO).await;
-        assert!(matches!(&error, Err(SinkError::Retry(text)) if text.contains("signal 15")), "{error:?}");
+        assert!(matches!(&error, Err(SinkError::Refused(text)) if text.contains("signal 15")), "{error:?}");
     }
 
     #[tokio::test]
-    async fn a_program_that_is_not_there_is_tried_again_later() {
-        let mut sink = CommandSink::new(&["/nonexistent/program".to_owned()]).expect("not empty");
-        assert!(matches!(sink.send(&answer(id(3), "cam", None, 1)).await, Err(SinkError::Retry(_))));
-        assert!(CommandSink::new(&[]).is_err());
+    async fn a_program_that_is_not_there_is_named_and_tried_again_later() {
+        let mut sink = CommandSink::new(&["/nonexistent/program".to_owned()]);
+        assert!(sink.look().expect_err("missing").contains("/nonexistent/program"));
+        assert!(matches!(sink.send(&answer(id(3), "cam", None, 1)).await, Err(SinkError::Away(_))));
+        shell("exit 0").look().expect("there is a shell");
     }
 }

@@ -1,123 +1,264 @@
-//! Brings corrections from the disk to each sink, in a loop of its own, until the sink has confirmed them.
+//! Brings answers to one sink, in a loop of its own, until the sink has confirmed them.
 //!
-//! A sink that is slow or gone holds up nobody: its corrections stay in the outbox. What every sink has
-//! confirmed is forgotten. Local answers, for the sinks that want them, come from memory and are not repeated.
+//! A sink that is slow or gone holds up nobody: its corrections stay in the outbox. What every sink has confirmed is
+//! forgotten. Local answers, for the sinks that want them, come from memory (`locals`). When a sink is offered again what
+//! it has not taken is decided in core. A sink that cannot be used, is away or refuses something is a fault.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
+use hedge_core::clock::Moment;
+use hedge_core::delivery::Patience;
 use hedge_proto::{Answer, CaseKey};
-use tokio::sync::broadcast;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{BATCH_MAX, Sink, SinkError, Verdicts};
 use crate::daemon::config::Wanted;
+use crate::faults::Part;
 use crate::outbox::{Entry, State};
 
-/// The first wait after a sink failed; doubles up to [`RETRY_WAIT_MAX`]. Short, because a sink that fails every so often
-/// must still take more than the cloud can answer.
-const RETRY_WAIT_MIN: Duration = Duration::from_millis(100);
-
-/// The longest wait for a sink that fails. One that is back is served within it.
-const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
-
-/// Without any news the disk is looked at so often.
+/// Without any news the disk and what the sink needs are looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+
+const LOOK_WAIT_MIN: Duration = Duration::from_millis(200);
+
+/// What a sink needs of this machine is looked for so often while it is missing: a look costs a few system calls, and
+/// folders wait for the file.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// What is said to be wrong changes at most so often: each change is told to the log, to systemd and over the link.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(600);
+
+/// How long what waits in memory may still be delivered when the agent stops.
+const STOP_WAIT: Duration = Duration::from_secs(2);
+
+/// A case and the revision of its correction.
+type Offered = (CaseKey, u32);
 
 /// One sink's loop.
 pub struct Delivery {
     verdicts: Verdicts,
     sink: Sink,
     wanted: Wanted,
-    retry_wait: Duration,
+    patience: Patience<Offered>,
+    begun: Instant,
+    /// What was said to be wrong, and when.
+    said: Option<(String, Instant)>,
+}
+
+/// Why nothing more is offered now.
+enum Stopped {
+    /// The sink is not there. What was wrong was said.
+    Away,
+    /// It takes nothing.
+    Refusing,
 }
 
 impl Delivery {
     #[must_use]
     pub fn new(verdicts: Verdicts, sink: Sink, wanted: Wanted) -> Self {
-        Self { verdicts, sink, wanted, retry_wait: RETRY_WAIT_MIN }
+        Self { verdicts, sink, wanted, patience: Patience::default(), begun: Instant::now(), said: None }
     }
 
     /// Delivers until told to stop. What is under way then is offered again at the next start.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut local_answers = self.verdicts.answers.listen();
+        let mut news = self.verdicts.news.subscribe();
+        let (locals, number) = (self.verdicts.locals.clone(), self.sink.number());
+        // How long to wait for the sink, if it must be waited for.
+        let mut wait = self.look_and_deliver(&stop).await;
         loop {
-            let news = self.verdicts.news.clone();
-            let news = news.notified();
-            let wait = self.deliver_all(&mut local_answers).await;
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = news, if wait == LOOK_INTERVAL => {}
-                answer = local_answers.recv(), if self.wanted != Wanted::Corrections => self.pass_on(answer).await,
-                () = tokio::time::sleep(wait) => {}
-            }
+            let next = wait.unwrap_or_else(|| self.next_look());
+            wait = tokio::select! {
+                () = stop.cancelled() => break,
+                Ok(()) = news.changed(), if wait.is_none() => self.deliver_all(&stop).await,
+                // Alone, because a look at the disk for each answer would cost more than the answer.
+                () = locals.more(number), if wait.is_none() => self.deliver_locals_alone().await,
+                () = sleep(next) => self.look_and_deliver(&stop).await,
+            };
         }
+        self.finish().await;
     }
 
-    /// Delivers what is due and says how long to wait for more.
-    async fn deliver_all(&mut self, local_answers: &mut broadcast::Receiver<Arc<Answer>>) -> Duration {
-        loop {
-            match self.deliver_batch(local_answers).await {
+    /// Delivers what is due, if the sink has what it needs.
+    async fn look_and_deliver(&mut self, stop: &CancellationToken) -> Option<Duration> {
+        if let Err(reason) = self.sink.look().await {
+            self.say(&format!("{reason}; answers wait until it can be used"));
+            return Some(LOOK_AGAIN);
+        }
+        self.deliver_all(stop).await
+    }
+
+    async fn deliver_all(&mut self, stop: &CancellationToken) -> Option<Duration> {
+        while !stop.is_cancelled() {
+            match self.deliver_batch().await {
                 Ok(0) => {
-                    self.retry_wait = RETRY_WAIT_MIN;
-                    return LOOK_INTERVAL;
+                    self.patience.there();
+                    self.well_if_nothing_is_aside();
+                    break;
                 }
                 Ok(_) => {}
-                Err(reason) => {
-                    let wait = self.retry_wait;
-                    if wait > RETRY_WAIT_MIN {
-                        tracing::warn!(sink = self.sink.name(), reason, "corrections wait for their sink");
-                    }
-                    self.retry_wait = (wait * 2).min(RETRY_WAIT_MAX);
-                    return wait;
-                }
+                Err(Stopped::Away | Stopped::Refusing) => return Some(self.wait()),
             }
+        }
+        None
+    }
+
+    async fn deliver_locals_alone(&mut self) -> Option<Duration> {
+        match self.deliver_locals().await {
+            Ok(()) => None,
+            Err(Stopped::Away | Stopped::Refusing) => Some(self.wait()),
         }
     }
 
-    /// Delivers the oldest corrections that are due. Returns how many were settled; an error means later.
-    async fn deliver_batch(&mut self, local_answers: &mut broadcast::Receiver<Arc<Answer>>) -> Result<usize, String> {
-        let due = self.verdicts.outbox.undelivered(self.sink.number(), BATCH_MAX);
+    fn wait(&mut self) -> Duration {
+        let wait = self.patience.wait();
+        if matches!(self.sink, Sink::Jsonl(_)) { wait.min(LOOK_AGAIN) } else { wait }
+    }
+
+    fn next_look(&self) -> Duration {
+        // Not at once: one whose turn it is and that cannot be read now would be looked at without pause.
+        self.patience.next_turn(self.now()).map_or(LOOK_INTERVAL, |turn| turn.clamp(LOOK_WAIT_MIN, LOOK_INTERVAL))
+    }
+
+    /// Delivers the oldest corrections that are due. Returns how many were settled or refused.
+    async fn deliver_batch(&mut self) -> Result<usize, Stopped> {
+        let now = self.now();
+        let all = self.verdicts.outbox.undelivered(self.sink.number(), BATCH_MAX + self.patience.aside());
+        let due = all.into_iter().filter(|entry| self.patience.may_offer(offered(entry), now)).take(BATCH_MAX);
+        let due: Vec<Entry> = due.collect();
         // Whatever is due was answered locally before, so that answer is here by now.
-        self.pass_on_what_came(local_answers).await;
-        let mut settled = Vec::new();
-        let mut offered = Vec::new();
+        if let Err(Stopped::Away) = self.deliver_locals().await {
+            return Err(Stopped::Away);
+        }
+        let (mut settled, mut wanted) = (Vec::new(), Vec::new());
         for entry in due {
-            match self.correction(entry.key).await {
-                Some(answer) if self.wanted.takes(&answer) => offered.push((entry, answer)),
-                _ => settled.push(entry),
+            match self.verdicts.correction(entry.key).await {
+                Ok(Some(answer)) if self.wanted.takes(&answer) => wanted.push((entry, Arc::new(answer))),
+                Ok(_) => settled.push(entry),
+                // It stays; the next look tries again.
+                Err(error) => tracing::debug!(%error, "a correction cannot be read now"),
             }
         }
-        let answers: Vec<Arc<Answer>> = offered.iter().map(|(_, answer)| answer.clone()).collect();
+        let answers: Vec<Arc<Answer>> = wanted.iter().map(|(_, answer)| answer.clone()).collect();
         let (delivered, stopped_by) = self.sink.send_all(&answers).await;
-        let refused = usize::from(matches!(stopped_by, Err(SinkError::Refused(_))));
+        let mut wanted = wanted.into_iter().map(|(entry, _)| entry);
+        for entry in wanted.by_ref().take(delivered) {
+            self.taken(Some(offered(&entry)));
+            settled.push(entry);
+        }
         if delivered > 0 {
-            // It is there: one that fails now and then must not be waited for as if it were gone.
-            self.retry_wait = RETRY_WAIT_MIN;
+            self.well_if_nothing_is_aside();
         }
-        settled.extend(offered.into_iter().take(delivered + refused).map(|(entry, _)| entry));
-        for entry in &settled {
-            self.confirm(entry).await?;
+        let refused = wanted.next().as_ref().map(offered);
+        let stopped = self.weigh(stopped_by, refused);
+        let confirmed = try_join_all(settled.iter().map(|entry| self.confirm(entry))).await;
+        if let Err(error) = confirmed {
+            // The sink has it; that it has is noted once the disk takes it, and it may be offered again.
+            tracing::warn!(sink = self.sink.name(), error, "what was delivered cannot be noted now");
+            return Err(Stopped::Away);
         }
-        match stopped_by {
-            Ok(()) => Ok(settled.len()),
-            Err(SinkError::Refused(reason)) => {
-                tracing::warn!(sink = self.sink.name(), reason, "a correction was refused; it is not offered again");
-                Ok(settled.len())
+        let refused = usize::from(matches!(stopped, Ok(true)));
+        stopped.map(|_| settled.len() + refused)
+    }
+
+    /// Delivers the local answers that are there: one comes before its correction.
+    async fn deliver_locals(&mut self) -> Result<(), Stopped> {
+        let (locals, number) = (self.verdicts.locals.clone(), self.sink.number());
+        // Not without end: corrections must have their turn.
+        let mut left = locals.waiting(number);
+        while left > 0 {
+            let answers = locals.first(number, left.min(BATCH_MAX));
+            if answers.is_empty() {
+                return Ok(());
             }
-            Err(SinkError::Retry(reason)) => Err(reason),
+            let (delivered, stopped_by) = self.sink.send_all(&answers).await;
+            (0..delivered).for_each(|_| self.taken(None));
+            if delivered > 0 {
+                self.well_if_nothing_is_aside();
+            }
+            let stopped = self.weigh(stopped_by, None);
+            // One that is refused is given up: nothing but memory holds it, and the next may be taken.
+            let given_up = usize::from(matches!(stopped, Ok(true) | Err(Stopped::Refusing)));
+            if given_up > 0 {
+                self.count(|sink| sink.lost += 1);
+            }
+            locals.done(number, delivered + given_up);
+            stopped?;
+            left = left.saturating_sub(delivered + given_up);
+        }
+        Ok(())
+    }
+
+    /// What to do after a delivery: `Ok(true)` if one was refused and the next may be offered.
+    fn weigh(&mut self, stopped_by: Result<(), SinkError>, delivery: Option<Offered>) -> Result<bool, Stopped> {
+        match stopped_by {
+            Ok(()) => Ok(false),
+            Err(SinkError::Refused(reason)) => {
+                self.count(|sink| sink.refused += 1);
+                self.patience.refused(delivery, self.now());
+                self.say(&format!(
+                    "{reason}; a correction that is refused is kept and offered again, ever more slowly"
+                ));
+                if self.patience.takes_nothing() { Err(Stopped::Refusing) } else { Ok(true) }
+            }
+            Err(SinkError::Away(reason)) => {
+                // Most are away for a moment only.
+                if self.patience.has_waited() || matches!(self.sink, Sink::Jsonl(_)) {
+                    self.say(&format!("{reason}; answers wait"));
+                }
+                Err(Stopped::Away)
+            }
+            Err(SinkError::Offline) => Err(Stopped::Away),
         }
     }
 
-    /// `None` for a case that cannot be read any more: there is nothing to deliver.
-    async fn correction(&self, key: CaseKey) -> Option<Arc<Answer>> {
-        match self.verdicts.correction(key).await {
-            Ok(answer) => Some(Arc::new(answer)),
-            Err(reason) => {
-                tracing::warn!(sequence = key.sequence, reason, "a correction cannot be delivered");
-                None
-            }
+    fn taken(&mut self, delivery: Option<Offered>) {
+        self.patience.taken(delivery);
+        self.count(|sink| sink.delivered += 1);
+    }
+
+    fn count(&self, change: impl FnOnce(&mut hedge_proto::SinkFigures)) {
+        self.verdicts.figures.sink(self.sink.name(), change);
+    }
+
+    /// Notes what is wrong, unless something was said a moment ago.
+    fn say(&mut self, reason: &str) {
+        let said_lately = |(_, at): &(String, Instant)| at.elapsed() < SAY_AGAIN_AFTER;
+        if self.said.as_ref().is_some_and(|said| said.0 == reason || said_lately(said)) {
+            return;
         }
+        self.said = Some((reason.to_owned(), Instant::now()));
+        let waits = match self.sink {
+            Sink::Jsonl(_) if self.wanted == Wanted::All => ", and so do the pictures of folders",
+            _ => "",
+        };
+        self.verdicts.faults.set(&self.part(), format!("verdicts.{}: {reason}{waits}", self.sink.name()));
+    }
+
+    /// The sink is there; it is well unless it refuses something that is still wanted.
+    fn well_if_nothing_is_aside(&mut self) {
+        if self.said.is_none() {
+            return;
+        }
+        let outbox = self.verdicts.outbox.clone();
+        self.patience.retain(|(key, revision)| {
+            let state = outbox.lookup(key).map(|entry| entry.state);
+            matches!(state, Some(State::Answered { revision: now, .. }) if now == revision)
+        });
+        if self.patience.aside() == 0 && !self.patience.takes_nothing() {
+            self.said = None;
+            self.verdicts.faults.clear(&self.part());
+        }
+    }
+
+    fn part(&self) -> Part {
+        Part::Sink(self.sink.name())
+    }
+
+    fn now(&self) -> Moment {
+        Moment(0) + self.begun.elapsed()
     }
 
     async fn confirm(&self, entry: &Entry) -> Result<(), String> {
@@ -128,115 +269,30 @@ impl Delivery {
         Ok(())
     }
 
-    /// Passes on the local answers that are there: one comes before its correction.
-    async fn pass_on_what_came(&mut self, local_answers: &mut broadcast::Receiver<Arc<Answer>>) {
-        if self.wanted == Wanted::Corrections {
-            return;
-        }
-        // Not without end: corrections must have their turn.
-        for _ in 0..BATCH_MAX {
-            let answer = match local_answers.try_recv() {
-                Ok(answer) => Ok(answer),
-                Err(broadcast::error::TryRecvError::Lagged(missed)) => Err(broadcast::error::RecvError::Lagged(missed)),
-                Err(_) => return,
-            };
-            self.pass_on(answer).await;
+    /// Brings out what waits in memory, and says what could not be.
+    async fn finish(mut self) {
+        let number = self.sink.number();
+        if self.verdicts.locals.waiting(number) > 0 {
+            drop(timeout(STOP_WAIT, self.deliver_locals()).await);
+            let left = self.verdicts.locals.waiting(number);
+            if left > 0 {
+                tracing::warn!(
+                    sink = self.sink.name(),
+                    left,
+                    "local answers were not delivered when this sink stopped"
+                );
+            }
         }
     }
+}
 
-    /// Passes a local answer on, once. A sink that fails misses it; the count is in the log.
-    async fn pass_on(&mut self, answer: Result<Arc<Answer>, broadcast::error::RecvError>) {
-        match answer {
-            Ok(answer) if answer.revision == 0 && self.sink.wants_local(self.wanted, &answer) => {
-                if let (_, Err(error)) = self.sink.send_all(&[answer]).await {
-                    tracing::warn!(sink = self.sink.name(), %error, "a local answer was not delivered");
-                }
-            }
-            Err(broadcast::error::RecvError::Lagged(missed)) => {
-                tracing::warn!(sink = self.sink.name(), missed, "the sink is too slow for all local answers");
-            }
-            Ok(_) | Err(broadcast::error::RecvError::Closed) => {}
-        }
-    }
+fn offered(entry: &Entry) -> Offered {
+    let revision = match entry.state {
+        State::Answered { revision, .. } => revision,
+        _ => 0,
+    };
+    (entry.key, revision)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-    use std::sync::atomic::AtomicU8;
-
-    use bytes::Bytes;
-    use hedge_core::clock::Moment;
-    use hedge_core::outbox::WhenFull;
-    use hedge_core::policy::Policies;
-    use hedge_proto::{Authority, TaskResult, Verdict, WIRE_VERSION, to_cbor};
-    use tokio::sync::watch;
-
-    use super::*;
-    use crate::answers::Answers;
-    use crate::capture::testing::{answer, case, id};
-    use crate::control::InForce;
-    use crate::daemon::config::Config;
-    use crate::outbox::{Limits, NewCase, Outbox};
-    use crate::pipeline::LinkView;
-    use crate::verdict::Jsonl;
-
-    const LIMITS: Limits = Limits {
-        cases_max: 100,
-        bytes_max: 1 << 20,
-        free_bytes_min: 0,
-        payload_bytes_max: 1 << 10,
-        when_full: WhenFull::RefuseNew,
-    };
-
-    const CASES: u64 = 20;
-
-    /// Stores case `n`, answered.
-    async fn answered(outbox: &Outbox, n: u64) {
-        let case = case(n);
-        let verdict = Verdict {
-            v: WIRE_VERSION,
-            id: case.id.clone(),
-            revision: 1,
-            authority: Authority::Model,
-            task: case.task.clone(),
-            result: TaskResult::Classify { label: "boot".to_owned(), scores: Vec::new() },
-            model: case.model.clone(),
-        };
-        let (key, payload) = (case.id.key, Bytes::from_static(b"x"));
-        let new = NewCase { key, sort_key: 0.0, stored_at: Moment(0), header: to_cbor(&case), payload };
-        outbox.store(new).await.expect("stored");
-        outbox.answered(key, 1, to_cbor(&verdict)).await.expect("answered");
-    }
-
-    #[tokio::test]
-    async fn a_sink_that_comes_late_to_its_turn_still_gets_each_answer_before_its_correction() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (outbox, _) = Outbox::open(&folder.path().join("outbox"), LIMITS).expect("opens");
-        let answers = Answers::default();
-        let verdicts = Verdicts {
-            outbox: outbox.clone(),
-            answers: answers.clone(),
-            figures: Arc::default(),
-            link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).1,
-            settings: watch::channel(Arc::new(InForce::new(0, Config::default(), &BTreeSet::new()))).1,
-            news: Arc::default(),
-            sinks: Arc::new(AtomicU8::new(u8::MAX)),
-        };
-        let path = folder.path().join("answers.jsonl");
-        let sink = Sink::Jsonl(Jsonl::new(path.clone(), 1 << 20));
-        let mut local_answers = answers.listen();
-        for n in 0..CASES {
-            answers.give(answer(id(n), "cam", None, 0));
-            answered(&outbox, n).await;
-        }
-        Delivery::new(verdicts, sink, Wanted::All).deliver_all(&mut local_answers).await;
-        let text = std::fs::read_to_string(&path).expect("written");
-        let answer = |line| serde_json::from_str::<Answer>(line).expect("an answer");
-        let seen: Vec<_> = text.lines().map(answer).map(|answer| (answer.id.key.sequence, answer.revision)).collect();
-        let place = |wanted| seen.iter().position(|one| *one == wanted);
-        for n in 0..CASES {
-            assert!(place((n, 0)).is_some() && place((n, 0)) < place((n, 1)), "{seen:?}");
-        }
-    }
-}
+mod tests;

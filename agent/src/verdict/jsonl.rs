@@ -5,12 +5,12 @@
 //! must do so before [`TAIL_BYTES`] more are written. A last line without its newline was torn by a power
 //! cut and is cut off.
 //!
-//! Nothing is appended behind an error: the file is cut back to where it was before, then opened afresh.
+//! Nothing is appended behind an error: the file is cut back to where it was before, then opened afresh. A file that
+//! somebody renamed keeps its lines; into one that was deleted meanwhile nothing counts as written.
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,6 +18,7 @@ use hedge_proto::{Answer, CaseId};
 use serde::Deserialize;
 
 use super::SinkError;
+use crate::files::{is_at, is_deleted};
 
 /// How much of the file's end (and of the one before it) is read for keys at start: thousands of answers, while
 /// a batch has [`super::BATCH_MAX`].
@@ -36,6 +37,11 @@ impl Jsonl {
     #[must_use]
     pub fn new(path: PathBuf, bytes_max: u64) -> Self {
         Self { file: Arc::new(Mutex::new(JsonlFile { path, bytes_max, open: None })) }
+    }
+
+    /// Whether the file can be opened; it is made if it is not there.
+    pub async fn look(&mut self) -> Result<(), String> {
+        self.blocking(|file| file.open().map(drop)).await.map_err(|error| error.to_string())
     }
 
     /// On disk when it returns.
@@ -67,7 +73,7 @@ impl Jsonl {
             let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
             f(&mut file).map_err(|error| format!("cannot write {}: {error}", file.path.display()))
         });
-        result.await.unwrap_or_else(|error| Err(error.to_string())).map_err(SinkError::Retry)
+        result.await.unwrap_or_else(|error| Err(error.to_string())).map_err(SinkError::Away)
     }
 }
 
@@ -91,7 +97,6 @@ struct JsonlFile {
 
 struct Open {
     file: File,
-    bytes: u64,
     keys: Keys,
 }
 
@@ -110,20 +115,30 @@ impl JsonlFile {
         if batch.is_empty() {
             return Ok(());
         }
-        let bytes = open.bytes;
+        // Somebody may have cut the file short meanwhile, as a rotation in place does.
+        let bytes = open.file.metadata()?.len();
         if bytes > 0 && bytes + batch.len() as u64 > self.bytes_max {
             self.rotate()?;
         }
+        self.write(&batch)?;
+        if self.open.as_ref().is_some_and(|open| is_deleted(&open.file)) {
+            self.open = None;
+            self.write(&batch)?;
+        }
         let open = self.open()?;
-        match open.file.write_all(&batch).and_then(|()| open.file.sync_data()) {
-            Ok(()) => {
-                open.bytes += batch.len() as u64;
-                keys.into_iter().for_each(|key| open.keys.remember(key));
-                Ok(())
-            }
+        keys.into_iter().for_each(|key| open.keys.remember(key));
+        Ok(())
+    }
+
+    /// All of it is on disk, or the file is as it was.
+    fn write(&mut self, batch: &[u8]) -> io::Result<()> {
+        let open = self.open()?;
+        let bytes = open.file.metadata()?.len();
+        match open.file.write_all(batch).and_then(|()| open.file.sync_data()) {
+            Ok(()) => Ok(()),
             Err(error) => {
                 // What a failed sync left in memory may never reach the disk, so it must not be found there later.
-                let cut = open.file.set_len(open.bytes);
+                let cut = open.file.set_len(bytes);
                 self.open = None;
                 cut.and(Err(error))
             }
@@ -148,7 +163,7 @@ impl JsonlFile {
         let Some(open) = self.open.take() else { return Ok(()) };
         std::fs::rename(&self.path, before(&self.path))?;
         let (file, _) = open_for_append(&self.path)?;
-        self.open = Some(Open { file, bytes: 0, keys: open.keys });
+        self.open = Some(Open { file, keys: open.keys });
         Ok(())
     }
 }
@@ -156,7 +171,7 @@ impl JsonlFile {
 impl Open {
     fn new(path: &Path) -> io::Result<Self> {
         let (mut file, bytes) = open_for_append(path)?;
-        let whole = cut_torn_line(&mut file, bytes)?;
+        cut_torn_line(&mut file, bytes)?;
         let mut keys = Keys::default();
         match File::open(before(path)) {
             Ok(mut earlier) => keys.read_tail(&mut earlier)?,
@@ -166,15 +181,22 @@ impl Open {
         keys.read_tail(&mut file)?;
         // Lines written before the crash count from now on, so they must be on disk.
         file.sync_data()?;
-        Ok(Self { file, bytes: whole, keys })
+        Ok(Self { file, keys })
     }
 }
 
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), std::fs::metadata(path)) {
-        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
-        _ => false,
+/// Whether the file, or one of its name in its folder, can be written. Nothing is touched: another agent may use it.
+pub(super) fn appendable(path: &Path) -> Result<(), String> {
+    let told = |error: &dyn std::fmt::Display| format!("cannot write {}: {error}", path.display());
+    if path.exists() {
+        return OpenOptions::new().append(true).open(path).map(drop).map_err(|error| told(&error));
     }
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::access(folder_of(path), access).map_err(|error| told(&io::Error::from(error)))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The file the last rotation left: `<path>.1`.
@@ -189,14 +211,13 @@ fn open_for_append(path: &Path) -> io::Result<(File, u64)> {
     let bytes = file.metadata()?.len();
     if bytes == 0 {
         // The name of a new file must survive a power cut as well.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()?;
+        File::open(folder_of(path))?.sync_all()?;
     }
     Ok((file, bytes))
 }
 
-/// Cuts the file behind its last newline. Returns its length then.
-fn cut_torn_line(file: &mut File, bytes: u64) -> io::Result<u64> {
+/// Cuts the file behind its last newline.
+fn cut_torn_line(file: &mut File, bytes: u64) -> io::Result<()> {
     let mut end = bytes;
     let mut block = vec![0; 64 * 1024];
     while end > 0 {
@@ -215,7 +236,7 @@ fn cut_torn_line(file: &mut File, bytes: u64) -> io::Result<u64> {
         file.set_len(end)?;
         file.sync_data()?;
     }
-    Ok(end)
+    Ok(())
 }
 
 /// The latest keys.
@@ -335,11 +356,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_deleted_or_cut_short_by_someone_else_holds_every_later_answer() {
+        let (_folder, path) = place();
+        let mut sink = Jsonl::new(path.clone(), 1 << 20);
+        sink.send(&correction(1)).await.expect("written");
+        std::fs::remove_file(&path).expect("deleted");
+        sink.send(&correction(2)).await.expect("written");
+        assert_eq!(sequences(&path), [2]);
+        File::options().write(true).open(&path).and_then(|file| file.set_len(0)).expect("cut short");
+        sink.send(&correction(3)).await.expect("written");
+        assert_eq!(sequences(&path), [3]);
+    }
+
+    #[tokio::test]
     async fn a_folder_that_cannot_be_written_is_tried_again_later() {
         let (folder, _) = place();
         let missing = folder.path().join("missing");
         let mut sink = Jsonl::new(missing.join("answers.jsonl"), 1 << 20);
-        assert!(matches!(sink.send(&correction(1)).await, Err(SinkError::Retry(_))));
+        assert!(matches!(sink.send(&correction(1)).await, Err(SinkError::Away(_))));
         std::fs::create_dir(&missing).expect("made");
         sink.send(&correction(1)).await.expect("written");
     }

@@ -8,46 +8,39 @@ mod apply;
 mod command;
 mod delivery;
 mod jsonl;
+mod locals;
 mod mqtt;
 mod sinks;
 mod webhook;
 
 use std::sync::Arc;
 
+use hedge_core::link::Profile;
 use hedge_proto::{Answer, DeviceId};
 
 pub use self::apply::Verdicts;
 pub use self::command::CommandSink;
 pub use self::delivery::Delivery;
 pub use self::jsonl::Jsonl;
+pub use self::locals::Locals;
 pub use self::mqtt::MqttSink;
 pub use self::sinks::Sinks;
 pub use self::webhook::Webhook;
-use crate::daemon::config::{VerdictsConfig, Wanted};
-use crate::uplink::{OptionsError, Uplink};
+use crate::daemon::config::{BrokerConfig, VerdictsConfig, Wanted};
+use crate::uplink::{Meter, Uplink, options};
 
 /// Why an answer was not delivered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SinkError {
-    /// It may go better later.
+    /// The sink cannot be used, is not reached, or is in trouble: the next answer would fare no better.
     #[error("{0}")]
-    Retry(String),
-    /// This answer will never be taken; the next one may be.
+    Away(String),
+    /// It did not take this answer. The next one it may take, and this one later.
     #[error("{0}")]
     Refused(String),
-}
-
-/// Why a sink of the configuration cannot be used at all.
-#[derive(Debug, thiserror::Error)]
-pub enum SinkConfigError {
-    #[error("verdicts.webhook: {0}")]
-    Webhook(String),
-    #[error("verdicts.command: the command is empty")]
-    NoCommand,
-    #[error("verdicts.mqtt: {0}")]
-    Mqtt(#[from] OptionsError),
-    #[error("verdicts.mqtt: there is no [broker] to publish on; give it a `broker` of its own")]
-    NoBroker,
+    /// The device is offline, which is no fault of the sink.
+    #[error("there is no connection to the broker")]
+    Offline,
 }
 
 /// One way out. They share nothing, so that none holds up another.
@@ -64,6 +57,15 @@ const WEBHOOK: u8 = 1;
 const COMMAND: u8 = 2;
 const MQTT: u8 = 3;
 
+fn sink_name(number: u8) -> &'static str {
+    match number {
+        JSONL => "jsonl",
+        WEBHOOK => "webhook",
+        COMMAND => "command",
+        _ => "mqtt",
+    }
+}
+
 /// The bits of the configured sinks: who must have a correction before its case is forgotten.
 fn sink_bits(config: &VerdictsConfig) -> u8 {
     let VerdictsConfig { score_min: _, jsonl, webhook, command, mqtt } = config;
@@ -74,37 +76,51 @@ fn sink_bits(config: &VerdictsConfig) -> u8 {
         | bit(mqtt.is_some(), MQTT)
 }
 
+/// Whether the files a broker of a sink's own needs are there.
+fn broker_files(config: &BrokerConfig) -> Result<(), String> {
+    options(config, "check", Profile::LAN.keep_alive, &Meter::default()).map(drop).map_err(|error| error.to_string())
+}
+
 /// The most answers one delivery takes.
 pub const BATCH_MAX: usize = 256;
 
 impl Sink {
-    /// The configured sink of this number with what it wants, if there is one.
+    /// The configured sink of this number with what it wants, if there is one. Nothing is opened or read yet.
     fn configured(
         number: u8,
         config: &VerdictsConfig,
         uplink: Option<&Uplink>,
         device: &DeviceId,
-    ) -> Result<Option<(Self, Wanted)>, SinkConfigError> {
-        Ok(match (number, config) {
+    ) -> Option<(Self, Wanted)> {
+        Some(match (number, config) {
             (JSONL, VerdictsConfig { jsonl: Some(jsonl), .. }) => {
-                Some((Self::Jsonl(Jsonl::new(jsonl.path.clone(), jsonl.bytes_max)), jsonl.wanted))
+                (Self::Jsonl(Jsonl::new(jsonl.path.clone(), jsonl.bytes_max)), jsonl.wanted)
             }
             (WEBHOOK, VerdictsConfig { webhook: Some(webhook), .. }) => {
-                Some((Self::Webhook(Webhook::new(webhook)?), webhook.wanted))
+                (Self::Webhook(Webhook::new(webhook.clone())), webhook.wanted)
             }
             (COMMAND, VerdictsConfig { command: Some(command), .. }) => {
-                Some((Self::Command(CommandSink::new(&command.command)?), command.wanted))
+                (Self::Command(CommandSink::new(&command.command)), command.wanted)
             }
             (MQTT, VerdictsConfig { mqtt: Some(mqtt), .. }) => {
-                let sink = match (&mqtt.broker, uplink) {
-                    (Some(broker), _) => MqttSink::on_broker(broker, device)?,
-                    (None, Some(uplink)) => MqttSink::on_uplink(uplink.clone()),
-                    (None, None) => return Err(SinkConfigError::NoBroker),
+                let sink = match &mqtt.broker {
+                    Some(broker) => MqttSink::on_broker(broker.clone(), device.clone()),
+                    None => MqttSink::on_uplink(uplink.cloned()),
                 };
-                Some((Self::Mqtt(sink), mqtt.wanted))
+                (Self::Mqtt(sink), mqtt.wanted)
             }
-            _ => None,
+            _ => return None,
         })
+    }
+
+    /// Whether the sink has what it needs: files, programs, addresses. Nothing is delivered.
+    pub async fn look(&mut self) -> Result<(), String> {
+        match self {
+            Self::Jsonl(sink) => sink.look().await,
+            Self::Webhook(sink) => sink.look(),
+            Self::Command(sink) => sink.look(),
+            Self::Mqtt(sink) => sink.look(),
+        }
     }
 
     /// The sink's bit in the outbox's record of who has a correction.
@@ -118,23 +134,10 @@ impl Sink {
         }
     }
 
-    /// Whether this local answer is to be passed on.
-    pub fn wants_local(&mut self, wanted: Wanted, answer: &Answer) -> bool {
-        match self {
-            Self::Mqtt(sink) => sink.wants_local(wanted, answer),
-            _ => wanted.takes(answer),
-        }
-    }
-
-    /// What status and the outbox call it.
+    /// What status, metrics and faults call it.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::Jsonl(_) => "jsonl",
-            Self::Webhook(_) => "webhook",
-            Self::Command(_) => "command",
-            Self::Mqtt(_) => "mqtt",
-        }
+        sink_name(self.number())
     }
 
     /// Delivers one answer.
@@ -162,6 +165,35 @@ impl Sink {
         }
         (answers.len(), Ok(()))
     }
+}
+
+/// What `hedge-agent check` says of each configured sink: what it is, or what it lacks. Nothing is made or delivered.
+#[must_use]
+pub fn look(config: &VerdictsConfig) -> Vec<(&'static str, Result<String, String>)> {
+    let VerdictsConfig { jsonl, webhook, command, mqtt, .. } = config;
+    let mut looked = Vec::new();
+    if let Some(config) = jsonl {
+        looked.push((
+            sink_name(JSONL),
+            jsonl::appendable(&config.path).map(|()| format!("file {}", config.path.display())),
+        ));
+    }
+    if let Some(config) = webhook {
+        // The address may hold a secret.
+        looked.push((
+            sink_name(WEBHOOK),
+            Webhook::new(config.clone()).look().map(|()| "its files can be read".to_owned()),
+        ));
+    }
+    if let Some(config) = command {
+        let sink = CommandSink::new(&config.command);
+        looked.push((sink_name(COMMAND), sink.look().map(|()| format!("program {}", sink.program()))));
+    }
+    if let Some(config) = mqtt {
+        let own = |broker: &BrokerConfig| broker_files(broker).map(|()| format!("broker {}", broker.url));
+        looked.push((sink_name(MQTT), config.broker.as_ref().map_or(Ok("the uplink's broker".to_owned()), own)));
+    }
+    looked
 }
 
 impl Wanted {

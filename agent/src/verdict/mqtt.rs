@@ -1,106 +1,167 @@
 //! Publishes answers on `up/answer/{source}`: on the uplink, or on a broker nearer to who reads them.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_core::link::Profile;
-use hedge_proto::{Answer, DeviceId, Name, TaskResult, Topic, Topics, to_json};
+use hedge_proto::{Answer, DeviceId, Name, Topic, Topics, to_json};
 use rumqttc::mqttbytes::QoS;
-use rumqttc::{AsyncClient, EventLoop, NoticeFailureReason, PublishOptions};
+use rumqttc::{
+    AsyncClient, EventLoop, NoticeFailureReason, PubAckReason, PublishNoticeError, PublishOptions, PublishResult,
+};
+use tokio::sync::watch;
 
 use super::SinkError;
-use crate::daemon::config::{BrokerConfig, Wanted};
+use crate::daemon::config::BrokerConfig;
 use crate::uplink::{Meter, OptionsError, PublishError, Uplink, options};
 
 /// How long the other broker may take to acknowledge one answer.
 const ACKNOWLEDGE_WAIT: Duration = Duration::from_secs(10);
 
-/// The wait between two tries to reach the other broker.
-const RECONNECT_WAIT: Duration = Duration::from_secs(5);
-
 /// Answers on their way to the other broker. One at a time is sent, so few are enough.
 const REQUESTS_MAX: usize = 8;
 
 /// Answers to MQTT.
-pub struct MqttSink {
-    way: Way,
-    /// What each source last said, to tell a change from a repetition.
-    last: BTreeMap<String, String>,
+pub enum MqttSink {
+    /// Where the cases go; without `[broker]` nowhere.
+    Uplink(Option<Uplink>),
+    Near(Box<Near>),
 }
 
-enum Way {
-    Uplink(Uplink),
-    Other { client: AsyncClient, topics: Topics, device: DeviceId },
+/// A broker of the sink's own.
+pub struct Near {
+    config: BrokerConfig,
+    device: DeviceId,
+    /// Made anew after its connection has ended: files and passwords may have been changed.
+    open: Option<Open>,
+}
+
+struct Open {
+    client: AsyncClient,
+    /// Why the connection has ended, once it has.
+    ended: watch::Receiver<Option<Arc<str>>>,
 }
 
 impl MqttSink {
     /// Publishes where the cases go.
     #[must_use]
-    pub fn on_uplink(uplink: Uplink) -> Self {
-        Self { way: Way::Uplink(uplink), last: BTreeMap::new() }
+    pub fn on_uplink(uplink: Option<Uplink>) -> Self {
+        Self::Uplink(uplink)
     }
 
-    /// Publishes to a broker of its own, connected until the sink is dropped.
-    pub fn on_broker(config: &BrokerConfig, device: &DeviceId) -> Result<Self, OptionsError> {
-        let client_id = config.client_id.clone().unwrap_or_else(|| format!("{device}-answers"));
-        let (client, eventloop) =
-            AsyncClient::builder(options(config, &client_id, Profile::LAN.keep_alive, &Meter::default())?)
-                .capacity(REQUESTS_MAX)
-                .try_build()
-                .map_err(|error| OptionsError::Broker(error.to_string()))?;
-        tokio::spawn(keep_connected(eventloop));
-        let way = Way::Other { client, topics: config.prefix.clone(), device: device.clone() };
-        Ok(Self { way, last: BTreeMap::new() })
+    /// Publishes to a broker of its own, connected until the sink is dropped. Nothing is read or dialled yet.
+    #[must_use]
+    pub fn on_broker(config: BrokerConfig, device: DeviceId) -> Self {
+        Self::Near(Box::new(Near { config, device, open: None }))
     }
 
-    /// Whether a local answer is wanted: all are, or only what differs from the source's last word.
-    pub fn wants_local(&mut self, wanted: Wanted, answer: &Answer) -> bool {
-        let says = answer.result.as_ref().map(TaskResult::headline).unwrap_or_default();
-        let before = self.last.insert(answer.source.clone(), says.clone());
-        match wanted {
-            Wanted::All => true,
-            Wanted::Corrections => false,
-            Wanted::Changed => before.as_deref() != Some(says.as_str()),
+    /// Whether there is a broker to publish on, and what its own one needs is there. Nothing is dialled.
+    pub fn look(&mut self) -> Result<(), String> {
+        match self {
+            Self::Uplink(Some(_)) => Ok(()),
+            Self::Uplink(None) => {
+                Err("there is no [broker] to publish on; restart the agent, or give the sink a `broker`".to_owned())
+            }
+            Self::Near(near) => near.options().map(drop).map_err(|error| error.to_string()),
         }
     }
 
     pub async fn send(&mut self, answer: &Answer) -> Result<(), SinkError> {
-        match &self.way {
-            Way::Uplink(uplink) => uplink.answer(answer).await.map_err(|error| match error {
+        match self {
+            Self::Uplink(Some(uplink)) => uplink.answer(answer).await.map_err(|error| match error {
                 PublishError::Refused(_) | PublishError::TooLarge { .. } => SinkError::Refused(error.to_string()),
-                _ => SinkError::Retry(error.to_string()),
+                PublishError::NotConnected | PublishError::Nobody | PublishError::Unclear => SinkError::Offline,
             }),
-            Way::Other { client, topics, device } => {
-                let source = Name::new(&answer.source).map_err(|error| SinkError::Refused(error.to_string()))?;
-                publish(client, topics.text(&Topic::UpAnswer(device.clone(), source)), to_json(answer)).await
-            }
+            Self::Uplink(None) => self.look().map_err(SinkError::Away),
+            Self::Near(near) => near.send(answer).await,
         }
     }
 }
 
-async fn publish(client: &AsyncClient, topic: String, payload: Vec<u8>) -> Result<(), SinkError> {
-    let retry = |error: &dyn std::fmt::Display| SinkError::Retry(error.to_string());
-    let options = PublishOptions::new(QoS::AtLeastOnce);
-    let notice = client.try_publish_tracked(topic, payload, options).map_err(|error| retry(&error))?;
-    match tokio::time::timeout(ACKNOWLEDGE_WAIT, notice.wait_async()).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(retry(&error)),
-        Err(_) => Err(SinkError::Retry("the broker did not acknowledge in time".to_owned())),
+impl Near {
+    fn options(&self) -> Result<rumqttc::MqttOptions, OptionsError> {
+        let client_id = self.config.client_id.clone().unwrap_or_else(|| format!("{}-answers", self.device));
+        options(&self.config, &client_id, Profile::LAN.keep_alive, &Meter::default())
+    }
+
+    fn open(&mut self) -> Result<&Open, OptionsError> {
+        let open = match self.open.take().filter(|open| open.ended.borrow().is_none()) {
+            Some(open) => open,
+            None => {
+                let (client, eventloop) = AsyncClient::builder(self.options()?)
+                    .capacity(REQUESTS_MAX)
+                    .try_build()
+                    .map_err(|error| OptionsError::Broker(error.to_string()))?;
+                let (end, ended) = watch::channel(None);
+                tokio::spawn(connect(eventloop, end));
+                Open { client, ended }
+            }
+        };
+        Ok(self.open.insert(open))
+    }
+
+    async fn send(&mut self, answer: &Answer) -> Result<(), SinkError> {
+        let source = Name::new(&answer.source).map_err(|error| SinkError::Refused(error.to_string()))?;
+        let topic = text(&self.config.prefix, &self.device, source);
+        let open = self.open().map_err(|error| SinkError::Away(error.to_string()))?;
+        let outcome = publish(&open.client, topic, to_json(answer)).await;
+        match outcome {
+            Err(SinkError::Away(reason)) => {
+                let ended = open.ended.borrow().clone();
+                let why = ended.map_or(reason, |ended| ended.to_string());
+                Err(SinkError::Away(format!("the broker {} does not take answers: {why}", self.config.url)))
+            }
+            other => other,
+        }
     }
 }
 
-/// Ends when the sink, and with it the last client handle, is gone.
-async fn keep_connected(mut eventloop: EventLoop) {
+fn text(prefix: &Topics, device: &DeviceId, source: Name) -> String {
+    prefix.text(&Topic::UpAnswer(device.clone(), source))
+}
+
+async fn publish(client: &AsyncClient, topic: String, payload: Vec<u8>) -> Result<(), SinkError> {
+    let away = |error: &dyn std::fmt::Display| SinkError::Away(error.to_string());
+    let refused =
+        |reason: &PubAckReason| SinkError::Refused(format!("the broker refused an answer: {}", words(*reason)));
+    let options = PublishOptions::new(QoS::AtLeastOnce);
+    let notice = client.try_publish_tracked(topic, payload, options).map_err(|error| away(&error))?;
+    match tokio::time::timeout(ACKNOWLEDGE_WAIT, notice.wait_async()).await {
+        Ok(Ok(PublishResult::Qos1(ack))) => match ack.reason {
+            // The broker has it; that nobody listens now is not the device's concern.
+            PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
+            reason => Err(refused(&reason)),
+        },
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(PublishNoticeError::V5PubAck(reason))) => Err(refused(&reason)),
+        Ok(Err(error)) => Err(away(&error)),
+        Err(_) => Err(SinkError::Away(format!("no acknowledgement within {} s", ACKNOWLEDGE_WAIT.as_secs()))),
+    }
+}
+
+/// What a broker's refusal means for whoever must change something.
+fn words(reason: PubAckReason) -> String {
+    match reason {
+        PubAckReason::NotAuthorized => "this login may not publish on the topic".to_owned(),
+        PubAckReason::QuotaExceeded => "its quota is used up".to_owned(),
+        PubAckReason::PayloadFormatInvalid => "it does not take the payload's format".to_owned(),
+        PubAckReason::TopicNameInvalid => "it does not take the topic's name".to_owned(),
+        _ => "it gave no reason that helps".to_owned(),
+    }
+}
+
+/// Serves one connection, until it fails or the sink, and with it the last client handle, is gone.
+async fn connect(mut eventloop: EventLoop, end: watch::Sender<Option<Arc<str>>>) {
     loop {
         match eventloop.poll().await {
             Ok(_) => {}
             Err(rumqttc::ConnectionError::RequestsDone) => return,
             Err(error) => {
-                tracing::debug!(%error, "the answers' broker is away");
+                end.send_replace(Some(error.to_string().into()));
                 eventloop.clean();
                 // The delivery loop decides what is sent again.
                 eventloop.drain_pending_as_failed(NoticeFailureReason::SessionReset);
-                tokio::time::sleep(RECONNECT_WAIT).await;
+                return;
             }
         }
     }

@@ -7,8 +7,9 @@ use hedge_proto::DeviceId;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Delivery, Sink, SinkConfigError, Verdicts, sink_bits};
-use crate::daemon::config::VerdictsConfig;
+use super::{Delivery, Sink, Verdicts, sink_bits, sink_name};
+use crate::daemon::config::{VerdictsConfig, Wanted};
+use crate::faults::Part;
 use crate::uplink::Uplink;
 
 /// The running deliveries.
@@ -23,18 +24,19 @@ pub struct Sinks {
 }
 
 impl Sinks {
-    /// Starts a delivery for each sink of `config`. Cancelling `stop` ends them.
+    /// Starts a delivery for each sink of `config`. Cancelling `stop` ends them. A sink that cannot be used is a fault,
+    /// and is used once it can be.
     pub fn start(
         config: &VerdictsConfig,
         verdicts: Verdicts,
         uplink: Option<Uplink>,
         device: DeviceId,
         stop: CancellationToken,
-    ) -> Result<Self, SinkConfigError> {
-        let (config, none) = (config.clone(), VerdictsConfig::default());
-        let mut sinks = Self { verdicts, uplink, device, config: none, running: BTreeMap::new(), stop };
-        sinks.change(config)?;
-        Ok(sinks)
+    ) -> Self {
+        let mut sinks =
+            Self { verdicts, uplink, device, config: VerdictsConfig::default(), running: BTreeMap::new(), stop };
+        sinks.apply(config);
+        sinks
     }
 
     /// Goes by `config` from now on. A sink that stays as it was is not touched.
@@ -42,41 +44,43 @@ impl Sinks {
         if *config == self.config {
             return;
         }
-        if let Err(error) = self.change(config.clone()) {
-            tracing::error!(%error, "the sinks stay as they are");
+        self.verdicts.sinks.store(sink_bits(config), Ordering::Relaxed);
+        for number in self.changed(config) {
+            self.replace(number, Sink::configured(number, config, self.uplink.as_ref(), &self.device));
         }
-    }
-
-    fn change(&mut self, config: VerdictsConfig) -> Result<(), SinkConfigError> {
-        let changed = self.changed(&config);
-        let new = |number: u8| Sink::configured(number, &config, self.uplink.as_ref(), &self.device);
-        let mut made = Vec::with_capacity(changed.len());
-        for number in changed {
-            made.push((number, new(number)?));
-        }
-        self.verdicts.sinks.store(sink_bits(&config), Ordering::Relaxed);
-        for (number, made) in made {
-            let before = self.running.remove(&number);
-            if let Some((stop, _)) = &before {
-                stop.cancel();
-            }
-            let Some((sink, wanted)) = made else { continue };
-            let stop = self.stop.child_token();
-            let delivery = Delivery::new(self.verdicts.clone(), sink, wanted).run(stop.clone());
-            // One after the other: two at once could deliver one correction twice.
-            let task = tokio::spawn(async move {
-                if let Some((_, before)) = before {
-                    drop(before.await);
-                }
-                delivery.await;
-            });
-            self.running.insert(number, (stop, task));
-        }
-        self.config = config;
+        self.config = config.clone();
         // What only waited for a sink that is gone is done with.
         let verdicts = self.verdicts.clone();
         tokio::spawn(async move { verdicts.forget_all_delivered().await });
-        Ok(())
+    }
+
+    fn replace(&mut self, number: u8, made: Option<(Sink, Wanted)>) {
+        let (faults, part) = (self.verdicts.faults.clone(), Part::Sink(sink_name(number)));
+        let before = self.running.remove(&number);
+        if let Some((stop, _)) = &before {
+            stop.cancel();
+        }
+        // One after the other: two at once could deliver one correction twice.
+        let ended = async move {
+            if let Some((_, before)) = before {
+                drop(before.await);
+            }
+            faults.clear(&part);
+        };
+        let Some((sink, wanted)) = made else {
+            self.verdicts.locals.forget(number);
+            tokio::spawn(ended);
+            return;
+        };
+        self.verdicts.locals.serve(number, wanted);
+        self.verdicts.figures.sink(sink.name(), |_| {});
+        let stop = self.stop.child_token();
+        let delivery = Delivery::new(self.verdicts.clone(), sink, wanted).run(stop.clone());
+        let task = tokio::spawn(async move {
+            ended.await;
+            delivery.await;
+        });
+        self.running.insert(number, (stop, task));
     }
 
     fn changed(&self, config: &VerdictsConfig) -> Vec<u8> {

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use hedge_proto::Answer;
+use reqwest::header::HeaderValue;
 use reqwest::{Certificate, Client, StatusCode, Url, redirect};
 
-use super::{SinkConfigError, SinkError};
+use super::SinkError;
 use crate::daemon::config::WebhookConfig;
 
 /// How long one delivery may take.
@@ -14,19 +15,68 @@ const DELIVERY_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// A URL that takes answers.
 pub struct Webhook {
+    config: WebhookConfig,
+    /// Made from what the configuration names; anew after a refusal, because a token may have been changed.
+    open: Option<Open>,
+}
+
+struct Open {
     client: Client,
     url: Url,
     token: Option<String>,
 }
 
 impl Webhook {
-    /// Reads the files the configuration names. Nothing is sent.
-    pub fn new(config: &WebhookConfig) -> Result<Self, SinkConfigError> {
-        Self::build(config).map_err(SinkConfigError::Webhook)
+    /// Nothing is read yet.
+    #[must_use]
+    pub fn new(config: WebhookConfig) -> Self {
+        Self { config, open: None }
     }
 
-    fn build(config: &WebhookConfig) -> Result<Self, String> {
-        let expected = || format!("`{}` is not an http:// or https:// URL", config.url);
+    #[cfg(test)]
+    pub(super) fn with_token(mut self, token: &Path) -> Self {
+        self.config.token_file = Some(token.to_owned());
+        self
+    }
+
+    /// Reads the files the configuration names. Nothing is sent.
+    pub fn look(&mut self) -> Result<(), String> {
+        self.open().map(drop)
+    }
+
+    fn open(&mut self) -> Result<&Open, String> {
+        match self.open.take() {
+            Some(open) => Ok(self.open.insert(open)),
+            None => Ok(self.open.insert(Open::new(&self.config)?)),
+        }
+    }
+
+    /// Delivered means that the other side said so with a 2xx status.
+    pub async fn send(&mut self, answer: &Answer) -> Result<(), SinkError> {
+        let open = self.open().map_err(SinkError::Away)?;
+        let mut request = open
+            .client
+            .post(open.url.clone())
+            .header("Idempotency-Key", answer.idempotency_key())
+            .header(reqwest::header::CONTENT_TYPE, "application/json")
+            .body(hedge_proto::to_json(answer));
+        if let Some(token) = &open.token {
+            request = request.bearer_auth(token);
+        }
+        let outcome = match request.send().await {
+            Ok(response) => judge(response.status(), response.headers().get(reqwest::header::LOCATION)),
+            Err(error) => Err(SinkError::Away(plain(&error))),
+        };
+        if matches!(outcome, Err(SinkError::Refused(_))) || outcome.is_err() && self.config.ca_file.is_some() {
+            self.open = None;
+        }
+        outcome
+    }
+}
+
+impl Open {
+    fn new(config: &WebhookConfig) -> Result<Self, String> {
+        let expected = || format!("url = \"{}\" is not http://… or https://…; put it right and reload", config.url);
         let url = Url::parse(&config.url).map_err(|_| expected())?;
         // A redirect would repeat the token to whoever it names.
         let mut builder = Client::builder().timeout(DELIVERY_WAIT_MAX).redirect(redirect::Policy::none());
@@ -35,9 +85,10 @@ impl Webhook {
             ("http", _) => builder = builder.tls_certs_only([]),
             ("https", None) => {}
             ("https", Some(path)) => {
-                let pem = hedge_inference::read_pem(path).map_err(|error| unreadable(path, &error))?;
-                let certificates = Certificate::from_pem_bundle(&pem)
-                    .map_err(|error| format!("{} is not a PEM file of certificates: {error}", path.display()))?;
+                let pem = hedge_inference::read_pem(path).map_err(|error| unreadable("ca_file", path, &error))?;
+                let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| {
+                    format!("ca_file = {} is not a PEM file of certificates: {error}", path.display())
+                })?;
                 builder = builder.tls_certs_only(certificates);
             }
             _ => return Err(expected()),
@@ -48,37 +99,37 @@ impl Webhook {
         let token = match &config.token_file {
             None => None,
             Some(path) => {
-                let text = hedge_inference::read_text(path).map_err(|error| unreadable(path, &error))?;
+                let text = hedge_inference::read_text(path).map_err(|error| unreadable("token_file", path, &error))?;
                 Some(text.trim().to_owned())
             }
         };
         Ok(Self { client, url, token })
     }
+}
 
-    /// Delivered means that the other side said so with a 2xx status.
-    pub async fn send(&mut self, answer: &Answer) -> Result<(), SinkError> {
-        let mut request = self
-            .client
-            .post(self.url.clone())
-            .header("Idempotency-Key", answer.idempotency_key())
-            .header(reqwest::header::CONTENT_TYPE, "application/json")
-            .body(hedge_proto::to_json(answer));
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
+/// Busy or broken servers are away. Every other refusal may be of this answer alone, or of all: time will tell.
+fn judge(status: StatusCode, location: Option<&HeaderValue>) -> Result<(), SinkError> {
+    match status {
+        status if status.is_success() => Ok(()),
+        StatusCode::REQUEST_TIMEOUT
+        | StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Err(SinkError::Away(format!("the webhook answered {status}"))),
+        status if status.is_redirection() => {
+            let elsewhere = location.and_then(|location| location.to_str().ok()).map(without_secrets);
+            let elsewhere = elsewhere.map(|url| format!(" and names {url}")).unwrap_or_default();
+            Err(SinkError::Refused(format!(
+                "the webhook answered {status}{elsewhere}; redirects are not followed, so give the final address as `url`"
+            )))
         }
-        let response = request.send().await.map_err(|error| SinkError::Retry(plain(&error)))?;
-        judge(response.status())
+        status => Err(SinkError::Refused(format!("the webhook answered {status}"))),
     }
 }
 
-fn judge(status: StatusCode) -> Result<(), SinkError> {
-    let text = format!("the webhook answered {status}");
-    match status {
-        status if status.is_success() => Ok(()),
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(SinkError::Retry(text)),
-        status if status.is_client_error() || status.is_redirection() => Err(SinkError::Refused(text)),
-        _ => Err(SinkError::Retry(text)),
-    }
+/// Of an address what says where it leads.
+fn without_secrets(location: &str) -> String {
+    location.split(['?', '#']).next().unwrap_or_default().chars().take(200).collect()
 }
 
 /// The error with its cause, without the URL, which may hold a secret.
@@ -99,8 +150,8 @@ fn plain(error: &reqwest::Error) -> String {
     cause.map_or(kind.clone(), |cause| format!("{kind}: {cause}"))
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> String {
-    format!("cannot read {}: {error}", path.display())
+fn unreadable(field: &str, path: &Path, error: &std::io::Error) -> String {
+    format!("{field} = {}: {error}", path.display())
 }
 
 #[cfg(test)]
@@ -138,8 +189,7 @@ mod tests {
         let (url, seen) = server(204).await;
         let token = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(token.path(), "secret\n").expect("written");
-        let mut sink =
-            Webhook::new(&WebhookConfig { token_file: Some(token.path().into()), ..config(&url) }).expect("ok");
+        let mut sink = Webhook::new(WebhookConfig { token_file: Some(token.path().into()), ..config(&url) });
         let sent = answer(id(7), "cam", None, 2);
         assert_eq!(sink.send(&sent).await, Ok(()));
         let seen = seen.lock().expect("not poisoned");
@@ -150,28 +200,65 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_final_and_trouble_is_not() {
-        for (status, refused) in
-            [(400, true), (404, true), (302, true), (408, false), (429, false), (500, false), (503, false)]
-        {
+    async fn a_refusal_may_be_of_one_answer_and_trouble_is_of_all() {
+        for (status, refused) in [
+            (302, true),
+            (308, true),
+            (400, true),
+            (401, true),
+            (403, true),
+            (404, true),
+            (410, true),
+            (422, true),
+            (500, true),
+            (408, false),
+            (429, false),
+            (502, false),
+            (503, false),
+            (504, false),
+        ] {
             let (url, _) = server(status).await;
-            let error = Webhook::new(&config(&url))
-                .expect("ok")
-                .send(&answer(id(1), "cam", None, 1))
-                .await
-                .expect_err("no 2xx");
+            let error = Webhook::new(config(&url)).send(&answer(id(1), "cam", None, 1)).await.expect_err("no 2xx");
             assert_eq!(matches!(error, SinkError::Refused(_)), refused, "{status}: {error}");
         }
         // Nobody listens at the discard port, and the system gives it to nobody.
-        let mut sink = Webhook::new(&config("http://127.0.0.1:9/")).expect("ok");
+        let mut sink = Webhook::new(config("http://127.0.0.1:9/"));
         let error = sink.send(&answer(id(1), "cam", None, 1)).await.expect_err("nobody there");
-        assert!(matches!(&error, SinkError::Retry(text) if text.starts_with("cannot connect")), "{error}");
+        assert!(matches!(&error, SinkError::Away(text) if text.starts_with("cannot connect")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_token_that_was_changed_is_read_after_a_refusal() {
+        let (url, seen) = server(401).await;
+        let token = tempfile::NamedTempFile::new().expect("a file");
+        let mut sink = Webhook::new(WebhookConfig { token_file: Some(token.path().into()), ..config(&url) });
+        for word in ["old", "new"] {
+            std::fs::write(token.path(), word).expect("written");
+            assert!(matches!(sink.send(&answer(id(1), "cam", None, 1)).await, Err(SinkError::Refused(_))));
+        }
+        let seen = seen.lock().expect("not poisoned");
+        let shown: Vec<_> = seen.iter().map(|(headers, _)| headers["authorization"].clone()).collect();
+        assert_eq!(shown, ["Bearer old", "Bearer new"]);
     }
 
     #[test]
-    fn what_is_no_web_address_is_refused_at_start() {
-        for bad in ["", "hook", "ftp://host/", "mqtt://host"] {
-            assert!(Webhook::new(&config(bad)).is_err(), "{bad}");
+    fn what_is_missing_is_named_by_its_field_and_used_once_it_is_there() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        for bad in ["", "hook", "ftp://host/", "mqtt://host", "127.0.0.1:9000/hook"] {
+            let error = Webhook::new(config(bad)).look().expect_err(bad);
+            assert!(error.contains("url = ") && error.contains("http://"), "{error}");
         }
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("token");
+        let mut sink = Webhook::new(WebhookConfig { token_file: Some(file.clone()), ..config("http://127.0.0.1:9/") });
+        let error = sink.look().expect_err("missing");
+        assert!(error.contains(&format!("token_file = {}", file.display())), "{error}");
+        std::fs::write(&file, [0xff, 0xfe, 0xfd]).expect("written");
+        assert!(sink.look().expect_err("no text").contains("is not text"));
+        std::fs::write(&file, "secret").expect("written");
+        sink.look().expect("it is there");
+        let ca_file = Some(dir.path().join("nope"));
+        let mut sink = Webhook::new(WebhookConfig { ca_file, ..config("https://127.0.0.1:9/") });
+        assert!(sink.look().expect_err("missing").contains("ca_file = "));
     }
 }

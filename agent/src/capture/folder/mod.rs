@@ -345,7 +345,8 @@ impl<I: Intake> Folder<I> {
         self.source.intake.saw(&self.source.name, true);
         let reference = Some(self.reference(&name, &bytes));
         let answered = match picture(&self.source.name, reference, bytes.clone()) {
-            Ok(sample) => self.source.intake.answer(sample).await.map(drop),
+            // Its line is on disk before it is moved: nothing would answer it again.
+            Ok(sample) => self.source.intake.answer_and_keep(sample).await.map(drop),
             Err(error) => Err(error),
         };
         match answered {

@@ -7,13 +7,16 @@ use hedge_inference::{Bundle, Model, Runtime, SessionOptions};
 use hedge_proto::{LinkState, Telemetry};
 
 use super::report::Report;
+use crate::child::on_path;
 use crate::clock::{synced_from_outside, wall_is_synced};
 use crate::commands::client::Client;
 use crate::daemon::config::{Config, ModelConfig, SourceKind};
-use crate::daemon::health::{clock_fault, disk_fault, writable};
+use crate::daemon::health::{clock_fault, disk_fault};
+use crate::files::writable;
 use crate::identity::{Certificate, CertificateClock};
 use crate::privacy::text;
-use crate::uplink::client_config;
+use crate::uplink::{client_config, payloads_fault};
+use crate::verdict;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -235,12 +238,28 @@ pub(super) fn sources(report: &mut Report, config: &Config) {
     }
 }
 
-fn on_path(program: &str) -> bool {
-    if program.contains('/') {
-        return Path::new(program).is_file();
+/// Whether what the sinks need is there. Nothing is delivered, and no file is touched.
+pub(super) fn sinks(report: &mut Report, config: &Config) {
+    for (name, looked) in verdict::look(&config.verdicts) {
+        let check = format!("sink {name}");
+        match looked {
+            Ok(what) => report.ok(check, what),
+            Err(error) => report.failed(
+                check,
+                error,
+                format!("put it right, or [verdicts.{name}]; the running agent uses it once it can"),
+            ),
+        }
     }
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&paths).any(|folder| folder.join(program).is_file())
+}
+
+/// Whether the files of the way for large payloads are there.
+pub(super) fn payloads(report: &mut Report, config: &Config) {
+    let Some(payloads) = &config.payloads else { return };
+    match payloads_fault(payloads) {
+        None => report.ok("payloads", format!("by way of {}", payloads.url.host)),
+        Some(fault) => report.failed("payloads", fault, "the agent's user must be able to read the file"),
+    }
 }
 
 /// Whether a model loads, and still says what it said when its bundle was made.

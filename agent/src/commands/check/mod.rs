@@ -75,6 +75,8 @@ pub(super) async fn look(args: &CheckArgs) -> (Report, bool) {
     host::state_folder(&mut report, config);
     host::keys(&mut report, config);
     host::sources(&mut report, config);
+    host::sinks(&mut report, config);
+    host::payloads(&mut report, config);
     host::privacy(&mut report, config, status.as_ref());
     models(&mut report, config);
     if !args.offline {

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use hedge_core::control::commands::Record;
 use hedge_proto::to_json;
 
+use crate::files::is_at;
+
 /// A journal has this many lines before it is looked at whether it could be shorter.
 const LINES_MIN: usize = 300;
 
@@ -96,7 +98,8 @@ impl Journal {
 
     /// Whether [`Self::rewrite`] must come before the next record, or would halve the journal, with `kept` records.
     pub(super) fn wants_rewrite(&self, kept: usize) -> bool {
-        self.closed.is_none() && (self.broken || self.lines > LINES_MIN.max(2 * kept))
+        // Into one that was deleted nothing is written; the records in memory make another.
+        self.closed.is_none() && (self.broken || !is_at(&self.file, &self.path) || self.lines > LINES_MIN.max(2 * kept))
     }
 
     /// Writes one record; with `durable` it has reached the disk afterwards.
@@ -205,6 +208,18 @@ mod tests {
         let mut bytes = fs::read(&path).expect("reads");
         change(&mut bytes);
         fs::write(&path, bytes).expect("writes");
+    }
+
+    #[test]
+    fn a_journal_that_was_deleted_is_made_anew_from_memory_before_the_next_record() {
+        let dir = tempfile::tempdir().expect("folder");
+        let mut journal = with(dir.path(), 0..3);
+        assert!(!journal.wants_rewrite(3));
+        fs::remove_file(dir.path().join("commands.jsonl")).expect("deleted");
+        assert!(journal.wants_rewrite(3));
+        journal.rewrite(&[said(1), said(2)]).expect("made");
+        journal.append(&said(9), true).expect("writes");
+        assert_eq!(reopen(dir.path()).1.records, [said(1), said(2), said(9)]);
     }
 
     #[test]

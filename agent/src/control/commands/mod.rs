@@ -141,9 +141,16 @@ pub(crate) struct DeskSetup<E, S> {
 }
 
 impl<E: CarriesOut, S: Says> DeskTask<E, S> {
-    /// Reads the journal in `dir`.
-    pub(crate) fn open(dir: &Path, setup: DeskSetup<E, S>) -> std::io::Result<Self> {
-        let (journal, found) = Journal::open(dir)?;
+    /// Reads the journal in `dir`. With one that cannot be used, commands that change something are refused, and the
+    /// second value says why.
+    pub(crate) fn open(dir: &Path, setup: DeskSetup<E, S>) -> std::io::Result<(Self, Option<String>)> {
+        let (journal, found) = match Journal::open(dir) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let why = format!("the journal of commands in {} cannot be used: {error}", dir.display());
+                return Ok((Self::without_journal(dir, &why, setup)?, Some(why)));
+            }
+        };
         if found.torn_bytes > 0 {
             tracing::info!(bytes = found.torn_bytes, "an unfinished record of a command was cut off");
         }
@@ -152,7 +159,7 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
         }
         let mut desk = Self::with(journal, setup);
         found.records.into_iter().for_each(|record| desk.book.replay(record));
-        Ok(desk)
+        Ok((desk, None))
     }
 
     /// Without a folder: commands that change something are refused, because they might run twice.

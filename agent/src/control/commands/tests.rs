@@ -97,7 +97,7 @@ impl Bench {
             effects: self.world.clone(),
             says: self.world.clone(),
         };
-        DeskTask::open(self.dir.path(), setup).expect("opens")
+        DeskTask::open(self.dir.path(), setup).expect("opens").0
     }
 
     fn start(&mut self) {

@@ -77,6 +77,11 @@ impl Writer {
         self.written_bytes
     }
 
+    /// Whether somebody has deleted the segment that is written to.
+    pub(crate) fn head_is_deleted(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.file.is_deleted())
+    }
+
     /// Closes the head: the next record begins a new segment.
     pub(crate) fn close_head(&mut self) {
         self.head = None;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hedge_core::clock::Moment;
 use hedge_proto::Refusal;
 
-use super::super::{Limits, Outbox, StoreError};
+use super::super::{Limits, Outbox, ReadError, StoreError, Trouble};
 use super::{Bench, LIMITS, case, key};
 
 #[test]
@@ -227,4 +227,70 @@ fn a_real_folder_keeps_cases_over_restarts() {
     assert_eq!(outbox.read(key(1)).unwrap().unwrap().payload.len(), 5000);
     assert_eq!(outbox.read(key(2)).unwrap().unwrap().verdict, Some(b"cat".to_vec()));
     assert_eq!(outbox.undelivered(0, 10).len(), 1);
+}
+
+#[test]
+fn nothing_is_said_to_be_stored_in_a_folder_that_was_deleted_replaced_or_emptied() {
+    type Harm = fn(&std::path::Path);
+    let deleted: Harm = |log| fs::remove_dir_all(log).unwrap();
+    let replaced: Harm = |log| {
+        fs::rename(log, log.with_extension("old")).unwrap();
+        fs::create_dir(log).unwrap();
+    };
+    let emptied: Harm = |log| {
+        fs::read_dir(log).unwrap().for_each(|file| fs::remove_file(file.unwrap().path()).unwrap());
+    };
+    for (harm, idle) in
+        [(deleted, false), (deleted, true), (replaced, false), (replaced, true), (emptied, false), (emptied, true)]
+    {
+        let bench = Bench::new();
+        let (outbox, _) = Outbox::open(bench.folder.path(), LIMITS).unwrap();
+        bench.wait(outbox.store(case(1, 1.0, 100))).unwrap();
+        outbox.look_for_folder();
+        assert_eq!(*outbox.trouble().borrow(), None);
+        harm(&bench.folder.path().join("log"));
+        if idle {
+            // A segment may be missing for a moment between two.
+            outbox.look_for_folder();
+            outbox.look_for_folder();
+        } else {
+            assert_eq!(bench.wait(outbox.store(case(2, 1.0, 100))), Err(Refusal::Disk));
+        }
+        assert_eq!(*outbox.trouble().borrow(), Some(Trouble::Gone));
+        drop(outbox);
+        let (outbox, report) = Outbox::open(bench.folder.path(), LIMITS).unwrap();
+        assert_eq!(report.cases, 0, "a start finds what is there");
+        bench.wait(outbox.store(case(3, 1.0, 100))).unwrap();
+    }
+}
+
+#[test]
+fn a_folder_that_was_moved_away_is_used_again_when_it_is_back() {
+    let bench = Bench::new();
+    let (outbox, _) = Outbox::open(bench.folder.path(), LIMITS).unwrap();
+    bench.wait(outbox.store(case(1, 1.0, 100))).unwrap();
+    let (log, away) = (bench.folder.path().join("log"), bench.folder.path().join("away"));
+    fs::rename(&log, &away).unwrap();
+    assert_eq!(bench.wait(outbox.store(case(2, 1.0, 100))), Err(Refusal::Disk));
+    assert_eq!(*outbox.trouble().borrow(), Some(Trouble::Elsewhere));
+    assert!(matches!(outbox.read(key(1)), Err(ReadError::Io(_))), "it is not damaged, it is elsewhere");
+    fs::rename(&away, &log).unwrap();
+    bench.wait(outbox.store(case(3, 1.0, 100))).unwrap();
+    assert_eq!(*outbox.trouble().borrow(), None);
+    assert!(outbox.read(key(1)).unwrap().is_some());
+    drop(outbox);
+    let (outbox, report) = Outbox::open(bench.folder.path(), LIMITS).unwrap();
+    assert_eq!((report.cases, report.damaged_records), (2, 0));
+    assert!(outbox.lookup(key(2)).is_none(), "what was refused was not stored");
+}
+
+#[test]
+fn a_disk_that_refuses_is_said_until_it_takes_something() {
+    let bench = Bench::new();
+    let (outbox, _) = bench.open();
+    bench.disk.fail_syncs(2);
+    assert_eq!(bench.wait(outbox.store(case(1, 1.0, 100))), Err(Refusal::Disk));
+    assert!(matches!(&*outbox.trouble().borrow(), Some(Trouble::Refused(_))));
+    bench.wait(outbox.clock(Moment(5000))).unwrap();
+    assert_eq!(*outbox.trouble().borrow(), None);
 }
