@@ -29,6 +29,8 @@ pub enum Part {
     Clock,
     /// What the cloud says and this version cannot read.
     Wire,
+    /// What is too large to be sent now.
+    Limit,
     /// How the last run ended.
     LastRun,
     Model(Name),
@@ -36,7 +38,7 @@ pub enum Part {
 
 impl Part {
     /// All that are not named by the configuration, so that a graph shows them before they happen.
-    pub const FIXED: [Self; 9] = [
+    pub const FIXED: [Self; 10] = [
         Self::Config,
         Self::Identity,
         Self::State,
@@ -45,6 +47,7 @@ impl Part {
         Self::Broker,
         Self::Clock,
         Self::Wire,
+        Self::Limit,
         Self::LastRun,
     ];
 }
@@ -60,6 +63,7 @@ impl fmt::Display for Part {
             Self::Broker => "broker",
             Self::Clock => "clock",
             Self::Wire => "wire",
+            Self::Limit => "limit",
             Self::LastRun => "last_run",
             Self::Model(name) => return write!(f, "model.{name}"),
         })

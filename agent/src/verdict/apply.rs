@@ -35,8 +35,9 @@ pub struct Verdicts {
 }
 
 impl Verdicts {
-    /// Stores the verdict and, if it counts, corrects the answer. Done means durable, or late and counted.
-    pub async fn apply(&self, verdict: Verdict) -> Result<(), ApplyError> {
+    /// Stores the verdict and, if it counts, corrects the answer. Done means durable, or late and counted; false if the
+    /// case is as open as before.
+    pub async fn apply(&self, verdict: Verdict) -> Result<bool, ApplyError> {
         let key = verdict.id.key;
         let applied = self.outbox.answered(key, verdict.revision, to_cbor(&verdict)).await;
         match applied.map_err(|error| ApplyError(error.to_string()))? {
@@ -44,7 +45,7 @@ impl Verdicts {
             Applied::Late | Applied::Unknown => {
                 Figures::count(&self.figures.late_verdicts);
                 tracing::debug!(id = %verdict.id, revision = verdict.revision, "a late verdict");
-                return Ok(());
+                return Ok(!self.outbox.lookup(key).is_some_and(|entry| entry.state.is_open()));
             }
         }
         Figures::count(&self.figures.verdicts);
@@ -63,7 +64,7 @@ impl Verdicts {
         // than cases that the cloud owes an answer to.
         let verdicts = self.clone();
         tokio::spawn(async move { verdicts.forget_if_delivered(key).await });
-        Ok(())
+        Ok(true)
     }
 
     /// Forgets an answered case once every configured sink has it.

@@ -76,7 +76,7 @@ impl Watch {
                 for key in keys {
                     match (self.flying.get_mut(key), outcome) {
                         (Some((_, acknowledged @ None)), Publish::Acknowledged) => *acknowledged = Some(now),
-                        (Some((_, None)), Publish::Nobody | Publish::Unclear) => {
+                        (Some((_, None)), Publish::Nobody | Publish::Unclear | Publish::TooLarge { .. }) => {
                             self.flying.remove(key);
                         }
                         _ => {}
@@ -106,6 +106,7 @@ impl Watch {
             Event::Stored(_)
             | Event::Fetched(_)
             | Event::AskFailed { .. }
+            | Event::Unsendable { .. }
             | Event::NetworkChanged
             | Event::Configured(_)
             | Event::BrokerChanged
