@@ -87,11 +87,10 @@ impl Watch {
                 self.proven |= self.connected;
                 self.flying.retain(|key, _| !keys.contains(key));
             }
-            Event::Wanted { key } | Event::Dead { key, .. } => {
+            Event::Wanted { key } | Event::Dead { key, .. } | Event::Failed { key, .. } => {
                 self.proven |= self.connected;
                 self.flying.remove(key);
             }
-            Event::Failed { .. } => self.proven |= self.connected,
             Event::TryCounted { key, .. } => {
                 self.flying.remove(key);
             }
