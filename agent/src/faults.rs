@@ -34,6 +34,8 @@ pub enum Part {
     /// How the last run ended.
     LastRun,
     Model(Name),
+    /// A source that brings nothing, or nothing new.
+    Source(Name),
 }
 
 impl Part {
@@ -66,6 +68,7 @@ impl fmt::Display for Part {
             Self::Limit => "limit",
             Self::LastRun => "last_run",
             Self::Model(name) => return write!(f, "model.{name}"),
+            Self::Source(name) => return write!(f, "source.{name}"),
         })
     }
 }

@@ -18,7 +18,7 @@ use hedge_core::policy::Policy;
 use hedge_core::uplink::Waiting;
 use hedge_inference::Tensor;
 use hedge_proto::{
-    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Epoch, LinkState,
+    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, LinkState,
     METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, PayloadForm, Reason, Telemetry, WIRE_VERSION, to_cbor,
 };
 use tokio::sync::{mpsc, watch};
@@ -29,10 +29,11 @@ use crate::answers::Answers;
 use crate::capture::{Asking, Intake, Lookup, ModelFacts, Snapshots, Taker};
 use crate::clock::Clock;
 use crate::control::{Control, InForce};
+use crate::daemon::config::Quiet;
 use crate::faults::Faults;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
-use crate::outbox::{NewCase, Outbox};
+use crate::outbox::{NewCase, Outbox, State};
 use crate::privacy::{Reducer, SentPayload};
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
@@ -46,6 +47,8 @@ pub struct Pipeline {
     pub sequence: AtomicU64,
     pub clock: Clock,
     pub judges: BTreeMap<Name, Judge>,
+    /// Counts the models that were loaded.
+    pub loaded: watch::Receiver<usize>,
     pub outbox: Outbox,
     pub answers: Answers,
     pub snapshots: Snapshots,
@@ -227,18 +230,21 @@ impl Pipeline {
         self.reducer.treat(whole, ceiling.treat(asked, PayloadForm::Whole)).await
     }
 
-    fn known(&self, input: &NewSample) -> Option<Arc<Answer>> {
-        let reference = input.reference.as_ref()?;
-        Some(self.answers.by_reference(&input.source, reference)?.latest().clone())
+    /// What was answered already to the sample of this name, as it stands now.
+    fn known(&self, input: &NewSample, content: Option<Digest>) -> Result<Option<Arc<Answer>>, SampleError> {
+        let Some(reference) = &input.reference else { return Ok(None) };
+        let known = self.answers.known(&input.source, reference, content)?;
+        Ok(known.map(|remembered| self.as_it_stands(remembered.latest().clone())))
     }
 }
 
 impl Taker for Pipeline {
     async fn answer(&self, input: NewSample) -> Result<Arc<Answer>, SampleError> {
-        if let Some(answer) = self.known(&input) {
+        let arrived = Instant::now();
+        let content = content(&input).await;
+        if let Some(answer) = self.known(&input, content)? {
             return Ok(answer);
         }
-        let arrived = Instant::now();
         let judged = self.judge(input).await.inspect_err(|_| Figures::count(&self.figures.failed))?;
         Figures::count(&self.figures.answered);
         let (case, storing, path) = match (judged.opinion.explanation.outcome, judged.opinion.explanation.reason) {
@@ -253,13 +259,26 @@ impl Taker for Pipeline {
             }
         };
         self.figures.took(path, arrived.elapsed());
-        let answer = self.answers.give(local_answer(judged, case, self.link.borrow().state));
+        self.figures.answered_of(&judged.input.source);
+        let answer = self.answers.give_to(local_answer(judged, case, self.link.borrow().state), content);
         drop(storing);
         Ok(answer)
     }
 
     fn set_source_state(&self, source: &Name, state: String) {
         self.figures.set_source(source, state);
+    }
+
+    fn begin_source(&self, source: &Name, quiet: Option<Quiet>) {
+        self.figures.begin_source(source, quiet);
+    }
+
+    fn end_source(&self, source: &Name) {
+        self.figures.end_source(source);
+    }
+
+    fn saw(&self, source: &Name, is_new: bool) {
+        self.figures.saw(source, is_new);
     }
 
     fn asked(&self, source: &Name) -> mpsc::Receiver<Asking> {
@@ -274,6 +293,26 @@ impl Taker for Pipeline {
 impl Intake for Pipeline {
     fn answers(&self) -> &Answers {
         &self.answers
+    }
+
+    fn as_it_stands(&self, answer: Arc<Answer>) -> Arc<Answer> {
+        let state = self.outbox.lookup(answer.id.key).map(|entry| entry.state);
+        let case = match (answer.case, state) {
+            (Some(CaseFate::Stored | CaseFate::Pending), Some(State::Dead)) => CaseFate::Dead,
+            (Some(CaseFate::Pending), Some(_)) => CaseFate::Stored,
+            (Some(CaseFate::Stored), None) => CaseFate::Dropped,
+            _ => return answer,
+        };
+        // A corrected case is gone, too, once every sink has the correction.
+        if let Some(correction) = self.answers.get(&answer.id).and_then(|remembered| remembered.correction) {
+            return correction;
+        }
+        let provisional = case == CaseFate::Stored;
+        Arc::new(Answer { case: Some(case), provisional, ..(*answer).clone() })
+    }
+
+    async fn ended(&self, answer: &Answer) {
+        self.outbox.ended(answer.id.key, answer.case == Some(CaseFate::Stored)).await;
     }
 
     async fn lookup(&self, id: &CaseId) -> Lookup {
@@ -293,7 +332,12 @@ impl Intake for Pipeline {
     }
 
     fn models(&self) -> Vec<ModelFacts> {
-        self.judges.values().filter_map(Judge::card).map(facts).collect()
+        let settings = self.settings.borrow().clone();
+        let facts = |(name, judge): (&Name, &Judge)| {
+            let threshold = settings.thresholds.get(name).cloned().unwrap_or_default();
+            Some(facts(judge.card()?, judge.cannot_answer(&threshold)))
+        };
+        self.judges.iter().filter_map(facts).collect()
     }
 
     async fn scores(&self, model: &Name, tensor: Tensor) -> Result<Vec<f32>, SampleError> {
@@ -332,6 +376,14 @@ impl Intake for Pipeline {
 /// The models that are loaded, as the device's status names them.
 pub fn loaded_models(judges: &BTreeMap<Name, Judge>) -> Vec<ModelRef> {
     judges.values().filter_map(Judge::card).map(|card| card.model.clone()).collect()
+}
+
+/// The sum of a sample that has a name, by which it is known again.
+async fn content(input: &NewSample) -> Option<Digest> {
+    input.reference.as_ref()?;
+    let bytes = input.bytes.clone();
+    // A large picture takes a small board as long as a small model.
+    tokio::task::spawn_blocking(move || Digest::of(&bytes)).await.ok()
 }
 
 fn check_metadata(metadata: &Metadata) -> Result<(), SampleError> {
@@ -387,11 +439,11 @@ fn local_answer(judged: Judged, case: Option<CaseFate>, link: LinkState) -> Answ
     }
 }
 
-fn facts(card: &ModelCard) -> ModelFacts {
+fn facts(card: &ModelCard, cannot_answer: Option<String>) -> ModelFacts {
     ModelFacts {
         name: card.name.clone(),
         version: card.model.version.clone(),
-        ready: true,
+        cannot_answer,
         input_name: card.input_name.clone(),
         input_shape: card.input_shape.clone(),
         output_name: card.output_name.clone(),

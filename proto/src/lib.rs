@@ -25,19 +25,20 @@ mod settings;
 mod share;
 mod status;
 mod task;
+mod text;
 mod topic;
 mod verdict;
 
 pub use answer::{Answer, CaseFate, Explanation, Outcome, Refusal};
 pub use case::{Captured, Case, CaseDecision, CaseMessage, Metadata, PayloadForm, ThresholdMode};
-pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json};
+pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json, to_value};
 pub use control::{
     COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, Confirm, Desired, ExplainArgs, LastDesired, LogLevelArgs,
     Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX, VersionArgs,
     highest_after,
 };
 pub use digest::{Digest, InvalidDigest};
-pub use document::readable;
+pub use document::{plain, readable};
 pub use enrolment::{
     ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
 };
@@ -52,9 +53,10 @@ pub use settings::{
 pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use status::{
     BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, LatencyFigures, LinkState,
-    PrivacyFigures, QueueFigures, SampleFigures, Telemetry, Throttling,
+    ModelFigures, PrivacyFigures, QueueFigures, SampleFigures, SourceFigures, Telemetry, Throttling,
 };
 pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};
+pub use text::{NotText, in_one_line, text, without_mark};
 pub use topic::{Topic, Topics};
 pub use verdict::{Authority, DownMessage, Verdict};
 

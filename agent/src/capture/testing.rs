@@ -8,8 +8,8 @@ use std::time::Duration;
 use hedge_core::policy::Policies;
 use hedge_inference::Tensor;
 use hedge_proto::{
-    Answer, Authority, Captured, CaseId, CaseKey, DeviceId, Epoch, Explanation, LinkState, ModelRef, Name, Outcome,
-    Telemetry, ThresholdMode,
+    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, Explanation,
+    LinkState, ModelRef, Name, Outcome, PayloadForm, Reason, Telemetry, ThresholdMode, WIRE_VERSION,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -30,11 +30,15 @@ pub(super) struct Fake {
     pub(super) skipped: AtomicU64,
     pub(super) samples: Mutex<Vec<NewSample>>,
     pub(super) states: Mutex<Vec<String>>,
+    /// Of each sample a source brought, whether it was new.
+    pub(super) seen: Mutex<Vec<bool>>,
     pub(super) verdict: Mutex<Verdict>,
     /// Given by tests that look at it.
     pub(super) queue: Mutex<Option<Queue>>,
     /// Online until a test says otherwise.
     pub(super) link: watch::Sender<LinkView>,
+    /// Every case is a dead letter.
+    pub(super) dead: watch::Sender<bool>,
     /// Set: no answer is given before a permit is added here.
     gate: Option<tokio::sync::Semaphore>,
     changed: Notify,
@@ -49,21 +53,46 @@ impl Default for Fake {
             skipped: AtomicU64::new(0),
             samples: Mutex::default(),
             states: Mutex::default(),
+            seen: Mutex::default(),
             verdict: Mutex::new(Box::new(|_| Ok(()))),
             queue: Mutex::default(),
             link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).0,
+            dead: watch::channel(false).0,
             gate: None,
             changed: Notify::new(),
         }
     }
 }
 
-pub(super) fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::new(text).expect("a valid name")
 }
 
 pub(crate) fn id(sequence: u64) -> CaseId {
     CaseId { device: DeviceId::new("dev").expect("valid"), key: CaseKey { epoch: Epoch(1), sequence } }
+}
+
+/// A case of the same sample, without a local result.
+pub(crate) fn case(sequence: u64) -> Case {
+    let local = answer(id(sequence), "cam", None, 0);
+    Case {
+        v: WIRE_VERSION,
+        id: local.id,
+        reference: None,
+        source: local.source,
+        task: local.task,
+        labels_hash: Digest::of(b"labels"),
+        model: local.model,
+        scores: Vec::new(),
+        decision: CaseDecision { reason: Reason::LowScore, threshold: 0.5, mode: ThresholdMode::Fixed },
+        settings_version: 0,
+        captured: local.captured,
+        form: PayloadForm::Whole,
+        content_type: "image/png".to_owned(),
+        payload_sha256: Digest::of(b"x"),
+        payload: None,
+        metadata: BTreeMap::new(),
+    }
 }
 
 pub(crate) fn answer(id: CaseId, source: &str, reference: Option<String>, revision: u32) -> Answer {
@@ -106,7 +135,7 @@ impl Fake {
     }
 
     pub(super) fn source(self: &Arc<Self>, interval: Option<Duration>) -> Source<Self> {
-        Source { name: name("cam"), interval, sample_bytes_max: 100_000, intake: self.clone() }
+        Source { name: name("cam"), interval, quiet: None, sample_bytes_max: 100_000, intake: self.clone() }
     }
 
     /// Waits until `holds`, which is looked at whenever something reaches the intake.
@@ -147,6 +176,12 @@ impl Fake {
 
 impl Taker for Fake {
     async fn answer(&self, sample: NewSample) -> Result<Arc<Answer>, SampleError> {
+        let content = sample.reference.as_ref().map(|_| Digest::of(&sample.bytes));
+        if let Some(reference) = &sample.reference
+            && let Some(remembered) = self.answers.known(&sample.source, reference, content)?
+        {
+            return Ok(remembered.latest().clone());
+        }
         let decided = self.verdict.lock().expect("not poisoned")(&sample);
         let (source, reference) = (sample.source.to_string(), sample.reference.clone());
         self.samples.lock().expect("not poisoned").push(sample);
@@ -156,11 +191,16 @@ impl Taker for Fake {
             gate.acquire().await.expect("open").forget();
         }
         let id = id(self.next.fetch_add(1, Ordering::Relaxed));
-        Ok(self.answers.give(answer(id, &source, reference, 0)))
+        Ok(self.answers.give_to(answer(id, &source, reference, 0), content))
     }
 
     fn set_source_state(&self, _: &Name, state: String) {
         self.states.lock().expect("not poisoned").push(state);
+        self.changed.notify_waiters();
+    }
+
+    fn saw(&self, _: &Name, is_new: bool) {
+        self.seen.lock().expect("not poisoned").push(is_new);
         self.changed.notify_waiters();
     }
 
@@ -179,6 +219,18 @@ impl Intake for Fake {
         &self.answers
     }
 
+    fn as_it_stands(&self, answer: Arc<Answer>) -> Arc<Answer> {
+        let case = self.dead.borrow().then_some(CaseFate::Dead);
+        match case.filter(|_| answer.provisional) {
+            Some(_) => Arc::new(Answer { case, provisional: false, ..(*answer).clone() }),
+            None => answer,
+        }
+    }
+
+    async fn ended(&self, _: &Answer) {
+        drop(self.dead.subscribe().wait_for(|dead| *dead).await);
+    }
+
     async fn lookup(&self, id: &CaseId) -> Lookup {
         match (self.answers.get(id), id.key.epoch.0) {
             (Some(remembered), _) => Lookup::Found(remembered),
@@ -192,7 +244,7 @@ impl Intake for Fake {
         vec![ModelFacts {
             name: name("m"),
             version: "1".to_owned(),
-            ready: true,
+            cannot_answer: None,
             input_name: "x".to_owned(),
             input_shape: vec![1, 3],
             output_name: "y".to_owned(),

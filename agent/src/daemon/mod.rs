@@ -22,7 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::config::{ConfigFile, Starting};
+use self::config::{ConfigFile, NoSetting, Starting};
 use self::health::{Cause, Health};
 use self::keeper::Keeper;
 pub use self::log::LogError;
@@ -69,6 +69,9 @@ pub enum Ending {
 pub async fn run(starting: Starting) -> Result<Ending, StartError> {
     let Starting { file, fault } = starting;
     let log = log::start(&file.config.log)?;
+    for NoSetting { variable, reason, .. } in &file.not_settings {
+        tracing::warn!("the environment variable {variable} is passed over: {reason}");
+    }
     // From here on a signal stops the agent in good order instead of killing it.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let hang_up = signal(SignalKind::hangup())?;
@@ -129,7 +132,7 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
     let health = Health {
         causes,
         faults: pipeline.faults.clone(),
-        judges: pipeline.judges.values().cloned().collect(),
+        pipeline: pipeline.clone(),
         state_dir: in_force.config.state_dir.clone(),
         limits: in_force.config.outbox.limits(),
         state: keeper.state.clone(),
@@ -156,6 +159,7 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
     for judge in pipeline.judges.values() {
         judge.settle().await;
     }
+    health::note_models(&pipeline);
     if let Some(uplink) = &uplink {
         // Not connected yet is no matter: the status is published with every connection.
         drop(uplink.say_online().await);
@@ -177,14 +181,22 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
         () = restart.asked() => Ending::Restart,
         // Without its driver the agent would answer on and send nothing for ever; a restart heals that.
         ended = &mut driving => {
-            tracing::error!(?ended, "the driver ended by itself");
+            match ended {
+                Ok(_) => tracing::error!("the driver ended by itself"),
+                Err(error) => tracing::error!("the driver ended by itself: {error}"),
+            }
             return Err(StartError::DriverEnded);
         }
     };
-    tracing::info!(?ending, "stopping");
     match ending {
-        Ending::Stop => notify::stopping(),
-        Ending::Restart => notify::restarting(),
+        Ending::Stop => {
+            tracing::info!("stopping");
+            notify::stopping();
+        }
+        Ending::Restart => {
+            tracing::info!("stopping, to start anew");
+            notify::restarting();
+        }
     }
     let stopped = tokio::time::timeout(STOP_MAX, async {
         // Samples first, so that what they leave behind is still stored, sent and said.
@@ -268,7 +280,9 @@ async fn reload_on(mut hang_up: Signal, control: Control, stop: CancellationToke
         }
         match control.reload().await {
             Ok(later) if later.is_empty() => {}
-            Ok(later) => tracing::warn!(?later, "some of the file takes effect at the next start only"),
+            Ok(later) => {
+                tracing::warn!(fields = later.join(", "), "some of the file takes effect at the next start only");
+            }
             Err(reason) => tracing::error!(reason, "the configuration file cannot be used; the settings stay"),
         }
     }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hedge_inference::{read_pem, read_text};
 use hedge_proto::{DeviceId, DeviceStatus, MESSAGE_BYTES_MAX, Topic, to_json};
 use rumqttc::{
     AckMode, Broker, IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, Proxy, ProxyAuth, ProxyType,
@@ -155,7 +156,7 @@ fn credentials(config: &BrokerConfig, options: &mut MqttOptions) -> Result<(), O
     let Some(username) = &config.username else { return Ok(()) };
     match &config.password_file {
         Some(path) => {
-            let password = std::fs::read_to_string(path).map_err(|error| unreadable("password_file", path, &error))?;
+            let password = read_text(path).map_err(|error| unreadable("password_file", path, &error))?;
             options.set_credentials(username, password.trim_end_matches(['\r', '\n']).to_owned());
         }
         None => {
@@ -207,8 +208,9 @@ pub(crate) fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, Opt
 }
 
 fn certificates(field: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, OptionsError> {
-    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
+    let pem = read_pem(path).map_err(|error| unreadable(field, path, &error))?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
         .map_err(|error| unreadable(field, path, &error))?;
     if certificates.is_empty() {
         return Err(unreadable(field, path, &"it holds no PEM certificate"));
@@ -217,7 +219,8 @@ fn certificates(field: &'static str, path: &Path) -> Result<Vec<CertificateDer<'
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, OptionsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| unreadable("key_file", path, &error))
+    let pem = read_pem(path).map_err(|error| unreadable("key_file", path, &error))?;
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| unreadable("key_file", path, &error))
 }
 
 fn unreadable(field: &'static str, path: &Path, reason: &dyn std::fmt::Display) -> OptionsError {
@@ -259,5 +262,45 @@ impl SessionStore for NothingRemembered {
 
     fn clear<'a>(&'a self, _: &'a SessionStoreKey) -> StoreFuture<'a, ()> {
         Box::pin(async { Ok(()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+    use crate::daemon::config::Config;
+
+    #[test]
+    fn credentials_that_an_editor_put_a_mark_before_are_the_same_credentials() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let key = KeyPair::generate().expect("a key");
+        let certificate = CertificateParams::new(["device".to_owned()]).and_then(|one| one.self_signed(&key));
+        let certificate = certificate.expect("a certificate").pem();
+        for (file, text) in [("cert", certificate), ("key", key.serialize_pem()), ("password", "gate 7\r\n".to_owned())]
+        {
+            std::fs::write(folder.path().join(file), format!("\u{feff}{text}")).expect("a file");
+        }
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let config = format!(
+            "[broker]\nurl = \"mqtts://localhost\"\nusername = \"device\"\npassword_file = \"{}\"\nca_file = \"{}\"\n\
+             certificate_file = \"{}\"\nkey_file = \"{}\"\n",
+            at("password"),
+            at("cert"),
+            at("cert"),
+            at("key")
+        );
+        let broker = Config::parse(&config, "agent.toml", std::iter::empty()).expect("valid").broker.expect("a broker");
+        client_config(&broker).expect("certificate and key are read");
+        let mut options = MqttOptions::new("device", Broker::tcp("localhost", 1883));
+        credentials(&broker, &mut options).expect("the password is read");
+        let password = rumqttc::ConnectAuth::UsernamePassword { username: "device".into(), password: "gate 7".into() };
+        assert_eq!(options.auth(), &password);
+
+        let utf16: Vec<u8> = "\u{feff}gate".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::fs::write(folder.path().join("password"), utf16).expect("a file");
+        let error = credentials(&broker, &mut options).expect_err("refused").to_string();
+        assert!(error.contains("password_file") && error.contains("saved as UTF-16"), "{error}");
     }
 }

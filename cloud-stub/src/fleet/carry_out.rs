@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use super::board::Device;
 use super::errand::{Ending, Errand, Report, Step, What};
 use super::operator::{Heard, Operator, OperatorError};
+use crate::link::in_words;
 
 /// How many devices are waited for at once. A fleet that changes all at once also fails all at once.
 const UNDER_WAY_MAX: usize = 64;
@@ -127,7 +128,7 @@ impl<T: FnMut(Progress<'_>)> Desk<T> {
         let is_command = matches!(errand.what, What::Command(_));
         let report = match sent {
             Err(PublishNoticeError::V5PubAck(reason)) => {
-                errand.give_up(Ending::NotSent, format!("the broker refuses it ({reason:?})"))
+                errand.give_up(Ending::NotSent, format!("the broker refuses it ({})", in_words(&reason)))
             }
             // The connection has ended; that ends everything.
             Err(_) => return,

@@ -39,12 +39,13 @@ function drawNow(d) {
   at("name").replaceChildren(d.device, " ", make("span", `pill ${kindOf(d.state)}`, d.state));
   const queue = t ? t.queue : null;
   const models = d.models.map((m) => `${m.name} ${m.version}`);
-  const link = figure(t && !["offline", "resting"].includes(d.state) ? t.link.replaceAll("_", " ") : d.state, "link", "");
+  const link = figure(t && !["offline", "resting", "unknown"].includes(d.state) ? t.link.replaceAll("_", " ") : d.state, "link", "");
   link.querySelector("small").replaceChildren(...deviceLine(d).childNodes);
   const faults = faultList(d, Infinity);
   at("faults").hidden = !faults;
   at("fault-list").replaceChildren(...(faults ? [faults] : []));
   const spent = t ? Object.entries(t.budget).filter(([, b]) => b.max && b.spent >= 0.8 * b.max) : [];
+  at("now-age").replaceChildren(...(t ? [age(d.telemetry_ms, "The device's own figures are of ", " ago.")] : []));
   at("now").replaceChildren(
     link,
     figure(queue ? number(queue.waiting) : "–", "cases queued",
@@ -52,8 +53,18 @@ function drawNow(d) {
     figure(s ? percent(s.kept, s.kept + s.deferred) : "–", "kept on the device", s ? `${number(s.answered)} answered, ${number(s.corrected)} corrected` : ""),
     figure(models.length ? models[0] : "–", models.length > 1 ? "models" : "model", models.slice(1).join(", ")),
     figure(d.version || "–", "version", t ? `up for ${span(t.uptime_s)}${t.board.rss_bytes ? `, ${bytes(t.board.rss_bytes)} of memory` : ""}` : ""),
+    ...sourceFigures(t),
     figure(t ? bytes(t.link_bytes) : "–", "over the link", spent.length ? `${spent[0][0].replaceAll("_", " ")} ${percent(spent[0][1].spent, spent[0][1].max)} spent` : ""),
   );
+}
+
+// How long ago, when it said so, each source brought something new; the age of what it said stands beside the link.
+function sourceFigures(t) {
+  return Object.entries((t && t.source_figures) || {}).map(([name, s]) => {
+    const quiet = s.quiet_after_s !== undefined && (s.new_s ?? t.uptime_s) > s.quiet_after_s;
+    const note = s.sample_s === undefined ? "" : quiet ? "before the last figures: too long ago" : "before the last figures";
+    return figure(s.sample_s === undefined ? "nothing yet" : span(s.new_s ?? s.sample_s), `last of ${name}`, note);
+  });
 }
 
 function drawStanding(page) {

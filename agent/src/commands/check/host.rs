@@ -23,7 +23,9 @@ const DAYS_LEFT_MIN: u64 = 14;
 pub(super) fn summary(config: &Config) -> String {
     let device = config.device_id().map_or_else(|_| "no name".to_owned(), |device| format!("`{device}`"));
     let (models, sources) = (config.models.len(), config.sources.len());
-    format!("device {device}, {models} models, {sources} sources, state in {}", config.state_dir.display())
+    let count = |n: usize, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
+    let (models, sources) = (count(models, "model"), count(sources, "source"));
+    format!("device {device}, {models}, {sources}, state in {}", config.state_dir.display())
 }
 
 /// What the running agent says of itself, if one runs.
@@ -258,9 +260,12 @@ fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String,
     let variant = bundle.variant(config.variant.as_deref()).map_err(|error| again(&error))?.clone();
     let mut model =
         Model::load(runtime, &bundle, config.variant.as_deref(), &options).map_err(|error| again(&error))?;
-    if config.threshold.resolve(bundle.threshold(), bundle.labels()).is_none() {
+    let Some(threshold) = config.threshold.resolve(bundle.threshold(), bundle.labels()) else {
         let advice = "run `hedge-agent bundle calibrate`, or give the model a `threshold`";
         return Err(("no threshold".to_owned(), advice.to_owned()));
+    };
+    if let Some(unknown) = config.threshold.unknown_labels(bundle.labels()) {
+        return Err((unknown, "correct the label in the model's `threshold`, or take it out".to_owned()));
     }
     let golden = bundle.manifest().goldens.clone();
     for sample in &golden {
@@ -276,5 +281,10 @@ fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String,
     }
     let known = bundle.model_ref();
     let golden = golden.len();
-    Ok(format!("{} {} ({}), {golden} of {golden} golden samples agree", known.name, known.version, variant.name))
+    let by = if config.threshold.score_min().is_none() { ", which the bundle suggests" } else { "" };
+    let reach = format!("answers must reach {}{by}", threshold.all.score_min());
+    Ok(format!(
+        "{} {} ({}), {golden} of {golden} golden samples agree; {reach}",
+        known.name, known.version, variant.name
+    ))
 }
