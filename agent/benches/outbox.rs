@@ -276,7 +276,7 @@ fn child_open(dir: &Path) -> Result<()> {
     let begun = Instant::now();
     let (outbox, report) = Outbox::open(dir, LIMITS)?;
     let ms = begun.elapsed().as_millis();
-    ensure!(outbox.fetch(10).len() == 10, "the outbox is empty");
+    ensure!(outbox.fetch(10, u32::MAX).len() == 10, "the outbox is empty");
     let grown = cents(rss_mib()? - before);
     println!("{}", json!({ "ms": ms, "cases": report.cases, "rebuilt": report.rebuilt, "rss_mib": grown }));
     runtime()?.block_on(outbox.close());
@@ -320,7 +320,7 @@ fn child_churn(dir: &Path, count: u64) -> Result<()> {
         let greatest = disk_ratios.iter().copied().fold(0.0, f64::max);
         let rss = rss_mib()? - before;
         let (begun, full_bytes) = (Instant::now(), folder_bytes(dir)?);
-        for some in outbox.fetch(usize::MAX).chunks(CHURN_IN_FLIGHT) {
+        for some in outbox.fetch(usize::MAX, u32::MAX).chunks(CHURN_IN_FLIGHT) {
             all(some.iter().map(|entry| forget(outbox.clone(), entry.key))).await?;
         }
         let drained_s = begun.elapsed().as_secs_f64();

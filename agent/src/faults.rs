@@ -31,6 +31,8 @@ pub enum Part {
     Clock,
     /// What the cloud says and this version cannot read.
     Wire,
+    /// What is too large to be sent now.
+    Limit,
     /// How the last run ended.
     LastRun,
     Model(Name),
@@ -52,6 +54,7 @@ impl Part {
         Self::Payloads,
         Self::Clock,
         Self::Wire,
+        Self::Limit,
         Self::LastRun,
     ];
 }
@@ -68,6 +71,7 @@ impl fmt::Display for Part {
             Self::Payloads => "payloads",
             Self::Clock => "clock",
             Self::Wire => "wire",
+            Self::Limit => "limit",
             Self::LastRun => "last_run",
             Self::Model(name) => return write!(f, "model.{name}"),
             Self::Sink(name) => return write!(f, "sink.{name}"),

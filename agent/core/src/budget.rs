@@ -5,6 +5,9 @@
 //! only in those that start on the hour. Each tariff has its own account: what was spent on a link that costs nothing
 //! says nothing about a phone contract.
 //!
+//! Of each byte ceiling a small part is kept for the connection itself: cases and figures stop short of it, so that an
+//! operator still reaches a device that is over its budget. At the whole ceiling the connection ends, too.
+//!
 //! Invariant: within any period, never more is spent than the ceiling and what was under way when it was reached.
 
 use alloc::vec::Vec;
@@ -63,6 +66,36 @@ impl Ceilings {
         bytes_per_day: 50_000_000,
         bytes_per_month: 1_000_000_000,
     };
+}
+
+/// A twentieth of a byte ceiling is kept for the connection: dials, keep-alives, settings, commands and their replies.
+const RESERVE_SHARE: u64 = 20;
+
+/// Under a low ceiling more than a twentieth: some dials over TLS. But never more than half.
+const RESERVE_BYTES_MIN: u64 = 32 * 1024;
+
+impl Ceilings {
+    /// What is kept of a ceiling of so many bytes for the connection itself.
+    #[must_use]
+    pub fn reserve(bytes: u64) -> u64 {
+        (bytes / RESERVE_SHARE).max(RESERVE_BYTES_MIN).min(bytes / 2)
+    }
+
+    /// What cases and figures may use.
+    fn for_work(self) -> Self {
+        let work = |bytes: u64| bytes - Self::reserve(bytes);
+        Self {
+            bytes_per_hour: work(self.bytes_per_hour),
+            bytes_per_day: work(self.bytes_per_day),
+            bytes_per_month: work(self.bytes_per_month),
+            ..self
+        }
+    }
+
+    /// Cases alone end no connection.
+    fn for_connection(self) -> Self {
+        Self { cases_per_hour: u64::MAX, cases_per_day: u64::MAX, cases_per_month: u64::MAX, ..self }
+    }
 }
 
 /// What has been spent, as it is kept over a restart: under the tariff in force, and beside it under others.
@@ -216,11 +249,21 @@ impl Budget {
         self.ceilings = ceilings;
     }
 
-    /// The ceiling that holds longest of those that are reached.
+    /// The ceiling that holds longest of those that are reached: no case is sent. The reserve is not touched.
     #[must_use]
     pub fn reached(&mut self, now: Moment) -> Option<Reached> {
+        self.worst(now, &self.ceilings.for_work())
+    }
+
+    /// The same of those whose reserve is spent, too: nothing at all goes over the wire.
+    #[must_use]
+    pub fn exhausted(&mut self, now: Moment) -> Option<Reached> {
+        self.worst(now, &self.ceilings.for_connection())
+    }
+
+    fn worst(&mut self, now: Moment, ceilings: &Ceilings) -> Option<Reached> {
         let mut worst: Option<Reached> = None;
-        self.spent.each(&self.ceilings, |slots, period, ceiling, reason| {
+        self.spent.each(ceilings, |slots, period, ceiling, reason| {
             if let Some(until) = slots.room_at(now, period, ceiling)
                 && worst.is_none_or(|before| before.until < until)
             {

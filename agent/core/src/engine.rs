@@ -19,9 +19,12 @@ use hedge_proto::{CaseKey, CloudState, CloudStatus, LinkState, Name};
 
 use crate::budget::{Budget, Ceilings, Spent};
 use crate::clock::Moment;
-use crate::link::{Link, Loss, Profile, Trouble, Way};
+use crate::link::{Link, Loss, Profile, RETRY_AFTER_MAX, Trouble, Way};
 use crate::policy::{Policies, Policy};
-use crate::uplink::{OWED_MAX, Permission, Publish, READY_MAX, Step, Uplink, Waiting};
+use crate::uplink::{Guilty, Limit, OWED_MAX, Permission, Publish, READY_MAX, Step, Uplink, Waiting};
+
+/// Why a try is counted that the cloud knows nothing of.
+const CUT_BY_IT: &str = "the broker ended the connection when this case was sent, also when it was sent alone";
 
 /// Something that happened.
 #[derive(Debug, Clone)]
@@ -70,6 +73,11 @@ pub enum Event {
         key: CaseKey,
         reason: String,
     },
+    /// It can never be sent: what is stored of it cannot be read as a case.
+    Unsendable {
+        key: CaseKey,
+        reason: String,
+    },
     /// The answer to [`Action::CountTry`].
     TryCounted {
         key: CaseKey,
@@ -109,9 +117,11 @@ pub enum Action {
     },
     /// End the present connection, or dial.
     HangUp,
-    /// Bring the best open cases, at most so many.
+    /// Bring the best open cases, at most so many. Of those that were never sent only the ones whose payloads are smaller
+    /// than this: the others do not fit into a message now.
     Fetch {
         count: usize,
+        below_bytes: u32,
     },
     /// Publish these cases whole, in one message, and note that they were sent.
     Send {
@@ -243,10 +253,16 @@ impl Engine {
         self.link.is_closed(now)
     }
 
-    /// The largest payload that the cloud takes within a message, if it says so.
+    /// The largest payload that cloud and broker take within a message, as far as that is known.
     #[must_use]
-    pub fn payload_bytes_max(&self) -> Option<u64> {
-        self.link.payload_bytes_max()
+    pub fn payload_bytes_max(&self, now: Moment) -> Option<u64> {
+        self.link.payload_bytes_max().into_iter().chain(self.uplink.payload_bytes_max(now)).min()
+    }
+
+    /// What keeps cases back for their size, if anything does.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        self.uplink.limit()
     }
 
     /// What holds in the link's present state.
@@ -283,11 +299,16 @@ impl Engine {
             }
             Event::Connected { receive_maximum } => {
                 self.link.connected(now);
-                self.uplink.connected(receive_maximum);
+                self.uplink.connected(now, receive_maximum);
+                // Another connection, other limits.
+                self.more_on_disk |= self.uplink.forget_limit();
             }
             Event::Disconnected(loss) => {
+                let by_others = (!self.link.is_leaving()).then_some(loss);
                 self.link.lost(now, loss);
-                self.uplink.disconnected(now);
+                if let Some(Guilty { key, by_itself: true }) = self.uplink.disconnected(now, by_others) {
+                    self.actions.push_back(Action::CountTry { key, reason: String::from(CUT_BY_IT) });
+                }
             }
             Event::CloudStatus { instance, status, retained } => {
                 if status.state == CloudState::Offline && !retained {
@@ -296,7 +317,11 @@ impl Engine {
                 if status.state == CloudState::Online && !retained {
                     self.uplink.somebody_listens();
                 }
+                let took = self.link.payload_bytes_max();
                 self.link.cloud_status(instance, status, retained);
+                if self.link.payload_bytes_max() != took {
+                    self.more_on_disk |= self.uplink.forget_limit();
+                }
                 if let Some(rest) = self.link.retry_after() {
                     self.uplink.hold(now + rest);
                 }
@@ -314,6 +339,8 @@ impl Engine {
                 self.uplink.set_batch_bytes_max(batch_bytes_max);
             }
             Event::BrokerChanged => {
+                self.uplink.forget_suspicion();
+                self.more_on_disk |= self.uplink.forget_limit();
                 if self.link.redial(now) {
                     self.actions.push_back(Action::HangUp);
                 }
@@ -322,6 +349,7 @@ impl Engine {
             Event::Drain => {
                 self.link.open_window(now);
                 self.uplink.forget_failures(now);
+                self.more_on_disk |= self.uplink.forget_limit();
             }
             Event::Closed { key, spoken } => {
                 self.uplink.forget(key);
@@ -335,6 +363,7 @@ impl Engine {
                     self.actions.push_back(Action::Bury { key, reason });
                 }
             }
+            Event::Unsendable { key, reason } => self.give_up(now, key, reason),
             Event::Tick => {}
             Event::Received { .. }
             | Event::Unknown { .. }
@@ -348,7 +377,7 @@ impl Engine {
     fn weigh_budget(&mut self, now: Moment) {
         let reached = self.budget.reached(now);
         self.over_until = reached.map(|reached| reached.until);
-        self.link.budget(reached);
+        self.link.budget(reached, self.budget.exhausted(now));
     }
 
     /// What the cloud says about its work.
@@ -362,14 +391,22 @@ impl Engine {
             }
             Event::Unknown { keys } => keys.into_iter().for_each(|key| self.uplink.wanted(now, key)),
             Event::Wanted { key } => self.uplink.wanted(now, key),
-            Event::Busy { after } => self.uplink.hold(now + after),
-            Event::Failed { key, reason } => self.actions.push_back(Action::CountTry { key, reason }),
-            Event::Dead { key, reason } => {
-                self.uplink.dying(now, key);
-                self.actions.push_back(Action::Bury { key, reason });
+            // It may say so again.
+            Event::Busy { after } => self.uplink.hold(now + after.min(RETRY_AFTER_MAX)),
+            Event::Failed { key, reason } if self.uplink.fails(now, key) => {
+                self.actions.push_back(Action::CountTry { key, reason });
+            }
+            // On what it was never sent the cloud has nothing to say.
+            Event::Dead { key, reason } if self.uplink.was_sent(key) => {
+                self.give_up(now, key, reason);
             }
             _ => {}
         }
+    }
+
+    fn give_up(&mut self, now: Moment, key: CaseKey, reason: String) {
+        self.uplink.dying(now, key);
+        self.actions.push_back(Action::Bury { key, reason });
     }
 
     fn remember(&mut self, now: Moment, case: Waiting) {
@@ -384,13 +421,14 @@ impl Engine {
     }
 
     fn advance(&mut self, now: Moment) {
+        self.weigh_budget(now);
+        self.more_on_disk |= self.uplink.look_again(now);
         if self.link.take_leave(now) {
             self.actions.push_back(Action::HangUp);
         }
         if let Some(way) = self.link.take_dial(now) {
             self.actions.push_back(Action::Dial { way });
         }
-        self.weigh_budget(now);
         let permission = self.permission();
         while self.link.may_send()
             && let Some(step) = self.uplink.step(now, permission)
@@ -410,7 +448,8 @@ impl Engine {
             let count = READY_MAX + self.uplink.len();
             self.fetching = Some(count);
             self.more_on_disk = false; // until the answer, or a case stored after the disk was looked at
-            self.actions.push_back(Action::Fetch { count });
+            let below_bytes = self.uplink.limit().map_or(u32::MAX, |limit| limit.from_bytes);
+            self.actions.push_back(Action::Fetch { count, below_bytes });
         }
     }
 }

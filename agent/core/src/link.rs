@@ -14,8 +14,8 @@
 //! ```
 //!
 //! A broker without a live cloud behind it is `Degraded`: connected, but nobody answers. While a ceiling of the
-//! budget is reached, a connected link is `OverBudget` instead: it listens and sends nothing. A device that rests its
-//! radio leaves in good order at the end of its window and is `Resting` until the next; a window without a connection
+//! budget is reached, a connected link is `OverBudget` instead: it listens and sends nothing. Once the reserve of a byte
+//! ceiling is spent as well, the link is left and not dialled until there is room. A device that rests its radio leaves in good order at the end of its window and is `Resting` until the next; a window without a connection
 //! leaves it `Offline`.
 
 mod trouble;
@@ -40,6 +40,14 @@ pub const DIAL_WAIT_MIN: Duration = Duration::from_secs(1);
 /// A wait between two dials is this part of the time that there has been trouble: a link that comes and goes every few
 /// seconds is met while it is there, and a broker that is away for long is left in peace.
 const DIAL_WAIT_SHARE: u32 = 4;
+
+/// So many dials may follow each other without a pause. In the long run there is one in a quarter of the longest wait,
+/// whatever ends the connections: six a minute on a LAN, fewer than one when metered.
+pub const DIALS_AT_ONCE: u32 = 6;
+
+/// A connection on which the cloud spoke takes so many times its own length off the time of trouble: one that proves
+/// nothing but a word leaves the waits long, one that comes and goes is met again soon.
+const HELD_COUNTS: u32 = 8;
 
 /// What kind of link the device has: what it costs to keep and to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +110,7 @@ pub const ANSWER_LATE_AFTER: Duration = Duration::from_secs(30);
 /// The longest rest a status may ask for; it may say so again.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
-/// How many cloud instances are remembered. A fleet's cloud has a handful.
+/// How many living cloud instances are remembered. A fleet's cloud has a handful.
 const INSTANCES_MAX: usize = 64;
 
 /// Which broker is dialled.
@@ -121,6 +129,8 @@ pub enum Loss {
     Broken,
     /// The broker closed the connection in good order, without saying why.
     Closed,
+    /// The broker answered something that this device had sent by ending the connection.
+    Refused,
     /// The broker let another client have our session.
     TakenOver,
 }
@@ -150,13 +160,22 @@ pub struct Link {
     gives_way: bool,
     connected_at: Moment,
     short_sessions: u32,
-    instances: BTreeMap<Name, CloudStatus>,
+    /// Those that are there. Each with whether its status was a retained one, which may be older than its death.
+    instances: BTreeMap<Name, (CloudStatus, bool)>,
+    /// An instance has said that it is offline.
+    gone: bool,
     /// Something that only a live cloud can have sent came over this connection.
     proven: bool,
     /// The cloud owes a word since then.
     silent_since: Option<Moment>,
     late: bool,
     over_budget: Option<Reached>,
+    /// Not even the connection may cost anything until then.
+    exhausted: Option<Reached>,
+    /// The end of the present connection is that of the budget.
+    spares: bool,
+    /// The dials so far are paid for by then; see [`DIALS_AT_ONCE`].
+    dials_paid_at: Moment,
 }
 
 impl Link {
@@ -180,10 +199,14 @@ impl Link {
             connected_at: now,
             short_sessions: 0,
             instances: BTreeMap::new(),
+            gone: false,
             proven: false,
             silent_since: None,
             late: false,
             over_budget: None,
+            exhausted: None,
+            spares: false,
+            dials_paid_at: now,
         }
     }
 
@@ -200,12 +223,24 @@ impl Link {
 
     #[must_use]
     pub fn dial_at(&self) -> Option<Moment> {
-        self.dial_at
+        let room_at = self.exhausted.map_or(Moment(0), |reached| reached.until);
+        self.dial_at.map(|at| at.max(room_at))
+    }
+
+    /// When one more dial is within what there may be in the long run.
+    fn dial_paid_at(&self) -> Moment {
+        self.dials_paid_at - self.dial_every() * (DIALS_AT_ONCE - 1)
+    }
+
+    fn dial_every(&self) -> Duration {
+        self.profile.dial_wait_max / DIAL_WAIT_SHARE
     }
 
     /// Whether it is time to dial, and which way; if so the link counts as connecting.
     pub fn take_dial(&mut self, now: Moment) -> Option<Way> {
-        self.dial_at.take_if(|at| *at <= now)?;
+        self.dial_at().filter(|at| *at <= now)?;
+        self.dial_at = None;
+        self.dials_paid_at = self.dials_paid_at.max(now) + self.dial_every();
         if let Some(windows) = self.profile.windows {
             self.window.dialled(now, windows);
         }
@@ -224,7 +259,7 @@ impl Link {
     pub fn redial(&mut self, now: Moment) -> bool {
         self.trouble_since = now;
         self.gives_way = false;
-        self.rests = false;
+        (self.rests, self.spares) = (false, false);
         self.window.reopen(now);
         self.way = None;
         self.dial_at = self.dial_at.map(|_| now);
@@ -232,20 +267,30 @@ impl Link {
         self.redials
     }
 
-    /// Whether the recovery way has been used for long enough, or the window is over; if so the connection is to be
-    /// ended.
+    /// Whether the recovery way has been used for long enough, the window is over, or nothing is left of the budget; if
+    /// so the connection is to be ended.
     pub fn take_leave(&mut self, now: Moment) -> bool {
         let leaves = self.leave_at().is_some_and(|at| at <= now);
         self.rests |= leaves && self.window_is_over(now);
-        self.redials |= leaves && !self.rests;
+        self.spares |= leaves && !self.rests && self.exhausted.is_some();
+        self.redials |= leaves && !self.rests && !self.spares;
         leaves
+    }
+
+    /// The end of the present connection is our own doing.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.redials || self.rests || self.spares
     }
 
     /// When the present connection is to be left.
     #[must_use]
     pub fn leave_at(&self) -> Option<Moment> {
-        if !self.is_connected() || self.redials || self.rests {
+        if !self.is_connected() || self.is_leaving() {
             return None;
+        }
+        if self.exhausted.is_some() {
+            return Some(Moment(0));
         }
         let recovery = (self.way == Some(Way::Recovery)).then_some(self.connected_at + RECOVERY_STAY_MAX);
         [recovery, self.window_ends()].into_iter().flatten().min()
@@ -264,7 +309,7 @@ impl Link {
     /// and neither is a radio that rests.
     pub fn dial_now(&mut self, now: Moment) {
         if self.dial_at.is_some() && !self.gives_way && !self.window_is_over(now) {
-            self.dial_at = Some(now);
+            self.dial_at = Some(now.max(self.dial_paid_at()));
         }
     }
 
@@ -285,10 +330,11 @@ impl Link {
         }
     }
 
-    /// Nothing is to go over the radio until the next window.
+    /// Nothing is to go over the radio until the next window, or until the budget has room.
     #[must_use]
     pub fn is_closed(&self, now: Moment) -> bool {
-        !self.is_connected() && self.state != LinkState::Connecting && self.window_is_over(now)
+        let shut = self.window_is_over(now) || self.exhausted.is_some();
+        !self.is_connected() && self.state != LinkState::Connecting && shut
     }
 
     fn window_is_over(&self, now: Moment) -> bool {
@@ -302,8 +348,7 @@ impl Link {
     /// The session is ready: connected, and every subscription granted.
     pub fn connected(&mut self, now: Moment) {
         self.connected_at = now;
-        self.redials = false;
-        self.rests = false;
+        (self.redials, self.rests, self.spares) = (false, false, false);
         self.window.connected(now);
         self.silent_since = None;
         self.late = false;
@@ -312,22 +357,28 @@ impl Link {
     }
 
     pub fn lost(&mut self, now: Moment, loss: Loss) {
-        let stable = self.is_connected() && now.since(self.connected_at) >= STABLE_AFTER;
-        // A cloud that spoke is no broker that takes connections and ends them.
-        if stable || (self.proven && loss == Loss::Broken) {
+        let held = if self.is_connected() { now.since(self.connected_at) } else { Duration::ZERO };
+        let stable = held >= STABLE_AFTER;
+        if stable {
             self.trouble_since = now;
+        } else if self.proven && loss == Loss::Broken {
+            // A cloud that spoke is no broker that takes connections and ends them, but a word is no lasting link.
+            self.trouble_since = now.min(self.trouble_since + held * HELD_COUNTS);
         }
         let short = self.is_connected() && !stable && loss == Loss::Closed && !self.rests;
         self.short_sessions = if short { self.short_sessions + 1 } else { 0 };
         let twin = self.short_sessions >= SHORT_SESSIONS;
         let trouble = now.since(self.trouble_since);
-        let dial_wait = (trouble / DIAL_WAIT_SHARE).clamp(DIAL_WAIT_MIN, self.profile.dial_wait_max);
+        // What is left of a ceiling is not spent on dials.
+        let least = if self.over_budget.is_some() { self.profile.dial_wait_max } else { DIAL_WAIT_MIN };
+        let dial_wait = (trouble / DIAL_WAIT_SHARE).clamp(least, self.profile.dial_wait_max);
         let wait;
         (wait, self.reason) = match loss {
             Loss::Broken => (dial_wait, "no connection to the broker"),
             Loss::TakenOver => (TAKEN_OVER_WAIT, "another client uses this device's client id"),
             Loss::Closed if twin => (SHORT_SESSIONS_WAIT, LIKE_A_TWIN),
             Loss::Closed => (dial_wait, "the broker closed the connection"),
+            Loss::Refused => (dial_wait, "the broker ended the connection over something that was sent"),
         };
         self.gives_way = twin || loss == Loss::TakenOver;
         if twin {
@@ -339,13 +390,16 @@ impl Link {
         if core::mem::take(&mut self.redials) {
             (self.dial_at, self.gives_way) = (Some(now), false);
         } else {
-            self.dial_at = Some(now + wait.mul_f64(0.5 + 0.5 * self.chance.share()));
+            let at = now + wait.mul_f64(0.5 + 0.5 * self.chance.share());
+            self.dial_at = Some(at.max(self.dial_paid_at()));
         }
+        self.spares = false;
         self.state = LinkState::Offline;
         self.wait_for_window(now);
         // Statuses come anew with the next subscription; what was known may be long gone by then.
         self.proven = false;
         self.instances.clear();
+        self.gone = false;
     }
 
     /// A dial that would fall between two windows waits for the next.
@@ -376,10 +430,22 @@ impl Link {
     pub fn cloud_status(&mut self, instance: Name, status: CloudStatus, retained: bool) {
         // Before the session is ready the broker hands over what it kept while we were away.
         self.proven |= self.is_connected() && !retained && status.state == CloudState::Online;
-        if self.instances.len() < INSTANCES_MAX || self.instances.contains_key(&instance) {
-            self.instances.insert(instance, status);
+        if status.state == CloudState::Offline {
+            self.instances.remove(&instance);
+            self.gone = true;
+        } else if self.has_place(&instance, retained) {
+            self.instances.insert(instance, (status, retained));
         }
         self.weigh();
+    }
+
+    /// Whether this one is remembered, if need be in the place of one that may have died long ago.
+    fn has_place(&mut self, instance: &Name, retained: bool) -> bool {
+        if self.instances.len() < INSTANCES_MAX || self.instances.contains_key(instance) {
+            return true;
+        }
+        let old = self.instances.iter().find(|(_, (_, retained))| *retained).map(|(name, _)| name.clone());
+        !retained && old.is_some_and(|name| self.instances.remove(&name).is_some())
     }
 
     /// A message about a case came in: a cloud is alive.
@@ -401,9 +467,14 @@ impl Link {
         self.weigh();
     }
 
-    /// A ceiling is reached, or none is any longer. Reached, the link stays up and only listens.
-    pub fn budget(&mut self, reached: Option<Reached>) {
-        self.over_budget = reached;
+    /// A ceiling is reached, or none is any longer. Reached, the link stays up and only listens; exhausted, it is left.
+    pub fn budget(&mut self, reached: Option<Reached>, exhausted: Option<Reached>) {
+        (self.over_budget, self.exhausted) = (reached, exhausted);
+        if let Some(reached) = exhausted
+            && self.state == LinkState::Offline
+        {
+            self.reason = reached.reason;
+        }
         self.weigh();
     }
 
@@ -443,9 +514,7 @@ impl Link {
     }
 
     fn readers(&self) -> impl Iterator<Item = &CloudStatus> {
-        self.instances
-            .values()
-            .filter(|status| status.state == CloudState::Online && status.wire.contains(&WIRE_VERSION))
+        self.instances.values().map(|(status, _)| status).filter(|status| status.wire.contains(&WIRE_VERSION))
     }
 
     fn weigh(&mut self) {
@@ -456,11 +525,10 @@ impl Link {
             (self.state, self.reason) = (LinkState::OverBudget, reached.reason);
             return;
         }
-        let online = self.instances.values().any(|status| status.state == CloudState::Online);
-        (self.state, self.reason) = if self.instances.is_empty() {
-            (LinkState::Degraded, "connected to the broker; no cloud has said it is there")
-        } else if !online {
+        (self.state, self.reason) = if self.instances.is_empty() && self.gone {
             (LinkState::Degraded, "connected to the broker; the cloud says it is offline")
+        } else if self.instances.is_empty() {
+            (LinkState::Degraded, "connected to the broker; no cloud has said it is there")
         } else if self.readers().next().is_none() {
             (LinkState::Degraded, "the cloud does not read this agent's messages; update the cloud")
         } else if self.late {

@@ -13,12 +13,17 @@
 //!    └────────────────────── unknown, send, failed ◀─────────────────┘
 //! ```
 //!
-//! Invariant: after one full publish a payload travels again only if the cloud says that it lacks it.
+//! Invariant: after one full publish a payload travels again only if the cloud says that it lacks it, and however often
+//! it says so, at most [`SENDS_PER_HOUR_MAX`] times in any hour.
+//!
+//! What a message does not take now, because broker or cloud take less, waits on the disk and holds nobody up: that is a
+//! state of the world, which another connection may end.
 //!
 //! What goes next: cases whose callers wait; then by worth, but every fourth publish is kept for what was stored
 //! just now, so that a long backlog does not make today's questions late. Small cases share a publish on their
 //! first way.
 
+mod suspects;
 mod tracked;
 mod travel;
 
@@ -29,7 +34,10 @@ use core::time::Duration;
 use hedge_proto::{BATCH_CASES_MAX, CaseKey, IDS_MAX};
 
 use crate::clock::Moment;
+use crate::link::Loss;
 
+use self::suspects::Suspicion;
+pub use self::suspects::{ALONE_AFTER, CUT_AFTER, Guilty, HELD_WAIT, HELD_WAIT_MAX};
 pub use self::tracked::Waiting;
 use self::tracked::{Phase, Tracked, worth};
 pub use self::travel::{MESSAGE_TIME_MAX, Travel, travel};
@@ -56,6 +64,18 @@ pub const VERDICT_WAIT: Duration = Duration::from_secs(60);
 
 /// The longest wait between two questions about one case, and between two tries of one that failed.
 pub const QUIET_MAX: Duration = Duration::from_secs(30 * 60);
+
+/// So often a payload travels without a pause if the cloud wants it again: connections break, and clouds lose records.
+pub const SENDS_AT_ONCE: u32 = 3;
+
+/// The wait before it travels once more; doubles each time.
+pub const SEND_AGAIN_WAIT: Duration = Duration::from_secs(60);
+
+/// What follows from both for any hour, whoever asks.
+pub const SENDS_PER_HOUR_MAX: u32 = 8;
+
+/// While something is too large for a message, it is looked at again so often, which costs no byte on the wire.
+pub const LIMIT_WAIT: Duration = Duration::from_secs(10 * 60);
 
 /// The wait after the first `failed`; doubles each time.
 pub const FAILED_WAIT: Duration = Duration::from_secs(10);
@@ -106,12 +126,29 @@ pub enum Step {
 pub enum Publish {
     /// The broker has it and somebody subscribes.
     Acknowledged,
+    /// The same of a message that only names its payload, which went another way.
+    Named,
     /// The broker has it and nobody subscribes, or it was never sent: the cloud cannot have it.
     Nobody,
     /// The connection was lost: the cloud may or may not have it.
     Unclear,
     /// Its payload could not be brought to the cloud first; nothing was said of the case.
     Stuck,
+    /// The broker has refused it and said so.
+    Refused,
+    /// It did not set out: broker and cloud take messages of at most so many bytes now, if they say so.
+    TooLarge { bytes_max: Option<u32> },
+}
+
+/// What keeps cases back for their size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// The smallest payload that was seen not to fit.
+    pub from_bytes: u32,
+    /// What a message may have, if broker or cloud have said so; otherwise connections ended over it.
+    pub bytes_max: Option<u32>,
+    /// When it is looked at again.
+    until: Moment,
 }
 
 /// The window and what the cloud owes.
@@ -129,6 +166,14 @@ pub struct Uplink {
     /// No payload is sent before this: nobody took the last one. And how often in a row that was so.
     nobody_until: Moment,
     nobody_times: u32,
+    connected_at: Moment,
+    /// What messages do not take over the present connection.
+    limit: Option<Limit>,
+    /// On their way when the connection ended, as far as that is known already.
+    cut: Vec<CaseKey>,
+    suspicion: Option<Suspicion>,
+    /// The largest payload that the broker was seen to take.
+    carried_bytes: Option<u32>,
 }
 
 /// What the link allows.
@@ -153,6 +198,11 @@ impl Uplink {
             last_send: None,
             nobody_until: Moment(0),
             nobody_times: 0,
+            connected_at: Moment(0),
+            limit: None,
+            cut: Vec::new(),
+            suspicion: None,
+            carried_bytes: None,
         }
     }
 
@@ -166,10 +216,10 @@ impl Uplink {
         self.cases.contains_key(&key)
     }
 
-    /// How many cases are remembered as ready to send.
+    /// How many cases are remembered as ready to be sent for the first time.
     #[must_use]
     pub fn ready(&self) -> usize {
-        self.count(|phase| matches!(phase, Phase::Ready { .. }))
+        self.cases.values().filter(|case| case.is_ready()).count()
     }
 
     #[must_use]
@@ -204,7 +254,9 @@ impl Uplink {
 
     /// Takes a case into memory. False if it or a lesser one has no room there and is left to the disk.
     pub fn add(&mut self, now: Moment, case: Waiting) -> bool {
-        if self.knows(case.key) {
+        // What does not fit is left to the disk until the limit is looked at again; it has no place to take from others.
+        let waits = self.limit.is_some_and(|limit| case.payload_bytes >= limit.from_bytes) && !case.sent;
+        if self.knows(case.key) || waits {
             return true;
         }
         let urgent = case.urgent && self.cases.values().filter(|known| known.case.urgent).count() < URGENT_MAX;
@@ -216,8 +268,7 @@ impl Uplink {
             (Phase::Ready { not_before: now }, self.make_room(&case))
         };
         if room {
-            self.cases
-                .insert(case.key, Tracked { case, phase, publish: 0, again: false, since: now, asked: 0, stuck: 0 });
+            self.cases.insert(case.key, Tracked::new(now, case, phase));
         }
         room && had_room
     }
@@ -235,9 +286,33 @@ impl Uplink {
     }
 
     /// The session is ready; the broker takes at most `receive_maximum` publishes in flight.
-    pub fn connected(&mut self, receive_maximum: u16) {
+    pub fn connected(&mut self, now: Moment, receive_maximum: u16) {
         self.window_max = WINDOW_MAX.min(usize::from(receive_maximum)).max(1);
+        self.connected_at = now;
+        self.cut.clear();
         self.somebody_listens();
+    }
+
+    /// What is too large for a message now, if anything is.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        self.limit
+    }
+
+    /// Broker or cloud may take more now, or it is time to look: true if cases on the disk were kept back.
+    pub fn forget_limit(&mut self) -> bool {
+        self.limit.take().is_some()
+    }
+
+    /// As [`Self::forget_limit`], if it is time to look again.
+    pub fn look_again(&mut self, now: Moment) -> bool {
+        self.limit.is_some_and(|limit| limit.until <= now) && self.forget_limit()
+    }
+
+    /// The largest payload that is sent within a message, as far as was learnt from connections that ended over it.
+    #[must_use]
+    pub fn payload_bytes_max(&self, now: Moment) -> Option<u64> {
+        self.suspected_from(now).map(|from| u64::from(from.saturating_sub(1)))
     }
 
     /// A live cloud has spoken, or this is another connection: the next payload need not wait any longer.
@@ -259,17 +334,25 @@ impl Uplink {
 
     /// Whatever was under way when the connection broke may or may not have arrived. A wait the cloud asked
     /// for outlives the connection.
-    pub fn disconnected(&mut self, now: Moment) {
+    ///
+    /// `loss` is none if we have ended it ourselves. Returns the case that is to blame, if that is clear.
+    pub fn disconnected(&mut self, now: Moment, loss: Option<Loss>) -> Option<Guilty> {
+        let mut flying = core::mem::take(&mut self.cut);
+        flying.extend(self.cases.iter().filter(|(_, case)| case.is_publishing()).map(|(key, _)| *key));
+        let guilty = self.suspects(now, &flying, loss);
         for case in self.cases.values_mut() {
             if matches!(case.phase, Phase::Publishing | Phase::Published | Phase::Asked | Phase::Held) {
                 case.enter(now, Phase::Doubtful { not_before: now });
             }
         }
+        guilty
     }
 
-    /// Waits that earlier failures left behind are over. A rest the cloud asked for, and its pace, still hold.
+    /// Waits that earlier failures left behind are over. A rest the cloud asked for, its pace, and how often a payload
+    /// may travel still hold.
     pub fn forget_failures(&mut self, now: Moment) {
         self.somebody_listens();
+        self.forget_suspicion();
         for case in self.cases.values_mut() {
             if let Phase::Ready { not_before } | Phase::Doubtful { not_before } = &mut case.phase {
                 *not_before = now.min(*not_before);
@@ -335,15 +418,21 @@ impl Uplink {
         if !self.has_slot(permission) || now < self.paced_until(permission).max(self.nobody_until) {
             return None;
         }
-        let first = self.next_case(now)?;
+        let (suspects, tried) = self.suspects_due(now);
+        // A suspect has the connection to itself until the broker has said what it makes of it.
+        if tried || (!suspects.is_empty() && self.publishes(Tracked::is_publishing) > 0) {
+            return None;
+        }
+        let first = self.next_case(now, suspects)?;
         // While the cloud is not proven up, or paces us, one case is one publish.
-        let alone = !permission.proven || permission.accept_per_s.is_some();
+        let alone = !permission.proven
+            || permission.accept_per_s.is_some()
+            || self.cases.get(&first).is_some_and(|case| self.is_suspect(case));
         let keys = if alone { [first].into() } else { self.with_company(now, first) };
         self.publishes += 1;
         for key in &keys {
             if let Some(case) = self.cases.get_mut(key) {
-                case.publish = self.publishes;
-                case.enter(now, Phase::Publishing);
+                case.sets_out(now, self.publishes);
             }
         }
         self.last_send = Some(now);
@@ -358,21 +447,36 @@ impl Uplink {
         }
     }
 
-    /// Whether window and memory allow one more to be sent.
+    /// Whether the window allows one more to be sent.
     fn has_slot(&self, permission: Permission) -> bool {
         let unconfirmed_max = if permission.proven { UNCONFIRMED_MAX } else { 1 };
         self.publishes(Tracked::is_unconfirmed) < unconfirmed_max
             && self.publishes(Tracked::is_publishing) < self.window_max
-            && self.owed() < OWED_MAX
+    }
+
+    /// Whether memory and what a message takes allow this one to be sent, whenever that is. `has_place`: the cloud may owe
+    /// an answer to one more.
+    fn fits(&self, case: &Tracked, has_place: bool) -> bool {
+        (case.again || has_place) && self.limit.is_none_or(|limit| case.case.payload_bytes < limit.from_bytes)
+    }
+
+    fn has_place(&self) -> bool {
+        self.owed() < OWED_MAX
     }
 
     fn publishes(&self, of: impl Fn(&Tracked) -> bool) -> usize {
         self.cases.values().filter(|case| of(case)).map(|case| case.publish).collect::<BTreeSet<_>>().len()
     }
 
-    fn next_case(&self, now: Moment) -> Option<CaseKey> {
+    /// Of the suspects if there are any, for they are tried as soon as the window is empty; otherwise of all others.
+    fn next_case(&self, now: Moment, suspects: Vec<CaseKey>) -> Option<CaseKey> {
+        if !suspects.is_empty() {
+            return suspects.into_iter().next();
+        }
         let fresh_turn = self.publishes % u64::from(FRESH_EVERY) == u64::from(FRESH_EVERY) - 1;
-        let due = || self.cases.values().filter(move |case| case.is_due(now));
+        let has_place = self.has_place();
+        let may_go = move |case: &&Tracked| case.is_due(now) && self.fits(case, has_place) && !self.is_suspect(case);
+        let due = || self.cases.values().filter(may_go);
         let newest = due()
             .filter(|case| fresh_turn && now.since(case.case.stored_at) < FRESH)
             .max_by_key(|case| (case.case.stored_at, case.case.key));
@@ -382,12 +486,17 @@ impl Uplink {
 
     /// The first case, and other small ones of most worth that fit into one publish with it.
     fn with_company(&self, now: Moment, first: CaseKey) -> Vec<CaseKey> {
-        let shares = |case: &&Tracked| !case.again && case.case.payload_bytes <= BATCH_CASE_BYTES_MAX;
+        let small = |case: &&Tracked| !case.again && case.case.payload_bytes <= BATCH_CASE_BYTES_MAX;
+        let shares = |case: &&Tracked| small(case) && !self.is_suspect(case);
         let mut keys: Vec<CaseKey> = [first].into();
         let Some(leader) = self.cases.get(&first).filter(shares) else { return keys };
         let mut bytes = leader.case.payload_bytes;
-        let mut others: Vec<&Tracked> =
-            self.cases.values().filter(|case| case.is_due(now) && case.case.key != first).filter(shares).collect();
+        let mut others: Vec<&Tracked> = self
+            .cases
+            .values()
+            .filter(|case| case.is_due(now) && self.fits(case, true) && case.case.key != first)
+            .filter(shares)
+            .collect();
         others.sort_by(|a, b| b.worth().total_cmp(&a.worth()));
         let room = BATCH_CASES_MAX.min(OWED_MAX - self.owed());
         for other in others {
@@ -402,22 +511,53 @@ impl Uplink {
 
     /// A publish of these cases has ended.
     pub fn published(&mut self, now: Moment, keys: &[CaseKey], outcome: Publish) {
-        if outcome == Publish::Nobody {
-            self.nobody_listens(now);
+        match outcome {
+            Publish::Nobody | Publish::Refused => self.nobody_listens(now),
+            Publish::Acknowledged => self.passed(keys),
+            Publish::TooLarge { bytes_max } => self.exceeds(now, keys, bytes_max),
+            Publish::Named | Publish::Unclear | Publish::Stuck => {}
         }
         for key in keys {
             let Some(case) = self.cases.get_mut(key).filter(|case| case.phase == Phase::Publishing) else { continue };
             match outcome {
-                Publish::Acknowledged => case.enter(now, Phase::Published),
+                Publish::Acknowledged | Publish::Named => case.enter(now, Phase::Published),
                 Publish::Nobody => case.enter(now, Phase::Ready { not_before: now }),
-                Publish::Unclear => case.enter(now, Phase::Doubtful { not_before: now }),
-                Publish::Stuck => {
+                Publish::Unclear => {
+                    self.cut.push(*key);
+                    case.enter(now, Phase::Doubtful { not_before: now });
+                }
+                Publish::Stuck | Publish::Refused => {
                     let not_before = now + doubled(STUCK_WAIT, case.stuck);
                     case.stuck = case.stuck.saturating_add(1);
+                    case.sends -= u32::from(outcome == Publish::Stuck);
                     case.enter(now, Phase::Ready { not_before });
+                }
+                Publish::TooLarge { .. } => {
+                    case.sends -= 1;
+                    case.enter(now, Phase::Ready { not_before: now });
                 }
             }
         }
+        if matches!(outcome, Publish::TooLarge { .. }) {
+            self.leave_to_the_disk();
+        }
+    }
+
+    fn exceeds(&mut self, now: Moment, keys: &[CaseKey], bytes_max: Option<u32>) {
+        let seen = keys.iter().filter_map(|key| self.cases.get(key)).map(|case| case.case.payload_bytes).min();
+        let known = self.limit.map(|limit| limit.from_bytes);
+        if let Some(from_bytes) = seen.into_iter().chain(known).min() {
+            // What was learnt from connections that ended holds longer than one of them; nobody has said it.
+            let suspected = self.suspicion.filter(|limit| now < limit.until && limit.from_bytes <= from_bytes);
+            let until = suspected.map_or(now + LIMIT_WAIT, |limit| limit.until.min(now + LIMIT_WAIT));
+            self.limit = Some(Limit { from_bytes, bytes_max: bytes_max.filter(|_| suspected.is_none()), until });
+        }
+    }
+
+    /// What does not fit would keep others out of memory. Whoever waits for one of them is told by time.
+    fn leave_to_the_disk(&mut self) {
+        let Some(limit) = self.limit else { return };
+        self.cases.retain(|_, case| !case.is_ready() || case.case.payload_bytes < limit.from_bytes);
     }
 
     /// The question never reached anybody.
@@ -444,6 +584,20 @@ impl Uplink {
             case.again = true;
             case.enter(now, Phase::Ready { not_before: now });
         }
+    }
+
+    /// The cloud says that it tried and could not: true if that is news. Each try is one send or question, and counts
+    /// once however often the word is repeated; on one that was never sent it counts nothing.
+    pub fn fails(&mut self, now: Moment, key: CaseKey) -> bool {
+        let Some(case) = self.cases.get_mut(&key).filter(|case| case.is_owed_word()) else { return false };
+        case.enter(now, Phase::Doubtful { not_before: now + FAILED_WAIT });
+        true
+    }
+
+    /// Whether the cloud was ever sent this case, as far as is remembered.
+    #[must_use]
+    pub fn was_sent(&self, key: CaseKey) -> bool {
+        self.cases.get(&key).is_some_and(|case| !case.is_ready() || case.sends > 0)
     }
 
     /// The cloud tried and could not, now `tries` times. False: it has failed too often. It is remembered until it
@@ -475,18 +629,26 @@ impl Uplink {
         let takes = permission.accept_per_s != Some(0.0);
         let sends = takes && self.has_slot(permission);
         let send_at = self.paced_until(permission).max(self.hold_until).max(self.nobody_until);
+        // While a suspect is tried, or waits for the window to empty, an event comes before anything else is sent.
+        let has_place = self.has_place();
+        let waits = |case: &Tracked| case.due_at().is_some() && self.fits(case, has_place);
+        let crosses = |case: &Tracked| self.is_suspect(case) && (case.is_publishing() || waits(case));
+        let crossed = self.cases.values().any(Tracked::is_publishing) && self.cases.values().any(crosses);
+        let ready_at = |case: &Tracked| {
+            let alone_at = if self.is_suspect(case) { self.connected_at + ALONE_AFTER } else { Moment(0) };
+            case.due_at()
+                .filter(|_| sends && !crossed && self.fits(case, has_place))
+                .map(|at| at.max(send_at).max(alone_at))
+        };
         let due = |case: &Tracked| match case.phase {
-            Phase::Ready { not_before } => sends.then(|| not_before.max(send_at)),
+            Phase::Ready { .. } => ready_at(case),
             Phase::Doubtful { not_before } => takes.then(|| not_before.max(self.hold_until)),
             Phase::Published | Phase::Asked => Some(case.since + doubled(RECEIVED_WAIT, case.asked)),
             Phase::Held => Some(case.since + doubled(VERDICT_WAIT, case.asked)),
             Phase::Publishing => None,
         };
-        self.cases.values().filter_map(due).min()
-    }
-
-    fn count(&self, phase: impl Fn(&Phase) -> bool) -> usize {
-        self.cases.values().filter(|case| phase(&case.phase)).count()
+        let looks_at = self.limit.map(|limit| limit.until);
+        self.cases.values().filter_map(due).chain(looks_at).min()
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use hedge_core::budget::Spent;
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Action, Engine, Event};
+use hedge_core::uplink::Limit;
 use hedge_proto::{CaseKey, LinkState};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::notify::Watchdog;
 use crate::clock::Clock;
+use crate::faults::{Faults, Part};
 use crate::outbox::{Entry, Outbox, Progress, StoreError};
 use crate::pipeline::LinkView;
 use crate::uplink::{Meter, Uplink};
@@ -31,6 +33,9 @@ const TURN_MAX: Duration = Duration::from_secs(5);
 /// How often the state file's keeper can see what was spent.
 const SPENT_SHOWN_EVERY: Duration = Duration::from_secs(10);
 
+/// With another connection a limit is forgotten and seen again: only one that stays away has gone.
+const LIMIT_GONE_AFTER: Duration = Duration::from_secs(60);
+
 /// The engine and the limbs it moves.
 pub(super) struct Driver {
     pub clock: Clock,
@@ -45,6 +50,9 @@ pub(super) struct Driver {
     /// What counts against the ceilings, for the state file.
     pub spent: watch::Sender<Spent>,
     pub spent_shown: Instant,
+    pub faults: Faults,
+    /// When something was last too large to be sent.
+    pub limit_seen: Option<Instant>,
 }
 
 impl Driver {
@@ -102,9 +110,10 @@ impl Driver {
             self.carry_out(action, &mut sends);
         }
         if !sends.is_empty() {
-            let payload_bytes_max = self.engine.payload_bytes_max();
+            let payload_bytes_max = self.engine.payload_bytes_max(self.clock.now());
             self.with_uplink(|uplink| uplink.send(sends, payload_bytes_max));
         }
+        self.show_limit();
         let in_flight = self.engine.in_flight();
         self.link.send_if_modified(|view| std::mem::replace(&mut view.in_flight, in_flight) != in_flight);
     }
@@ -117,10 +126,20 @@ impl Driver {
             Action::HangUp => self.with_uplink(Uplink::leave),
             Action::Send { keys } => sends.push(keys),
             Action::Ask { keys } => self.with_uplink(|uplink| uplink.ask(keys)),
-            Action::Fetch { count } => self.fetch(count),
+            Action::Fetch { count, below_bytes } => self.fetch(count, below_bytes),
             Action::MarkReceived { keys } => self.mark_received(keys),
             Action::CountTry { key, reason } => self.count_try(key, reason),
             Action::Bury { key, reason } => self.bury(key, reason),
+        }
+    }
+
+    fn show_limit(&mut self) {
+        if let Some(limit) = self.engine.limit() {
+            self.limit_seen = Some(Instant::now());
+            self.faults.set(&Part::Limit, too_large(limit));
+        } else if self.limit_seen.is_some_and(|seen| seen.elapsed() >= LIMIT_GONE_AFTER) {
+            self.limit_seen = None;
+            self.faults.clear(&Part::Limit);
         }
     }
 
@@ -136,10 +155,10 @@ impl Driver {
         self.link.send_modify(|view| view.enter(state, reason, policy));
     }
 
-    fn fetch(&self, count: usize) {
+    fn fetch(&self, count: usize, below_bytes: u32) {
         let (outbox, events) = (self.outbox.clone(), self.events.clone());
         tokio::task::spawn_blocking(move || {
-            let best = outbox.fetch(count).iter().map(Entry::waiting).collect();
+            let best = outbox.fetch(count, below_bytes).iter().map(Entry::waiting).collect();
             drop(events.blocking_send(Event::Fetched(best)));
         });
     }
@@ -174,4 +193,15 @@ impl Driver {
             }
         });
     }
+}
+
+fn too_large(Limit { from_bytes, bytes_max, .. }: Limit) -> String {
+    let why = match bytes_max {
+        Some(bytes_max) => format!("broker and cloud take messages of at most {bytes_max} bytes"),
+        None => "broker or cloud take none of that size".to_owned(),
+    };
+    format!(
+        "{why}: cases with a payload of {from_bytes} bytes or more wait. Raise the limit there, or give `[payloads] url` \
+         another way for them"
+    )
 }

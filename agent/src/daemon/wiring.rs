@@ -139,6 +139,8 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         meter,
         spent,
         spent_shown: Instant::now(),
+        faults: faults.clone(),
+        limit_seen: None,
     };
     let pipeline = Arc::new(Pipeline {
         device,

@@ -117,7 +117,7 @@ pub struct StoredCase {
 pub enum Applied {
     /// It is on disk and goes to the sinks.
     New,
-    /// The case had this revision or a higher one, or is a dead letter. Nothing changed.
+    /// The case had this revision or a higher one, or this is no verdict. Nothing changed.
     Late,
     /// There is no such case.
     Unknown,

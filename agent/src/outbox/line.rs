@@ -165,7 +165,7 @@ impl Line {
     pub(crate) fn answer(&mut self, head: &Head, at: Pointer) {
         let known = self.outcome.filter(|_| self.slot.stage == Stage::Answered);
         let stale = known.is_some_and(|known| known.revision > head.count);
-        if stale || self.slot.stage == Stage::Dead {
+        if stale {
             return;
         }
         let same = known.filter(|known| known.revision == head.count);

@@ -13,7 +13,7 @@
 //!
 //! ```text
 //! waiting ⇄ sent ⇄ received → answered(revision, delivered to sinks) → forgotten
-//!        └───────┴─────────┴→ dead → (requeue) waiting, (forget) forgotten
+//!        └───────┴─────────┴→ dead → (requeue) waiting, (a late verdict) answered, (forget) forgotten
 //! ```
 //! `answered`, `dead` and `forgotten` are on disk when the call returns; how far sending has come is not.
 
@@ -200,10 +200,12 @@ impl Outbox {
         self.inner.shared.table().get(key).map(|line| line.entry(key))
     }
 
-    /// Up to `n` cases without a verdict, the highest sort key first.
+    /// Up to `n` cases without a verdict, the highest sort key first; of those that were never sent only the ones whose
+    /// payloads are smaller than `below_bytes`.
     #[must_use]
-    pub fn fetch(&self, n: usize) -> Vec<Entry> {
-        self.inner.shared.table().walk(Class::Open, n, |_| true)
+    pub fn fetch(&self, n: usize, below_bytes: u32) -> Vec<Entry> {
+        let wanted = |entry: &Entry| entry.state != State::Waiting || entry.payload_bytes < below_bytes;
+        self.inner.shared.table().walk(Class::Open, n, wanted)
     }
 
     /// Up to `n` answered cases whose verdict `sink` has not confirmed, the oldest verdict first.
@@ -272,7 +274,7 @@ impl Outbox {
         }
     }
 
-    /// Takes a verdict if the case is open or the revision higher than the one it has.
+    /// Takes a verdict if the case is open or a dead letter, or the revision higher than the one it has.
     pub async fn answered(&self, key: CaseKey, revision: u32, verdict: Vec<u8>) -> Result<Applied, StoreError> {
         if self.inner.refuses.is_some() {
             // Its case may lie in the folder: it is asked about once that can be read again.

@@ -1,12 +1,14 @@
 //! Which records answer what is asked for, and what gives way when there is no room.
 //!
-//! Everything is planned against what is durable. What gives way to what is core's rule; writing is up to `commit`.
+//! Everything is planned against what is durable. What gives way to what, and which verdict counts, are core's rules;
+//! writing is up to `commit`.
 
 use std::collections::HashSet;
 
 use bytes::Bytes;
 use hedge_core::clock::Moment;
 use hedge_core::outbox::{EVICTIONS_MAX, WhenFull, gives_way};
+use hedge_core::verdict::{Known, Ruling, rule};
 use hedge_proto::{CaseKey, Epoch, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -146,8 +148,8 @@ fn evict(
 /// What to do about one request. `taken` are the cases that the batch changes already.
 pub(super) fn plan(table: &Table, room: &mut Room, taken: &HashSet<CaseKey>, ask: Ask) -> Plan {
     let moment = table.clock().unwrap_or_default();
-    let known = table.get(ask.key());
-    match (ask, known) {
+    let line = table.get(ask.key());
+    match (ask, line) {
         (Ask::Clock(now), _) => Plan::mark(Head::mark(Kind::Clock, NO_CASE, now), Done::Written),
         (Ask::Store(..), Some(_)) => Plan::Reply(Ok(Done::Written)), // stored before: the promise holds already
         (Ask::Store(record, permit), None) => match room.take(&record, table, taken) {
@@ -164,7 +166,7 @@ pub(super) fn plan(table: &Table, room: &mut Room, taken: &HashSet<CaseKey>, ask
             Plan::mark(head, Done::Attempts(count))
         }
         (Ask::Answer { key, revision, verdict }, Some(line)) => {
-            if !takes_verdict(&line, revision) {
+            if rule(known(&line), revision) == Ruling::Late {
                 return Plan::Reply(Ok(Done::Applied(Applied::Late)));
             }
             let head = Head { count: revision, ..Head::mark(Kind::Verdict, key, moment) };
@@ -198,11 +200,10 @@ pub(super) fn plan(table: &Table, room: &mut Room, taken: &HashSet<CaseKey>, ask
     }
 }
 
-fn takes_verdict(line: &Line, revision: u32) -> bool {
-    match line.slot.stage {
-        Stage::Dead => false,
-        Stage::Answered => line.outcome.is_none_or(|outcome| revision > outcome.revision),
-        Stage::Waiting | Stage::Sent | Stage::Received => true,
+fn known(line: &Line) -> Known {
+    match (line.slot.stage, line.outcome) {
+        (Stage::Answered, Some(outcome)) => Known::Answered { revision: outcome.revision },
+        _ => Known::Open,
     }
 }
 

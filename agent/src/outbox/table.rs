@@ -1,7 +1,8 @@
 //! What the log's records mean: one line per case, in memory, in blocks and in order.
 //!
-//! [`Table::apply`] is the only place that gives records a meaning, and it does so whatever their order: a
-//! forgotten case stays forgotten, a dead one dead, and the later of two copies counts. The same function serves
+//! [`Table::apply`] is the only place that gives records a meaning, and it does so however they were copied: a
+//! forgotten case stays forgotten, a dead one dead until a verdict or a later life comes, and the later of two copies
+//! counts. The same function serves
 //! a commit and a replay. How the blocks are kept on disk is up to `index`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

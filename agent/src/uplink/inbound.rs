@@ -29,9 +29,6 @@ const SIDE_BY_SIDE: usize = 32;
 /// The most of a sender's name that is kept.
 const BY_CHARS_MAX: usize = 128;
 
-/// What the cloud may ask us to be quiet for, at most.
-const BUSY_MAX: Duration = Duration::from_secs(3600);
-
 /// Reads messages until the connection is `over`.
 pub(super) async fn listen(
     shared: Arc<Shared>,
@@ -166,9 +163,7 @@ impl Shared {
             DownMessage::Verdict(verdict) => return self.read_verdict(verdict).await,
             DownMessage::Received { ids } => Event::Received { keys: self.own(&ids) },
             DownMessage::Unknown { ids } => Event::Unknown { keys: self.own(&ids) },
-            DownMessage::Busy { after_s } => {
-                Event::Busy { after: Duration::from_secs(u64::from(after_s)).min(BUSY_MAX) }
-            }
+            DownMessage::Busy { after_s } => Event::Busy { after: Duration::from_secs(u64::from(after_s)) },
             DownMessage::Failed { id, reason } if id.device == self.setup.device => {
                 Event::Failed { key: id.key, reason }
             }
@@ -190,9 +185,11 @@ impl Shared {
             tracing::warn!(id = %verdict.id, "a verdict on another device's case dropped");
             return Ok(());
         }
-        self.setup.verdicts.apply(verdict).await.map_err(|error| NotDurable(error.to_string()))?;
+        let closed = self.setup.verdicts.apply(verdict).await.map_err(|error| NotDurable(error.to_string()))?;
         self.setup.faults.clear(&Part::Wire);
-        self.tell(Event::Closed { key, spoken: true }).await;
+        if closed {
+            self.tell(Event::Closed { key, spoken: true }).await;
+        }
         Ok(())
     }
 

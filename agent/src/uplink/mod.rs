@@ -13,6 +13,7 @@ mod silence;
 mod trouble;
 mod upload;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -95,6 +96,8 @@ struct Shared {
     /// Bytes per second that the link was seen to carry.
     carried: Mutex<Option<f64>>,
     sessions: watch::Sender<Option<SessionView>>,
+    /// Numbers for the next connections, counted on the disk already.
+    connections: Mutex<Range<u64>>,
     /// What the status says of the link: what has lasted, not what is now.
     told: Mutex<Option<&'static str>>,
     /// Ends the present connection, or dial.
@@ -159,6 +162,7 @@ impl Uplink {
             case_bytes_max: AtomicUsize::new(MESSAGE_BYTES_MAX),
             carried: Mutex::new(None),
             sessions,
+            connections: Mutex::new(0..0),
             told: Mutex::default(),
             leave: Mutex::default(),
         }))
@@ -211,7 +215,11 @@ impl Uplink {
         let shared = self.0.clone();
         tokio::spawn(async move {
             let ids = keys.iter().map(|key| shared.id(*key)).collect();
-            if let Err(error) = shared.publish_case_message(&CaseMessage::Ask { ids }).await {
+            let asked = match shared.case_message(&CaseMessage::Ask { ids }) {
+                Ok(message) => shared.publish_case_message(message).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = asked {
                 tracing::debug!(%error, cases = keys.len(), "a question about cases did not get through");
                 shared.tell(Event::AskFailed { keys }).await;
             }

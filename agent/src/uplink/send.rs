@@ -15,8 +15,19 @@ use serde_bytes::ByteBuf;
 
 use super::upload::UploadError;
 use super::{CASE_BYTES_MAX, ENVELOPE_BYTES_MAX, PublishError, Shared};
-use crate::outbox::{Outbox, Progress, StoreError};
+use crate::outbox::{Outbox, Progress, ReadError};
 use crate::privacy::SentPayload;
+
+/// A case as it was read to be sent.
+enum Read {
+    Case(Box<Case>),
+    /// Answered, dead or dropped while this send was on its way here, or damaged and set aside.
+    Gone,
+    /// The disk does not give it now.
+    Later(String),
+    /// It is no case.
+    Unreadable(String),
+}
 
 impl Shared {
     /// Reads the cases of several messages in one go, for each trip to a thread that may wait for the disk costs more
@@ -24,7 +35,7 @@ impl Shared {
     pub(super) async fn send_all(&self, publishes: Vec<Vec<CaseKey>>) {
         let (outbox, keys) = (self.setup.outbox.clone(), publishes.clone());
         let read = tokio::task::spawn_blocking(move || {
-            let read = |key: CaseKey| (key, load_case(&outbox, key));
+            let read = |key: CaseKey| (key, read_case(&outbox, key));
             keys.into_iter().map(|keys| keys.into_iter().map(read).collect()).collect::<Vec<Vec<_>>>()
         });
         match read.await {
@@ -32,33 +43,36 @@ impl Shared {
             Err(error) => {
                 tracing::error!(%error, "cases could not be read; they will be tried again");
                 let keys = publishes.concat();
-                self.tell(Event::Published { keys, outcome: Publish::Nobody }).await;
+                self.tell(Event::Published { keys, outcome: Publish::Stuck }).await;
             }
         }
     }
 
     /// Publishes cases in one message, and tells the engine what became of each.
-    async fn send_cases(&self, read: Vec<(CaseKey, Result<Option<Case>, String>)>) {
+    async fn send_cases(&self, read: Vec<(CaseKey, Read)>) {
         let ceiling = self.ceiling();
         let mut cases = Vec::with_capacity(read.len());
         for (key, read) in read {
             match read {
-                Ok(Some(case)) => cases.push(self.keep_within(ceiling, case).await),
-                Ok(None) => self.tell(Event::Closed { key, spoken: false }).await,
-                Err(reason) => self.bury(key, &reason).await,
+                Read::Case(case) => cases.push(self.keep_within(ceiling, *case).await),
+                Read::Gone => self.tell(Event::Closed { key, spoken: false }).await,
+                Read::Later(error) => {
+                    tracing::warn!(id = %self.id(key), error, "a case cannot be read now; it will be tried again");
+                    self.tell(Event::Published { keys: vec![key], outcome: Publish::Stuck }).await;
+                }
+                Read::Unreadable(reason) => self.tell(Event::Unsendable { key, reason }).await,
             }
         }
         let keys: Vec<CaseKey> = cases.iter().map(|case| case.id.key).collect();
-        if let [only] = &mut cases[..]
-            && let Err(error) = self.upload_if_large(only).await
-        {
-            if error.is_final() {
-                return self.bury(only.id.key, &error.to_string()).await;
-            }
-            tracing::warn!(id = %only.id, %error, "a large payload is not in the cloud yet; it will be tried again");
-            return self.tell(Event::Published { keys, outcome: Publish::Stuck }).await;
+        let outcome = match &mut cases[..] {
+            [] => return,
+            [only] => self.make_fit(only).await,
+            _ => None,
+        };
+        if let Some(outcome) = outcome {
+            return self.tell(Event::Published { keys, outcome }).await;
         }
-        self.setup.outbox.mark(keys.iter().map(|key| (*key, Progress::Sent)).collect()).await;
+        let named = cases.iter().all(|case| case.payload.is_none());
         let message = match (cases.len(), cases.pop()) {
             (_, None) => return,
             (1, Some(only)) => CaseMessage::Case(Box::new(only)),
@@ -67,21 +81,46 @@ impl Shared {
                 CaseMessage::Batch(cases)
             }
         };
+        let bytes = match self.case_message(&message) {
+            Ok(bytes) => bytes,
+            Err(error) => return self.send_apart(message, keys, &error).await,
+        };
         if self.ceiling() < ceiling {
             tracing::info!("less may leave the device than when these cases were read; they are read again");
             return self.tell(Event::Published { keys, outcome: Publish::Stuck }).await;
         }
-        let outcome = match self.publish_case_message(&message).await {
+        self.setup.outbox.mark(keys.iter().map(|key| (*key, Progress::Sent)).collect()).await;
+        let outcome = match self.publish_case_message(bytes).await {
+            Ok(()) if named => Publish::Named,
             Ok(()) => Publish::Acknowledged,
             Err(PublishError::NotConnected | PublishError::Nobody) => Publish::Nobody,
             Err(PublishError::Unclear) => Publish::Unclear,
-            Err(error @ PublishError::TooLarge { .. }) => return self.send_apart_or_bury(message, &error).await,
+            Err(PublishError::TooLarge { bytes_max, .. }) => {
+                Publish::TooLarge { bytes_max: u32::try_from(bytes_max).ok() }
+            }
             Err(error @ PublishError::Refused(_)) => {
                 tracing::warn!(%error, "the broker refused a case; it will be tried again");
-                Publish::Nobody
+                Publish::Refused
             }
         };
         self.tell(Event::Published { keys, outcome }).await;
+    }
+
+    /// Brings a payload that does not fit into a message to the cloud first, if there is a way. The outcome if the case is
+    /// not to be published now.
+    async fn make_fit(&self, case: &mut Case) -> Option<Publish> {
+        let payload_bytes = case.payload.as_ref().map_or(0, |payload| payload.len());
+        let payload_bytes_max = self.case_bytes_max.load(Ordering::Relaxed) - CASE_BYTES_MAX;
+        if self.uploads.is_none() && payload_bytes > payload_bytes_max {
+            return Some(Publish::TooLarge { bytes_max: u32::try_from(payload_bytes_max + CASE_BYTES_MAX).ok() });
+        }
+        let error = self.upload_if_large(case).await.err()?;
+        if error.is_final() {
+            tracing::warn!(id = %case.id, %error, "a payload is larger than the cloud takes; it waits");
+            return Some(Publish::TooLarge { bytes_max: None });
+        }
+        tracing::warn!(id = %case.id, %error, "a large payload is not in the cloud yet; it will be tried again");
+        Some(Publish::Stuck)
     }
 
     /// Brings a payload to the cloud that does not travel within a message, and takes it out of the case.
@@ -104,33 +143,20 @@ impl Shared {
         }
     }
 
-    /// What is too large for the broker together may fit one by one; what does not fit alone never will.
-    async fn send_apart_or_bury(&self, message: CaseMessage, error: &PublishError) {
-        match message {
-            CaseMessage::Batch(cases) => {
+    /// What is too large for the broker together may fit one by one; what does not fit alone waits until it does.
+    async fn send_apart(&self, message: CaseMessage, keys: Vec<CaseKey>, error: &PublishError) {
+        match (message, error) {
+            (CaseMessage::Batch(cases), PublishError::TooLarge { .. }) => {
                 for case in cases {
-                    Box::pin(self.send_cases(vec![(case.id.key, Ok(Some(case)))])).await;
+                    Box::pin(self.send_cases(vec![(case.id.key, Read::Case(Box::new(case)))])).await;
                 }
             }
-            CaseMessage::Case(case) => {
-                let way = if self.uploads.is_none() { "; give `[payloads] url` another way for it" } else { "" };
-                self.bury(case.id.key, &format!("{error}{way}")).await;
+            (_, PublishError::TooLarge { bytes_max, .. }) => {
+                let outcome = Publish::TooLarge { bytes_max: u32::try_from(*bytes_max).ok() };
+                self.tell(Event::Published { keys, outcome }).await;
             }
-            CaseMessage::Ask { .. } => {}
+            _ => self.tell(Event::Published { keys, outcome: Publish::Nobody }).await,
         }
-    }
-
-    /// Makes a dead letter of a case that this device cannot send.
-    async fn bury(&self, key: CaseKey, reason: &str) {
-        tracing::warn!(id = %self.id(key), reason, "a case cannot be sent; it is kept as a dead letter");
-        let event = match self.setup.outbox.dead(key, reason).await {
-            Ok(()) | Err(StoreError::Unknown) => Event::Closed { key, spoken: false },
-            Err(error) => {
-                tracing::error!(%error, "the dead letter could not be recorded; it will be tried again");
-                Event::Published { keys: vec![key], outcome: Publish::Nobody }
-            }
-        };
-        self.tell(event).await;
     }
 
     /// The most of a sample that may leave the device now.
@@ -153,26 +179,34 @@ impl Shared {
         case
     }
 
-    pub(super) async fn publish_case_message(&self, message: &CaseMessage) -> Result<(), PublishError> {
-        let topic = Topic::UpCase(self.setup.device.clone());
-        let (message, bytes_max) = (to_cbor(message), self.case_bytes_max.load(Ordering::Relaxed));
+    /// The bytes of a message about cases, if broker and cloud take so many now.
+    pub(super) fn case_message(&self, message: &CaseMessage) -> Result<Vec<u8>, PublishError> {
+        let packet_bytes_max = self.session().ok_or(PublishError::NotConnected)?.packet_bytes_max;
+        let (message, case_bytes_max) = (to_cbor(message), self.case_bytes_max.load(Ordering::Relaxed));
+        let bytes_max = case_bytes_max.min(packet_bytes_max.saturating_sub(ENVELOPE_BYTES_MAX));
         if message.len() > bytes_max {
             return Err(PublishError::TooLarge { bytes: message.len(), bytes_max });
         }
+        Ok(message)
+    }
+
+    pub(super) async fn publish_case_message(&self, message: Vec<u8>) -> Result<(), PublishError> {
+        let topic = Topic::UpCase(self.setup.device.clone());
         self.publish(&topic, message, PublishOptions::new(QoS::AtLeastOnce)).await
     }
 }
 
-/// The case with its payload; `None` if it is no longer in the outbox. An error is final for this case.
-fn load_case(outbox: &Outbox, key: CaseKey) -> Result<Option<Case>, String> {
+fn read_case(outbox: &Outbox, key: CaseKey) -> Read {
     let stored = match outbox.read(key) {
-        // Answered or dead while this send was on its way here.
-        Ok(Some(stored)) if stored.verdict.is_some() || stored.dead.is_some() => return Ok(None),
-        Ok(Some(stored)) => stored,
-        Ok(None) => return Ok(None),
-        Err(error) => return Err(error.to_string()),
+        Ok(Some(stored)) if stored.verdict.is_none() && stored.dead.is_none() => stored,
+        Ok(_) | Err(ReadError::Damaged) => return Read::Gone,
+        Err(error @ ReadError::Io(_)) => return Read::Later(error.to_string()),
     };
-    let mut case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
-    case.payload = Some(ByteBuf::from(Vec::from(stored.payload)));
-    Ok(Some(case))
+    match from_cbor::<Case>(&stored.header, MESSAGE_BYTES_MAX) {
+        Ok(mut case) => {
+            case.payload = Some(ByteBuf::from(Vec::from(stored.payload)));
+            Read::Case(Box::new(case))
+        }
+        Err(error) => Read::Unreadable(format!("what is stored of it cannot be read as a case: {error}")),
+    }
 }

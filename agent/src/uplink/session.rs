@@ -33,6 +33,9 @@ const RECEIVE_MAXIMUM_DEFAULT: u16 = u16::MAX;
 /// were told; a dropped verdict would only come again when it is asked about.
 const INBOX_MAX: usize = 2048;
 
+/// So many connections are counted on the disk at once.
+const CONNECTIONS_AT_ONCE: u64 = 16;
+
 /// How a connection ended.
 enum End {
     Failed(ConnectionError),
@@ -164,13 +167,20 @@ fn keep(inbox: &mpsc::Sender<Publish>, publish: Publish) {
     }
 }
 
-/// Counts this connection durably, so that an old `offline` is known to be old.
+/// Counts this connection, so that an old `offline` is known to be old. Numbers are taken from the disk many at once:
+/// not every dial wears it out, and after a restart the count goes on behind all that may have been used.
 async fn count_connection(shared: &Arc<Shared>) -> Result<u64, std::io::Error> {
-    let state = shared.setup.state.clone();
+    let shared = shared.clone();
     let counted = tokio::task::spawn_blocking(move || {
-        let mut file = state.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = file.update(|state| state.connection += 1);
-        (file.state().connection, written)
+        let mut file = shared.setup.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if !taken.is_empty() {
+            return (taken.next().unwrap_or_default(), Ok(()));
+        }
+        let before = file.state().connection;
+        *taken = before + 1..before + 1 + CONNECTIONS_AT_ONCE;
+        let written = file.update(|state| state.connection += CONNECTIONS_AT_ONCE);
+        (taken.next().unwrap_or_default(), written)
     });
     let (connection, written) = counted.await.map_err(std::io::Error::other)?;
     if let Err(error) = written {
@@ -263,6 +273,10 @@ fn loss(error: &ConnectionError) -> Loss {
             ..
         }) => Loss::TakenOver,
         ConnectionError::MqttState(StateError::ConnectionAborted) => Loss::Closed,
+        // Some brokers acknowledge what is too large with a code that MQTT does not have there (mosquitto: PUBACK 0x95).
+        ConnectionError::MqttState(StateError::ServerDisconnect { .. } | StateError::Deserialization(_)) => {
+            Loss::Refused
+        }
         _ => Loss::Broken,
     }
 }

@@ -49,8 +49,9 @@ pub struct Verdicts {
 }
 
 impl Verdicts {
-    /// Stores the verdict and, if it counts, corrects the answer. Done means durable, or late and counted.
-    pub async fn apply(&self, verdict: Verdict) -> Result<(), ApplyError> {
+    /// Stores the verdict and, if it counts, corrects the answer. Done means durable, or late and counted; false if the
+    /// case is as open as before.
+    pub async fn apply(&self, verdict: Verdict) -> Result<bool, ApplyError> {
         let key = verdict.id.key;
         let applied = self.outbox.answered(key, verdict.revision, to_cbor(&verdict)).await;
         match applied.map_err(|error| ApplyError(error.to_string()))? {
@@ -58,7 +59,7 @@ impl Verdicts {
             Applied::Late | Applied::Unknown => {
                 Figures::count(&self.figures.late_verdicts);
                 tracing::debug!(id = %verdict.id, revision = verdict.revision, "a late verdict");
-                return Ok(());
+                return Ok(!self.outbox.lookup(key).is_some_and(|entry| entry.state.is_open()));
             }
         }
         Figures::count(&self.figures.verdicts);
@@ -78,7 +79,7 @@ impl Verdicts {
         // than cases that the cloud owes an answer to.
         let verdicts = self.clone();
         tokio::spawn(async move { verdicts.forget_if_delivered(key).await });
-        Ok(())
+        Ok(true)
     }
 
     /// The correction of an answered case, made from what is on disk. `None` if there never will be one; an error if the

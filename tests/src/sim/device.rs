@@ -30,7 +30,7 @@ pub(super) enum Step {
     /// A task reads cases, to publish them in one message.
     Load(Vec<CaseKey>),
     /// A task looks for the best cases.
-    Look(usize),
+    Look(usize, u32),
     Mark(Vec<CaseKey>),
     Write(Op),
     /// Every sink has the correction.
@@ -212,8 +212,8 @@ impl World {
             Step::Tick => self.device_ticks(),
             Step::Tell(event) => self.tell(event),
             Step::Load(keys) => self.device_publishes(keys),
-            Step::Look(count) => {
-                let mut found = self.device.disk.fetch(count);
+            Step::Look(count, below_bytes) => {
+                let mut found = self.device.disk.fetch(count, below_bytes);
                 if self.planted == Some(Planted::DropsLeftovers) && found.len() > 8 {
                     found.truncate(8);
                 }

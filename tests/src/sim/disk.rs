@@ -106,9 +106,9 @@ impl Disk {
     /// Whether the verdict counts; if so it is written.
     pub(super) fn answer(&mut self, key: CaseKey, revision: u32) -> bool {
         let known = match self.rows.get(&key).map(|row| row.stage) {
-            Some(Stage::Open(_)) => Known::Open,
+            Some(Stage::Open(_) | Stage::Dead) => Known::Open,
             Some(Stage::Answered { revision }) => Known::Answered { revision },
-            Some(Stage::Dead) | None => Known::Nothing,
+            None => Known::Nothing,
         };
         let counts = rule(known, revision) == Ruling::Apply;
         if let Some(row) = self.rows.get_mut(&key).filter(|_| counts) {
@@ -142,9 +142,11 @@ impl Disk {
     }
 
     /// The best open cases.
-    pub(super) fn fetch(&self, count: usize) -> Vec<Waiting> {
+    pub(super) fn fetch(&self, count: usize, below_bytes: u32) -> Vec<Waiting> {
+        let fits = |row: &Row| row.stage != Stage::Open(Progress::Waiting) || row.case.payload_bytes < below_bytes;
         let mut best: Vec<Waiting> = self
             .open()
+            .filter(|(_, row)| fits(row))
             .map(|(_, row)| Waiting {
                 sent: row.stage != Stage::Open(Progress::Waiting),
                 urgent: false, // whoever waited is not asked again

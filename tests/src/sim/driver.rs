@@ -96,7 +96,7 @@ impl World {
                     _ => self.device_asks(keys),
                 }
             }
-            Action::Fetch { count } => self.device_soon(Step::Look(count)),
+            Action::Fetch { count, below_bytes } => self.device_soon(Step::Look(count, below_bytes)),
             Action::MarkReceived { keys } => self.device_soon(Step::Mark(keys)),
             Action::CountTry { key, reason } => self.device_writes(Op::Attempt { key, reason }),
             Action::Bury { key, .. } => {

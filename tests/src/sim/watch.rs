@@ -76,7 +76,7 @@ impl Watch {
                 for key in keys {
                     match (self.flying.get_mut(key), outcome) {
                         (Some((_, acknowledged @ None)), Publish::Acknowledged) => *acknowledged = Some(now),
-                        (Some((_, None)), Publish::Nobody | Publish::Unclear) => {
+                        (Some((_, None)), Publish::Nobody | Publish::Unclear | Publish::TooLarge { .. }) => {
                             self.flying.remove(key);
                         }
                         _ => {}
@@ -87,11 +87,10 @@ impl Watch {
                 self.proven |= self.connected;
                 self.flying.retain(|key, _| !keys.contains(key));
             }
-            Event::Wanted { key } | Event::Dead { key, .. } => {
+            Event::Wanted { key } | Event::Dead { key, .. } | Event::Failed { key, .. } => {
                 self.proven |= self.connected;
                 self.flying.remove(key);
             }
-            Event::Failed { .. } => self.proven |= self.connected,
             Event::TryCounted { key, .. } => {
                 self.flying.remove(key);
             }
@@ -106,6 +105,7 @@ impl Watch {
             Event::Stored(_)
             | Event::Fetched(_)
             | Event::AskFailed { .. }
+            | Event::Unsendable { .. }
             | Event::NetworkChanged
             | Event::Configured(_)
             | Event::BrokerChanged

@@ -1,3 +1,4 @@
+mod measure;
 mod windows;
 
 use super::*;
@@ -82,7 +83,7 @@ fn a_case_goes_out_when_the_cloud_is_there_and_is_closed_by_its_verdict() {
 #[test]
 fn what_an_earlier_run_sent_is_asked_about_first() {
     let mut engine = online(2);
-    let fetch = Action::Fetch { count: READY_MAX };
+    let fetch = Action::Fetch { count: READY_MAX, below_bytes: u32::MAX };
     assert!(actions(&mut engine).contains(&fetch));
     engine.handle(Moment(3), Event::Fetched(vec![waiting(1, true), waiting(2, false)]));
     assert_eq!(actions(&mut engine), [Action::Ask { keys: vec![key(1)] }, Action::Send { keys: vec![key(2)] }]);
@@ -207,7 +208,7 @@ fn what_memory_had_no_room_for_is_fetched_when_there_is_room() {
 #[test]
 fn a_case_stored_while_the_disk_is_looked_at_is_not_forgotten() {
     let mut engine = online(1);
-    assert!(actions(&mut engine).contains(&Action::Fetch { count: READY_MAX }));
+    assert!(actions(&mut engine).contains(&Action::Fetch { count: READY_MAX, below_bytes: u32::MAX }));
     for sequence in 0..2 * READY_MAX as u64 {
         engine.handle(Moment(3), Event::Stored(waiting(sequence, false)));
     }
@@ -237,7 +238,7 @@ fn a_backlog_larger_than_memory_drains_to_the_last_case() {
     while let Some(action) = engine.next_action() {
         now = now + Duration::from_millis(1);
         match action {
-            Action::Fetch { count } => {
+            Action::Fetch { count, .. } => {
                 let best = disk.iter().take(count).map(|&sequence| waiting(sequence, false)).collect();
                 engine.handle(now, Event::Fetched(best));
             }

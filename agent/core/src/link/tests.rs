@@ -71,7 +71,8 @@ fn dial_waits_grow_with_the_trouble_and_a_good_connection_ends_it() {
         link.lost(now, Loss::Broken);
         let at = link.dial_at().expect("dials again");
         let most = (now.since(Moment(0)) / DIAL_WAIT_SHARE).clamp(DIAL_WAIT_MIN, DIAL_WAIT_MAX);
-        assert!(at.since(now) <= most && at.since(now) >= most / 2);
+        let paid = DIAL_WAIT_MAX / DIAL_WAIT_SHARE;
+        assert!(at.since(now) <= most.max(paid) && at.since(now) >= most / 2);
         now = at;
     }
     let few_s = Duration::from_secs(3);
@@ -80,9 +81,77 @@ fn dial_waits_grow_with_the_trouble_and_a_good_connection_ends_it() {
     let (wait, now) = after_session(&mut link, now, few_s, true, Loss::Closed);
     assert!(wait >= DIAL_WAIT_MAX / 2, "nor one that the broker ended");
     let (wait, now) = after_session(&mut link, now, few_s, true, Loss::Broken);
-    assert!(wait <= DIAL_WAIT_MIN, "the cloud spoke");
+    assert!(wait >= DIAL_WAIT_MAX / 2, "nor a word from the cloud alone");
     let (wait, _) = after_session(&mut link, now, STABLE_AFTER, false, Loss::Closed);
     assert!(wait <= DIAL_WAIT_MIN, "it was stable");
+}
+
+/// How many dials there are in two hours if every connection ends so soon after the cloud's word, and how many of them
+/// in the second.
+fn dials(profile: Profile, held: Duration, loss: Loss) -> (usize, usize) {
+    let mut link = Link::new(Moment(0), true, None, profile, 3);
+    let mut dialled = Vec::new();
+    while let Some(at) = link.dial_at().filter(|at| *at < at_s(7200)) {
+        assert!(link.take_dial(at).is_some());
+        link.connected(at);
+        link.cloud_status(instance(), status(CloudState::Online, &[WIRE_VERSION]), false);
+        link.lost(at + held, loss);
+        link.dial_now(at + held);
+        dialled.push(at);
+    }
+    (dialled.len(), dialled.iter().filter(|at| **at >= at_s(3600)).count())
+}
+
+#[test]
+fn however_connections_end_there_are_few_dials_in_the_long_run() {
+    for held_ms in [0, 200, 1_000, 3_000, 10_000, 59_000] {
+        for loss in [Loss::Broken, Loss::Closed, Loss::Refused, Loss::TakenOver] {
+            let held = Duration::from_millis(held_ms);
+            let (all, late) = dials(Profile::LAN, held, loss);
+            assert!(all <= 726 && late <= 360, "lan, {held:?}, {loss:?}: {all}, {late}");
+            let (all, late) = dials(Profile::METERED, held, loss);
+            assert!(all <= 126 && late <= 60, "metered, {held:?}, {loss:?}: {all}, {late}");
+        }
+    }
+}
+
+#[test]
+fn dead_instances_take_no_place_from_a_living_one() {
+    let named = |number: usize| Name::new(&std::format!("i{number}")).expect("valid");
+    let mut link = connected();
+    for number in 0..300 {
+        link.cloud_status(named(number), status(CloudState::Offline, &[]), true);
+    }
+    assert!(link.reason().contains("says it is offline"), "{}", link.reason());
+    link.cloud_status(named(999), status(CloudState::Online, &[WIRE_VERSION]), true);
+    assert_eq!(link.state(), LinkState::Online);
+    // Nor do those that died without a word, once a living one speaks.
+    for number in 0..300 {
+        link.cloud_status(named(number), status(CloudState::Online, &[WIRE_VERSION + 1]), true);
+    }
+    link.cloud_status(named(999), status(CloudState::Offline, &[]), false);
+    assert!(!link.may_send());
+    link.cloud_status(named(1_000), status(CloudState::Online, &[WIRE_VERSION]), false);
+    assert!(link.may_send() && link.instances.len() <= INSTANCES_MAX);
+}
+
+#[test]
+fn a_spent_budget_ends_the_connection_in_good_order_and_dials_when_there_is_room() {
+    let reached = |at| Some(Reached { reason: "the ceiling of bytes per hour is reached", until: at });
+    let mut link = connected();
+    link.budget(reached(at_s(600)), None);
+    assert!(!link.take_leave(at_s(1)), "the reserve is for listening");
+    link.budget(reached(at_s(600)), reached(at_s(600)));
+    assert!(link.take_leave(at_s(2)) && !link.take_leave(at_s(2)), "once");
+    assert!(link.is_leaving());
+    link.lost(at_s(3), Loss::Broken);
+    link.budget(reached(at_s(600)), reached(at_s(600)));
+    link.dial_now(at_s(4));
+    assert_eq!((link.state(), link.reason()), (LinkState::Offline, "the ceiling of bytes per hour is reached"));
+    assert_eq!((link.dial_at(), link.take_dial(at_s(599))), (Some(at_s(600)), None));
+    assert!(link.is_closed(at_s(5)));
+    link.budget(None, None);
+    assert!(link.take_dial(at_s(600)).is_some());
 }
 
 #[test]
@@ -90,11 +159,12 @@ fn a_link_that_comes_and_goes_is_met_while_it_is_there() {
     const PHASES_MS: [u64; 7] = [1_000, 30_000, 2_000, 20_000, 5_000, 15_000, 3_000];
     for seed in 0..200 {
         let mut link = Link::new(Moment(0), true, None, Profile::LAN, seed);
-        let (mut start, mut met) = (0, 0);
+        let (mut start, mut met, mut dials) = (0, 0, 0);
         for (number, length) in PHASES_MS.iter().cycle().take(50).enumerate() {
             let end = start + length;
             while let Some(at) = link.dial_at().filter(|at| at.0 < end) {
                 assert!(link.take_dial(at).is_some());
+                dials += 1;
                 if number % 2 == 0 {
                     link.lost(at, Loss::Broken);
                 } else {
@@ -109,6 +179,7 @@ fn a_link_that_comes_and_goes_is_met_while_it_is_there() {
             start = end;
             assert!(start - met < 120_000, "seed {seed}: not met from {met} to {start} ms");
         }
+        assert!(dials <= 6 * (start / 60_000 + 1) + 6, "seed {seed}: {dials} dials in {start} ms");
     }
 }
 

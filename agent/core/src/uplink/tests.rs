@@ -55,7 +55,7 @@ fn after_a_cut_a_published_case_is_asked_about_not_sent_again() {
     let mut uplink = with_cases(1);
     assert_eq!(uplink.step(Moment(1), PROVEN), Some(Step::Send([key(0)].into())));
     uplink.published(Moment(2), &[key(0)], Publish::Unclear);
-    uplink.disconnected(Moment(2));
+    assert_eq!(uplink.disconnected(Moment(2), None), None);
     assert_eq!(uplink.step(Moment(3), PROVEN), Some(Step::Ask([key(0)].into())));
     uplink.wanted(Moment(4), key(0));
     assert_eq!(uplink.step(Moment(5), PROVEN), Some(Step::Send([key(0)].into())));

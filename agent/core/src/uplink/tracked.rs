@@ -2,6 +2,7 @@
 
 use hedge_proto::CaseKey;
 
+use super::{SEND_AGAIN_WAIT, SENDS_AT_ONCE, doubled};
 use crate::clock::Moment;
 
 /// A case as the outbox knows it.
@@ -40,11 +41,61 @@ pub(super) struct Tracked {
     pub(super) asked: u32,
     /// How often its payload could not be brought to the cloud.
     pub(super) stuck: u32,
+    /// How often its payload has set out, and when it did last.
+    pub(super) sends: u32,
+    pub(super) sent_at: Moment,
+    /// The connection ended right after it was sent: it travels alone. How often it did so alone, and until when it is
+    /// held for that.
+    pub(super) suspect: bool,
+    pub(super) guilt: u32,
+    pub(super) held_until: Moment,
 }
 
 impl Tracked {
+    pub(super) fn new(now: Moment, case: Waiting, phase: Phase) -> Self {
+        Self {
+            case,
+            phase,
+            publish: 0,
+            again: false,
+            since: now,
+            asked: 0,
+            stuck: 0,
+            sends: 0,
+            sent_at: Moment(0),
+            suspect: false,
+            guilt: 0,
+            held_until: Moment(0),
+        }
+    }
+
+    /// Waits to be sent for the first time, and may give way in memory. One that the cloud wants again is owed: only
+    /// here is it known how often it has travelled.
     pub(super) fn is_ready(&self) -> bool {
-        matches!(self.phase, Phase::Ready { .. })
+        matches!(self.phase, Phase::Ready { .. }) && !self.again
+    }
+
+    /// When its payload may set out, as far as it alone decides that; none while it is not to be sent.
+    pub(super) fn due_at(&self) -> Option<Moment> {
+        let Phase::Ready { not_before } = self.phase else { return None };
+        let paced = if self.sends < SENDS_AT_ONCE {
+            Moment(0)
+        } else {
+            self.sent_at + doubled(SEND_AGAIN_WAIT, self.sends - SENDS_AT_ONCE)
+        };
+        Some(not_before.max(paced).max(self.held_until))
+    }
+
+    pub(super) fn sets_out(&mut self, now: Moment, publish: u64) {
+        self.publish = publish;
+        self.sends = self.sends.saturating_add(1);
+        self.sent_at = now;
+        self.enter(now, Phase::Publishing);
+    }
+
+    /// The cloud owes a word on what it was sent or asked.
+    pub(super) fn is_owed_word(&self) -> bool {
+        matches!(self.phase, Phase::Publishing | Phase::Published | Phase::Asked | Phase::Held)
     }
 
     /// Without PUBACK.
@@ -58,7 +109,7 @@ impl Tracked {
     }
 
     pub(super) fn is_due(&self, now: Moment) -> bool {
-        matches!(self.phase, Phase::Ready { not_before } if not_before <= now)
+        self.due_at().is_some_and(|at| at <= now)
     }
 
     pub(super) fn worth(&self) -> f64 {

@@ -34,7 +34,7 @@ fn at_the_cap_the_lowest_gives_way_and_is_counted() {
     drop(outbox);
     fs::remove_dir_all(bench.queue()).unwrap();
     let (outbox, _) = bench.open_with(EVICTING);
-    let left: Vec<_> = outbox.fetch(10).iter().map(|entry| entry.key).collect();
+    let left: Vec<_> = outbox.fetch(10, u32::MAX).iter().map(|entry| entry.key).collect();
     assert_eq!(left, [key(7), key(1), key(3)]);
 }
 
@@ -158,7 +158,7 @@ proptest! {
                 outbox = bench.open_with(limits).0;
             }
         }
-        let left: Vec<_> = outbox.fetch(1000).iter().map(|entry| entry.key).collect();
+        let left: Vec<_> = outbox.fetch(1000, u32::MAX).iter().map(|entry| entry.key).collect();
         let expected: Vec<_> = kept.values().rev().map(|sequence| key(*sequence)).collect();
         prop_assert_eq!(left, expected);
         prop_assert_eq!(evicted(&outbox), dropped);
