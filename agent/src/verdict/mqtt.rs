@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hedge_core::link::Profile;
+use hedge_core::link::{Profile, refusal};
 use hedge_proto::{Answer, DeviceId, Name, TaskResult, Topic, Topics, to_json};
 use rumqttc::mqttbytes::QoS;
-use rumqttc::{AsyncClient, EventLoop, NoticeFailureReason, PublishOptions};
+use rumqttc::{AsyncClient, EventLoop, NoticeFailureReason, PublishNoticeError, PublishOptions};
 
 use super::SinkError;
 use crate::daemon::config::{BrokerConfig, Wanted};
@@ -82,8 +82,11 @@ async fn publish(client: &AsyncClient, topic: String, payload: Vec<u8>) -> Resul
     let retry = |error: &dyn std::fmt::Display| SinkError::Retry(error.to_string());
     let options = PublishOptions::new(QoS::AtLeastOnce);
     let notice = client.try_publish_tracked(topic, payload, options).map_err(|error| retry(&error))?;
-    match tokio::time::timeout(ACKNOWLEDGE_WAIT, notice.wait_async()).await {
-        Ok(Ok(_)) => Ok(()),
+    match tokio::time::timeout(ACKNOWLEDGE_WAIT, notice.wait_completion_async()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(PublishNoticeError::V5PubAck(reason))) => {
+            Err(SinkError::Retry(format!("the broker refuses it: {}", refusal(reason as u8))))
+        }
         Ok(Err(error)) => Err(retry(&error)),
         Err(_) => Err(SinkError::Retry("the broker did not acknowledge in time".to_owned())),
     }

@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use hedge_proto::{
-    Authority, BATCH_CASES_MAX, Case, CaseId, CaseMessage, DOCUMENT_BYTES_MAX, DecodeError, DeviceId, DeviceStatus,
-    Digest, DownMessage, IDS_MAX, MESSAGE_BYTES_MAX, PayloadForm, TaskResult, Telemetry, Topic, Topics, Verdict,
-    WIRE_VERSION, from_cbor, from_json, newer, to_cbor,
+    Authority, Case, CaseId, CaseMessage, DecodeError, DeviceId, DeviceStatus, Digest, DownMessage, Message as _,
+    PayloadForm, TaskResult, Telemetry, Topic, Topics, Verdict, WIRE_VERSION, newer, to_cbor,
 };
 
 use serde_bytes::ByteBuf;
@@ -74,8 +73,8 @@ impl<'a, 'w> Desk<'a, 'w> {
     pub(super) fn message(&mut self, message: &Incoming) -> Result<(), StoreError> {
         let payload = &message.payload;
         let error = match self.topics.read(&message.topic) {
-            Some(Topic::UpCase(device)) => match from_cbor(payload, MESSAGE_BYTES_MAX) {
-                Ok(said) => return self.case_message(&device, said, &message.topic),
+            Some(Topic::UpCase(device)) => match CaseMessage::read(payload) {
+                Ok(said) => return self.case_message(&device, said),
                 Err(error) => match newer(payload, &CaseMessage::KINDS) {
                     Some(what) => {
                         self.hold(&device, &what);
@@ -85,11 +84,11 @@ impl<'a, 'w> Desk<'a, 'w> {
                 },
             },
             Some(Topic::UpStatus(device)) if payload.is_empty() => return self.batch.clear_device_status(&device),
-            Some(Topic::UpStatus(device)) => match from_json(payload, DOCUMENT_BYTES_MAX) {
+            Some(Topic::UpStatus(device)) => match DeviceStatus::read(payload) {
                 Ok(status) => return self.status(&device, &status),
                 Err(error) => error,
             },
-            Some(Topic::UpTelemetry(device)) => match from_json::<Telemetry>(payload, DOCUMENT_BYTES_MAX) {
+            Some(Topic::UpTelemetry(device)) => match Telemetry::read(payload) {
                 Ok(telemetry) => return self.telemetry(&device, &telemetry),
                 Err(error) => error,
             },
@@ -123,19 +122,12 @@ impl<'a, 'w> Desk<'a, 'w> {
         tracing::warn!(topic, "message set aside: {error}");
     }
 
-    fn case_message(&mut self, from: &DeviceId, said: CaseMessage, topic: &str) -> Result<(), StoreError> {
+    fn case_message(&mut self, from: &DeviceId, said: CaseMessage) -> Result<(), StoreError> {
         self.effects.senders.insert(from.clone());
         match said {
             CaseMessage::Case(case) => self.case(from, *case),
-            CaseMessage::Batch(cases) if cases.len() <= BATCH_CASES_MAX => {
-                cases.into_iter().try_for_each(|case| self.case(from, case))
-            }
-            CaseMessage::Ask { ids } if ids.len() <= IDS_MAX => ids.iter().try_for_each(|id| self.asked(from, id)),
-            CaseMessage::Batch(_) | CaseMessage::Ask { .. } => {
-                let text = format!("it names more than {BATCH_CASES_MAX} cases or {IDS_MAX} ids");
-                self.malformed(topic, &DecodeError::Malformed(text));
-                Ok(())
-            }
+            CaseMessage::Batch(cases) => cases.into_iter().try_for_each(|case| self.case(from, case)),
+            CaseMessage::Ask { ids } => ids.iter().try_for_each(|id| self.asked(from, id)),
         }
     }
 
