@@ -60,6 +60,12 @@ impl Behaviour {
         Self { name: format!("silence at {at:?}"), at, does: None, closes: false }
     }
 
+    /// Whether it happens there.
+    #[must_use]
+    pub fn is_at(&self, at: At) -> bool {
+        self.at == at
+    }
+
     #[must_use]
     pub fn then_closes(self) -> Self {
         Self { closes: true, ..self }

@@ -19,8 +19,9 @@ const DEVICES: usize = 8;
 /// The rows of one device, the waits between its dials, and the longest ordinary one (40 s) before the good broker.
 const WORKED_THROUGH: Duration = Duration::from_secs(200);
 
-/// A device in the hands of a hostile peer has no more than that.
-const RSS_BYTES_MAX: u64 = 60 << 20;
+/// What a hostile peer may add to a device's memory. A released agent has below 40 MiB, and 60 is what it may have; the
+/// one that is tested here is not optimised and begins higher.
+const RSS_GROWTH_MAX: u64 = 20 << 20;
 
 fn says(name: impl Into<String>, at: At, bytes: Vec<u8>) -> Behaviour {
     Behaviour::says(name, at, move |_| bytes.clone())
@@ -217,6 +218,8 @@ struct Waiting {
     agent: Agent,
     case: hedge_proto::CaseId,
     peer: Peer,
+    /// Its memory with the case stored.
+    rss_bytes: u64,
 }
 
 impl Waiting {
@@ -226,7 +229,8 @@ impl Waiting {
         for index in 0..50 {
             let answer = agent.http.post("pictures", "", "image/png", &fashion.png(index)?)?;
             if answer.decision.outcome == Outcome::Defer {
-                return Ok(Self { agent, case: answer.id, peer });
+                let rss_bytes = agent.http.status()?.board.rss_bytes.context("no memory is told")?;
+                return Ok(Self { agent, case: answer.id, peer, rss_bytes });
             }
         }
         anyhow::bail!("none of 50 pictures was deferred")
@@ -236,8 +240,8 @@ impl Waiting {
     fn look(&mut self) -> Result<bool> {
         self.agent.program().check_alive()?;
         let status = self.agent.http.status().with_context(|| self.agent.log_end())?;
-        let rss = status.board.rss_bytes.unwrap_or(0);
-        ensure!(rss <= RSS_BYTES_MAX, "{} has {} MiB", self.agent.device(), rss >> 20);
+        let grown = status.board.rss_bytes.context("no memory is told")?.saturating_sub(self.rss_bytes);
+        ensure!(grown <= RSS_GROWTH_MAX, "{} has {} MiB more", self.agent.device(), grown >> 20);
         Ok(self.agent.corrections()?.iter().any(|correction| correction.id == self.case))
     }
 }
@@ -252,11 +256,10 @@ fn whatever_a_broker_does_the_device_stays_up_and_delivers_to_one_that_behaves()
     assert!(rows.len() >= 60, "{} rows", rows.len());
     let mut hands: Vec<Vec<Behaviour>> = (0..DEVICES).map(|_| Vec::new()).collect();
     rows.into_iter().enumerate().for_each(|(at, row)| hands[at % DEVICES].push(row));
-    // They take half a minute each, beside each other.
-    [At::Connect, At::Subscribe, At::Status]
-        .into_iter()
-        .zip(&mut hands)
-        .for_each(|(at, hand)| hand.insert(0, Behaviour::silent(at)));
+    // The last, for they take half a minute each, and the waits between dials grow with the trouble.
+    for (at, hand) in [At::Connect, At::Subscribe, At::Status].into_iter().zip(&mut hands) {
+        hand.push(Behaviour::silent(at));
+    }
     let mut devices = Vec::new();
     for (at, hand) in hands.into_iter().enumerate() {
         let (name, count) = (format!("device-{at}"), hand.len());
@@ -305,4 +308,55 @@ fn whatever_a_cloud_says_the_device_acknowledges_it_and_delivers_to_one_that_beh
     ensure!(waiting.peer.acknowledged() >= count, "{} of {count} acknowledged", waiting.peer.acknowledged());
     ensure!(waiting.peer.dials() == 1, "{} dials", waiting.peer.dials());
     waiting.agent.stop()
+}
+
+/// A broker that always does this, and what is said of it.
+fn refusals() -> Vec<(&'static str, fn() -> Behaviour)> {
+    vec![
+        ("does not grant the device's subscriptions", || {
+            Behaviour::says("", At::Subscribe, |pkid| suback(pkid, &[0x87, 0x87]))
+        }),
+        ("keeps no retained messages", || says("", At::Connect, connack(0, &[0x25, 0]))),
+        ("takes QoS 0 only", || says("", At::Connect, connack(0, &[0x24, 0]))),
+        ("is busy", || says("", At::Connect, connack(0x89, &[]))),
+        ("speaks MQTT 3.1.1 only", || says("", At::Connect, b"\x20\x02\x00\x01".to_vec()).then_closes()),
+        ("HTTP server", || says("", At::Connect, b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()).then_closes()),
+        ("port speaks TLS", || says("", At::Connect, b"\x15\x03\x01\x00\x02\x02\x46".to_vec()).then_closes()),
+        ("before it says a word", || says("", At::Connect, Vec::new()).then_closes()),
+        ("does not take the device's status", || Behaviour::says("", At::Status, |pkid| puback(pkid, 0x87))),
+        // Both in one packet: the end of a connection must not be told before its beginning.
+        ("a quota of the broker is used up", || {
+            Behaviour::says("", At::Subscribe, |pkid| [suback(pkid, &[1, 1]), disconnect(0x97)].concat())
+        }),
+        ("larger than the broker takes", || says("", At::Ready, disconnect(0x95)).then_closes()),
+    ]
+}
+
+#[test]
+fn what_a_broker_does_not_grant_is_said_by_the_device_and_by_check() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut devices = Vec::new();
+    for (at, (expected, row)) in refusals().into_iter().enumerate() {
+        let name = format!("device-{at}");
+        let peer = Peer::start(&name, (0..1_000).map(|_| row()).collect(), Vec::new())?;
+        let config = AgentConfig::new(dir.path(), &name).broker(&format!("mqtt://{}", peer.address()));
+        devices.push((config.start()?, config, expected, row().is_at(At::Connect), peer));
+    }
+    for (agent, config, expected, at_once, _peer) in &mut devices {
+        let said = |status: &hedge_proto::Telemetry| {
+            status.link == hedge_proto::LinkState::Offline && status.link_reason.contains(*expected)
+        };
+        agent.wait_for_status(expected, Duration::from_secs(60), said)?;
+        // What comes later depends on how `check` goes on: it subscribes to one topic after the other.
+        if *at_once {
+            let mut check = std::process::Command::new(hedge_tests::places::program("hedge-agent")?);
+            let output = check.args(["check", "--config"]).arg(config.file()).output()?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            // The text is folded for people.
+            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            ensure!(text.contains(*expected), "check does not say `{expected}`: {text}");
+        }
+        agent.stop()?;
+    }
+    Ok(())
 }

@@ -133,7 +133,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, OptionsError> {
 
 /// The beginning of a DER file, and of a PKCS#12 one, which is a DER sequence that begins with its version, 3.
 fn is_der(bytes: &[u8]) -> bool {
-    matches!(bytes, [0x30, 0x80..=0x84, ..])
+    matches!(bytes, [0x30, 0x80..=0x84, ..] | [0x30, _, 0x02 | 0x30, ..])
 }
 
 fn is_pkcs12(bytes: &[u8]) -> bool {
