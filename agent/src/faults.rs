@@ -32,6 +32,8 @@ pub enum Part {
     /// How the last run ended.
     LastRun,
     Model(Name),
+    /// A source that brings nothing, or nothing new.
+    Source(Name),
 }
 
 impl Part {
@@ -62,6 +64,7 @@ impl fmt::Display for Part {
             Self::Wire => "wire",
             Self::LastRun => "last_run",
             Self::Model(name) => return write!(f, "model.{name}"),
+            Self::Source(name) => return write!(f, "source.{name}"),
         })
     }
 }

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_core::judge::{Scores, ThresholdScale, Thresholds, explain_unusable, judge};
+use hedge_core::judge::{Scores, Threshold, ThresholdScale, Thresholds, explain_unusable, judge};
 use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Tensor};
 use hedge_proto::{Digest, Explanation, LabelScore, ModelRef, Name, SCORES_MAX, TaskResult};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::daemon::config::ThresholdConfig;
@@ -47,6 +47,8 @@ pub struct ModelCard {
     pub input_name: String,
     pub input_shape: Vec<usize>,
     pub output_name: String,
+    /// What the bundle suggests as a threshold.
+    pub suggested: Option<Threshold>,
 }
 
 enum Job {
@@ -76,7 +78,48 @@ pub struct Judge {
     jobs: mpsc::Sender<Job>,
     card: Arc<std::sync::OnceLock<ModelCard>>,
     work: Work,
+    record: Record,
     hung_after: Duration,
+}
+
+/// A model that has answered before fails when it has answered none of so many samples in a row; one that never did,
+/// with the first.
+const FAILURES_MAX: u32 = 5;
+
+/// Said of a model that nobody gives a threshold, in its answers and its fault.
+pub const NO_THRESHOLD: &str =
+    "no threshold: give the model one, or put one into the manifest with `hedge-agent bundle calibrate`";
+
+/// How the model has answered.
+#[derive(Clone, Default)]
+struct Record(Arc<Mutex<Answering>>);
+
+#[derive(Default)]
+struct Answering {
+    last: Option<Instant>,
+    /// Since then, without an answer in between.
+    failures: u32,
+    /// Why the last of them failed.
+    reason: Arc<str>,
+    /// Why it is not loaded.
+    missing: Option<Arc<str>>,
+}
+
+impl Record {
+    fn with<T>(&self, f: impl FnOnce(&mut Answering) -> T) -> T {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn answered(&self) {
+        self.with(|record| (record.last, record.failures) = (Some(Instant::now()), 0));
+    }
+
+    fn failed(&self, reason: &str) {
+        self.with(|record| {
+            record.failures = record.failures.saturating_add(1);
+            record.reason = reason.into();
+        });
+    }
 }
 
 /// Since when the thread works on one sample; `None` while it waits for the next.
@@ -108,6 +151,8 @@ pub struct ModelSetup {
     pub faults: Faults,
     /// Where the time of each stage is counted.
     pub figures: Arc<Figures>,
+    /// Counts the models that were loaded.
+    pub loaded: watch::Sender<usize>,
 }
 
 impl Judge {
@@ -117,17 +162,19 @@ impl Judge {
         let (jobs, queue) = mpsc::channel(WAITING_MAX);
         let card = Arc::new(std::sync::OnceLock::new());
         let work = Work::default();
+        let record = Record::default();
         let judge = Self {
             name: setup.name.clone(),
             jobs,
             card: card.clone(),
             work: work.clone(),
+            record: record.clone(),
             hung_after: setup.hung_after,
         };
         let thread = std::thread::Builder::new().name(format!("model-{}", setup.name));
         thread.spawn(move || {
             let loaded = Err(Missing { reason: Arc::from("it is being loaded"), again_at: Instant::now() });
-            Bench { setup, card, work, loaded }.serve(queue)
+            Bench { setup, card, work, record, loaded }.serve(queue)
         })?;
         Ok(judge)
     }
@@ -142,6 +189,40 @@ impl Judge {
     #[must_use]
     pub fn hangs(&self) -> bool {
         self.work.since().is_some_and(|since| since.elapsed() > self.hung_after)
+    }
+
+    /// When it answered last.
+    #[must_use]
+    pub fn answered_at(&self) -> Option<Instant> {
+        self.record.with(|record| record.last)
+    }
+
+    /// Why no sample gets an answer of it now, under this threshold; none while it is being loaded for the first time.
+    #[must_use]
+    pub fn cannot_answer(&self, threshold: &ThresholdConfig) -> Option<String> {
+        let Some(card) = self.card() else {
+            return self.record.with(|record| record.missing.as_deref().map(str::to_owned));
+        };
+        if self.hangs() {
+            return Some(format!("it has worked on one sample for more than {} s", self.hung_after.as_secs()));
+        }
+        if threshold.resolve(card.suggested, &card.labels).is_none() {
+            return Some(format!("it answers no sample: {NO_THRESHOLD}"));
+        }
+        self.record.with(|record| {
+            let many = if record.last.is_some() { FAILURES_MAX } else { 1 };
+            let advice = "try `hedge-agent infer` with its bundle and one of the samples";
+            (record.failures >= many).then(|| match record.last {
+                Some(_) => format!("it has stopped answering: {}; {advice}", record.reason),
+                None => format!("it has answered no sample yet: {}; {advice}", record.reason),
+            })
+        })
+    }
+
+    /// What is wrong with it under this threshold, if anything is.
+    #[must_use]
+    pub fn fault(&self, threshold: &ThresholdConfig) -> Option<String> {
+        self.cannot_answer(threshold).or_else(|| threshold.unknown_labels(&self.card()?.labels))
     }
 
     /// Waits until the model is loaded, or has failed to load.
@@ -189,6 +270,7 @@ struct Bench {
     setup: ModelSetup,
     card: Arc<std::sync::OnceLock<ModelCard>>,
     work: Work,
+    record: Record,
     loaded: Result<Loaded, Missing>,
 }
 
@@ -228,14 +310,17 @@ impl Bench {
                 let card = loaded.card(self.setup.name.clone());
                 tracing::info!(model = %card.name, version = card.model.version, task = card.task, "model loaded");
                 self.card.get_or_init(|| card);
+                self.record.with(|record| record.missing = None);
                 self.setup.faults.clear(&Part::Model(self.setup.name.clone()));
                 self.loaded = Ok(loaded);
+                self.setup.loaded.send_modify(|count| *count += 1);
             }
             Err(reason) => self.missing(&reason, RELOAD_WAIT),
         }
     }
 
     fn missing(&mut self, reason: &str, rest: Duration) {
+        self.record.with(|record| record.missing = Some(reason.into()));
         self.setup.faults.set(&Part::Model(self.setup.name.clone()), reason);
         self.loaded = Err(Missing { reason: Arc::from(reason), again_at: Instant::now() + rest });
     }
@@ -258,6 +343,7 @@ impl Bench {
         (threshold, scale): (&ThresholdConfig, ThresholdScale),
     ) -> Result<Opinion, SampleError> {
         let (name, figures, work) = (self.setup.name.clone(), self.setup.figures.clone(), self.work.clone());
+        let record = self.record.clone();
         let loaded = self.model()?;
         let thresholds = Thresholds { scale, ..loaded.thresholds(&name, threshold)? };
         let begun = Instant::now();
@@ -267,10 +353,15 @@ impl Bench {
             .tensor(content_type, bytes, region)
             .map_err(|error| SampleError::Unusable(error.to_string()))?;
         let decoded = Instant::now();
-        let output = loaded.run(&name, &tensor)?;
+        let output = loaded.run(&name, &tensor).inspect_err(|error| record.failed(&error.to_string()))?;
         figures.took(Timed::Tensor, decoded - begun);
         figures.took(Timed::Inference, decoded.elapsed());
-        Ok(loaded.opinion(&output, &thresholds))
+        let opinion = loaded.opinion(&output, &thresholds);
+        match &opinion.result {
+            Some(_) => record.answered(),
+            None => record.failed(&opinion.explanation.because),
+        }
+        Ok(opinion)
     }
 
     fn scores(&mut self, tensor: &Tensor) -> Result<Vec<f32>, SampleError> {
@@ -294,12 +385,7 @@ impl Loaded {
     /// What the settings ask of this model's answers.
     fn thresholds(&self, name: &Name, threshold: &ThresholdConfig) -> Result<Thresholds, SampleError> {
         let resolved = threshold.resolve(self.bundle.threshold(), self.bundle.labels());
-        resolved.ok_or_else(|| SampleError::ModelFailed {
-            model: name.to_string(),
-            reason:
-                "no threshold: give the model one, or put one into the manifest with `hedge-agent bundle calibrate`"
-                    .into(),
-        })
+        resolved.ok_or_else(|| SampleError::ModelFailed { model: name.to_string(), reason: NO_THRESHOLD.into() })
     }
 
     fn card(&self, name: Name) -> ModelCard {
@@ -312,6 +398,7 @@ impl Loaded {
             input_name: self.model.input_name().to_owned(),
             input_shape: self.model.input_shape().to_vec(),
             output_name: self.model.output_name().to_owned(),
+            suggested: self.bundle.threshold(),
         }
     }
 
@@ -352,16 +439,68 @@ impl Loaded {
 mod tests {
     use super::*;
 
+    fn judge(suggested: Option<Threshold>) -> Judge {
+        let text = |text: &str| text.to_owned();
+        let name = Name::new("rgb").expect("valid");
+        let labels: Arc<[String]> = ["r", "g", "b"].map(str::to_owned).into();
+        let card = ModelCard {
+            name: name.clone(),
+            model: ModelRef { name: text("rgb"), version: text("1") },
+            task: text("colours"),
+            labels_hash: hedge_proto::labels_hash(&labels),
+            labels,
+            input_name: text("x"),
+            input_shape: vec![1, 3],
+            output_name: text("y"),
+            suggested,
+        };
+        let jobs = mpsc::channel(1).0;
+        let card = Arc::new(std::sync::OnceLock::from(card));
+        let (work, record) = (Work::default(), Record::default());
+        Judge { name, jobs, card, work, record, hung_after: Duration::from_secs(60) }
+    }
+
+    fn threshold(text: &str) -> ThresholdConfig {
+        toml::from_str(text).expect("valid")
+    }
+
+    #[test]
+    fn a_model_without_a_threshold_is_a_fault_until_somebody_gives_one() {
+        let silent = judge(None);
+        let fault = silent.fault(&threshold("")).expect("a fault");
+        assert!(fault.contains("no threshold") && fault.contains("bundle calibrate"), "{fault}");
+        assert_eq!(silent.fault(&threshold("score_min = 0.5")), None);
+        assert_eq!(judge(Some(Threshold::new(0.5, 0.0, 1.0).expect("valid"))).fault(&threshold("")), None);
+    }
+
+    #[test]
+    fn a_model_that_answers_no_sample_is_a_fault_until_it_answers_one() {
+        let (model, given) = (judge(None), threshold("score_min = 0.5"));
+        model.record.failed("the output adds up to 17.2, not 1");
+        let fault = model.fault(&given).expect("a fault");
+        assert!(fault.contains("no sample yet") && fault.contains("adds up to 17.2"), "{fault}");
+        model.record.answered();
+        assert_eq!(model.fault(&given), None);
+        for _ in 1..FAILURES_MAX {
+            model.record.failed("NaN");
+        }
+        assert_eq!(model.fault(&given), None, "a model that works may fail for single samples");
+        model.record.failed("NaN");
+        assert!(model.fault(&given).is_some_and(|fault| fault.contains("stopped answering: NaN")));
+        model.record.answered();
+        assert_eq!(model.fault(&given), None);
+    }
+
+    #[test]
+    fn an_unknown_label_is_a_fault_and_does_not_keep_the_model_from_answering() {
+        let (model, given) = (judge(None), threshold("score_min = 0.5\nclasses = { r = 0.99, cow = 0.9 }"));
+        assert!(model.fault(&given).is_some_and(|fault| fault.contains("threshold.classes.cow")));
+        assert_eq!(model.cannot_answer(&given), None);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_model_hangs_when_one_sample_takes_longer_than_its_limit() {
-        let (jobs, _queue) = mpsc::channel(1);
-        let judge = Judge {
-            name: Name::new("photo").expect("valid"),
-            jobs,
-            card: Arc::default(),
-            work: Work::default(),
-            hung_after: Duration::from_secs(60),
-        };
+        let (judge, given) = (judge(None), threshold("score_min = 0.5"));
         let later = |seconds| tokio::time::advance(Duration::from_secs(seconds));
         later(100).await;
         assert!(!judge.hangs(), "it waits for samples");
@@ -370,6 +509,7 @@ mod tests {
         assert!(!judge.hangs(), "within its limit");
         later(1).await;
         assert!(judge.hangs());
+        assert!(judge.fault(&given).is_some_and(|fault| fault.contains("more than 60 s")));
         judge.work.set(None);
         assert!(!judge.hangs(), "it came through after all");
     }

@@ -1,11 +1,11 @@
 //! Writes the device's figures as Prometheus text (OpenMetrics 1.0).
 //!
 //! Everything comes from the telemetry document and the latencies behind it, so a scrape and `up/telemetry` say
-//! the same. Labels take their values from fixed lists and from the configuration: no source, id or error text.
+//! the same. Labels take their values from fixed lists and from the configuration: no id or error text.
 
 use std::fmt;
 
-use hedge_proto::{BoardFigures, BudgetFigures, LinkState, QueueFigures, SampleFigures, Telemetry};
+use hedge_proto::{BoardFigures, BudgetFigures, LinkState, QueueFigures, SampleFigures, SourceFigures, Telemetry};
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text::encode};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -32,6 +32,7 @@ pub fn text(now: &Telemetry, figures: &Figures) -> String {
     latencies(&mut page, figures);
     link(&mut page, now);
     queue(&mut page, &now.queue);
+    sources(&mut page, now);
     models(&mut page, now);
     faults(&mut page, now);
     board(&mut page, &now.board);
@@ -114,6 +115,20 @@ fn queue(page: &mut Registry, now: &QueueFigures) {
     page.register("queue_in_memory", "1 while the queue's order cannot be written to the disk", in_memory);
 }
 
+/// Of what never happened, since the process started.
+fn sources(page: &mut Registry, now: &Telemetry) {
+    let age = |s: Option<u64>| gauge(s.unwrap_or(now.uptime_s));
+    let each = |value: &dyn Fn(&SourceFigures) -> Option<u64>| {
+        Labelled(now.source_figures.iter().map(|(name, flow)| (label("source", name), age(value(flow)))).collect())
+    };
+    let (came, new, answered) = (each(&|flow| flow.sample_s), each(&|flow| flow.new_s), each(&|flow| flow.answer_s));
+    page.register("source_sample_age_seconds", "Time since a source brought a sample", came);
+    page.register("source_new_age_seconds", "Time since it brought one that differs from the one before", new);
+    page.register("source_answer_age_seconds", "Time since a sample of it was answered", answered);
+    let models = now.model_figures.iter().map(|(name, model)| (label("model", name), age(model.answer_s)));
+    page.register("model_answer_age_seconds", "Time since a model answered a sample", Labelled(models.collect()));
+}
+
 fn models(page: &mut Registry, now: &Telemetry) {
     let loaded =
         |(name, model): (&hedge_proto::Name, &Option<_>)| (label("model", name), gauge(u64::from(model.is_some())));
@@ -133,11 +148,12 @@ fn models(page: &mut Registry, now: &Telemetry) {
 fn faults(page: &mut Registry, now: &Telemetry) {
     let fixed = Part::FIXED.iter().map(ToString::to_string);
     let models = now.models.keys().map(|name| Part::Model(name.clone()).to_string());
+    let sources = now.source_figures.keys().map(|name| Part::Source(name.clone()).to_string());
     let holds = |part: String| {
         let fault = gauge(u64::from(now.faults.contains_key(&part)));
         (label("part", part), fault)
     };
-    let faults = Labelled(fixed.chain(models).map(holds).collect());
+    let faults = Labelled(fixed.chain(models).chain(sources).map(holds).collect());
     page.register("fault", "1 while something is wrong with this part of the device", faults);
 }
 
@@ -221,7 +237,10 @@ mod tests {
         let models = [(name("m"), Some(model)), (name("n"), None)].into();
         let queue = QueueFigures { waiting: 3, dead: 1, cases_max: 8, ..QueueFigures::default() };
         let faults = [("disk".to_owned(), "full".to_owned())].into();
-        Telemetry { board, models, queue, faults, ..Telemetry::new(LinkState::Degraded) }
+        let flow = SourceFigures { sample_s: Some(1), new_s: Some(90), ..SourceFigures::default() };
+        let source_figures = [(name("porch"), flow)].into();
+        let uptime_s = 100;
+        Telemetry { board, models, queue, faults, source_figures, uptime_s, ..Telemetry::new(LinkState::Degraded) }
     }
 
     #[track_caller]
@@ -248,6 +267,10 @@ mod tests {
                 "hedge_agent_fault{part=\"disk\"} 1.0",
                 "hedge_agent_fault{part=\"clock\"} 0.0",
                 "hedge_agent_fault{part=\"model.n\"} 0.0",
+                "hedge_agent_fault{part=\"source.porch\"} 0.0",
+                "hedge_agent_source_sample_age_seconds{source=\"porch\"} 1.0",
+                "hedge_agent_source_new_age_seconds{source=\"porch\"} 90.0",
+                "hedge_agent_source_answer_age_seconds{source=\"porch\"} 100.0",
                 "hedge_agent_model_info{model=\"m\",name=\"small\",version=\"3\"} 1.0",
                 "hedge_agent_answer_seconds_bucket{le=\"0.001\",path=\"kept\"} 0",
                 "hedge_agent_answer_seconds_bucket{le=\"0.0025\",path=\"kept\"} 1",

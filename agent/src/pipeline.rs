@@ -29,6 +29,7 @@ use crate::answers::Answers;
 use crate::capture::{Asking, Intake, Lookup, ModelFacts, Snapshots, Taker};
 use crate::clock::Clock;
 use crate::control::{Control, InForce};
+use crate::daemon::config::Quiet;
 use crate::faults::Faults;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
@@ -46,6 +47,8 @@ pub struct Pipeline {
     pub sequence: AtomicU64,
     pub clock: Clock,
     pub judges: BTreeMap<Name, Judge>,
+    /// Counts the models that were loaded.
+    pub loaded: watch::Receiver<usize>,
     pub outbox: Outbox,
     pub answers: Answers,
     pub snapshots: Snapshots,
@@ -253,6 +256,7 @@ impl Taker for Pipeline {
             }
         };
         self.figures.took(path, arrived.elapsed());
+        self.figures.answered_of(&judged.input.source);
         let answer = self.answers.give(local_answer(judged, case, self.link.borrow().state));
         drop(storing);
         Ok(answer)
@@ -260,6 +264,18 @@ impl Taker for Pipeline {
 
     fn set_source_state(&self, source: &Name, state: String) {
         self.figures.set_source(source, state);
+    }
+
+    fn begin_source(&self, source: &Name, quiet: Option<Quiet>) {
+        self.figures.begin_source(source, quiet);
+    }
+
+    fn end_source(&self, source: &Name) {
+        self.figures.end_source(source);
+    }
+
+    fn saw(&self, source: &Name, is_new: bool) {
+        self.figures.saw(source, is_new);
     }
 
     fn asked(&self, source: &Name) -> mpsc::Receiver<Asking> {
@@ -293,7 +309,12 @@ impl Intake for Pipeline {
     }
 
     fn models(&self) -> Vec<ModelFacts> {
-        self.judges.values().filter_map(Judge::card).map(facts).collect()
+        let settings = self.settings.borrow().clone();
+        let facts = |(name, judge): (&Name, &Judge)| {
+            let threshold = settings.thresholds.get(name).cloned().unwrap_or_default();
+            Some(facts(judge.card()?, judge.cannot_answer(&threshold)))
+        };
+        self.judges.iter().filter_map(facts).collect()
     }
 
     async fn scores(&self, model: &Name, tensor: Tensor) -> Result<Vec<f32>, SampleError> {
@@ -387,11 +408,11 @@ fn local_answer(judged: Judged, case: Option<CaseFate>, link: LinkState) -> Answ
     }
 }
 
-fn facts(card: &ModelCard) -> ModelFacts {
+fn facts(card: &ModelCard, cannot_answer: Option<String>) -> ModelFacts {
     ModelFacts {
         name: card.name.clone(),
         version: card.model.version.clone(),
-        ready: true,
+        cannot_answer,
         input_name: card.input_name.clone(),
         input_shape: card.input_shape.clone(),
         output_name: card.output_name.clone(),

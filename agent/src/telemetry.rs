@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use hedge_proto::{BudgetFigures, LinkState, ModelRef, Name, PrivacyFigures, QueueFigures, SampleFigures, Telemetry};
+use hedge_proto::{
+    BudgetFigures, LinkState, ModelFigures, ModelRef, Name, PrivacyFigures, QueueFigures, SampleFigures, Share,
+    Telemetry,
+};
 
 use crate::board;
 use crate::figures::{Dropped, drop_name};
@@ -26,6 +29,7 @@ pub fn of(pipeline: &Pipeline) -> Telemetry {
         samples: samples(pipeline),
         queue: queue(pipeline, link.in_flight as u64),
         sources: pipeline.figures.sources(),
+        source_figures: pipeline.figures.source_figures(),
         link_s: LinkState::ALL
             .into_iter()
             .map(|state| (state.name().to_owned(), link.time_in(state).as_secs()))
@@ -35,6 +39,7 @@ pub fn of(pipeline: &Pipeline) -> Telemetry {
         budget: budget(pipeline),
         latency: pipeline.figures.latency(),
         models: pipeline.judges.iter().map(model).collect(),
+        model_figures: model_figures(pipeline),
         unread: pipeline.figures.unread.load(Ordering::Relaxed),
         board: board::read(),
         faults: pipeline.faults.now(),
@@ -65,6 +70,21 @@ fn budget(pipeline: &Pipeline) -> BTreeMap<String, BudgetFigures> {
 
 fn model((name, judge): (&Name, &Judge)) -> (Name, Option<ModelRef>) {
     (name.clone(), judge.card().map(|card| card.model.clone()))
+}
+
+fn model_figures(pipeline: &Pipeline) -> BTreeMap<Name, ModelFigures> {
+    let settings = pipeline.settings.borrow().clone();
+    let figures = |(name, judge): (&Name, &Judge)| {
+        let given = settings.thresholds.get(name).and_then(|threshold| threshold.score_min());
+        let suggested = judge.card().and_then(|card| card.suggested).map(|threshold| threshold.score_min());
+        let figures = ModelFigures {
+            answer_s: judge.answered_at().map(|at| at.elapsed().as_secs()),
+            score_min: given.or(suggested).and_then(|value| Share::new(value).ok()),
+            suggested: given.is_none() && suggested.is_some(),
+        };
+        (name.clone(), figures)
+    };
+    pipeline.judges.iter().map(figures).collect()
 }
 
 fn queue(pipeline: &Pipeline, in_flight: u64) -> QueueFigures {

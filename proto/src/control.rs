@@ -2,6 +2,7 @@
 //!
 //! Readers here refuse fields they do not know, by name: a misspelt command must not do half of what was meant.
 
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::document::read_typed;
-use crate::{DecodeError, Digest, FieldError, Name, Settings};
+use crate::{DecodeError, Digest, FieldError, Name, Settings, ThresholdSettings};
 
 /// The highest version of a desired document: what every reader of JSON can hold exactly.
 pub const VERSION_MAX: u64 = (1 << 53) - 1;
@@ -109,7 +110,10 @@ pub struct Reported {
     pub hash: Digest,
     /// Every remotely settable field as it is in force, from the local file or the overlay.
     pub settings: Settings,
-    /// What of it comes from the desired document.
+    /// By model, what its bundle suggests where no setting says anything; it is in force beside `settings`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub suggested: BTreeMap<Name, ThresholdSettings>,
+    /// What of `settings` comes from the desired document.
     pub overlay: Settings,
     /// Sources that take no samples because of the command `pause`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -41,7 +41,7 @@ pub use control::{
     highest_after,
 };
 pub use digest::{Digest, InvalidDigest};
-pub use document::readable;
+pub use document::{plain, readable};
 pub use enrolment::{
     ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
 };
@@ -56,7 +56,7 @@ pub use settings::{
 pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use status::{
     BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, LatencyFigures, LinkState,
-    PrivacyFigures, QueueFigures, SampleFigures, Telemetry, Throttling,
+    ModelFigures, PrivacyFigures, QueueFigures, SampleFigures, SourceFigures, Telemetry, Throttling,
 };
 pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};
 pub use topic::{Topic, Topics};

@@ -11,7 +11,7 @@ use serde_path_to_error::{Path, Segment};
 
 use crate::{
     CeilingsSettings, MESSAGE_BYTES_MAX, PayloadSettings, Settings, SilentStateSettings, StateSettings, StatesSettings,
-    VERSION_MAX, readable,
+    VERSION_MAX, plain, readable,
 };
 
 /// What is wrong with one field.
@@ -60,6 +60,7 @@ pub const LOCAL_ONLY: &[(&str, &str)] = &[
     ("source.*.after", "folders are the device's"),
     ("source.*.command", "a command is code"),
     ("source.*.format", "a command is code"),
+    ("source.*.quiet_after_s", "how often a camera speaks is known where it stands"),
     ("verdicts.jsonl.path", "folders are the device's"),
     ("verdicts.jsonl.bytes_max", "the disk is the device's"),
     ("verdicts.webhook.url", "who gets answers is decided on the device"),
@@ -98,7 +99,7 @@ impl Settings {
         take_local_only(&mut overlay, &mut errors);
         take_lists(&mut overlay, "", &mut errors);
         if overlay.is_array() {
-            return Err(Vec::from([FieldError::new("settings", "invalid type: a list, expected an object")]));
+            return Err(Vec::from([FieldError::new("settings", "found a list, expected a table of fields")]));
         }
         loop {
             match serde_path_to_error::deserialize::<_, Self>(&overlay) {
@@ -108,7 +109,7 @@ impl Settings {
                 }
                 Err(error) => {
                     let path = error.path().clone();
-                    errors.push(FieldError::new(field_name(&path), error.into_inner().to_string()));
+                    errors.push(FieldError::new(field_name(&path), plain(&error.into_inner().to_string())));
                     if errors.len() >= FIELD_ERRORS_MAX || !take_out(&mut overlay, &path) {
                         return Err(errors);
                     }
@@ -247,7 +248,7 @@ fn take_lists(value: &mut Value, name: &str, errors: &mut Vec<FieldError>) {
     object.retain(|key, inner| {
         let field = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
         if inner.is_array() && errors.len() < FIELD_ERRORS_MAX {
-            errors.push(FieldError::new(&field, "invalid type: no setting is a list"));
+            errors.push(FieldError::new(&field, "found a list: no setting is one"));
         }
         take_lists(inner, &field, errors);
         !inner.is_array()
@@ -344,7 +345,7 @@ mod tests {
                 ("source.porch.kind", "command"),
             ],
         );
-        check_refused(json!(7), &[("settings", "invalid type")]);
+        check_refused(json!(7), &[("settings", "found the number 7, expected a table of fields")]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ModelRef, Name};
+use crate::{ModelRef, Name, Share};
 
 /// What the device knows about its way to the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -235,6 +235,9 @@ pub struct Telemetry {
     pub queue: QueueFigures,
     #[serde(default)]
     pub sources: BTreeMap<Name, String>,
+    /// How long ago each source that is on brought something.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub source_figures: BTreeMap<Name, SourceFigures>,
     /// Seconds in each state of the link since the process started, by the state's name.
     #[serde(default)]
     pub link_s: BTreeMap<String, u64>,
@@ -253,6 +256,9 @@ pub struct Telemetry {
     /// Each configured model, and its name and version once it is loaded.
     #[serde(default)]
     pub models: BTreeMap<Name, Option<ModelRef>>,
+    /// How long ago each model answered, and what its answers must reach.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub model_figures: BTreeMap<Name, ModelFigures>,
     /// Messages of the cloud that this version cannot read, held since the process started.
     #[serde(default)]
     pub unread: u64,
@@ -263,6 +269,38 @@ pub struct Telemetry {
     /// What of a sample leaves the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacyFigures>,
+}
+
+/// In seconds; what did not happen since the process started, or the source was switched on, is absent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct SourceFigures {
+    /// Since a sample came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_s: Option<u64>,
+    /// Since one came that was not the same, byte for byte, as the one before; for a command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_s: Option<u64>,
+    /// Since one was answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_s: Option<u64>,
+    /// After so long without a new one the source is a fault; absent for one that may be quiet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiet_after_s: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ModelFigures {
+    /// Seconds since it answered a sample; absent if it did not since the process started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_s: Option<u64>,
+    /// What the best score must reach, classes with a number of their own aside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_min: Option<Share>,
+    /// `score_min` is what the bundle suggests: no setting says another.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub suggested: bool,
 }
 
 /// `whole`, `thumbnail 320` or `nothing`: a later version may know more.
@@ -287,12 +325,14 @@ impl Telemetry {
             samples: SampleFigures::default(),
             queue: QueueFigures::default(),
             sources: BTreeMap::new(),
+            source_figures: BTreeMap::new(),
             link_s: BTreeMap::new(),
             connections: 0,
             link_bytes: 0,
             budget: BTreeMap::new(),
             latency: BTreeMap::new(),
             models: BTreeMap::new(),
+            model_figures: BTreeMap::new(),
             unread: 0,
             board: BoardFigures::default(),
             faults: Faults::new(),

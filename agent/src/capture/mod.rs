@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::snapshots::{Asking, Snapshots};
 use crate::answers::{Answers, Remembered};
 use crate::control::Control;
-use crate::daemon::config::{Config, Listen, SourceConfig, SourceKind};
+use crate::daemon::config::{Config, Listen, Quiet, SourceConfig, SourceKind};
 use crate::faults::{Faults, Part};
 use crate::pipeline::LinkView;
 use crate::queue::Queue;
@@ -44,6 +44,15 @@ pub trait Taker: Send + Sync + 'static {
 
     /// What a person should know of a source now, in one sentence.
     fn set_source_state(&self, source: &Name, state: String);
+
+    /// A source is on.
+    fn begin_source(&self, _source: &Name, _quiet: Option<Quiet>) {}
+
+    /// A source is off.
+    fn end_source(&self, _source: &Name) {}
+
+    /// A source has brought a sample; it is not new if it is the one before, byte for byte.
+    fn saw(&self, _source: &Name, _is_new: bool) {}
 
     /// Counts samples passed over: a newer one was there, or they were not whole.
     fn count_skipped(&self, source: &Name, count: u64);
@@ -100,7 +109,8 @@ pub enum Lookup {
 pub struct ModelFacts {
     pub name: Name,
     pub version: String,
-    pub ready: bool,
+    /// Why no sample gets an answer of it now.
+    pub cannot_answer: Option<String>,
     pub input_name: String,
     /// With the leading 1 of a single sample, if the model has it.
     pub input_shape: Vec<usize>,
@@ -195,6 +205,7 @@ impl Capture {
             running.stop.cancel();
             if !wanted.contains_key(&name) {
                 intake.set_source_state(&name, "off".to_owned());
+                intake.end_source(&name);
             }
             self.ending.extend(running.task.map(|task| (name, task)));
         }
@@ -215,9 +226,11 @@ impl Capture {
         before: Option<JoinHandle<()>>,
     ) -> Running {
         let stop = self.stop.child_token();
+        intake.begin_source(&source.name, source.quiet_after());
         let common = Source {
             name: source.name.clone(),
             interval: source.interval_ms.filter(|ms| *ms > 0).map(Duration::from_millis),
+            quiet: source.quiet_after(),
             sample_bytes_max: usize::try_from(config.http.body_bytes_max).unwrap_or(usize::MAX),
             intake: intake.clone(),
         };
@@ -227,7 +240,8 @@ impl Capture {
                 None
             }
             SourceKind::Folder { path, after } => {
-                let task = folder::run(common, path.clone(), *after, stop.clone());
+                let answered = config.state_dir.join(format!("folder-{}.answered", source.name));
+                let task = folder::run(common, path.clone(), *after, answered, stop.clone());
                 Some(tokio::spawn(after_the_one(before, task)))
             }
             SourceKind::Command { command, format } => {
@@ -289,6 +303,8 @@ async fn after_the_one(before: Option<JoinHandle<()>>, task: impl Future<Output 
 pub(crate) struct Source<I> {
     pub(crate) name: Name,
     pub(crate) interval: Option<Duration>,
+    /// None for one that may be quiet.
+    pub(crate) quiet: Option<Quiet>,
     pub(crate) sample_bytes_max: usize,
     pub(crate) intake: Arc<I>,
 }

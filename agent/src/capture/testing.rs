@@ -30,6 +30,8 @@ pub(super) struct Fake {
     pub(super) skipped: AtomicU64,
     pub(super) samples: Mutex<Vec<NewSample>>,
     pub(super) states: Mutex<Vec<String>>,
+    /// Of each sample a source brought, whether it was new.
+    pub(super) seen: Mutex<Vec<bool>>,
     pub(super) verdict: Mutex<Verdict>,
     /// Given by tests that look at it.
     pub(super) queue: Mutex<Option<Queue>>,
@@ -49,6 +51,7 @@ impl Default for Fake {
             skipped: AtomicU64::new(0),
             samples: Mutex::default(),
             states: Mutex::default(),
+            seen: Mutex::default(),
             verdict: Mutex::new(Box::new(|_| Ok(()))),
             queue: Mutex::default(),
             link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).0,
@@ -106,7 +109,7 @@ impl Fake {
     }
 
     pub(super) fn source(self: &Arc<Self>, interval: Option<Duration>) -> Source<Self> {
-        Source { name: name("cam"), interval, sample_bytes_max: 100_000, intake: self.clone() }
+        Source { name: name("cam"), interval, quiet: None, sample_bytes_max: 100_000, intake: self.clone() }
     }
 
     /// Waits until `holds`, which is looked at whenever something reaches the intake.
@@ -164,6 +167,11 @@ impl Taker for Fake {
         self.changed.notify_waiters();
     }
 
+    fn saw(&self, _: &Name, is_new: bool) {
+        self.seen.lock().expect("not poisoned").push(is_new);
+        self.changed.notify_waiters();
+    }
+
     fn asked(&self, source: &Name) -> mpsc::Receiver<Asking> {
         self.snapshots.register(source)
     }
@@ -192,7 +200,7 @@ impl Intake for Fake {
         vec![ModelFacts {
             name: name("m"),
             version: "1".to_owned(),
-            ready: true,
+            cannot_answer: None,
             input_name: "x".to_owned(),
             input_shape: vec![1, 3],
             output_name: "y".to_owned(),

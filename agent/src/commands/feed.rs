@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{AskError, Client};
 use crate::capture::{Source, Taker, command};
-use crate::daemon::config::{HttpConfig, Listen, StreamFormat};
+use crate::daemon::config::{HttpConfig, Listen, Quiet, StreamFormat};
 use crate::daemon::notify;
 use crate::sample::{NewSample, SampleError};
 
@@ -58,6 +58,7 @@ async fn feed(arguments: FeedArgs) -> anyhow::Result<ExitCode> {
     let source = Source {
         name: arguments.source,
         interval: Some(Duration::from_millis(arguments.interval_ms)),
+        quiet: Some(Quiet::of_command(Some(Duration::from_millis(arguments.interval_ms)))),
         sample_bytes_max: usize::try_from(HttpConfig::default().body_bytes_max).unwrap_or(usize::MAX),
         intake: agent.clone(),
     };

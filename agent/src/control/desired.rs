@@ -63,13 +63,16 @@ impl<L: Fn(&Name) -> Option<Arc<[String]>>> Device<'_, L> {
         if let Err(error) = LogLevel::check(&config.log.level) {
             errors.push(FieldError::new("log.level", error.to_string()));
         }
-        for model in &config.models {
+        // Labels of the local file are the file's matter: a fault, and no reason to refuse what is said here.
+        for (name, model) in settings.model.iter().flatten() {
+            let threshold = model.as_ref().and_then(|model| model.threshold.as_ref());
             // A model that is not loaded yet takes any label.
-            let Some(labels) = (self.labels)(&model.name) else { continue };
-            let classes = model.threshold.classes().keys().map(|label| ("classes", label));
-            let weights = model.threshold.weights().keys().map(|label| ("weights", label));
-            for (list, label) in classes.chain(weights).filter(|(_, label)| !labels.contains(*label)) {
-                let field = format!("model.{}.threshold.{list}.{label}", model.name);
+            let (Some(threshold), Some(labels)) = (threshold, (self.labels)(name)) else { continue };
+            let classes = threshold.classes.iter().flatten().filter(|(_, share)| share.is_some());
+            let weights = threshold.weights.iter().flatten().filter(|(_, weight)| weight.is_some());
+            let said = classes.map(|(label, _)| ("classes", label)).chain(weights.map(|(label, _)| ("weights", label)));
+            for (list, label) in said.filter(|(_, label)| !labels.contains(*label)) {
+                let field = format!("model.{name}.threshold.{list}.{label}");
                 errors.push(FieldError::new(field, "the model has no such label"));
             }
         }

@@ -114,7 +114,7 @@ fn broker_settings(config: &BrokerConfig, link: &LinkConfig) -> BrokerSettings {
     }
 }
 
-/// What the bundle suggests is not known here and left out.
+/// What the bundle suggests beside it is reported on its own.
 fn threshold(config: &ThresholdConfig) -> ThresholdSettings {
     let share = |value: Option<f32>| value.and_then(|value| Share::new(value).ok());
     let (classes, weights) = (config.classes(), config.weights());

@@ -1,8 +1,9 @@
 //! Publishes `up/reported`: the newest one, whenever it changes and at every connect.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hedge_proto::{LastDesired, Reported, Settings, to_json};
+use hedge_proto::{LastDesired, Name, Reported, Settings, ThresholdSettings, to_json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -15,13 +16,19 @@ const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// What there is to report.
 #[must_use]
-pub(super) fn reported(in_force: &InForce, overlay: Settings, last: Option<LastDesired>) -> Reported {
+pub(super) fn reported(
+    in_force: &InForce,
+    overlay: Settings,
+    suggested: BTreeMap<Name, ThresholdSettings>,
+    last: Option<LastDesired>,
+) -> Reported {
     let settings = effective(&in_force.config);
     Reported {
         version: in_force.version,
         hash: hedge_proto::Digest::of(&to_json(&settings)),
         settings,
         overlay,
+        suggested,
         paused: in_force.paused.iter().cloned().collect(),
         last,
     }

@@ -12,7 +12,9 @@ use hedge_core::control::settings::{Book, Overlay};
 use hedge_core::control::trial::{End, Evidence, Trial};
 use hedge_core::engine::{Configured, Event};
 use hedge_core::link::Way;
-use hedge_proto::{CaseKey, Confirm, Epoch, FieldError, LastDesired, Name, Reported, Settings, SettingsOutcome};
+use hedge_proto::{
+    CaseKey, Confirm, Epoch, FieldError, LastDesired, Name, Reported, Settings, SettingsOutcome, ThresholdSettings,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -67,7 +69,7 @@ pub(crate) fn resume(file: &ConfigFile, state: &mut StateFile, clock: &Clock) ->
 }
 
 /// The version and configuration that the book says is in force.
-fn in_force(file: &ConfigFile, book: &Book) -> Result<(u64, Config), Vec<FieldError>> {
+pub(crate) fn in_force(file: &ConfigFile, book: &Book) -> Result<(u64, Config), Vec<FieldError>> {
     match book.in_force() {
         Some(overlay) => Ok((overlay.version, file.overlaid(&overlay.settings)?)),
         None => Ok((0, file.config.clone())),
@@ -167,6 +169,17 @@ struct Watched {
     log_until: Option<Instant>,
 }
 
+impl Watched {
+    /// What is the same is not reported again.
+    fn tell(&self, newest: Reported) {
+        self.report.send_if_modified(|report| {
+            let changed = *report != newest;
+            *report = newest;
+            changed
+        });
+    }
+}
+
 impl SettingsTask {
     /// Serves until told to stop; then gives back what it moved.
     pub(crate) async fn run(
@@ -185,6 +198,7 @@ impl SettingsTask {
         };
         let mut watched =
             Watched { sessions, acknowledged, link: self.link.clone(), report, asked: None, log_until: None };
+        let mut loaded = self.pipeline.loaded.clone();
         self.tell_trial().await;
         loop {
             self.weigh_trial(&mut watched).await;
@@ -196,6 +210,8 @@ impl SettingsTask {
                     Some(request) => self.take(request, &mut watched).await,
                     None => return (self.capture, self.sinks),
                 },
+                // What its bundle suggests is known from now on.
+                Ok(()) = loaded.changed() => watched.tell(self.reported()),
                 Ok(()) = watched.sessions.changed(), if on_trial => {}
                 Ok(()) = watched.acknowledged.changed(), if on_trial => {}
                 Ok(()) = watched.link.changed(), if on_trial => {}
@@ -243,12 +259,7 @@ impl SettingsTask {
                 drop(reply.send(set));
             }
         }
-        watched.report.send_if_modified(|report| {
-            let newest = self.reported();
-            let changed = *report != newest;
-            *report = newest;
-            changed
-        });
+        watched.tell(self.reported());
     }
 
     async fn desired(&mut self, bytes: &[u8], by: Option<&str>) {
@@ -464,7 +475,12 @@ impl SettingsTask {
 
     fn reported(&self) -> Reported {
         let overlay = self.remembered.book.in_force().map(|overlay| overlay.settings.clone()).unwrap_or_default();
-        reported(&self.in_force.borrow(), overlay, self.remembered.last.clone())
+        let in_force = self.in_force.borrow();
+        let suggested = self.pipeline.judges.iter().filter_map(|(name, judge)| {
+            let suggestion = in_force.thresholds.get(name)?.suggestion(judge.card()?.suggested);
+            Some((name.clone(), suggestion)).filter(|(_, suggestion)| *suggestion != ThresholdSettings::default())
+        });
+        reported(&in_force, overlay, suggested.collect(), self.remembered.last.clone())
     }
 }
 

@@ -3,11 +3,12 @@
 //! What a start could not use (configuration, identity, state folder) is looked at again and again; once it can be
 //! used the agent starts anew, in the same process. Everything else heals while it runs.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hedge_proto::LinkState;
+use hedge_proto::{LinkState, Name};
 use rustix::fs::StatVfsMountFlags;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +17,6 @@ use super::{Restart, last_run, notify};
 use crate::clock::{synced_from_outside, wall_ms};
 use crate::control::commands::journal_opens;
 use crate::faults::{Faults, Part};
-use crate::inference::Judge;
 use crate::outbox::{Limits, OpenError, Outbox};
 use crate::pipeline::Pipeline;
 use crate::state::StateFile;
@@ -41,7 +41,7 @@ pub(super) enum Cause {
 pub(super) struct Health {
     pub(super) causes: Vec<Cause>,
     pub(super) faults: Faults,
-    pub(super) judges: Vec<Judge>,
+    pub(super) pipeline: Arc<Pipeline>,
     pub(super) state_dir: PathBuf,
     pub(super) limits: Limits,
     pub(super) state: Arc<Mutex<StateFile>>,
@@ -54,6 +54,8 @@ impl Health {
         let mut shown_until = Some(tokio::time::Instant::now() + last_run::SHOWN);
         // A file that is being written may be valid half-way: it must be the same twice.
         let mut seen: Option<String> = None;
+        let mut settings = self.pipeline.settings.clone();
+        let mut sources = BTreeSet::new();
         loop {
             self.faults.note(&Part::Clock, clock_fault());
             self.faults.note(&Part::Disk, disk_fault(&self.state_dir, &self.limits));
@@ -61,10 +63,12 @@ impl Health {
                 self.faults.clear(&Part::LastRun);
                 self.forget_crashes();
             }
-            for judge in &self.judges {
+            for judge in self.pipeline.judges.values() {
                 // It loads a model that is missing, if the time has come; a busy one is looked at again.
                 judge.look().await;
             }
+            note_models(&self.pipeline);
+            sources = note_sources(&self.pipeline, &sources);
             synced_from_outside().await;
             if let Some(part) = self.healed(&mut seen).await {
                 match self.restart.ask() {
@@ -72,9 +76,17 @@ impl Health {
                     Err(error) => tracing::warn!(error, %part, "this can be used again, after a restart"),
                 }
             }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+            let next = tokio::time::Instant::now() + LOOK_EVERY;
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    // A threshold may be what was missing; nothing else is looked at any sooner for it.
+                    changed = settings.changed() => match changed {
+                        Ok(()) => note_models(&self.pipeline),
+                        Err(_) => return,
+                    },
+                    () = tokio::time::sleep_until(next) => break,
+                }
             }
         }
     }
@@ -110,6 +122,27 @@ impl Health {
         }
         None
     }
+}
+
+/// Notes of each model why it cannot answer, or what of its threshold has no effect.
+pub(super) fn note_models(pipeline: &Pipeline) {
+    let settings = pipeline.settings.borrow().clone();
+    for (name, judge) in &pipeline.judges {
+        let threshold = settings.thresholds.get(name).cloned().unwrap_or_default();
+        pipeline.faults.note(&Part::Model(name.clone()), judge.fault(&threshold));
+    }
+}
+
+/// Notes of each source whether it brings anything. Those `before` that are off by now have no fault any more.
+fn note_sources(pipeline: &Pipeline, before: &BTreeSet<Name>) -> BTreeSet<Name> {
+    let now = pipeline.figures.quiet_sources();
+    for gone in before.iter().filter(|name| !now.contains_key(name)) {
+        pipeline.faults.clear(&Part::Source(gone.clone()));
+    }
+    for (name, fault) in &now {
+        pipeline.faults.note(&Part::Source(name.clone()), fault.clone());
+    }
+    now.into_keys().collect()
 }
 
 /// Whether a start could use the folder now. Everything is tried, so that a restart for it is not in vain.

@@ -22,7 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::config::{ConfigFile, Starting};
+use self::config::{ConfigFile, NoSetting, Starting};
 use self::health::{Cause, Health};
 use self::keeper::Keeper;
 pub use self::log::LogError;
@@ -69,6 +69,9 @@ pub enum Ending {
 pub async fn run(starting: Starting) -> Result<Ending, StartError> {
     let Starting { file, fault } = starting;
     let log = log::start(&file.config.log)?;
+    for NoSetting { variable, reason, .. } in &file.not_settings {
+        tracing::warn!("the environment variable {variable} is passed over: {reason}");
+    }
     // From here on a signal stops the agent in good order instead of killing it.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let hang_up = signal(SignalKind::hangup())?;
@@ -129,7 +132,7 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
     let health = Health {
         causes,
         faults: pipeline.faults.clone(),
-        judges: pipeline.judges.values().cloned().collect(),
+        pipeline: pipeline.clone(),
         state_dir: in_force.config.state_dir.clone(),
         limits: in_force.config.outbox.limits(),
         state: keeper.state.clone(),
@@ -156,6 +159,7 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
     for judge in pipeline.judges.values() {
         judge.settle().await;
     }
+    health::note_models(&pipeline);
     if let Some(uplink) = &uplink {
         // Not connected yet is no matter: the status is published with every connection.
         drop(uplink.say_online().await);

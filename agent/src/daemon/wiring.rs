@@ -75,7 +75,8 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let state = Arc::new(Mutex::new(state));
     let (meter, (spent, spent_view)) = (Meter::default(), watch::channel(spent_before.clone().unwrap_or_default()));
     let figures = Arc::new(Figures::default());
-    let judges = start_models(config, &figures, rest.as_ref(), &faults)?;
+    let (load, loaded) = watch::channel(0);
+    let judges = start_models(config, &figures, rest.as_ref(), &faults, &load)?;
     let (events, arrived) = mpsc::channel(EVENTS_MAX);
     let (link, link_view) = watch::channel(LinkView::starting(config.policies().offline));
     let (answers, news) = (Answers::default(), Arc::new(Notify::new()));
@@ -140,6 +141,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         sequence: AtomicU64::new(0),
         clock: clock.clone(),
         judges,
+        loaded,
         outbox,
         answers,
         snapshots: Snapshots::default(),
@@ -164,6 +166,7 @@ fn start_models(
     figures: &Arc<Figures>,
     rest: Option<&(Duration, String)>,
     faults: &Faults,
+    loaded: &watch::Sender<usize>,
 ) -> Result<BTreeMap<Name, Judge>, StartError> {
     let mut judges = BTreeMap::new();
     for model in &config.models {
@@ -177,6 +180,7 @@ fn start_models(
             rest: rest.cloned(),
             faults: faults.clone(),
             figures: figures.clone(),
+            loaded: loaded.clone(),
         })?;
         judges.insert(model.name.clone(), judge);
     }

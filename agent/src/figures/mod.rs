@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use hedge_proto::{LatencyFigures, Name, Refusal, SampleFigures};
+use hedge_proto::{LatencyFigures, Name, Refusal, SampleFigures, SourceFigures};
+use tokio::time::Instant;
 
 pub use self::latency::{BOUNDS_S, Latency, Spread};
+use crate::daemon::config::Quiet;
 
 /// Counters since the process started.
 #[derive(Debug, Default)]
@@ -29,7 +31,18 @@ pub struct Figures {
     refused: Mutex<BTreeMap<Refusal, u64>>,
     dropped: Mutex<BTreeMap<Dropped, u64>>,
     sources: Mutex<BTreeMap<Name, String>>,
+    flows: Mutex<BTreeMap<Name, Flow>>,
     latencies: [Latency; Timed::ALL.len()],
+}
+
+/// What comes from a source that is on, and when it last did.
+#[derive(Debug, Clone)]
+struct Flow {
+    began: Instant,
+    quiet: Option<Quiet>,
+    sample: Option<Instant>,
+    new: Option<Instant>,
+    answer: Option<Instant>,
 }
 
 /// What takes time.
@@ -115,6 +128,64 @@ impl Figures {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// A source is on: from now on it is expected to bring something.
+    pub fn begin_source(&self, source: &Name, quiet: Option<Quiet>) {
+        let flow = Flow { began: Instant::now(), quiet, sample: None, new: None, answer: None };
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner).insert(source.clone(), flow);
+    }
+
+    pub fn end_source(&self, source: &Name) {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner).remove(source);
+    }
+
+    /// A sample came.
+    pub fn saw(&self, source: &Name, is_new: bool) {
+        self.flow(source, |flow| {
+            let now = Instant::now();
+            flow.sample = Some(now);
+            if is_new {
+                let between = now - flow.new.replace(now).unwrap_or(now);
+                if let Some(quiet) = &mut flow.quiet {
+                    quiet.saw(between);
+                }
+            }
+        });
+    }
+
+    pub fn answered_of(&self, source: &Name) {
+        self.flow(source, |flow| flow.answer = Some(Instant::now()));
+    }
+
+    fn flow(&self, source: &Name, change: impl FnOnce(&mut Flow)) {
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flow) = flows.get_mut(source) {
+            change(flow);
+        }
+    }
+
+    #[must_use]
+    pub fn source_figures(&self) -> BTreeMap<Name, SourceFigures> {
+        let ago = |at: Option<Instant>| at.map(|at| at.elapsed().as_secs());
+        let flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let figures = |(name, flow): (&Name, &Flow)| {
+            let figures = SourceFigures {
+                sample_s: ago(flow.sample),
+                new_s: ago(flow.new),
+                answer_s: ago(flow.answer),
+                quiet_after_s: flow.quiet.map(|quiet| quiet.after.as_secs()),
+            };
+            (name.clone(), figures)
+        };
+        flows.iter().map(figures).collect()
+    }
+
+    /// What is wrong with each source that is on: it has been quiet for too long, or says the same again and again.
+    #[must_use]
+    pub fn quiet_sources(&self) -> BTreeMap<Name, Option<String>> {
+        let flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        flows.iter().map(|(name, flow)| (name.clone(), flow.fault())).collect()
+    }
+
     #[must_use]
     pub fn samples(&self) -> SampleFigures {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,6 +202,28 @@ impl Figures {
             corrected: self.corrected.load(Relaxed),
             late_verdicts: self.late_verdicts.load(Relaxed),
         }
+    }
+}
+
+impl Flow {
+    fn fault(&self) -> Option<String> {
+        let after = self.quiet?.after;
+        if self.new.unwrap_or(self.began).elapsed() <= after {
+            return None;
+        }
+        let seconds = after.as_secs();
+        let frozen = self.sample.is_some_and(|sample| sample.elapsed() <= after);
+        Some(if frozen {
+            format!(
+                "the same picture, byte for byte, for more than {seconds} s: the camera is frozen, or `quiet_after_s = 0` \
+                 says that it may be"
+            )
+        } else {
+            format!(
+                "nothing came for more than {seconds} s: see that what brings its samples works, or say with \
+                 `quiet_after_s` how long it may be quiet"
+            )
+        })
     }
 }
 
@@ -159,5 +252,43 @@ pub fn drop_name(why: Dropped) -> &'static str {
         Dropped::Evicted => "evicted",
         Dropped::Expired => "expired",
         Dropped::Undelivered => "undelivered",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_is_quiet_or_says_the_same_for_too_long_is_a_fault_until_it_brings_something_new() {
+        let (figures, porch) = (Figures::default(), Name::new("porch").expect("valid"));
+        let fault = |part: &str| {
+            let fault = figures.quiet_sources().remove(&porch).flatten();
+            assert_eq!(fault.is_some(), !part.is_empty(), "{fault:?}");
+            assert!(fault.unwrap_or_default().contains(part));
+        };
+        let later = |seconds| tokio::time::advance(Duration::from_secs(seconds));
+        figures.begin_source(&porch, Some(Quiet::of_command(None)));
+        later(60).await;
+        fault("");
+        later(1).await;
+        fault("nothing came for more than 60 s");
+        figures.saw(&porch, true);
+        fault("");
+        for _ in 0..61 {
+            later(1).await;
+            figures.saw(&porch, false);
+        }
+        fault("the same picture");
+        figures.saw(&porch, true);
+        fault("");
+        // One picture every 61 s is what this source does.
+        later(100).await;
+        fault("");
+        let figures_now = figures.source_figures().remove(&porch).expect("there");
+        assert_eq!((figures_now.new_s, figures_now.quiet_after_s, figures_now.answer_s), (Some(100), Some(183), None));
+        figures.end_source(&porch);
+        later(1000).await;
+        assert!(figures.quiet_sources().is_empty(), "a source that is off is expected to be quiet");
     }
 }

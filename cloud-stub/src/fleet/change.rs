@@ -193,7 +193,15 @@ mod tests {
             reason: None,
             errors: Vec::new(),
         });
-        Some(Reported { version, hash: Digest::of(b""), settings: overlay.clone(), overlay, paused: Vec::new(), last })
+        Some(Reported {
+            version,
+            hash: Digest::of(b""),
+            settings: overlay.clone(),
+            overlay,
+            suggested: Default::default(),
+            paused: Vec::new(),
+            last,
+        })
     }
 
     fn edits(texts: &[&str]) -> Change {

@@ -129,6 +129,7 @@ mod tests {
             hash: Digest::of(b""),
             settings: Settings::read(in_force).expect("valid"),
             overlay: Settings::read(overlay).expect("valid"),
+            suggested: Default::default(),
             paused: Vec::new(),
             last: None,
         };

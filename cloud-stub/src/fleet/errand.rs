@@ -305,6 +305,7 @@ mod tests {
             hash: Digest::of(b""),
             settings: Overlay::default(),
             overlay: Overlay::default(),
+            suggested: Default::default(),
             paused: Vec::new(),
             last: Some(LastDesired { version: Some(version), outcome, reason: None, errors }),
         })))

@@ -52,8 +52,18 @@ function drawNow(d) {
     figure(s ? percent(s.kept, s.kept + s.deferred) : "–", "kept on the device", s ? `${number(s.answered)} answered, ${number(s.corrected)} corrected` : ""),
     figure(models.length ? models[0] : "–", models.length > 1 ? "models" : "model", models.slice(1).join(", ")),
     figure(d.version || "–", "version", t ? `up for ${span(t.uptime_s)}${t.board.rss_bytes ? `, ${bytes(t.board.rss_bytes)} of memory` : ""}` : ""),
+    ...sourceFigures(t),
     figure(t ? bytes(t.link_bytes) : "–", "over the link", spent.length ? `${spent[0][0].replaceAll("_", " ")} ${percent(spent[0][1].spent, spent[0][1].max)} spent` : ""),
   );
+}
+
+// How long ago, when it said so, each source brought something new; the age of what it said stands beside the link.
+function sourceFigures(t) {
+  return Object.entries((t && t.source_figures) || {}).map(([name, s]) => {
+    const quiet = s.quiet_after_s !== undefined && (s.new_s ?? t.uptime_s) > s.quiet_after_s;
+    const note = s.sample_s === undefined ? "" : quiet ? "before the last figures: too long ago" : "before the last figures";
+    return figure(s.sample_s === undefined ? "nothing yet" : span(s.new_s ?? s.sample_s), `last of ${name}`, note);
+  });
 }
 
 function drawStanding(page) {

@@ -183,6 +183,7 @@ fn reported(version: u64, overlay: Value, last: Option<LastDesired>) -> Reported
         hash: Digest::of(&to_json(&overlay)),
         settings: overlay.clone(),
         overlay,
+        suggested: Default::default(),
         paused: Vec::new(),
         last,
     }

@@ -6,11 +6,13 @@
 //!
 //! ```text
 //! running ─ends→ waiting (1 s, doubling to 60 s; 1 s again after a stable minute) ─→ running
+//!    └─nothing new for too long→ ended; see `silence`
 //! ```
 
 mod delimited;
 mod mjpeg;
 mod newest;
+mod silence;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::delimited::Delimited;
 use self::mjpeg::Mjpeg;
 use self::newest::Newest;
+use self::silence::Silence;
 use super::{Asking, RETRY_WAIT, Source, Taker, passes, picture};
 use crate::child::{Child, Use, describe_end};
 use crate::daemon::config::StreamFormat;
@@ -78,6 +81,13 @@ impl Splitter {
     }
 }
 
+/// Whether these bytes hold a JPEG from its first marker to its last.
+pub(super) fn holds_whole_jpeg(bytes: &[u8]) -> bool {
+    let mut is_whole = false;
+    Mjpeg::new(usize::MAX).push(bytes, &mut |piece| is_whole |= matches!(piece, Piece::Picture(_)));
+    is_whole
+}
+
 /// Keeps the program running until `stop`.
 pub(crate) async fn run<I: Taker>(
     source: Source<I>,
@@ -88,26 +98,28 @@ pub(crate) async fn run<I: Taker>(
     let program = command.first().map_or("the command", String::as_str);
     let mut asked = source.intake.asked(&source.name);
     let mut wait = RESTART_WAIT_MIN;
+    let silence = Silence::new(source.quiet);
     loop {
         let started = Instant::now();
+        silence.begin();
         let (end, last_words) = match Child::spawn(&command, Use::Stdout) {
             Err(error) => (format!("it cannot be started: {error}"), String::new()),
             Ok(mut child) => {
                 source.say(format!("`{program}` is running"));
-                tokio::select! {
-                    () = follow(&source, &mut child, format, &mut asked) => {}
+                let silent = tokio::select! {
+                    silent = follow(&source, &mut child, format, &silence, &mut asked) => silent,
                     () = stop.cancelled() => {
                         let status = child.stop().await;
                         tracing::debug!("`{program}`: {}", describe_end(&status, ""));
                         return;
                     }
-                }
+                };
                 // The output often ends a moment before the program does.
                 let status = match timeout(END_WAIT, child.wait()).await {
-                    Ok(status) => status,
-                    Err(_) => child.stop().await,
+                    Ok(status) if silent.is_none() => status,
+                    _ => child.stop().await,
                 };
-                (describe_end(&status, ""), child.last_words().await)
+                (silent.unwrap_or_else(|| describe_end(&status, "")), child.last_words().await)
             }
         };
         if started.elapsed() >= STABLE {
@@ -123,28 +135,40 @@ pub(crate) async fn run<I: Taker>(
     }
 }
 
-/// Answers the program's pictures until its output ends.
+/// Answers the program's pictures until its output ends, or brings nothing new for too long; says so then.
 async fn follow<I: Taker>(
     source: &Source<I>,
     child: &mut Child,
     format: StreamFormat,
+    silence: &Silence,
     asked: &mut mpsc::Receiver<Asking>,
-) {
-    let Some(stdout) = child.stdout() else { return };
+) -> Option<String> {
+    let stdout = child.stdout()?;
     let newest = Newest::default();
     let reading = async {
-        let mut reading = std::pin::pin!(read(source, stdout, format, &newest));
-        tokio::select! {
-            () = &mut reading => {}
+        let mut reading = std::pin::pin!(read(source, stdout, format, silence, &newest));
+        let silent = tokio::select! {
+            () = &mut reading => None,
             // What it started may hold the output open for ever; only the rest in the pipe is of interest.
-            _ = child.wait() => drop(timeout(END_WAIT, reading).await),
-        }
+            _ = child.wait() => {
+                drop(timeout(END_WAIT, reading).await);
+                None
+            }
+            silent = silence.is_too_long() => Some(silent),
+        };
         newest.close();
+        silent
     };
-    tokio::join!(reading, answer(source, &newest, asked));
+    tokio::join!(reading, answer(source, &newest, asked)).0
 }
 
-async fn read<I: Taker>(source: &Source<I>, mut output: impl AsyncRead + Unpin, format: StreamFormat, newest: &Newest) {
+async fn read<I: Taker>(
+    source: &Source<I>,
+    mut output: impl AsyncRead + Unpin,
+    format: StreamFormat,
+    silence: &Silence,
+    newest: &Newest,
+) {
     let mut splitter = Splitter::new(format, source.sample_bytes_max);
     let mut buffer = vec![0; READ_BYTES];
     let mut seen_any = false;
@@ -155,6 +179,7 @@ async fn read<I: Taker>(source: &Source<I>, mut output: impl AsyncRead + Unpin, 
         let mut each = |piece| match piece {
             Piece::Picture(bytes) => {
                 seen_any = true;
+                source.intake.saw(&source.name, silence.saw(&bytes));
                 skipped += u64::from(newest.put(bytes));
             }
             Piece::Skipped => skipped += 1,

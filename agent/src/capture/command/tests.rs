@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::newest::Newest;
 use super::{answer, run};
+use crate::capture::Source;
 use crate::capture::testing::Fake;
-use crate::daemon::config::StreamFormat;
+use crate::daemon::config::{SourceConfig, StreamFormat};
 
 /// A whole picture as printf prints it; the smallest that is read as JPEG.
 const PICTURE: &str = r"\377\330\377\332\000\002ab\377\331";
@@ -123,4 +124,47 @@ async fn a_picture_that_is_asked_for_does_not_wait_for_the_interval() {
     drop(asked);
     let gone = fake.snapshots.ask(&source.name).await.expect_err("nobody is there");
     assert!(gone.contains("kind `command`"), "{gone}");
+}
+
+/// Of one that must bring something new every so many seconds.
+async fn restarts(script: &str, quiet_after_s: u32, what: &str, holds: impl Fn(&Fake) -> bool) -> Arc<Fake> {
+    let source = format!("name = \"cam\"\nkind = \"command\"\ncommand = [\"sh\"]\nquiet_after_s = {quiet_after_s}");
+    let quiet = toml::from_str::<SourceConfig>(&source).expect("valid").quiet_after();
+    let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
+    let command = vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()];
+    let source = Source { quiet, ..fake.source(None) };
+    let running = tokio::spawn(run(source, command, StreamFormat::Mjpeg, stop.clone()));
+    fake.until(what, holds).await;
+    stop.cancel();
+    running.await.expect("no panic");
+    fake
+}
+
+#[tokio::test]
+async fn a_program_that_gives_no_picture_is_started_again() {
+    let fake = restarts("sleep 1000", 1, "two starts", |fake| {
+        fake.states.lock().expect("not poisoned").iter().filter(|state| state.contains("is running")).count() == 3
+    });
+    let fake = fake.await;
+    assert!(fake.said("it gave no picture for 1 s and was ended; starting it again in 1 s"));
+    assert!(fake.said("it gave no picture for 2 s and was ended"), "it is given twice the time");
+}
+
+#[tokio::test]
+async fn a_program_that_gives_the_same_picture_for_ever_is_started_again() {
+    let script = format!("while printf '{PICTURE}'; do sleep 0.1; done");
+    let fake = restarts(&script, 1, "the reason", |fake| fake.said("is not running")).await;
+    assert!(fake.said("it gave the same picture again and again for"), "{:?}", fake.states.lock());
+    let seen = fake.seen.lock().expect("not poisoned").clone();
+    assert!(seen.len() > 2 && seen[0] && !seen[1..].contains(&true), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_program_whose_pictures_differ_or_that_may_be_quiet_is_left_alone() {
+    let script = r"i=100; while printf '\377\330\377\332\000\002'$i'\377\331'; do i=$((i+1)); sleep 0.1; done";
+    let fake = restarts(script, 1, "25 pictures", |fake| fake.seen.lock().expect("not poisoned").len() >= 25).await;
+    assert!(!fake.said("is not running"), "{:?}", fake.states.lock());
+    let script = format!("while printf '{PICTURE}'; do sleep 0.1; done");
+    let fake = restarts(&script, 0, "25 pictures", |fake| fake.seen.lock().expect("not poisoned").len() >= 25).await;
+    assert!(!fake.said("is not running"), "{:?}", fake.states.lock());
 }

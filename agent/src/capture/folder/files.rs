@@ -8,26 +8,50 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use hedge_inference::ContentType;
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
+use crate::capture::command::holds_whole_jpeg;
 use crate::sample::SampleError;
 
 /// What tells one state of a file from another.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Look {
     /// When it was written: seconds and nanoseconds since 1970. First, so that looks sort by age.
     written: (i64, i64),
     bytes: u64,
     inode: u64,
+    /// When anything of it changed, its name and owner included: unlike `written`, nobody can set it.
+    changed: (i64, i64),
 }
 
 impl Look {
     fn of(metadata: &Metadata) -> Self {
-        Self { written: (metadata.mtime(), metadata.mtime_nsec()), bytes: metadata.len(), inode: metadata.ino() }
+        Self {
+            written: (metadata.mtime(), metadata.mtime_nsec()),
+            bytes: metadata.len(),
+            inode: metadata.ino(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
     }
 
-    pub(super) fn written_ms(&self) -> i64 {
-        self.written.0.saturating_mul(1000).saturating_add(self.written.1 / 1_000_000)
+    pub(super) fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The same file with nothing written to it since, though it may have been moved.
+    pub(super) fn is_content_of(&self, other: &Self) -> bool {
+        (self.written, self.bytes, self.inode) == (other.written, other.bytes, other.inode)
+    }
+
+    /// Whether it was written after the other was.
+    pub(super) fn is_newer_than(&self, other: &Self) -> bool {
+        self.written > other.written
     }
 }
 
@@ -89,7 +113,6 @@ pub(super) fn read(path: &Path, bytes_max: usize) -> Reading {
         return Reading::Unusable(before, error.to_string());
     }
     match read_as_it_was(path, &before) {
-        Ok(Some(bytes)) if bytes.is_empty() => Reading::Unusable(before, "the file is empty".to_owned()),
         Ok(Some(bytes)) => Reading::Whole(before, bytes),
         Ok(None) => Reading::NotNow,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Reading::NotNow,
@@ -108,4 +131,31 @@ fn read_as_it_was(path: &Path, before: &Look) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::with_capacity(usize::try_from(before.bytes).unwrap_or(0));
     (&mut file).take(before.bytes + 1).read_to_end(&mut bytes)?;
     Ok((Look::of(&file.metadata()?) == *before).then_some(bytes))
+}
+
+/// What every PNG begins with.
+const PNG_MAGIC: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+/// Whether a picture ends before its own format says it does, so that more of it may be on its way.
+pub(super) fn is_unfinished(bytes: &[u8]) -> bool {
+    match ContentType::sniff(bytes) {
+        Some(ContentType::Jpeg) => !holds_whole_jpeg(bytes),
+        Some(ContentType::Png) => !holds_whole_png(bytes),
+        Some(_) => false,
+        None => [&[0xff, 0xd8, 0xff][..], PNG_MAGIC].iter().any(|magic| magic.starts_with(bytes)),
+    }
+}
+
+/// Steps from chunk to chunk: 4 bytes of length, 4 of kind, the data, 4 of checksum.
+fn holds_whole_png(bytes: &[u8]) -> bool {
+    let mut rest = bytes.get(PNG_MAGIC.len()..).unwrap_or_default();
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let end = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX).saturating_add(4 + 4);
+        let Some(next) = after.get(end..) else { return false };
+        if after.starts_with(b"IEND") {
+            return true;
+        }
+        rest = next;
+    }
+    false
 }

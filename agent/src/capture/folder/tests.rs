@@ -14,7 +14,11 @@ use crate::capture::testing::Fake;
 use crate::daemon::config::Fate;
 use crate::sample::SampleError;
 
-const JPEG: &[u8] = &[0xff, 0xd8, 0xff, 0xe0, 1, 2, 3];
+/// From its first marker to its last; no decoder sees it.
+const JPEG: &[u8] = &[0xff, 0xd8, 0xff, 0xe0, 0, 4, 1, 2, 0xff, 0xd9];
+
+/// The same of a PNG: header and end, without checksums.
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\x01IHDR!....\0\0\0\0IEND....";
 
 struct Place {
     _root: tempfile::TempDir,
@@ -43,7 +47,8 @@ impl Place {
     }
 
     fn start(&self, interval: Option<Duration>, after: Fate) -> JoinHandle<()> {
-        tokio::spawn(run(self.fake.source(interval), self.folder.clone(), after, self.stop.clone()))
+        let answered = self.folder.with_extension("answered");
+        tokio::spawn(run(self.fake.source(interval), self.folder.clone(), after, answered, self.stop.clone()))
     }
 
     async fn until_there(&self, path: &str) {
@@ -64,6 +69,10 @@ impl Place {
             entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
+    }
+
+    fn contents(&self) -> Vec<Vec<u8>> {
+        self.fake.samples.lock().expect("not poisoned").iter().map(|sample| sample.bytes.to_vec()).collect()
     }
 
     fn references(&self) -> Vec<String> {
@@ -249,6 +258,159 @@ async fn a_name_written_again_is_another_sample_and_nothing_is_overwritten() {
     let references = place.references();
     assert_eq!(references[0], "latest.jpg");
     assert!(references[1].starts_with("latest.jpg#"), "{references:?}");
+    place.stop.cancel();
+    running.await.expect("no panic");
+}
+
+#[tokio::test]
+async fn pictures_of_one_name_and_one_time_are_each_answered() {
+    for restart in [false, true] {
+        let mut place = Place::new();
+        let mut running = place.start(None, Fate::Move);
+        let mut contents: Vec<Vec<u8>> = Vec::new();
+        for (picture, done) in [b"r", b"b", b"g", b"r", b"r"].into_iter().zip(["", ".2", ".3", ".4", ".5"]) {
+            place.fake.until("the watch", |fake| fake.said("watching")).await;
+            let hidden = place.folder.join(".x");
+            std::fs::write(&hidden, [JPEG, picture].concat()).expect("written");
+            let file = std::fs::File::options().write(true).open(&hidden).expect("there");
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(315_532_800)).expect("set");
+            std::fs::rename(hidden, place.folder.join("cam.jpg")).expect("moved");
+            place.until_there(&format!("done/cam{done}.jpg")).await;
+            if restart {
+                contents.extend(place.contents());
+                place.stop.cancel();
+                running.await.expect("no panic");
+                (place.fake, place.stop) = (Arc::default(), CancellationToken::new());
+                running = place.start(None, Fate::Move);
+            }
+        }
+        contents.extend(place.contents());
+        let expected: Vec<Vec<u8>> = [b"r", b"b", b"g", b"r", b"r"].map(|picture| [JPEG, picture].concat()).into();
+        assert_eq!(contents, expected, "restarted: {restart}");
+        let references = place.references();
+        let different: std::collections::BTreeSet<&String> = references.iter().collect();
+        assert_eq!(different.len(), references.len(), "{references:?}");
+        place.stop.cancel();
+        running.await.expect("no panic");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_picture_whose_writer_pauses_is_answered_once_and_whole() {
+    for (picture, pause) in [(JPEG, 16), (PNG, 16), (JPEG, 100), (PNG, 100)] {
+        for at in 0..picture.len() {
+            let place = Place::new();
+            let running = place.start(None, Fate::Move);
+            place.fake.until("the watch", |fake| fake.said("watching")).await;
+            let mut writer = std::fs::File::create(place.folder.join("slow")).expect("made");
+            writer.write_all(&picture[..at]).expect("half of it");
+            let fake = place.fake.clone();
+            // What a decoder would say of half a picture.
+            place.fake.decide(move |sample| match sample.bytes.len() == picture.len() {
+                true => Ok(()),
+                false => Err(SampleError::Unusable(format!("half a picture; {}", fake.sample_count()))),
+            });
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+            assert_eq!(place.folder.join("slow").exists(), pause == 16, "{at} bytes for {pause} s");
+            writer.write_all(&picture[at..]).expect("the rest");
+            place.until_there("done/slow").await;
+            let contents = place.contents();
+            assert_eq!(contents.last().map(Vec::as_slice), Some(picture), "while its writer still has it open");
+            drop(writer);
+            assert!(contents.iter().filter(|content| *content == picture).count() == 1);
+            assert!(pause == 16 || place.names("failed").is_empty(), "{:?}", place.names("failed"));
+            place.stop.cancel();
+            running.await.expect("no panic");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_written_to_after_it_failed_is_looked_at_again_also_after_a_restart() {
+    let mut place = Place::new();
+    place.write("text.jpg", b"no picture");
+    place.write("more.jpg", b"no picture");
+    let mut running = place.start(None, Fate::Move);
+    for name in ["text", "more"] {
+        place.until_there(&format!("failed/{name}.jpg.error.txt")).await;
+    }
+    std::fs::write(place.folder.join("failed/text.jpg"), JPEG).expect("put right");
+    place.until_there("done/text.jpg").await;
+    place.stop.cancel();
+    running.await.expect("no panic");
+    std::fs::write(place.folder.join("failed/more.jpg"), JPEG).expect("put right");
+    let note = std::fs::File::options().write(true).open(place.folder.join("failed/more.jpg.error.txt"));
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    note.expect("there").set_modified(long_ago).expect("set");
+    place.stop = CancellationToken::new();
+    running = place.start(None, Fate::Move);
+    place.until_there("done/more.jpg").await;
+    assert!(place.names("failed").is_empty(), "{:?}", place.names("failed"));
+    place.stop.cancel();
+    running.await.expect("no panic");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_takes_the_place_of_a_file_while_it_is_answered_is_a_sample_of_its_own() {
+    for in_place in [true, false] {
+        for after in [Fate::Move, Fate::Delete] {
+            let mut place = Place::new();
+            place.fake = Arc::new(Fake::stuck());
+            let running = place.start(None, after);
+            place.write("cam.jpg", JPEG);
+            place.fake.until("the first", |fake| fake.sample_count() == 1).await;
+            let second = [JPEG, b"2"].concat();
+            if in_place {
+                place.write("cam.jpg", &second);
+            } else {
+                place.write(".x", &second);
+                std::fs::rename(place.folder.join(".x"), place.folder.join("cam.jpg")).expect("moved");
+            }
+            place.fake.open();
+            place.fake.until("the second", |fake| fake.sample_count() == 2).await;
+            assert_eq!(place.contents(), [JPEG.to_vec(), second]);
+            place.stop.cancel();
+            running.await.expect("no panic");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_its_writer_adds_to_an_answered_file_is_a_sample_of_its_own() {
+    let place = Place::new();
+    let running = place.start(None, Fate::Move);
+    place.fake.until("the watch", |fake| fake.said("watching")).await;
+    let mut writer = std::fs::File::create(place.folder.join("cam.jpg")).expect("made");
+    writer.write_all(JPEG).expect("a whole picture");
+    place.until_there("done/cam.jpg").await;
+    writer.write_all(b"more").expect("written");
+    place.fake.until("the second", |fake| fake.sample_count() == 2).await;
+    assert_eq!(place.contents(), [JPEG.to_vec(), [JPEG, b"more"].concat()]);
+    place.stop.cancel();
+    running.await.expect("no panic");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_answered_but_not_moved_is_not_answered_again_after_a_restart() {
+    let mut place = Place::new();
+    place.write("done", b"a file where the folder should be");
+    place.write_aged("a.jpg", 10);
+    let running = place.start(None, Fate::Move);
+    place.fake.until("the trouble", |fake| fake.said("cannot be moved away")).await;
+    place.stop.cancel();
+    running.await.expect("no panic");
+    std::fs::remove_file(place.folder.join("done")).expect("put right");
+    // Whoever puts right who owns the files changes how they look.
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(place.folder.join("a.jpg"), std::fs::Permissions::from_mode(0o600)).expect("set");
+    (place.fake, place.stop) = (Arc::default(), CancellationToken::new());
+    let running = place.start(None, Fate::Move);
+    place.until_there("done/a.jpg").await;
+    assert_eq!(place.references(), Vec::<String>::new());
+    // The same once more is a picture of its own.
+    place.write_aged("a.jpg", 10);
+    place.until_there("done/a.2.jpg").await;
+    assert_eq!(place.references(), ["a.jpg"]);
     place.stop.cancel();
     running.await.expect("no panic");
 }

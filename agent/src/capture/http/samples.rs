@@ -137,6 +137,7 @@ async fn answer<I: Intake>(api: Arc<Api<I>>, sample: NewSample, _room: Received)
         }
     }
     let source = api.source(Some(sample.source.as_str()))?;
+    api.intake.saw(&source.name, true);
     if !source.takes_now() {
         api.intake.count_skipped(&source.name, 1);
         let text = format!("source `{}` takes one sample per {:?}", source.name, source.interval.unwrap_or_default());

@@ -10,6 +10,7 @@ mod response;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +20,14 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use hedge_proto::Name;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::http::{Api, HttpError};
 use super::{Intake, ModelFacts};
+use crate::faults::Part;
 
 /// Says where the JSON part of a message ends and raw tensors begin.
 const JSON_LENGTH_HEADER: &str = "inference-header-content-length";
@@ -57,14 +60,25 @@ async fn server() -> impl IntoResponse {
     }))
 }
 
-/// Ready means that every model is.
+/// Ready means that every model is loaded and answers.
 async fn ready<I: Intake>(State(api): Shared<I>) -> Response {
-    readiness(api.intake.status().models.values().all(Option::is_some))
+    let faults = api.intake.faults();
+    let missing = api.intake.status().models.into_iter().filter(|(_, model)| model.is_none()).map(|(name, _)| {
+        let fault = faults.get(&Part::Model(name.clone()).to_string());
+        (name, fault.cloned().unwrap_or_else(|| "it is being loaded".to_owned()))
+    });
+    let silent = api.intake.models().into_iter().filter_map(|model| Some((model.name, model.cannot_answer?)));
+    let reasons: BTreeMap<Name, String> = missing.chain(silent).collect();
+    readiness(json!({ "ready": reasons.is_empty() }), "reasons", (!reasons.is_empty()).then(|| json!(reasons)))
 }
 
-fn readiness(ready: bool) -> Response {
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": ready }))).into_response()
+/// `why` is absent from an answer that says that all is well.
+fn readiness(mut answer: serde_json::Value, field: &str, why: Option<serde_json::Value>) -> Response {
+    let status = if why.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if let (Some(why), Some(answer)) = (why, answer.as_object_mut()) {
+        answer.insert(field.to_owned(), why);
+    }
+    (status, Json(answer)).into_response()
 }
 
 /// What a path names.
@@ -109,8 +123,8 @@ async fn metadata<I: Intake>(
 
 async fn model_ready<I: Intake>(State(api): Shared<I>, Path(target): Path<Target>) -> Result<Response, HttpError> {
     let model = target.find(api.intake.models())?;
-    let status = if model.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok((status, Json(json!({ "name": model.name, "ready": model.ready }))).into_response())
+    let answer = json!({ "name": model.name, "ready": model.cannot_answer.is_none() });
+    Ok(readiness(answer, "reason", model.cannot_answer.map(serde_json::Value::from)))
 }
 
 async fn infer<I: Intake>(

@@ -12,7 +12,8 @@ pub fn open_inference(bytes: &[u8]) {
     let (input_name, output_name) = ("in".to_owned(), "out".to_owned());
     let (input_shape, output_shape) = (vec![1, 2, 2], vec![1, 2]);
     let (version, labels) = ("1".to_owned(), Vec::new());
-    let model = ModelFacts { name, version, ready: true, input_name, input_shape, output_name, output_shape, labels };
+    let model =
+        ModelFacts { name, version, cannot_answer: None, input_name, input_shape, output_name, output_shape, labels };
     let mut headers = HeaderMap::new();
     if *length > 0 {
         headers.insert(JSON_LENGTH_HEADER, HeaderValue::from(u16::from(*length)));

@@ -258,9 +258,12 @@ fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String,
     let variant = bundle.variant(config.variant.as_deref()).map_err(|error| again(&error))?.clone();
     let mut model =
         Model::load(runtime, &bundle, config.variant.as_deref(), &options).map_err(|error| again(&error))?;
-    if config.threshold.resolve(bundle.threshold(), bundle.labels()).is_none() {
+    let Some(threshold) = config.threshold.resolve(bundle.threshold(), bundle.labels()) else {
         let advice = "run `hedge-agent bundle calibrate`, or give the model a `threshold`";
         return Err(("no threshold".to_owned(), advice.to_owned()));
+    };
+    if let Some(unknown) = config.threshold.unknown_labels(bundle.labels()) {
+        return Err((unknown, "correct the label in the model's `threshold`, or take it out".to_owned()));
     }
     let golden = bundle.manifest().goldens.clone();
     for sample in &golden {
@@ -276,5 +279,10 @@ fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String,
     }
     let known = bundle.model_ref();
     let golden = golden.len();
-    Ok(format!("{} {} ({}), {golden} of {golden} golden samples agree", known.name, known.version, variant.name))
+    let by = if config.threshold.score_min().is_none() { ", which the bundle suggests" } else { "" };
+    let reach = format!("answers must reach {}{by}", threshold.all.score_min());
+    Ok(format!(
+        "{} {} ({}), {golden} of {golden} golden samples agree; {reach}",
+        known.name, known.version, variant.name
+    ))
 }

@@ -16,7 +16,9 @@ use hedge_inference::Runtime;
 use self::report::Report;
 use crate::arguments::ConfigArgument;
 use crate::commands::running;
-use crate::daemon::config::{Config, Starting};
+use crate::control::settings;
+use crate::daemon::config::{Config, ConfigFile, NoSetting, Starting};
+use crate::state::StateFile;
 
 /// What `check` takes.
 #[derive(clap::Args)]
@@ -48,16 +50,26 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 /// Everything that was found, and whether the configuration file could be read at all.
 pub(super) async fn look(args: &CheckArgs) -> (Report, bool) {
     let starting = Starting::load(&args.config.config, &std::env::vars().collect::<Vec<_>>());
-    let config = &starting.file.config;
     let mut report = Report::default();
     let readable = starting.fault.is_none();
     match &starting.fault {
-        None => report.ok("configuration", host::summary(config)),
+        None => report.ok("configuration", host::summary(&starting.file.config)),
         Some(fault) => {
             let advice = format!("put {} right; what follows is checked without it", args.config.config.display());
             report.failed("configuration", fault, advice);
         }
     }
+    for NoSetting { variable, reason, is_misspelt } in &starting.file.not_settings {
+        let (name, advice) =
+            (format!("environment, {variable}"), "correct its name, or take it out of the environment");
+        match is_misspelt {
+            true => report.failed(name, reason, advice),
+            false => {
+                report.warning(name, reason, "it is passed over; nothing has to be done if it is another program's")
+            }
+        }
+    }
+    let config = &in_force(&mut report, &starting.file);
     let agent = running(config).await;
     let status = host::agent(&mut report, agent.as_ref()).await;
     host::clock(&mut report).await;
@@ -72,6 +84,24 @@ pub(super) async fn look(args: &CheckArgs) -> (Report, bool) {
     (report, readable)
 }
 
+/// The file with the settings from afar that the device keeps, as the next start, or the running agent, has them.
+fn in_force(report: &mut Report, file: &ConfigFile) -> Config {
+    let state = StateFile::in_memory(&file.config.state_dir, "it is only looked at");
+    match settings::in_force(file, &state.state().settings.book) {
+        Ok((0, config)) => config,
+        Ok((version, config)) => {
+            report.ok("settings", format!("version {version} from afar is in force over the file"));
+            config
+        }
+        Err(errors) => {
+            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            let advice = "set them again, or end them with `hedge-agent settings reset`; the file alone is in force";
+            report.warning("settings", format!("those from afar do not fit the file: {}", errors.join("; ")), advice);
+            file.config.clone()
+        }
+    }
+}
+
 fn models(report: &mut Report, config: &Config) {
     match Runtime::find(config.runtime.library.as_deref()) {
         Ok(runtime) => {
@@ -81,5 +111,27 @@ fn models(report: &mut Report, config: &Config) {
             }
         }
         Err(error) => report.failed("ONNX Runtime", error, "install the package `hedge-onnxruntime`, or do as it says"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hedge_core::control::settings::Overlay;
+    use hedge_proto::Settings;
+
+    use super::*;
+
+    #[test]
+    fn check_goes_by_the_settings_from_afar_that_the_device_keeps() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let text = format!("state_dir = {:?}\n[[model]]\nname = \"m\"\nbundle = \"/b\"\n", dir.path());
+        let file = ConfigFile::parse(&text, "agent.toml", std::iter::empty()).expect("valid");
+        let score_min = || in_force(&mut Report::default(), &file).models[0].threshold.score_min();
+        assert_eq!(score_min(), None);
+        let settings = serde_json::json!({"model": {"m": {"threshold": {"score_min": 0.9}}}});
+        let overlay = Overlay { version: 3, settings: Settings::read(settings).expect("valid") };
+        let (mut state, _) = StateFile::open(dir.path()).expect("opened");
+        state.commit(|state| state.settings.book.accept(overlay)).expect("written");
+        assert_eq!(score_min(), Some(0.9));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_core::engine::Event;
-use hedge_proto::{Answer, LogLevelArgs, Order, RequeueArgs};
+use hedge_proto::{Answer, LogLevelArgs, Order, RequeueArgs, to_json};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ impl CarriesOut for Effects {
 }
 
 impl Effects {
-    /// The last decisions, newest first.
+    /// The last decisions, newest first, and what answers must reach now.
     fn explain(&self, last: usize) -> Value {
         let decisions = self.pipeline.answers.recent(last).into_iter().map(|remembered| {
             let Answer { id, reference, source, model, result, decision, case, captured, .. } = &*remembered.local;
@@ -85,7 +85,10 @@ impl Effects {
                 "correction": correction.map(|answer| json!({"result": answer.result, "revision": answer.revision})),
             })
         });
-        json!({"decisions": decisions.collect::<Vec<_>>()})
+        let decisions: Vec<Value> = decisions.collect();
+        // By way of text, so that 0.9 stays 0.9.
+        let models = to_json(&self.pipeline.status().model_figures);
+        json!({"decisions": decisions, "models": serde_json::from_slice::<Value>(&models).unwrap_or_default()})
     }
 
     async fn requeue(&self, args: RequeueArgs) -> Result<Value, String> {

@@ -116,6 +116,29 @@ fn every_field_refuses_by_its_name_what_is_not_json_of_a_document() {
 }
 
 #[test]
+fn an_unknown_label_of_the_local_file_refuses_no_document_that_does_not_name_it() {
+    let text = "[[model]]\nname = \"rgb\"\nbundle = \"/b\"\nthreshold = { classes = { cat = 0.9, cow = 0.9 }, weights = { cwo = 2 } }\n";
+    let file = ConfigFile::parse(text, "agent.toml", std::iter::empty()).expect("valid");
+    let stand = Stand { file, ..Stand::new() };
+    let read = |settings: Value| stand.read(json!({"version": 9, "settings": settings}).to_string().as_bytes());
+    let threshold = |threshold: Value| json!({"model": {"rgb": {"threshold": threshold}}});
+    for fine in [
+        json!({"telemetry": {"interval_s": 5}}),
+        threshold(json!({"score_min": 0.7})),
+        threshold(json!({"classes": {"cat": 0.5, "dog": null}})),
+    ] {
+        assert!(read(fine.clone()).is_ok_and(|wanted| wanted.is_some()), "{fine}");
+    }
+    for (wrong, field) in [
+        (json!({"classes": {"cow": 0.9}}), "model.rgb.threshold.classes.cow"),
+        (json!({"weights": {"dog": 2}}), "model.rgb.threshold.weights.dog"),
+    ] {
+        let refusal = read(threshold(wrong)).expect_err("refused");
+        assert_eq!(refusal.errors.iter().map(|error| error.field.as_str()).collect::<Vec<_>>(), [field]);
+    }
+}
+
+#[test]
 fn what_leaves_the_device_is_tightened_from_afar_and_never_loosened() {
     let text = format!("{LOCAL}\n[privacy]\nceiling = {{ thumbnail = 320 }}\n");
     let file = ConfigFile::parse(&text, "agent.toml", std::iter::empty()).expect("valid");

@@ -5,10 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use hedge_proto::{FIELD_ERRORS_MAX, FieldError, Settings};
+use hedge_proto::{FIELD_ERRORS_MAX, FieldError, Settings, plain, to_json};
 use serde_json::Value;
 
-use super::overrides::Override;
+use super::overrides::{NoSetting, Override};
 use super::place::field_at;
 use super::{Config, ConfigError, PrivacyConfig, Problem};
 
@@ -21,6 +21,8 @@ pub struct ConfigFile {
     pub(super) path: PathBuf,
     pub(super) text: String,
     table: toml::Table,
+    /// Variables of the environment that no setting has the name of, and why.
+    pub(crate) not_settings: Vec<NoSetting>,
     /// What it says by itself.
     pub config: Config,
 }
@@ -46,19 +48,27 @@ impl ConfigFile {
         let wrong = |error: toml::de::Error| {
             let field = error.span().map(|span| field_at(text, &span)).unwrap_or_default();
             let colon = if field.is_empty() { "" } else { ": " };
-            at(error.span(), format!("{}{colon}{}", field.join("."), error.message()))
+            at(error.span(), format!("{}{colon}{}", field.join("."), plain(error.message())))
         };
         let mut config: Config = toml::from_str(text).map_err(wrong)?;
         config.resolve().map_err(|Problem { span, message, .. }| at(span, message))?;
         let mut table: toml::Table = toml::from_str(text).map_err(wrong)?;
+        let mut not_settings = Vec::new();
         for change in environment.filter_map(|(name, value)| Override::new(&name, &value)) {
-            change.apply(&mut table);
-            config = read(&table).map_err(|problem| ConfigError::Invalid {
-                place: format!("environment variable {}", change.variable),
-                message: problem.message,
-            })?;
+            let mut changed = table.clone();
+            change.apply(&mut changed);
+            match read(&changed) {
+                Ok(read) => (table, config) = (changed, read),
+                Err(problem) => match change.no_setting(&problem.message) {
+                    Some(none) => not_settings.push(none),
+                    None => {
+                        let place = format!("environment variable {}", change.variable);
+                        return Err(ConfigError::Invalid { place, message: problem.message });
+                    }
+                },
+            }
         }
-        Ok(Self { path: file.into(), text: text.to_owned(), table, config })
+        Ok(Self { path: file.into(), text: text.to_owned(), table, not_settings, config })
     }
 
     /// What it says with the environment's overrides, written anew: comments are not in it.
@@ -88,7 +98,8 @@ impl ConfigFile {
 
     /// The file with `settings` laid over it, or every field of theirs that does not fit.
     pub fn overlaid(&self, settings: &Settings) -> Result<Config, Vec<FieldError>> {
-        let mut overlay = serde_json::to_value(settings).unwrap_or_default();
+        // By way of text, so that 0.9 stays 0.9.
+        let mut overlay = serde_json::from_slice(&to_json(settings)).unwrap_or_default();
         let mut errors = Vec::new();
         loop {
             match self.read_overlaid(&overlay) {
@@ -132,7 +143,7 @@ fn read(table: &toml::Table) -> Result<Config, Problem> {
     let text = toml::to_string(table).map_err(|error| whole(error.to_string()))?;
     let mut config: Config = toml::from_str(&text).map_err(|error| {
         let field = error.span().map(|span| field_at(&text, &span)).unwrap_or_default();
-        Problem { field, span: None, message: error.message().to_owned() }
+        Problem { field, span: None, message: plain(error.message()) }
     })?;
     config.resolve()?;
     Ok(config)

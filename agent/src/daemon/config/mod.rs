@@ -43,10 +43,11 @@ pub use self::home_assistant::HomeAssistantConfig;
 pub use self::kept::Starting;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
 pub use self::outbox::{OutboxConfig, WhenFullName};
+pub(crate) use self::overrides::NoSetting;
 pub use self::payloads::{PayloadsConfig, PayloadsUrl};
 pub use self::privacy::PrivacyConfig;
 pub use self::settings::{Seconds, SettingsConfig};
-pub use self::source::{Fate, SourceConfig, SourceKind, StreamFormat};
+pub use self::source::{Fate, Quiet, SourceConfig, SourceKind, StreamFormat};
 pub use self::states::{StateConfig, StatesConfig};
 pub use self::threshold::ThresholdConfig;
 pub use self::verdicts::{CommandSinkConfig, JsonlConfig, MqttSinkConfig, VerdictsConfig, Wanted, WebhookConfig};
@@ -466,6 +467,38 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_that_is_no_setting_is_passed_over_and_named() {
+        let file = |name: &str, value: &str| {
+            ConfigFile::parse(
+                "[outbox]\ncases_max = 5\n",
+                "agent.toml",
+                [(name.to_owned(), value.to_owned())].into_iter(),
+            )
+        };
+        for (name, value, is_misspelt) in [
+            ("HEDGE_ANYTHING", "x", false),
+            ("HEDGE_SERVICE_HOST", "10.0.0.1", false),
+            ("HEDGE_SERVICE_PORT", "8787", false),
+            ("HEDGE_PORT", "tcp://10.0.0.1:8787", false),
+            ("HEDGE_PORT_8787_TCP_ADDR", "10.0.0.1", false),
+            ("HEDGE_", "", false),
+            ("HEDGE_MODEL", "/models/small", false),
+            ("HEDGE_DEVCE", "porch", true),
+            ("HEDGE_BROKER", "mqtt://b", true),
+            ("HEDGE_OUTBOX__CASE_MAX", "7", true),
+            ("HEDGE_MODEL__M__BUNDLE", "/b", true),
+        ] {
+            let file = file(name, value).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(file.config.outbox.cases_max, 5, "{name}");
+            let [none] = &file.not_settings[..] else { panic!("{name}: {:?}", file.not_settings) };
+            assert_eq!((none.variable.as_str(), none.is_misspelt), (name, is_misspelt), "{none:?}");
+        }
+        let misspelt = file("HEDGE_DEVCE", "porch").expect("read").not_settings;
+        assert!(misspelt[0].reason.ends_with("did you mean `device`?"), "{misspelt:?}");
+        assert!(file("HEDGE_OUTBOX__CASES_MAX", "many").is_err(), "a setting that cannot be meant");
+    }
+
+    #[test]
     fn a_source_with_an_unknown_model_is_refused_with_the_known_ones() {
         let source = "[[source]]\nname = \"s\"\nkind = \"http\"\nmodel = \"n\"\n";
         check_refused(&format!("{MODEL}{source}"), &["agent.toml:7", "source `s` names n", "the models are: m"]);
@@ -483,6 +516,8 @@ mod tests {
         let broker = with("HEDGE_BROKER__URL", "mqtt://[::1]:1884").expect("valid").broker.expect("given");
         assert_eq!((broker.url.host.as_str(), broker.url.port), ("::1", 1884));
         assert!(with("HEDGE_CLOUD_BROKER", "mqtt://b").is_ok(), "it is the other program's");
+        let error = with("HEDGE_OUTBOX__AGE_MAX_S", "90%").expect_err("refused").to_string();
+        assert!(error.contains("found the text \"90%\", expected a whole number"), "{error}");
         let error = with("HEDGE_OUTBOX__CASES_MAX", "many").expect_err("refused").to_string();
         assert!(error.contains("HEDGE_OUTBOX__CASES_MAX"), "{error}");
     }

@@ -1,6 +1,7 @@
 //! `[[source]]`: where samples come from.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hedge_inference::Region;
 use hedge_proto::{Metadata, Name};
@@ -15,12 +16,57 @@ pub struct SourceConfig {
     pub model: Option<Spanned<Name>>,
     /// At most one sample per so many milliseconds; the newest wins.
     pub interval_ms: Option<u64>,
+    /// Without a new sample for so long the source is a fault; 0 for one that may be quiet.
+    quiet_after_s: Option<u32>,
     /// Which part of the picture is judged.
     pub region: Option<Region>,
     pub metadata: Metadata,
     /// A source that is off takes no samples.
     pub enabled: bool,
     pub kind: SourceKind,
+}
+
+/// How long a source may bring nothing new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quiet {
+    pub after: Duration,
+    /// Nobody said it, so it follows what the source is seen to do.
+    learns: bool,
+}
+
+/// A camera streams all the time, so a minute without a picture is no pause of its own.
+const COMMAND_QUIET_MIN: Duration = Duration::from_secs(60);
+
+/// Of the longest time between two new samples, and of the interval at which they are taken.
+const QUIET_TIMES: u32 = 3;
+
+impl Quiet {
+    /// Of a program that is asked for a picture every `interval`, if nobody says anything.
+    #[must_use]
+    pub fn of_command(interval: Option<Duration>) -> Self {
+        let after = interval.unwrap_or_default().saturating_mul(QUIET_TIMES).max(COMMAND_QUIET_MIN);
+        Self { after, learns: true }
+    }
+
+    /// So long went by between two new samples, and all was well.
+    pub fn saw(&mut self, between: Duration) {
+        if self.learns {
+            self.after = self.after.max(between.saturating_mul(QUIET_TIMES));
+        }
+    }
+}
+
+impl SourceConfig {
+    /// None for one that may be quiet: a folder and an application bring samples when there are any.
+    #[must_use]
+    pub fn quiet_after(&self) -> Option<Quiet> {
+        match (self.quiet_after_s, &self.kind) {
+            (Some(0), _) => None,
+            (Some(seconds), _) => Some(Quiet { after: Duration::from_secs(seconds.into()), learns: false }),
+            (None, SourceKind::Command { .. }) => Some(Quiet::of_command(self.interval_ms.map(Duration::from_millis))),
+            (None, SourceKind::Http | SourceKind::Folder { .. }) => None,
+        }
+    }
 }
 
 /// How samples come in.
@@ -47,6 +93,7 @@ struct SourceFields {
     kind: KindName,
     model: Option<Spanned<Name>>,
     interval_ms: Option<u64>,
+    quiet_after_s: Option<u32>,
     region: Option<Region>,
     #[serde(default)]
     metadata: Metadata,
@@ -74,8 +121,8 @@ impl TryFrom<SourceFields> for SourceConfig {
     type Error = String;
 
     fn try_from(fields: SourceFields) -> Result<Self, String> {
-        let SourceFields { name, kind, model, interval_ms, region, metadata, enabled, path, after, command, format } =
-            fields;
+        let SourceFields { name, kind, model, interval_ms, quiet_after_s, region, metadata, enabled, .. } = fields;
+        let SourceFields { path, after, command, format, .. } = fields;
         let kind = match (kind, path, after, command, format) {
             (KindName::Http, None, None, None, None) => SourceKind::Http,
             (KindName::Folder, Some(path), after, None, None) => {
@@ -98,7 +145,7 @@ impl TryFrom<SourceFields> for SourceConfig {
                 ));
             }
         };
-        Ok(Self { name, model, interval_ms, region, metadata, enabled, kind })
+        Ok(Self { name, model, interval_ms, quiet_after_s, region, metadata, enabled, kind })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hedge_core::judge::{InvalidSetting, Threshold, ThresholdScale, Thresholds};
-use hedge_proto::{Share, Weight};
+use hedge_proto::{Share, ThresholdSettings, Weight};
 use serde::Deserialize;
 
 /// What is not given is the bundle's suggestion.
@@ -47,10 +47,48 @@ impl ThresholdConfig {
     #[must_use]
     pub fn resolve(&self, suggested: Option<Threshold>, labels: &[String]) -> Option<Thresholds> {
         let all = self.over(suggested).ok().flatten()?;
-        let class = |label: &String| labels.iter().position(|known| known == label);
-        let classes = self.classes.iter().filter_map(|(label, share)| Some((class(label)?, *share))).collect();
-        let weights = self.weights.iter().filter_map(|(label, weight)| Some((class(label)?, *weight))).collect();
-        Some(Thresholds { all, classes, weights, scale: ThresholdScale::ONE })
+        Some(Thresholds {
+            all,
+            classes: by_class(&self.classes, labels),
+            weights: by_class(&self.weights, labels),
+            scale: ThresholdScale::ONE,
+        })
+    }
+
+    /// What is in force where nothing is given: a bundle's suggestion.
+    #[must_use]
+    pub fn suggestion(&self, suggested: Option<Threshold>) -> ThresholdSettings {
+        let Some(suggested) = suggested else { return ThresholdSettings::default() };
+        let left = |given: Option<f32>, value: f32| Share::new(value).ok().filter(|_| given.is_none());
+        ThresholdSettings {
+            score_min: left(self.score_min, suggested.score_min()),
+            margin_min: left(self.margin_min, suggested.margin_min()),
+            entropy_max: left(self.entropy_max, suggested.entropy_max()),
+            ..ThresholdSettings::default()
+        }
+    }
+
+    /// The fields that name a label the model does not have, so that they have no effect.
+    pub fn unknown<'a>(&'a self, labels: &'a [String]) -> impl Iterator<Item = String> + 'a {
+        let classes = self.classes.keys().map(|label| ("classes", label));
+        let weights = self.weights.keys().map(|label| ("weights", label));
+        let unknown = classes.chain(weights).filter(|(_, label)| !labels.contains(label));
+        unknown.map(|(list, label)| format!("{list}.{label}"))
+    }
+
+    /// One sentence on the fields that have no effect, if there are any.
+    #[must_use]
+    pub fn unknown_labels(&self, labels: &[String]) -> Option<String> {
+        const SHOWN: usize = 8;
+        let shown = |names: Vec<&str>, all: usize| {
+            let more = if all > names.len() { format!(" and {} more", all - names.len()) } else { String::new() };
+            names.join(", ") + &more
+        };
+        let unknown: Vec<String> = self.unknown(labels).map(|field| format!("threshold.{field}")).collect();
+        let first = shown(unknown.iter().map(String::as_str).take(SHOWN).collect(), unknown.len());
+        let known = shown(labels.iter().map(String::as_str).take(SHOWN).collect(), labels.len());
+        (!unknown.is_empty())
+            .then(|| format!("the model has no such label, so this has no effect: {first}; it has: {known}"))
     }
 
     #[must_use]
@@ -88,6 +126,12 @@ impl ThresholdConfig {
     }
 }
 
+/// A label may stand for several classes, as two of ImageNet's are `crane`: what is said of it holds for each.
+fn by_class<T: Copy>(by_label: &BTreeMap<String, T>, labels: &[String]) -> BTreeMap<usize, T> {
+    let classes = labels.iter().enumerate();
+    classes.filter_map(|(class, label)| Some((class, *by_label.get(label)?))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +150,29 @@ mod tests {
         assert_eq!(thresholds.of(1).score_min(), 0.8);
         assert_eq!(thresholds.of(0).score_min(), 0.6);
         assert_eq!(given.resolve(None, &labels), None, "nobody says a score_min");
+    }
+
+    #[test]
+    fn a_threshold_for_a_label_holds_for_every_class_of_that_label() {
+        let labels = ["crane", "dog", "crane"].map(str::to_owned);
+        let given = config("score_min = 0.5\nclasses = { crane = 0.9 }\nweights = { crane = 3 }").expect("valid");
+        let thresholds = given.resolve(None, &labels).expect("complete");
+        assert_eq!([0, 1, 2].map(|class| thresholds.of(class).score_min()), [0.9, 0.5, 0.9]);
+        assert_eq!(thresholds.weights.keys().copied().collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
+    fn a_label_that_the_model_does_not_have_is_named() {
+        let given = config("classes = { cow = 0.9, cat = 0.8 }\nweights = { cwo = 2 }").expect("valid");
+        let labels = ["cat".to_owned(), "dog".to_owned()];
+        let sentence = given.unknown_labels(&labels).expect("said");
+        for part in ["threshold.classes.cow", "threshold.weights.cwo", "it has: cat, dog"] {
+            assert!(sentence.contains(part), "{sentence}");
+        }
+        assert!(!sentence.contains("classes.cat"), "{sentence}");
+        assert_eq!(config("classes = { cat = 0.8 }").expect("valid").unknown_labels(&labels), None);
+        let many: Vec<String> = (0..1000).map(|number| format!("l{number}")).collect();
+        assert!(given.unknown_labels(&many).is_some_and(|sentence| sentence.contains("l7 and 992 more")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `list`, `status`, `get` and `diff`: what the broker keeps, and for `status` what the device answers.
 
 use anyhow::{Context, bail};
-use hedge_proto::{CommandMessage, DeviceId, LastDesired, ModelRef, Name};
+use hedge_proto::{CommandMessage, DeviceId, LastDesired, ModelRef, Name, Reported};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -125,7 +125,8 @@ pub(super) async fn get(ask: &Look) -> anyhow::Result<bool> {
             eprintln!("{name}: it has not reported its settings");
             continue;
         };
-        let settings = as_typed(&reported.settings);
+        let suggested = suggested(reported);
+        let settings = with_suggested(as_typed(&reported.settings), &suggested);
         let value = match &key {
             None => settings,
             Some((key, path)) => match field(&settings, path) {
@@ -141,16 +142,60 @@ pub(super) async fn get(ask: &Look) -> anyhow::Result<bool> {
             let key = key.as_ref().map(|(key, _)| *key);
             let overlay = as_typed(&reported.overlay);
             let path = key.map(path).transpose().map_err(anyhow::Error::msg)?.unwrap_or_default();
-            let from = if field(&overlay, &path).is_some() { "desired" } else { "local" };
+            let from = if field(&overlay, &path).is_some() {
+                "desired"
+            } else if field(&suggested, &path).is_some_and(|value| !value.is_object()) {
+                "bundle"
+            } else {
+                "local"
+            };
             let from = key.map(|_| from);
             say_json(&json!({"device": name, "version": reported.version, "key": key, "value": value, "from": from}))?;
         } else {
+            let asked = key.as_ref().map(|(key, _)| *key).unwrap_or_default();
+            for field in leaves(&suggested).filter(|field| field.starts_with(asked)) {
+                eprintln!("{name}: `{field}` is what the bundle suggests");
+            }
             let value = text::value(&value);
             say(&if devices.len() == 1 { value } else { format!("{name}: {value}") })?;
         }
     }
     operator.close().await;
     Ok(all_there)
+}
+
+/// What bundles suggest and is in force, where the settings would have it.
+fn suggested(reported: &Reported) -> Value {
+    let model = |(name, threshold): (&Name, _)| (name.to_string(), json!({"threshold": as_typed(threshold)}));
+    let models: serde_json::Map<String, Value> = reported.suggested.iter().map(model).collect();
+    if models.is_empty() { json!({}) } else { json!({"model": models}) }
+}
+
+/// Lays values in where there are none.
+fn with_suggested(mut settings: Value, suggested: &Value) -> Value {
+    if let (Value::Object(settings), Value::Object(suggested)) = (&mut settings, suggested) {
+        for (name, value) in suggested {
+            let place = settings.entry(name.clone()).or_insert(Value::Null);
+            *place = if place.is_null() { value.clone() } else { with_suggested(place.take(), value) };
+        }
+    }
+    settings
+}
+
+/// The names of all single values.
+fn leaves(value: &Value) -> impl Iterator<Item = String> {
+    let mut found = Vec::new();
+    let mut open = vec![(String::new(), value)];
+    while let Some((name, value)) = open.pop() {
+        match value {
+            Value::Object(fields) => {
+                let dot = if name.is_empty() { "" } else { "." };
+                open.extend(fields.iter().map(|(field, value)| (format!("{name}{dot}{field}"), value)));
+            }
+            _ => found.push(name),
+        }
+    }
+    found.into_iter().rev()
 }
 
 pub(super) async fn diff(ask: &Look) -> anyhow::Result<bool> {
