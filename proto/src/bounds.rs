@@ -216,8 +216,10 @@ mod tests {
     use alloc::vec::Vec;
     use alloc::{boxed::Box, vec};
 
+    type Read = fn(&[u8]) -> Option<DecodeError>;
+
     /// Who reads the messages of a topic, and up to how many bytes.
-    fn reader(topic: &Topic) -> (usize, fn(&[u8]) -> Option<DecodeError>) {
+    fn reader(topic: &Topic) -> (usize, Read) {
         match topic {
             Topic::UpStatus(_) => (DeviceStatus::BYTES_MAX, |bytes| DeviceStatus::read(bytes).err()),
             Topic::UpCase(_) => (CaseMessage::BYTES_MAX, |bytes| CaseMessage::read(bytes).err()),
