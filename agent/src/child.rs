@@ -104,7 +104,8 @@ impl Child {
             && let Err(error) = kill_process_group(group, signal)
             && error != rustix::io::Errno::SRCH
         {
-            tracing::warn!("cannot send {signal:?} to process group {}: {error}", group.as_raw_nonzero());
+            let signal = signal.as_raw();
+            tracing::warn!("cannot send signal {signal} to process group {}: {error}", group.as_raw_nonzero());
         }
     }
 }

@@ -36,6 +36,33 @@ pub struct Opinion {
     pub priority: f32,
 }
 
+impl Opinion {
+    /// What a model's output means under these thresholds. `hedge-agent infer` asks here, too.
+    #[must_use]
+    pub fn new(bundle: &Bundle, output: &[f32], thresholds: &Thresholds) -> Self {
+        match Scores::read(output, bundle.output_kind()) {
+            Ok(scores) => {
+                let judgement = judge(&scores, thresholds);
+                let scores: Vec<LabelScore> = scores
+                    .top(SCORES_MAX)
+                    .into_iter()
+                    .map(|entry| LabelScore { label: bundle.cloud_label(entry.class).to_owned(), score: entry.score })
+                    .collect();
+                let result = scores
+                    .first()
+                    .map(|best| TaskResult::Classify { label: best.label.clone(), scores: scores.clone() });
+                Self { result, scores, explanation: judgement.explain(), priority: judgement.priority() }
+            }
+            Err(error) => Self {
+                result: None,
+                scores: Vec::new(),
+                explanation: explain_unusable(&error, &thresholds.general()),
+                priority: 1.0,
+            },
+        }
+    }
+}
+
 /// What is known of a model without asking its thread.
 #[derive(Debug, Clone)]
 pub struct ModelCard {
@@ -356,7 +383,7 @@ impl Bench {
         let output = loaded.run(&name, &tensor).inspect_err(|error| record.failed(&error.to_string()))?;
         figures.took(Timed::Tensor, decoded - begun);
         figures.took(Timed::Inference, decoded.elapsed());
-        let opinion = loaded.opinion(&output, &thresholds);
+        let opinion = Opinion::new(&loaded.bundle, &output, &thresholds);
         match &opinion.result {
             Some(_) => record.answered(),
             None => record.failed(&opinion.explanation.because),
@@ -406,32 +433,6 @@ impl Loaded {
         self.model
             .run(tensor)
             .map_err(|error| SampleError::ModelFailed { model: name.to_string(), reason: error.to_string().into() })
-    }
-
-    fn opinion(&self, output: &[f32], thresholds: &Thresholds) -> Opinion {
-        match Scores::read(output, self.bundle.output_kind()) {
-            Ok(scores) => {
-                let judgement = judge(&scores, thresholds);
-                let scores: Vec<LabelScore> = scores
-                    .top(SCORES_MAX)
-                    .into_iter()
-                    .map(|entry| LabelScore {
-                        label: self.bundle.cloud_label(entry.class).to_owned(),
-                        score: entry.score,
-                    })
-                    .collect();
-                let result = scores
-                    .first()
-                    .map(|best| TaskResult::Classify { label: best.label.clone(), scores: scores.clone() });
-                Opinion { result, scores, explanation: judgement.explain(), priority: judgement.priority() }
-            }
-            Err(error) => Opinion {
-                result: None,
-                scores: Vec::new(),
-                explanation: explain_unusable(&error, &thresholds.general()),
-                priority: 1.0,
-            },
-        }
     }
 }
 

@@ -84,7 +84,7 @@ fn become_anew() -> anyhow::Result<ExitCode> {
 const WORKERS: usize = 2;
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("hedge-agent: {error}");
+    eprintln!("hedge-agent: {}", hedge_proto::in_one_line(&**error));
     let wrong_configuration =
         error.is::<ConfigError>() || matches!(error.downcast_ref(), Some(StartError::Log(_) | StartError::Sink(_)));
     ExitCode::from(if wrong_configuration { 2 } else { 1 })

@@ -48,7 +48,11 @@ fn samples(page: &mut Registry, now: &SampleFigures) {
     let outcomes = [("kept", now.kept), ("deferred", now.deferred), ("failed", now.failed)];
     let answers = outcomes.map(|(outcome, count)| (label("outcome", outcome), ConstCounter::new(count)));
     page.register("answers", "Samples by what became of them; failed ones got no answer", Labelled(answers.into()));
-    page.register("skipped_frames", "Samples passed over for a newer one", ConstCounter::new(now.skipped));
+    page.register(
+        "skipped_frames",
+        "Samples passed over: a newer one was there, or they were not whole",
+        ConstCounter::new(now.skipped),
+    );
     page.register("verdicts", "Verdicts applied", ConstCounter::new(now.verdicts));
     page.register("corrected", "Verdicts that said something else than the device", ConstCounter::new(now.corrected));
     page.register("late_verdicts", "Verdicts on cases no longer open", ConstCounter::new(now.late_verdicts));

@@ -18,7 +18,7 @@ use hedge_core::policy::Policy;
 use hedge_core::uplink::Waiting;
 use hedge_inference::Tensor;
 use hedge_proto::{
-    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Epoch, LinkState,
+    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, LinkState,
     METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, PayloadForm, Reason, Telemetry, WIRE_VERSION, to_cbor,
 };
 use tokio::sync::{mpsc, watch};
@@ -33,7 +33,7 @@ use crate::daemon::config::Quiet;
 use crate::faults::Faults;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
-use crate::outbox::{NewCase, Outbox};
+use crate::outbox::{NewCase, Outbox, State};
 use crate::privacy::{Reducer, SentPayload};
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
@@ -230,18 +230,21 @@ impl Pipeline {
         self.reducer.treat(whole, ceiling.treat(asked, PayloadForm::Whole)).await
     }
 
-    fn known(&self, input: &NewSample) -> Option<Arc<Answer>> {
-        let reference = input.reference.as_ref()?;
-        Some(self.answers.by_reference(&input.source, reference)?.latest().clone())
+    /// What was answered already to the sample of this name, as it stands now.
+    fn known(&self, input: &NewSample, content: Option<Digest>) -> Result<Option<Arc<Answer>>, SampleError> {
+        let Some(reference) = &input.reference else { return Ok(None) };
+        let known = self.answers.known(&input.source, reference, content)?;
+        Ok(known.map(|remembered| self.as_it_stands(remembered.latest().clone())))
     }
 }
 
 impl Taker for Pipeline {
     async fn answer(&self, input: NewSample) -> Result<Arc<Answer>, SampleError> {
-        if let Some(answer) = self.known(&input) {
+        let arrived = Instant::now();
+        let content = content(&input).await;
+        if let Some(answer) = self.known(&input, content)? {
             return Ok(answer);
         }
-        let arrived = Instant::now();
         let judged = self.judge(input).await.inspect_err(|_| Figures::count(&self.figures.failed))?;
         Figures::count(&self.figures.answered);
         let (case, storing, path) = match (judged.opinion.explanation.outcome, judged.opinion.explanation.reason) {
@@ -257,7 +260,7 @@ impl Taker for Pipeline {
         };
         self.figures.took(path, arrived.elapsed());
         self.figures.answered_of(&judged.input.source);
-        let answer = self.answers.give(local_answer(judged, case, self.link.borrow().state));
+        let answer = self.answers.give_to(local_answer(judged, case, self.link.borrow().state), content);
         drop(storing);
         Ok(answer)
     }
@@ -290,6 +293,26 @@ impl Taker for Pipeline {
 impl Intake for Pipeline {
     fn answers(&self) -> &Answers {
         &self.answers
+    }
+
+    fn as_it_stands(&self, answer: Arc<Answer>) -> Arc<Answer> {
+        let state = self.outbox.lookup(answer.id.key).map(|entry| entry.state);
+        let case = match (answer.case, state) {
+            (Some(CaseFate::Stored | CaseFate::Pending), Some(State::Dead)) => CaseFate::Dead,
+            (Some(CaseFate::Pending), Some(_)) => CaseFate::Stored,
+            (Some(CaseFate::Stored), None) => CaseFate::Dropped,
+            _ => return answer,
+        };
+        // A corrected case is gone, too, once every sink has the correction.
+        if let Some(correction) = self.answers.get(&answer.id).and_then(|remembered| remembered.correction) {
+            return correction;
+        }
+        let provisional = case == CaseFate::Stored;
+        Arc::new(Answer { case: Some(case), provisional, ..(*answer).clone() })
+    }
+
+    async fn ended(&self, answer: &Answer) {
+        self.outbox.ended(answer.id.key, answer.case == Some(CaseFate::Stored)).await;
     }
 
     async fn lookup(&self, id: &CaseId) -> Lookup {
@@ -353,6 +376,14 @@ impl Intake for Pipeline {
 /// The models that are loaded, as the device's status names them.
 pub fn loaded_models(judges: &BTreeMap<Name, Judge>) -> Vec<ModelRef> {
     judges.values().filter_map(Judge::card).map(|card| card.model.clone()).collect()
+}
+
+/// The sum of a sample that has a name, by which it is known again.
+async fn content(input: &NewSample) -> Option<Digest> {
+    input.reference.as_ref()?;
+    let bytes = input.bytes.clone();
+    // A large picture takes a small board as long as a small model.
+    tokio::task::spawn_blocking(move || Digest::of(&bytes)).await.ok()
 }
 
 fn check_metadata(metadata: &Metadata) -> Result<(), SampleError> {

@@ -40,6 +40,8 @@ pub enum SampleError {
     TooLarge { bytes: u64, bytes_max: u64 },
     #[error("metadata has {bytes} bytes as JSON, more than the {bytes_max} allowed")]
     MetadataTooLarge { bytes: usize, bytes_max: usize },
+    #[error("ref `{0}` names another sample already: this one has other content; give each sample a ref of its own")]
+    OtherContent(String),
     /// Samples arrive faster than the model answers.
     #[error("more samples are waiting for model `{0}` than it can answer soon; send again later")]
     Overloaded(String),

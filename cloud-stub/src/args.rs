@@ -28,6 +28,9 @@ pub enum Command {
     /// A certificate authority for devices, for who has none
     Ca(Ca),
     Device(Box<DeviceArgs>),
+    /// What `serve` starts for cases that were left over: see `model::alone`
+    #[command(name = crate::model::alone::COMMAND, hide = true)]
+    Answer(Models),
     /// Print a script that completes this program's commands in a shell
     #[command(after_help = "For example: hedge-cloud completions bash > /etc/bash_completion.d/hedge-cloud")]
     Completions {
@@ -148,17 +151,8 @@ pub struct Serve {
     #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_STATE_DIR", default_value = "hedge-cloud-state")]
     pub state_dir: PathBuf,
 
-    /// A model bundle; give one per task. Cases of a task without a model are recorded and held
-    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_MODEL", value_delimiter = ',')]
-    pub model: Vec<PathBuf>,
-
-    /// The ONNX Runtime library; by default it is searched for
-    #[arg(long, value_name = "SO", env = "HEDGE_CLOUD_LIBRARY")]
-    pub library: Option<PathBuf>,
-
-    /// Threads each model may use
-    #[arg(long, value_name = "N", env = "HEDGE_CLOUD_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub threads: u8,
+    #[command(flatten)]
+    pub models: Models,
 
     /// This instance's name: letters, digits, `.`, `_`, `-`
     #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_INSTANCE", default_value = "cloud-1")]
@@ -204,6 +198,22 @@ pub struct Serve {
     /// How logs are written
     #[arg(long, value_name = "FORMAT", env = "HEDGE_CLOUD_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// What answers.
+#[derive(Debug, Args)]
+pub struct Models {
+    /// A model bundle; give one per task. Cases of a task without a model are recorded and held
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_MODEL", value_delimiter = ',')]
+    pub model: Vec<PathBuf>,
+
+    /// The ONNX Runtime library; by default it is searched for
+    #[arg(long, value_name = "SO", env = "HEDGE_CLOUD_LIBRARY")]
+    pub library: Option<PathBuf>,
+
+    /// Threads each model may use
+    #[arg(long, value_name = "N", env = "HEDGE_CLOUD_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub threads: u8,
 
     /// Answer every case of TASK with LABEL, without a model: for benches and tests
     #[arg(long, value_name = "TASK=LABEL", hide = true, value_parser = task_and_label)]

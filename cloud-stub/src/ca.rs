@@ -76,7 +76,8 @@ pub fn claim(dir: &Path, address: &str, device: Option<Name>, minutes: u64) -> a
     let (authority, registry) = (Authority::open(dir)?, Registry::open(dir)?);
     registry.forget_old_claims(wall_ms())?;
     let secret = new_secret()?;
-    registry.put_claim(&secret, &Claim { device, expires_ms: wall_ms() + minutes * 60_000, used_by: None })?;
+    let expires_ms = wall_ms() + minutes * 60_000;
+    registry.put_claim(&secret, &Claim { device, expires_ms, used_by: None, used_for: None })?;
     let code = PairingCode { address: address.to_owned(), secret, fingerprint: authority.fingerprint()? };
     // What a device could not read is refused here.
     code.to_string().parse::<PairingCode>().with_context(|| format!("--address {address}"))

@@ -18,10 +18,12 @@ pub mod intake;
 pub mod link;
 pub mod model;
 pub mod payloads;
+pub mod presence;
 pub mod quickstart;
 pub mod reply;
 pub mod serve;
 pub mod store;
+pub mod turns;
 pub mod view;
 
 /// Milliseconds since 1970 UTC. For people and for the age of records; no answer depends on it.

@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser};
 use hedge_cloud::args::{Cli, Command, LogFormat};
 use hedge_cloud::fleet::cli::{self, DeviceArgs};
 use hedge_cloud::{ca, quickstart, serve};
+use hedge_proto::in_one_line;
 use tracing_subscriber::EnvFilter;
 
 /// Something failed while serving; some device is not as it was meant to be.
@@ -33,6 +34,10 @@ fn main() -> ExitCode {
             ended(ca::run(&args).map_err(serve::ServeError::Run))
         }
         Command::Device(args) => device(&args),
+        Command::Answer(args) => {
+            log_to_stderr(LogFormat::Text, "warn");
+            ended(serve::answer(&args).map_err(serve::ServeError::Run))
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hedge-cloud", &mut std::io::stdout());
             ExitCode::SUCCESS
@@ -44,11 +49,11 @@ fn ended(outcome: Result<(), serve::ServeError>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(serve::ServeError::Start(error)) => {
-            tracing::error!("not started: {}", in_one_line(&error));
+            tracing::error!("not started: {}", in_one_line(&*error));
             ExitCode::from(NOT_STARTED)
         }
         Err(serve::ServeError::Run(error)) => {
-            tracing::error!("stopped: {}", in_one_line(&error));
+            tracing::error!("stopped: {}", in_one_line(&*error));
             ExitCode::from(FAILED)
         }
     }
@@ -60,7 +65,7 @@ fn device(args: &DeviceArgs) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
-            eprintln!("hedge-cloud: {}", in_one_line(&error));
+            eprintln!("hedge-cloud: {}", in_one_line(&*error));
             ExitCode::from(NOT_STARTED)
         }
     }
@@ -73,16 +78,4 @@ fn log_to_stderr(format: LogFormat, level: &str) {
         LogFormat::Text => logs.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => logs.json().init(),
     }
-}
-
-/// An error and its causes; a cause that its effect already words is not said twice.
-fn in_one_line(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |line, cause| {
-        let cause = cause.to_string();
-        match line.as_str() {
-            "" => cause,
-            said if said.contains(&cause) => line,
-            said => format!("{said}: {cause}"),
-        }
-    })
 }

@@ -11,18 +11,19 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hedge_inference::{Runtime, SessionOptions};
+use hedge_listen::{Bounds, CancellationToken, Door, Listener};
 use hedge_proto::Topics;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::args::Serve;
-use crate::identity::{self, Authority, Registry, Terms, TlsListener, fresh_certificate, server_config};
-use crate::intake::{self, Event, Intake, IntakeError, Outlets};
+use crate::args::{Models, Serve};
+use crate::identity::{self, Authority, Registry, Terms, fresh_certificate, server_config};
+use crate::intake::{self, Event, Intake, IntakeError, Outlets, Shut};
 use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
 use crate::model::{self, Answerer, Fixed, Onnx};
 use crate::payloads::Storage;
+use crate::presence::Heard;
 use crate::store::{FILE_NAME, Keep, Writer};
 use crate::{broker, payloads, view};
 
@@ -63,12 +64,11 @@ struct Running {
 
 async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let topics = Topics::new(&args.broker.prefix).context("--prefix")?;
-    let models = load_models(args)?;
+    let models = load_models(&args.models)?;
     let path = prepare_state_dir(&args.state_dir)?;
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
-    let listener = TcpListener::bind(args.listen).await;
-    let listener = listener.with_context(|| format!("the dashboard cannot listen on {}", args.listen))?;
-    let dashboard = listener.local_addr()?;
+    let listener = Listener::tcp(args.listen).await.context("the dashboard")?;
+    let dashboard = listener.address().unwrap_or(args.listen);
     warn_about_exposure(dashboard);
 
     let writer = Writer::open(&path)?;
@@ -85,13 +85,15 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let (commits, commits_seen) = watch::channel(0);
     let (healthy, healthy_seen) = watch::channel(true);
     let (now, link_now) = watch::channel(LinkNow::Connecting);
-    let outlets = Outlets { settled, replies, commits, healthy };
+    let heard = Heard::default();
+    let outlets = Outlets { settled, replies, commits, healthy, heard: heard.clone() };
     let payloads = Storage::open(&args.payloads_dir()).context("--payload-dir")?;
     let payloads_address = match args.payloads() {
         Some(setup) => Some(payloads::start(&setup, payloads.clone()).await?),
         None => None,
     };
-    let work = Intake::new(writer, topics.clone(), keep(args), workers, payloads, outlets)?;
+    let shut = Shut::default();
+    let work = Intake::new(writer, topics.clone(), keep(args), workers, payloads, outlets, shut.clone())?;
     let (intake_ended, intake) = oneshot::channel();
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
         // Nobody waits for it only when the process is ending anyway.
@@ -112,20 +114,24 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         broker: dial.way.endpoint.to_string(),
         tasks,
         link: link_now,
+        heard,
         model_seconds,
     };
     let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance);
-    let door = view::Door { listen: dashboard, names: args.page_name.clone(), look_only: args.look_only };
+    let naming = "to `hedge-cloud serve` with --page-name";
+    let door = Door { listen: dashboard, names: args.page_name.clone(), naming, look_only: args.look_only };
     let page = view::router(&path, shown, door, operating, commits_seen)?;
-    let ends =
-        Ends { events: events.clone(), settled: settled_inbox, replies: replies_inbox, healthy: healthy_seen, now };
+    let ends = Ends {
+        events: events.clone(),
+        settled: settled_inbox,
+        replies: replies_inbox,
+        healthy: healthy_seen,
+        shut,
+        now,
+    };
     let link = tokio::spawn(link::run(dial, ends));
     tokio::spawn(tick(events.clone()));
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, page).await {
-            tracing::error!("the dashboard has stopped: {error}");
-        }
-    });
+    tokio::spawn(hedge_listen::serve(listener, PAGE_BOUNDS, None, page, CancellationToken::new()));
     say_ready(said.as_deref(), payloads_address, dashboard, more)?;
     Ok(Running { events, intake, link, stop })
 }
@@ -194,11 +200,13 @@ async fn brokers(args: &Serve, topics: &Topics) -> anyhow::Result<Brokers> {
     })
 }
 
-/// Enrolling takes two small messages; nobody needs a connection for longer.
-const ENROL_CONNECTION_MAX: Duration = Duration::from_secs(60);
+/// Some dozen people with a few pages each, and whoever reads the metrics. 64 of these may be pages that are served
+/// live.
+const PAGE_BOUNDS: Bounds = Bounds { what: "the dashboard", connections_max: 256, address_max: 128, files_each: 1 };
 
-/// A fleet that comes back at once waits its turn in the kernel's queue.
-const ENROL_CONNECTIONS_MAX: usize = 64;
+/// Enrolling takes two small messages. A fleet that comes back at once waits its turn in the kernel's queue, and one
+/// address leaves room for others.
+const ENROL_BOUNDS: Bounds = Bounds { what: "--enrol", connections_max: 64, address_max: 32, files_each: 2 };
 
 async fn start_enrolment(args: &Serve) -> anyhow::Result<()> {
     let (Some(addr), Some(device_broker)) = (args.enrol, &args.device_broker) else { return Ok(()) };
@@ -210,18 +218,14 @@ async fn start_enrolment(args: &Serve) -> anyhow::Result<()> {
         grace_days: args.grace_days,
     };
     let tls = server_config(fresh_certificate(authority, args.host.clone())?, None)?;
-    let listener = TcpListener::bind(addr).await.with_context(|| format!("--enrol cannot listen on {addr}"))?;
-    let listener = TlsListener::start(listener, tls, ENROL_CONNECTIONS_MAX, Some(ENROL_CONNECTION_MAX))?;
+    let listener = Listener::tcp(addr).await.context("--enrol")?;
     tracing::info!(%addr, "devices can enrol");
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, identity::router(terms)).await {
-            tracing::error!("the enrolment endpoint has stopped: {error}");
-        }
-    });
+    let routes = identity::router(terms);
+    tokio::spawn(hedge_listen::serve(listener, ENROL_BOUNDS, Some(tls), routes, CancellationToken::new()));
     Ok(())
 }
 
-fn load_models(args: &Serve) -> anyhow::Result<Vec<Box<dyn Answerer>>> {
+fn load_models(args: &Models) -> anyhow::Result<Vec<Box<dyn Answerer>>> {
     let mut models: Vec<Box<dyn Answerer>> = Vec::new();
     for (task, label) in &args.answer_with {
         models.push(Box::new(Fixed::new(task, label)));
@@ -231,10 +235,19 @@ fn load_models(args: &Serve) -> anyhow::Result<Vec<Box<dyn Answerer>>> {
     }
     let runtime = Runtime::find(args.library.as_deref())?;
     for dir in &args.model {
-        let model = Onnx::load(&runtime, dir, SessionOptions { threads: args.threads });
+        let options = SessionOptions { threads: args.threads };
+        let model = Onnx::load(&runtime, args.library.as_deref(), dir, options);
         models.push(Box::new(model.with_context(|| format!("--model {}", dir.display()))?));
     }
     Ok(models)
+}
+
+/// `hedge-cloud answer`: what [`model::alone`] starts for cases left over.
+pub fn answer(args: &Models) -> anyhow::Result<()> {
+    // It has nothing to do without the process that started it.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let model = load_models(args)?.pop().context("no model is given")?;
+    Ok(model::alone::serve(model)?)
 }
 
 fn prepare_state_dir(dir: &Path) -> anyhow::Result<std::path::PathBuf> {

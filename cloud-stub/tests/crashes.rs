@@ -4,7 +4,7 @@ mod rig;
 
 use std::collections::BTreeSet;
 
-use hedge_proto::{CaseId, CloudState, DownMessage};
+use hedge_proto::{CaseId, CloudState, DownMessage, Topic};
 use rig::{Broker, Cloud, Device, Mosquitto};
 use tempfile::TempDir;
 
@@ -83,6 +83,96 @@ async fn a_case_that_was_left_unanswered_is_answered_after_the_next_start() {
     let cloud = Cloud::start(&Broker::Embedded, dir.path());
     cloud.figure("answered", 10).await;
     cloud.figure("waiting", 0).await;
+}
+
+/// How often a cloud is killed while it has a healthy case. Three were once enough to make a dead letter of it.
+const KILLS: usize = 8;
+
+#[tokio::test]
+async fn however_often_the_cloud_is_killed_no_healthy_case_is_called_dead() {
+    let Some(mosquitto) = Mosquitto::start() else { return };
+    let broker = Broker::Mosquitto(mosquitto);
+    let dir = TempDir::new().expect("a directory");
+    let mut cloud = Cloud::start(&broker, dir.path());
+    let mut device = Device::connect("hall-1", cloud.broker).await;
+    device.cloud_is(CloudState::Online).await;
+    for n in 0..5 {
+        device.send(device.case(n, b"slow!1500")).await;
+    }
+    cloud.figure("cases", 5).await;
+    for _ in 0..KILLS {
+        cloud.kill();
+        // What is left over is given to the model before the page's address is said.
+        cloud = Cloud::start(&broker, dir.path());
+    }
+    cloud.figure("answered", 5).await;
+    cloud.figure("dead", 0).await;
+}
+
+#[tokio::test]
+async fn a_case_that_ends_the_process_ends_as_a_dead_letter_and_the_others_are_answered() {
+    let Some(mosquitto) = Mosquitto::start() else { return };
+    let broker = Broker::Mosquitto(mosquitto);
+    let dir = TempDir::new().expect("a directory");
+    let cloud = Cloud::start(&broker, dir.path());
+    let mut device = Device::connect("hall-1", cloud.broker).await;
+    device.cloud_is(CloudState::Online).await;
+    // Behind one that takes its time, so that all of them are on record when the process ends.
+    device.send(device.case(0, b"slow!3000")).await;
+    device.send(device.case(1, b"crash!")).await;
+    for n in 2..6 {
+        device.send(device.case(n, b"picture")).await;
+    }
+    cloud.figure("cases", 6).await;
+    cloud.ends().await;
+
+    let cloud = Cloud::start(&broker, dir.path());
+    cloud.figure("answered", 5).await;
+    cloud.figure("dead", 1).await;
+    let known = cloud.get(&format!("/api/cases/{}", device.id(1))).await;
+    assert!(known["why"].as_str().is_some_and(|why| why.contains("3 times while it had this case alone")), "{known}");
+}
+
+#[tokio::test]
+async fn nothing_of_an_instance_that_has_gone_stays_at_the_broker() {
+    let Some(mosquitto) = Mosquitto::start() else { return };
+    let addr = mosquitto.addr;
+    let broker = Broker::Mosquitto(mosquitto);
+    let dirs = [TempDir::new().expect("a directory"), TempDir::new().expect("a directory")];
+    let start = |name: &str, dir: &TempDir| {
+        let args = ["--answer-with", "shoes=boot", "--instance", name, "--status-s", "1"];
+        Cloud::start_with(&broker, dir.path(), &args)
+    };
+    let looks = std::cell::Cell::new(0);
+    let retained = async || {
+        looks.set(looks.get() + 1);
+        let mut looker = Device::connect(&format!("looker-{}", looks.get()), addr).await;
+        // What it listens to is granted before what it says.
+        let granted = looker.client.subscribe_tracked("granted", rumqttc::QoS::AtMostOnce).await.expect("a broker");
+        granted.wait_completion_async().await.expect("a SUBACK");
+        let marker = Topic::CloudStatus(rig::name("marker"));
+        let status = br#"{"state": "online", "retry_after_s": 77}"#.to_vec();
+        looker.publish(&marker, status, false).await;
+        let said = looker.clouds_before(|status| status.retry_after_s == Some(77)).await;
+        looker.client.disconnect().await.expect("a broker");
+        said
+    };
+    for n in 0..3 {
+        let killed = start(&format!("old-{n}"), &dirs[0]);
+        killed.connected().await;
+        killed.kill();
+    }
+    let until = std::time::Instant::now() + rig::PATIENCE;
+    while retained().await.iter().filter(|status| status.state == CloudState::Offline).count() < 3 {
+        assert!(std::time::Instant::now() < until, "no wills");
+    }
+    let cloud = start("new", &dirs[1]);
+    cloud.connected().await;
+    while retained().await.iter().any(|status| status.state == CloudState::Offline) {
+        assert!(std::time::Instant::now() < until, "the old ones stay");
+    }
+    assert_eq!(cloud.stop(), Some(0));
+    assert_eq!(retained().await, []);
 }
 
 #[tokio::test]

@@ -154,6 +154,28 @@ async fn the_page_needs_nothing_from_elsewhere_and_never_writes_markup() {
 }
 
 #[tokio::test]
+async fn half_requests_leave_the_cloud_its_broker_and_others_the_page() {
+    let Some(mosquitto) = rig::Mosquitto::start() else { return };
+    let (dir, addr) = (TempDir::new().expect("a directory"), mosquitto.addr);
+    let broker = rig::Broker::Mosquitto(mosquitto);
+    let cloud = rig::Cloud::start_with_files(256, &broker, dir.path());
+    cloud.connected().await;
+    let mut held = Vec::new();
+    for _ in 0..400 {
+        let mut stream = TcpStream::connect(cloud.dashboard).await.expect("a connection");
+        drop(stream.write_all(b"GET / HTTP/1.1\r\nHost:").await);
+        held.push(stream);
+    }
+    drop(broker);
+    let mosquitto = rig::Mosquitto::start_on(addr);
+    // It keeps nothing, so this status is a new one.
+    let mut device = rig::Device::connect("hall", mosquitto.addr).await;
+    device.cloud_is(hedge_proto::CloudState::Online).await;
+    assert_eq!(cloud.get_raw("/").await.0, 200);
+    drop(held);
+}
+
+#[tokio::test]
 async fn an_open_page_is_told_of_a_case_by_itself() {
     let dir = TempDir::new().expect("a directory");
     let (cloud, device) = cloud_and_device(&dir).await;

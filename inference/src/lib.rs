@@ -9,8 +9,10 @@ pub mod bundle;
 pub mod features;
 pub mod model;
 pub mod runtime;
+mod text;
 
 pub use bundle::{Bundle, BundleError};
 pub use features::{ContentType, FeatureError, Picture, Region, StageTimes, Tensor, pixels_only, thumbnail};
 pub use model::{Model, ModelError, SessionOptions};
 pub use runtime::{Runtime, RuntimeError, probe_if_asked};
+pub use text::{read_pem, read_text};

@@ -3,9 +3,10 @@
 //! One [`Model`] serves one sample at a time; more threads of work need more models. Reading the outputs as
 //! scores is up to `hedge-core`; only golden samples are read here, to compare them.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use hedge_core::judge::{ClassScore, OutputKind, Scores, Temperature};
+use hedge_core::judge::{ClassScore, OutputKind, Scores};
 use ort::session::Session;
 use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
@@ -50,6 +51,7 @@ pub struct Model {
     session: Session,
     input: Input,
     output_name: String,
+    kind: OutputKind,
     labels: usize,
 }
 
@@ -68,7 +70,8 @@ impl Model {
         outline.check_input(bundle.input()).map_err(mismatch)?;
         let output_name = bundle.manifest().output.name.clone();
         outline.check_output(&output_name, bundle.labels().len()).map_err(mismatch)?;
-        Ok(Self { session, input: bundle.input().clone(), output_name, labels: bundle.labels().len() })
+        let (input, kind, labels) = (bundle.input().clone(), bundle.output_kind(), bundle.labels().len());
+        Ok(Self { session, input, output_name, kind, labels })
     }
 
     /// The input tensor for a sample.
@@ -93,8 +96,22 @@ impl Model {
         features::tensor_of(&self.input, picture)
     }
 
+    /// The input tensors of a file: one of a picture, one or more of numbers.
+    pub fn samples(&self, bytes: &[u8]) -> Result<Vec<Tensor>, FeatureError> {
+        self.input.samples(bytes)
+    }
+
     /// One sample in, one number per label out.
     pub fn run(&mut self, tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
+        let values = self.values(tensor)?;
+        match values.as_slice() {
+            [second] if self.labels == 2 => Ok(self.kind.of_two(*second).to_vec()),
+            _ => Ok(values),
+        }
+    }
+
+    /// One sample in, out what the model gives: a number per label, or one for two labels.
+    pub fn values(&mut self, tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
         let failed = |error: ort::Error| ModelError::Run(error.to_string());
         let value = TensorRef::from_array_view((tensor.shape.as_slice(), tensor.data.as_slice())).map_err(failed)?;
         let outputs = self.session.run(ort::inputs![self.input.name.as_str() => value]).map_err(failed)?;
@@ -102,7 +119,7 @@ impl Model {
             .get(&self.output_name)
             .ok_or_else(|| ModelError::Run(format!("there is no output `{}`", self.output_name)))?;
         let (_, values) = output.try_extract_tensor::<f32>().map_err(failed)?;
-        if values.len() != self.labels {
+        if values.len() != self.labels && (values.len(), self.labels) != (1, 2) {
             return Err(ModelError::OutputSize { values: values.len(), labels: self.labels });
         }
         Ok(values.to_vec())
@@ -116,15 +133,14 @@ impl Model {
         golden: &Golden,
     ) -> Result<GoldenOutcome, ModelError> {
         let bytes = bundle.read_golden(golden)?;
-        // What is neither JPEG nor PNG is a raw tensor of the model's shape.
-        let content_type =
-            ContentType::sniff(&bytes).unwrap_or_else(|| ContentType::Tensor { shape: self.input.shape.clone() });
-        let output = self.run(&self.tensor(&content_type, &bytes, None)?)?;
-        let kind = match bundle.output_kind() {
-            OutputKind::Logits { .. } => OutputKind::Logits { temperature: Temperature::ONE },
-            OutputKind::Probabilities => OutputKind::Probabilities,
+        let samples = self.samples(&bytes)?;
+        let [sample] = samples.as_slice() else {
+            let reason = format!("a golden sample is one sample, and this file holds {}", samples.len());
+            return Err(FeatureError::NoSample { reason }.into());
         };
-        let scores = Scores::read(&output, kind).map_err(|error| ModelError::Run(error.to_string()))?;
+        let output = self.run(sample)?;
+        let scores = Scores::read(&output, bundle.output_kind().uncalibrated())
+            .map_err(|error| ModelError::Run(error.to_string()))?;
         let best = scores.top(1).first().copied().unwrap_or(ClassScore { class: 0, score: 0.0 });
         Ok(GoldenOutcome {
             label: bundle.labels().get(best.class).cloned().unwrap_or_default(),
@@ -186,8 +202,34 @@ pub struct Port {
     pub name: String,
     /// -1 where the file leaves the size open; none if this is no tensor of f32.
     pub shape: Option<Vec<i64>>,
-    /// The type in ONNX Runtime's words, for error texts.
-    pub kind: String,
+    /// What it holds, for error texts.
+    pub kind: &'static str,
+}
+
+/// A list of maps is what scikit-learn's exports give unless told otherwise.
+const MAPS: &str = "a list of maps";
+
+/// `` `probs` (1×4 numbers), `label` (int64) ``, and what to do about a list of maps.
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.name;
+        match &self.shape {
+            Some(shape) if shape.is_empty() => write!(f, "`{name}` (one number)"),
+            Some(shape) => write!(f, "`{name}` ({} numbers)", shape_in_words(shape)),
+            None if self.kind == MAPS => {
+                write!(f, "`{name}` ({MAPS}; a model of scikit-learn must be exported with zipmap=False)")
+            }
+            None => write!(f, "`{name}` ({})", self.kind),
+        }
+    }
+}
+
+/// `any×3×224×224`.
+#[must_use]
+pub fn shape_in_words(shape: &[i64]) -> String {
+    let sizes: Vec<String> =
+        shape.iter().map(|size| if *size < 0 { "any".to_owned() } else { size.to_string() }).collect();
+    sizes.join("×")
 }
 
 impl Outline {
@@ -217,7 +259,11 @@ impl Outline {
         if fits {
             Ok(())
         } else {
-            Err(format!("`input.shape` is {:?} in the manifest, but {shape:?} in the model", wanted.shape))
+            Err(format!(
+                "`input.shape` is {:?} in the manifest, but the model takes {}",
+                wanted.shape,
+                shape_in_words(shape)
+            ))
         }
     }
 
@@ -225,10 +271,10 @@ impl Outline {
         let port = self.outputs.iter().find(|port| port.name == name).ok_or_else(|| {
             format!("`output.name` is \"{name}\" in the manifest, but the model has {}", names(&self.outputs))
         })?;
-        let shape = port.f32_shape("output")?;
-        match shape.last() {
-            Some(&last) if last >= 0 && usize::try_from(last) != Ok(labels) => {
-                Err(format!("the model tells {last} classes apart, but there are {labels} labels"))
+        port.f32_shape("output")?;
+        match port.values() {
+            Some(values) if !port.fits(labels) => {
+                Err(format!("the model's output {port} tells {values} classes apart, but there are {labels} labels"))
             }
             _ => Ok(()),
         }
@@ -241,13 +287,53 @@ impl Port {
             ValueType::Tensor { ty: TensorElementType::Float32, shape, .. } => Some(shape.to_vec()),
             _ => None,
         };
-        Self { name: outlet.name().to_owned(), shape, kind: outlet.dtype().to_string() }
+        let kind = match outlet.dtype() {
+            ValueType::Tensor { ty, .. } => element(*ty),
+            ValueType::Sequence(_) | ValueType::Map { .. } => MAPS,
+            ValueType::Optional(_) => "an optional value",
+        };
+        Self { name: outlet.name().to_owned(), shape, kind }
+    }
+
+    /// How many numbers one sample gives; `None` where the file leaves that open, or they are no f32.
+    #[must_use]
+    pub fn values(&self) -> Option<usize> {
+        let per_sample = match self.shape.as_deref()? {
+            [-1, sizes @ ..] if !sizes.is_empty() => sizes,
+            sizes => sizes,
+        };
+        per_sample.iter().try_fold(1_usize, |product, size| product.checked_mul(usize::try_from(*size).ok()?))
+    }
+
+    /// Whether this can be a number for each label, or one number for two.
+    #[must_use]
+    pub fn fits(&self, labels: usize) -> bool {
+        match self.values() {
+            Some(values) => values == labels || (values, labels) == (1, 2),
+            None => self.shape.is_some(),
+        }
     }
 
     fn f32_shape(&self, side: &str) -> Result<&[i64], String> {
         self.shape
             .as_deref()
-            .ok_or_else(|| format!("the {side} `{}` is {}; tensors of f32 are supported", self.name, self.kind))
+            .ok_or_else(|| format!("the {side} `{}` is {}; tensors of float32 are supported", self.name, self.kind))
+    }
+}
+
+/// As ONNX names it.
+fn element(of: TensorElementType) -> &'static str {
+    match of {
+        TensorElementType::Float32 => "float32",
+        TensorElementType::Float16 | TensorElementType::Bfloat16 => "float16",
+        TensorElementType::Float64 => "float64",
+        TensorElementType::Int64 => "int64",
+        TensorElementType::Int32 => "int32",
+        TensorElementType::Int8 => "int8",
+        TensorElementType::Uint8 => "uint8",
+        TensorElementType::Bool => "yes or no",
+        TensorElementType::String => "text",
+        _ => "numbers of another type",
     }
 }
 

@@ -4,6 +4,7 @@ mod support;
 
 use std::path::Path;
 
+use hedge_core::judge::OutputKind;
 use hedge_inference::{Bundle, Model, ModelError, SessionOptions};
 use hedge_proto::Digest;
 
@@ -102,6 +103,33 @@ fn a_file_that_is_not_the_described_one_is_named() {
     let other = Digest::of(b"other").to_string();
     check_refused(&Digest::of(b"weights").to_string(), &other, "is not the file the manifest describes");
     check_refused("labels.txt", "lables.txt", "cannot read");
+}
+
+#[test]
+fn files_that_an_editor_put_a_mark_before_are_the_same_files() {
+    let dir = tempfile::tempdir().expect("a folder");
+    write_bundle(dir.path(), |manifest| format!("\u{feff}{manifest}"));
+    std::fs::write(dir.path().join("labels.txt"), "\u{feff}cat\r\ndog\r\n\r\n").expect("a file");
+    assert_eq!(Bundle::open(dir.path()).expect("a bundle").labels(), ["cat", "dog"]);
+    let utf16: Vec<u8> = "\u{feff}cat\ndog".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (labels, words) in [
+        (utf16.as_slice(), "labels.txt: it is saved as UTF-16"),
+        (b"cat\nk\xe4fer\n", "labels.txt: line 2 is not UTF-8"),
+        (b"cat\n", "one label, `cat`"),
+        (b"[\"cat\", \"dog\"]", "it is JSON; a bundle's labels stand one per line"),
+    ] {
+        std::fs::write(dir.path().join("labels.txt"), labels).expect("a file");
+        let error = Bundle::open(dir.path()).expect_err("refused").to_string();
+        assert!(error.contains(words), "`{error}` does not say `{words}`");
+    }
+}
+
+#[test]
+fn percentages_are_an_output_of_their_own_and_have_no_temperature() {
+    let percent = |rest: &str| open(|manifest| manifest.replace("kind = \"logits\"\ntemperature = 1.5", rest));
+    assert_eq!(percent("kind = \"percent\"").expect("a bundle").output_kind(), OutputKind::Percent);
+    let error = percent("kind = \"percent\"\ntemperature = 1.5").expect_err("refused");
+    assert!(error.contains("`temperature` divides logits"), "{error}");
 }
 
 #[test]

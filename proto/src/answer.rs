@@ -52,7 +52,21 @@ pub enum Refusal {
     Stopping,
 }
 
-/// What became of a deferred sample's case by the time the answer was given.
+impl Refusal {
+    /// For people.
+    #[must_use]
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::Full => "it is full, and the case is worth less than all it holds",
+            Self::Disk => "the disk is at its reserve, or refuses writes",
+            Self::TooLarge => "the payload is larger than it takes",
+            Self::Overloaded => "more cases arrive than can be written",
+            Self::Stopping => "the agent is stopping",
+        }
+    }
+}
+
+/// What has become of a deferred sample's case: by the time the answer was given, and for whoever asks later, by now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -62,6 +76,10 @@ pub enum CaseFate {
     /// Not yet on disk.
     Pending,
     Refused(Refusal),
+    /// A dead letter: the cloud or the device gave it up. No correction comes unless it is queued again.
+    Dead,
+    /// Ended without a verdict: by an operator, or because it waited too long or gave way to others.
+    Dropped,
 }
 
 /// An answer to one sample: revision 0 is the device's own, higher ones are corrections.

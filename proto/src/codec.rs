@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::FieldError;
+use crate::document::plain;
 
 /// Why a message could not be read. None of these is a reason to stop: count it, say it, go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,10 +66,28 @@ pub fn to_json<T: Serialize>(document: &T) -> Vec<u8> {
     serde_json::to_vec(document).expect("documents serialise")
 }
 
+/// A document as a JSON value with its numbers as they are typed: 0.7, not what the nearest `f32` is.
+///
+/// # Panics
+/// As [`to_json`].
+#[must_use]
+pub fn to_value<T: Serialize>(document: &T) -> serde_json::Value {
+    serde_json::from_slice(&to_json(document)).unwrap_or_default()
+}
+
 /// Reads one JSON document of at most `bytes_max` bytes.
 pub fn from_json<T: DeserializeOwned>(bytes: &[u8], bytes_max: usize) -> Result<T, DecodeError> {
     check_size(bytes, bytes_max)?;
-    serde_json::from_slice(bytes).map_err(|error| DecodeError::Malformed(error.to_string()))
+    serde_json::from_slice(bytes).map_err(|error| DecodeError::Malformed(json_error_text(&error)))
+}
+
+fn json_error_text(error: &serde_json::Error) -> String {
+    use serde_json::error::Category;
+    match error.classify() {
+        Category::Io | Category::Eof => "it ends too early".to_string(),
+        Category::Syntax => format!("no JSON at line {}, column {}", error.line(), error.column()),
+        Category::Data => plain(&error.to_string()),
+    }
 }
 
 pub(crate) fn check_size(bytes: &[u8], bytes_max: usize) -> Result<(), DecodeError> {
@@ -76,4 +95,27 @@ pub(crate) fn check_size(bytes: &[u8], bytes_max: usize) -> Result<(), DecodeErr
         return Err(DecodeError::TooLarge { bytes: bytes.len(), bytes_max });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::collections::BTreeMap;
+
+    #[test]
+    fn what_is_wrong_with_a_document_is_said_without_a_word_of_this_program() {
+        let said = |bytes: &[u8]| match from_json::<BTreeMap<String, f32>>(bytes, 1000) {
+            Err(error) => error.to_string(),
+            Ok(read) => panic!("{read:?}"),
+        };
+        for (bytes, part) in [
+            (&b"rubbish"[..], "no JSON at line 1, column 1"),
+            (b"{\"a\": ", "it ends too early"),
+            (b"{\"a\": \"90%\"}", "found the text \"90%\", expected a number"),
+        ] {
+            let text = said(bytes);
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(to_value(&BTreeMap::from([("a", 0.9_f32)])).to_string(), "{\"a\":0.9}");
+    }
 }

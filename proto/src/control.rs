@@ -86,6 +86,19 @@ pub enum SettingsOutcome {
     Failed,
 }
 
+impl SettingsOutcome {
+    /// For people.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::OnTrial => "on trial",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// The last document the device decided on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -302,6 +315,19 @@ pub enum CommandOutcome {
     Failed,
     /// The device went down between its beginning and its end. It is not run again.
     Interrupted,
+}
+
+impl CommandOutcome {
+    /// For people, and as it is written in JSON.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
+        }
+    }
 }
 
 /// `up/reply`, or the response topic of the command if that is below the device's own `up`.

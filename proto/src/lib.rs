@@ -27,6 +27,7 @@ mod settings;
 mod share;
 mod status;
 mod task;
+mod text;
 mod topic;
 mod verdict;
 
@@ -34,7 +35,7 @@ pub use address::host_and_port;
 pub use answer::{Answer, CaseFate, Explanation, Outcome, Refusal};
 pub use bounds::{ASK_BYTES_MAX, CLOUD_STATUS_BYTES_MAX, DOWN_BYTES_MAX, Message, TEXT_BYTES_MAX, WIRE_VERSIONS_MAX};
 pub use case::{Captured, Case, CaseDecision, CaseMessage, Metadata, PayloadForm, ThresholdMode};
-pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json};
+pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json, to_value};
 pub use control::{
     COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, Confirm, Desired, ExplainArgs, LastDesired, LogLevelArgs,
     Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX, VersionArgs,
@@ -59,6 +60,7 @@ pub use status::{
     ModelFigures, PrivacyFigures, QueueFigures, SampleFigures, SourceFigures, Telemetry, Throttling,
 };
 pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};
+pub use text::{NotText, in_one_line, text, without_mark};
 pub use topic::{Topic, Topics};
 pub use verdict::{Authority, DownMessage, Verdict};
 

@@ -14,6 +14,8 @@ pub struct Share(f32);
 pub struct NotAShare(f32);
 
 impl Share {
+    pub const ZERO: Self = Self(0.0);
+
     pub fn new(value: f32) -> Result<Self, NotAShare> {
         if (0.0..=1.0).contains(&value) { Ok(Self(value)) } else { Err(NotAShare(value)) }
     }

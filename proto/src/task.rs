@@ -101,6 +101,22 @@ pub enum Reason {
     Unusable,
 }
 
+impl Reason {
+    /// As it is written in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LowScore => "low_score",
+            Self::Margin => "margin",
+            Self::Entropy => "entropy",
+            Self::OutOfDistribution => "out_of_distribution",
+            Self::SpotCheck => "spot_check",
+            Self::Policy => "policy",
+            Self::Unusable => "unusable",
+        }
+    }
+}
+
 /// Names a label list: SHA-256 over the labels, each ended by a newline.
 #[must_use]
 pub fn labels_hash<L: AsRef<str>>(labels: &[L]) -> Digest {

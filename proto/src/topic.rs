@@ -27,6 +27,22 @@ pub enum Topic {
     CloudStatus(Name),
 }
 
+impl Topic {
+    /// The device that writes it; `None` for what is written to devices, or by a cloud.
+    #[must_use]
+    pub fn sender(&self) -> Option<&DeviceId> {
+        match self {
+            Self::UpStatus(device)
+            | Self::UpCase(device)
+            | Self::UpAnswer(device, _)
+            | Self::UpReported(device)
+            | Self::UpReply(device)
+            | Self::UpTelemetry(device) => Some(device),
+            Self::DownVerdict(_) | Self::DownDesired(_) | Self::DownCommand(_) | Self::CloudStatus(_) => None,
+        }
+    }
+}
+
 impl Topics {
     /// `prefix` is one or more [`Name`]s separated by slashes, or empty.
     pub fn new(prefix: &str) -> Result<Self, InvalidId> {

@@ -124,6 +124,12 @@ impl Quickstart {
         self.state.join("ca")
     }
 
+    /// Where devices enrol.
+    #[must_use]
+    pub fn enrol(&self) -> SocketAddr {
+        self.enrol
+    }
+
     /// Where devices connect.
     #[must_use]
     pub fn broker(&self) -> SocketAddr {

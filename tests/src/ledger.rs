@@ -61,6 +61,8 @@ impl Ledger {
             CaseFate::Stored => drop(book.stored.insert(short(&answer.id), picture)),
             CaseFate::Refused(refusal) => *book.refused.entry(refusal).or_default() += 1,
             CaseFate::Pending => {}
+            // Nothing ends before its answer is given.
+            CaseFate::Dead | CaseFate::Dropped => anyhow::bail!("{} has ended already: {fate:?}", answer.id),
         }
         Ok(fate)
     }

@@ -1,5 +1,7 @@
 //! A pairing code, a key that stays on the device, renewal, 400 days in a drawer, an authority's successor.
 
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -75,6 +77,31 @@ fn a_paired_device_is_answered_and_its_key_is_for_its_eyes_only() -> Result<()> 
     ensure!(!other.dir().join("state/identity").exists(), "a refused setup has left something behind");
     pair(&other, "device-2", &code, &[])?;
     Ok(())
+}
+
+#[test]
+fn silent_and_slow_strangers_keep_no_device_from_enrolling() -> Result<()> {
+    if !skip::has_onnxruntime() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let (cloud, config) = (Quickstart::start(dir.path())?, device(dir.path(), "device-1"));
+    config.write()?;
+    // The beginning of a TLS handshake, and nothing at all.
+    let slow = (0..64).map(|_| stranger(&cloud, b"\x16\x03\x01\x02\x00\x01"));
+    let silent = (0..193).map(|_| stranger(&cloud, b""));
+    let held = slow.chain(silent).collect::<Result<Vec<_>>>()?;
+    let said = pair(&config, "device-1", &cloud.code()?, &[])?;
+    ensure!(said.contains("enrolled as device-1"), "{said}");
+    drop(held);
+    Ok(())
+}
+
+fn stranger(cloud: &Quickstart, says: &[u8]) -> Result<TcpStream> {
+    let mut socket = TcpStream::connect(cloud.enrol())?;
+    // It may have been closed for another already.
+    drop(socket.write_all(says));
+    Ok(socket)
 }
 
 /// Whether any file below `dir` holds these bytes.

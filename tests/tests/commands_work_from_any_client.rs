@@ -90,6 +90,11 @@ fn questions_are_answered() -> Result<()> {
     let explained = stand.done("3", "explain", &json!({"last": 1}))?;
     ensure!(explained["decisions"][0]["id"] == json!(answer.id), "{explained}");
     ensure!(explained["decisions"][0]["decision"]["because"].is_string(), "{explained}");
+    // What has become of its case, not what was true when it was answered.
+    let (status, text) = stand.agent.http.get(&format!("/v1/samples/{}?wait_ms=30000", answer.id))?;
+    ensure!(status == 200 && text.contains("\"revision\":1"), "{status} {text}");
+    let explained = stand.done("8", "explain", &json!({"last": 1}))?;
+    ensure!(explained["decisions"][0]["case"] == "answered", "{explained}");
     ensure!(stand.done("4", "queue_stats", &none)?["cases_max"].is_u64());
     ensure!(stand.done("5", "dead_letters", &none)?["cases"] == json!([]));
     ensure!(stand.done("6", "requeue", &none)?["cases"] == json!([]));

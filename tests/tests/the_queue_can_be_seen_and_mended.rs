@@ -110,6 +110,8 @@ fn the_same_on_a_running_agent_and_on_a_stopped_one() -> Result<()> {
     assert_eq!((status.queue.waiting, status.samples.dropped.get("operator")), (3, Some(&1)));
     let dropped = agent.http.get(&format!("/v1/samples/{}", stored[0].id))?;
     assert_eq!(dropped.0, 200, "the local answer is remembered: {}", dropped.1);
+    let dropped: Answer = serde_json::from_str(&dropped.1)?;
+    assert_eq!((dropped.case, dropped.provisional), (Some(CaseFate::Dropped), false));
 
     agent.kill()?;
     look_and_drop(&queue, dir.path(), &stored[1..])?;
@@ -131,7 +133,8 @@ fn changes_need_a_json_body_so_that_no_web_page_makes_them() -> Result<()> {
     let answer = client.post(url).content_type("text/plain").send(&body)?;
     assert_eq!(answer.status().as_u16(), 415);
     assert_eq!(agent.http.get("/v1/queue/drop")?.0, 405);
-    assert_eq!(agent.http.post_json("/v1/queue/drop", "{\"all_dead\": true}")?.0, 400);
+    let dead = agent.http.post_json("/v1/queue/drop", "{\"all_dead\": true}")?;
+    assert_eq!(dead, (200, "[]".to_owned()), "no dead letters, and nothing else is dropped");
     assert_eq!(agent.http.status()?.queue.waiting, 1);
     agent.stop()
 }

@@ -18,11 +18,48 @@ use hedge_proto::{Explanation, Outcome, Share, ThresholdMode, Weight};
 /// How a model's raw output is to be read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum OutputKind {
-    /// Any real numbers; probabilities are `softmax(logits / temperature)`.
+    /// Any real numbers; probabilities are `softmax(logits / temperature)`. What a log-softmax gives are logits, too:
+    /// their softmax is the softmax they are logarithms of.
     Logits { temperature: Temperature },
     /// Already probabilities: in [0, 1], adding up to 1.
     Probabilities,
+    /// Probabilities times 100.
+    Percent,
 }
+
+impl OutputKind {
+    /// The one number of a model that tells two classes apart, as a number for each: it speaks of the second.
+    #[must_use]
+    pub fn of_two(self, second: f32) -> [f32; 2] {
+        match self {
+            Self::Logits { .. } => [0.0, second],
+            Self::Probabilities => [1.0 - second, second],
+            Self::Percent => [PERCENT - second, second],
+        }
+    }
+
+    /// As a manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Logits { .. } => "logits",
+            Self::Probabilities => "probabilities",
+            Self::Percent => "percent",
+        }
+    }
+
+    /// The same numbers, before any temperature.
+    #[must_use]
+    pub fn uncalibrated(self) -> Self {
+        match self {
+            Self::Logits { .. } => Self::Logits { temperature: Temperature::ONE },
+            kind @ (Self::Probabilities | Self::Percent) => kind,
+        }
+    }
+}
+
+/// What percentages add up to.
+const PERCENT: f32 = 100.0;
 
 /// Divides logits before softmax so that scores mean what they say (Guo et al. 2017). Greater than 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,10 +98,12 @@ pub enum UnusableOutput {
     Empty,
     #[error("the model's output holds NaN or infinity")]
     NotFinite,
-    #[error("the output adds up to {sum}, not 1; if it holds logits, say `output.kind = \"logits\"` in the manifest")]
-    NotNormalised { sum: f32 },
-    #[error("the output holds the score {score}, outside 0 to 1")]
-    OutOfRange { score: f32 },
+    #[error(
+        "the output adds up to {sum:.3}, not {whole}; if it holds logits, say `output.kind = \"logits\"` in the manifest"
+    )]
+    NotNormalised { sum: f32, whole: f32 },
+    #[error("the output holds the score {score:.3}, outside 0 to {whole}")]
+    OutOfRange { score: f32, whole: f32 },
 }
 
 /// Probabilities over the classes of one model: at least one, each in [0, 1], adding up to 1.
@@ -78,8 +117,19 @@ pub struct ClassScore {
     pub score: f32,
 }
 
-/// How far a sum of probabilities may be from 1: float16 outputs of 1000 classes stay within it.
-const SUM_TOLERANCE: f32 = 0.01;
+/// How far a probability may be outside of 0 to 1, and their sum from 1: float16 outputs of 1000 classes stay within it.
+const ROUNDING: f32 = 0.01;
+
+/// Half a step of a softmax that a quantiser rounded to 8 bits. Each class may be off by it.
+const HALF_STEP: f32 = 1.0 / 512.0;
+
+/// The farthest a sum may be from 1 however many classes there are. Below 0.75 a score that is scaled up would claim a
+/// third more than the model said; such a sample is better sent to the cloud.
+const SUM_TOLERANCE_MAX: f32 = 0.25;
+
+fn sum_tolerance(classes: usize) -> f32 {
+    (classes as f32 * HALF_STEP).clamp(ROUNDING, SUM_TOLERANCE_MAX)
+}
 
 impl Scores {
     /// Reads raw model output, one number per class.
@@ -88,7 +138,8 @@ impl Scores {
     pub fn read(output: &[f32], kind: OutputKind) -> Result<Self, UnusableOutput> {
         match kind {
             OutputKind::Logits { temperature } => softmax(output, temperature),
-            OutputKind::Probabilities => probabilities(output),
+            OutputKind::Probabilities => probabilities(output, 1.0),
+            OutputKind::Percent => probabilities(output, PERCENT),
         }
     }
 
@@ -141,7 +192,8 @@ fn softmax(logits: &[f32], temperature: Temperature) -> Result<Scores, UnusableO
     Ok(Scores(scores))
 }
 
-fn probabilities(output: &[f32]) -> Result<Scores, UnusableOutput> {
+/// Scores that add up to about `whole`.
+fn probabilities(output: &[f32], whole: f32) -> Result<Scores, UnusableOutput> {
     if output.is_empty() {
         return Err(UnusableOutput::Empty);
     }
@@ -149,11 +201,11 @@ fn probabilities(output: &[f32]) -> Result<Scores, UnusableOutput> {
         return Err(UnusableOutput::NotFinite);
     }
     let sum: f32 = output.iter().sum();
-    if libm::fabsf(sum - 1.0) > SUM_TOLERANCE {
-        return Err(UnusableOutput::NotNormalised { sum });
+    if libm::fabsf(sum / whole - 1.0) > sum_tolerance(output.len()) {
+        return Err(UnusableOutput::NotNormalised { sum, whole });
     }
-    match output.iter().find(|score| !(-SUM_TOLERANCE..=1.0 + SUM_TOLERANCE).contains(*score)) {
-        Some(&score) => Err(UnusableOutput::OutOfRange { score }),
+    match output.iter().find(|score| !(-ROUNDING..=1.0 + ROUNDING).contains(&(**score / whole))) {
+        Some(&score) => Err(UnusableOutput::OutOfRange { score, whole }),
         None => Ok(Scores(output.iter().map(|score| (score / sum).clamp(0.0, 1.0)).collect())),
     }
 }
@@ -344,6 +396,8 @@ impl Judgement {
         let Threshold { score_min, margin_min, entropy_max } = self.threshold;
         let (score, margin, entropy) = (best.score, self.margin, self.entropy);
         match reason {
+            // A score_min is at most 1.
+            None if score > 0.9994 => format!("score {score:.3} reached {score_min:.3}; no score_min asks the cloud"),
             None => format!(
                 "score {score:.3} reached {score_min:.3}; a score_min above {score:.3} would have asked the cloud"
             ),
@@ -352,7 +406,7 @@ impl Judgement {
                 format!("the margin {margin:.3} to the second class is below margin_min {margin_min:.3}")
             }
             Some(Reason::Entropy) => format!("entropy {entropy:.3} is above entropy_max {entropy_max:.3}"),
-            Some(other) => format!("sent for the reason {other:?}"),
+            Some(other) => format!("sent for the reason {}", other.name()),
         }
     }
 }

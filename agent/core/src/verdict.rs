@@ -1,4 +1,6 @@
-//! Decides whether a verdict counts.
+//! Decides whether a verdict counts, and whether it replaces the device's answer.
+
+use hedge_proto::{Authority, Share};
 
 /// What a device knows about the case a verdict is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,9 +31,30 @@ pub fn rule(known: Known, revision: u32) -> Ruling {
     }
 }
 
+/// Whether a verdict replaces the device's own answer. If not, the case is closed and that answer stands.
+///
+/// `score` is the verdict's best, `None` where it has none. A model that is not sure itself corrects nothing; a
+/// person always does, and a verdict is better than no answer at all.
+#[must_use]
+pub fn corrects(authority: Authority, score: Option<f32>, score_min: Share, has_local_answer: bool) -> bool {
+    authority == Authority::Person || !has_local_answer || score.is_none_or(|score| score >= score_min.value())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_that_is_not_sure_itself_corrects_nothing() {
+        let half = Share::new(0.5).expect("a share");
+        assert!(!corrects(Authority::Model, Some(0.1), half, true));
+        assert!(!corrects(Authority::StrongerModel, Some(0.49), half, true));
+        assert!(corrects(Authority::Model, Some(0.5), half, true));
+        assert!(corrects(Authority::Person, Some(0.1), half, true), "a person always does");
+        assert!(corrects(Authority::Model, Some(0.1), half, false), "better than no answer");
+        assert!(corrects(Authority::Model, None, half, true), "what has no score cannot be below one");
+        assert!(corrects(Authority::Model, Some(0.0), Share::ZERO, true), "the default: every verdict does");
+    }
 
     #[test]
     fn a_repeated_verdict_is_applied_once_and_a_higher_revision_again() {

@@ -17,9 +17,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use bytes::Bytes;
 use hedge_inference::{ContentType, Tensor};
+use hedge_listen::{ListenError, Listener};
 use hedge_proto::{Answer, CaseId, Name, Telemetry};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -39,7 +39,7 @@ use crate::sample::{NewSample, SampleError};
 pub trait Taker: Send + Sync + 'static {
     /// Answers one sample, after waiting a bounded time for its case to be stored.
     ///
-    /// A `reference` already answered for this source gets the answer given then.
+    /// A `reference` already answered for this source gets the answer given then; one for other content is refused.
     fn answer(&self, sample: NewSample) -> impl Future<Output = Result<Arc<Answer>, SampleError>> + Send;
 
     /// What a person should know of a source now, in one sentence.
@@ -66,6 +66,12 @@ pub trait Taker: Send + Sync + 'static {
 /// The agent, as its HTTP interface sees it.
 pub trait Intake: Taker {
     fn answers(&self) -> &Answers;
+
+    /// A local answer with what has become of its case by now, or the correction that has come meanwhile.
+    fn as_it_stands(&self, answer: Arc<Answer>) -> Arc<Answer>;
+
+    /// Returns once it is known that no correction of this answer comes.
+    fn ended(&self, answer: &Answer) -> impl Future<Output = ()> + Send;
 
     /// What is known of an id, also from before this process.
     fn lookup(&self, id: &CaseId) -> impl Future<Output = Lookup> + Send;
@@ -168,15 +174,23 @@ impl Capture {
         };
         let routes = http::routes(config, &capture.posted, intake, stop);
         for listen in &config.http.listen {
-            match http::Listener::open(listen).await {
+            let serve = {
+                let (routes, names, stop) = (routes.clone(), config.http.names.clone(), stop.clone());
+                |listener| http::serve(listener, routes, names, stop)
+            };
+            match open(listen).await {
                 Ok(listener) => {
                     capture.addresses.extend(listener.address());
-                    capture.listening.spawn(http::serve(listener, routes.clone(), stop.clone()));
+                    capture.listening.spawn(serve(listener));
                 }
                 Err(error) => {
                     faults.set(&Part::Listen, error.to_string());
-                    let opening = open_later(listen.clone(), routes.clone(), faults.clone(), stop.clone());
-                    capture.listening.spawn(opening);
+                    let (listen, faults, stop) = (listen.clone(), faults.clone(), stop.clone());
+                    capture.listening.spawn(async move {
+                        if let Some(listener) = open_later(&listen, &faults, &stop).await {
+                            serve(listener).await;
+                        }
+                    });
                 }
             }
         }
@@ -275,17 +289,24 @@ impl Capture {
     }
 }
 
-/// Serves on a place that could not be opened, as soon as it can be.
-async fn open_later(listen: Listen, routes: Router, faults: Faults, stop: CancellationToken) {
+async fn open(listen: &Listen) -> Result<Listener, ListenError> {
+    match listen {
+        Listen::Unix(path) => Listener::unix(path).await,
+        Listen::Tcp(address) => Listener::tcp(*address).await,
+    }
+}
+
+/// Opens a place that could not be opened, as soon as it can be; `None` when the agent stops.
+async fn open_later(listen: &Listen, faults: &Faults, stop: &CancellationToken) -> Option<Listener> {
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return None,
             () = tokio::time::sleep(LISTEN_AGAIN_AFTER) => {}
         }
-        match http::Listener::open(&listen).await {
+        match open(listen).await {
             Ok(listener) => {
                 faults.clear(&Part::Listen);
-                return http::serve(listener, routes, stop).await;
+                return Some(listener);
             }
             Err(error) => faults.set(&Part::Listen, error.to_string()),
         }
@@ -326,21 +347,31 @@ impl<I: Taker> Source<I> {
     }
 }
 
-/// What curl says of `--data-binary` when it is told nothing.
-const CURL_DEFAULT: &str = "application/x-www-form-urlencoded";
+/// Media types that say nothing of the bytes. The form is what curl says of `--data-binary` when it is told nothing.
+const NOT_SAID: [&str; 7] = [
+    "",
+    "*/*",
+    "image/*",
+    "application/*",
+    "application/octet-stream",
+    "binary/octet-stream",
+    "application/x-www-form-urlencoded",
+];
 
 /// Reads what kind of sample these bytes are, from what the sender says or else from how they begin.
 fn content_type(stated: Option<&str>, bytes: &[u8]) -> Result<ContentType, SampleError> {
-    match stated.map(str::trim) {
-        None | Some("" | "application/octet-stream" | CURL_DEFAULT) => ContentType::sniff(bytes)
-            .ok_or_else(|| SampleError::Unusable("this is neither a JPEG nor a PNG picture".to_owned())),
-        Some(stated) => ContentType::parse(stated).ok_or_else(|| {
-            let stated: String = stated.chars().take(100).collect();
-            SampleError::Unusable(format!(
-                "`{stated}` is not read; send image/jpeg, image/png or application/vnd.hedge.tensor; dtype=f32; shape=…"
-            ))
-        }),
+    let stated = stated.unwrap_or_default().trim();
+    let media = stated.split(';').next().unwrap_or_default().trim_end();
+    if NOT_SAID.iter().any(|other| media.eq_ignore_ascii_case(other)) {
+        return ContentType::sniff(bytes)
+            .ok_or_else(|| SampleError::Unusable("this is neither a JPEG nor a PNG picture".to_owned()));
     }
+    ContentType::parse(stated).ok_or_else(|| {
+        let stated: String = stated.chars().take(100).collect();
+        SampleError::Unusable(format!(
+            "`{stated}` is not read; send image/jpeg, image/png or application/vnd.hedge.tensor; dtype=f32; shape=…"
+        ))
+    })
 }
 
 /// A picture whose kind is read from its first bytes.
@@ -368,6 +399,38 @@ pub(crate) fn passes(error: &SampleError) -> bool {
         SampleError::UnknownSource(..)
         | SampleError::Unusable(_)
         | SampleError::TooLarge { .. }
+        | SampleError::OtherContent(_)
         | SampleError::MetadataTooLarge { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_media_type_that_says_nothing_is_read_by_the_first_bytes_however_it_is_written() {
+        let png = b"\x89PNG\r\n\x1a\n";
+        for stated in [
+            None,
+            Some(""),
+            Some(" "),
+            Some("; charset=binary"),
+            Some("application/octet-stream"),
+            Some("application/octet-stream; charset=binary"),
+            Some("Application/Octet-Stream ;charset=binary"),
+            Some("binary/octet-stream"),
+            Some("image/*"),
+            Some("*/*;q=0.8"),
+            Some("application/x-www-form-urlencoded; charset=UTF-8"),
+        ] {
+            assert_eq!(content_type(stated, png), Ok(ContentType::Png), "{stated:?}");
+            assert!(content_type(stated, b"text").is_err(), "{stated:?}");
+        }
+        for stated in ["image/png; charset=binary", "IMAGE/PNG", "image/x-png"] {
+            assert_eq!(content_type(Some(stated), png), Ok(ContentType::Png), "{stated}");
+        }
+        let error = content_type(Some("text/plain; charset=utf-8"), png).expect_err("refused").to_string();
+        assert!(error.starts_with("`text/plain; charset=utf-8` is not read; send image/jpeg"), "{error}");
     }
 }

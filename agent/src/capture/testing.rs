@@ -8,8 +8,8 @@ use std::time::Duration;
 use hedge_core::policy::Policies;
 use hedge_inference::Tensor;
 use hedge_proto::{
-    Answer, Authority, Captured, CaseId, CaseKey, DeviceId, Epoch, Explanation, LinkState, ModelRef, Name, Outcome,
-    Telemetry, ThresholdMode,
+    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, Explanation,
+    LinkState, ModelRef, Name, Outcome, PayloadForm, Reason, Telemetry, ThresholdMode, WIRE_VERSION,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -37,6 +37,8 @@ pub(super) struct Fake {
     pub(super) queue: Mutex<Option<Queue>>,
     /// Online until a test says otherwise.
     pub(super) link: watch::Sender<LinkView>,
+    /// Every case is a dead letter.
+    pub(super) dead: watch::Sender<bool>,
     /// Set: no answer is given before a permit is added here.
     gate: Option<tokio::sync::Semaphore>,
     changed: Notify,
@@ -55,18 +57,42 @@ impl Default for Fake {
             verdict: Mutex::new(Box::new(|_| Ok(()))),
             queue: Mutex::default(),
             link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).0,
+            dead: watch::channel(false).0,
             gate: None,
             changed: Notify::new(),
         }
     }
 }
 
-pub(super) fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::new(text).expect("a valid name")
 }
 
 pub(crate) fn id(sequence: u64) -> CaseId {
     CaseId { device: DeviceId::new("dev").expect("valid"), key: CaseKey { epoch: Epoch(1), sequence } }
+}
+
+/// A case of the same sample, without a local result.
+pub(crate) fn case(sequence: u64) -> Case {
+    let local = answer(id(sequence), "cam", None, 0);
+    Case {
+        v: WIRE_VERSION,
+        id: local.id,
+        reference: None,
+        source: local.source,
+        task: local.task,
+        labels_hash: Digest::of(b"labels"),
+        model: local.model,
+        scores: Vec::new(),
+        decision: CaseDecision { reason: Reason::LowScore, threshold: 0.5, mode: ThresholdMode::Fixed },
+        settings_version: 0,
+        captured: local.captured,
+        form: PayloadForm::Whole,
+        content_type: "image/png".to_owned(),
+        payload_sha256: Digest::of(b"x"),
+        payload: None,
+        metadata: BTreeMap::new(),
+    }
 }
 
 pub(crate) fn answer(id: CaseId, source: &str, reference: Option<String>, revision: u32) -> Answer {
@@ -150,6 +176,12 @@ impl Fake {
 
 impl Taker for Fake {
     async fn answer(&self, sample: NewSample) -> Result<Arc<Answer>, SampleError> {
+        let content = sample.reference.as_ref().map(|_| Digest::of(&sample.bytes));
+        if let Some(reference) = &sample.reference
+            && let Some(remembered) = self.answers.known(&sample.source, reference, content)?
+        {
+            return Ok(remembered.latest().clone());
+        }
         let decided = self.verdict.lock().expect("not poisoned")(&sample);
         let (source, reference) = (sample.source.to_string(), sample.reference.clone());
         self.samples.lock().expect("not poisoned").push(sample);
@@ -159,7 +191,7 @@ impl Taker for Fake {
             gate.acquire().await.expect("open").forget();
         }
         let id = id(self.next.fetch_add(1, Ordering::Relaxed));
-        Ok(self.answers.give(answer(id, &source, reference, 0)))
+        Ok(self.answers.give_to(answer(id, &source, reference, 0), content))
     }
 
     fn set_source_state(&self, _: &Name, state: String) {
@@ -185,6 +217,18 @@ impl Taker for Fake {
 impl Intake for Fake {
     fn answers(&self) -> &Answers {
         &self.answers
+    }
+
+    fn as_it_stands(&self, answer: Arc<Answer>) -> Arc<Answer> {
+        let case = self.dead.borrow().then_some(CaseFate::Dead);
+        match case.filter(|_| answer.provisional) {
+            Some(_) => Arc::new(Answer { case, provisional: false, ..(*answer).clone() }),
+            None => answer,
+        }
+    }
+
+    async fn ended(&self, _: &Answer) {
+        drop(self.dead.subscribe().wait_for(|dead| *dead).await);
     }
 
     async fn lookup(&self, id: &CaseId) -> Lookup {

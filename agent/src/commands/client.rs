@@ -88,7 +88,7 @@ impl Client {
 
     async fn exchange(&self, method: Method, path: &str, content_type: &str, body: Bytes) -> Result<Bytes, AskError> {
         let socket = self.socket().await.map_err(AskError::Connect)?;
-        let strange = |error: hyper::Error| AskError::Strange(error.to_string());
+        let strange = |error: hyper::Error| AskError::Strange(hedge_proto::in_one_line(&error));
         let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(strange)?;
         let connection = tokio::spawn(connection);
         let request = Request::builder()

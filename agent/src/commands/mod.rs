@@ -38,9 +38,6 @@ async fn running(config: &Config) -> Option<Client> {
 /// The largest sample file: a 24-megapixel JPEG at the highest quality.
 const SAMPLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
-/// How many of the best classes are shown.
-const SHOWN: usize = hedge_proto::SCORES_MAX;
-
 /// Reads a file that must not be larger than `bytes_max`, however large it says it is.
 fn read_file(path: &Path, bytes_max: u64) -> anyhow::Result<Vec<u8>> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;

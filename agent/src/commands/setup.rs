@@ -8,20 +8,17 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
 use hedge_core::identity::{NamedBy, device_id};
+use hedge_inference::read_text;
 use hedge_proto::{DeviceId, Enrolled, PairingCode};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
-use super::read_file;
 use crate::daemon::config::Config;
 use crate::identity::{Folder, enrol, new_key, write_secret};
-
-/// A configuration file of more is a mistake.
-const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Whom the service runs as, where the package made that user.
 const SERVICE_USER: &str = "hedge";
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct SetupArgs {
     /// The pairing code `hedge-cloud quickstart` or `hedge-cloud ca claim` printed
     #[arg(long, value_name = "CODE")]
@@ -46,8 +43,22 @@ pub struct SetupArgs {
     force: bool,
 }
 
+impl SetupArgs {
+    /// The service that reads what is written starts in another folder than this command.
+    fn absolute(&self) -> anyhow::Result<Self> {
+        let absolute = |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
+        Ok(Self {
+            model: absolute(&self.model)?,
+            config_dir: absolute(&self.config_dir)?,
+            state_dir: absolute(&self.state_dir)?,
+            ..self.clone()
+        })
+    }
+}
+
 /// Enrols and writes; says what to do next.
 pub async fn run(arguments: &SetupArgs) -> anyhow::Result<ExitCode> {
+    let arguments = &arguments.absolute()?;
     let (file, folder) = (arguments.config_dir.join("agent.toml"), Folder::below(&arguments.state_dir));
     let mut document = read_document(&file)?;
     refuse_to_overwrite(arguments, &file, &document, &folder)?;
@@ -79,7 +90,7 @@ fn read_document(file: &Path) -> anyhow::Result<DocumentMut> {
     if !file.exists() {
         return Ok(DocumentMut::new());
     }
-    let text = String::from_utf8(read_file(file, CONFIG_BYTES_MAX)?).context("the configuration is not UTF-8")?;
+    let text = read_text(file).with_context(|| format!("cannot read {}", file.display()))?;
     text.parse().with_context(|| format!("{} cannot be read; mend it or move it away", file.display()))
 }
 
@@ -185,5 +196,44 @@ fn say_next(arguments: &SetupArgs, enrolled: &Enrolled, file: &Path, owned: bool
     #[expect(clippy::print_stdout, reason = "a command's result goes to standard output")]
     {
         print!("{text}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        setup: SetupArgs,
+    }
+
+    #[test]
+    fn what_is_written_names_no_path_that_depends_on_where_setup_was_run() {
+        let code = "host:8443/23456789ABCDEFGH/0123456789abcdef0123456789abcdef";
+        let line = ["setup", "--pair", code, "--camera", "--model", "models/m", "--state-dir", "state"];
+        let arguments = Line::try_parse_from(line).expect("valid").setup.absolute().expect("a folder");
+        let enrolled = Enrolled {
+            device: DeviceId::new("d").expect("valid"),
+            certificate: String::new(),
+            authorities: String::new(),
+            broker: "mqtts://broker:8883".to_owned(),
+        };
+        let mut document = DocumentMut::new();
+        describe(&arguments, &enrolled, &Folder::below(&arguments.state_dir), &mut document);
+        let here = std::env::current_dir().expect("a folder");
+        let broker = &document["broker"];
+        for (item, ending) in [
+            (&document["state_dir"], "state"),
+            (&document["model"].as_array_of_tables().expect("a table").get(0).expect("a model")["bundle"], "models/m"),
+            (&broker["ca_file"], ""),
+            (&broker["certificate_file"], ""),
+            (&broker["key_file"], ""),
+        ] {
+            let path = Path::new(item.as_str().expect("a path"));
+            assert!(path.starts_with(&here) && path.to_string_lossy().ends_with(ending), "{}", path.display());
+        }
     }
 }

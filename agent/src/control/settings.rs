@@ -61,7 +61,8 @@ pub(crate) fn resume(file: &ConfigFile, state: &mut StateFile, clock: &Clock) ->
         Ok(found) => found,
         Err(errors) => {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            tracing::error!(?errors, "the remote settings do not fit the local file any more; it alone is in force");
+            let errors = errors.join("; ");
+            tracing::error!(errors, "the remote settings do not fit the local file any more; it alone is in force");
             (0, file.config.clone())
         }
     };
@@ -273,7 +274,9 @@ impl SettingsTask {
         let failed_before = self.remembered.last.as_ref().is_some_and(|last| {
             last.outcome == SettingsOutcome::Failed && last.version.is_some() && last.version == refusal.version
         });
-        tracing::warn!(version = refusal.version, reason = refusal.reason, errors = ?refusal.errors, "settings refused");
+        let errors: Vec<String> = refusal.errors.iter().map(ToString::to_string).collect();
+        let errors = errors.join("; ");
+        tracing::warn!(version = refusal.version, reason = refusal.reason, errors, "settings refused");
         let mut entry = Entry::new(Kind::Settings, version_text(refusal.version), "refused");
         let errors = refusal.errors.iter().map(ToString::to_string);
         let why: Vec<String> = refusal.reason.iter().cloned().chain(errors).collect();
@@ -304,7 +307,7 @@ impl SettingsTask {
             let reason = format!("the device cannot write its state ({error}); publish it again later");
             refused(Some(version), &reason, vec![])
         })?;
-        tracing::info!(version, ?outcome, by = entry.by, "settings in force");
+        tracing::info!(version, by = entry.by, "settings {}", outcome.text());
         self.put_in_force(version, config, outcome == SettingsOutcome::OnTrial).await;
         self.audit.note(entry).await;
         Ok(())
@@ -459,7 +462,7 @@ impl SettingsTask {
         if let Err(error) = self.file.keep() {
             tracing::warn!(%error, "this configuration cannot be kept as the last that worked");
         }
-        tracing::info!(?later, "reload: the configuration file was read again");
+        tracing::info!(next_start = later.join(", "), "reload: the configuration file was read again");
         Ok(later)
     }
 

@@ -131,7 +131,7 @@ impl Driver {
     }
 
     fn show_link(&self, state: LinkState, reason: &'static str) {
-        tracing::info!(?state, reason, "link");
+        tracing::info!(state = state.name(), reason, "link");
         let policy = *self.engine.policy();
         self.link.send_modify(|view| view.enter(state, reason, policy));
     }

@@ -16,7 +16,7 @@ pub(super) async fn run(outbox: Outbox, clock: Clock, age_max: Duration, stop: C
     loop {
         match outbox.expire(stored_too_early(clock.now(), age_max)).await {
             Ok(0) => {}
-            Ok(cases) => tracing::warn!(cases, ?age_max, "cases waited too long and were dropped"),
+            Ok(cases) => tracing::warn!(cases, age_max_s = age_max.as_secs(), "cases waited too long and were dropped"),
             Err(error) => tracing::warn!(%error, "old cases cannot be dropped now"),
         }
         tokio::select! {

@@ -181,14 +181,22 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
         () = restart.asked() => Ending::Restart,
         // Without its driver the agent would answer on and send nothing for ever; a restart heals that.
         ended = &mut driving => {
-            tracing::error!(?ended, "the driver ended by itself");
+            match ended {
+                Ok(_) => tracing::error!("the driver ended by itself"),
+                Err(error) => tracing::error!("the driver ended by itself: {error}"),
+            }
             return Err(StartError::DriverEnded);
         }
     };
-    tracing::info!(?ending, "stopping");
     match ending {
-        Ending::Stop => notify::stopping(),
-        Ending::Restart => notify::restarting(),
+        Ending::Stop => {
+            tracing::info!("stopping");
+            notify::stopping();
+        }
+        Ending::Restart => {
+            tracing::info!("stopping, to start anew");
+            notify::restarting();
+        }
     }
     let stopped = tokio::time::timeout(STOP_MAX, async {
         // Samples first, so that what they leave behind is still stored, sent and said.
@@ -272,7 +280,9 @@ async fn reload_on(mut hang_up: Signal, control: Control, stop: CancellationToke
         }
         match control.reload().await {
             Ok(later) if later.is_empty() => {}
-            Ok(later) => tracing::warn!(?later, "some of the file takes effect at the next start only"),
+            Ok(later) => {
+                tracing::warn!(fields = later.join(", "), "some of the file takes effect at the next start only");
+            }
             Err(reason) => tracing::error!(reason, "the configuration file cannot be used; the settings stay"),
         }
     }

@@ -100,7 +100,8 @@ fn try_open(config: &Config) -> Result<(StateFile, Outbox, Clock), Unusable> {
 }
 
 fn say_report(report: &OpenReport, dir: &Path) {
-    tracing::info!(?report, "outbox open");
+    let OpenReport { cases, rebuilt, torn_bytes, damaged_segments, .. } = *report;
+    tracing::info!(cases, torn_bytes, damaged_segments, rebuilt, "outbox open");
     if report.damaged_records > 0 {
         let records = report.damaged_records;
         tracing::warn!(records, dir = %dir.display(), "damaged records were set aside");

@@ -85,9 +85,11 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         answers: answers.clone(),
         figures: figures.clone(),
         link: link_view.clone(),
+        settings: settings.clone(),
         news,
         sinks: Arc::default(),
     };
+    verdicts.recall(clock.now());
     let (desk, commands) = Desk::new();
     let reducer = Reducer::default();
     let uplink = config.broker.as_ref().map(|broker| {

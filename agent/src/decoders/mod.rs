@@ -7,7 +7,8 @@ mod tests;
 
 use hedge_core::clock::Moment;
 use hedge_core::control::commands::{Arrived, Book};
-use hedge_inference::bundle::Manifest;
+use hedge_inference::bundle::{Input, Manifest};
+use hedge_inference::{ContentType, pixels_only};
 use hedge_proto::{
     Case, CaseMessage, CloudStatus, DOCUMENT_BYTES_MAX, DeviceId, DeviceStatus, DownMessage, MESSAGE_BYTES_MAX, Reply,
     Reported, Telemetry, Topics, from_cbor, from_json, to_cbor, to_json,
@@ -63,6 +64,25 @@ pub fn manifest(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Err(error) = toml::from_str::<Manifest>(text) {
         assert!(!error.message().is_empty());
+    }
+}
+
+/// A picture from anyone: one that is read gives the model every value it takes, also as the thumbnail that travels.
+pub fn picture(bytes: &[u8]) {
+    const INPUT: &str = r#"
+        name = "input"
+        shape = [1, 3, 16, 12]
+        picture = { layout = "nchw", color = "rgb", crop = 0.875, mean = 127.5, std = 127.5 }
+    "#;
+    let (Some(content_type), Ok(input)) = (ContentType::sniff(bytes), toml::from_str::<Input>(INPUT)) else { return };
+    let values = input.tensor(&content_type, bytes, None);
+    if let Ok(tensor) = &values {
+        assert_eq!(tensor.data.len(), 3 * 16 * 12);
+        assert!(tensor.data.iter().all(|value| (-1.0..=1.0).contains(value)), "beyond what pixels can be");
+    }
+    let small = pixels_only(&content_type, bytes, 32);
+    if let Ok(Some(small)) = small {
+        assert!(input.tensor(&ContentType::Jpeg, &small, None).is_ok(), "the thumbnail is no picture");
     }
 }
 

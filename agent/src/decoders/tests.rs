@@ -68,4 +68,5 @@ replays! {
     manifest
     mjpeg
     length_delimited
+    picture
 }

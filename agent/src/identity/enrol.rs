@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hedge_proto::{
     DOCUMENT_BYTES_MAX, DeviceId, ENROL_PATH, EnrolRequest, Enrolled, NotEnrolled, PairingCode, RENEW_PATH,
-    RenewRequest, from_json, to_json,
+    RenewRequest, from_json, in_one_line, to_json,
 };
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls::pki_types::pem::PemObject;
@@ -73,9 +73,10 @@ pub(super) async fn renew(held: &Held<'_>) -> Result<Enrolled, EnrolError> {
         CertificateDer::from_pem_slice(held.certificate.as_bytes()).map_err(|error| unusable(error.to_string()))?;
     let own = Certificate::parse(&own).map_err(unusable)?;
     let mut roots = rustls::RootCertStore::empty();
-    let authorities = CertificateDer::pem_file_iter(held.authorities)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| EnrolError::Key(format!("{}: {error}", held.authorities.display())))?;
+    let at = |error: &dyn std::fmt::Display| EnrolError::Key(format!("{}: {error}", held.authorities.display()));
+    let pem = hedge_inference::read_pem(held.authorities).map_err(|error| at(&error))?;
+    let authorities =
+        CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().map_err(|error| at(&error))?;
     roots.add_parsable_certificates(authorities);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls =
@@ -123,7 +124,7 @@ fn key_error(error: rcgen::Error) -> EnrolError {
 
 async fn post(base: &str, path: &str, body: Vec<u8>, tls: rustls::ClientConfig) -> Result<Enrolled, EnrolError> {
     let url = format!("{}{path}", base.trim_end_matches('/'));
-    let unreachable = |error: &reqwest::Error| EnrolError::Unreachable { url: url.clone(), reason: causes(error) };
+    let unreachable = |error: &reqwest::Error| EnrolError::Unreachable { url: url.clone(), reason: in_one_line(error) };
     let client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .https_only(true)
@@ -147,15 +148,4 @@ async fn post(base: &str, path: &str, body: Vec<u8>, tls: rustls::ClientConfig) 
         return Err(EnrolError::Refused { url, reason });
     }
     from_json(&text, DOCUMENT_BYTES_MAX).map_err(|error| EnrolError::Unusable { url, reason: error.to_string() })
-}
-
-/// An error and its causes; the first alone says only that a request failed.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

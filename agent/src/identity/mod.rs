@@ -32,7 +32,8 @@ pub struct Certificate {
 impl Certificate {
     /// The first certificate of a PEM file.
     pub fn read(path: &Path) -> Result<Self, String> {
-        CertificateDer::from_pem_file(path).map_err(|error| error.to_string()).and_then(|der| Self::parse(&der))
+        let pem = hedge_inference::read_pem(path).map_err(|error| error.to_string())?;
+        CertificateDer::from_pem_slice(&pem).map_err(|error| error.to_string()).and_then(|der| Self::parse(&der))
     }
 
     pub fn parse(der: &[u8]) -> Result<Self, String> {

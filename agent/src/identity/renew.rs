@@ -67,7 +67,7 @@ impl Renewer {
             return Ok(None);
         }
         let read =
-            |path: &PathBuf| std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()));
+            |path: &PathBuf| hedge_inference::read_text(path).map_err(|error| format!("{}: {error}", path.display()));
         let (certificate, key) = (read(&self.certificate)?, read(&self.key)?);
         let held = Held { url: &self.url, certificate: &certificate, key: &key, authorities: &self.authorities };
         let enrolled = renew(&held).await.map_err(|error| error.to_string())?;

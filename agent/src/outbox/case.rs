@@ -191,7 +191,7 @@ pub enum OpenError {
 /// Why something was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    #[error("the outbox refuses the case: {0:?}")]
+    #[error("the outbox refuses the case: {}", .0.sentence())]
     Refused(Refusal),
     #[error("there is no such case in the outbox")]
     Unknown,

@@ -135,14 +135,21 @@ impl Committer {
     pub(super) fn write(&mut self, records: &[Record]) -> super::log::writer::Committed {
         let written = self.writer.commit(records);
         let mut table = self.shared.table();
+        let mut endings = Vec::new();
         for (record, at) in records.iter().zip(&written.durable) {
-            table.apply(&record.head, *at);
+            let head = &record.head;
+            let ends = matches!(head.kind, Kind::Forgotten | Kind::Dead)
+                && table.get(head.key).is_some_and(|line| line.entry(head.key).state.is_open());
+            endings.extend(ends.then_some(head.key));
+            table.apply(head, *at);
         }
         if let Some((record, at)) = records.iter().zip(&written.durable).next_back() {
             let end = u64::from(at.offset) + record.bytes();
             table.set_position(Pointer { segment: at.segment, offset: u32::try_from(end).unwrap_or(u32::MAX) });
         }
         drop(table);
+        // An error means that nobody waits for one.
+        endings.into_iter().for_each(|key| drop(self.shared.endings.send(key)));
         self.publish();
         written
     }

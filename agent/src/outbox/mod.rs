@@ -8,7 +8,7 @@
 //! - `commit`: the thread that owns the log, group commit. `plan`: which records answer what is asked for, and what
 //!   gives way at a cap. `retire`: how room is given back.
 //! - `index`: the blocks on disk (sled); `behind` is the thread that writes them after the fact.
-//! - `inspect`: reads the whole log and only says what is damaged.
+//! - `recent`: the newest cases as the log still has them. `inspect`: reads the whole log and only says what is damaged.
 //! - `recover`: reads the log back at the start, all of it or what the queue lacks. `recall`: reads one case.
 //!
 //! ```text
@@ -29,6 +29,7 @@ mod log;
 mod order;
 mod plan;
 mod recall;
+mod recent;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod records;
 mod recover;
@@ -50,7 +51,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use hedge_core::clock::Moment;
 use hedge_proto::{CaseKey, Refusal};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 
 use self::behind::Behind;
 use self::commit::{Committer, Request};
@@ -70,6 +71,7 @@ pub use self::case::{
 };
 pub use self::inspect::{Damage, Inspection};
 pub use self::log::record::HEADER_BYTES_MAX;
+pub use self::recent::Recent;
 
 /// The most requests that wait for the log's thread; more are refused as [`Refusal::Overloaded`].
 const REQUESTS_MAX: usize = 1024;
@@ -326,6 +328,34 @@ impl Outbox {
     /// Writes the powered clock down.
     pub async fn clock(&self, now: Moment) -> Result<(), StoreError> {
         self.ask(Ask::Clock(now)).await.map(drop)
+    }
+
+    /// Up to `cases_max` cases stored at `not_before` or later, as the log still has them; the newest first. Blocks on
+    /// the disk: not for async workers.
+    pub fn recent(&self, cases_max: usize, not_before: Moment) -> io::Result<Vec<Recent>> {
+        recent::cases(&*self.inner.shared.disk, cases_max, not_before)
+    }
+
+    /// Returns once a case ends without a verdict: as a dead letter, or dropped. `stored` says whether it was known to
+    /// be here; one that is still on its way to the disk is waited for.
+    pub async fn ended(&self, key: CaseKey, mut stored: bool) {
+        let mut endings = self.inner.shared.endings.subscribe();
+        loop {
+            match self.lookup(key).map(|entry| entry.state) {
+                Some(State::Dead) => return,
+                None if stored => return,
+                state => stored = state.is_some(),
+            }
+            loop {
+                match endings.recv().await {
+                    Ok(ended) if ended == key => return,
+                    Ok(_) => {}
+                    // It may have been among those that were missed.
+                    Err(broadcast::error::RecvError::Lagged(_)) => break,
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        }
     }
 
     /// Reads the whole log and changes nothing. Blocks on the disk: not for async workers.

@@ -4,14 +4,22 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use hedge_proto::CaseKey;
+use tokio::sync::broadcast;
+
 use super::case::Drops;
 use super::disk::Disk;
 use super::table::Table;
+
+/// How far a listener may fall behind before it has to look for itself.
+const ENDINGS_KEPT: usize = 256;
 
 pub(crate) struct Shared {
     table: Mutex<Table>,
     /// The table has changes for the queue on disk, or the outbox stops.
     pub(crate) changed: Condvar,
+    /// Cases that ended without a verdict: dead letters, and those that were dropped.
+    pub(crate) endings: broadcast::Sender<CaseKey>,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) queue_path: PathBuf,
     pub(crate) queue_bytes: AtomicU64,
@@ -30,6 +38,7 @@ impl Shared {
         Self {
             table: Mutex::new(table),
             changed: Condvar::new(),
+            endings: broadcast::channel(ENDINGS_KEPT).0,
             disk,
             queue_path,
             queue_bytes: AtomicU64::new(0),

@@ -148,7 +148,7 @@ impl From<Inspection> for CheckReport {
 #[serde(deny_unknown_fields, default)]
 pub struct Selection {
     pub ids: Vec<Id>,
-    /// Every dead letter; for requeue only.
+    /// Every dead letter.
     pub all_dead: bool,
 }
 

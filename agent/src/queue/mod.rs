@@ -161,7 +161,7 @@ impl Queue {
     /// Ends cases for good: they are neither sent nor answered.
     pub async fn drop_cases(&self, selection: &Selection) -> Result<Vec<Changed>, QueueError> {
         let mut changed = Vec::new();
-        for id in self.selected(&Selection { ids: selection.ids.clone(), all_dead: false })? {
+        for id in self.selected(selection)? {
             let problem = match self.outbox.lookup(id.0) {
                 None => Some(QueueError::NoCase(id).to_string()),
                 Some(_) => self.outbox.forget(id.0).await.err().map(|error| error.to_string()),
@@ -245,5 +245,44 @@ impl Queue {
 
     fn age_s(&self, at: Moment) -> u64 {
         self.clock.now().since(at).as_secs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hedge_core::outbox::WhenFull;
+    use hedge_proto::Epoch;
+
+    use super::*;
+    use crate::outbox::NewCase;
+
+    const LIMITS: Limits = Limits {
+        cases_max: 10,
+        bytes_max: 1024 * 1024,
+        free_bytes_min: 0,
+        payload_bytes_max: 1024,
+        when_full: WhenFull::RefuseNew,
+    };
+
+    #[tokio::test]
+    async fn all_dead_letters_are_dropped_in_one_go_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let device = DeviceId::new("dev").expect("valid");
+        let queue = Queue::stopped(dir.path(), LIMITS, device).expect("opened");
+        let key = |sequence| CaseKey { epoch: Epoch(1), sequence };
+        for sequence in 0..4 {
+            let (stored_at, payload) = (Moment(0), Bytes::from_static(b"sample"));
+            let case = NewCase { key: key(sequence), sort_key: 0.0, stored_at, header: Vec::new(), payload };
+            queue.outbox.store(case).await.expect("stored");
+        }
+        for sequence in 1..3 {
+            queue.outbox.dead(key(sequence), "unreadable").await.expect("buried");
+        }
+        let changed = queue.drop_cases(&Selection { ids: Vec::new(), all_dead: true }).await.expect("dropped");
+        assert_eq!(changed.len(), 2);
+        assert!(changed.iter().all(|case| case.problem.is_none()));
+        let left: Vec<_> = queue.ids(None).iter().map(|id| id.0.sequence).collect();
+        assert!(left.len() == 2 && left.contains(&0) && left.contains(&3), "{left:?}");
+        queue.close().await;
     }
 }

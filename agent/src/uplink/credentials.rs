@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use hedge_inference::read_pem;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -112,7 +113,7 @@ pub(crate) fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, Opt
 }
 
 fn certificates(field: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, OptionsError> {
-    let bytes = std::fs::read(path).map_err(|error| unreadable(field, path, &error))?;
+    let bytes = read_pem(path).map_err(|error| unreadable(field, path, &error))?;
     let read = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
     match read {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
@@ -122,7 +123,7 @@ fn certificates(field: &'static str, path: &Path) -> Result<Vec<CertificateDer<'
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, OptionsError> {
-    let bytes = std::fs::read(path).map_err(|error| unreadable("key_file", path, &error))?;
+    let bytes = read_pem(path).map_err(|error| unreadable("key_file", path, &error))?;
     if let Some(what) = instead_of_key(&bytes, path) {
         return Err(unreadable("key_file", path, &what));
     }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hedge_inference::read_text;
 use hedge_proto::{DOCUMENT_BYTES_MAX, DOWN_BYTES_MAX, DeviceId, DeviceStatus, Topic, to_json};
 use rumqttc::{
     AckMode, Broker, IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, Proxy, ProxyAuth, ProxyType,
@@ -164,8 +165,7 @@ fn will(config: &BrokerConfig, device: &DeviceId, offline: &DeviceStatus) -> Las
 }
 
 fn credentials(config: &BrokerConfig, options: &mut MqttOptions) -> Result<(), OptionsError> {
-    let read =
-        |path: &PathBuf| std::fs::read_to_string(path).map_err(|error| unreadable("password_file", path, &error));
+    let read = |path: &PathBuf| read_text(path).map_err(|error| unreadable("password_file", path, &error));
     let password = config.password_file.as_ref().map(read).transpose()?;
     let password = password.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
     match (&config.username, password) {
@@ -221,5 +221,45 @@ impl SessionStore for NothingRemembered {
 
     fn clear<'a>(&'a self, _: &'a SessionStoreKey) -> StoreFuture<'a, ()> {
         Box::pin(async { Ok(()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+    use crate::daemon::config::Config;
+
+    #[test]
+    fn credentials_that_an_editor_put_a_mark_before_are_the_same_credentials() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let key = KeyPair::generate().expect("a key");
+        let certificate = CertificateParams::new(["device".to_owned()]).and_then(|one| one.self_signed(&key));
+        let certificate = certificate.expect("a certificate").pem();
+        for (file, text) in [("cert", certificate), ("key", key.serialize_pem()), ("password", "gate 7\r\n".to_owned())]
+        {
+            std::fs::write(folder.path().join(file), format!("\u{feff}{text}")).expect("a file");
+        }
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let config = format!(
+            "[broker]\nurl = \"mqtts://localhost\"\nusername = \"device\"\npassword_file = \"{}\"\nca_file = \"{}\"\n\
+             certificate_file = \"{}\"\nkey_file = \"{}\"\n",
+            at("password"),
+            at("cert"),
+            at("cert"),
+            at("key")
+        );
+        let broker = Config::parse(&config, "agent.toml", std::iter::empty()).expect("valid").broker.expect("a broker");
+        client_config(&broker).expect("certificate and key are read");
+        let mut options = MqttOptions::new("device", Broker::tcp("localhost", 1883));
+        credentials(&broker, &mut options).expect("the password is read");
+        let password = rumqttc::ConnectAuth::UsernamePassword { username: "device".into(), password: "gate 7".into() };
+        assert_eq!(options.auth(), &password);
+
+        let utf16: Vec<u8> = "\u{feff}gate".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::fs::write(folder.path().join("password"), utf16).expect("a file");
+        let error = credentials(&broker, &mut options).expect_err("refused").to_string();
+        assert!(error.contains("password_file") && error.contains("saved as UTF-16"), "{error}");
     }
 }

@@ -54,7 +54,7 @@ pub(super) enum UploadError {
     Token { path: PathBuf, source: io::Error },
     #[error("the cloud's address for payloads is not reached: {0}")]
     Io(#[from] io::Error),
-    #[error("the connection for payloads broke: {0}")]
+    #[error("the connection for payloads broke: {}", hedge_proto::in_one_line(.0))]
     Http(#[from] hyper::Error),
     #[error("the request cannot be made: {0}")]
     Request(#[from] axum::http::Error),
@@ -133,7 +133,7 @@ impl Uploads {
         headers.insert(header::HOST, host.parse().map_err(axum::http::Error::from)?);
         if let Some(path) = &self.config.token_file {
             let token =
-                std::fs::read_to_string(path).map_err(|source| UploadError::Token { path: path.clone(), source })?;
+                hedge_inference::read_text(path).map_err(|source| UploadError::Token { path: path.clone(), source })?;
             let value = format!("Bearer {}", token.trim());
             headers.insert(header::AUTHORIZATION, value.parse().map_err(axum::http::Error::from)?);
         }

@@ -5,16 +5,23 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use hedge_core::clock::Moment;
+use hedge_core::verdict::corrects;
 use hedge_proto::{
-    Answer, Authority, Case, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Outcome, TaskResult, Verdict,
-    from_cbor, to_cbor,
+    Answer, Authority, Case, CaseFate, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Outcome, PayloadForm, Share,
+    TaskResult, Verdict, from_cbor, to_cbor,
 };
 use tokio::sync::{Notify, watch};
 
-use crate::answers::Answers;
+use crate::answers::{ANSWER_AGE_MAX, Answers, Remembered};
+use crate::control::InForce;
 use crate::figures::Figures;
 use crate::outbox::{Applied, Outbox, State};
 use crate::pipeline::LinkView;
+
+/// How many of the cases that were stored last are looked through for names at a start: a second's reading of a log
+/// on an SD card.
+const RECALLED_MAX: usize = 4096;
 
 /// Why a verdict is not durable. It must come again.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +35,7 @@ pub struct Verdicts {
     pub answers: Answers,
     pub figures: Arc<Figures>,
     pub link: watch::Receiver<LinkView>,
+    pub settings: watch::Receiver<Arc<InForce>>,
     /// Woken when there is something for the sinks.
     pub news: Arc<Notify>,
     /// One bit for each configured sink: a case is forgotten when all of them are set.
@@ -48,8 +56,7 @@ impl Verdicts {
             }
         }
         Figures::count(&self.figures.verdicts);
-        let link = self.link.borrow().state;
-        match correction(&self.outbox, key, link).await {
+        match self.correction(key).await {
             Ok(correction) => {
                 if correction.changed {
                     Figures::count(&self.figures.corrected);
@@ -64,6 +71,47 @@ impl Verdicts {
         let verdicts = self.clone();
         tokio::spawn(async move { verdicts.forget_if_delivered(key).await });
         Ok(())
+    }
+
+    /// The correction of an answered case, made from what is on disk.
+    pub(super) async fn correction(&self, key: CaseKey) -> Result<Answer, String> {
+        let reader = self.outbox.clone();
+        let read =
+            tokio::task::spawn_blocking(move || reader.read(key)).await.map_err(|stopped| stopped.to_string())?;
+        let stored = read.map_err(|error| error.to_string())?.ok_or("it is no longer in the outbox")?;
+        let verdict = stored.verdict.ok_or("it has no verdict")?;
+        let case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
+        let verdict: Verdict = from_cbor(&verdict, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
+        Ok(correct(case, verdict, self.link.borrow().state, self.score_min()))
+    }
+
+    fn score_min(&self) -> Share {
+        self.settings.borrow().config.verdicts.score_min.unwrap_or(Share::ZERO)
+    }
+
+    /// Remembers the named samples among the cases that earlier runs stored last, so that a repeated `ref` is the same
+    /// sample across a restart, too. Blocks on the disk.
+    pub fn recall(&self, now: Moment) {
+        let link = self.link.borrow().state;
+        let not_before = Moment(now.0.saturating_sub(u64::try_from(ANSWER_AGE_MAX.as_millis()).unwrap_or(u64::MAX)));
+        let recent = self.outbox.recent(RECALLED_MAX, not_before).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the log is not looked through for names: a repeated `ref` may be a new sample");
+            Vec::new()
+        });
+        // The oldest first, as they came.
+        for recent in recent.into_iter().rev() {
+            let Ok(case) = from_cbor::<Case>(&recent.header, MESSAGE_BYTES_MAX) else { continue };
+            if case.reference.is_none() {
+                continue;
+            }
+            let verdict = recent.verdict.and_then(|verdict| from_cbor::<Verdict>(&verdict, MESSAGE_BYTES_MAX).ok());
+            self.answers.recall(Remembered {
+                // Of a poorer form the sum says nothing about the sample.
+                content: (case.form == PayloadForm::Whole).then_some(case.payload_sha256),
+                correction: verdict.map(|verdict| Arc::new(correct(case.clone(), verdict, link, self.score_min()))),
+                local: Arc::new(recalled(case, link)),
+            });
+        }
     }
 
     /// Forgets an answered case once every configured sink has it.
@@ -88,19 +136,13 @@ impl Verdicts {
 /// A bit no sink uses, so that every answered case lacks it.
 const NO_SINK: u8 = 7;
 
-/// The correction of an answered case, made from what is on disk.
-pub(super) async fn correction(outbox: &Outbox, key: CaseKey, link: LinkState) -> Result<Answer, String> {
-    let reader = outbox.clone();
-    let read = tokio::task::spawn_blocking(move || reader.read(key)).await.map_err(|stopped| stopped.to_string())?;
-    let stored = read.map_err(|error| error.to_string())?.ok_or("it is no longer in the outbox")?;
-    let verdict = stored.verdict.ok_or("it has no verdict")?;
-    let case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
-    let verdict: Verdict = from_cbor(&verdict, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
-    Ok(correct(case, verdict, link))
-}
-
-fn correct(case: Case, verdict: Verdict, link: LinkState) -> Answer {
+fn correct(case: Case, verdict: Verdict, link: LinkState, score_min: Share) -> Answer {
     let local = local_result(&case);
+    let verdict = if corrects(verdict.authority, best_score(&verdict.result), score_min, local.is_some()) {
+        verdict
+    } else {
+        return stands(case, verdict, link, score_min);
+    };
     Answer {
         changed: local.as_ref().is_none_or(|local| !local.agrees_with(&verdict.result)),
         decision: explanation(&case, verdict.authority),
@@ -114,6 +156,52 @@ fn correct(case: Case, verdict: Verdict, link: LinkState) -> Answer {
         result: Some(verdict.result),
         provisional: false,
         case: None,
+        link,
+        captured: case.captured,
+        metadata: case.metadata,
+    }
+}
+
+/// The final answer where the cloud was too unsure to correct the device's.
+fn stands(case: Case, verdict: Verdict, link: LinkState, score_min: Share) -> Answer {
+    let because = format!(
+        "the cloud said `{}` with {:.2}, below verdicts.score_min {:.2}; the device's answer stands",
+        verdict.result.headline(),
+        best_score(&verdict.result).unwrap_or_default(),
+        score_min.value()
+    );
+    let own = Verdict { authority: Authority::Device, model: case.model.clone(), ..verdict };
+    let own = Verdict { result: local_result(&case).unwrap_or(own.result), ..own };
+    let mut answer = correct(case, own, link, Share::ZERO);
+    answer.decision.because = because;
+    answer
+}
+
+/// How sure a result is of what it says, if it says so.
+fn best_score(result: &TaskResult) -> Option<f32> {
+    match result {
+        TaskResult::Classify { scores, .. } => scores.first().map(|best| best.score),
+        TaskResult::Detect { .. } | TaskResult::Regress { .. } => None,
+    }
+}
+
+/// What an earlier run answered, as far as its case says.
+fn recalled(case: Case, link: LinkState) -> Answer {
+    let mut decision = explanation(&case, Authority::Device);
+    "answered before the agent's last start".clone_into(&mut decision.because);
+    Answer {
+        result: local_result(&case),
+        decision,
+        id: case.id,
+        reference: case.reference,
+        source: case.source,
+        task: case.task,
+        revision: 0,
+        authority: Authority::Device,
+        model: case.model,
+        provisional: true,
+        changed: false,
+        case: Some(CaseFate::Stored),
         link,
         captured: case.captured,
         metadata: case.metadata,
@@ -140,5 +228,43 @@ fn explanation(case: &Case, authority: Authority) -> Explanation {
             Authority::Device => "the cloud got nothing of the sample and lets the device's answer stand".to_owned(),
             _ => "the cloud was asked".to_owned(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hedge_proto::LabelScore;
+
+    use super::*;
+    use crate::capture::testing::case;
+
+    fn said(label: &str, score: f32) -> TaskResult {
+        let best = LabelScore { label: label.to_owned(), score };
+        TaskResult::Classify { label: label.to_owned(), scores: vec![best] }
+    }
+
+    #[test]
+    fn a_verdict_below_score_min_lets_the_devices_answer_stand_and_says_so() {
+        let case = Case { scores: vec![LabelScore { label: "lynx".to_owned(), score: 0.4 }], ..case(1) };
+        let verdict = |score| Verdict {
+            v: 1,
+            id: case.id.clone(),
+            revision: 1,
+            authority: Authority::Model,
+            task: case.task.clone(),
+            result: said("tabby", score),
+            model: case.model.clone(),
+        };
+        let half = Share::new(0.5).expect("a share");
+        let weak = correct(case.clone(), verdict(0.1), LinkState::Online, half);
+        assert_eq!(weak.result.map(|result| result.headline()).as_deref(), Some("lynx"));
+        assert_eq!((weak.changed, weak.provisional, weak.authority), (false, false, Authority::Device));
+        let because = "the cloud said `tabby` with 0.10, below verdicts.score_min 0.50; the device's answer stands";
+        assert_eq!(weak.decision.because, because);
+
+        let sure = correct(case.clone(), verdict(0.5), LinkState::Online, half);
+        assert_eq!((sure.changed, sure.authority), (true, Authority::Model));
+        let nothing_local = Case { scores: Vec::new(), ..case.clone() };
+        assert!(correct(nothing_local, verdict(0.1), LinkState::Online, half).changed, "better than no answer");
     }
 }

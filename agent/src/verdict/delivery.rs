@@ -10,8 +10,7 @@ use hedge_proto::{Answer, CaseKey};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-use super::apply::{Verdicts, correction};
-use super::{BATCH_MAX, Sink, SinkError};
+use super::{BATCH_MAX, Sink, SinkError, Verdicts};
 use crate::daemon::config::Wanted;
 use crate::outbox::{Entry, State};
 
@@ -112,8 +111,7 @@ impl Delivery {
 
     /// `None` for a case that cannot be read any more: there is nothing to deliver.
     async fn correction(&self, key: CaseKey) -> Option<Arc<Answer>> {
-        let link = self.verdicts.link.borrow().state;
-        match correction(&self.verdicts.outbox, key, link).await {
+        match self.verdicts.correction(key).await {
             Ok(answer) => Some(Arc::new(answer)),
             Err(reason) => {
                 tracing::warn!(sequence = key.sequence, reason, "a correction cannot be delivered");
@@ -164,21 +162,21 @@ impl Delivery {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::atomic::AtomicU8;
 
     use bytes::Bytes;
     use hedge_core::clock::Moment;
     use hedge_core::outbox::WhenFull;
     use hedge_core::policy::Policies;
-    use hedge_proto::{
-        Authority, Case, CaseDecision, Digest, Metadata, PayloadForm, Reason, TaskResult, ThresholdMode, Verdict,
-        WIRE_VERSION, to_cbor,
-    };
+    use hedge_proto::{Authority, TaskResult, Verdict, WIRE_VERSION, to_cbor};
     use tokio::sync::watch;
 
     use super::*;
     use crate::answers::Answers;
-    use crate::capture::testing::{answer, id};
+    use crate::capture::testing::{answer, case, id};
+    use crate::control::InForce;
+    use crate::daemon::config::Config;
     use crate::outbox::{Limits, NewCase, Outbox};
     use crate::pipeline::LinkView;
     use crate::verdict::Jsonl;
@@ -195,33 +193,15 @@ mod tests {
 
     /// Stores case `n`, answered.
     async fn answered(outbox: &Outbox, n: u64) {
-        let local = answer(id(n), "cam", None, 0);
-        let case = Case {
-            v: WIRE_VERSION,
-            id: local.id.clone(),
-            reference: None,
-            source: local.source,
-            task: local.task.clone(),
-            labels_hash: Digest::of(b"labels"),
-            model: local.model.clone(),
-            scores: Vec::new(),
-            decision: CaseDecision { reason: Reason::LowScore, threshold: 0.5, mode: ThresholdMode::Fixed },
-            settings_version: 0,
-            captured: local.captured,
-            form: PayloadForm::Whole,
-            content_type: "image/png".to_owned(),
-            payload_sha256: Digest::of(b"x"),
-            payload: None,
-            metadata: Metadata::new(),
-        };
+        let case = case(n);
         let verdict = Verdict {
             v: WIRE_VERSION,
-            id: local.id,
+            id: case.id.clone(),
             revision: 1,
             authority: Authority::Model,
-            task: local.task,
+            task: case.task.clone(),
             result: TaskResult::Classify { label: "boot".to_owned(), scores: Vec::new() },
-            model: local.model,
+            model: case.model.clone(),
         };
         let (key, payload) = (case.id.key, Bytes::from_static(b"x"));
         let new = NewCase { key, sort_key: 0.0, stored_at: Moment(0), header: to_cbor(&case), payload };
@@ -239,6 +219,7 @@ mod tests {
             answers: answers.clone(),
             figures: Arc::default(),
             link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).1,
+            settings: watch::channel(Arc::new(InForce::new(0, Config::default(), &BTreeSet::new()))).1,
             news: Arc::default(),
             sinks: Arc::new(AtomicU8::new(u8::MAX)),
         };

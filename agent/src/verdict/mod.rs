@@ -66,7 +66,7 @@ const MQTT: u8 = 3;
 
 /// The bits of the configured sinks: who must have a correction before its case is forgotten.
 fn sink_bits(config: &VerdictsConfig) -> u8 {
-    let VerdictsConfig { jsonl, webhook, command, mqtt } = config;
+    let VerdictsConfig { score_min: _, jsonl, webhook, command, mqtt } = config;
     let bit = |configured: bool, number: u8| u8::from(configured) << number;
     bit(jsonl.is_some(), JSONL)
         | bit(webhook.is_some(), WEBHOOK)

@@ -12,9 +12,6 @@ use crate::daemon::config::WebhookConfig;
 /// How long one delivery may take.
 const DELIVERY_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// The largest certificate or token file that is read.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
-
 /// A URL that takes answers.
 pub struct Webhook {
     client: Client,
@@ -38,7 +35,8 @@ impl Webhook {
             ("http", _) => builder = builder.tls_certs_only([]),
             ("https", None) => {}
             ("https", Some(path)) => {
-                let certificates = Certificate::from_pem_bundle(&read(path)?)
+                let pem = hedge_inference::read_pem(path).map_err(|error| unreadable(path, &error))?;
+                let certificates = Certificate::from_pem_bundle(&pem)
                     .map_err(|error| format!("{} is not a PEM file of certificates: {error}", path.display()))?;
                 builder = builder.tls_certs_only(certificates);
             }
@@ -50,7 +48,7 @@ impl Webhook {
         let token = match &config.token_file {
             None => None,
             Some(path) => {
-                let text = String::from_utf8(read(path)?).map_err(|_| format!("{} is not text", path.display()))?;
+                let text = hedge_inference::read_text(path).map_err(|error| unreadable(path, &error))?;
                 Some(text.trim().to_owned())
             }
         };
@@ -101,13 +99,8 @@ fn plain(error: &reqwest::Error) -> String {
     cause.map_or(kind.clone(), |cause| format!("{kind}: {cause}"))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes))
-        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    Ok(bytes)
+fn unreadable(path: &Path, error: &std::io::Error) -> String {
+    format!("cannot read {}: {error}", path.display())
 }
 
 #[cfg(test)]

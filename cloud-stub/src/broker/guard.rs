@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use hedge_listen::Accepted;
 use hedge_proto::{DeviceId, Topics};
 use rmqtt::codec::v5::SubscribeAckReason;
 use rmqtt::context::ServerContext;
@@ -17,7 +18,7 @@ use rmqtt::types::{AuthResult, ConnectInfo, LastWill, PublishAclResult, Subscrib
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpSocket;
 
-use crate::identity::{Registry, TlsListener};
+use crate::identity::{Registry, common_name};
 
 /// As whom the cloud itself connects.
 pub(super) const CLOUD_USER: &str = "hedge-cloud";
@@ -44,25 +45,22 @@ impl Guard {
         register.start().await;
     }
 
-    /// Carries connections to the broker until the listener ends.
-    pub(super) async fn carry(self, mut listener: TlsListener, broker: SocketAddr, registry: Registry) {
-        while let Some((mut outside, from)) = listener.next().await {
-            let Some(device) = outside.device() else {
-                tracing::warn!(%from, "refused: the certificate names no device");
-                continue;
-            };
-            if matches!(registry.device(&device), Ok(Some(known)) if known.revoked) {
-                tracing::warn!(%from, %device, "refused: the device is revoked");
-                continue;
-            }
-            let guard = self.clone();
-            tokio::spawn(async move {
-                let Ok((mut inside, address)) = guard.reach(broker, device.clone()).await else { return };
-                let ended = copy_bidirectional(&mut outside, &mut inside).await;
-                tracing::debug!(%device, ?ended, "a device's connection ended");
-                guard.devices.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
-            });
+    /// Carries one connection to the broker until it ends.
+    pub(super) async fn carry(self, mut accepted: Accepted, broker: SocketAddr, registry: Registry) {
+        let from = accepted.from;
+        let Some(device) = accepted.certificates.first().and_then(|own| common_name(own)) else {
+            tracing::warn!(?from, "refused: the certificate names no device");
+            return;
+        };
+        if matches!(registry.device(&device), Ok(Some(known)) if known.revoked) {
+            tracing::warn!(?from, %device, "refused: the device is revoked");
+            return;
         }
+        let Ok((mut inside, address)) = self.reach(broker, device.clone()).await else { return };
+        if let Err(error) = copy_bidirectional(&mut accepted.socket, &mut inside).await {
+            tracing::debug!(%device, "a device's connection ended: {error}");
+        }
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
     }
 
     /// The address is known before the broker sees the connection, so it is never asked about a stranger.

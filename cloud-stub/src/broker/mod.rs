@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use hedge_listen::{Bounds, CancellationToken, Listener};
 use hedge_proto::Topics;
 use rmqtt::context::ServerContext;
 use rmqtt::net::Builder;
@@ -21,11 +22,19 @@ use rmqtt::server::MqttServer;
 use rmqtt::types::{Retain, TopicFilter, TopicName};
 
 use self::guard::{CLOUD_USER, Guard};
-use crate::identity::{AuthorityError, Registry, TlsListener};
+use crate::identity::{AuthorityError, Registry};
 use crate::link::{PACKET_BYTES_MAX, RECEIVE_MAX};
 
 /// How many clients may connect: a demo's devices many times over.
 const CLIENTS_MAX: usize = 1000;
+
+/// Devices may all be behind one address; each has shown its certificate. Each is carried over a second connection.
+const BOUNDS: Bounds = Bounds {
+    what: "--guarded-broker",
+    connections_max: CLIENTS_MAX,
+    address_max: CLIENTS_MAX,
+    files_each: 3, // and the broker's end of it
+};
 
 /// How many messages wait for one client before the broker drops some.
 const QUEUE_MAX: usize = 10_000;
@@ -38,6 +47,8 @@ const SESSION_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub enum BrokerError {
     #[error("the embedded broker cannot listen on {addr}: {reason}; is another broker there?")]
     Listen { addr: SocketAddr, reason: String },
+    #[error("the embedded broker: {0}")]
+    Outside(#[from] hedge_listen::ListenError),
     #[error(transparent)]
     Authority(#[from] AuthorityError),
 }
@@ -52,16 +63,15 @@ pub struct Guarded {
 
 /// Starts a broker that devices reach with TLS only; returns where, and how the cloud itself connects to it.
 pub async fn start_guarded(setup: Guarded) -> Result<(SocketAddr, SocketAddr, (String, Vec<u8>)), BrokerError> {
-    let listen = |reason: std::io::Error| BrokerError::Listen { addr: setup.listen, reason: reason.to_string() };
-    let outside = tokio::net::TcpListener::bind(setup.listen).await.map_err(listen)?;
-    let addr = outside.local_addr().map_err(listen)?;
+    let outside = Listener::tcp(setup.listen).await?;
+    let addr = outside.address().unwrap_or(setup.listen);
     let mut password = [0; 32];
     getrandom::fill(&mut password).map_err(|error| AuthorityError::Crypto(error.to_string()))?;
     let password = hex::encode(password);
     let guard = Guard::new(setup.topics, password.clone());
     let inside = open(([127, 0, 0, 1], 0).into(), Some(&guard)).await?;
-    let listener = TlsListener::start(outside, setup.tls, CLIENTS_MAX, None).map_err(listen)?;
-    tokio::spawn(guard.carry(listener, inside, setup.registry));
+    let carry = move |accepted| guard.clone().carry(accepted, inside, setup.registry.clone());
+    tokio::spawn(hedge_listen::accept(outside, BOUNDS, Some(setup.tls), CancellationToken::new(), carry));
     Ok((addr, inside, (CLOUD_USER.to_owned(), password.into_bytes())))
 }
 

@@ -1,15 +1,20 @@
 //! What an operator wants changed, and the whole document that follows from it.
 //!
-//! A wanted document is never a patch on the previous one, so a change reads what is wanted now, edits it and
-//! takes the next version.
+//! A wanted document is never a patch on the previous one, so a change reads what is in force, edits it and takes the
+//! next version. What was wanted and is not in force does not ride along: what the device has refused or what failed
+//! never does, and what it has not taken yet only if the operator says so.
 
 use std::str::FromStr;
 
-use hedge_proto::{Confirm, DOCUMENT_BYTES_MAX, Desired, FieldError, Settings, VERSION_MAX, highest_after, to_json};
+use hedge_proto::{
+    Confirm, DOCUMENT_BYTES_MAX, Desired, FieldError, LastDesired, Reported, Settings, SettingsOutcome, VERSION_MAX,
+    highest_after, to_json, to_value,
+};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::board::Device;
-use super::differ::as_typed;
+use super::differ::leaves;
 
 /// `key=value`: sets one field, or restores the device's local value.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,18 +76,26 @@ pub struct Draft {
     pub note: Option<String>,
 }
 
+/// What an edit builds on, where the device has not taken yet what is wanted of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Onto {
+    InForce,
+    Wanted,
+}
+
 /// Makes the document for one device, or names every wrong field. Nothing that a device must refuse gets through.
-pub fn draft(device: &Device, change: &Change, confirm: Confirm, by: &str) -> Result<Draft, Vec<FieldError>> {
+pub fn draft(
+    device: &Device,
+    change: &Change,
+    onto: Option<Onto>,
+    confirm: Confirm,
+    by: &str,
+) -> Result<Draft, Vec<FieldError>> {
     let version = next_version(device).map_err(|reason| vec![FieldError::new("version", reason)])?;
     let (settings, note) = match change {
         Change::Whole(settings) => (settings.clone(), None),
-        Change::Edits(edits) => {
-            let (mut settings, note) = base(device);
-            for edit in edits {
-                edit.apply(&mut settings)?;
-            }
-            (settings, note)
-        }
+        Change::Edits(edits) => edited(device, edits, onto)?,
     };
     Settings::read(settings.clone())?;
     let desired = Desired { version, settings, confirm, by: Some(by.to_owned()) };
@@ -94,26 +107,96 @@ pub fn draft(device: &Device, change: &Change, confirm: Confirm, by: &str) -> Re
     Ok(Draft { desired, note })
 }
 
-/// What is wanted now. Where that is gone or unreadable, what the device took of it.
-fn base(device: &Device) -> (Value, Option<String>) {
-    if let Some(desired) = &device.desired {
-        return (desired.settings.clone(), None);
-    }
-    let empty = Value::Object(Map::new());
-    let (overlay, version) = match &device.reported {
-        Some(reported) if reported.version > 0 => (as_typed(&reported.overlay), reported.version),
-        _ => (empty, 0),
-    };
-    let note = match &device.desired_unreadable {
-        Some(why) => Some(format!(
-            "the wanted document at the broker cannot be read ({why}); the change builds on what is in force"
-        )),
-        None if version > 0 => {
-            Some(format!("the broker has no wanted document any more; the change builds on version {version} in force"))
+fn edited(device: &Device, edits: &[Edit], onto: Option<Onto>) -> Result<(Value, Option<String>), Vec<FieldError>> {
+    let refused = |reason| vec![FieldError::new("version", reason)];
+    let on = |mut settings: Value| edits.iter().try_for_each(|edit| edit.apply(&mut settings)).map(|()| settings);
+    let base = base(device).map_err(refused)?;
+    let on_base = on(base.settings)?;
+    let Some(pending) = base.pending else {
+        if let (Some(Onto::Wanted), Some(note)) = (onto, &base.note) {
+            return Err(refused(format!("what is wanted is nothing to build on: {note}")));
         }
-        None => None,
+        return Ok((on_base, base.note));
     };
-    (overlay, note)
+    let named = named(pending);
+    let on_wanted = on(pending.settings.clone())?;
+    match onto {
+        // Whichever it builds on, it is the same.
+        _ if on_wanted == on_base => Ok((on_base, base.note)),
+        Some(Onto::InForce) => Ok((on_base, Some(format!("{named}, which the device has not taken yet, is dropped")))),
+        Some(Onto::Wanted) => Ok((on_wanted, Some(format!("the change includes {named}, which is not in force yet")))),
+        None => {
+            let fields: Vec<String> = leaves(&pending.settings).into_iter().map(|(field, _)| field).collect();
+            let fields = if fields.is_empty() { "nothing".to_owned() } else { fields.join(", ") };
+            Err(refused(format!(
+                "{named} sets {fields}, and the device has not said yet what became of it; build on it with \
+                 `--onto wanted`, or drop it with `--onto in-force`"
+            )))
+        }
+    }
+}
+
+/// What an edit builds on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Base<'a> {
+    pub settings: Value,
+    /// What the operator should know about it.
+    pub note: Option<String>,
+    /// What is wanted besides, and the device has not taken yet.
+    pub pending: Option<&'a Desired>,
+}
+
+/// What is in force, unless that is on trial: then nobody but the device knows what will be.
+pub fn base(device: &Device) -> Result<Base<'_>, String> {
+    let reported = device.reported.as_ref();
+    let last = reported.and_then(|reported| reported.last.as_ref());
+    if let Some(LastDesired { version: Some(version), outcome: SettingsOutcome::OnTrial, .. }) = last {
+        return Err(format!(
+            "version {version} is on trial; wait for its end, end it with the command `confirm` or `revert` and \
+             version={version}, or replace all settings with `apply`"
+        ));
+    }
+    let in_force = |note, pending| {
+        let overlay = reported.map_or(Value::Null, |reported| to_value(&reported.overlay));
+        let settings = if overlay.is_object() { overlay } else { Value::Object(Map::new()) };
+        Ok(Base { settings, note, pending })
+    };
+    let Some(desired) = &device.desired else {
+        let builds = builds_on(reported);
+        let note = match &device.desired_unreadable {
+            Some(why) => Some(format!("the wanted document at the broker cannot be read ({why}); {builds}")),
+            None if reported.is_some_and(|reported| reported.version > 0) => {
+                Some(format!("the broker has no wanted document any more; {builds}"))
+            }
+            None => None,
+        };
+        return in_force(note, None);
+    };
+    if reported.is_some_and(|reported| reported.version == desired.version) {
+        // As it was written: numbers and fields that are not reported, too.
+        return Ok(Base { settings: desired.settings.clone(), note: None, pending: None });
+    }
+    let became = last.filter(|last| last.version == Some(desired.version)).map(|last| match last.outcome {
+        SettingsOutcome::Refused => "was refused",
+        SettingsOutcome::Failed => "failed its trial",
+        SettingsOutcome::Applied | SettingsOutcome::OnTrial => "is no longer in force",
+    });
+    match became {
+        Some(became) => in_force(Some(format!("{} {became}; {}", named(desired), builds_on(reported))), None),
+        None => in_force(None, Some(desired)),
+    }
+}
+
+fn named(desired: &Desired) -> String {
+    let by = desired.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+    format!("version {}{by}", desired.version)
+}
+
+fn builds_on(reported: Option<&Reported>) -> String {
+    match reported.map(|reported| reported.version) {
+        Some(version) if version > 0 => format!("the change builds on version {version} in force"),
+        _ => "the change builds on the device's own file".to_owned(),
+    }
 }
 
 /// Higher than everything the device may have seen.
@@ -208,11 +291,66 @@ mod tests {
         Change::Edits(texts.iter().map(|text| text.parse().expect("an edit")).collect())
     }
 
+    fn draft(device: &Device, change: &Change) -> Result<Draft, Vec<FieldError>> {
+        super::draft(device, change, None, Confirm::Auto, "me")
+    }
+
     #[track_caller]
     fn check(before: Value, texts: &[&str], after: Value) {
-        let device = Device { desired: desired(7, before), ..Device::default() };
-        let draft = draft(&device, &edits(texts), Confirm::Auto, "me").expect("valid");
-        assert_eq!((draft.desired.version, draft.desired.settings), (8, after));
+        let device =
+            Device { reported: reported(7, None, before.clone()), desired: desired(7, before), ..Device::default() };
+        let draft = draft(&device, &edits(texts)).expect("valid");
+        assert_eq!((draft.desired.version, draft.desired.settings, draft.note), (8, after, None));
+    }
+
+    /// Version 1 is in force, and version 2 has come to this.
+    fn after(outcome: Option<SettingsOutcome>) -> Device {
+        let mut device = Device {
+            desired: desired(2, json!({"broker": {"url": "mqtt://nowhere"}})),
+            reported: reported(1, None, json!({"log": {"level": "info"}})),
+            ..Device::default()
+        };
+        if let (Some(outcome), Some(reported)) = (outcome, &mut device.reported) {
+            reported.last = Some(LastDesired { version: Some(2), outcome, reason: None, errors: Vec::new() });
+        }
+        device
+    }
+
+    #[test]
+    fn what_was_refused_or_has_failed_never_rides_along_with_a_later_edit() {
+        let edit = edits(&["telemetry.interval_s=9"]);
+        for (outcome, word) in [(SettingsOutcome::Refused, "refused"), (SettingsOutcome::Failed, "failed")] {
+            let device = after(Some(outcome));
+            let draft = draft(&device, &edit).expect("valid");
+            let built = json!({"log": {"level": "info"}, "telemetry": {"interval_s": 9}});
+            assert_eq!((draft.desired.version, draft.desired.settings), (3, built));
+            assert!(draft.note.is_some_and(|note| note.contains(word) && note.contains("version 1 in force")));
+            assert!(super::draft(&device, &edit, Some(Onto::Wanted), Confirm::Auto, "me").is_err());
+        }
+        let mut on_trial = after(Some(SettingsOutcome::OnTrial));
+        if let Some(reported) = &mut on_trial.reported {
+            reported.version = 2;
+        }
+        let errors = draft(&on_trial, &edit).expect_err("refused");
+        assert!(errors[0].reason.contains("version 2 is on trial"), "{errors:?}");
+    }
+
+    #[test]
+    fn what_the_device_has_not_taken_yet_is_named_and_rides_along_only_if_that_is_said() {
+        let (device, edit) = (after(None), edits(&["telemetry.interval_s=9"]));
+        let errors = draft(&device, &edit).expect_err("refused");
+        let reason = &errors[0].reason;
+        assert!(reason.contains("version 2") && reason.contains("broker.url") && reason.contains("--onto"), "{reason}");
+        for (onto, built) in [
+            (Onto::InForce, json!({"log": {"level": "info"}, "telemetry": {"interval_s": 9}})),
+            (Onto::Wanted, json!({"broker": {"url": "mqtt://nowhere"}, "telemetry": {"interval_s": 9}})),
+        ] {
+            let draft = super::draft(&device, &edit, Some(onto), Confirm::Auto, "me").expect("valid");
+            assert_eq!((draft.desired.settings, draft.note.is_some()), (built, true));
+        }
+        // Where it makes no difference nobody is asked.
+        let draft = draft(&device, &edits(&["broker=", "log.level="])).expect("valid");
+        assert_eq!(draft.desired.settings, json!({}));
     }
 
     #[test]
@@ -253,14 +391,13 @@ mod tests {
             ("model.a.threshold.score_min=1.2", "model.a.threshold.score_min"),
             ("broker.password_file=/etc/shadow", "broker.password_file"),
         ] {
-            let errors = draft(&device, &edits(&[text]), Confirm::Auto, "me").expect_err("refused");
+            let errors = draft(&device, &edits(&[text])).expect_err("refused");
             assert_eq!(errors[0].field, field);
         }
-        let errors =
-            draft(&device, &edits(&["log.level=info", "log.level.x=1"]), Confirm::Auto, "me").expect_err("refused");
+        let errors = draft(&device, &edits(&["log.level=info", "log.level.x=1"])).expect_err("refused");
         assert_eq!(errors[0].field, "log.level");
         let large = edits(&[&format!("log.level=\"{}\"", "x".repeat(DOCUMENT_BYTES_MAX))]);
-        assert!(draft(&device, &large, Confirm::Auto, "me").expect_err("refused")[0].reason.contains("bytes"));
+        assert!(draft(&device, &large).expect_err("refused")[0].reason.contains("bytes"));
     }
 
     #[test]
@@ -289,7 +426,7 @@ mod tests {
         for desired_unreadable in [None, Some("not JSON".to_owned())] {
             let device =
                 Device { reported: reported(4, None, in_force.clone()), desired_unreadable, ..Device::default() };
-            let draft = draft(&device, &edits(&["log.level=info"]), Confirm::Auto, "me").expect("valid");
+            let draft = draft(&device, &edits(&["log.level=info"])).expect("valid");
             assert_eq!(draft.desired.version, 5);
             assert_eq!(draft.desired.settings["model"], in_force["model"]);
             assert!(draft.note.is_some());

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hedge_proto::Settings;
+use hedge_proto::{Settings, to_value};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -46,13 +46,6 @@ fn name(path: &[&str]) -> String {
     parts.join(".")
 }
 
-/// A document as JSON with its numbers as they are typed: 0.7, not what the nearest `f32` is.
-#[must_use]
-pub fn as_typed<T: Serialize>(document: &T) -> Value {
-    // What serialises to a text reads back; settings have text keys and finite numbers.
-    serde_json::to_string(document).and_then(|text| serde_json::from_str(&text)).unwrap_or(Value::Null)
-}
-
 /// The value of a field by its path, if the document has it.
 #[must_use]
 pub fn field<'a>(document: &'a Value, path: &[String]) -> Option<&'a Value> {
@@ -65,7 +58,7 @@ pub fn field<'a>(document: &'a Value, path: &[String]) -> Option<&'a Value> {
 pub fn differences(device: &Device) -> Vec<Difference> {
     let wanted = device.desired.as_ref().map_or(Value::Null, |desired| typed(&desired.settings));
     let (overlay, in_force) = match &device.reported {
-        Some(reported) => (as_typed(&reported.overlay), as_typed(&reported.settings)),
+        Some(reported) => (to_value(&reported.overlay), to_value(&reported.settings)),
         None => (Value::Null, Value::Null),
     };
     let (wanted, overlay, in_force) = (leaves(&wanted), leaves(&overlay), leaves(&in_force));
@@ -113,7 +106,7 @@ pub fn changes(before: &Value, after: &Value) -> Vec<Changed> {
 }
 
 fn typed(settings: &Value) -> Value {
-    Settings::read(settings.clone()).map_or_else(|_| settings.clone(), |read| as_typed(&read))
+    Settings::read(settings.clone()).map_or_else(|_| settings.clone(), |read| to_value(&read))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::board::{Board, Device, Said, read};
 use super::errand::{Errand, What};
-use crate::link::Way;
+use crate::link::{Way, in_words};
 
 /// The largest packet that is read: a document with its topic and properties.
 #[expect(clippy::cast_possible_truncation, reason = "128 KiB")]
@@ -201,9 +201,9 @@ impl Operator {
             Ok(granted) => {
                 let refused = granted.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_)));
                 let Some(refused) = refused else { return Ok(()) };
-                format!("{refused:?}")
+                in_words(refused)
             }
-            Err(SubscribeNoticeError::V5SubAckFailure(codes)) => format!("{codes:?}"),
+            Err(SubscribeNoticeError::V5SubAckFailure(codes)) => codes.first().map(in_words).unwrap_or_default(),
             Err(_) => return Err(self.last_words().await),
         };
         Err(OperatorError::NotAllowed { broker: self.broker.clone(), topic: filter, reason })

@@ -184,7 +184,7 @@ impl Authority {
         for number in self.trusted.iter().rev() {
             let cross = self.path(&format!("cross-{number}.pem"));
             if cross.exists() {
-                chain.push_str(&fs::read_to_string(&cross).map_err(|source| at(&cross, source))?);
+                chain.push_str(&hedge_inference::read_text(&cross).map_err(|source| at(&cross, source))?);
             }
         }
         chain.push_str(&self.read(&format!("authority-{newest}.pem"))?);
@@ -228,7 +228,7 @@ impl Authority {
 
     fn read(&self, name: &str) -> Result<String, AuthorityError> {
         let path = self.path(name);
-        fs::read_to_string(&path).map_err(|source| at(&path, source))
+        hedge_inference::read_text(&path).map_err(|source| at(&path, source))
     }
 }
 

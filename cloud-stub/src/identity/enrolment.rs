@@ -111,7 +111,25 @@ impl Desk {
         if RESERVED.contains(&device.as_str()) {
             return Err(Refused::Device(format!("`{device}` is a name of the cloud's; choose another with --device")));
         }
+        let before = match (&claim.used_by, claim.used_for.take()) {
+            // Used before names were written down.
+            (Some(_), None) => {
+                registry.devices()?.into_iter().find(|(_, known)| known.key == key).map(|(name, _)| name)
+            }
+            (_, before) => before,
+        };
+        if let Some(before) = before.filter(|before| *before != device) {
+            return Err(Refused::Device(format!(
+                "this pairing code has enrolled `{before}` and is worth one device; `hedge-cloud ca claim` makes \
+                 another for `{device}`"
+            )));
+        }
         let known = registry.device(&device)?;
+        if claim.used_by.is_some() && known.as_ref().is_some_and(|known| known.revoked) {
+            return Err(Refused::Device(format!(
+                "`{device}` is revoked; `hedge-cloud ca claim --device {device}` makes a code that lets it in again"
+            )));
+        }
         let taken = known.as_ref().is_some_and(|known| known.revoked || known.key != key);
         if taken && claim.device.is_none() {
             return Err(Refused::Device(format!(
@@ -120,6 +138,7 @@ impl Desk {
             )));
         }
         claim.used_by = Some(key.clone());
+        claim.used_for = Some(device.clone());
         registry.put_claim(&asked.secret, &claim)?;
         let record = Device { key, enrolled_ms: now_ms, renewed_ms: now_ms, revoked: false };
         self.sign(&authority, &registry, &device, record, &request, now_ms)
@@ -186,4 +205,91 @@ fn is_signed_by_any(held: &x509_parser::certificate::X509Certificate<'_>, roots:
             held.issuer() == root.subject() && held.verify_signature(Some(root.public_key())).is_ok()
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{Claim, new_secret};
+    use rcgen::{CertificateParams, KeyPair};
+
+    struct Endpoint {
+        desk: Desk,
+        registry: Registry,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Endpoint {
+        fn new() -> Self {
+            drop(rustls::crypto::ring::default_provider().install_default());
+            let dir = tempfile::tempdir().expect("a directory");
+            Authority::init(dir.path(), wall_ms()).expect("an authority");
+            let terms = Terms {
+                dir: dir.path().to_owned(),
+                broker: "mqtts://broker:8883".to_owned(),
+                certificate_days: 30,
+                grace_days: 30,
+            };
+            let registry = Registry::open(dir.path()).expect("a registry");
+            Self { desk: Desk { terms, one_at_a_time: Mutex::new(()) }, registry, _dir: dir }
+        }
+
+        fn claim(&self, device: Option<&str>) -> String {
+            let secret = new_secret().expect("a secret");
+            let device = device.map(|name| DeviceId::new(name).expect("valid"));
+            let claim = Claim { device, expires_ms: wall_ms() + 60_000, used_by: None, used_for: None };
+            self.registry.put_claim(&secret, &claim).expect("written");
+            secret
+        }
+
+        /// The name that was enrolled, or why none was.
+        fn enrol(&self, secret: &str, name: &str, key: &KeyPair) -> Result<String, String> {
+            let request = CertificateParams::default().serialize_request(key).expect("a request");
+            let asked = EnrolRequest {
+                secret: secret.to_owned(),
+                device: Some(DeviceId::new(name).expect("valid")),
+                request: request.pem().expect("text"),
+            };
+            self.desk.enrol(&asked, wall_ms()).map(|done| done.device.to_string()).map_err(|error| error.to_string())
+        }
+
+        fn names(&self) -> Vec<String> {
+            self.registry.devices().expect("read").into_iter().map(|(name, _)| name.to_string()).collect()
+        }
+    }
+
+    #[test]
+    fn a_pairing_code_is_worth_one_device_whatever_names_its_key_asks_for() {
+        let (endpoint, key) = (Endpoint::new(), KeyPair::generate().expect("a key"));
+        let secret = endpoint.claim(None);
+        assert_eq!(endpoint.enrol(&secret, "d9", &key).as_deref(), Ok("d9"));
+        let refused = endpoint.enrol(&secret, "d10", &key).expect_err("refused");
+        assert!(refused.contains("`d9`") && refused.contains("ca claim"), "{refused}");
+        // The answer may not have arrived.
+        assert_eq!(endpoint.enrol(&secret, "d9", &key).as_deref(), Ok("d9"));
+        let other = KeyPair::generate().expect("a key");
+        assert!(endpoint.enrol(&secret, "d9", &other).is_err());
+        assert_eq!(endpoint.names(), ["d9"]);
+        // Also with a code that was used by a version that did not write the name down.
+        let mut old = endpoint.registry.claim(&secret).expect("read").expect("there");
+        old.used_for = None;
+        endpoint.registry.put_claim(&secret, &old).expect("written");
+        assert!(endpoint.enrol(&secret, "d11", &key).is_err());
+        assert_eq!(endpoint.enrol(&secret, "d9", &key).as_deref(), Ok("d9"));
+        assert_eq!(endpoint.names(), ["d9"]);
+    }
+
+    #[test]
+    fn a_used_code_does_not_let_a_revoked_device_back_in() {
+        let (endpoint, key) = (Endpoint::new(), KeyPair::generate().expect("a key"));
+        let secret = endpoint.claim(Some("d1"));
+        assert_eq!(endpoint.enrol(&secret, "other", &key).as_deref(), Ok("d1"));
+        let name = DeviceId::new("d1").expect("valid");
+        let mut known = endpoint.registry.device(&name).expect("read").expect("there");
+        known.revoked = true;
+        endpoint.registry.put_device(&name, &known).expect("written");
+        assert!(endpoint.enrol(&secret, "d1", &key).expect_err("refused").contains("revoked"));
+        let again = endpoint.claim(Some("d1"));
+        assert_eq!(endpoint.enrol(&again, "d1", &key).as_deref(), Ok("d1"));
+    }
 }

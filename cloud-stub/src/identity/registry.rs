@@ -19,6 +19,9 @@ pub struct Claim {
     pub expires_ms: u64,
     /// SHA-256 of the key that used it: that device may ask again, should the answer not have arrived.
     pub used_by: Option<String>,
+    /// The name that key enrolled under: it may ask again for this one only.
+    #[serde(default)]
+    pub used_for: Option<DeviceId>,
 }
 
 /// A device this authority has signed for.

@@ -58,7 +58,8 @@ pub struct Arrived<'a> {
 #[must_use]
 pub fn on_case(arrived: &Arrived<'_>, known: Option<&Known>, room: Room) -> Step {
     let Arrived { from, case, .. } = arrived;
-    if case.v != WIRE_VERSION {
+    // Whatever is older is read for good.
+    if case.v > WIRE_VERSION {
         return Step::Hold(DownMessage::Busy { after_s: HOLD_S });
     }
     if case.id.device != **from {
@@ -292,6 +293,12 @@ mod tests {
         let arrived = Arrived { from: &device("e"), case: &case(), payload_sha256: None, header_bytes: 0 };
         let step = on_case(&arrived, Some(&known(Standing::Answered(verdict()))), Room::Free);
         assert!(matches!(step, Step::Refuse(DownMessage::Dead { .. })), "{step:?}");
+    }
+
+    #[test]
+    fn a_case_of_an_older_version_is_read_like_any_other() {
+        let older = Case { v: WIRE_VERSION - 1, ..case() };
+        assert_eq!(decide(&older, None, Room::Free), Step::Record);
     }
 
     #[test]

@@ -1,25 +1,31 @@
 //! Reads one event, decides it against the records, writes the outcome into the batch.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use hedge_proto::{
-    Authority, Case, CaseId, CaseMessage, DecodeError, DeviceId, DeviceStatus, Digest, DownMessage, Message as _,
-    PayloadForm, TaskResult, Telemetry, Topic, Topics, Verdict, WIRE_VERSION, newer, to_cbor,
+    Authority, Case, CaseId, CaseMessage, DecodeError, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage,
+    Message as _, PayloadForm, TaskResult, Telemetry, Topic, Topics, Verdict, WIRE_VERSION, newer, to_cbor,
 };
 
 use serde_bytes::ByteBuf;
 
 use super::Incoming;
 use super::decide::{self, Arrived, BUSY_S, HOLD_S, Step, Told, dead, failed};
+use super::gate::Gate;
 use super::lanes::Lanes;
 use super::settings::{self, Document};
 use crate::model::{ModelFailure, Outcome};
 use crate::payloads::Storage;
+use crate::presence::Heard;
 use crate::reply::Replies;
 use crate::store::{Batch, Keep, StoreError, Totals, Waiting};
 
 /// The most devices that are remembered without having sent a case: names are free to make up.
 const DEVICES_MAX: u64 = 10_000;
+
+/// How many ids of a question cost as much as one message.
+const IDS_PER_THING: usize = 16;
 
 /// The longest reason that is kept and sent.
 const REASON_CHARS_MAX: usize = 300;
@@ -37,6 +43,11 @@ pub(super) struct Effects {
 }
 
 impl Effects {
+    /// Whom it concerns if nothing can be recorded.
+    pub(super) fn concern(&mut self, device: &DeviceId) {
+        self.senders.insert(device.clone());
+    }
+
     /// What is said instead when nothing could be recorded.
     pub(super) fn into_busy(self) -> Replies {
         let mut replies = Replies::default();
@@ -48,31 +59,30 @@ impl Effects {
 }
 
 pub(super) struct Desk<'a, 'w> {
-    batch: &'a Batch<'w>,
-    topics: &'a Topics,
-    lanes: &'a Lanes,
-    payloads: &'a Storage,
-    totals: &'a mut Totals,
-    effects: &'a mut Effects,
-    now_ms: u64,
+    pub(super) batch: &'a Batch<'w>,
+    pub(super) topics: &'a Topics,
+    pub(super) lanes: &'a mut Lanes,
+    pub(super) gate: &'a mut Gate,
+    pub(super) payloads: &'a Storage,
+    pub(super) heard: &'a Heard,
+    pub(super) totals: &'a mut Totals,
+    pub(super) effects: &'a mut Effects,
+    pub(super) now_ms: u64,
+    /// When this commit began.
+    pub(super) begun: Instant,
 }
 
-impl<'a, 'w> Desk<'a, 'w> {
-    pub(super) fn new(
-        batch: &'a Batch<'w>,
-        topics: &'a Topics,
-        lanes: &'a Lanes,
-        payloads: &'a Storage,
-        totals: &'a mut Totals,
-        effects: &'a mut Effects,
-        now_ms: u64,
-    ) -> Self {
-        Self { batch, topics, lanes, payloads, totals, effects, now_ms }
-    }
-
+impl Desk<'_, '_> {
     pub(super) fn message(&mut self, message: &Incoming) -> Result<(), StoreError> {
         let payload = &message.payload;
-        let error = match self.topics.read(&message.topic) {
+        let topic = self.topics.read(&message.topic);
+        let from = topic.as_ref().and_then(Topic::sender).cloned();
+        // A status may also be its will, which the broker publishes.
+        let is_will = matches!(topic, Some(Topic::UpStatus(_)));
+        if let Some(from) = from.as_ref().filter(|_| !message.retained && !is_will) {
+            self.heard.note(from, self.now_ms);
+        }
+        let error = match topic {
             Some(Topic::UpCase(device)) => match CaseMessage::read(payload) {
                 Ok(said) => return self.case_message(&device, said),
                 Err(error) => match newer(payload, &CaseMessage::KINDS) {
@@ -83,9 +93,12 @@ impl<'a, 'w> Desk<'a, 'w> {
                     None => error,
                 },
             },
-            Some(Topic::UpStatus(device)) if payload.is_empty() => return self.batch.clear_device_status(&device),
+            Some(Topic::UpStatus(device)) if payload.is_empty() => {
+                self.charge(&device, 1);
+                return self.batch.clear_device_status(&device);
+            }
             Some(Topic::UpStatus(device)) => match DeviceStatus::read(payload) {
-                Ok(status) => return self.status(&device, &status),
+                Ok(status) => return self.status(&device, &status, message.retained),
                 Err(error) => error,
             },
             Some(Topic::UpTelemetry(device)) => match Telemetry::read(payload) {
@@ -98,7 +111,11 @@ impl<'a, 'w> Desk<'a, 'w> {
             },
             Some(Topic::DownDesired(device)) => match settings::desired(payload) {
                 Ok(desired) => return self.desired(&device, desired),
-                Err(error) => error,
+                Err(error) => {
+                    // An operator's; its device says to whoever wrote it what is wrong.
+                    tracing::warn!(%device, "the wanted settings cannot be read: {error}");
+                    return Ok(());
+                }
             },
             Some(Topic::UpReply(device)) => match settings::reply(payload) {
                 Ok(event) => return self.reply(&device, &event),
@@ -106,28 +123,43 @@ impl<'a, 'w> Desk<'a, 'w> {
             },
             _ => DecodeError::Malformed("no topic this program listens to".to_owned()),
         };
-        self.malformed(&message.topic, &error);
+        self.malformed(from.as_ref(), &message.topic, &error);
         Ok(())
     }
 
     /// A message of a later version: what it means cannot be told, so nothing of it is answered or called dead.
     fn hold(&mut self, from: &DeviceId, what: &str) {
         self.totals.newer += 1;
+        self.charge(from, 1);
         tracing::warn!(device = %from, "it sends {what}, which this cloud does not read; it is told to wait: update the cloud");
         self.effects.replies.add(from, DownMessage::Busy { after_s: HOLD_S });
     }
 
-    fn malformed(&mut self, topic: &str, error: &DecodeError) {
+    /// Counts what is no new case against its device.
+    fn charge(&mut self, from: &DeviceId, things: usize) {
+        let things = u32::try_from(things).unwrap_or(u32::MAX);
+        if !self.gate.charge(from, things, self.begun) {
+            self.effects.replies.add(from, DownMessage::Busy { after_s: BUSY_S });
+        }
+    }
+
+    fn malformed(&mut self, from: Option<&DeviceId>, topic: &str, error: &DecodeError) {
         self.totals.malformed += 1;
+        if let Some(from) = from {
+            self.charge(from, 1);
+        }
         tracing::warn!(topic, "message set aside: {error}");
     }
 
     fn case_message(&mut self, from: &DeviceId, said: CaseMessage) -> Result<(), StoreError> {
-        self.effects.senders.insert(from.clone());
+        self.effects.concern(from);
         match said {
             CaseMessage::Case(case) => self.case(from, *case),
             CaseMessage::Batch(cases) => cases.into_iter().try_for_each(|case| self.case(from, case)),
-            CaseMessage::Ask { ids } => ids.iter().try_for_each(|id| self.asked(from, id)),
+            CaseMessage::Ask { ids } => {
+                self.charge(from, 1 + ids.len() / IDS_PER_THING);
+                ids.iter().try_for_each(|id| self.asked(from, id))
+            }
         }
     }
 
@@ -148,7 +180,8 @@ impl<'a, 'w> Desk<'a, 'w> {
             _ => None,
         };
         let arrived = Arrived { from, case: &case, payload_sha256, header_bytes: to_cbor(&case).len() };
-        let room = self.lanes.room(&case.task, self.effects.new_work.len());
+        let bytes = payload.as_ref().map_or(0, |payload| payload.len() as u64);
+        let room = self.lanes.room(&case.task, from, bytes);
         match decide::on_case(&arrived, known.as_ref(), room) {
             Step::Record => {
                 if uploaded {
@@ -157,20 +190,24 @@ impl<'a, 'w> Desk<'a, 'w> {
                 self.record(from, case, payload.as_deref().unwrap_or(&[]))
             }
             Step::Note => self.note(from, &case),
-            Step::Reopen => self.reopen(from, &case.id, &case.task),
+            Step::Reopen => self.reopen(from, &case.id),
             Step::Repeat(message) => {
                 self.totals.repeated += 1;
+                self.charge(from, 1);
                 self.effects.replies.add(from, message);
                 Ok(())
             }
             Step::Refuse(message) => {
                 self.totals.refused += 1;
+                self.charge(from, 1);
                 tracing::warn!(device = %from, case = %case.id, "case refused: {}", reason_of(&message));
                 self.effects.replies.add(from, message);
                 Ok(())
             }
             Step::Hold(message) => {
                 self.totals.busy += 1;
+                // What it sends before it has heard that is turned away unread.
+                self.gate.shut_out(from, self.begun);
                 self.effects.replies.add(from, message);
                 Ok(())
             }
@@ -193,7 +230,7 @@ impl<'a, 'w> Desk<'a, 'w> {
         self.totals.received_bytes += bytes;
         self.totals.payload_bytes += bytes;
         self.effects.replies.add(from, DownMessage::Received { ids: vec![case.id.clone()] });
-        self.effects.new_work.push(Waiting { id: case.id, task: case.task });
+        self.take_work(Waiting { id: case.id, task: case.task, bytes });
         Ok(())
     }
 
@@ -217,31 +254,39 @@ impl<'a, 'w> Desk<'a, 'w> {
         Ok(())
     }
 
-    fn reopen(&mut self, from: &DeviceId, id: &CaseId, task: &str) -> Result<(), StoreError> {
+    fn reopen(&mut self, from: &DeviceId, id: &CaseId) -> Result<(), StoreError> {
+        let work = self.batch.as_waiting(id)?;
         self.batch.reopen(id)?;
         self.totals.failed = self.totals.failed.saturating_sub(1);
         self.totals.waiting += 1;
         self.effects.replies.add(from, DownMessage::Received { ids: vec![id.clone()] });
-        self.effects.new_work.push(Waiting { id: id.clone(), task: task.to_owned() });
+        self.take_work(work);
         Ok(())
+    }
+
+    fn take_work(&mut self, work: Waiting) {
+        self.lanes.reserve(&work.task, &work.id.device, work.bytes);
+        self.effects.new_work.push(work);
     }
 
     fn asked(&mut self, from: &DeviceId, id: &CaseId) -> Result<(), StoreError> {
         match decide::on_ask(from, id, self.batch.known(id)?.as_ref()) {
             Told::Say(message) => self.effects.replies.add(from, message),
-            Told::Reopen => {
-                let task = self.batch.task(id)?;
-                self.reopen(from, id, &task)?;
-            }
+            Told::Reopen => self.reopen(from, id)?,
             Told::Nothing => {
                 self.totals.refused += 1;
+                self.charge(from, 1);
                 tracing::warn!(device = %from, case = %id, "it asks about another device's case");
             }
         }
         Ok(())
     }
 
-    fn status(&mut self, device: &DeviceId, status: &DeviceStatus) -> Result<(), StoreError> {
+    fn status(&mut self, device: &DeviceId, status: &DeviceStatus, retained: bool) -> Result<(), StoreError> {
+        if status.state == DeviceState::Online && !retained {
+            self.heard.note(device, self.now_ms);
+        }
+        self.charge(device, 1);
         let on_record = self.batch.device_status(device)?;
         // A retained status comes again at every connect of ours; the time on record is when it was news.
         let news = on_record.as_ref() != Some(status) && decide::replaces(status, on_record.as_ref());
@@ -252,6 +297,7 @@ impl<'a, 'w> Desk<'a, 'w> {
     }
 
     fn telemetry(&mut self, device: &DeviceId, telemetry: &Telemetry) -> Result<(), StoreError> {
+        self.charge(device, 1);
         if self.admits(device)? {
             self.batch.set_telemetry(device, telemetry, self.now_ms)?;
         }
@@ -259,6 +305,7 @@ impl<'a, 'w> Desk<'a, 'w> {
     }
 
     fn reported(&mut self, device: &DeviceId, told: Document) -> Result<(), StoreError> {
+        self.charge(device, 1);
         let (on_record, _) = self.batch.settings_documents(device)?;
         // A retained document comes again at every connect of ours, and of the device.
         if on_record != told.json && self.admits(device)? {
@@ -278,6 +325,7 @@ impl<'a, 'w> Desk<'a, 'w> {
     }
 
     fn reply(&mut self, device: &DeviceId, event: &str) -> Result<(), StoreError> {
+        self.charge(device, 1);
         // A device repeats a result for a command that comes again.
         if !self.batch.has_event(device, "reply", event)? && self.admits(device)? {
             self.batch.add_event(device, "reply", event, self.now_ms)?;
@@ -294,7 +342,7 @@ impl<'a, 'w> Desk<'a, 'w> {
     }
 
     pub(super) fn outcome(&mut self, outcome: &Outcome) -> Result<(), StoreError> {
-        let Outcome { case, opinion } = outcome;
+        let Outcome { case, opinion, .. } = outcome;
         self.totals.waiting = self.totals.waiting.saturating_sub(1);
         let message = match opinion {
             Ok(opinion) => {

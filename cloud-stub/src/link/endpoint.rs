@@ -1,7 +1,6 @@
 //! Where the broker is and how to prove who we are: parsed whole before anything is dialled.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -115,7 +114,7 @@ impl Credentials {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CredentialsError> {
-    fs::read(path).map_err(|source| CredentialsError::File { path: path.to_owned(), source })
+    hedge_inference::read_pem(path).map_err(|source| CredentialsError::File { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

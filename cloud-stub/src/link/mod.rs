@@ -10,10 +10,13 @@
 
 mod endpoint;
 mod session;
+mod stale;
+mod unsent;
 
 pub use endpoint::{Credentials, CredentialsError, Endpoint, InvalidEndpoint};
 pub use session::Receipt;
 
+use std::fmt;
 use std::time::Duration;
 
 use hedge_proto::{CloudState, CloudStatus, MESSAGE_BYTES_MAX, Name, Topic, Topics, WIRE_VERSION, to_json};
@@ -22,7 +25,7 @@ use rumqttc::{AckMode, MqttOptions, QoS, Transport};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::intake::{Event, Settled};
+use crate::intake::{Event, Settled, Shut};
 use crate::reply::Reply;
 
 /// How many unacknowledged messages the broker may have under way to us. In the worst case each is as long
@@ -109,6 +112,8 @@ impl Dial {
             .set_receive_maximum(Some(RECEIVE_MAX))
             .set_max_packet_size(Some(PACKET_BYTES_MAX))
             .set_ack_mode(AckMode::Manual)
+            // A flood is turned away at the pace it comes; one write for each acknowledgement would be slower.
+            .set_max_request_batch(RECEIVE_MAX.into())
             .set_last_will(LastWill::new(
                 self.status_topic(),
                 self.status(CloudState::Offline, true),
@@ -127,7 +132,8 @@ impl Dial {
         let online = state == CloudState::Online;
         to_json(&CloudStatus {
             state,
-            wire: if online { vec![WIRE_VERSION] } else { Vec::new() },
+            // What is older is read for good.
+            wire: if online { (1..=WIRE_VERSION).collect() } else { Vec::new() },
             accept: (online && !healthy).then_some(0.0),
             retry_after_s: (online && !healthy).then_some(UNHEALTHY_RETRY_S),
             payload_bytes_max: online.then_some(PAYLOAD_BYTES_MAX),
@@ -135,11 +141,26 @@ impl Dial {
     }
 }
 
+/// A broker's reason in words: `NotAuthorized` is "not authorized".
+pub(crate) fn in_words(reason: &impl fmt::Debug) -> String {
+    let mut words = String::new();
+    for letter in format!("{reason:?}").chars().take_while(|letter| *letter != '(') {
+        if letter.is_ascii_uppercase() && !words.is_empty() {
+            words.push(' ');
+        }
+        words.push(letter.to_ascii_lowercase());
+    }
+    words
+}
+
 /// Whether the broker is reached, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkNow {
     Connecting,
-    Connected,
+    /// Also the beginning of what was heard over this connection.
+    Connected {
+        since_ms: u64,
+    },
     Broken(String),
 }
 
@@ -149,18 +170,20 @@ pub struct Ends {
     pub settled: mpsc::Receiver<Settled>,
     pub replies: mpsc::Receiver<Reply>,
     pub healthy: watch::Receiver<bool>,
+    /// Whose messages are turned away.
+    pub shut: Shut,
     pub now: watch::Sender<LinkNow>,
 }
 
 /// Connects, and connects again, until every sender of replies has gone; then says goodbye.
 pub async fn run(dial: Dial, mut ends: Ends) {
     let mut wait = DIAL_WAIT_MIN;
-    let mut unsent = session::Unsent::default();
+    let (mut unsent, mut stale) = (unsent::Unsent::new(), stale::Stale::new());
     let mut generation = 0;
     loop {
         generation += 1;
         let began = Instant::now();
-        let end = session::run(&dial, generation, &mut ends, &mut unsent).await;
+        let end = session::run(&dial, generation, &mut ends, &mut unsent, &mut stale).await;
         let reason = match end {
             session::End::Stopped => return,
             session::End::Broken(reason) => reason,

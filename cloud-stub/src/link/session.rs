@@ -1,25 +1,29 @@
 //! One connection, from dialling to its end.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hedge_core::link::{Trouble, refusal};
-use hedge_proto::{CloudState, CloudStatus, Message as _, Name, Topic, to_cbor};
+use hedge_proto::{CloudState, CloudStatus, Message as _, Name, Topic, Topics, to_cbor};
 use rumqttc::mqttbytes::v5::{Packet, PubAckReason, SubscribeReasonCode};
 use rumqttc::{
     AsyncClient, ConnectionError, Event as Mqtt, EventLoop, ManualAck, NetworkOptions, NoticeFailureReason,
     PublishNoticeError, PublishOptions, QoS, SubscribeFilterInput,
 };
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use super::stale::Stale;
+use super::unsent::{PassedOver, Unsent};
 use super::{Dial, Ends, LinkNow};
-use crate::intake::{Event, Incoming, Settled};
+use crate::intake::{Event, Incoming, Settled, Shut, Way};
 use crate::reply::Reply;
+use crate::wall_ms;
 
 /// How many replies may be under way to the broker.
 const IN_FLIGHT_MAX: usize = 64;
@@ -54,28 +58,36 @@ pub(super) enum End {
     Broken(String),
 }
 
-/// Replies of an earlier connection that the broker has not acknowledged.
-#[derive(Default)]
-pub(super) struct Unsent(VecDeque<Reply>);
-
 /// Runs one connection.
-pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &mut Unsent) -> End {
+pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &mut Unsent, stale: &mut Stale) -> End {
     ends.now.send_replace(LinkNow::Connecting);
     let (client, mut events) = AsyncClient::builder(dial.options()).capacity(REQUESTS_MAX).build();
     let mut sending = Sending::default();
-    let inbox = Inbox { generation, status_topic: dial.status_topic(), intake: ends.events.clone() };
+    // Room for all that the broker may send unacknowledged.
+    let (passed_over, mut passed) = mpsc::channel(usize::from(super::RECEIVE_MAX));
+    let (others, mut others_say) = mpsc::channel(OTHERS_MAX);
+    let inbox = Inbox {
+        generation,
+        status_topic: dial.status_topic(),
+        intake: ends.events.clone(),
+        passed_over,
+        topics: dial.topics.clone(),
+        shut: ends.shut.clone(),
+        others,
+    };
     let contradicted = Notify::new();
+    let from = From { passed: &mut passed, others_say: &mut others_say, stale };
     // Both sides run on this task and neither is dropped before the connection ends: a poll that is
     // dropped half-way would lose its place in a packet.
     let end = tokio::select! {
         error = receive(&client, &mut events, &inbox, &contradicted) => End::Broken(error.to_string()),
-        end = send(&client, dial, &inbox, &contradicted, ends, unsent, &mut sending) => end,
+        end = send(&client, dial, &inbox, &contradicted, from, ends, unsent, &mut sending) => end,
     };
     if matches!(end, End::Stopped) {
         say_goodbye(&client, &mut events, dial).await;
     }
     for (_, reply) in std::mem::take(&mut sending.under_way) {
-        unsent.0.push_back(reply);
+        unsent.put_back(reply);
     }
     events.clean();
     events.drain_pending_as_failed(NoticeFailureReason::SessionReset);
@@ -90,8 +102,8 @@ pub(super) async fn idle(ends: &mut Ends, unsent: &mut Unsent, pause: Duration) 
         tokio::select! {
             () = tokio::time::sleep_until(until) => return false,
             Some(_) = ends.settled.recv() => {}
-            reply = ends.replies.recv(), if unsent.0.len() < super::REPLIES_MAX => match reply {
-                Some(reply) => unsent.0.push_back(reply),
+            reply = ends.replies.recv() => match reply {
+                Some(reply) => unsent.put(reply),
                 None => return true,
             },
         }
@@ -103,7 +115,15 @@ struct Inbox {
     generation: u64,
     status_topic: String,
     intake: mpsc::Sender<Event>,
+    passed_over: mpsc::Sender<Incoming>,
+    topics: Topics,
+    shut: Shut,
+    /// What other instances say.
+    others: mpsc::Sender<(Name, Option<CloudState>)>,
 }
+
+/// How many words of other instances may lie unread. What does not fit is said again by whoever is there.
+const OTHERS_MAX: usize = 256;
 
 async fn receive(
     client: &AsyncClient,
@@ -118,24 +138,62 @@ async fn receive(
             Err(error) => return error,
         };
         if publish.topic == inbox.status_topic {
-            // Somebody else's words on our own topic: most likely the will of our last connection.
-            if is_offline(&publish.payload) {
+            // Somebody else's words on our own topic: most likely the will of our last connection, or an instance
+            // that took us for gone. Our own come back here, too.
+            if state_of(&publish.payload) != Some(CloudState::Online) {
                 contradicted.notify_one();
             }
             continue;
         }
+        let about = std::str::from_utf8(&publish.topic).ok().and_then(|topic| inbox.topics.read(topic));
+        if let Some(Topic::CloudStatus(other)) = about {
+            drop(inbox.others.try_send((other, state_of(&publish.payload))));
+            continue;
+        }
         let receipt = client.prepare_ack(&publish).map(|ack| Receipt { generation: inbox.generation, ack });
         let topic = String::from_utf8_lossy(&publish.topic).into_owned();
-        // The intake's channel has room for all that the broker may send unacknowledged; what does not fit is
-        // QoS 0, or left to the device to send again.
-        if inbox.intake.try_send(Event::Message(Incoming { topic, payload: publish.payload, receipt })).is_err() {
+        let message = Incoming { topic, payload: publish.payload, retained: publish.retain, receipt };
+        let message =
+            match about.as_ref().and_then(Topic::sender).map(|from| inbox.shut.way(from, std::time::Instant::now())) {
+                None | Some(Way::In) => message,
+                Some(Way::Away) => {
+                    if let Some(message) = turn_away(client, message) {
+                        inbox.pass_over(message);
+                    }
+                    continue;
+                }
+                Some(Way::AwayAndTold) => {
+                    inbox.pass_over(message);
+                    continue;
+                }
+            };
+        if let Err(TrySendError::Full(Event::Message(message))) = inbox.intake.try_send(Event::Message(message)) {
             tracing::warn!("a message was passed over: the intake takes no more now");
+            inbox.pass_over(message);
         }
     }
 }
 
-fn is_offline(payload: &[u8]) -> bool {
-    CloudStatus::read(payload).is_ok_and(|status| status.state == CloudState::Offline)
+impl Inbox {
+    /// Has the sending side acknowledge it and tell its device.
+    fn pass_over(&self, message: Incoming) {
+        // What needs no acknowledgement is lost: its sender wanted it so. There is room for all the rest.
+        if message.receipt.is_some() && self.passed_over.try_send(message).is_err() {
+            tracing::error!("a message stays unacknowledged until the next connection");
+        }
+    }
+}
+
+/// Acknowledges a message that nothing follows from, at once; gives it back if the connection has no room for that.
+fn turn_away(client: &AsyncClient, message: Incoming) -> Option<Incoming> {
+    let ManualAck::PubAck(mut puback) = message.receipt.as_ref()?.ack.clone() else { return Some(message) };
+    puback.reason = PubAckReason::QuotaExceeded;
+    client.try_manual_ack(ManualAck::PubAck(puback)).is_err().then_some(message)
+}
+
+/// `None` for a topic that was emptied, and for what cannot be read.
+fn state_of(payload: &[u8]) -> Option<CloudState> {
+    CloudStatus::read(payload).ok().map(|status| status.state)
 }
 
 /// Replies the broker has not acknowledged yet.
@@ -165,33 +223,48 @@ impl Sending {
     }
 }
 
+/// What the receiving side hands to the sending one.
+struct From<'a> {
+    passed: &'a mut mpsc::Receiver<Incoming>,
+    others_say: &'a mut mpsc::Receiver<(Name, Option<CloudState>)>,
+    stale: &'a mut Stale,
+}
+
+#[expect(clippy::too_many_arguments, reason = "the two sides of one connection")]
 async fn send(
     client: &AsyncClient,
     dial: &Dial,
     inbox: &Inbox,
     contradicted: &Notify,
+    from: From<'_>,
     ends: &mut Ends,
     unsent: &mut Unsent,
     sending: &mut Sending,
 ) -> End {
+    let From { passed, others_say, stale } = from;
+    // Whatever is heard from here on is heard over this connection.
+    let since_ms = wall_ms();
     let healthy = *ends.healthy.borrow_and_update();
     if let Err(reason) = open(client, dial, healthy).await {
         return End::Broken(reason);
     }
+    stale.listen(client, &dial.topics).await;
     tracing::info!(broker = %dial.way.endpoint, "connected");
-    ends.now.send_replace(LinkNow::Connected);
+    ends.now.send_replace(LinkNow::Connected { since_ms });
     let mut live = interval(dial.status_every);
     live.set_missed_tick_behavior(MissedTickBehavior::Delay);
     live.reset();
     let mut notices = FuturesUnordered::new();
     let mut statuses = FuturesUnordered::new();
+    let mut passed_over = PassedOver::default();
     let mut more = true;
     loop {
         if !more && notices.is_empty() && unsent.0.is_empty() {
             return End::Stopped;
         }
-        let window_open = notices.len() < IN_FLIGHT_MAX;
-        if window_open && let Some(reply) = unsent.0.pop_front() {
+        while notices.len() < IN_FLIGHT_MAX
+            && let Some(reply) = unsent.0.pop()
+        {
             match sending.publish(client, dial, reply).await {
                 Ok(notice) => notices.push(notice),
                 Err(reason) => return End::Broken(reason),
@@ -206,7 +279,7 @@ async fn send(
             }
             Some((number, sent)) = notices.next() => {
                 if let Some(reply) = sending.under_way.remove(&number) && worth_repeating(&reply, &sent) {
-                    unsent.0.push_back(reply);
+                    unsent.put_back(reply);
                 }
             }
             Some(told) = statuses.next() => {
@@ -214,6 +287,18 @@ async fn send(
                     return End::Broken(reason);
                 }
             }
+            Some(message) = passed.recv() => {
+                let device = dial.topics.read(&message.topic).and_then(|topic| topic.sender().cloned());
+                if let Some(reply) = device.and_then(|device| passed_over.busy(device)) {
+                    unsent.put(reply);
+                }
+                if let Some(receipt) = message.receipt
+                    && let Err(reason) = acknowledge(client, inbox.generation, Settled { receipt, taken: false }).await
+                {
+                    return End::Broken(reason);
+                }
+            }
+            Some((other, state)) = others_say.recv() => stale.hear(other, state),
             () = contradicted.notified() => {
                 let healthy = *ends.healthy.borrow();
                 match publish_status(client, dial, healthy).await {
@@ -227,6 +312,7 @@ async fn send(
                     Ok(told) => statuses.push(told),
                     Err(reason) => return End::Broken(reason),
                 }
+                stale.clear(client, &dial.topics).await;
             }
             Ok(()) = ends.healthy.changed(), if more => {
                 let healthy = *ends.healthy.borrow();
@@ -235,8 +321,8 @@ async fn send(
                     Err(reason) => return End::Broken(reason),
                 }
             }
-            reply = ends.replies.recv(), if more && unsent.0.is_empty() => match reply {
-                Some(reply) => unsent.0.push_back(reply),
+            reply = ends.replies.recv(), if more => match reply {
+                Some(reply) => unsent.put(reply),
                 None => more = false,
             },
         }
@@ -353,13 +439,15 @@ fn worth_repeating(reply: &Reply, sent: &Sent) -> bool {
 async fn say_goodbye(client: &AsyncClient, events: &mut EventLoop, dial: &Dial) {
     let goodbye = async {
         let said = async {
-            let options = PublishOptions::new(QoS::AtLeastOnce).retained();
             let status = dial.status(CloudState::Offline, true);
-            if let Ok(notice) = client.publish_tracked(dial.status_topic(), status, options).await {
-                match notice.wait_completion_async().await {
-                    Ok(()) => {}
+            // Whoever is there hears it; whoever comes later finds nothing of an instance that has gone.
+            for (payload, retained) in [(status, false), (Vec::new(), true)] {
+                let options = PublishOptions::new(QoS::AtLeastOnce).retain(retained);
+                if let Ok(notice) = client.publish_tracked(dial.status_topic(), payload, options).await {
                     // The disconnect follows all the same.
-                    Err(error) => tracing::warn!("the broker did not take our goodbye: {error}"),
+                    if let Err(error) = notice.wait_completion_async().await {
+                        tracing::warn!("the broker did not take our goodbye: {error}");
+                    }
                 }
             }
             client.disconnect().await

@@ -3,28 +3,31 @@
 //! What is run, and in which order, is the intake's decision; a worker answers one job after another and
 //! hands back what came out.
 
+pub mod alone;
+mod bench;
 mod fixed;
 mod onnx;
 
+pub use bench::Jobs;
 pub use fixed::Fixed;
 pub use onnx::{Onnx, OnnxError};
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Instant;
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
 
 use hedge_proto::{Case, ModelRef, TaskResult};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::intake::Event;
-
-/// How many jobs may lie before one model: enough to keep it busy during a commit.
-pub const JOBS_AHEAD_MAX: usize = 32;
+use alone::Alone;
+use bench::Taker;
 
 /// What a model says about one case.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Opinion {
     pub result: TaskResult,
     pub model: ModelRef,
@@ -47,18 +50,25 @@ pub trait Answerer: Send {
     fn task(&self) -> &str;
 
     fn answer(&mut self, case: &Case, payload: &[u8]) -> Result<Opinion, ModelFailure>;
+
+    /// The arguments of `hedge-cloud` that load the same model in a process of its own.
+    fn alone(&self) -> Vec<OsString>;
 }
 
 /// One case to answer.
 pub struct Job {
     pub case: Case,
     pub payload: Vec<u8>,
+    /// A process before this one had it when it ended: see [`alone`].
+    pub left_over: bool,
 }
 
 /// What came of one job.
 #[derive(Debug)]
 pub struct Outcome {
     pub case: Case,
+    pub payload_bytes: u64,
+    pub took: Duration,
     pub opinion: Result<Opinion, ModelFailure>,
 }
 
@@ -71,8 +81,8 @@ pub enum WorkersError {
     Thread { task: String, source: std::io::Error },
 }
 
-/// The senders of jobs, by task. Dropping them ends the workers.
-pub type Workers = BTreeMap<String, SyncSender<Job>>;
+/// Where jobs are put, by task. Dropping them ends the workers.
+pub type Workers = BTreeMap<String, Jobs>;
 
 /// How long models take for one case, by task. Clones count together.
 pub type Seconds = Family<Vec<(&'static str, String)>, Histogram, fn() -> Histogram>;
@@ -94,25 +104,31 @@ pub fn start(
     let mut workers = Workers::new();
     for model in models {
         let task = model.task().to_owned();
-        let (sender, jobs) = sync_channel(JOBS_AHEAD_MAX);
-        if workers.insert(task.clone(), sender).is_some() {
+        let (jobs, taker) = bench::bench();
+        if workers.insert(task.clone(), jobs).is_some() {
             return Err(WorkersError::TaskTwice(task));
         }
         let (events, seconds) = (events.clone(), seconds.get_or_create_owned(&vec![("task", task.clone())]));
         std::thread::Builder::new()
             .name(format!("model {task}"))
-            .spawn(move || work(model, &jobs, &events, &seconds))
+            .spawn(move || work(model, &taker, &events, &seconds))
             .map_err(|source| WorkersError::Thread { task, source })?;
     }
     Ok(workers)
 }
 
-fn work(mut model: Box<dyn Answerer>, jobs: &Receiver<Job>, events: &mpsc::Sender<Event>, seconds: &Histogram) {
-    while let Ok(Job { case, payload }) = jobs.recv() {
+fn work(mut model: Box<dyn Answerer>, jobs: &Taker, events: &mpsc::Sender<Event>, seconds: &Histogram) {
+    let mut alone = Alone::new(model.alone());
+    while let Ok(job) = jobs.take(alone::IDLE_MAX) {
+        alone.rest();
+        let Some(Job { case, payload, left_over }) = job else { continue };
         let begun = Instant::now();
-        let opinion = model.answer(&case, &payload);
-        seconds.observe(begun.elapsed().as_secs_f64());
-        if events.blocking_send(Event::Outcome(Box::new(Outcome { case, opinion }))).is_err() {
+        let opinion = if left_over { alone.answer(&case, &payload) } else { None };
+        let opinion = opinion.unwrap_or_else(|| model.answer(&case, &payload));
+        let took = begun.elapsed();
+        seconds.observe(took.as_secs_f64());
+        let outcome = Outcome { case, payload_bytes: payload.len() as u64, took, opinion };
+        if events.blocking_send(Event::Outcome(Box::new(outcome))).is_err() {
             // The intake has gone; what is unanswered is picked up at the next start.
             return;
         }

@@ -1,5 +1,6 @@
 //! A model bundle in ONNX Runtime as an answerer: sample to tensor, tensor to scores, scores to a result.
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use hedge_core::judge::Scores;
@@ -21,12 +22,19 @@ pub enum OnnxError {
 pub struct Onnx {
     bundle: Bundle,
     model: Model,
+    /// How it was loaded, as arguments.
+    args: Vec<OsString>,
 }
 
 impl Onnx {
     /// Loads the bundle's first variant and tries its golden samples: a model that answers differently here
     /// than where it was made is served, but said so.
-    pub fn load(runtime: &Runtime, dir: &Path, options: SessionOptions) -> Result<Self, OnnxError> {
+    pub fn load(
+        runtime: &Runtime,
+        library: Option<&Path>,
+        dir: &Path,
+        options: SessionOptions,
+    ) -> Result<Self, OnnxError> {
         let bundle = Bundle::open(dir)?;
         let mut model = Model::load(runtime, &bundle, None, &options)?;
         let variant = bundle.variant(None)?;
@@ -45,7 +53,9 @@ impl Onnx {
         }
         let model_ref = bundle.model_ref();
         tracing::info!(task = bundle.task(), model = model_ref.name, version = model_ref.version, "model loaded");
-        Ok(Self { bundle, model })
+        let mut args = vec!["--model".into(), dir.into(), "--threads".into(), options.threads.to_string().into()];
+        args.extend(library.iter().flat_map(|library| ["--library".into(), library.into()]));
+        Ok(Self { bundle, model, args })
     }
 }
 
@@ -75,5 +85,9 @@ impl Answerer for Onnx {
         let best = scores.first().ok_or_else(|| failed(&"the model has no labels"))?;
         let result = TaskResult::Classify { label: best.label.clone(), scores };
         Ok(Opinion { result, model: self.bundle.model_ref() })
+    }
+
+    fn alone(&self) -> Vec<OsString> {
+        self.args.clone()
     }
 }

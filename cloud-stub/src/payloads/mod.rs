@@ -14,24 +14,22 @@ mod storage;
 pub use listen::{ListenError, PayloadsSetup, start};
 pub use storage::{PAYLOAD_BYTES_MAX, Storage};
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
-use axum::extract::{Path, Request, State};
+use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::put;
 use axum::{Json, Router};
+use hedge_listen::BODY_WAIT_MAX;
 use hedge_proto::Digest;
 
 use storage::{Held, Piece, PieceError};
 
 /// The largest piece: sixteen of those that agents send.
 const PIECE_BYTES_MAX: usize = 1024 * 1024;
-
-/// How long a piece may take: at 20 kbit/s a quarter of the largest.
-const PIECE_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// How much of the payload is here, in answers with 202, 404 and 409.
 const UPLOAD_OFFSET: &str = "upload-offset";
@@ -58,7 +56,7 @@ enum Refused {
     NoSum(String),
     #[error("a piece needs `Content-Range: bytes FROM-TO/TOTAL` that fits its {0} bytes")]
     NoRange(usize),
-    #[error("a piece has at most {PIECE_BYTES_MAX} bytes and takes at most {} s", PIECE_WAIT_MAX.as_secs())]
+    #[error("a piece has at most {PIECE_BYTES_MAX} bytes and takes at most {} s", BODY_WAIT_MAX.as_secs())]
     NoPiece,
     #[error(transparent)]
     Piece(#[from] PieceError),
@@ -100,14 +98,20 @@ async fn look(State(door): State<Door>, Path(sum): Path<String>, headers: Header
     })
 }
 
-async fn take(State(door): State<Door>, Path(sum): Path<String>, request: Request) -> Result<Response, Refused> {
+async fn take(
+    State(door): State<Door>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    Path(sum): Path<String>,
+    request: Request,
+) -> Result<Response, Refused> {
     let sum = door.admit(&sum, request.headers())?;
     let range = request.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok()).and_then(read_range);
-    let bytes = tokio::time::timeout(PIECE_WAIT_MAX, to_bytes(Body::new(request.into_body()), PIECE_BYTES_MAX)).await;
-    let Ok(Ok(bytes)) = bytes else { return Err(Refused::NoPiece) };
+    let bytes = to_bytes(Body::new(request.into_body()), PIECE_BYTES_MAX).await.map_err(|_| Refused::NoPiece)?;
     let fits = |(from, to, _): &(u64, u64, u64)| to - from + 1 == bytes.len() as u64;
     let (at, _, total) = range.filter(fits).ok_or(Refused::NoRange(bytes.len()))?;
-    let held = door.with(move |storage| storage.take(sum, Piece { at, total, bytes: &bytes })).await?;
+    let held = door
+        .with(move |storage| storage.take(sum, from.ip().to_canonical(), Piece { at, total, bytes: &bytes }))
+        .await?;
     Ok(match held {
         Held::All => StatusCode::CREATED.into_response(),
         Held::Part(bytes) => (StatusCode::ACCEPTED, [(UPLOAD_OFFSET, bytes.to_string())]).into_response(),

@@ -21,7 +21,7 @@ CREATE TABLE cases (
     content_type   TEXT NOT NULL,
     header         BLOB NOT NULL,              -- the case as CBOR, without its payload
     state          INTEGER NOT NULL,           -- 0 waiting, 1 answered, 2 failed, 3 dead
-    attempts       INTEGER NOT NULL DEFAULT 0, -- runs begun after a restart; see Batch::attempt
+    attempts       INTEGER NOT NULL DEFAULT 0, -- no longer used
     reason         TEXT,                       -- of state 2 and 3
     agrees         INTEGER                     -- of state 1: local and cloud answer say the same
 );

@@ -22,6 +22,8 @@ pub struct Keep {
 pub struct Waiting {
     pub id: CaseId,
     pub task: String,
+    /// Of its payload.
+    pub bytes: u64,
 }
 
 /// The most rows one pruning step removes, so that no commit takes long.
@@ -47,7 +49,8 @@ impl Writer {
     /// Changes that become durable together, or not at all: dropping a batch undoes it.
     pub fn batch(&mut self) -> Result<Batch<'_>, StoreError> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        Ok(Batch { transaction })
+        let changes_before = transaction.total_changes();
+        Ok(Batch { transaction, changes_before })
     }
 
     pub fn totals(&self) -> Result<Totals, StoreError> {
@@ -58,11 +61,12 @@ impl Writer {
 
     /// All cases without a verdict, oldest first.
     pub fn waiting(&self) -> Result<Vec<Waiting>, StoreError> {
-        let mut statement = self.connection.prepare("SELECT id, task FROM cases WHERE state = 0 ORDER BY seq")?;
-        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
+        let mut statement =
+            self.connection.prepare("SELECT id, task, payload_bytes FROM cases WHERE state = 0 ORDER BY seq")?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?)))?;
         rows.map(|row| {
-            let (id, task) = row?;
-            Ok(Waiting { id: id.parse().map_err(damaged)?, task })
+            let (id, task, bytes) = row?;
+            Ok(Waiting { id: id.parse().map_err(damaged)?, task, bytes: count(bytes) })
         })
         .collect()
     }
@@ -81,9 +85,16 @@ impl Writer {
 /// Changes on their way into one commit.
 pub struct Batch<'w> {
     transaction: Transaction<'w>,
+    changes_before: u64,
 }
 
 impl Batch<'_> {
+    /// Whether there is anything to commit.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        self.transaction.total_changes() != self.changes_before
+    }
+
     /// Returns when everything in the batch would survive a power cut.
     pub fn commit(self) -> Result<(), StoreError> {
         Ok(self.transaction.commit()?)
@@ -115,12 +126,13 @@ impl Batch<'_> {
         from_cbor(&bytes, ROW_BYTES_MAX).map_err(damaged)
     }
 
-    /// The task of a recorded case.
-    pub fn task(&self, id: &CaseId) -> Result<String, StoreError> {
-        Ok(self
+    /// A recorded case as one that waits.
+    pub fn as_waiting(&self, id: &CaseId) -> Result<Waiting, StoreError> {
+        let (task, bytes) = self
             .transaction
-            .prepare_cached("SELECT task FROM cases WHERE id = ?1")?
-            .query_row([id.to_string()], |row| row.get(0))?)
+            .prepare_cached("SELECT task, payload_bytes FROM cases WHERE id = ?1")?
+            .query_row([id.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(Waiting { id: id.clone(), task, bytes: count(bytes) })
     }
 
     /// Takes a new case in as waiting. `header` is the case without its payload.
@@ -200,14 +212,6 @@ impl Batch<'_> {
             reason
         ])?;
         Ok(())
-    }
-
-    /// Counts a run that begins now, on a case left over by a process that died. Returns the runs so far.
-    pub fn attempt(&self, id: &CaseId) -> Result<u32, StoreError> {
-        Ok(self
-            .transaction
-            .prepare_cached("UPDATE cases SET attempts = attempts + 1 WHERE id = ?1 RETURNING attempts")?
-            .query_row([id.to_string()], |row| row.get(0))?)
     }
 
     pub fn device_status(&self, device: &DeviceId) -> Result<Option<DeviceStatus>, StoreError> {

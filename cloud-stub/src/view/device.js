@@ -39,12 +39,13 @@ function drawNow(d) {
   at("name").replaceChildren(d.device, " ", make("span", `pill ${kindOf(d.state)}`, d.state));
   const queue = t ? t.queue : null;
   const models = d.models.map((m) => `${m.name} ${m.version}`);
-  const link = figure(t && !["offline", "resting"].includes(d.state) ? t.link.replaceAll("_", " ") : d.state, "link", "");
+  const link = figure(t && !["offline", "resting", "unknown"].includes(d.state) ? t.link.replaceAll("_", " ") : d.state, "link", "");
   link.querySelector("small").replaceChildren(...deviceLine(d).childNodes);
   const faults = faultList(d, Infinity);
   at("faults").hidden = !faults;
   at("fault-list").replaceChildren(...(faults ? [faults] : []));
   const spent = t ? Object.entries(t.budget).filter(([, b]) => b.max && b.spent >= 0.8 * b.max) : [];
+  at("now-age").replaceChildren(...(t ? [age(d.telemetry_ms, "The device's own figures are of ", " ago.")] : []));
   at("now").replaceChildren(
     link,
     figure(queue ? number(queue.waiting) : "–", "cases queued",

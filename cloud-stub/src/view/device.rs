@@ -7,8 +7,9 @@ use hedge_proto::{Desired, DeviceId, Reported};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ApiError, DeviceView, View};
+use super::{ApiError, DeviceView, Shown, View};
 use crate::fleet::board::Device;
+use crate::fleet::change::base;
 use crate::fleet::differ::{self, Changed, Difference};
 use crate::store::{DeviceEvent, DeviceRow, SettingsRow};
 use crate::wall_ms;
@@ -24,6 +25,12 @@ pub struct DevicePage {
     pub reported_ms: Option<u64>,
     pub desired: Option<Value>,
     pub desired_ms: Option<u64>,
+    /// What an edit builds on; absent while settings are on trial.
+    pub base: Option<Value>,
+    /// What is to be known about that.
+    pub base_note: Option<String>,
+    /// What is wanted is not taken yet: an edit must say whether it includes it.
+    pub pending: bool,
     /// Where wanted and in force are not the same.
     pub differences: Vec<Difference>,
     /// Newest first.
@@ -56,10 +63,16 @@ pub(super) async fn device(
         })
     });
     let (row, settings, events) = looked.await?.ok_or(ApiError::NoDevice(name))?;
-    Ok(Json(page(row, settings, events, look_only)))
+    Ok(Json(page(row, settings, events, &view.shown, look_only)))
 }
 
-fn page(row: DeviceRow, settings: SettingsRow, events: Vec<DeviceEvent>, look_only: Option<String>) -> DevicePage {
+fn page(
+    row: DeviceRow,
+    settings: SettingsRow,
+    events: Vec<DeviceEvent>,
+    shown: &Shown,
+    look_only: Option<String>,
+) -> DevicePage {
     let SettingsRow { reported, reported_ms, desired, desired_ms } = settings;
     // Both were read by these types before they came on record; what does not read is told by neither.
     let known = Device {
@@ -68,9 +81,16 @@ fn page(row: DeviceRow, settings: SettingsRow, events: Vec<DeviceEvent>, look_on
         desired: desired.clone().and_then(|json| serde_json::from_value::<Desired>(json).ok()),
         desired_unreadable: None,
     };
+    let (base, base_note, pending) = match base(&known) {
+        Ok(base) => (Some(base.settings), base.note, base.pending.is_some()),
+        Err(reason) => (None, Some(reason), false),
+    };
     DevicePage {
+        base,
+        base_note,
+        pending,
         differences: differ::differences(&known),
-        device: DeviceView::new(row, wall_ms()),
+        device: DeviceView::new(row, shown, wall_ms()),
         reported,
         reported_ms,
         desired,

@@ -113,9 +113,11 @@ function makeField(path, schema, trial, changed) {
       field.dress();
     },
     // Shows what is in force beside the field, and where from.
-    compare(wanted, inForce) {
+    compare(wanted, inForce, suggested) {
+      const isSuggested = inForce === undefined && suggested !== undefined;
+      if (isSuggested) inForce = suggested;
       if (!choices) input.placeholder = inForce === undefined ? "" : show(inForce);
-      const origin = wanted !== undefined && same(wanted, inForce) ? "from afar" : wanted === undefined && inForce !== undefined ? "its own file" : "";
+      const origin = wanted !== undefined && same(wanted, inForce) ? "from afar" : isSuggested ? "the bundle suggests it" : wanted === undefined && inForce !== undefined ? "its own file" : "";
       const amount = /^bytes_/.test(path[path.length - 1]) && typeof inForce === "number" ? bytes(inForce) : "";
       now.replaceChildren(inForce === undefined ? make("i", "", "not set") : make("span", "", show(inForce)),
         make("small", "", [amount, origin].filter(Boolean).join(" · ")));
@@ -181,18 +183,27 @@ export function makeEditor(root, schema, publish) {
   const confirm = make("select", "", option("auto", "the device"), option("operator", "an operator"));
   confirm.id = "confirm";
   confirm.title = "Settings that could cut the link are kept once this one confirms them";
+  const onto = make("select", "", option("", "ask"), option("in_force", "what is in force"), option("wanted", "what is wanted"));
+  onto.id = "onto";
+  onto.title = "The device has not taken yet what is wanted of it: the change drops that, or includes it";
   const publishing = make("button", "main", "Publish");
   publishing.type = "button";
   const discard = make("button", "", "Discard");
   discard.type = "button";
   const labelled = (text, input) => { const label = make("label", "", text); label.htmlFor = input.id; return make("span", "pair", label, input); };
-  const bar = make("div", "bar", said, review, make("div", "row", labelled("Your name", by), labelled("A trial is confirmed by", confirm), make("span", "gap"), discard, publishing));
+  const building = labelled("Builds on", onto);
+  const note = make("p", "hint");
+  const bar = make("div", "bar", note, said, review, make("div", "row", labelled("Your name", by), labelled("A trial is confirmed by", confirm), building, make("span", "gap"), discard, publishing));
   const box = make("div", "tabs", ...tabs);
   box.setAttribute("role", "group");
   box.setAttribute("aria-label", "how to edit");
   root.append(box, form, writing, bar);
 
-  const wantedNow = () => (page.desired && page.desired.settings) || {};
+  // What an edit builds on: what is in force, never what was refused or failed.
+  const wantedNow = () => page.base || (page.desired && page.desired.settings) || {};
+  // What a model's bundle suggests is in force where no setting says anything.
+  const suggestion = ([group, model, part, ...rest]) => (group === "model" && part === "threshold"
+    ? dig(((page.reported && page.reported.suggested) || {})[model], rest) : undefined);
   const inForceNow = () => (page.reported && page.reported.settings) || {};
   const isDocument = () => !writing.hidden;
   const documentText = () => JSON.stringify(wantedNow(), null, 2);
@@ -284,10 +295,12 @@ export function makeEditor(root, schema, publish) {
     }
     for (const [name, field] of fields) {
       const wanted = dig(wantedNow(), field.path);
-      field.compare(wanted, dig(inForceNow(), field.path));
+      field.compare(wanted, dig(inForceNow(), field.path), suggestion(field.path));
       if (document.activeElement !== field.input) field.set(drafts.has(name) ? drafts.get(name) : wanted);
       field.mark(drafts.has(name));
     }
+    note.textContent = page.base_note || "";
+    building.hidden = !page.pending;
     drawCounts();
     drawBar();
   }
@@ -382,6 +395,7 @@ export function makeEditor(root, schema, publish) {
       }
       request.based_on = documentOf;
     } else {
+      if (page.pending && onto.value) request.onto = onto.value;
       request.edits = Object.fromEntries([...drafts].map(([name, value]) => [name, value === undefined ? null : value]));
     }
     localStorage.setItem("who", by.value.trim());

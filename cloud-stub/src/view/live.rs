@@ -85,7 +85,7 @@ async fn read(records: &Records, shown: &Shown) -> Result<Snapshot, ApiError> {
     let (totals, devices, cases) =
         records.read(|reader| Ok((reader.totals()?, reader.devices()?, reader.latest(None, CASES_LIMIT)?))).await?;
     let now_ms = wall_ms();
-    let devices: Vec<DeviceView> = devices.into_iter().map(|row| DeviceView::new(row, now_ms)).collect();
+    let devices: Vec<DeviceView> = devices.into_iter().map(|row| DeviceView::new(row, shown, now_ms)).collect();
     let cases: Vec<CaseView> = cases.into_iter().map(CaseView::from).collect();
     Ok(Snapshot {
         figures: json(&FiguresView::new(totals, shown, now_ms)),

@@ -31,10 +31,10 @@ pub(super) async fn metrics(State(view): State<View>) -> Result<impl IntoRespons
     let looked = view.records.read(move |reader| Ok((reader.totals()?, reader.devices()?, records_bytes(&path))));
     let (totals, devices, records_bytes) = looked.await?;
     let now_ms = wall_ms();
-    let devices: Vec<_> = devices.into_iter().map(|row| DeviceView::new(row, now_ms).state).collect();
+    let devices: Vec<_> = devices.into_iter().map(|row| DeviceView::new(row, &view.shown, now_ms).state).collect();
 
     let mut page = Registry::with_prefix("hedge_cloud");
-    let connected = matches!(*view.shown.link.borrow(), LinkNow::Connected);
+    let connected = matches!(*view.shown.link.borrow(), LinkNow::Connected { .. });
     let version = Family::<Labels, Gauge>::default();
     version.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
     page.register("build_info", "The version of this program", version);

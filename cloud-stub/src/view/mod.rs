@@ -5,14 +5,12 @@
 //! are, and never as anything a browser would run.
 
 mod device;
-mod door;
 mod live;
 mod metrics;
 mod operate;
 mod shape;
 
 pub use device::{DevicePage, HistoryView};
-pub use door::{Door, OPERATE_HEADER, Refused};
 pub use operate::Operating;
 pub use shape::{CaseView, DeviceView, FiguresView, VerdictView};
 
@@ -30,12 +28,14 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use hedge_listen::{Door, Refused};
 use hedge_proto::{CaseId, DeviceId, FieldError, Name, SETTINGS_SCHEMA};
 use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::link::LinkNow;
 use crate::model::Seconds;
+use crate::presence::Heard;
 use crate::store::{Reader, StoreError};
 use crate::wall_ms;
 
@@ -57,6 +57,7 @@ pub struct Shown {
     /// Tasks that have a model here.
     pub tasks: Vec<String>,
     pub link: watch::Receiver<LinkNow>,
+    pub heard: Heard,
     pub model_seconds: Seconds,
 }
 
@@ -196,7 +197,7 @@ enum ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match &self {
-            Self::Refused(Refused::Name(_)) => StatusCode::MISDIRECTED_REQUEST,
+            Self::Refused(Refused::Name { .. }) => StatusCode::MISDIRECTED_REQUEST,
             Self::Refused(_) => StatusCode::FORBIDDEN,
             Self::NoCase(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
             Self::PayloadGone(_) => StatusCode::GONE,
@@ -230,7 +231,7 @@ fn file(content_type: &'static str, text: &'static str) -> Response {
 async fn devices(State(view): State<View>) -> Result<Json<Vec<DeviceView>>, ApiError> {
     let rows = view.records.read(Reader::devices).await?;
     let now_ms = wall_ms();
-    Ok(Json(rows.into_iter().map(|row| DeviceView::new(row, now_ms)).collect()))
+    Ok(Json(rows.into_iter().map(|row| DeviceView::new(row, &view.shown, now_ms)).collect()))
 }
 
 #[derive(Deserialize)]
@@ -282,7 +283,7 @@ async fn figures(State(view): State<View>) -> Result<Json<FiguresView>, ApiError
 
 async fn healthz(State(view): State<View>) -> (StatusCode, String) {
     match &*view.shown.link.borrow() {
-        LinkNow::Connected => (StatusCode::OK, "ok\n".to_owned()),
+        LinkNow::Connected { .. } => (StatusCode::OK, "ok\n".to_owned()),
         LinkNow::Connecting => (StatusCode::SERVICE_UNAVAILABLE, "connecting to the broker\n".to_owned()),
         LinkNow::Broken(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("no broker: {reason}\n")),
     }

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use super::{ApiError, View};
 use crate::fleet::board::Device;
 use crate::fleet::carry_out::{Patience, carry_out};
-use crate::fleet::change::{Change, Edit, draft};
+use crate::fleet::change::{Change, Edit, Onto, draft};
 use crate::fleet::errand::{Ending, Errand, Report};
 use crate::fleet::operator::{ACTING, Operator, OperatorError, Scope};
 use crate::fleet::random_id;
@@ -99,6 +99,8 @@ struct SettingsRequest {
     whole: Option<Value>,
     /// With `whole`: the version that was wanted when it was written, 0 for none. Another one is there now: refused.
     based_on: Option<u64>,
+    /// With `edits`, where the device has not taken yet what is wanted of it: `in_force` or `wanted`.
+    onto: Option<Onto>,
     confirm: Confirm,
     by: Option<String>,
 }
@@ -123,14 +125,14 @@ pub(super) async fn settings(
         (None, Some(_)) => return Err(ApiError::BadRequest("`whole` takes an object, such as {}".to_owned())),
         _ => return Err(ApiError::BadRequest("give either `edits` or `whole`".to_owned())),
     };
-    let (confirm, based_on, target) = (request.confirm, request.based_on, device.clone());
+    let (onto, confirm, based_on, target) = (request.onto, request.confirm, request.based_on, device.clone());
     let done = view.operating.act(device.clone(), move |known| {
         let known = known.ok_or_else(|| ApiError::NoDevice(target.to_string()))?;
         let wanted = known.desired.as_ref().map_or(0, |desired| desired.version);
         if let Some(seen) = based_on.filter(|seen| *seen != wanted) {
             return Err(ApiError::Outdated { seen, wanted });
         }
-        let draft = draft(known, &change, confirm, &by).map_err(ApiError::WrongFields)?;
+        let draft = draft(known, &change, onto, confirm, &by).map_err(ApiError::WrongFields)?;
         Ok(Errand::settings(target, draft))
     });
     match done.await {

@@ -14,8 +14,8 @@ function drawFigures(f) {
   setClock(f.now_ms);
   at("instance").textContent = `${f.instance} on ${f.broker}` + (f.tasks.length ? ` · answers ${f.tasks.join(", ")}` : " · no model");
   const compared = f.agreed + f.disagreed;
-  const aside = f.dead + f.failed + f.refused + f.malformed;
-  const why = [[f.dead, "dead"], [f.failed, "failed"], [f.refused, "refused"], [f.malformed, "unreadable"]]
+  const aside = f.dead + f.failed + f.refused;
+  const why = [[f.dead, "dead"], [f.failed, "failed"], [f.refused, "refused"]]
     .filter(([n]) => n).map(([n, what]) => `${number(n)} ${what}`).join(", ");
   at("figures").replaceChildren(
     figure(number(f.cases), "cases taken", f.cases ? `${bytes(f.received_bytes)} of samples` : "no data yet"),
@@ -24,6 +24,7 @@ function drawFigures(f) {
     figure(percent(f.agreed, compared), "agreement", compared ? `cloud corrected ${number(f.disagreed)} of ${number(compared)}` : "no data yet"),
     figure(bytes(f.payload_bytes), "samples kept", ""),
     figure(number(aside), "set aside", why || "nothing"),
+    ...(f.malformed ? [figure(number(f.malformed), f.malformed === 1 ? "unreadable message" : "unreadable messages", "of devices; no cases")] : []),
   );
   drawNotice(f);
 }
@@ -57,7 +58,7 @@ function deviceCard(d) {
       cell("kept", s ? percent(s.kept, s.kept + s.deferred) : "–"),
       cell("deferred", shown((x) => x.deferred)),
       cell("corrected", shown((x) => x.corrected))),
-    make("div", "foot", make("span", queued ? "queue some" : "queue", queue), stamp, cases, settings));
+    make("div", "foot", make("span", queued ? "queue some" : "queue", queue), t ? age(d.telemetry_ms, "figures of ", " ago") : null, stamp, cases, settings));
   card.title = d.models.map((m) => `${m.name} ${m.version}`).join(", ");
   card.classList.toggle("chosen", onlyDevice === d.device);
   return card;
@@ -167,7 +168,7 @@ function drawList(parent, items, key, draw) {
 
 function drawDevices(devices) {
   latest.devices = devices;
-  const order = { degraded: 0, offline: 0, online: 0, resting: 0, unknown: 1 };
+  const order = { degraded: 0, offline: 0, online: 0, resting: 0, unknown: 0 };
   drawList(at("devices"), [...devices].sort((a, b) => order[a.state] - order[b.state]), "device", deviceCard);
 }
 

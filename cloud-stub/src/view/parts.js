@@ -74,10 +74,12 @@ function until(ms) {
 }
 
 export function deviceLine(d) {
-  if (d.state === "offline") return make("p", "say", age(d.status_ms, "offline for ", "; it answers on by itself"));
+  if (d.state === "offline") return make("p", "say", age(d.status_ms, "offline for ", "; nothing is known of it since"));
   if (d.state === "resting") return make("p", "say", age(d.status_ms, "its radio has rested for ", ""), until(d.back_ms));
-  if (d.state === "unknown") return make("p", "say", "has sent cases, but no status");
-  return make("p", "say", d.link_reason || (d.telemetry ? "link is fine" : "no figures from it yet"));
+  if (d.state === "unknown" && d.connection === null) return make("p", "say", "has sent cases, but no status");
+  if (d.state === "unknown") return make("p", "say", d.last_seen_ms ? age(d.last_seen_ms, "unknown for ", ": not heard since, and no word that it went") : "not heard yet by this cloud; it was online once");
+  if (!d.telemetry) return make("p", "say", "no figures from it yet");
+  return make("p", "say", d.link_reason || "link is fine", age(d.telemetry_ms, " (", " ago)"));
 }
 
 export function drawNotice(f) {

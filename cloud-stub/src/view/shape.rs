@@ -16,8 +16,9 @@ use crate::store::{CaseRow, DeviceRow, Standing, Totals};
 #[derive(Debug, Serialize)]
 pub struct DeviceView {
     pub device: String,
-    /// `online`, `degraded`, `offline`, `resting` between two windows of its radio, or `unknown` while it has not said
-    /// a word about itself.
+    /// `online`, `degraded`, `offline`, `resting` between two windows of its radio, or `unknown`: it has not said a word
+    /// about itself, or what it said last is from before this program's connection to the broker, so that its end may
+    /// have gone unheard.
     pub state: &'static str,
     /// Its own sentence on its link, from the last telemetry.
     pub link_reason: String,
@@ -52,12 +53,23 @@ pub struct DeviceView {
 const WINDOW_LATE_MS: u64 = 5 * 60 * 1000;
 
 impl DeviceView {
-    pub(super) fn new(row: DeviceRow, now_ms: u64) -> Self {
+    pub(super) fn new(row: DeviceRow, shown: &Shown, now_ms: u64) -> Self {
+        let heard_ms = shown.heard.last_ms(&row.device);
+        let connected_ms = match &*shown.link.borrow() {
+            LinkNow::Connected { since_ms } => Some(*since_ms),
+            LinkNow::Connecting | LinkNow::Broken(_) => None,
+        };
+        Self::as_heard(row, heard_ms, connected_ms, now_ms)
+    }
+
+    /// `connected_ms`: since when its end would have been heard.
+    fn as_heard(row: DeviceRow, heard_ms: Option<u64>, connected_ms: Option<u64>, now_ms: u64) -> Self {
+        let is_heard = heard_ms.zip(connected_ms).is_some_and(|(heard, connected)| heard >= connected);
         let offline = row.status.as_ref().is_some_and(|status| status.state == DeviceState::Offline);
         let window_every_s = row.status.as_ref().and_then(|status| status.window_every_s);
         let back_ms = row.status_ms.zip(window_every_s).map(|(at, every_s)| at + u64::from(every_s) * 1000);
         let resting = back_ms.is_some_and(|at| now_ms <= at + WINDOW_LATE_MS);
-        let told = [row.telemetry_ms, row.case_ms, row.status_ms.filter(|_| !offline)];
+        let told = [heard_ms, row.telemetry_ms, row.case_ms];
         let (connection, version, models, faults) = match row.status {
             Some(status) => (Some(status.connection), status.version, status.models, status.faults),
             None => (None, None, Vec::new(), Faults::new()),
@@ -70,6 +82,7 @@ impl DeviceView {
             (None, ..) => "unknown",
             (_, true, _) if resting => "resting",
             (_, true, _) => "offline",
+            _ if !is_heard => "unknown",
             (_, false, true) => "degraded",
             (_, false, false) => "online",
         };
@@ -208,7 +221,7 @@ pub struct FiguresView {
 impl FiguresView {
     pub(super) fn new(totals: Totals, shown: &Shown, now_ms: u64) -> Self {
         let (link, link_reason) = match &*shown.link.borrow() {
-            LinkNow::Connected => ("connected", None),
+            LinkNow::Connected { .. } => ("connected", None),
             LinkNow::Connecting => ("connecting", None),
             LinkNow::Broken(reason) => ("broken", Some(reason.clone())),
         };
@@ -252,12 +265,40 @@ mod tests {
                 faults: Default::default(),
             };
             let row = DeviceRow { status: Some(status), status_ms: Some(1_000), ..DeviceRow::default() };
-            let view = DeviceView::new(row, now_ms);
+            let view = DeviceView::as_heard(row, None, Some(0), now_ms);
             (view.state, view.back_ms)
         };
         assert_eq!(view(None, 2_000), ("offline", None));
         assert_eq!(view(Some(3600), 2_000), ("resting", Some(3_601_000)));
         assert_eq!(view(Some(3600), 3_601_000 + WINDOW_LATE_MS), ("resting", Some(3_601_000)));
         assert_eq!(view(Some(3600), 3_601_001 + WINDOW_LATE_MS), ("offline", None));
+    }
+
+    #[test]
+    fn a_device_is_online_only_if_it_was_heard_over_the_present_connection() {
+        let view = |heard_ms, connected_ms| {
+            let status = DeviceStatus {
+                state: DeviceState::Online,
+                connection: 1,
+                window_every_s: None,
+                link: None,
+                version: None,
+                wire: Vec::new(),
+                models: Vec::new(),
+                faults: Default::default(),
+            };
+            let row = DeviceRow {
+                status: Some(status),
+                status_ms: Some(4_000),
+                telemetry_ms: Some(2_000),
+                ..DeviceRow::default()
+            };
+            let view = DeviceView::as_heard(row, heard_ms, connected_ms, 5_000);
+            (view.state, view.last_seen_ms)
+        };
+        assert_eq!(view(None, Some(3_000)), ("unknown", Some(2_000)), "a retained status is no sign of life");
+        assert_eq!(view(Some(2_500), Some(3_000)), ("unknown", Some(2_500)), "its end may have gone unheard");
+        assert_eq!(view(Some(3_500), Some(3_000)), ("online", Some(3_500)));
+        assert_eq!(view(Some(3_500), None), ("unknown", Some(3_500)), "no broker, no news");
     }
 }

@@ -66,7 +66,8 @@ impl Mosquitto {
         let dir = TempDir::new().unwrap();
         let config = dir.path().join("mosquitto.conf");
         let text = format!(
-            "listener {} {}\nallow_anonymous true\npersistence false\nmax_inflight_messages 200\n",
+            "listener {} {}\nallow_anonymous true\npersistence false\n\
+             max_inflight_messages 200\nmax_queued_messages 100000\n",
             addr.port(),
             addr.ip()
         );
@@ -116,7 +117,18 @@ impl Cloud {
     }
 
     pub fn start_with(broker: &Broker, state_dir: &Path, args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hedge-cloud"));
+        Self::started(Command::new(env!("CARGO_BIN_EXE_hedge-cloud")), broker, state_dir, args)
+    }
+
+    /// Starts it where it may open so many files and no more.
+    pub fn start_with_files(files: u32, broker: &Broker, state_dir: &Path) -> Self {
+        let mut command = Command::new("sh");
+        let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        command.args(["-c", &limited, env!("CARGO_BIN_EXE_hedge-cloud")]);
+        Self::started(command, broker, state_dir, &[])
+    }
+
+    fn started(mut command: Command, broker: &Broker, state_dir: &Path, args: &[&str]) -> Self {
         command.args(["serve", "--state-dir"]).arg(state_dir).args(args);
         if !args.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
@@ -143,6 +155,15 @@ impl Cloud {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn ends(mut self) {
+        let until = Instant::now() + PATIENCE;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < until, "it does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// SIGTERM; returns the exit code.
@@ -251,9 +272,11 @@ impl Device {
             while let Ok(event) = events.poll().await {
                 let Event::Incoming(Packet::Publish(publish)) = event else { continue };
                 if publish.topic == down {
-                    verdict.send(from_cbor(&publish.payload, 1 << 20).unwrap()).await.unwrap();
-                } else {
-                    cloud.send(from_json(&publish.payload, 1 << 16).unwrap()).await.unwrap();
+                    // Who no longer listens has seen enough.
+                    drop(verdict.send(from_cbor(&publish.payload, 1 << 20).unwrap()).await);
+                } else if !publish.payload.is_empty() {
+                    // One that was emptied has said before that it goes.
+                    drop(cloud.send(from_json(&publish.payload, 1 << 16).unwrap()).await);
                 }
             }
         });
@@ -266,6 +289,18 @@ impl Device {
             if status.state == state {
                 return status;
             }
+        }
+    }
+
+    /// What clouds say before one says what `last` knows.
+    pub async fn clouds_before(&mut self, last: impl Fn(&CloudStatus) -> bool) -> Vec<CloudStatus> {
+        let mut said = Vec::new();
+        loop {
+            let status = timeout(PATIENCE, self.clouds.recv()).await.expect("a cloud's status").expect("a broker");
+            if last(&status) {
+                return said;
+            }
+            said.push(status);
         }
     }
 

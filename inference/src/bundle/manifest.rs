@@ -89,6 +89,8 @@ pub struct PictureInput {
     pub color: Color,
     pub resize: Resize,
     pub fit: Fit,
+    /// The share of both sides that the model sees of what `fit` leaves: its middle. 1 is all.
+    pub crop: f64,
     /// One number per channel.
     pub mean: Vec<f32>,
     pub std: Vec<f32>,
@@ -109,7 +111,50 @@ pub enum Color {
     Gray,
 }
 
+impl Layout {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Nchw => "nchw",
+            Self::Nhwc => "nhwc",
+        }
+    }
+}
+
+impl Resize {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Bicubic => "bicubic",
+            Self::Bilinear => "bilinear",
+        }
+    }
+}
+
+impl Fit {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::CentreCrop => "centre_crop",
+            Self::Stretch => "stretch",
+        }
+    }
+}
+
 impl Color {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Rgb => "rgb",
+            Self::Bgr => "bgr",
+            Self::Gray => "gray",
+        }
+    }
+
     #[must_use]
     pub fn channels(self) -> usize {
         match self {
@@ -155,8 +200,14 @@ struct PictureFields {
     resize: Resize,
     #[serde(default)]
     fit: Fit,
+    #[serde(default = "whole")]
+    crop: f64,
     mean: PerChannel,
     std: PerChannel,
+}
+
+fn whole() -> f64 {
+    1.0
 }
 
 #[derive(Deserialize)]
@@ -214,11 +265,16 @@ impl Input {
     ) -> Result<Tensor, FeatureError> {
         features::tensor(self, content_type, bytes, region, &mut StageTimes::default())
     }
+
+    /// The input tensors of a file: one of a picture, one or more of numbers.
+    pub fn samples(&self, bytes: &[u8]) -> Result<Vec<Tensor>, FeatureError> {
+        features::samples(self, bytes)
+    }
 }
 
 impl PictureInput {
     fn new(fields: PictureFields, shape: &[usize]) -> Result<Self, String> {
-        let PictureFields { layout, color, resize, fit, mean, std } = fields;
+        let PictureFields { layout, color, resize, fit, crop, mean, std } = fields;
         let (channels, height, width) = match (layout, shape) {
             (Layout::Nchw, &[_, channels, height, width]) | (Layout::Nhwc, &[_, height, width, channels]) => {
                 (channels, height, width)
@@ -227,7 +283,9 @@ impl PictureInput {
         };
         if channels != color.channels() {
             return Err(format!(
-                "`shape` = {shape:?} as {layout:?} has {channels} channels, but `color` = {color:?} has {}",
+                "`shape` = {shape:?} as {} has {channels} channels, but `color` = \"{}\" has {}",
+                layout.word(),
+                color.word(),
                 color.channels()
             ));
         }
@@ -236,9 +294,14 @@ impl PictureInput {
         if std.contains(&0.0) {
             return Err("`std` is divided by and must not be 0".into());
         }
+        if !(crop > 0.0 && crop <= 1.0) {
+            return Err(format!(
+                "`crop` = {crop} is not a share of the picture: above 0 and at most 1; 0.875 is \"resize to 256, crop 224\""
+            ));
+        }
         // Within TENSOR_VALUES_MAX, so neither can exceed u32.
         let side = |pixels: usize| u32::try_from(pixels).map_err(|error| error.to_string());
-        Ok(Self { width: side(width)?, height: side(height)?, layout, color, resize, fit, mean, std })
+        Ok(Self { width: side(width)?, height: side(height)?, layout, color, resize, fit, crop, mean, std })
     }
 }
 
@@ -263,6 +326,7 @@ struct OutputFields {
 enum OutputWord {
     Logits,
     Probabilities,
+    Percent,
 }
 
 impl TryFrom<OutputFields> for Output {
@@ -274,7 +338,8 @@ impl TryFrom<OutputFields> for Output {
                 temperature: Temperature::new(temperature.unwrap_or(1.0)).map_err(|error| error.to_string())?,
             },
             (OutputWord::Probabilities, None) => OutputKind::Probabilities,
-            (OutputWord::Probabilities, Some(_)) => {
+            (OutputWord::Percent, None) => OutputKind::Percent,
+            (OutputWord::Probabilities | OutputWord::Percent, Some(_)) => {
                 return Err("`temperature` divides logits; remove it, or say kind = \"logits\"".into());
             }
         };

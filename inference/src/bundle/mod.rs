@@ -3,6 +3,7 @@
 //! [`Bundle::open`] believes nothing: sizes are checked before files are read, sums before they are used, and
 //! every name that points to another is followed. Whether ONNX Runtime can run the model is up to `model`.
 
+pub mod labels;
 mod manifest;
 
 use std::fs::File;
@@ -26,9 +27,6 @@ pub const MANIFEST_BYTES_MAX: u64 = 256 * 1024;
 
 /// The largest label file: 65,536 labels of 64 characters.
 pub const LABELS_BYTES_MAX: u64 = 4 * 1024 * 1024;
-
-/// The most classes a model may tell apart.
-pub const LABELS_MAX: usize = 65_536;
 
 /// The largest model file: what one protobuf message, and so one ONNX file without external data, can hold.
 pub const MODEL_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
@@ -215,19 +213,16 @@ fn check_references(manifest: &Manifest, labels: &[String]) -> Result<(), String
     }
 }
 
-/// One label per line; a last empty line is no label.
+/// One label per line.
 fn read_labels(path: &Path) -> Result<Vec<String>, BundleError> {
     let text = read_text(path, LABELS_BYTES_MAX)?;
-    let invalid =
-        |line: usize, message: String| BundleError::Invalid { place: format!("{}:{line}", path.display()), message };
-    let labels: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
-    if let Some(at) = labels.iter().position(String::is_empty) {
-        return Err(invalid(at + 1, "a label is empty; each output of the model needs a line of its own".into()));
+    let invalid = |message| BundleError::Invalid { place: path.display().to_string(), message };
+    if let Some(form) = labels::structured(&text) {
+        return Err(invalid(format!(
+            "it is {form}; a bundle's labels stand one per line, as `hedge-agent bundle init` writes them"
+        )));
     }
-    if !(1..=LABELS_MAX).contains(&labels.len()) {
-        return Err(invalid(1, format!("a model has 1 to {LABELS_MAX} labels, not {}", labels.len())));
-    }
-    Ok(labels)
+    labels::lines(&text).map_err(invalid)
 }
 
 fn check_file(path: &Path, variant: &Variant) -> Result<(), BundleError> {
@@ -271,13 +266,8 @@ fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, BundleError> {
 }
 
 fn read_text(path: &Path, bytes_max: u64) -> Result<String, BundleError> {
-    String::from_utf8(read(path, bytes_max)?).map_err(|error| {
-        let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
-        BundleError::Invalid {
-            place: format!("{}:{line}", path.display()),
-            message: "the file is not UTF-8 text".into(),
-        }
-    })
+    hedge_proto::text(read(path, bytes_max)?)
+        .map_err(|error| BundleError::Invalid { place: path.display().to_string(), message: error.to_string() })
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

@@ -22,8 +22,8 @@ impl ContentType {
         let mut parts = header.split(';').map(str::trim);
         let media = parts.next()?.to_ascii_lowercase();
         match media.as_str() {
-            "image/jpeg" | "image/jpg" => return Some(Self::Jpeg),
-            "image/png" => return Some(Self::Png),
+            "image/jpeg" | "image/jpg" | "image/pjpeg" | "image/jpe" | "image/jfif" => return Some(Self::Jpeg),
+            "image/png" | "image/x-png" | "image/apng" => return Some(Self::Png),
             TENSOR => {}
             _ => return None,
         }
@@ -94,6 +94,9 @@ mod tests {
     #[test]
     fn headers_of_other_hands_are_read_and_guesses_are_not_made() {
         check("Image/JPEG; charset=binary", Some(ContentType::Jpeg));
+        check("image/pjpeg", Some(ContentType::Jpeg));
+        check("IMAGE/JPG ;q=1", Some(ContentType::Jpeg));
+        check("image/x-png; name=\"a;b.png\"", Some(ContentType::Png));
         check("application/vnd.hedge.tensor;shape=\"1, 4\";dtype=f32", Some(ContentType::Tensor { shape: vec![1, 4] }));
         for header in [
             "",

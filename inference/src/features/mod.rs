@@ -4,7 +4,10 @@
 //! not the agent. Whether a sample is small enough to be read at all is up to whoever receives it.
 
 mod content;
+mod exif;
+mod file;
 mod jpeg;
+mod npy;
 mod picture;
 mod png;
 mod region;
@@ -16,6 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 pub use content::{ContentType, DIMENSIONS_MAX};
+pub(crate) use file::samples;
 pub use picture::Picture;
 pub use region::{InvalidRegion, Region};
 pub use tensor::Tensor;
@@ -52,6 +56,8 @@ pub enum FeatureError {
     WrongLength { bytes: usize, expected: usize },
     #[error("value {index} of the tensor is NaN or infinite")]
     NotFinite { index: usize },
+    #[error("{reason}")]
+    NoSample { reason: String },
     #[error("the source has a `region`, which a tensor cannot be cut to; send pictures, or remove the region")]
     RegionOfTensor,
 }

@@ -35,7 +35,7 @@ impl Orientation {
     }
 
     /// The eight values of EXIF 2.32, 4.6.4 A.
-    pub(super) fn from_exif(value: u16) -> Option<Self> {
+    pub(super) fn from_exif(value: u32) -> Option<Self> {
         let (swap, flip_x, flip_y) = match value {
             1 => (false, false, false),
             2 => (false, true, false),
@@ -174,6 +174,7 @@ mod tests {
             color,
             resize: Resize::Bicubic,
             fit: Fit::CentreCrop,
+            crop: 1.0,
             mean: vec![0.0; channels],
             std: vec![1.0; channels],
         }

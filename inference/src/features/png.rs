@@ -1,11 +1,12 @@
-//! PNG to pixels: gray, palette and colour, with or without alpha, 1 to 16 bits, all as 8 bits.
+//! PNG to pixels: gray, palette and colour, with or without alpha, 1 to 16 bits, all as 8 bits, turned upright by the
+//! EXIF or XMP orientation that some writers put in.
 
 use std::io::Cursor;
 
 use ::png::{BitDepth, Decoder, DecodingError, Limits, Transformations};
 
 use super::picture::{Orientation, Picture};
-use super::{DECODE_BYTES_MAX, FeatureError, check_memory, check_pixels};
+use super::{DECODE_BYTES_MAX, FeatureError, check_memory, check_pixels, exif};
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Picture, FeatureError> {
     let damaged = |error: DecodingError| FeatureError::Damaged { format: "PNG", reason: error.to_string() };
@@ -27,5 +28,34 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture, FeatureError> {
         return Err(FeatureError::Unsupported { format: "PNG", what });
     }
     pixels.truncate(info.buffer_size());
-    Ok(Picture { width, height, channels: info.color_type.samples(), pixels, orientation: Orientation::UPRIGHT })
+    let orientation = orientation(bytes).unwrap_or(Orientation::UPRIGHT);
+    Ok(Picture { width, height, channels: info.color_type.samples(), pixels, orientation })
+}
+
+/// How the camera was held. Read here, not by the decoder: the chunk may stand behind the pixels, where it stops.
+fn orientation(bytes: &[u8]) -> Option<Orientation> {
+    // Without language, translated keyword and compression.
+    const XMP: &[u8] = b"XML:com.adobe.xmp\0\0\0\0\0";
+    let of = |kind: &[u8], content: &[u8]| match kind {
+        b"eXIf" => exif::from_tiff(content),
+        b"iTXt" => exif::from_xmp(content.strip_prefix(XMP)?),
+        _ => None,
+    };
+    // EXIF goes before XMP, wherever either stands.
+    [b"eXIf", b"iTXt"].into_iter().find_map(|wanted| {
+        chunks(bytes).filter(|(kind, _)| kind == wanted).find_map(|(kind, content)| of(kind, content))
+    })
+}
+
+/// Kind and content of each chunk, up to the first that is cut.
+fn chunks(bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut rest = bytes.get(8..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        let (kind, after) = after.split_at_checked(4)?;
+        let (content, after) = after.split_at_checked(length)?;
+        rest = after.get(4..).unwrap_or_default(); // its checksum
+        Some((kind, content))
+    })
 }

@@ -73,7 +73,7 @@ impl Region {
     }
 
     /// The part of an upright picture that the model sees: the region, cut to the model's proportions if it
-    /// wants that. Always at least one pixel, always inside the picture.
+    /// wants that, and of this the middle share that it was trained to look at. Always at least one pixel, always inside the picture.
     pub(super) fn rect(&self, wanted: &PictureInput, width: u32, height: u32) -> Rect {
         let (full_width, full_height) = (f64::from(width), f64::from(height));
         let region_width = (self.width * full_width).clamp(1.0, full_width);
@@ -81,10 +81,11 @@ impl Region {
         let left = (self.left * full_width).min(full_width - region_width);
         let top = (self.top * full_height).min(full_height - region_height);
         let region = Rect { left, top, width: region_width, height: region_height };
-        match wanted.fit {
+        let fitted = match wanted.fit {
             Fit::Stretch => region,
             Fit::CentreCrop => region.cut_to(f64::from(wanted.width) / f64::from(wanted.height)),
-        }
+        };
+        fitted.middle(wanted.crop)
     }
 
     /// How many eighths of its full size a JPEG is decoded at. The decoder's own scaling is coarser than ours,
@@ -109,6 +110,15 @@ impl Rect {
         let height = self.height.min((self.width / width_by_height).max(1.0));
         let left = self.left + ((self.width - width) / 2.0).floor();
         let top = self.top + ((self.height - height) / 2.0).floor();
+        Self { left, top, width, height }
+    }
+
+    /// The centred part with this share of both sides.
+    fn middle(self, share: f64) -> Self {
+        let width = (self.width * share).max(1.0);
+        let height = (self.height * share).max(1.0);
+        let left = self.left + (self.width - width) / 2.0;
+        let top = self.top + (self.height - height) / 2.0;
         Self { left, top, width, height }
     }
 }

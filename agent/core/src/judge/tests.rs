@@ -60,11 +60,44 @@ fn unusable_output_is_named_and_never_a_score() {
         (&[f32::INFINITY, 1.0], LOGITS, UnusableOutput::NotFinite),
         (&[f32::NEG_INFINITY; 2], LOGITS, UnusableOutput::NotFinite),
         (&[f32::NAN], OutputKind::Probabilities, UnusableOutput::NotFinite),
-        (&[0.0, 0.0], OutputKind::Probabilities, UnusableOutput::NotNormalised { sum: 0.0 }),
-        (&[3.0, 4.0], OutputKind::Probabilities, UnusableOutput::NotNormalised { sum: 7.0 }),
-        (&[2.0, -1.0], OutputKind::Probabilities, UnusableOutput::OutOfRange { score: 2.0 }),
+        (&[0.0, 0.0], OutputKind::Probabilities, UnusableOutput::NotNormalised { sum: 0.0, whole: 1.0 }),
+        (&[3.0, 4.0], OutputKind::Probabilities, UnusableOutput::NotNormalised { sum: 7.0, whole: 1.0 }),
+        (&[2.0, -1.0], OutputKind::Probabilities, UnusableOutput::OutOfRange { score: 2.0, whole: 1.0 }),
     ] {
         assert_eq!(Scores::read(output, kind), Err(expected));
+    }
+}
+
+#[test]
+fn a_softmax_rounded_to_eight_bits_is_read_and_one_that_lost_a_quarter_is_not() {
+    let read = |output: &[f32]| Scores::read(output, OutputKind::Probabilities);
+    let mut rounded = [0.0; 64];
+    (rounded[0], rounded[1], rounded[2]) = (125.0 / 256.0, 125.0 / 256.0, 2.0 / 256.0);
+    let scores = read(&rounded).expect("usable");
+    assert_eq!(std::format!("{:.3}", scores.top(1)[0].score), "0.496");
+    // Two numbers cannot be rounded that far off, and of a thousand no more than a quarter may be missing.
+    assert!(read(&[0.49, 0.49]).is_err());
+    let mut thousand = [0.0; 1000];
+    thousand[0] = 0.8;
+    assert!(read(&thousand).is_ok());
+    thousand[0] = 0.7;
+    assert!(read(&thousand).is_err());
+}
+
+#[test]
+fn percentages_are_read_and_named_as_such() {
+    let scores = Scores::read(&[97.9, 2.1], OutputKind::Percent).expect("usable");
+    assert_eq!(std::format!("{:.3}", scores.top(1)[0].score), "0.979");
+    let error = Scores::read(&[0.5, 0.5], OutputKind::Percent).expect_err("not percentages");
+    assert!(std::format!("{error}").starts_with("the output adds up to 1.000, not 100"));
+}
+
+#[test]
+fn one_number_for_two_classes_speaks_of_the_second() {
+    for (kind, number) in [(LOGITS, 2.0), (OutputKind::Probabilities, 0.880_797), (OutputKind::Percent, 88.0797)] {
+        let scores = Scores::read(&kind.of_two(number), kind).expect("usable");
+        let best = scores.top(1)[0];
+        assert_eq!((best.class, std::format!("{:.4}", best.score)), (1, "0.8808".into()));
     }
 }
 

@@ -7,9 +7,10 @@
 //! between ─FF D8→ marker ⇄ segment          (by length)
 //!                  │  ↑─────────┐
 //!                  └─FF DA→ segment → entropy ─FF xx→ marker
-//!                  └─FF D9→ a whole picture → between
+//!                  └─FF D9→ a picture → between
 //! ```
-//! A picture that breaks off, because a marker stands where none may, is given up and the next one sought.
+//! A picture that breaks off, because a marker stands where none may, is given up and the next one sought. One without
+//! an end marker ends where the next begins, or with the stream: whether its data are whole is seen when it is decoded.
 
 use super::Piece;
 
@@ -55,7 +56,7 @@ impl Mjpeg {
         Self { picture_bytes_max, picture: Vec::new(), too_large: false, between_bytes: 0, state }
     }
 
-    /// Reads on, and hands out each picture that became whole.
+    /// Reads on, and hands out each picture that came to its end.
     pub(super) fn push(&mut self, mut bytes: &[u8], each: &mut impl FnMut(Piece)) {
         while let Some((&byte, rest)) = bytes.split_first() {
             match self.state {
@@ -82,10 +83,12 @@ impl Mjpeg {
         }
     }
 
-    /// The stream is over: a picture that is not whole is lost.
+    /// The stream is over: a picture without any of its data is lost.
     pub(super) fn end(&mut self, each: &mut impl FnMut(Piece)) {
-        if !matches!(self.state, State::Between { .. }) {
-            self.give_up(each);
+        match self.state {
+            State::Between { .. } => {}
+            State::Entropy | State::MarkerCode { in_entropy: true } => self.finish(each),
+            _ => self.give_up(each),
         }
     }
 
@@ -130,7 +133,12 @@ impl Mjpeg {
             0x01 | 0xd0..=0xd7 => self.state = State::Marker,
             0x00 => self.give_up(each),
             SOI => {
-                self.give_up(each);
+                if in_entropy {
+                    self.picture.truncate(self.picture.len().saturating_sub(2));
+                    self.finish(each);
+                } else {
+                    self.give_up(each);
+                }
                 self.begin();
             }
             EOI => self.finish(each),
@@ -256,11 +264,21 @@ mod tests {
     #[test]
     fn a_picture_that_breaks_off_costs_only_itself() {
         let whole = picture(1);
-        let in_scan = &whole[..whole.len() - 2];
-        check(&[in_scan, &whole].concat(), 1000, &[None, Some(&whole)]);
+        let in_header = &[0xff, 0xd8, 0xff, 0xdd, 0, 2][..];
+        check(&[in_header, &whole].concat(), 1000, &[None, Some(&whole)]);
         let bad_length = [0xff, 0xd8, 0xff, 0xe0, 0, 1];
         check(&[&bad_length, &whole[..]].concat(), 1000, &[None, Some(&whole)]);
-        check(&[&whole[..], in_scan].concat(), 1000, &[Some(&whole), None]);
+        check(&[&whole[..], in_header].concat(), 1000, &[Some(&whole), None]);
+    }
+
+    #[test]
+    fn a_picture_without_an_end_marker_ends_where_the_next_begins() {
+        let whole = picture(1);
+        let open = &whole[..whole.len() - 3]; // with its last marker go two bytes of fill
+        check(&[open, &whole, open].concat(), 1000, &[Some(open), Some(&whole), Some(open)]);
+        let half = &whole[..whole.len() - 1];
+        check(&[&whole[..], half].concat(), 1000, &[Some(&whole), Some(half)]);
+        check(&[open, &whole].concat(), open.len() - 1, &[None, None]);
     }
 
     #[test]

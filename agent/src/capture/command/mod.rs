@@ -232,8 +232,9 @@ async fn answer<I: Taker>(source: &Source<I>, newest: &Newest, asked: &mut mpsc:
                 if trouble.replace(Instant::now()).is_none() {
                     source.say(format!("the command is running, but a picture got no answer: {error}"));
                 }
+                // One that is not whole was passed over as well.
+                source.intake.count_skipped(&source.name, 1);
                 if passes(&error) {
-                    source.intake.count_skipped(&source.name, 1);
                     next = next.max(Instant::now() + RETRY_WAIT);
                 }
             }

@@ -12,6 +12,7 @@ use super::{answer, run};
 use crate::capture::Source;
 use crate::capture::testing::Fake;
 use crate::daemon::config::{SourceConfig, StreamFormat};
+use crate::sample::SampleError;
 
 /// A whole picture as printf prints it; the smallest that is read as JPEG.
 const PICTURE: &str = r"\377\330\377\332\000\002ab\377\331";
@@ -40,6 +41,18 @@ async fn pictures_of_a_running_program_are_answered() {
     assert_eq!(&bytes[..], b"\xff\xd8\xff\xda\x00\x02ab\xff\xd9");
     let script = r"printf '\000\000\000\004\377\330\377z'; sleep 1000";
     run_until(script, StreamFormat::LengthDelimited, "a sample", |fake| fake.sample_count() == 1).await;
+}
+
+#[tokio::test]
+async fn a_picture_that_is_not_whole_is_counted_as_skipped_and_said() {
+    let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
+    fake.decide(|_| Err(SampleError::Unusable("the picture data ends early".to_owned())));
+    let command = vec!["sh".to_owned(), "-c".to_owned(), format!("printf '{PICTURE}'; sleep 1000")];
+    let running = tokio::spawn(run(fake.source(None), command, StreamFormat::Mjpeg, stop.clone()));
+    fake.until("a skipped picture", |fake| fake.skipped.load(Ordering::Relaxed) == 1).await;
+    assert!(fake.said("a picture got no answer: the picture data ends early"));
+    stop.cancel();
+    running.await.expect("no panic");
 }
 
 #[tokio::test]

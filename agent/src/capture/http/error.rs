@@ -46,6 +46,7 @@ impl From<SampleError> for HttpError {
             SampleError::UnknownSource(..) => Self::new(StatusCode::NOT_FOUND, message),
             SampleError::Unusable(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),
             SampleError::TooLarge { .. } => Self::closing(StatusCode::PAYLOAD_TOO_LARGE, message),
+            SampleError::OtherContent(_) => Self::new(StatusCode::CONFLICT, message),
             SampleError::MetadataTooLarge { .. } => Self::bad_request(message),
             SampleError::Overloaded(_)
             | SampleError::NoModel { .. }
@@ -54,6 +55,17 @@ impl From<SampleError> for HttpError {
             | SampleError::Stopping => Self::later(StatusCode::SERVICE_UNAVAILABLE, message),
             SampleError::ModelFailed { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }
+    }
+}
+
+impl From<hedge_listen::Refused> for HttpError {
+    fn from(refused: hedge_listen::Refused) -> Self {
+        let status = match refused {
+            hedge_listen::Refused::Name { .. } => StatusCode::MISDIRECTED_REQUEST,
+            _ => StatusCode::FORBIDDEN,
+        };
+        // What comes with it is not read.
+        Self::closing(status, refused.to_string())
     }
 }
 

@@ -11,37 +11,36 @@
 //! GET  /healthz                            the process is alive, and what is wrong with the device
 //! /v2/…                                    Open Inference Protocol, see `open_inference`
 //! ```
-//! Every error is `{"error": "…"}` with a status that says whose turn it is. Listening, connections and
-//! bodies are bounded here; what a sample is worth is the intake's business.
+//! Every error is `{"error": "…"}` with a status that says whose turn it is. Bodies and waits are bounded here,
+//! connections by `hedge_listen`; what a sample is worth is the intake's business.
 
 mod body;
 mod error;
 mod events;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod headers;
-mod listen;
 mod queue;
 mod repeats;
 mod samples;
 mod settings;
-mod stream;
 #[cfg(test)]
 pub(super) mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use hedge_listen::{Bounds, Door, Listener};
 use hedge_proto::Telemetry;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::body::Bodies;
 pub(super) use self::error::HttpError;
-pub(super) use self::listen::{Listener, serve};
 use self::repeats::Repeats;
 use self::samples::HttpSource;
 use super::{Intake, open_inference};
@@ -52,6 +51,10 @@ use crate::sample::SampleError;
 /// How much of an unknown name an error repeats.
 const NAME_CHARS_SHOWN: usize = 64;
 
+/// Every application of a device, and a few that hang. Most of these places can be waited in or listened at; the
+/// rest serve those who want their answer at once.
+const BOUNDS: Bounds = Bounds { what: "the HTTP interface", connections_max: 256, address_max: 256, files_each: 1 };
+
 /// What every request handler may use.
 pub(super) struct Api<I> {
     pub(super) intake: Arc<I>,
@@ -59,6 +62,7 @@ pub(super) struct Api<I> {
     sources: Sources,
     repeats: Repeats,
     listeners: Arc<Semaphore>,
+    waiters: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -75,6 +79,7 @@ pub(super) fn routes<I: Intake>(
         sources: sources.clone(),
         repeats: Repeats::default(),
         listeners: Arc::new(Semaphore::new(events::LISTENERS_MAX)),
+        waiters: Arc::new(Semaphore::new(samples::WAITERS_MAX)),
         stop: stop.clone(),
     };
     Router::new()
@@ -90,6 +95,24 @@ pub(super) fn routes<I: Intake>(
         .fallback(async || HttpError::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(Arc::new(api))
+}
+
+/// Serves one listener until `stop`. A unix socket is for whom its file is for, and no browser reaches it; on loopback
+/// every page that a browser on this machine shows would otherwise be an application.
+pub(super) async fn serve(listener: Listener, routes: Router, names: Vec<String>, stop: CancellationToken) {
+    let routes = match listener.address() {
+        None => routes,
+        Some(listen) => {
+            let door = Door { listen, names, naming: "in `names` of [http]", look_only: false };
+            routes.layer(middleware::from_fn_with_state(Arc::new(door), let_in))
+        }
+    };
+    hedge_listen::serve(listener, BOUNDS, None, routes, stop).await;
+}
+
+async fn let_in(State(door): State<Arc<Door>>, request: Request, next: Next) -> Result<Response, HttpError> {
+    door.lets_ask(request.headers())?;
+    Ok(next.run(request).await)
 }
 
 async fn method_not_allowed() -> Response {

@@ -81,9 +81,6 @@ async fn requeue<I: Intake>(State(api): State<Arc<Api<I>>>, body: Body) -> Resul
 
 async fn drop_cases<I: Intake>(State(api): State<Arc<Api<I>>>, body: Body) -> Result<Json<Vec<Changed>>, HttpError> {
     let Json(selection) = body?;
-    if selection.all_dead {
-        return Err(HttpError::bad_request("cases are dropped by their ids only"));
-    }
     Ok(Json(api.intake.queue().drop_cases(&selection).await?))
 }
 

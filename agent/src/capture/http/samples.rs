@@ -23,6 +23,10 @@ use crate::sample::{NewSample, SampleError};
 /// The longest wait for a correction that is honoured; longer ones are cut to it.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// Callers that wait for a correction at once: half of the connections. Further ones get the local answer at once, so
+/// that there is always a way in for those who do not wait.
+pub(super) const WAITERS_MAX: usize = 128;
+
 /// How long the local answer may take. Only a stuck model needs longer.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -132,15 +136,17 @@ async fn answer<I: Intake>(api: Arc<Api<I>>, sample: NewSample, _room: Received)
     let mut _turn = None;
     if let Some(reference) = &sample.reference {
         _turn = Some(api.repeats.turn(&sample.source, reference).await);
-        if let Some(remembered) = api.intake.answers().by_reference(&sample.source, reference) {
-            return Ok(remembered.latest().clone());
+        if api.intake.answers().by_reference(&sample.source, reference).is_some() {
+            // It is no new sample, so it does not count against the interval.
+            return Ok(api.intake.answer(sample).await?);
         }
     }
     let source = api.source(Some(sample.source.as_str()))?;
     api.intake.saw(&source.name, true);
     if !source.takes_now() {
         api.intake.count_skipped(&source.name, 1);
-        let text = format!("source `{}` takes one sample per {:?}", source.name, source.interval.unwrap_or_default());
+        let every_ms = source.interval.unwrap_or_default().as_millis();
+        let text = format!("source `{}` takes one sample in {every_ms} ms", source.name);
         return Err(HttpError::later(StatusCode::TOO_MANY_REQUESTS, text));
     }
     Ok(api.intake.answer(sample).await?)
@@ -168,17 +174,21 @@ pub(super) fn metadata(headers: &HeaderMap) -> Result<Metadata, HttpError> {
 }
 
 impl<I: Intake> Api<I> {
-    /// The last word on `answer` at the latest at `since + wait_ms`, or when the agent stops.
+    /// The last word on `answer`: at the latest at `since + wait_ms`, when its case ends without one, or when the agent
+    /// stops.
     async fn wait_for_correction(&self, answer: Arc<Answer>, since: Instant, wait_ms: Option<u64>) -> Arc<Answer> {
         let wait = Duration::from_millis(wait_ms.unwrap_or(0)).min(WAIT_MAX);
         if wait.is_zero() || !answer.provisional {
             return answer;
         }
+        let Ok(_place) = self.waiters.try_acquire() else { return answer };
         let correction = tokio::select! {
+            biased;
             correction = self.intake.answers().correction(&answer.id, since + wait) => correction,
+            () = self.intake.ended(&answer) => None,
             () = self.stop.cancelled() => None,
         };
-        correction.unwrap_or(answer)
+        correction.unwrap_or_else(|| self.intake.as_it_stands(answer))
     }
 }
 
@@ -200,7 +210,7 @@ pub(super) async fn get<I: Intake>(
     let id: CaseId = id.parse().map_err(|_| not_ours())?;
     match api.intake.lookup(&id).await {
         Lookup::Found(remembered) => {
-            let answer = remembered.latest().clone();
+            let answer = api.intake.as_it_stands(remembered.latest().clone());
             let answer = api.wait_for_correction(answer, arrived, query.wait_ms).await;
             Ok(document(&answer))
         }

@@ -52,7 +52,7 @@ impl Server {
     pub(in crate::capture) async fn request(&self, head: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
         let mut socket = TcpStream::connect(self.address).await.expect("connected");
         let length = body.len();
-        let head = format!("{head}\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        let head = format!("{head}\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
         socket.write_all(&[head.as_bytes(), body].concat()).await.expect("sent");
         response(&mut socket).await
     }
@@ -97,7 +97,7 @@ async fn a_picture_gets_its_answer_with_ref_and_metadata_handed_on() {
 async fn a_200_mb_upload_is_refused_before_it_is_sent_and_the_connection_ends() {
     let server = server("").await;
     let mut socket = TcpStream::connect(server.address).await.expect("connected");
-    let head = "POST /v1/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 200000000\r\n\r\n";
+    let head = "POST /v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000000\r\n\r\n";
     socket.write_all(head.as_bytes()).await.expect("sent");
     let (status, head, body) = response(&mut socket).await;
     assert!(status == 413 && head.contains("connection: close"), "{head}");
@@ -111,7 +111,7 @@ async fn a_client_that_sends_all_its_200_mb_before_it_listens_still_reads_why() 
     let server = server("").await;
     for head in ["Content-Length: 200000000", "Transfer-Encoding: chunked"] {
         let mut socket = TcpStream::connect(server.address).await.expect("connected");
-        let head = format!("POST /v1/samples HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n");
+        let head = format!("POST /v1/samples HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n");
         socket.write_all(head.as_bytes()).await.expect("sent");
         let block = [b"10000\r\n", &vec![0; 0x10000][..], b"\r\n"].concat();
         for _ in 0..200_000_000 / block.len() {
@@ -129,7 +129,7 @@ async fn a_client_that_sends_all_its_200_mb_before_it_listens_still_reads_why() 
 async fn a_body_that_never_ends_is_given_up() {
     let server = server("").await;
     let mut socket = TcpStream::connect(server.address).await.expect("connected");
-    let head = "POST /v1/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc";
+    let head = "POST /v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc";
     socket.write_all(head.as_bytes()).await.expect("sent");
     assert_eq!(response(&mut socket).await.0, 408);
 }
@@ -141,6 +141,70 @@ async fn a_head_that_never_ends_is_given_up() {
     socket.write_all(b"POST /v1/samples HTTP/1.1\r\nHost:").await.expect("sent");
     let mut rest = Vec::new();
     socket.read_to_end(&mut rest).await.expect("closed");
+}
+
+#[tokio::test]
+async fn a_page_of_elsewhere_reads_nothing_and_changes_nothing() {
+    let server = server("").await;
+    let rebound = format!("Host: evil.example:{}", server.address.port());
+    let ours = format!("Host: {}", server.address);
+    let requests = [
+        "GET /v1/status",
+        "GET /v1/answers",
+        "GET /v1/queue/cases/1.1/payload",
+        "POST /v1/samples",
+        "POST /v1/queue/drop",
+        "POST /v1/settings/reset",
+        "POST /v2/models/m/infer",
+        "GET /metrics",
+        "GET /nothing",
+    ];
+    for request in requests {
+        for (host, more, expected) in [
+            (&rebound, "", 421),
+            (&rebound, "Sec-Fetch-Site: same-origin\r\n", 421),
+            (&ours, "Origin: http://evil.example\r\n", 403),
+            (&ours, "Origin: null\r\n", 403),
+            (&ours, "Sec-Fetch-Site: cross-site\r\n", 403),
+        ] {
+            let mut socket = TcpStream::connect(server.address).await.expect("connected");
+            let length = JPEG.len();
+            let head = format!("{request} HTTP/1.1\r\n{host}\r\n{more}Content-Length: {length}\r\n\r\n");
+            socket.write_all(&[head.as_bytes(), JPEG].concat()).await.expect("sent");
+            let (status, _, body) = response(&mut socket).await;
+            let body = String::from_utf8(body).expect("text");
+            assert!(status == expected && body.starts_with("{\"error\":"), "{request} {host} {more}: {status} {body}");
+        }
+    }
+    assert_eq!(server.fake.sample_count(), 0);
+    // What `curl --data-binary` says by itself, and a page of ours.
+    let curl = "POST /v1/samples HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded";
+    assert_eq!(server.request(curl, JPEG).await.0, 200);
+    let own = "POST /v1/samples HTTP/1.1\r\nOrigin: http://localhost\r\nSec-Fetch-Site: same-origin";
+    assert_eq!(server.request(own, JPEG).await.0, 200);
+}
+
+#[tokio::test]
+async fn slow_callers_hold_up_no_good_ones() {
+    let server = server("").await;
+    let mut held = Vec::new();
+    for slow in [
+        "",
+        "POST /v1/samples HTTP/1.1\r\nHost:",
+        "POST /v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc",
+        "POST /v1/samples?wait_ms=60000 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\r\n",
+    ] {
+        for _ in 0..super::BOUNDS.connections_max {
+            let mut socket = TcpStream::connect(server.address).await.expect("connected");
+            socket.write_all(slow.as_bytes()).await.expect("sent");
+            if slow.contains("wait_ms") {
+                socket.write_all(JPEG).await.expect("sent");
+            }
+            held.push(socket);
+        }
+        let good = tokio::time::timeout(Duration::from_secs(20), server.post("", JPEG)).await;
+        assert_eq!(good.unwrap_or_else(|_| panic!("held up by {slow:?}")).0, 200);
+    }
 }
 
 #[tokio::test]
@@ -206,6 +270,22 @@ async fn a_repeated_ref_gets_the_answer_already_given() {
     assert_eq!(read(&first), read(&again));
     assert_ne!(read(&first).id, read(&other).id);
     assert_eq!(server.fake.sample_count(), 2);
+    let (status, body) = server.post("?ref=7", &[JPEG, b"and more"].concat()).await;
+    assert!(status == 409 && body.contains("ref `7` names another sample already"), "{status} {body}");
+}
+
+#[tokio::test]
+async fn who_waits_is_told_at_once_when_the_case_is_dead() {
+    let server = server("").await;
+    let waiting = server.post("?wait_ms=60000", JPEG);
+    let dying = async {
+        server.fake.until("the sample", |fake| fake.sample_count() == 1).await;
+        server.fake.dead.send_replace(true);
+    };
+    let told = tokio::time::timeout(Duration::from_secs(50), async { tokio::join!(waiting, dying) }).await;
+    let ((status, body), ()) = told.expect("told before the deadline");
+    let answer = read(&body);
+    assert_eq!((status, answer.provisional, answer.case), (200, false, Some(hedge_proto::CaseFate::Dead)));
 }
 
 #[tokio::test]
@@ -214,7 +294,8 @@ async fn a_post_repeated_before_the_first_is_answered_is_the_same_sample() {
     let server = server_with("", &fake).await;
     let hang_up = async {
         let mut socket = TcpStream::connect(server.address).await.expect("connected");
-        let head = format!("POST /v1/samples?ref=7 HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", JPEG.len());
+        let head =
+            format!("POST /v1/samples?ref=7 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", JPEG.len());
         socket.write_all(&[head.as_bytes(), JPEG].concat()).await.expect("sent");
         fake.until("the sample", |fake| fake.sample_count() == 1).await;
     };
@@ -265,7 +346,7 @@ async fn a_source_with_an_interval_passes_over_what_comes_too_soon() {
 async fn listeners_hear_answers_and_corrections_and_how_many_they_lost() {
     let server = server("").await;
     let mut socket = TcpStream::connect(server.address).await.expect("connected");
-    socket.write_all(b"GET /v1/answers?source=cam HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+    socket.write_all(b"GET /v1/answers?source=cam HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
     let mut lines = BufReader::new(socket).lines();
     let mut next = async |start: &str| loop {
         let line = lines.next_line().await.expect("read").expect("more");
@@ -330,7 +411,8 @@ async fn a_stop_answers_those_who_wait_and_removes_the_socket() {
     let capture = Capture::start(&unix_config(&path), &BTreeSet::new(), &fake, &Faults::default(), &stop).await;
     assert_eq!(std::fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, 0o660);
     let mut socket = UnixStream::connect(&path).await.expect("connected");
-    let head = format!("POST /v1/samples?wait_ms=60000 HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", JPEG.len());
+    let head =
+        format!("POST /v1/samples?wait_ms=60000 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", JPEG.len());
     socket.write_all(&[head.as_bytes(), JPEG].concat()).await.expect("sent");
     fake.until("the sample", |fake| fake.sample_count() == 1).await;
     stop.cancel();

@@ -37,7 +37,7 @@ struct Document {
 #[serde(default)]
 struct Parameters {
     binary_data_size: Option<usize>,
-    binary_data: bool,
+    binary_data: Option<bool>,
     binary_data_output: bool,
     classification: Option<u64>,
 }
@@ -68,8 +68,9 @@ pub(super) fn read(model: &ModelFacts, headers: &HeaderMap, body: &[u8]) -> Resu
         return Err(format!("model `{}` takes exactly one input, `{}`", model.name, model.input_name));
     };
     check_names(model, &input, &document.outputs)?;
-    let binary_output =
-        document.parameters.binary_data_output || document.outputs.iter().any(|output| output.parameters.binary_data);
+    // What is said of the output goes before what is said of all.
+    let binary_output = document.outputs.iter().find_map(|output| output.parameters.binary_data);
+    let binary_output = binary_output.unwrap_or(document.parameters.binary_data_output);
     let data = match (input.data, input.parameters.binary_data_size) {
         (Some(numbers), None) if raw.is_empty() => numbers.0,
         (None, Some(size)) => numbers_from_bytes(raw, size)?,

@@ -77,6 +77,32 @@ async fn binary_tensors_go_both_ways() {
 }
 
 #[tokio::test]
+async fn what_a_client_asks_of_the_output_goes_before_what_it_asks_of_all() {
+    let server = server("").await;
+    let numbers = json!([2.1, 0.1]);
+    for (of_all, of_output, as_json) in [
+        (json!({}), json!({}), true),
+        (json!({ "binary_data_output": true }), json!({}), false),
+        (json!({ "binary_data_output": true }), json!({ "binary_data": false }), true),
+        (json!({ "binary_data_output": false }), json!({ "binary_data": true }), false),
+        (json!({ "binary_data_output": true }), json!({ "binary_data": null }), false),
+    ] {
+        let mut document = input(json!([1, 3]), json!([0.1, 0, 2]));
+        document["parameters"] = of_all.clone();
+        document["outputs"] = json!([{ "name": "y", "parameters": of_output }]);
+        let head = "POST /v2/models/m/infer HTTP/1.1";
+        let (status, head, body) = server.request(head, document.to_string().as_bytes()).await;
+        let asked = format!("{of_all} and {of_output}");
+        assert_eq!(status, 200, "{asked}");
+        assert_eq!(head.contains("inference-header-content-length"), !as_json, "{asked}");
+        if as_json {
+            let body: Value = serde_json::from_slice(&body).expect("JSON");
+            assert_eq!(body["outputs"][0]["data"], numbers, "{asked}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_does_not_fit_the_model_is_named() {
     let server = server("").await;
     let with = |change: fn(&mut Value)| {

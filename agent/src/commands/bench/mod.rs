@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use hedge_core::judge::{Scores, Thresholds, judge};
+use hedge_core::judge::{Scores, Threshold, Thresholds, judge};
 use hedge_inference::bundle::Variant;
 use hedge_inference::{Bundle, ContentType, Model, Runtime, SessionOptions, StageTimes};
 
@@ -39,7 +39,7 @@ const HEAT_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Prints milliseconds for each stage, samples per second sustained, temperature and throttling where the \
-    board tells them, which variant of the model to use here and why, and one line for the table of boards in the README."
+    board tells them, which variant of the model to use here and why, and one line for the table of boards in docs/measurements.md."
 )]
 pub struct BenchArgs {
     /// The configuration file; its first model is measured.
@@ -122,16 +122,17 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
         (None, None) => bail!("{} has no golden sample; name a picture with --sample", folder.display()),
     };
     let runtime = Runtime::find(library.as_deref())?;
-    let thresholds = super::infer::threshold(&bundle, None)?.into();
-    let shape = bundle.input().shape.clone();
-    let bench = Bench {
-        content_type: ContentType::sniff(&sample).unwrap_or(ContentType::Tensor { shape }),
-        thresholds,
-        runtime,
-        bundle,
-        sample,
-        threads: args.threads,
+    // Which threshold is judged by takes no time.
+    let thresholds = bundle.threshold().map_or_else(|| Threshold::new(0.5, 0.0, 1.0), Ok)?.into();
+    let (content_type, sample) = match ContentType::sniff(&sample) {
+        Some(picture) => (picture, sample),
+        None => {
+            let shape = bundle.input().shape.clone();
+            let tensors = bundle.input().samples(&sample)?;
+            (ContentType::Tensor { shape }, tensors.first().context("the sample is empty")?.to_bytes())
+        }
     };
+    let bench = Bench { content_type, thresholds, runtime, bundle, sample, threads: args.threads };
     bench.run(args.time)
 }
 

@@ -212,11 +212,11 @@ impl Report {
         ));
         line(format!("heat       {}", self.heat.text()));
         line(format!("use        {}: {}", self.recommended, self.reason));
-        line(format!("\nFor the table of boards in the README:\n{}", self.table_line()));
+        line(format!("\nFor the table of boards in docs/measurements.md:\n{}", self.table_line()));
         text
     }
 
-    /// One line of the README's table of boards.
+    /// One line of the table of boards in docs/measurements.md.
     fn table_line(&self) -> String {
         let best = self.variants.iter().find(|variant| variant.variant == self.recommended);
         let stages = best.map_or_else(String::new, |variant| {

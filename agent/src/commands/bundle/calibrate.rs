@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use anyhow::{Context, ensure};
 use hedge_core::judge::OutputKind;
 use hedge_inference::bundle::MANIFEST;
-use hedge_inference::{Bundle, Model, Runtime, SessionOptions};
+use hedge_inference::{Bundle, Model, Runtime, SessionOptions, read_text};
 use toml_edit::{DocumentMut, Item, Table, value};
 
 use super::calibration::{Quality, Scored, accuracy, fit_temperature, logits, quality, score, score_min};
-use super::samples::{Known, from_folders, from_idx};
+use super::samples::{Samples, from_folders, from_idx};
 
 /// Fit temperature and threshold on labelled samples and write both into the manifest.
 #[derive(Debug, clap::Args)]
@@ -25,8 +25,9 @@ pub struct CalibrateArgs {
     /// Their classes as a gzipped IDX file
     #[arg(long, value_name = "IDX.gz", requires = "images")]
     pub labels: Option<PathBuf>,
-    /// Or a folder with one folder of pictures per label, named like the label
-    #[arg(long, value_name = "DIR", conflicts_with = "images")]
+    /// Or a folder with one folder of samples per label, named like the label: JPEG and PNG pictures, or numbers as
+    /// .npy, CSV or raw float32
+    #[arg(long, visible_alias = "samples", value_name = "DIR", conflicts_with = "images")]
     pub pictures: Option<PathBuf>,
     /// The share of these samples that is to be sent to the cloud
     #[arg(long, value_name = "0..1", default_value_t = 0.18)]
@@ -47,8 +48,9 @@ pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Resul
     let bundle = Bundle::open(&args.dir)?;
     let runtime = Runtime::find(args.library.as_deref())?;
     let mut model = Model::load(&runtime, &bundle, args.variant.as_deref(), &SessionOptions::default())?;
-    let known = run_model(args, &bundle, &mut model)?;
+    let Samples { known, left_out } = run_model(args, &bundle, &mut model)?;
     writeln!(out, "samples    {}", known.len())?;
+    write_left_out(&left_out, out)?;
 
     let kind = bundle.output_kind();
     write_quality("as it is", &quality(&known, kind)?, out)?;
@@ -60,7 +62,7 @@ pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Resul
     }
     let (temperature, kind) = match kind {
         // Probabilities cannot be cooled down: only the threshold is chosen.
-        OutputKind::Probabilities => (None, kind),
+        OutputKind::Probabilities | OutputKind::Percent => (None, kind),
         OutputKind::Logits { .. } => {
             let temperature = fit_temperature(&known);
             (Some(temperature), logits(temperature)?)
@@ -77,13 +79,28 @@ pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Resul
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_model(args: &CalibrateArgs, bundle: &Bundle, model: &mut Model) -> anyhow::Result<Vec<Known>> {
+fn run_model(args: &CalibrateArgs, bundle: &Bundle, model: &mut Model) -> anyhow::Result<Samples> {
     match (&args.images, &args.labels, &args.pictures) {
         (Some(images), Some(labels), None) => from_idx(bundle, model, images, labels),
         (None, None, Some(pictures)) => from_folders(bundle, model, pictures),
         _ => anyhow::bail!("give either --images and --labels, or --pictures"),
     }
 }
+
+fn write_left_out(left_out: &[String], out: &mut impl Write) -> std::io::Result<()> {
+    if left_out.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "left out   {}, for these say nothing:", left_out.len())?;
+    left_out.iter().take(NAMED_MAX).try_for_each(|sample| writeln!(out, "           {sample}"))?;
+    match left_out.len().saturating_sub(NAMED_MAX) {
+        0 => Ok(()),
+        more => writeln!(out, "           and {more} more"),
+    }
+}
+
+/// Samples that are left out are counted all, and named up to so many.
+const NAMED_MAX: usize = 20;
 
 fn write_quality(name: &str, quality: &Quality, out: &mut impl Write) -> std::io::Result<()> {
     let Quality { accuracy, log_loss, calibration_error } = quality;
@@ -104,7 +121,7 @@ fn write_split(scored: &[Scored], score_min: f32, out: &mut impl Write) -> std::
 /// Changes two numbers and leaves the rest of the file, with its comments, as it was.
 fn change_manifest(args: &CalibrateArgs, temperature: Option<f64>, score_min: f32) -> anyhow::Result<()> {
     let path = args.dir.join(MANIFEST);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut manifest: DocumentMut = text.parse().with_context(|| path.display().to_string())?;
     if let Some(temperature) = temperature {
         set(&mut manifest, "output", "temperature", temperature);

@@ -29,6 +29,8 @@ pub(super) struct Quality {
 pub(super) struct Scored {
     pub(super) score: f32,
     pub(super) right: bool,
+    /// What the right class scored.
+    pub(super) of_right: f32,
 }
 
 /// The temperature with the least log loss (Guo et al. 2017), rounded to three decimals: golden-section search
@@ -58,7 +60,8 @@ fn log_loss(known: &[Known], temperature: f64) -> f64 {
         let scaled = |logit: f32| f64::from(logit) / temperature;
         let greatest = sample.output.iter().copied().map(scaled).fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = sample.output.iter().map(|logit| (scaled(*logit) - greatest).exp()).sum();
-        greatest + sum.ln() - scaled(sample.output[sample.class])
+        let right: f64 = sample.classes.iter().map(|class| (scaled(sample.output[*class]) - greatest).exp()).sum();
+        sum.ln() - right.max(f64::MIN_POSITIVE).ln()
     };
     known.iter().map(loss).sum::<f64>() / known.len() as f64
 }
@@ -68,7 +71,8 @@ pub(super) fn score(known: &[Known], kind: OutputKind) -> anyhow::Result<Vec<Sco
     let scored = |sample: &Known| {
         let scores = Scores::read(&sample.output, kind)?;
         let best = scores.top(1);
-        Ok(Scored { score: best[0].score, right: best[0].class == sample.class })
+        let of_right = sample.classes.iter().map(|class| scores.as_slice()[*class]).sum();
+        Ok(Scored { score: best[0].score, right: sample.classes.contains(&best[0].class), of_right })
     };
     known.iter().map(scored).collect()
 }
@@ -77,9 +81,9 @@ pub(super) fn quality(known: &[Known], kind: OutputKind) -> anyhow::Result<Quali
     let scored = score(known, kind)?;
     let log_loss = match kind {
         OutputKind::Logits { temperature } => log_loss(known, f64::from(temperature.value())),
-        OutputKind::Probabilities => {
-            let loss = |sample: &Known| -f64::from(sample.output[sample.class].max(f32::MIN_POSITIVE)).ln();
-            known.iter().map(loss).sum::<f64>() / known.len() as f64
+        OutputKind::Probabilities | OutputKind::Percent => {
+            let loss = |sample: &Scored| -f64::from(sample.of_right.max(f32::MIN_POSITIVE)).ln();
+            scored.iter().map(loss).sum::<f64>() / scored.len() as f64
         }
     };
     Ok(Quality { accuracy: accuracy(&scored), log_loss, calibration_error: calibration_error(&scored) })
@@ -130,7 +134,7 @@ mod tests {
         for (distance, of_hundred) in [(0.405_465_f32, 60), (1.386_294, 80), (2.944_439, 95)] {
             for at in 0..100 {
                 let output = vec![distance * factor, 0.0];
-                known.push(Known { output, class: usize::from(at >= of_hundred) });
+                known.push(Known { output, classes: vec![usize::from(at >= of_hundred)] });
             }
         }
         known
@@ -150,8 +154,19 @@ mod tests {
     }
 
     #[test]
+    fn a_sample_of_a_name_that_two_classes_have_is_right_with_either() {
+        // r, crane, crane: the second crane is as right as the first.
+        let known = |output: [f32; 3]| Known { output: output.to_vec(), classes: vec![1, 2] };
+        let known = [known([0.0, 9.0, 0.0]), known([0.0, 0.0, 9.0])];
+        let quality = quality(&known, logits(1.0).expect("valid")).expect("usable");
+        assert_eq!(quality.accuracy, 1.0);
+        assert!(quality.log_loss < 0.001, "{}", quality.log_loss);
+    }
+
+    #[test]
     fn the_threshold_never_defers_more_than_the_wanted_share() {
-        let scored: Vec<Scored> = (0..10).map(|at| Scored { score: 0.1 * at as f32, right: true }).collect();
+        let scored: Vec<Scored> =
+            (0..10).map(|at| Scored { score: 0.1 * at as f32, right: true, of_right: 0.0 }).collect();
         for share in [0.0, 0.2, 0.25, 0.99, 1.0] {
             let score_min = score_min(&scored, share);
             let deferred = scored.iter().filter(|sample| sample.score < score_min).count();

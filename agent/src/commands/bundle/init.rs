@@ -1,19 +1,23 @@
-//! `bundle init`: a bundle from anyone's ONNX classifier. What the file does not say is guessed and told.
+//! `bundle init`: a bundle from anyone's ONNX classifier. What the file does not say is found by trying, told, or asked.
 
-use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail, ensure};
-use hedge_core::judge::{OutputKind, Scores};
-use hedge_inference::bundle::{MANIFEST, sum_of};
-use hedge_inference::model::{Outline, Port};
-use hedge_inference::{Bundle, Model, Runtime, SessionOptions, Tensor};
-use hedge_proto::{Name, TaskResult};
+use anyhow::{Context, anyhow, ensure};
+use hedge_core::judge::{OutputKind, Temperature, Threshold};
+use hedge_inference::bundle::labels::{self, Labels};
+use hedge_inference::bundle::{MANIFEST, MODEL_BYTES_MAX};
+use hedge_inference::model::Outline;
+use hedge_inference::{Bundle, Model, ModelError, Runtime, SessionOptions, Tensor, read_text};
+use hedge_proto::Name;
 
-use super::samples::picture_tensor;
-use crate::commands::infer::{result, write_scores};
+use super::draft::{Draft, Size};
+use super::samples::tensors;
+use super::trial;
+use crate::commands::infer::write_scores;
+use crate::commands::read_file;
+use crate::inference::Opinion;
 
 /// Make a bundle from an ONNX classifier and its labels.
 #[derive(Debug, clap::Args)]
@@ -21,7 +25,7 @@ pub struct InitArgs {
     /// The model, in one file
     #[arg(value_name = "MODEL.onnx")]
     pub model: PathBuf,
-    /// One label per line, in the order of the model's outputs
+    /// The labels in the order of the model's outputs: one per line, numbered, as JSON, a label map or a table
     #[arg(long, value_name = "FILE")]
     pub labels: PathBuf,
     /// How pixels become numbers [default: imagenet for colour, unit for gray]
@@ -36,12 +40,18 @@ pub struct InitArgs {
     /// Which question the model answers; the cloud's model must have the same task [default: the name]
     #[arg(long)]
     pub task: Option<String>,
-    /// Width and height in pixels, if the model leaves them open
-    #[arg(long, value_name = "PIXELS", default_value_t = 224)]
-    pub size: u16,
-    /// A picture to try the bundle on
-    #[arg(long, value_name = "FILE")]
-    pub picture: Option<PathBuf>,
+    /// Width and height in pixels, if the model leaves them open [default: 224x224]
+    #[arg(long, value_name = "WIDTHxHEIGHT")]
+    pub size: Option<Size>,
+    /// The output with the class scores, if the model has several
+    #[arg(long, value_name = "NAME")]
+    pub output: Option<String>,
+    /// What the output holds: logits, probabilities or percent [default: found by running the model]
+    #[arg(long, value_name = "KIND", value_parser = output_kind)]
+    pub output_kind: Option<OutputKind>,
+    /// A picture, or a sample in numbers, to try the bundle on; can be given several times
+    #[arg(long, visible_alias = "sample", value_name = "FILE")]
+    pub picture: Vec<PathBuf>,
     /// The ONNX Runtime library [default: searched for]
     #[arg(long, value_name = "FILE")]
     pub library: Option<PathBuf>,
@@ -62,7 +72,7 @@ pub enum Preset {
 
 impl Preset {
     /// Mean and deviation in pixel units, as TOML.
-    fn numbers(self) -> (&'static str, &'static str) {
+    pub(super) fn numbers(self) -> (&'static str, &'static str) {
         match self {
             Self::Imagenet => ("[123.675, 116.28, 103.53]", "[58.395, 57.12, 57.375]"),
             Self::Unit => ("0.0", "255.0"),
@@ -70,6 +80,12 @@ impl Preset {
             Self::Raw => ("0.0", "1.0"),
         }
     }
+}
+
+fn output_kind(word: &str) -> Result<OutputKind, String> {
+    let kinds = [OutputKind::Logits { temperature: Temperature::ONE }, OutputKind::Probabilities, OutputKind::Percent];
+    let kind = kinds.into_iter().find(|kind| kind.word() == word);
+    kind.ok_or_else(|| "an output holds logits (also log-softmax), probabilities or percent".to_owned())
 }
 
 pub(super) fn write(args: &InitArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
@@ -81,159 +97,175 @@ pub(super) fn write(args: &InitArgs, out: &mut impl Write) -> anyhow::Result<Exi
     };
     let dir = args.out.clone().unwrap_or_else(|| PathBuf::from(name.as_str()));
     ensure!(!dir.join(MANIFEST).exists(), "{} has a manifest already; choose another folder with --out", dir.display());
+    let filled = std::fs::read_dir(&dir).is_ok_and(|mut files| files.next().is_some());
+    ensure!(!filled, "{} is not empty; choose a new folder with --out", dir.display());
 
     let runtime = Runtime::find(args.library.as_deref())?;
-    let outline = Outline::read(&runtime, &args.model)?;
-    let labels = std::fs::read_to_string(&args.labels)
-        .with_context(|| format!("cannot read {}", args.labels.display()))?
-        .lines()
-        .count();
-    let mut draft = Draft::new(args, &outline, labels, name, task)?;
+    let outline = Outline::read(&runtime, &args.model).map_err(|error| not_loaded(args, error))?;
+    let text = read_text(&args.labels).with_context(|| format!("cannot read {}", args.labels.display()))?;
+    let labels = labels::read(&text).map_err(|reason| anyhow!("{}: {reason}", args.labels.display()))?;
+    let draft = Draft::new(args, &outline, &labels, name, task)?;
 
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    copy(&args.model, &dir.join("model.onnx"))?;
-    copy(&args.labels, &dir.join("labels.txt"))?;
-    draft.write_manifest(&dir)?;
-    // Only a run tells logits from probabilities; until then they are logits, which any numbers may be.
-    let mut model = load(&runtime, &dir)?;
-    draft.probabilities = gives_probabilities(&mut model)?;
-    draft.write_manifest(&dir)?;
-    writeln!(out, "{draft}")?;
-    if let Some(picture) = &args.picture {
-        let bundle = Bundle::open(&dir)?;
-        let output = model.run(&picture_tensor(&model, picture).with_context(|| picture.display().to_string())?)?;
-        let scores = Scores::read(&output, bundle.output_kind())?;
-        writeln!(out, "{}", picture.display())?;
-        if let TaskResult::Classify { scores, .. } = result(&bundle, &scores) {
-            write_scores(&scores, out)?;
+    // Made beside its place: what fails on the way is never taken for a bundle.
+    let new = beside(&dir)?;
+    let made = Made { args, runtime, labels, dir: new.clone() }.make(draft).and_then(|text| {
+        std::fs::rename(&new, &dir).with_context(|| format!("cannot move {} to {}", new.display(), dir.display()))?;
+        Ok(text)
+    });
+    match made {
+        Ok(text) => out.write_all(text.as_bytes())?,
+        Err(error) => {
+            // The error says more than that the rest of it could not be removed.
+            drop(std::fs::remove_dir_all(&new));
+            return Err(error);
         }
-        writeln!(out, "If these are not what the picture shows, try another --preset.\n")?;
     }
     writeln!(out, "{} is ready. Next: hedge-agent bundle calibrate {}", dir.join(MANIFEST).display(), dir.display())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    std::fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
-    Ok(())
+/// A new folder on the same file system as `dir`. What an interrupted run left there is removed.
+fn beside(dir: &Path) -> anyhow::Result<PathBuf> {
+    let name = dir.file_name().with_context(|| format!("name a new folder with --out, not {}", dir.display()))?;
+    let new = dir.with_file_name(format!(".{}.new", name.to_string_lossy()));
+    if new.exists() {
+        std::fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))?;
+    }
+    std::fs::create_dir_all(&new).with_context(|| format!("cannot make {}", new.display()))?;
+    Ok(new)
 }
 
-fn load(runtime: &Runtime, dir: &Path) -> anyhow::Result<Model> {
-    Ok(Model::load(runtime, &Bundle::open(dir)?, None, &SessionOptions::default())?)
+/// A bundle that is being made.
+struct Made<'a> {
+    args: &'a InitArgs,
+    runtime: Runtime,
+    labels: Labels,
+    dir: PathBuf,
 }
 
-/// Whether what the model gives for an empty input can only be probabilities.
-fn gives_probabilities(model: &mut Model) -> anyhow::Result<bool> {
-    let shape = model.input_shape().to_vec();
-    let output = model.run(&Tensor { data: vec![0.0; shape.iter().product()], shape })?;
-    Ok(output.len() > 1 && Scores::read(&output, OutputKind::Probabilities).is_ok())
-}
-
-/// What goes into the manifest.
-struct Draft {
-    name: Name,
-    task: Name,
-    input: String,
-    shape: Vec<usize>,
-    /// Layout, colour and preset, if the model takes pictures.
-    picture: Option<(&'static str, &'static str, Preset)>,
-    output: String,
-    probabilities: bool,
-}
-
-impl Draft {
-    fn new(args: &InitArgs, outline: &Outline, labels: usize, name: Name, task: Name) -> anyhow::Result<Self> {
-        let model = args.model.display();
-        let [input] = outline.inputs.as_slice() else {
-            bail!("{model} has {} inputs; models with one are supported", outline.inputs.len());
-        };
-        let open_shape = input.shape.as_deref().with_context(|| {
-            format!("the input `{}` of {model} is {}; tensors of f32 are supported", input.name, input.kind)
-        })?;
-        let (shape, picture) = guess(open_shape, args.size)
-            .with_context(|| format!("the input `{}` of {model} has the shape {open_shape:?}", input.name))?;
-        let picture = picture.map(|(layout, color)| {
-            let usual = if color == "gray" { Preset::Unit } else { Preset::Imagenet };
-            (layout, color, args.preset.unwrap_or(usual))
-        });
-        if let Some((_, "gray", Preset::Imagenet)) = picture {
-            bail!("the preset imagenet has three channels, but {model} takes one; choose another --preset");
+impl Made<'_> {
+    /// Fills the folder; returns what there is to say.
+    fn make(&self, mut draft: Draft) -> anyhow::Result<String> {
+        let Self { args, labels, dir, .. } = self;
+        let model_file = dir.join("model.onnx");
+        std::fs::copy(&args.model, &model_file)
+            .with_context(|| format!("cannot copy {} to {}", args.model.display(), dir.display()))?;
+        let label_file = dir.join("labels.txt");
+        std::fs::write(&label_file, labels.names.join("\n") + "\n")
+            .with_context(|| format!("cannot write {}", label_file.display()))?;
+        draft.write_manifest(dir)?;
+        let (bundle, mut model) = self.load()?;
+        let mut inputs = trial::inputs(bundle.input());
+        for file in &args.picture {
+            inputs.extend(tensors(&model, file).with_context(|| file.display().to_string())?);
         }
-        let output = class_output(&outline.outputs, labels).with_context(|| {
+        let (kind, words) = trial::output_kind(&values(&mut model, &inputs)?, args.output_kind)
+            .map_err(|reason| anyhow!("the output `{}` of {}: {reason}", draft.output(), args.model.display()))?;
+        draft.kind = kind;
+        draft.write_manifest(dir)?;
+        let mut lines = vec![
+            draft.to_string(),
+            format!("labels     {}, read as {}", labels.names.len(), labels.form),
+            format!("output     `{}`: {words}", draft.output()),
+        ];
+        lines.append(&mut draft.remarks);
+        lines.extend(self.repeated());
+        let mut text = lines.join("\n") + "\n\n";
+        if !args.picture.is_empty() {
+            text.push_str(&self.answers()?);
+        }
+        Ok(text)
+    }
+
+    fn load(&self) -> anyhow::Result<(Bundle, Model)> {
+        let bundle = Bundle::open(&self.dir)?;
+        let model = Model::load(&self.runtime, &bundle, None, &SessionOptions::default())
+            .map_err(|error| not_loaded(self.args, error))?;
+        Ok((bundle, model))
+    }
+
+    /// What the new bundle answers to the pictures.
+    fn answers(&self) -> anyhow::Result<String> {
+        let (bundle, mut model) = self.load()?;
+        let mut text = Vec::new();
+        for file in &self.args.picture {
+            writeln!(text, "{}", file.display())?;
+            for tensor in tensors(&model, file)? {
+                let opinion = Opinion::new(&bundle, &model.run(&tensor)?, &Threshold::new(0.0, 0.0, 1.0)?.into());
+                match opinion.result {
+                    Some(_) => write_scores(&opinion.scores, &mut text)?,
+                    None => writeln!(text, "  no answer: {}", opinion.explanation.because)?,
+                }
+            }
+        }
+        writeln!(text, "If these are not what the picture shows, try another --preset.\n")?;
+        Ok(String::from_utf8(text)?)
+    }
+
+    /// A remark on names that several labels share.
+    fn repeated(&self) -> Option<String> {
+        let names = &self.labels.names;
+        let mut sorted: Vec<&str> = names.iter().map(String::as_str).collect();
+        sorted.sort_unstable();
+        let mut twice: Vec<String> =
+            sorted.windows(2).filter(|two| two[0] == two[1]).map(|two| format!("`{}`", two[0])).collect();
+        twice.dedup();
+        let more = if twice.len() > REPEATED_SHOWN { ", …" } else { "" };
+        twice.truncate(REPEATED_SHOWN);
+        (!twice.is_empty()).then(|| {
             format!(
-                "{model} has no output with one number for each of the {labels} labels; it has {:?}",
-                outline.outputs
+                "repeated   {}{more}: a threshold, a weight or a calibration folder of that name holds for all classes \
+                 that have it",
+                twice.join(", ")
             )
-        })?;
-        Ok(Self { name, task, input: input.name.clone(), shape, picture, output, probabilities: false })
-    }
-
-    fn write_manifest(&self, dir: &Path) -> anyhow::Result<()> {
-        let model = dir.join("model.onnx");
-        let bytes = std::fs::metadata(&model).with_context(|| format!("cannot read {}", model.display()))?.len();
-        let manifest = format!(
-            "{self}\n[[variant]]\nname = \"default\"\nfile = \"model.onnx\"\nsha256 = \"{}\"\nbytes = {bytes}\n",
-            sum_of(&model)?
-        );
-        let path = dir.join(MANIFEST);
-        std::fs::write(&path, manifest).with_context(|| format!("cannot write {}", path.display()))
+        })
     }
 }
 
-/// One sample at a time, open sizes filled in; and layout and colour if the shape is that of a picture.
-type Guess = (Vec<usize>, Option<(&'static str, &'static str)>);
+/// So many names that stand more than once are shown.
+const REPEATED_SHOWN: usize = 5;
 
-fn guess(open_shape: &[i64], size: u16) -> anyhow::Result<Guess> {
-    let sized = |dimension: &i64| usize::try_from(*dimension).unwrap_or(usize::from(size));
-    let mut shape: Vec<usize> = open_shape.iter().map(sized).collect();
-    match open_shape.first() {
-        Some(-1 | 1) => shape[0] = 1,
-        _ => bail!("its first dimension is not one sample at a time"),
+/// What the model gives for each input it can run.
+fn values(model: &mut Model, inputs: &[Tensor]) -> anyhow::Result<Vec<Vec<f32>>> {
+    let (outputs, mut errors): (Vec<_>, Vec<_>) =
+        inputs.iter().map(|input| model.values(input)).partition(Result::is_ok);
+    match errors.pop() {
+        // An input far beyond any sample may be too much for a model that is right.
+        Some(Err(error)) if outputs.is_empty() => Err(error.into()),
+        _ => Ok(outputs.into_iter().flatten().collect()),
     }
-    let color = |channels: usize| match channels {
-        1 => Some("gray"),
-        3 => Some("rgb"),
-        _ => None,
+}
+
+/// A model that was exported in several files loads only where all of them are.
+fn not_loaded(args: &InitArgs, error: ModelError) -> anyhow::Error {
+    let files = match &error {
+        ModelError::Load { .. } => read_file(&args.model, MODEL_BYTES_MAX).map(|bytes| external(&bytes)),
+        _ => Ok(Vec::new()),
     };
-    let picture = match (open_shape, shape.as_slice()) {
-        (&[_, 1 | 3, _, _], &[_, channels, _, _]) => color(channels).map(|color| ("nchw", color)),
-        (&[_, _, _, 1 | 3], &[_, _, _, channels]) => color(channels).map(|color| ("nhwc", color)),
-        (&[_, _, _, _], _) => bail!("none of its dimensions can be 1 or 3 colours"),
-        _ if open_shape[1..].contains(&-1) => {
-            bail!("it leaves sizes open and is no picture; export it with fixed sizes")
-        }
-        _ => None,
-    };
-    Ok((shape, picture))
-}
-
-/// The output with as many numbers as there are labels; one of open size if there is no such.
-fn class_output(outputs: &[Port], labels: usize) -> Option<String> {
-    let last = |port: &&Port| port.shape.as_deref().and_then(|shape| shape.last().copied());
-    let exact = outputs.iter().find(|port| last(port).is_some_and(|size| usize::try_from(size) == Ok(labels)));
-    let open = || outputs.iter().find(|port| last(port).is_some_and(|size| size < 0));
-    exact.or_else(open).map(|port| port.name.clone())
-}
-
-impl fmt::Display for Draft {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, task, input, shape, output, .. } = self;
-        let quoted = |text: &str| toml_edit::Value::from(text).to_string().trim().to_owned();
-        writeln!(
-            f,
-            "name = \"{name}\"\nversion = \"1\"\ntask = \"{task}\"\nkind = \"classify\"\nlabels = \"labels.txt\"\n"
-        )?;
-        writeln!(f, "[input]\nname = {}\nshape = {shape:?}\n", quoted(input))?;
-        if let Some((layout, color, preset)) = self.picture {
-            let (mean, std) = preset.numbers();
-            writeln!(f, "# value = (pixel - mean) / std, with pixels from 0 to 255")?;
-            writeln!(
-                f,
-                "[input.picture]\nlayout = \"{layout}\"\ncolor = \"{color}\"\nresize = \"bicubic\"\nfit = \"centre_crop\""
-            )?;
-            writeln!(f, "mean = {mean}\nstd = {std}\n")?;
-        }
-        let kind = if self.probabilities { "probabilities" } else { "logits" };
-        writeln!(f, "[output]\nname = {}\nkind = \"{kind}\"", quoted(output))
+    match files {
+        Ok(files) if !files.is_empty() => anyhow!(
+            "{} keeps its weights in {}; a bundle holds a model in one file, so export it as one: in Python, \
+             onnx.save(onnx.load(\"{}\"), \"one-file.onnx\")",
+            args.model.display(),
+            files.join(", "),
+            args.model.display()
+        ),
+        _ => error.into(),
     }
+}
+
+/// The files beside it that an ONNX file says hold its weights: entries `location` of `external_data`, a message of
+/// key (field 1) and value (field 2), as protobuf lays them down.
+fn external(bytes: &[u8]) -> Vec<String> {
+    const KEY: &[u8] = b"\x0a\x08location\x12";
+    let mut files: Vec<String> = Vec::new();
+    let found = bytes.windows(KEY.len()).enumerate().filter(|(_, window)| *window == KEY);
+    for (at, _) in found {
+        let Some((length, rest)) = bytes[at + KEY.len()..].split_first() else { continue };
+        let name = rest.get(..usize::from(*length)).and_then(|name| std::str::from_utf8(name).ok());
+        if let Some(name) = name.filter(|name| !files.iter().any(|known| known == name)) {
+            files.push(name.to_owned());
+        }
+    }
+    files
 }

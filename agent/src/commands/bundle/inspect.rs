@@ -65,8 +65,13 @@ fn write_facts(bundle: &Bundle, out: &mut impl Write) -> anyhow::Result<()> {
     match &input.picture {
         Some(picture) => writeln!(
             out,
-            "pictures   {:?} {:?}, {:?} {:?}, (pixel - {:?}) / {:?}",
-            picture.color, picture.layout, picture.fit, picture.resize, picture.mean, picture.std
+            "pictures   {} {}, {} {}, (pixel - {:?}) / {:?}",
+            picture.color.word(),
+            picture.layout.word(),
+            picture.fit.word(),
+            picture.resize.word(),
+            picture.mean,
+            picture.std
         )?,
         None => writeln!(out, "pictures   none; takes tensors only")?,
     }
@@ -74,7 +79,9 @@ fn write_facts(bundle: &Bundle, out: &mut impl Write) -> anyhow::Result<()> {
         OutputKind::Logits { temperature } => {
             writeln!(out, "output     {}: logits, temperature {}", manifest.output.name, temperature.value())?;
         }
-        OutputKind::Probabilities => writeln!(out, "output     {}: probabilities", manifest.output.name)?,
+        kind @ (OutputKind::Probabilities | OutputKind::Percent) => {
+            writeln!(out, "output     {}: {}", manifest.output.name, kind.word())?;
+        }
     }
     match bundle.threshold() {
         Some(threshold) => writeln!(out, "threshold  score_min {} is suggested", threshold.score_min())?,

@@ -2,14 +2,17 @@
 
 mod calibrate;
 mod calibration;
+mod draft;
 mod idx;
 mod init;
 mod inspect;
-mod samples;
+pub(super) mod samples;
+mod trial;
 
 use std::process::ExitCode;
 
 pub use calibrate::CalibrateArgs;
+pub use draft::Size;
 pub use init::{InitArgs, Preset};
 pub use inspect::InspectArgs;
 

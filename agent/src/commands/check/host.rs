@@ -23,7 +23,9 @@ const DAYS_LEFT_MIN: u64 = 14;
 pub(super) fn summary(config: &Config) -> String {
     let device = config.device_id().map_or_else(|_| "no name".to_owned(), |device| format!("`{device}`"));
     let (models, sources) = (config.models.len(), config.sources.len());
-    format!("device {device}, {models} models, {sources} sources, state in {}", config.state_dir.display())
+    let count = |n: usize, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
+    let (models, sources) = (count(models, "model"), count(sources, "source"));
+    format!("device {device}, {models}, {sources}, state in {}", config.state_dir.display())
 }
 
 /// What the running agent says of itself, if one runs.

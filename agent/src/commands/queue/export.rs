@@ -33,7 +33,7 @@ pub(super) async fn run(reach: &Reach, dir: &Path, stage: Option<Stage>) -> anyh
                 exported.payload_bytes += bytes;
             }
             Ok(None) => {}
-            Err(error) => exported.problems.push(format!("{id}: {error:#}")),
+            Err(error) => exported.problems.push(format!("{id}: {}", hedge_proto::in_one_line(&*error))),
         }
     }
     Ok(exported)

@@ -55,8 +55,11 @@ pub enum QueueCommand {
     },
     /// End cases for good: they are neither sent nor answered.
     Drop {
-        #[arg(required = true)]
+        #[arg(required_unless_present = "all_dead")]
         ids: Vec<Id>,
+        /// Every dead letter.
+        #[arg(long, conflicts_with = "ids")]
+        all_dead: bool,
     },
     /// Read the whole log and report damage. Changes nothing.
     Check,
@@ -99,8 +102,8 @@ async fn act(arguments: &QueueArgs, reach: &Reach) -> anyhow::Result<ExitCode> {
             let selection = Selection { ids: ids.clone(), all_dead: *all_dead };
             return changed(arguments, "waits again", reach.requeue(&selection).await?);
         }
-        QueueCommand::Drop { ids } => {
-            let selection = Selection { ids: ids.clone(), all_dead: false };
+        QueueCommand::Drop { ids, all_dead } => {
+            let selection = Selection { ids: ids.clone(), all_dead: *all_dead };
             return changed(arguments, "dropped", reach.drop_cases(&selection).await?);
         }
         QueueCommand::Check => {}

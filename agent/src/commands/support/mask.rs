@@ -40,7 +40,7 @@ impl Masker {
         known = known.iter().flat_map(|masked| masked.split([':', '=', '&'])).map(str::to_owned).collect();
         for file in secret_files(config) {
             let small = std::fs::metadata(&file).is_ok_and(|file| file.len() <= SECRET_BYTES_MAX);
-            let Ok(text) = std::fs::read_to_string(&file) else { continue };
+            let Ok(text) = hedge_inference::read_text(&file) else { continue };
             if small {
                 // A key is masked line by line: a log may have cut it anywhere.
                 known.extend(text.lines().map(str::trim).filter(|line| !line.starts_with("-----")).map(str::to_owned));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_core::engine::Event;
-use hedge_proto::{Answer, LogLevelArgs, Order, RequeueArgs, to_json};
+use hedge_proto::{Answer, LogLevelArgs, Order, RequeueArgs, to_value};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -77,18 +77,20 @@ impl Effects {
     /// The last decisions, newest first, and what answers must reach now.
     fn explain(&self, last: usize) -> Value {
         let decisions = self.pipeline.answers.recent(last).into_iter().map(|remembered| {
+            // What has become of the case, not what was true when the answer was given.
+            let local = self.pipeline.as_it_stands(remembered.local.clone());
             let Answer { id, reference, source, model, result, decision, case, captured, .. } = &*remembered.local;
             let correction = remembered.correction.as_ref();
+            let case = if correction.is_some() { json!("answered") } else { json!(local.case.or(*case)) };
+            let correction =
+                correction.map(|answer| json!({"result": to_value(&answer.result), "revision": answer.revision}));
             json!({
-                "id": id, "ref": reference, "source": source, "model": model, "result": result,
-                "decision": decision, "case": case, "captured": captured,
-                "correction": correction.map(|answer| json!({"result": answer.result, "revision": answer.revision})),
+                "id": id, "ref": reference, "source": source, "model": model, "result": to_value(result),
+                "decision": to_value(decision), "case": case, "captured": captured, "correction": correction,
             })
         });
         let decisions: Vec<Value> = decisions.collect();
-        // By way of text, so that 0.9 stays 0.9.
-        let models = to_json(&self.pipeline.status().model_figures);
-        json!({"decisions": decisions, "models": serde_json::from_slice::<Value>(&models).unwrap_or_default()})
+        json!({"decisions": decisions, "models": to_value(&self.pipeline.status().model_figures)})
     }
 
     async fn requeue(&self, args: RequeueArgs) -> Result<Value, String> {
@@ -100,7 +102,7 @@ impl Effects {
 }
 
 fn document(document: &impl Serialize) -> Result<Value, String> {
-    serde_json::to_value(document).map_err(|error| error.to_string())
+    Ok(to_value(document))
 }
 
 fn nothing((): ()) -> Value {

@@ -177,7 +177,8 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
     /// Serves until told to stop. What is under way then is ended by the next start.
     pub(crate) async fn run(mut self, mut inbox: Inbox, mut link: watch::Receiver<LinkView>, stop: CancellationToken) {
         for (intent, reply) in self.book.interrupt() {
-            tracing::warn!(id = intent.id, command = intent.command, outcome = ?reply.outcome, "a command of an earlier run");
+            let outcome = reply.outcome.text();
+            tracing::warn!(id = intent.id, command = intent.command, outcome, "a command of an earlier run");
             self.note(&intent.command, intent.by.as_deref(), &reply).await;
             self.write_end(reply).await;
         }
@@ -264,7 +265,7 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
 
     async fn refuse(&mut self, refusal: Refusal) {
         let Refusal { id, command, by, reply_to, reason } = refusal;
-        tracing::info!(?id, ?command, reason, "a command was refused");
+        tracing::info!(id, command, reason, "a command was refused");
         let name = command.clone().unwrap_or_else(|| "unreadable".to_owned());
         let reply = Reply { id, command, outcome: CommandOutcome::Refused, reason: Some(reason), result: Value::Null };
         self.note(&name, by.as_deref(), &reply).await;
@@ -291,7 +292,7 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
             Ok(result) => (CommandOutcome::Done, None, result),
             Err(reason) => (CommandOutcome::Failed, Some(reason), Value::Null),
         };
-        tracing::info!(id = turn.id, command = turn.command, ?outcome, reason, "a command has ended");
+        tracing::info!(id = turn.id, command = turn.command, reason, "a command has ended: {}", outcome.text());
         let Turn { command, by, id, reply_to, .. } = turn;
         let reply = bounded(Reply { id: id.clone(), command: Some(command.clone()), outcome, reason, result });
         self.note(&command, by.as_deref(), &reply).await;

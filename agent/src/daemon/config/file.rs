@@ -30,7 +30,7 @@ pub struct ConfigFile {
 impl ConfigFile {
     /// Reads, overrides and checks. Nothing else is touched: no model, no network, no state.
     pub fn load(path: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = hedge_inference::read_text(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
         Self::parse(&text, &path.display().to_string(), environment)
     }

@@ -152,6 +152,8 @@ pub struct RuntimeConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConfig {
     pub listen: Vec<Listen>,
+    /// Host names that a proxy in front of a loopback address is reached by; it asks who is there.
+    pub names: Vec<String>,
     /// A sample larger than this is refused before it is read.
     pub body_bytes_max: u64,
 }
@@ -159,7 +161,7 @@ pub struct HttpConfig {
 impl Default for HttpConfig {
     fn default() -> Self {
         // 32 MiB holds a 24-megapixel JPEG at the highest quality.
-        Self { listen: Vec::new(), body_bytes_max: 32 * 1024 * 1024 }
+        Self { listen: Vec::new(), names: Vec::new(), body_bytes_max: 32 * 1024 * 1024 }
     }
 }
 
@@ -504,6 +506,10 @@ mod tests {
         check_refused(&format!("{MODEL}{source}"), &["agent.toml:7", "source `s` names n", "the models are: m"]);
         let source = "[[source]]\nname = \"s\"\nkind = \"folder\"\n";
         check_refused(&format!("{MODEL}{source}"), &["needs `path`"]);
+        let source = "[[source]]\nname = \"s\"\nkind = \"rtsp\"\n";
+        check_refused(&format!("{MODEL}{source}"), &["agent.toml:6", "ffmpeg", "docs/choosing.md"]);
+        let source = "[[source]]\nname = \"s\"\nkind = \"usb\"\n";
+        check_refused(&format!("{MODEL}{source}"), &["`usb` is no kind of source", "http, folder or command"]);
     }
 
     #[test]

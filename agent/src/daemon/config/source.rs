@@ -110,11 +110,28 @@ fn yes() -> bool {
 }
 
 #[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "String")]
 enum KindName {
     Http,
     Folder,
     Command,
+}
+
+impl TryFrom<String> for KindName {
+    type Error = String;
+
+    fn try_from(kind: String) -> Result<Self, String> {
+        match kind.as_str() {
+            "http" => Ok(Self::Http),
+            "folder" => Ok(Self::Folder),
+            "command" => Ok(Self::Command),
+            "rtsp" => Err("a video stream is opened by ffmpeg, not by the agent: say kind = \"http\" and set up \
+                 hedge-camera@NAME.service as docs/choosing.md shows, or kind = \"command\" with command = [\"ffmpeg\", \
+                 \"-loglevel\", \"error\", \"-i\", \"rtsp://…\", \"-vf\", \"fps=1\", \"-f\", \"mjpeg\", \"-\"]"
+                .to_owned()),
+            _ => Err(format!("`{kind}` is no kind of source; say http, folder or command")),
+        }
+    }
 }
 
 impl TryFrom<SourceFields> for SourceConfig {

@@ -43,6 +43,12 @@ impl TryFrom<Fields> for ThresholdConfig {
 }
 
 impl ThresholdConfig {
+    /// Only a `score_min`.
+    pub fn of(score_min: f32) -> Result<Self, InvalidSetting> {
+        let config = Self { score_min: Some(score_min), ..Self::default() };
+        config.over(None).map(|_| config)
+    }
+
     /// With a bundle's suggestion for what is not given; `None` if nobody says a `score_min`.
     #[must_use]
     pub fn resolve(&self, suggested: Option<Threshold>, labels: &[String]) -> Option<Thresholds> {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use hedge_proto::Share;
 use serde::Deserialize;
 
 use super::BrokerConfig;
@@ -10,6 +11,8 @@ use super::BrokerConfig;
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VerdictsConfig {
+    /// A model's verdict with a lower best score corrects nothing.
+    pub score_min: Option<Share>,
     pub jsonl: Option<JsonlConfig>,
     pub webhook: Option<WebhookConfig>,
     pub command: Option<CommandSinkConfig>,

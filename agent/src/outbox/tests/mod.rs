@@ -9,6 +9,7 @@ mod format;
 mod inspect;
 mod model;
 mod paper;
+mod recent;
 
 use std::path::PathBuf;
 use std::sync::Arc;

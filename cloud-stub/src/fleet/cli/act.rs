@@ -38,12 +38,12 @@ pub(super) async fn apply(ask: &Apply) -> anyhow::Result<bool> {
 /// The settings in a file.
 fn overlay(file: &Path) -> anyhow::Result<Value> {
     let text = if file == Path::new("-") {
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         let limit = DOCUMENT_BYTES_MAX as u64 + 1;
-        std::io::stdin().take(limit).read_to_string(&mut text).context("standard input")?;
-        text
+        std::io::stdin().take(limit).read_to_end(&mut bytes).context("standard input")?;
+        hedge_proto::text(bytes).context("standard input")?
     } else {
-        std::fs::read_to_string(file).with_context(|| file.display().to_string())?
+        hedge_inference::read_text(file).with_context(|| file.display().to_string())?
     };
     let read = match file.extension().and_then(|ending| ending.to_str()) {
         Some("toml") => toml::from_str(&text).map_err(anyhow::Error::from),
@@ -64,13 +64,14 @@ async fn change(common: &Common, target: &Target, change: &Change, args: &Change
         _ => chosen(&operator, target)?,
     };
     let who = args.by.who();
-    let drafts = devices.iter().map(|(name, device)| match draft(device, change, args.confirm.into(), &who) {
-        Ok(draft) => Ok(Errand::settings(name.clone(), draft)),
-        Err(errors) => {
-            let report = Report::new(name, Ending::Refused).because("nothing was sent");
-            Err(Box::new(Report { errors, ..report }))
-        }
-    });
+    let drafts =
+        devices.iter().map(|(name, device)| match draft(device, change, args.onto, args.confirm.into(), &who) {
+            Ok(draft) => Ok(Errand::settings(name.clone(), draft)),
+            Err(errors) => {
+                let report = Report::new(name, Ending::Refused).because("nothing was sent");
+                Err(Box::new(Report { errors, ..report }))
+            }
+        });
     let drafts: Vec<_> = drafts.collect();
     do_all(common, &mut operator, &devices, drafts).await
 }

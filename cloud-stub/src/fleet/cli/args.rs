@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use hedge_proto::{COMMAND_ID_BYTES_MAX, Confirm};
 
 use crate::args::BrokerArgs;
+use crate::fleet::change::Onto;
 use crate::fleet::select::Where;
 
 /// How long a device may take for its first word.
@@ -67,9 +68,13 @@ pub(super) enum Ask {
 const SET: &str = "\
 Change settings, and wait until the device says what became of it.
 
-Reads the settings wanted now, changes the named ones, and publishes all of them as the next version. VALUE is JSON
+Reads the settings in force, changes the named ones, and publishes all of them as the next version. VALUE is JSON
 where it reads as JSON and text otherwise; `KEY=` and `KEY=null` restore the value of the device's own file. A wrong
 name or value is refused here, before the device hears of it.
+
+What the device has refused, or what failed its trial, does not come along. Where it has not taken yet what is wanted
+of it, --onto says whether the change includes that (wanted) or drops it (in-force). While settings are on trial nothing
+is changed.
 
 Settings that could cut the link are on trial first: `set` then waits for the trial's end. If somebody else
 publishes at the same time, it says so.";
@@ -154,6 +159,11 @@ pub(super) struct Change {
     /// an operator with the command `confirm`
     #[arg(long, value_name = "WHO", default_value = "auto")]
     pub(super) confirm: ConfirmArg,
+
+    /// What an edit builds on, where the device has not taken yet what is wanted of it; without this such a device is
+    /// left alone
+    #[arg(long, value_name = "WHAT")]
+    pub(super) onto: Option<Onto>,
 
     /// Also for a device that has never been heard of: it takes the settings when it first connects
     #[arg(long)]
@@ -251,12 +261,19 @@ fn who(text: &str) -> Result<String, String> {
     }
 }
 
+/// Who runs this, where the environment does not say: in a container, or under a service manager.
+fn user_name() -> Option<String> {
+    let (uid, users) = (rustix::process::getuid().as_raw(), std::fs::read_to_string("/etc/passwd").ok()?);
+    let line = users.lines().find(|line| line.split(':').nth(2).and_then(|id| id.parse().ok()) == Some(uid))?;
+    line.split(':').next().map(str::to_owned)
+}
+
 impl By {
     /// As given, or the user at this machine.
     pub(super) fn who(&self) -> String {
         self.by.clone().unwrap_or_else(|| {
             let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-            let user = user.unwrap_or_else(|| rustix::process::getuid().as_raw().to_string());
+            let user = user.or_else(user_name).unwrap_or_else(|| "somebody".to_owned());
             let system = rustix::system::uname();
             let mut who = format!("{user}@{}", system.nodename().to_string_lossy());
             while who.len() > COMMAND_ID_BYTES_MAX {

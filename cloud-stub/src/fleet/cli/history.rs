@@ -1,9 +1,11 @@
 //! `history`: reads what `serve` has recorded of one device.
 
 use anyhow::{Context, ensure};
+use hedge_proto::LastDesired;
 use serde_json::Value;
 
 use super::args::History;
+use super::text::reported;
 use super::{say, say_json};
 use crate::store::{DeviceEvent, FILE_NAME, Reader};
 
@@ -26,7 +28,10 @@ fn line(event: &DeviceEvent) -> String {
     let said = match event.kind.as_str() {
         _ if document["emptied"] == true => "the topic was emptied".to_owned(),
         "desired" => format!("version {} by {}: {}", document["version"], text("by"), document["settings"]),
-        "reported" => format!("version {} in force; last {}", document["version"], document["last"]),
+        "reported" => {
+            let last = serde_json::from_value::<LastDesired>(document["last"].clone()).ok();
+            reported(document["version"].as_u64().unwrap_or(0), last.as_ref())
+        }
         _ => {
             let result = if document["result"] == Value::Null { String::new() } else { document["result"].to_string() };
             format!(

@@ -1,7 +1,7 @@
 //! `list`, `status`, `get` and `diff`: what the broker keeps, and for `status` what the device answers.
 
 use anyhow::{Context, bail};
-use hedge_proto::{CommandMessage, DeviceId, LastDesired, ModelRef, Name, Reported};
+use hedge_proto::{CommandMessage, DeviceId, LastDesired, ModelRef, Name, Reported, to_value};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use super::{Target, chosen, connect, say, say_json, target, text};
 use crate::fleet::board::Device;
 use crate::fleet::carry_out::{Patience, carry_out};
 use crate::fleet::change::path;
-use crate::fleet::differ::{as_typed, differences, field};
+use crate::fleet::differ::{differences, field};
 use crate::fleet::errand::{Errand, Report};
 use crate::fleet::operator::{ACTING, LOOKING};
 use crate::fleet::random_id;
@@ -126,7 +126,7 @@ pub(super) async fn get(ask: &Look) -> anyhow::Result<bool> {
             continue;
         };
         let suggested = suggested(reported);
-        let settings = with_suggested(as_typed(&reported.settings), &suggested);
+        let settings = with_suggested(to_value(&reported.settings), &suggested);
         let value = match &key {
             None => settings,
             Some((key, path)) => match field(&settings, path) {
@@ -140,7 +140,7 @@ pub(super) async fn get(ask: &Look) -> anyhow::Result<bool> {
         };
         if ask.common.json {
             let key = key.as_ref().map(|(key, _)| *key);
-            let overlay = as_typed(&reported.overlay);
+            let overlay = to_value(&reported.overlay);
             let path = key.map(path).transpose().map_err(anyhow::Error::msg)?.unwrap_or_default();
             let from = if field(&overlay, &path).is_some() {
                 "desired"
@@ -166,7 +166,7 @@ pub(super) async fn get(ask: &Look) -> anyhow::Result<bool> {
 
 /// What bundles suggest and is in force, where the settings would have it.
 fn suggested(reported: &Reported) -> Value {
-    let model = |(name, threshold): (&Name, _)| (name.to_string(), json!({"threshold": as_typed(threshold)}));
+    let model = |(name, threshold): (&Name, _)| (name.to_string(), json!({"threshold": to_value(threshold)}));
     let models: serde_json::Map<String, Value> = reported.suggested.iter().map(model).collect();
     if models.is_empty() { json!({}) } else { json!({"model": models}) }
 }

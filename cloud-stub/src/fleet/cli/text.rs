@@ -48,7 +48,7 @@ pub(super) fn table(rows: &[Summary<'_>]) -> String {
             row.link.to_owned(),
             row.version.unwrap_or("-").to_owned(),
             versions(row),
-            row.last.map_or("-", |last| outcome(last.outcome)).to_owned(),
+            row.last.map_or("-", |last| last.outcome.text()).to_owned(),
             if models.is_empty() { "-".to_owned() } else { models.join(", ") },
         ]
     });
@@ -73,15 +73,6 @@ fn versions(row: &Summary<'_>) -> String {
     match row.wanted {
         Some(wanted) if row.in_force != Some(wanted) => format!("{in_force}, wanted {wanted}"),
         _ => in_force,
-    }
-}
-
-fn outcome(outcome: SettingsOutcome) -> &'static str {
-    match outcome {
-        SettingsOutcome::Applied => "applied",
-        SettingsOutcome::OnTrial => "on trial",
-        SettingsOutcome::Refused => "refused",
-        SettingsOutcome::Failed => "failed",
     }
 }
 
@@ -133,7 +124,7 @@ fn last_change(last: &LastDesired) -> String {
     if let Some(version) = last.version {
         push(&mut text, format_args!("version {version} "));
     }
-    text.push_str(outcome(last.outcome));
+    text.push_str(last.outcome.text());
     if let Some(reason) = &last.reason {
         push(&mut text, format_args!(": {reason}"));
     }
@@ -141,6 +132,13 @@ fn last_change(last: &LastDesired) -> String {
         push(&mut text, format_args!("\n            {error}"));
     }
     text
+}
+
+/// What a device says of its settings.
+pub(super) fn reported(version: u64, last: Option<&LastDesired>) -> String {
+    let in_force = if version == 0 { "its own file".to_owned() } else { format!("version {version}") };
+    let last = last.map(|last| format!("; last: {}", last_change(last).replace('\n', " "))).unwrap_or_default();
+    format!("{in_force} in force{last}")
 }
 
 pub(super) fn diff(device: &Summary<'_>, found: &[Difference]) -> String {

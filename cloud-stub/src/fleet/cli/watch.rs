@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::args::Look;
-use super::{Target, connect, say, say_json, target};
+use super::{Target, connect, say, say_json, target, text};
 use crate::fleet::board::Said;
 use crate::fleet::operator::{Heard, Operator, WATCHING};
 use crate::wall_ms;
@@ -106,10 +106,7 @@ fn document(said: &Said) -> (&'static str, Value) {
 
 fn line(device: &DeviceId, said: &Said, what: &str, document: &Value) -> String {
     let said = match said {
-        Said::Reported(Some(reported)) => {
-            let last = json!(reported.last);
-            format!("version {} in force, last {last}", reported.version)
-        }
+        Said::Reported(Some(reported)) => text::reported(reported.version, reported.last.as_ref()),
         Said::Telemetry(telemetry) => format!(
             "{}: {}; {} answered, {} deferred, {} waiting",
             telemetry.link.name(),

@@ -1,46 +1,66 @@
 //! A connection that does not wait for ever and does not slam the door.
 //!
-//! A peer that stops reading is given up after [`WRITE_WAIT_MAX`]. At the end, what the peer is still sending
-//! is read and thrown away for a moment: closing a socket with unread bytes resets it, and a client in the
-//! middle of a refused upload would see a broken pipe instead of the reason.
+//! A peer that does not read its answer is given up after [`UNREAD_WAIT_MAX`], and later by what it has read: at
+//! [`READ_RATE_MIN`] it may go on. At the end, what the peer is still sending is read and thrown away for a moment:
+//! closing a socket with unread bytes resets it, and a client in the middle of a refused upload would see a broken
+//! pipe instead of the reason.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-/// How long a peer may leave a response unread.
-const WRITE_WAIT_MAX: Duration = Duration::from_secs(30);
+use crate::house::{Accepted, Place};
+use crate::socket::Socket;
+
+/// How long a peer may leave an answer unread.
+const UNREAD_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// The slowest a peer may read, in bytes a second: half of what the slowest link carries.
+const READ_RATE_MIN: u64 = 1024;
 
 /// How long a refused upload is still drained.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 
-/// Any connected socket.
-pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
-
-pub(super) struct Connection {
+pub(crate) struct Connection {
     socket: Box<dyn Socket>,
-    write_deadline: Option<Pin<Box<Sleep>>>,
+    place: Arc<Place>,
+    /// From the first write that had to wait until all is written.
+    unread: Option<Unread>,
     linger_deadline: Option<Pin<Box<Sleep>>>,
 }
 
+struct Unread {
+    since: Instant,
+    bytes: u64,
+    deadline: Pin<Box<Sleep>>,
+}
+
 impl Connection {
-    pub(super) fn new(socket: impl Socket + 'static) -> Self {
-        Self { socket: Box::new(socket), write_deadline: None, linger_deadline: None }
+    pub(crate) fn new(accepted: Accepted) -> Self {
+        Self { socket: accepted.socket, place: accepted.place, unread: None, linger_deadline: None }
     }
 
     /// Turns a write that waits for too long into an error.
     fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.write_deadline = None;
             return written;
         }
-        let deadline = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(WRITE_WAIT_MAX)));
-        ready!(deadline.as_mut().poll(cx));
+        let place = &self.place;
+        let unread = self.unread.get_or_insert_with(|| {
+            place.set_unread(true);
+            let since = Instant::now();
+            Unread { since, bytes: 0, deadline: Box::pin(sleep_until(since + UNREAD_WAIT_MAX)) }
+        });
+        let deadline = unread.since + UNREAD_WAIT_MAX + Duration::from_secs(unread.bytes / READ_RATE_MIN);
+        if unread.deadline.deadline() != deadline {
+            unread.deadline.as_mut().reset(deadline);
+        }
+        ready!(unread.deadline.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -54,11 +74,18 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        if let (Poll::Ready(Ok(count)), Some(unread)) = (&written, &mut self.unread) {
+            unread.bytes += *count as u64;
+        }
         self.bounded(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.socket).poll_flush(cx);
+        // Only flushed once everything is written.
+        if flushed.is_ready() && self.unread.take().is_some() {
+            self.place.set_unread(false);
+        }
         self.bounded(cx, flushed)
     }
 

@@ -1,0 +1,276 @@
+//! What `bundle init` writes into a manifest, as far as the model's file tells it or the command line says it.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use hedge_core::judge::{OutputKind, Temperature};
+use hedge_inference::bundle::labels::Labels;
+use hedge_inference::bundle::{MANIFEST, sum_of};
+use hedge_inference::model::{Outline, Port, shape_in_words};
+use hedge_proto::Name;
+
+use super::init::{InitArgs, Preset};
+
+/// What most picture models are trained on.
+const USUAL_SIDE: u16 = 224;
+
+/// Width and height in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    width: u16,
+    height: u16,
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    /// `192x48`, or one number for a square.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let side = |text: &str| text.trim().parse().ok().filter(|side| *side > 0);
+        let (width, height) = text.split_once(['x', 'X', '×']).unwrap_or((text, text));
+        match (side(width), side(height)) {
+            (Some(width), Some(height)) => Ok(Self { width, height }),
+            _ => Err("write WIDTHxHEIGHT in pixels, such as 192x48".to_owned()),
+        }
+    }
+}
+
+/// What goes into the manifest.
+pub(super) struct Draft {
+    name: Name,
+    task: Name,
+    input: String,
+    shape: Vec<usize>,
+    /// Layout, colour and preset, if the model takes pictures.
+    picture: Option<(&'static str, &'static str, Preset)>,
+    output: String,
+    pub(super) kind: OutputKind,
+    /// What was decided although the file says nothing of it.
+    pub(super) remarks: Vec<String>,
+}
+
+impl Draft {
+    pub(super) fn new(
+        args: &InitArgs,
+        outline: &Outline,
+        labels: &Labels,
+        name: Name,
+        task: Name,
+    ) -> anyhow::Result<Self> {
+        let model = args.model.display();
+        let [input] = outline.inputs.as_slice() else {
+            bail!("{model} has {} inputs; models with one are supported", outline.inputs.len());
+        };
+        let open_shape = input.shape.as_deref().with_context(|| {
+            format!(
+                "the input `{}` of {model} takes {}; export the model with an input of float32",
+                input.name, input.kind
+            )
+        })?;
+        let Guess { shape, picture, assumed } = guess(open_shape, args.size).with_context(|| {
+            format!("the input `{}` of {model} has the shape {}", input.name, shape_in_words(open_shape))
+        })?;
+        let picture = picture.map(|(layout, color)| {
+            let usual = if color == "gray" { Preset::Unit } else { Preset::Imagenet };
+            (layout, color, args.preset.unwrap_or(usual))
+        });
+        if let Some((_, "gray", Preset::Imagenet)) = picture {
+            bail!("the preset imagenet has three channels, but {model} takes one; choose another --preset");
+        }
+        let output = class_output(args, &outline.outputs, labels)?;
+        let mut remarks = Vec::new();
+        if assumed {
+            remarks.push(format!(
+                "size       {USUAL_SIDE}x{USUAL_SIDE} pixels are assumed, because the model leaves its size open; if it \
+                 was trained on another, say --size WIDTHxHEIGHT"
+            ));
+        }
+        let others: Vec<String> =
+            outline.outputs.iter().filter(|port| port.name != output.name).map(Port::to_string).collect();
+        if !others.is_empty() {
+            remarks.push(format!("not read   {}", others.join(", ")));
+        }
+        let (input, output) = (input.name.clone(), output.name.clone());
+        let kind = OutputKind::Logits { temperature: Temperature::ONE };
+        Ok(Self { name, task, input, shape, picture, output, kind, remarks })
+    }
+
+    pub(super) fn write_manifest(&self, dir: &Path) -> anyhow::Result<()> {
+        let model = dir.join("model.onnx");
+        let bytes = std::fs::metadata(&model).with_context(|| format!("cannot read {}", model.display()))?.len();
+        let manifest = format!(
+            "{self}\n[[variant]]\nname = \"default\"\nfile = \"model.onnx\"\nsha256 = \"{}\"\nbytes = {bytes}\n",
+            sum_of(&model)?
+        );
+        let path = dir.join(MANIFEST);
+        std::fs::write(&path, manifest).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    pub(super) fn output(&self) -> &str {
+        &self.output
+    }
+}
+
+/// One sample at a time, open sizes filled in; and layout and colour if the shape is that of a picture.
+#[derive(Debug, PartialEq)]
+struct Guess {
+    shape: Vec<usize>,
+    picture: Option<(&'static str, &'static str)>,
+    /// Whether an open size was filled in that nobody named.
+    assumed: bool,
+}
+
+fn guess(open_shape: &[i64], size: Option<Size>) -> anyhow::Result<Guess> {
+    match open_shape.first() {
+        Some(-1 | 1) => {}
+        Some(many) => bail!("it takes {many} samples at a time; export the model for one"),
+        None => bail!("it takes a single number; samples have at least one dimension more"),
+    }
+    let color = |channels: i64| if channels == 1 { "gray" } else { "rgb" };
+    // Where the height is; the width follows it.
+    let (picture, height_at) = match *open_shape {
+        [_, channels @ (1 | 3), _, _] => (Some(("nchw", color(channels))), 2),
+        [_, _, _, channels @ (1 | 3)] => (Some(("nhwc", color(channels))), 1),
+        _ => (None, 0),
+    };
+    let mut shape: Vec<i64> = open_shape.to_vec();
+    shape[0] = 1;
+    let mut assumed = false;
+    if picture.is_some() {
+        let wanted = size.unwrap_or(Size { width: USUAL_SIDE, height: USUAL_SIDE });
+        for (at, side) in [(height_at, wanted.height), (height_at + 1, wanted.width)] {
+            if shape[at] < 0 {
+                assumed |= size.is_none();
+                shape[at] = side.into();
+            } else {
+                ensure!(
+                    size.is_none() || shape[at] == i64::from(side),
+                    "it is fixed, and --size {}x{} is another",
+                    wanted.width,
+                    wanted.height
+                );
+            }
+        }
+    } else {
+        ensure!(size.is_none(), "it is no picture's, so --size means nothing to it");
+    }
+    let sizes: Result<Vec<usize>, _> = shape.iter().map(|size| usize::try_from(*size)).collect();
+    let shape = sizes.map_err(|_| {
+        anyhow!("it leaves sizes open and is no picture's (with 1 or 3 colours); export the model with fixed sizes")
+    })?;
+    Ok(Guess { shape, picture, assumed })
+}
+
+/// The output with a number for each label, or one number for two labels.
+fn class_output<'a>(args: &InitArgs, outputs: &'a [Port], labels: &Labels) -> anyhow::Result<&'a Port> {
+    let (model, file, count) = (args.model.display(), args.labels.display(), labels.names.len());
+    let list = |ports: &[&Port]| ports.iter().map(|port| port.to_string()).collect::<Vec<_>>().join(", ");
+    let every: Vec<&Port> = outputs.iter().collect();
+    let named = match &args.output {
+        None => every.clone(),
+        Some(name) => {
+            let port = outputs.iter().find(|port| port.name == *name);
+            vec![port.with_context(|| format!("{model} has no output `{name}`; it has {}", list(&every)))?]
+        }
+    };
+    // One number for two labels is a rarer fit than one for each, and an open size fits everything.
+    let fitting = |values: Option<usize>| {
+        named.iter().copied().filter(|port| port.shape.is_some() && port.values() == values).collect::<Vec<_>>()
+    };
+    let binary = if count == 2 { fitting(Some(1)) } else { Vec::new() };
+    let sets = [fitting(Some(count)), binary, fitting(None)];
+    match sets.iter().find(|set| !set.is_empty()).map(Vec::as_slice) {
+        Some([port]) => Ok(port),
+        Some(several) => Err(anyhow!(
+            "{model} has several outputs that may be a number for each of the {count} labels: {}; name the one with the \
+             class scores with --output",
+            list(several)
+        )),
+        None => Err(anyhow!(
+            "{file} holds {count} labels ({}), but {model} has no output with one number for each of the {count} labels; \
+             it has {}{}",
+            labels.form,
+            list(&named),
+            nearly(&named, labels)
+        )),
+    }
+}
+
+/// What is most likely wrong where one label is too many or too few.
+fn nearly(outputs: &[&Port], labels: &Labels) -> String {
+    let counts: Vec<usize> = outputs.iter().filter_map(|port| port.values()).collect();
+    let count = labels.names.len();
+    if counts.contains(&(count - 1)) {
+        format!(
+            ". One label is too many: remove the line `{}` if it is a heading or a class that this model does not have",
+            labels.names[0]
+        )
+    } else if counts.contains(&(count + 1)) {
+        ". One label is missing: add a line for the background, most likely as the first, if the model has a class for \
+         it"
+        .to_owned()
+    } else {
+        String::new()
+    }
+}
+
+impl fmt::Display for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, task, input, shape, output, kind, .. } = self;
+        let quoted = |text: &str| toml_edit::Value::from(text).to_string().trim().to_owned();
+        writeln!(
+            f,
+            "name = \"{name}\"\nversion = \"1\"\ntask = \"{task}\"\nkind = \"classify\"\nlabels = \"labels.txt\"\n"
+        )?;
+        writeln!(f, "[input]\nname = {}\nshape = {shape:?}\n", quoted(input))?;
+        if let Some((layout, color, preset)) = self.picture {
+            let (mean, std) = preset.numbers();
+            writeln!(f, "# value = (pixel - mean) / std, with pixels from 0 to 255")?;
+            writeln!(
+                f,
+                "[input.picture]\nlayout = \"{layout}\"\ncolor = \"{color}\"\nresize = \"bicubic\"\nfit = \"centre_crop\""
+            )?;
+            writeln!(f, "mean = {mean}\nstd = {std}\n")?;
+        }
+        writeln!(f, "[output]\nname = {}\nkind = \"{}\"", quoted(output), kind.word())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(text: &str) -> Option<Size> {
+        Some(text.parse().expect(text))
+    }
+
+    #[track_caller]
+    fn check(open_shape: &[i64], size: Option<Size>, shape: &[usize], assumed: bool) {
+        let guess = guess(open_shape, size).expect("a shape");
+        assert_eq!((guess.shape.as_slice(), guess.assumed), (shape, assumed));
+    }
+
+    #[test]
+    fn a_size_that_the_model_leaves_open_is_named_or_said_to_be_assumed() {
+        check(&[-1, 3, -1, -1], None, &[1, 3, 224, 224], true);
+        check(&[-1, 3, -1, -1], size("192x48"), &[1, 3, 48, 192], false);
+        check(&[-1, -1, -1, 3], size("192x48"), &[1, 48, 192, 3], false);
+        check(&[1, 3, 48, -1], None, &[1, 3, 48, 224], true);
+        check(&[1, 3, 48, 192], size("192x48"), &[1, 3, 48, 192], false);
+        check(&[1, 1, -1, -1], size("32"), &[1, 1, 32, 32], false);
+        check(&[-1, 4], None, &[1, 4], false);
+        for (open_shape, given, words) in [
+            (&[1, 3, 48, 192][..], size("224"), "--size 224x224 is another"),
+            (&[-1, -1, -1, -1], None, "leaves sizes open"),
+            (&[-1, -1], None, "leaves sizes open"),
+            (&[8, 3, 32, 32], None, "8 samples at a time"),
+            (&[-1, 4], size("32"), "no picture's"),
+        ] {
+            let error = guess(open_shape, given).expect_err(words).to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        assert!("192".parse::<Size>().is_ok() && "192x".parse::<Size>().is_err() && "0x4".parse::<Size>().is_err());
+    }
+}

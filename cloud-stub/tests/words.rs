@@ -1,0 +1,61 @@
+//! Nobody who is not a programmer reads `Debug` text: it is full of this program's own names.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Lists of numbers read the same to everybody.
+const LISTS: [&str; 5] = ["shape:?", "expected:?", "dimensions:?", "magic:?", "values:?"];
+
+/// Who reads these reads the program, too.
+const FOR_PROGRAMMERS: [&str; 8] =
+    ["debug!(", "trace!(", "assert", "panic!(", "unreachable!(", "in_words", "fmt::Debug", "expect("];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder").flatten() {
+        let path = entry.path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        if path.is_dir() && name != "tests" {
+            sources(&path, found);
+        } else if name.ends_with(".rs") && !name.starts_with("test") {
+            found.push(path);
+        }
+    }
+}
+
+/// Lines of the program itself that write `Debug` text, with where they are.
+fn offences(folder: &str, is_debug: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut files);
+    assert!(!files.is_empty(), "{folder} has moved");
+    let mut found = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).expect("text");
+        let program = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let lines: Vec<&str> = program.lines().collect();
+        for (n, line) in lines.iter().enumerate() {
+            let around = lines[n.saturating_sub(2)..=n].join("\n");
+            let is_comment = line.trim_start().starts_with("//");
+            if is_debug(line) && !is_comment && !FOR_PROGRAMMERS.iter().any(|mark| around.contains(mark)) {
+                found.push(format!("{}:{}: {}", file.display(), n + 1, line.trim()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn no_message_for_people_holds_debug_text() {
+    let formatted = |line: &str| line.contains(":?}") && !LISTS.iter().any(|list| line.contains(list));
+    let logged = |line: &str| {
+        let is_log = ["info!(", "warn!(", "error!("].iter().any(|log| line.contains(log));
+        is_log && line.split(['(', ',', '=']).any(|field| field.trim_start().starts_with('?'))
+    };
+    let mut found = Vec::new();
+    for folder in ["src", "../proto/src"] {
+        found.extend(offences(folder, formatted));
+    }
+    for folder in ["src", "../agent/src"] {
+        found.extend(offences(folder, logged));
+    }
+    assert!(found.is_empty(), "say it in words:\n{}", found.join("\n"));
+}
