@@ -44,7 +44,7 @@ pub enum Part {
 
 impl Part {
     /// All that are not named by the configuration, so that a graph shows them before they happen.
-    pub const FIXED: [Self; 10] = [
+    pub const FIXED: [Self; 11] = [
         Self::Config,
         Self::Identity,
         Self::State,

@@ -164,7 +164,7 @@ fn models(page: &mut Registry, now: &Telemetry) {
 }
 
 fn faults(page: &mut Registry, now: &Telemetry) {
-    let fixed = Part::FIXED.iter().map(ToString::to_string);
+    let fixed = Part::FIXED.into_iter().map(|part| part.to_string());
     let models = now.models.keys().map(|name| Part::Model(name.clone()).to_string());
     let sinks = now.sinks.keys().map(|name| format!("sink.{name}"));
     let sources = now.source_figures.keys().map(|name| Part::Source(name.clone()).to_string());

@@ -17,6 +17,9 @@ pub enum DecodeError {
     TooLarge { bytes: usize, bytes_max: usize },
     #[error("not a message of this version: {0}")]
     Malformed(String),
+    /// It can be read, and holds more than it may or what nothing can follow from.
+    #[error("{0}")]
+    Bound(String),
     /// Of a document that people type.
     #[error("{0}")]
     Field(FieldError),

@@ -9,9 +9,11 @@
 
 extern crate alloc;
 
+mod address;
 mod answer;
 #[cfg(test)]
 mod asyncapi;
+mod bounds;
 mod case;
 mod codec;
 mod control;
@@ -29,7 +31,9 @@ mod text;
 mod topic;
 mod verdict;
 
+pub use address::host_and_port;
 pub use answer::{Answer, CaseFate, Explanation, Outcome, Refusal};
+pub use bounds::{ASK_BYTES_MAX, CLOUD_STATUS_BYTES_MAX, DOWN_BYTES_MAX, Message, TEXT_BYTES_MAX, WIRE_VERSIONS_MAX};
 pub use case::{Captured, Case, CaseDecision, CaseMessage, Metadata, PayloadForm, ThresholdMode};
 pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json, to_value};
 pub use control::{

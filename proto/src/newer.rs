@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use ciborium::Value;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::{CaseMessage, DownMessage, MESSAGE_BYTES_MAX, WIRE_VERSION, from_cbor};
 
@@ -24,23 +24,124 @@ impl DownMessage {
 /// of this version, and for one that is damaged.
 #[must_use]
 pub fn newer(bytes: &[u8], kinds: &[&str]) -> Option<String> {
-    let Ok(Value::Map(message)) = from_cbor::<Value>(bytes, MESSAGE_BYTES_MAX) else { return None };
-    let [(Value::Text(kind), body)] = &message[..] else { return None };
+    let Outline { kind, version } = from_cbor(bytes, MESSAGE_BYTES_MAX).ok()?;
     if !kinds.contains(&kind.as_str()) {
         let kind: String = kind.chars().filter(|c| c.is_ascii_graphic()).take(KIND_CHARS_MAX).collect();
         return Some(format!("messages of the kind `{kind}`"));
     }
-    let version = match body {
-        Value::Array(all) => all.iter().filter_map(version).max(),
-        one => version(one),
-    };
-    version.filter(|version| *version > i128::from(WIRE_VERSION)).map(|version| format!("wire version {version}"))
+    version.filter(|version| *version > u64::from(WIRE_VERSION)).map(|version| format!("wire version {version}"))
 }
 
-fn version(body: &Value) -> Option<i128> {
-    let fields = body.as_map()?;
-    let (_, version) = fields.iter().find(|(name, _)| name.as_text() == Some("v"))?;
-    version.as_integer().map(i128::from)
+/// A message's kind and highest version. Nothing else of it is kept: a list of any length takes no memory.
+struct Outline {
+    kind: String,
+    version: Option<u64>,
+}
+
+/// The versions in a message's body, which is an object or a list of them.
+struct Body(Option<u64>);
+
+/// A number, or anything else.
+struct Number(Option<u64>);
+
+impl<'de> Deserialize<'de> for Outline {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Kind;
+        impl<'de> Visitor<'de> for Kind {
+            type Value = Outline;
+
+            fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.write_str("one kind of message")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Outline, A::Error> {
+                let none = || serde::de::Error::custom("no kind of message");
+                let (kind, Body(version)) = fields.next_entry()?.ok_or_else(none)?;
+                match fields.next_entry::<IgnoredAny, IgnoredAny>()? {
+                    None => Ok(Outline { kind, version }),
+                    Some(_) => Err(serde::de::Error::custom("more than one kind of message")),
+                }
+            }
+        }
+        deserializer.deserialize_map(Kind)
+    }
+}
+
+/// A visitor of whatever there may be. What tells nothing is passed over.
+struct Anything;
+
+impl<'de> Visitor<'de> for Anything {
+    type Value = (Body, Number);
+
+    fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+        Ok((Body(None), Number(Some(number))))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(NOTHING)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(NOTHING)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(NOTHING)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(NOTHING)
+    }
+
+    fn visit_bytes<E>(self, _: &[u8]) -> Result<Self::Value, E> {
+        Ok(NOTHING)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(NOTHING)
+    }
+
+    fn visit_none<E>(self) -> Result<Self::Value, E> {
+        Ok(NOTHING)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
+        let mut version = None;
+        while let Some(name) = fields.next_key::<String>()? {
+            if name == "v" {
+                version = fields.next_value::<Number>()?.0;
+            } else {
+                fields.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok((Body(version), Number(None)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut version = None;
+        while let Some(Body(one)) = list.next_element()? {
+            version = version.max(one);
+        }
+        Ok((Body(version), Number(None)))
+    }
+}
+
+const NOTHING: (Body, Number) = (Body(None), Number(None));
+
+impl<'de> Deserialize<'de> for Body {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Anything).map(|(body, _)| body)
+    }
+}
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Anything).map(|(_, number)| number)
+    }
 }
 
 #[cfg(test)]
@@ -48,6 +149,7 @@ mod tests {
     use super::*;
     use crate::{CaseId, CaseKey, DeviceId, Epoch, to_cbor};
     use alloc::vec;
+    use ciborium::Value;
 
     fn text(text: &str) -> Value {
         Value::Text(text.into())

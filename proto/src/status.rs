@@ -76,6 +76,23 @@ pub struct DeviceStatus {
     pub faults: Faults,
 }
 
+impl DeviceStatus {
+    /// Not there, since connection number so many.
+    #[must_use]
+    pub fn offline(connection: u64) -> Self {
+        Self {
+            state: DeviceState::Offline,
+            connection,
+            window_every_s: None,
+            link: None,
+            version: None,
+            wire: Vec::new(),
+            models: Vec::new(),
+            faults: Faults::new(),
+        }
+    }
+}
+
 /// What is wrong with a device now: the part it concerns, and a sentence that says what to do. Empty when nothing is.
 pub type Faults = BTreeMap<String, String>;
 

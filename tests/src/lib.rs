@@ -25,6 +25,7 @@ pub mod mosquitto_client;
 pub mod namespace;
 pub mod operated;
 pub mod operator;
+pub mod peer;
 pub mod places;
 pub mod porch;
 pub mod program;

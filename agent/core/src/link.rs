@@ -30,7 +30,7 @@ use crate::budget::Reached;
 use crate::chance::Chance;
 use crate::clock::Moment;
 
-pub use self::trouble::Trouble;
+pub use self::trouble::{Trouble, refusal};
 use self::window::Window;
 pub use self::window::Windows;
 

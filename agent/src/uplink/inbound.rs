@@ -9,16 +9,18 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use hedge_core::engine::Event;
 use hedge_proto::{
-    CaseId, CaseKey, CloudState, CloudStatus, DOCUMENT_BYTES_MAX, DownMessage, MESSAGE_BYTES_MAX, Name, Topic, Verdict,
-    WIRE_VERSION, from_cbor, from_json, newer, readable,
+    CaseId, CaseKey, CloudState, CloudStatus, DecodeError, DownMessage, Message as _, Name, Topic, Verdict,
+    WIRE_VERSION, newer, readable,
 };
 use rumqttc::AsyncClient;
+use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::Publish;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::options::{PACKET_BYTES_MAX, RECEIVE_MAXIMUM};
 use crate::control::commands::Message;
 use crate::faults::Part;
 use crate::figures::Figures;
@@ -29,20 +31,64 @@ const SIDE_BY_SIDE: usize = 32;
 /// The most of a sender's name that is kept.
 const BY_CHARS_MAX: usize = 128;
 
-/// Reads messages until the connection is `over`.
+/// Messages that may wait to be read. Some brokers send more at once than the receive maximum they were told; a dropped
+/// verdict would only come again when it is asked about.
+const INBOX_MAX: usize = 2048;
+
+/// What they may have together: all that a broker may send unacknowledged, so that one which keeps to it loses nothing.
+const INBOX_BYTES_MAX: u32 = RECEIVE_MAXIMUM as u32 * PACKET_BYTES_MAX;
+
+/// The part of it for what is never acknowledged. Anyone may flood that, and it must not displace what is owed.
+const UNACKNOWLEDGED_BYTES_MAX: u32 = INBOX_BYTES_MAX / 4;
+
+/// The longest reason that is kept of the cloud's.
+const REASON_CHARS_MAX: usize = 300;
+
+/// Where messages wait to be read, bounded in number and bytes.
+pub(super) struct Inbox {
+    arrived: mpsc::Sender<Arrived>,
+    room: Arc<Semaphore>,
+    full: bool,
+}
+
+/// A message, and the room that it takes until it has been read.
+pub(super) type Arrived = (Publish, OwnedSemaphorePermit);
+
+impl Inbox {
+    pub(super) fn new() -> (Self, mpsc::Receiver<Arrived>) {
+        let (sender, arrived) = mpsc::channel(INBOX_MAX);
+        let room = Arc::new(Semaphore::new(INBOX_BYTES_MAX as usize));
+        (Self { arrived: sender, room, full: false }, arrived)
+    }
+
+    /// Takes one message, or drops it if it does not fit.
+    pub(super) fn keep(&mut self, publish: Publish) {
+        let bytes = u32::try_from(publish.topic.len() + publish.payload.len() + size_of::<Publish>());
+        let bytes = bytes.unwrap_or(PACKET_BYTES_MAX).min(PACKET_BYTES_MAX);
+        let left = (INBOX_BYTES_MAX - UNACKNOWLEDGED_BYTES_MAX) as usize;
+        let fits = publish.qos != QoS::AtMostOnce || self.room.available_permits() > left;
+        let room = fits.then(|| self.room.clone().try_acquire_many_owned(bytes).ok()).flatten();
+        let kept = room.is_some_and(|room| self.arrived.try_send((publish, room)).is_ok());
+        if !kept && !std::mem::replace(&mut self.full, true) {
+            tracing::warn!("more messages arrive than are read; what does not fit is dropped over this connection");
+        }
+    }
+}
+
+/// Reads messages until the connection is `over` and all that arrived over it is read.
 pub(super) async fn listen(
     shared: Arc<Shared>,
     client: AsyncClient,
-    arrived: mpsc::Receiver<Publish>,
+    arrived: mpsc::Receiver<Arrived>,
     over: CancellationToken,
 ) {
     let mut read = ReceiverStream::new(arrived)
-        .map(|publish| {
+        .map(|(publish, room)| {
             let (shared, over) = (shared.clone(), over.clone());
-            async move { (shared.read(&publish, &over).await, publish) }
+            async move { (shared.read(&publish, &over).await, publish, room) }
         })
         .buffered(SIDE_BY_SIDE);
-    while let Some((outcome, publish)) = read.next().await {
+    while let Some((outcome, publish, _room)) = read.next().await {
         match outcome {
             // A failed acknowledgement means that the connection is over; the message will come again.
             Ok(()) => drop(client.ack(&publish).await),
@@ -83,20 +129,14 @@ impl Shared {
         match self.setup.prefix.read(&topic) {
             Some(Topic::CloudStatus(instance)) => self.read_cloud_status(instance, publish).await,
             Some(Topic::DownVerdict(device)) if device == self.setup.device => {
-                return match from_cbor(&publish.payload, MESSAGE_BYTES_MAX) {
+                return match DownMessage::read(&publish.payload) {
                     Ok(DownMessage::Verdict(Verdict { v, .. })) if v > WIRE_VERSION => {
                         self.hold(&format!("wire version {v}"));
                         Ok(())
                     }
                     Ok(message) => self.read_down(message).await,
                     Err(error) => {
-                        match newer(&publish.payload, &DownMessage::KINDS) {
-                            Some(what) => self.hold(&what),
-                            None => {
-                                Figures::count(&self.setup.verdicts.figures.unread);
-                                tracing::warn!(%topic, %error, "unreadable message dropped");
-                            }
-                        }
+                        self.pass_over(&topic, &publish.payload, &error);
                         Ok(())
                     }
                 };
@@ -130,6 +170,20 @@ impl Shared {
         }
     }
 
+    /// Nothing follows from a message that cannot be read: its case waits, and is asked about again.
+    fn pass_over(&self, topic: &str, payload: &[u8], error: &DecodeError) {
+        if let Some(what) = newer(payload, &DownMessage::KINDS) {
+            return self.hold(&what);
+        }
+        Figures::count(&self.setup.verdicts.figures.unread);
+        tracing::warn!(topic, %error, "unreadable message dropped");
+        if let DecodeError::Bound(what) = error {
+            let sentence =
+                format!("the cloud sends an answer that is not taken ({what}); its case waits: mend the cloud");
+            self.setup.faults.set(&Part::Wire, sentence);
+        }
+    }
+
     /// Nothing follows from a message of a later version: its case waits, and is asked about again.
     fn hold(&self, what: &str) {
         Figures::count(&self.setup.verdicts.figures.unread);
@@ -148,7 +202,7 @@ impl Shared {
                 payload_bytes_max: None,
             })
         } else {
-            from_json(&publish.payload, DOCUMENT_BYTES_MAX)
+            CloudStatus::read(&publish.payload)
         };
         match status {
             Ok(status) => {
@@ -165,9 +219,11 @@ impl Shared {
             DownMessage::Unknown { ids } => Event::Unknown { keys: self.own(&ids) },
             DownMessage::Busy { after_s } => Event::Busy { after: Duration::from_secs(u64::from(after_s)) },
             DownMessage::Failed { id, reason } if id.device == self.setup.device => {
-                Event::Failed { key: id.key, reason }
+                Event::Failed { key: id.key, reason: readable(&reason, REASON_CHARS_MAX) }
             }
-            DownMessage::Dead { id, reason } if id.device == self.setup.device => Event::Dead { key: id.key, reason },
+            DownMessage::Dead { id, reason } if id.device == self.setup.device => {
+                Event::Dead { key: id.key, reason: readable(&reason, REASON_CHARS_MAX) }
+            }
             // The whole payload answers every form that is asked for.
             DownMessage::Send { id, .. } if id.device == self.setup.device => Event::Wanted { key: id.key },
             DownMessage::Failed { id, .. } | DownMessage::Dead { id, .. } | DownMessage::Send { id, .. } => {

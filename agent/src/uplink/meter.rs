@@ -1,33 +1,51 @@
-//! Counts every byte of the connection, in both directions, below TLS and WebSocket.
+//! Counts every byte of the connection, in both directions, below TLS and WebSocket, and keeps the first that came.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+/// What a peer says first is kept this far: enough to tell MQTT, TLS and HTTP apart.
+const OPENING_BYTES_MAX: usize = 16;
+
 /// Bytes since the process started. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Meter(Arc<AtomicU64>);
+pub struct Meter {
+    bytes: Arc<AtomicU64>,
+    opening: Arc<Mutex<Vec<u8>>>,
+}
 
 impl Meter {
     /// The bytes since this was last called.
     #[must_use]
     pub fn take(&self) -> u64 {
-        self.0.swap(0, Relaxed)
+        self.bytes.swap(0, Relaxed)
+    }
+
+    /// The same count, with the opening of one connection of its own.
+    #[must_use]
+    pub fn for_one(&self) -> Self {
+        Self { bytes: self.bytes.clone(), opening: Arc::default() }
+    }
+
+    /// The first bytes that came from the peer.
+    #[must_use]
+    pub fn opening(&self) -> Vec<u8> {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Counts what passes through the stream.
     #[must_use]
     pub fn on(&self, stream: TcpStream) -> Metered {
-        Metered { stream, meter: self.clone() }
+        Metered { stream, meter: self.clone(), kept: 0 }
     }
 
     fn count(&self, bytes: usize) {
-        self.0.fetch_add(bytes as u64, Relaxed);
+        self.bytes.fetch_add(bytes as u64, Relaxed);
     }
 }
 
@@ -35,13 +53,21 @@ impl Meter {
 pub struct Metered {
     stream: TcpStream,
     meter: Meter,
+    /// How much of its opening is kept.
+    kept: usize,
 }
 
 impl AsyncRead for Metered {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = into.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, into);
-        self.meter.count(into.filled().len() - before);
+        let came = into.filled().get(before..).unwrap_or_default();
+        self.meter.count(came.len());
+        if self.kept < OPENING_BYTES_MAX && !came.is_empty() {
+            let more = came.get(..OPENING_BYTES_MAX - self.kept).unwrap_or(came);
+            self.meter.opening.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(more);
+            self.kept += more.len();
+        }
         read
     }
 }
@@ -102,5 +128,6 @@ mod tests {
         stream.read_to_end(&mut all).await.expect("reads");
         echo.await.expect("ends");
         assert_eq!((meter.take(), meter.take()), (11, 0));
+        assert_eq!((meter.opening(), meter.for_one().opening()), (b"seven77".to_vec(), Vec::new()));
     }
 }

@@ -3,6 +3,7 @@
 //! When to dial and what to send is decided by the engine; what is worth keeping is in the outbox. A publish
 //! that ends in doubt is reported as such, never repeated here.
 
+mod credentials;
 mod inbound;
 mod meter;
 mod network;
@@ -20,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use hedge_core::control::commands::ReplyTo;
 use hedge_core::engine::Event;
-use hedge_core::link::Way;
+use hedge_core::link::{Way, refusal};
 use hedge_proto::{
     Answer, CaseId, CaseKey, CaseMessage, DeviceId, LinkState, MESSAGE_BYTES_MAX, ModelRef, Name, Reply, Reported,
     Telemetry, Topic, Topics, to_json,
@@ -31,12 +32,14 @@ use rumqttc::{AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, Pub
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::credentials::{client_config, roots};
 pub use self::meter::Meter;
 pub use self::network::watch as watch_network;
+pub(crate) use self::options::session_options;
 pub use self::options::{OptionsError, options};
-pub(crate) use self::options::{client_config, roots};
+pub(crate) use self::session::{granted, subscribed};
 use self::silence::Silence;
-pub(crate) use self::trouble::read as read_trouble;
+pub(crate) use self::trouble::{Dialled, read as read_trouble, read_certificate, refused_in_tls};
 use self::upload::Uploads;
 pub(crate) use self::upload::payloads_fault;
 use crate::control::commands::Desk;
@@ -141,7 +144,7 @@ pub enum PublishError {
     NotConnected,
     #[error("nobody subscribes to the topic")]
     Nobody,
-    #[error("the broker refused it: {0:?}")]
+    #[error("the broker refuses it: {}", refusal(*.0 as u8))]
     Refused(PubAckReason),
     #[error("{bytes} bytes are more than the {bytes_max} that broker and cloud take")]
     TooLarge { bytes: usize, bytes_max: usize },
@@ -341,6 +344,16 @@ impl Shared {
 
     async fn publish_at(&self, topic: String, payload: Vec<u8>, options: PublishOptions) -> Result<(), PublishError> {
         let session = self.session().ok_or(PublishError::NotConnected)?;
+        self.publish_over(session, topic, payload, options).await
+    }
+
+    async fn publish_over(
+        &self,
+        session: Session,
+        topic: String,
+        payload: Vec<u8>,
+        options: PublishOptions,
+    ) -> Result<(), PublishError> {
         let (bytes, bytes_max) = (payload.len() + ENVELOPE_BYTES_MAX, session.packet_bytes_max);
         if bytes > bytes_max {
             return Err(PublishError::TooLarge { bytes, bytes_max });

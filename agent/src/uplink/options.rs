@@ -5,19 +5,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hedge_inference::{read_pem, read_text};
-use hedge_proto::{DeviceId, DeviceStatus, MESSAGE_BYTES_MAX, Topic, to_json};
+use hedge_inference::read_text;
+use hedge_proto::{DOCUMENT_BYTES_MAX, DOWN_BYTES_MAX, DeviceId, DeviceStatus, Topic, to_json};
 use rumqttc::{
     AckMode, Broker, IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, Proxy, ProxyAuth, ProxyType,
     QoS, SessionStore, SessionStoreError, SessionStoreKey, TlsConfiguration, Transport,
 };
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
 
 use super::Meter;
+use super::credentials::client_config;
 use crate::daemon::config::{BrokerConfig, BrokerTransport};
-use crate::identity::{Certificate, CertificateClock};
 
 /// How long dialling may take: a TLS handshake on a 20 kbit/s, 600 ms link needs most of it.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -29,7 +27,7 @@ const SESSION_EXPIRY_S: u32 = 24 * 3600;
 const WILL_DELAY_S: u32 = 30;
 
 /// Messages the broker may have on their way to us, unacknowledged.
-const RECEIVE_MAXIMUM: u16 = 64;
+pub(super) const RECEIVE_MAXIMUM: u16 = 64;
 
 /// What the kernel takes from us beyond what is on its way. On a slow link everything in it is in front of the next
 /// keep-alive: 32 KiB (the kernel doubles it) are 13 s at 20 kbit/s.
@@ -46,9 +44,10 @@ const _: () = assert!(hedge_core::uplink::WINDOW_MAX < UNACKNOWLEDGED_MAX as usi
 /// The version of the library's session model.
 const SESSION_FORMAT: u16 = 1;
 
-/// Room for the topic and properties around the largest message.
-const PACKET_BYTES_MAX: u32 = 17 * 1024 * 1024;
-const _: () = assert!(MESSAGE_BYTES_MAX < PACKET_BYTES_MAX as usize);
+/// The largest message that a device reads, with as much for the topic and properties around it. Brokers keep back what
+/// is larger.
+pub(super) const PACKET_BYTES_MAX: u32 = 2 * DOCUMENT_BYTES_MAX as u32;
+const _: () = assert!(DOWN_BYTES_MAX <= DOCUMENT_BYTES_MAX);
 
 /// Why a connection cannot even be tried.
 #[derive(Debug, thiserror::Error)]
@@ -68,10 +67,23 @@ pub(super) fn uplink_options(
     meter: &Meter,
 ) -> Result<MqttOptions, OptionsError> {
     let client_id = config.client_id.clone().unwrap_or_else(|| device.to_string());
-    let mut options = options(config, &client_id, keep_alive, meter)?;
+    let mut options = session_options(config, device, &client_id, offline, keep_alive, meter)?;
     options.set_clean_start(false);
     options.set_session_expiry_interval(Some(SESSION_EXPIRY_S));
     options.set_session_store(NothingRemembered { client_id });
+    Ok(options)
+}
+
+/// What the uplink asks of a broker, in a session that ends with its connection: whoever lets this in lets the uplink in.
+pub(crate) fn session_options(
+    config: &BrokerConfig,
+    device: &DeviceId,
+    client_id: &str,
+    offline: &DeviceStatus,
+    keep_alive: Duration,
+    meter: &Meter,
+) -> Result<MqttOptions, OptionsError> {
+    let mut options = options(config, client_id, keep_alive, meter)?;
     options.set_ack_mode(AckMode::Manual);
     options.set_receive_maximum(Some(RECEIVE_MAXIMUM));
     options.set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(PACKET_BYTES_MAX));
@@ -153,16 +165,16 @@ fn will(config: &BrokerConfig, device: &DeviceId, offline: &DeviceStatus) -> Las
 }
 
 fn credentials(config: &BrokerConfig, options: &mut MqttOptions) -> Result<(), OptionsError> {
-    let Some(username) = &config.username else { return Ok(()) };
-    match &config.password_file {
-        Some(path) => {
-            let password = read_text(path).map_err(|error| unreadable("password_file", path, &error))?;
-            options.set_credentials(username, password.trim_end_matches(['\r', '\n']).to_owned());
-        }
-        None => {
-            options.set_username(username);
-        }
-    }
+    let read = |path: &PathBuf| read_text(path).map_err(|error| unreadable("password_file", path, &error));
+    let password = config.password_file.as_ref().map(read).transpose()?;
+    let password = password.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+    match (&config.username, password) {
+        (Some(username), Some(password)) => options.set_credentials(username, password),
+        // Brokers that go by tokens take a password alone, which MQTT 5 allows.
+        (None, Some(password)) => options.set_password(password),
+        (Some(username), None) => options.set_username(username),
+        (None, None) => return Ok(()),
+    };
     Ok(())
 }
 
@@ -170,60 +182,7 @@ fn tls(config: &BrokerConfig) -> Result<TlsConfiguration, OptionsError> {
     Ok(TlsConfiguration::Rustls(Arc::new(client_config(config)?)))
 }
 
-/// Whom the device trusts and how it shows who it is.
-pub(crate) fn client_config(config: &BrokerConfig) -> Result<rustls::ClientConfig, OptionsError> {
-    let own = config.certificate_file.as_deref().and_then(|file| Certificate::read(file).ok());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_details(provider, CertificateClock::since(own.as_ref()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| OptionsError::Broker(error.to_string()))?
-        .with_root_certificates(roots(config.ca_file.as_deref())?);
-    let mut tls = match (&config.certificate_file, &config.key_file) {
-        (Some(certificate), Some(key)) => builder
-            .with_client_auth_cert(certificates("certificate_file", certificate)?, private_key(key)?)
-            .map_err(|error| unreadable("certificate_file", certificate, &error))?,
-        (None, None) => builder.with_no_client_auth(),
-        _ => return Err(OptionsError::Broker("certificate_file and key_file belong together; give both".into())),
-    };
-    tls.alpn_protocols = config.alpn.iter().map(|name| name.clone().into_bytes()).collect();
-    Ok(tls)
-}
-
-pub(crate) fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, OptionsError> {
-    let mut roots = rustls::RootCertStore::empty();
-    if let Some(path) = ca_file {
-        for certificate in certificates("ca_file", path)? {
-            roots.add(certificate).map_err(|error| unreadable("ca_file", path, &error))?;
-        }
-        return Ok(roots);
-    }
-    let system = rustls_native_certs::load_native_certs();
-    let (added, _) = roots.add_parsable_certificates(system.certs);
-    if added == 0 {
-        return Err(OptionsError::Broker(
-            "this system has no CA certificates; install `ca-certificates` or give ca_file".into(),
-        ));
-    }
-    Ok(roots)
-}
-
-fn certificates(field: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, OptionsError> {
-    let pem = read_pem(path).map_err(|error| unreadable(field, path, &error))?;
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| unreadable(field, path, &error))?;
-    if certificates.is_empty() {
-        return Err(unreadable(field, path, &"it holds no PEM certificate"));
-    }
-    Ok(certificates)
-}
-
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, OptionsError> {
-    let pem = read_pem(path).map_err(|error| unreadable("key_file", path, &error))?;
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| unreadable("key_file", path, &error))
-}
-
-fn unreadable(field: &'static str, path: &Path, reason: &dyn std::fmt::Display) -> OptionsError {
+pub(super) fn unreadable(field: &'static str, path: &Path, reason: &dyn std::fmt::Display) -> OptionsError {
     OptionsError::File { field, path: path.to_owned(), reason: reason.to_string() }
 }
 

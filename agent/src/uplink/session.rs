@@ -1,5 +1,12 @@
 //! One connection, from dial to end.
 //!
+//! ```text
+//! dial ─► CONNACK ─► SUBACK ─► status acknowledged ─► ready ─► broken, silent or left
+//! ```
+//! Each step before `ready` has a deadline and an outcome that is looked at: a session that lacks one of them could send
+//! cases and never hear of them. Everything that the engine is told of a connection is told by one task, so that its end
+//! never comes before its beginning.
+//!
 //! Every connection gets an event loop of its own: what the library would repeat from an earlier one is the
 //! outbox's to decide.
 
@@ -10,17 +17,17 @@ use hedge_core::engine::Event;
 use hedge_core::link::{Loss, Trouble, Way};
 use hedge_proto::{DeviceState, DeviceStatus, MESSAGE_BYTES_MAX, Topic, WIRE_VERSION, to_json};
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::{ConnAck, DisconnectReasonCode, Packet, Publish};
-use rumqttc::{AsyncClient, ConnectionError, NoticeFailureReason, StateError};
-use rumqttc::{SubscribeFilter, SubscribeNoticeError};
-use tokio::sync::mpsc;
+use rumqttc::mqttbytes::v5::{ConnAck, DisconnectReasonCode, Packet, SubAck, SubscribeReasonCode};
+use rumqttc::{AsyncClient, ConnectionError, NoticeFailureReason, PublishOptions, StateError, SubscribeFilter};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::inbound::{self, Inbox};
 use super::options::uplink_options;
 use super::silence::Silence;
-use super::{
-    Leave, OptionsError, PublishError, REQUESTS_MAX, Session, SessionView, Shared, UplinkSetup, inbound, trouble,
-};
+use super::trouble::Dialled;
+use super::{Leave, OptionsError, PublishError, REQUESTS_MAX, Session, SessionView, Shared, UplinkSetup, trouble};
 use crate::faults::Part;
 
 /// How long the goodbye may take when the agent stops.
@@ -29,9 +36,15 @@ pub(super) const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 /// MQTT's default when the broker names no receive maximum.
 const RECEIVE_MAXIMUM_DEFAULT: u16 = u16::MAX;
 
-/// Messages from the broker that may wait to be read. Some brokers send more at once than the receive maximum they
-/// were told; a dropped verdict would only come again when it is asked about.
-const INBOX_MAX: usize = 2048;
+/// How long the broker may take to grant the subscriptions, and then to acknowledge the status. On the slowest link that
+/// is served either takes some seconds.
+const SETUP_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// The smallest packet that a device can live with: its status, settings and questions.
+const PACKET_BYTES_MIN: usize = 2 * 1024;
+
+/// How long what has arrived may take to be stored after the connection has ended.
+const LAST_READ_MAX: Duration = Duration::from_secs(5);
 
 /// So many connections are counted on the disk at once.
 const CONNECTIONS_AT_ONCE: u64 = 16;
@@ -39,11 +52,16 @@ const CONNECTIONS_AT_ONCE: u64 = 16;
 /// How a connection ended.
 enum End {
     Failed(ConnectionError),
+    /// The broker does not grant what a session needs.
+    NotReady(Trouble),
     /// Open, but nothing is acknowledged any more.
     Silent,
     /// We left: other settings are in force, or the radio rests.
     Left,
 }
+
+/// What the end of a connection is for the engine, and for people.
+type Told = (Loss, Option<Trouble>);
 
 /// A connection that is not ready yet.
 struct Opening {
@@ -68,18 +86,10 @@ enum SessionError {
 
 /// Connects, serves until the connection ends, and tells the engine that it has.
 pub(super) async fn run(shared: Arc<Shared>, way: Way, leave: Leave) {
-    let (loss, trouble) = match serve(&shared, way, leave.now).await {
+    let (loss, trouble) = match serve(&shared, way, &leave).await {
         // Also what the broker made of our goodbye.
         Ok(_) if leave.wanted.is_cancelled() => (Loss::Broken, None),
-        Ok(End::Failed(error)) => {
-            tracing::info!(%error, "the connection to the broker ended");
-            (loss(&error), Some(trouble::read(&error)))
-        }
-        Ok(End::Silent) => {
-            tracing::info!("the broker has acknowledged nothing for too long; dialling anew");
-            (Loss::Broken, Some(Trouble::NoAnswer))
-        }
-        Ok(End::Left) => (Loss::Broken, None),
+        Ok(told) => told,
         Err(error) => {
             tracing::error!(%error, "cannot connect");
             (Loss::Broken, None)
@@ -97,14 +107,15 @@ async fn explain(shared: &Shared, trouble: Option<Trouble>) {
     if let Some(trouble) = trouble {
         shared.tell(Event::Explained(trouble)).await;
     }
-    if let Some(config) = &shared.setup.probe
+    if !trouble.is_some_and(Trouble::is_told)
+        && let Some(config) = &shared.setup.probe
         && let Some(trouble) = trouble::probe(config).await
     {
         shared.tell(Event::Explained(trouble)).await;
     }
 }
 
-async fn serve(shared: &Arc<Shared>, way: Way, leave: CancellationToken) -> Result<End, SessionError> {
+async fn serve(shared: &Arc<Shared>, way: Way, leave: &Leave) -> Result<Told, SessionError> {
     let connection = count_connection(shared).await?;
     let UplinkSetup { settings, device, meter, .. } = &shared.setup;
     let settings = settings.borrow().clone();
@@ -114,7 +125,8 @@ async fn serve(shared: &Arc<Shared>, way: Way, leave: CancellationToken) -> Resu
         Way::Recovery => usual.recovery.as_deref().ok_or(SessionError::NoBroker)?,
     };
     let keep_alive = settings.config.link.profile().keep_alive;
-    let options = match uplink_options(broker, device, &shared.offline(connection), keep_alive, meter) {
+    let meter = meter.for_one();
+    let options = match uplink_options(broker, device, &shared.offline(connection), keep_alive, &meter) {
         Ok(options) => options,
         Err(error) => {
             shared.setup.faults.set(&Part::Broker, format!("the broker cannot be dialled: {error}"));
@@ -126,9 +138,11 @@ async fn serve(shared: &Arc<Shared>, way: Way, leave: CancellationToken) -> Resu
     let (client, mut eventloop) = AsyncClient::builder(options).capacity(REQUESTS_MAX).try_build()?;
     let silence = Arc::new(Silence::new());
     let over = CancellationToken::new();
-    let _ends_with_this = over.clone().drop_guard();
-    let (inbox, arrived) = mpsc::channel(INBOX_MAX);
-    tokio::spawn(inbound::listen(shared.clone(), client.clone(), arrived, over.clone()));
+    let ended = over.clone().drop_guard();
+    let (mut inbox, arrived) = Inbox::new();
+    let reading = tokio::spawn(inbound::listen(shared.clone(), client.clone(), arrived, over.clone()));
+    let (greeting, greeted) = oneshot::channel();
+    let mut greeting = Some(greeting);
 
     let polling = async {
         loop {
@@ -136,12 +150,9 @@ async fn serve(shared: &Arc<Shared>, way: Way, leave: CancellationToken) -> Resu
                 Ok(rumqttc::Event::Incoming(packet)) => {
                     silence.heard();
                     match packet {
-                        Packet::ConnAck(ack) => {
-                            let opening =
-                                Opening { client: client.clone(), view, silence: silence.clone(), over: over.clone() };
-                            tokio::spawn(open(shared.clone(), opening, ack));
-                        }
-                        Packet::Publish(publish) => keep(&inbox, publish),
+                        // One CONNACK ends the wait for it; the library refuses a second.
+                        Packet::ConnAck(ack) => drop(greeting.take().map(|greeting| greeting.send(ack))),
+                        Packet::Publish(publish) => inbox.keep(publish),
                         _ => {}
                     }
                 }
@@ -150,20 +161,50 @@ async fn serve(shared: &Arc<Shared>, way: Way, leave: CancellationToken) -> Resu
             }
         }
     };
+    // On the task that sees the end: told by a task of its own, `Connected` could come after `Disconnected`.
+    let opening = async {
+        let Ok(ack) = greeted.await else { return std::future::pending().await };
+        let opening = Opening { client, view, silence: silence.clone(), over: over.clone() };
+        match open(shared, opening, &ack).await {
+            Ok(()) => std::future::pending().await,
+            Err(trouble) => End::NotReady(trouble),
+        }
+    };
     let end = tokio::select! {
         end = polling => end,
+        end = opening => end,
         () = silence.broken() => End::Silent,
-        () = leave.cancelled() => End::Left,
+        () = leave.now.cancelled() => End::Left,
     };
     shared.set_session(None);
     eventloop.clean();
     eventloop.drain_pending_as_failed(NoticeFailureReason::SessionReset);
-    Ok(end)
+    // Nothing more can be acknowledged, and nobody waits for room to.
+    drop((eventloop, inbox, ended));
+    if timeout(LAST_READ_MAX, reading).await.is_err() {
+        tracing::warn!("what arrived over the last connection is still being stored");
+    }
+    Ok(end.told(&Dialled { broker, meter: &meter, greeted: greeting.is_none() }))
 }
 
-fn keep(inbox: &mpsc::Sender<Publish>, publish: Publish) {
-    if inbox.try_send(publish).is_err() {
-        tracing::warn!("more messages arrive than are read; one was dropped");
+impl End {
+    fn told(&self, dialled: &Dialled<'_>) -> Told {
+        match self {
+            Self::Failed(error) => {
+                let (loss, trouble) = (loss(error, dialled.greeted), trouble::read(error, dialled));
+                tracing::info!(%error, "no connection to the broker: {}", trouble.text());
+                (loss, Some(trouble))
+            }
+            Self::NotReady(trouble) => {
+                tracing::error!("the broker cannot be used: {}", trouble.text());
+                (Loss::Broken, Some(*trouble))
+            }
+            Self::Silent => {
+                tracing::info!("the broker has acknowledged nothing for too long; dialling anew");
+                (Loss::Broken, Some(Trouble::NoAnswer))
+            }
+            Self::Left => (Loss::Broken, None),
+        }
     }
 }
 
@@ -190,36 +231,63 @@ async fn count_connection(shared: &Arc<Shared>) -> Result<u64, std::io::Error> {
     Ok(connection)
 }
 
-/// Subscribes, says `online`, and tells the engine that the session is ready.
-async fn open(shared: Arc<Shared>, opening: Opening, ack: ConnAck) {
+/// Asks for everything a session needs, says `online`, and only then tells the engine that it is ready.
+async fn open(shared: &Shared, opening: Opening, ack: &ConnAck) -> Result<(), Trouble> {
     let Opening { client, view, silence, over } = opening;
-    if let Err(error) = subscribe(&shared, &client).await {
-        tracing::error!(%error, "the broker does not grant the device's subscriptions; check its access rules");
-        drop(client.disconnect_now().await);
-        return;
-    }
-    let properties = ack.properties.as_ref();
-    let packet_bytes_max = properties
-        .and_then(|properties| properties.max_packet_size)
-        .and_then(|bytes| usize::try_from(bytes).ok())
-        .unwrap_or(usize::MAX)
-        .min(MESSAGE_BYTES_MAX);
-    let receive_maximum = properties.and_then(|properties| properties.receive_max).unwrap_or(RECEIVE_MAXIMUM_DEFAULT);
+    let packet_bytes_max = granted(ack)?;
+    let subscribed = timeout(SETUP_WAIT_MAX, subscribe(shared, &client)).await;
+    subscribed.unwrap_or(Err(Trouble::SubscriptionUnanswered))?;
     let session = Session { client, view, packet_bytes_max, silence, over };
     shared.set_told(None);
-    shared.set_session(Some(session.clone()));
+    let told = timeout(SETUP_WAIT_MAX, shared.publish_online(&session)).await;
+    told.unwrap_or(Err(PublishError::Unclear)).map_err(|error| {
+        tracing::warn!(%error, "the device's status is not taken");
+        match error {
+            PublishError::TooLarge { .. } => Trouble::SmallPackets,
+            PublishError::Refused(_) => Trouble::StatusRefused,
+            PublishError::NotConnected | PublishError::Nobody | PublishError::Unclear => Trouble::StatusUnanswered,
+        }
+    })?;
+    let receive_maximum =
+        ack.properties.as_ref().and_then(|properties| properties.receive_max).unwrap_or(RECEIVE_MAXIMUM_DEFAULT);
+    shared.set_session(Some(session));
     shared.tell(Event::Connected { receive_maximum }).await;
-    if let Err(error) = shared.publish_online(&session).await {
-        tracing::warn!(%error, "could not publish the device's status");
-    }
+    Ok(())
 }
 
-async fn subscribe(shared: &Shared, client: &AsyncClient) -> Result<(), SubscribeNoticeError> {
+/// Whether the broker grants what every session needs. Returns the largest packet it takes.
+pub(crate) fn granted(ack: &ConnAck) -> Result<usize, Trouble> {
+    let Some(properties) = &ack.properties else { return Ok(MESSAGE_BYTES_MAX) };
+    if properties.retain_available == Some(0) {
+        return Err(Trouble::NoRetained);
+    }
+    if properties.max_qos == Some(0) {
+        return Err(Trouble::NoQos1);
+    }
+    if properties.wildcard_subscription_available == Some(0) {
+        return Err(Trouble::NoWildcards);
+    }
+    let bytes = properties.max_packet_size.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(usize::MAX);
+    if bytes < PACKET_BYTES_MIN { Err(Trouble::SmallPackets) } else { Ok(bytes.min(MESSAGE_BYTES_MAX)) }
+}
+
+async fn subscribe(shared: &Shared, client: &AsyncClient) -> Result<(), Trouble> {
     let topics = &shared.setup.prefix;
     let filters = [topics.down_filter(&shared.setup.device), topics.cloud_filter()]
         .map(|filter| SubscribeFilter::new(filter, QoS::AtLeastOnce));
-    let notice = client.try_subscribe_many_tracked(filters).map_err(|_| SubscribeNoticeError::Recv)?;
-    notice.wait_async().await.map(drop)
+    // Without the client's other end the connection has ended, which is told by that.
+    let notice = client.try_subscribe_many_tracked(filters).map_err(|_| Trouble::SubscriptionUnanswered)?;
+    subscribed(&notice.wait_async().await.map_err(|_| Trouble::SubscriptionUnanswered)?)
+}
+
+/// Whether the broker grants what was asked for. The library's own word for success only means that SUBACK has come.
+pub(crate) fn subscribed(ack: &SubAck) -> Result<(), Trouble> {
+    match ack.return_codes.iter().find(|code| **code != SubscribeReasonCode::Success(QoS::AtLeastOnce)) {
+        None => Ok(()),
+        Some(SubscribeReasonCode::Success(_)) => Err(Trouble::NoQos1),
+        Some(SubscribeReasonCode::WildcardSubscriptionsNotSupported) => Err(Trouble::NoWildcards),
+        Some(_) => Err(Trouble::NotSubscribed),
+    }
 }
 
 impl Shared {
@@ -234,26 +302,17 @@ impl Shared {
             models: (self.setup.models)(),
             faults: self.setup.faults.now(),
         };
-        self.publish_status(&status).await
+        self.publish_status(session, &status).await
     }
 
     pub(super) async fn publish_offline(&self, session: &Session) -> Result<(), PublishError> {
         let status = self.offline(session.view.connection);
-        let said = tokio::time::timeout(GOODBYE_WAIT, self.publish_status(&status)).await;
+        let said = timeout(GOODBYE_WAIT, self.publish_status(session, &status)).await;
         said.unwrap_or(Err(PublishError::Unclear))
     }
 
     fn offline(&self, connection: u64) -> DeviceStatus {
-        DeviceStatus {
-            state: DeviceState::Offline,
-            connection,
-            window_every_s: self.window_every_s(),
-            link: None,
-            version: None,
-            wire: Vec::new(),
-            models: Vec::new(),
-            faults: Default::default(),
-        }
+        DeviceStatus { window_every_s: self.window_every_s(), ..DeviceStatus::offline(connection) }
     }
 
     /// How often we connect, if the radio rests in between.
@@ -261,20 +320,27 @@ impl Shared {
         self.setup.settings.borrow().config.link.windows.told_every_s()
     }
 
-    async fn publish_status(&self, status: &DeviceStatus) -> Result<(), PublishError> {
-        self.publish_retained(&Topic::UpStatus(self.setup.device.clone()), to_json(status)).await
+    async fn publish_status(&self, session: &Session, status: &DeviceStatus) -> Result<(), PublishError> {
+        let topic = self.setup.prefix.text(&Topic::UpStatus(self.setup.device.clone()));
+        let options = PublishOptions::new(QoS::AtLeastOnce).retained();
+        match self.publish_over(session.clone(), topic, to_json(status), options).await {
+            // Kept for whoever comes; nobody need listen now.
+            Err(PublishError::Nobody) => Ok(()),
+            other => other,
+        }
     }
 }
 
-fn loss(error: &ConnectionError) -> Loss {
+/// What the end of a connection is, once it had begun.
+fn loss(error: &ConnectionError, greeted: bool) -> Loss {
     match error {
         ConnectionError::MqttState(StateError::ServerDisconnect {
             reason_code: DisconnectReasonCode::SessionTakenOver,
             ..
         }) => Loss::TakenOver,
-        ConnectionError::MqttState(StateError::ConnectionAborted) => Loss::Closed,
+        ConnectionError::MqttState(StateError::ConnectionAborted) if greeted => Loss::Closed,
         // Some brokers acknowledge what is too large with a code that MQTT does not have there (mosquitto: PUBACK 0x95).
-        ConnectionError::MqttState(StateError::ServerDisconnect { .. } | StateError::Deserialization(_)) => {
+        ConnectionError::MqttState(StateError::ServerDisconnect { .. } | StateError::Deserialization(_)) if greeted => {
             Loss::Refused
         }
         _ => Loss::Broken,

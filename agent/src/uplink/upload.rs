@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsConnector;
 
+use super::credentials;
 use super::options::{self, CONNECT_TIMEOUT, OptionsError};
 use super::{Meter, silence};
 use crate::control::InForce;
@@ -171,7 +172,7 @@ impl Uploads {
         if !url.tls {
             return speak(stream).await;
         }
-        let roots = options::roots(self.config.ca_file.as_deref())?;
+        let roots = credentials::roots(self.config.ca_file.as_deref())?;
         let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let name = ServerName::try_from(url.host.clone()).map_err(io::Error::other)?;
         speak(TlsConnector::from(Arc::new(tls)).connect(name, stream).await?).await

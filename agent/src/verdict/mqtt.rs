@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hedge_core::link::Profile;
+use hedge_core::link::{Profile, refusal};
 use hedge_proto::{Answer, DeviceId, Name, Topic, Topics, to_json};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::{
@@ -123,7 +123,7 @@ fn text(prefix: &Topics, device: &DeviceId, source: Name) -> String {
 async fn publish(client: &AsyncClient, topic: String, payload: Vec<u8>) -> Result<(), SinkError> {
     let away = |error: &dyn std::fmt::Display| SinkError::Away(error.to_string());
     let refused =
-        |reason: &PubAckReason| SinkError::Refused(format!("the broker refused an answer: {}", words(*reason)));
+        |reason: &PubAckReason| SinkError::Refused(format!("the broker refused an answer: {}", refusal(*reason as u8)));
     let options = PublishOptions::new(QoS::AtLeastOnce);
     let notice = client.try_publish_tracked(topic, payload, options).map_err(|error| away(&error))?;
     match tokio::time::timeout(ACKNOWLEDGE_WAIT, notice.wait_async()).await {
@@ -136,17 +136,6 @@ async fn publish(client: &AsyncClient, topic: String, payload: Vec<u8>) -> Resul
         Ok(Err(PublishNoticeError::V5PubAck(reason))) => Err(refused(&reason)),
         Ok(Err(error)) => Err(away(&error)),
         Err(_) => Err(SinkError::Away(format!("no acknowledgement within {} s", ACKNOWLEDGE_WAIT.as_secs()))),
-    }
-}
-
-/// What a broker's refusal means for whoever must change something.
-fn words(reason: PubAckReason) -> String {
-    match reason {
-        PubAckReason::NotAuthorized => "this login may not publish on the topic".to_owned(),
-        PubAckReason::QuotaExceeded => "its quota is used up".to_owned(),
-        PubAckReason::PayloadFormatInvalid => "it does not take the payload's format".to_owned(),
-        PubAckReason::TopicNameInvalid => "it does not take the topic's name".to_owned(),
-        _ => "it gave no reason that helps".to_owned(),
     }
 }
 

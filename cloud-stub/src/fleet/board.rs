@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hedge_proto::{
-    DOCUMENT_BYTES_MAX, Desired, DeviceId, DeviceState, DeviceStatus, Reply, Reported, Telemetry, Topic, from_json,
-};
+use hedge_proto::{Desired, DeviceId, DeviceState, DeviceStatus, Message as _, Reply, Reported, Telemetry, Topic};
 
 use crate::intake::decide;
 
@@ -102,20 +100,20 @@ pub fn read(topic: Topic, payload: &[u8]) -> Option<(DeviceId, Said)> {
     let (device, what, said) = match topic {
         Topic::UpStatus(device) if empty => (device, "status", Ok(Said::Status(None))),
         Topic::UpStatus(device) => {
-            (device, "status", from_json(payload, DOCUMENT_BYTES_MAX).map(|status| Said::Status(Some(status))))
+            (device, "status", DeviceStatus::read(payload).map(|status| Said::Status(Some(status))))
         }
         Topic::UpReported(device) if empty => (device, "reported", Ok(Said::Reported(None))),
         Topic::UpReported(device) => {
-            let reported = from_json(payload, DOCUMENT_BYTES_MAX);
+            let reported = Reported::read(payload);
             (device, "reported", reported.map(|reported| Said::Reported(Some(Box::new(reported)))))
         }
         Topic::DownDesired(device) if empty => (device, "desired", Ok(Said::Desired(None))),
         Topic::DownDesired(device) => {
             (device, "desired", Desired::read(payload).map(|desired| Said::Desired(Some(desired))))
         }
-        Topic::UpReply(device) => (device, "reply", from_json(payload, DOCUMENT_BYTES_MAX).map(Said::Reply)),
+        Topic::UpReply(device) => (device, "reply", Reply::read(payload).map(Said::Reply)),
         Topic::UpTelemetry(device) => {
-            let telemetry = from_json(payload, DOCUMENT_BYTES_MAX);
+            let telemetry = Telemetry::read(payload);
             (device, "telemetry", telemetry.map(|telemetry| Said::Telemetry(Box::new(telemetry))))
         }
         _ => return None,

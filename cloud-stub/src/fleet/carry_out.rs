@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use hedge_core::link::refusal;
 use hedge_proto::DeviceId;
 use rumqttc::mqttbytes::v5::PubAckReason;
 use rumqttc::{PublishNoticeError, PublishResult};
@@ -13,10 +14,12 @@ use tokio::time::{Instant, sleep_until};
 use super::board::Device;
 use super::errand::{Ending, Errand, Report, Step, What};
 use super::operator::{Heard, Operator, OperatorError};
-use crate::link::in_words;
 
 /// How many devices are waited for at once. A fleet that changes all at once also fails all at once.
 const UNDER_WAY_MAX: usize = 64;
+
+/// Reason codes from here on are refusals (MQTT 5.0, section 2.4).
+const REFUSED: u8 = 0x80;
 
 /// How long to wait for devices.
 #[derive(Debug, Clone, Copy)]
@@ -127,8 +130,9 @@ impl<T: FnMut(Progress<'_>)> Desk<T> {
         let Some(UnderWay { errand, was_away, .. }) = self.under_way.get(device) else { return };
         let is_command = matches!(errand.what, What::Command(_));
         let report = match sent {
-            Err(PublishNoticeError::V5PubAck(reason)) => {
-                errand.give_up(Ending::NotSent, format!("the broker refuses it ({})", in_words(&reason)))
+            // A refusal is an acknowledgement, too.
+            Ok(PublishResult::Qos1(ack)) if ack.reason as u8 >= REFUSED => {
+                errand.give_up(Ending::NotSent, format!("the broker refuses it: {}", refusal(ack.reason as u8)))
             }
             // The connection has ended; that ends everything.
             Err(_) => return,

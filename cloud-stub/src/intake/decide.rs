@@ -68,6 +68,9 @@ pub fn on_case(arrived: &Arrived<'_>, known: Option<&Known>, room: Room) -> Step
     if let Some(known) = known {
         return on_known(case, known);
     }
+    if let Err(what) = case.check() {
+        return Step::Refuse(dead(&case.id, &format!("the case is not taken: {what}")));
+    }
     if case.form == PayloadForm::Nothing {
         return on_nothing(arrived);
     }
@@ -307,6 +310,16 @@ mod tests {
             let step = on_case(&arrived, None, Room::Free);
             assert!(matches!(step, Step::Refuse(DownMessage::Failed { .. })), "{step:?}");
         }
+    }
+
+    #[test]
+    fn a_case_that_has_more_than_a_case_may_have_is_dead_with_the_reason() {
+        let metadata = [("k".to_owned(), "v".repeat(2000))].into();
+        let step = decide(&Case { metadata, ..case() }, None, Room::Free);
+        assert!(
+            matches!(&step, Step::Refuse(DownMessage::Dead { reason, .. }) if reason.contains("metadata")),
+            "{step:?}"
+        );
     }
 
     #[test]

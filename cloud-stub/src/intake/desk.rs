@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use hedge_proto::{
-    Authority, BATCH_CASES_MAX, Case, CaseId, CaseMessage, DOCUMENT_BYTES_MAX, DecodeError, DeviceId, DeviceState,
-    DeviceStatus, Digest, DownMessage, IDS_MAX, MESSAGE_BYTES_MAX, PayloadForm, TaskResult, Telemetry, Topic, Topics,
-    Verdict, WIRE_VERSION, from_cbor, from_json, newer, to_cbor,
+    Authority, Case, CaseId, CaseMessage, DecodeError, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage,
+    Message as _, PayloadForm, TaskResult, Telemetry, Topic, Topics, Verdict, WIRE_VERSION, newer, to_cbor,
 };
 
 use serde_bytes::ByteBuf;
@@ -84,8 +83,8 @@ impl Desk<'_, '_> {
             self.heard.note(from, self.now_ms);
         }
         let error = match topic {
-            Some(Topic::UpCase(device)) => match from_cbor(payload, MESSAGE_BYTES_MAX) {
-                Ok(said) => return self.case_message(&device, said, &message.topic),
+            Some(Topic::UpCase(device)) => match CaseMessage::read(payload) {
+                Ok(said) => return self.case_message(&device, said),
                 Err(error) => match newer(payload, &CaseMessage::KINDS) {
                     Some(what) => {
                         self.hold(&device, &what);
@@ -98,11 +97,11 @@ impl Desk<'_, '_> {
                 self.charge(&device, 1);
                 return self.batch.clear_device_status(&device);
             }
-            Some(Topic::UpStatus(device)) => match from_json(payload, DOCUMENT_BYTES_MAX) {
+            Some(Topic::UpStatus(device)) => match DeviceStatus::read(payload) {
                 Ok(status) => return self.status(&device, &status, message.retained),
                 Err(error) => error,
             },
-            Some(Topic::UpTelemetry(device)) => match from_json::<Telemetry>(payload, DOCUMENT_BYTES_MAX) {
+            Some(Topic::UpTelemetry(device)) => match Telemetry::read(payload) {
                 Ok(telemetry) => return self.telemetry(&device, &telemetry),
                 Err(error) => error,
             },
@@ -152,21 +151,14 @@ impl Desk<'_, '_> {
         tracing::warn!(topic, "message set aside: {error}");
     }
 
-    fn case_message(&mut self, from: &DeviceId, said: CaseMessage, topic: &str) -> Result<(), StoreError> {
+    fn case_message(&mut self, from: &DeviceId, said: CaseMessage) -> Result<(), StoreError> {
         self.effects.concern(from);
         match said {
             CaseMessage::Case(case) => self.case(from, *case),
-            CaseMessage::Batch(cases) if cases.len() <= BATCH_CASES_MAX => {
-                cases.into_iter().try_for_each(|case| self.case(from, case))
-            }
-            CaseMessage::Ask { ids } if ids.len() <= IDS_MAX => {
+            CaseMessage::Batch(cases) => cases.into_iter().try_for_each(|case| self.case(from, case)),
+            CaseMessage::Ask { ids } => {
                 self.charge(from, 1 + ids.len() / IDS_PER_THING);
                 ids.iter().try_for_each(|id| self.asked(from, id))
-            }
-            CaseMessage::Batch(_) | CaseMessage::Ask { .. } => {
-                let text = format!("it names more than {BATCH_CASES_MAX} cases or {IDS_MAX} ids");
-                self.malformed(Some(from), topic, &DecodeError::Malformed(text));
-                Ok(())
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Reads what is said about a device's settings and commands, for the records: the document itself, and the shorter
 //! event that goes into the device's history.
 
-use hedge_proto::{DOCUMENT_BYTES_MAX, DecodeError, Desired, Reply, Reported, from_json};
+use hedge_proto::{DecodeError, Desired, Message as _, Reply, Reported};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -31,7 +31,7 @@ pub(super) fn reported(payload: &[u8]) -> Result<Document, DecodeError> {
     if payload.is_empty() {
         return Ok(Document::emptied());
     }
-    let reported: Reported = from_json(payload, DOCUMENT_BYTES_MAX)?;
+    let reported = Reported::read(payload)?;
     // What is in force is in the document; the history tells what became of whom.
     let event = json!({
         "version": reported.version, "last": reported.last, "paused": reported.paused, "hash": reported.hash,
@@ -48,7 +48,7 @@ pub(super) fn desired(payload: &[u8]) -> Result<Document, DecodeError> {
 }
 
 pub(super) fn reply(payload: &[u8]) -> Result<String, DecodeError> {
-    let reply: Reply = from_json(payload, DOCUMENT_BYTES_MAX)?;
+    let reply = Reply::read(payload)?;
     Ok(bounded(json!(reply), &["result", "reason", "id", "command"]))
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use hedge_proto::host_and_port;
 use rumqttc::{TlsConfiguration, Transport};
 
 /// A broker's address: `mqtt://host[:port]` or `mqtts://host[:port]`.
@@ -27,7 +28,9 @@ impl FromStr for Endpoint {
     type Err = InvalidEndpoint;
 
     fn from_str(text: &str) -> Result<Self, InvalidEndpoint> {
-        let wrong = |why| InvalidEndpoint { text: text.to_owned(), why };
+        // What may hold a password is not repeated.
+        let shown = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
+        let wrong = |why| InvalidEndpoint { text: shown.to_owned(), why };
         let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("it has no scheme"))?;
         let tls = match scheme {
             "mqtt" => false,
@@ -35,21 +38,12 @@ impl FromStr for Endpoint {
             _ => return Err(wrong("its scheme is neither mqtt nor mqtts")),
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
-        if rest.contains(['/', '@', '?', '#']) {
+        if rest.contains(['/', '?', '#']) {
             return Err(wrong("it has more than a host and a port"));
         }
         let default_port = if tls { 8883 } else { 1883 };
-        let (host, port) = match rest.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => {
-                (host, port.parse().map_err(|_| wrong("its port is no number below 65536"))?)
-            }
-            _ => (rest, default_port),
-        };
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        if host.is_empty() {
-            return Err(wrong("it names no host"));
-        }
-        Ok(Self { host: host.to_owned(), port, tls })
+        let (host, port) = host_and_port(rest, default_port).map_err(wrong)?;
+        Ok(Self { host, port, tls })
     }
 }
 
@@ -138,7 +132,18 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Endpoint>().map(|endpoint| endpoint.to_string()), Ok(expected.to_owned()));
         }
-        for text in ["broker", "http://broker", "mqtt://", "mqtt://broker:99999", "mqtt://user@broker", "mqtt://a/b"] {
+        for text in [
+            "broker",
+            "http://broker",
+            "mqtt://",
+            "mqtt://broker:99999",
+            "mqtt://broker:0",
+            "mqtt://user@broker",
+            "mqtt://a/b",
+            "mqtt://[::1]23883",
+            "mqtt://::1",
+            "mqtt://my broker",
+        ] {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }
     }

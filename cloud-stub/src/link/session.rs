@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use hedge_proto::{CloudState, CloudStatus, DOCUMENT_BYTES_MAX, Name, Topic, Topics, from_json, to_cbor};
+use hedge_core::link::{Trouble, refusal};
+use hedge_proto::{CloudState, CloudStatus, Message as _, Name, Topic, Topics, to_cbor};
 use rumqttc::mqttbytes::v5::{Packet, PubAckReason, SubscribeReasonCode};
 use rumqttc::{
     AsyncClient, ConnectionError, Event as Mqtt, EventLoop, ManualAck, NetworkOptions, NoticeFailureReason,
-    PublishNoticeError, PublishOptions, PublishResult, QoS, SubscribeFilterInput,
+    PublishNoticeError, PublishOptions, QoS, SubscribeFilterInput,
 };
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::TrySendError;
@@ -19,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::stale::Stale;
 use super::unsent::{PassedOver, Unsent};
-use super::{Dial, Ends, LinkNow, in_words};
+use super::{Dial, Ends, LinkNow};
 use crate::intake::{Event, Incoming, Settled, Shut, Way};
 use crate::reply::Reply;
 use crate::wall_ms;
@@ -34,8 +35,8 @@ const REQUESTS_MAX: usize = 256;
 /// not notice it while we are sending.
 const UNACKED_MAX: Duration = Duration::from_secs(30);
 
-/// How long the broker may take to grant the subscriptions.
-const GRANT_MAX: Duration = Duration::from_secs(20);
+/// How long the broker may take to grant the subscriptions, and to acknowledge a status.
+const SETUP_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// How long a goodbye may take.
 const GOODBYE_MAX: Duration = Duration::from_secs(3);
@@ -192,7 +193,7 @@ fn turn_away(client: &AsyncClient, message: Incoming) -> Option<Incoming> {
 
 /// `None` for a topic that was emptied, and for what cannot be read.
 fn state_of(payload: &[u8]) -> Option<CloudState> {
-    from_json::<CloudStatus>(payload, DOCUMENT_BYTES_MAX).ok().map(|status| status.state)
+    CloudStatus::read(payload).ok().map(|status| status.state)
 }
 
 /// Replies the broker has not acknowledged yet.
@@ -202,7 +203,7 @@ struct Sending {
     next: u64,
 }
 
-type Sent = Result<PublishResult, PublishNoticeError>;
+type Sent = Result<(), PublishNoticeError>;
 
 impl Sending {
     async fn publish(
@@ -218,7 +219,7 @@ impl Sending {
         self.under_way.insert(number, reply);
         let options = PublishOptions::new(QoS::AtLeastOnce);
         let notice = client.publish_tracked(topic, message, options).await.map_err(|error| error.to_string())?;
-        Ok(async move { (number, notice.wait_async().await) })
+        Ok(async move { (number, notice.wait_completion_async().await) })
     }
 }
 
@@ -254,6 +255,7 @@ async fn send(
     live.set_missed_tick_behavior(MissedTickBehavior::Delay);
     live.reset();
     let mut notices = FuturesUnordered::new();
+    let mut statuses = FuturesUnordered::new();
     let mut passed_over = PassedOver::default();
     let mut more = true;
     loop {
@@ -280,6 +282,11 @@ async fn send(
                     unsent.put_back(reply);
                 }
             }
+            Some(told) = statuses.next() => {
+                if let Err(reason) = told {
+                    return End::Broken(reason);
+                }
+            }
             Some(message) = passed.recv() => {
                 let device = dial.topics.read(&message.topic).and_then(|topic| topic.sender().cloned());
                 if let Some(reply) = device.and_then(|device| passed_over.busy(device)) {
@@ -294,16 +301,25 @@ async fn send(
             Some((other, state)) = others_say.recv() => stale.hear(other, state),
             () = contradicted.notified() => {
                 let healthy = *ends.healthy.borrow();
-                publish_status(client, dial, healthy).await;
+                match publish_status(client, dial, healthy).await {
+                    Ok(told) => statuses.push(told),
+                    Err(reason) => return End::Broken(reason),
+                }
             }
             _ = live.tick() => {
                 let healthy = *ends.healthy.borrow();
-                publish_status(client, dial, healthy).await;
+                match publish_status(client, dial, healthy).await {
+                    Ok(told) => statuses.push(told),
+                    Err(reason) => return End::Broken(reason),
+                }
                 stale.clear(client, &dial.topics).await;
             }
             Ok(()) = ends.healthy.changed(), if more => {
                 let healthy = *ends.healthy.borrow();
-                publish_status(client, dial, healthy).await;
+                match publish_status(client, dial, healthy).await {
+                    Ok(told) => statuses.push(told),
+                    Err(reason) => return End::Broken(reason),
+                }
             }
             reply = ends.replies.recv(), if more => match reply {
                 Some(reply) => unsent.put(reply),
@@ -321,31 +337,78 @@ async fn open(client: &AsyncClient, dial: &Dial, healthy: bool) -> Result<(), St
         _ => topics.fleet_filter("case"),
     };
     let filters = [
-        SubscribeFilterInput::new(cases, QoS::AtLeastOnce),
-        SubscribeFilterInput::new(topics.fleet_filter("status"), QoS::AtLeastOnce),
-        SubscribeFilterInput::new(topics.fleet_filter("telemetry"), QoS::AtMostOnce),
-        SubscribeFilterInput::new(topics.fleet_filter("reported"), QoS::AtLeastOnce),
-        SubscribeFilterInput::new(topics.fleet_filter("reply"), QoS::AtLeastOnce),
-        SubscribeFilterInput::new(topics.fleet_down_filter("desired"), QoS::AtLeastOnce),
-        SubscribeFilterInput::new(dial.status_topic(), QoS::AtMostOnce).no_local(true),
+        (cases, QoS::AtLeastOnce),
+        (topics.fleet_filter("status"), QoS::AtLeastOnce),
+        (topics.fleet_filter("telemetry"), QoS::AtMostOnce),
+        (topics.fleet_filter("reported"), QoS::AtLeastOnce),
+        (topics.fleet_filter("reply"), QoS::AtLeastOnce),
+        (topics.fleet_down_filter("desired"), QoS::AtLeastOnce),
+        (dial.status_topic(), QoS::AtMostOnce),
     ];
+    let wanted: Vec<QoS> = filters.iter().map(|(_, qos)| *qos).collect();
+    let own = dial.status_topic();
+    let filters = filters.map(|(filter, qos)| {
+        let no_local = filter == own;
+        SubscribeFilterInput::new(filter, qos).no_local(no_local)
+    });
     let notice = client.subscribe_many_tracked(filters).await.map_err(|error| error.to_string())?;
-    let granted = timeout(GRANT_MAX, notice.wait_async()).await;
-    let granted = granted.map_err(|_| format!("the broker has granted nothing in {} s", GRANT_MAX.as_secs()))?;
-    let granted = granted.map_err(|error| error.to_string())?;
-    if let Some(refused) = granted.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
-        return Err(format!("the broker refuses a subscription ({}); check its access list", in_words(refused)));
+    let granted = timeout(SETUP_WAIT_MAX, notice.wait_async()).await;
+    let granted =
+        granted.map_err(|_| "the broker does not answer the subscription")?.map_err(|error| error.to_string())?;
+    for (code, wanted) in granted.return_codes.iter().zip(wanted) {
+        match code {
+            SubscribeReasonCode::Success(qos) if *qos as u8 >= wanted as u8 => {}
+            SubscribeReasonCode::Success(_) => {
+                return Err("the broker grants QoS 0 only, and QoS 1 is needed".to_owned());
+            }
+            code => {
+                let why = refusal(reason_code(*code));
+                return Err(format!("the broker refuses a subscription: {why}; check its access list"));
+            }
+        }
     }
-    publish_status(client, dial, healthy).await;
-    Ok(())
+    publish_status(client, dial, healthy).await?.await
 }
 
-async fn publish_status(client: &AsyncClient, dial: &Dial, healthy: bool) {
-    let options = PublishOptions::new(QoS::AtLeastOnce).retained();
-    // An error means that the connection has ended, which the other side of the session reports.
-    if let Err(error) = client.publish(dial.status_topic(), dial.status(CloudState::Online, healthy), options).await {
-        tracing::debug!("the status was not published: {error}");
+/// The code of a refused subscription as it travels; the library keeps no number.
+fn reason_code(code: SubscribeReasonCode) -> u8 {
+    use SubscribeReasonCode as Code;
+    match code {
+        Code::Success(qos) => qos as u8,
+        Code::Failure | Code::Unspecified => 0x80,
+        Code::ImplementationSpecific => 0x83,
+        Code::NotAuthorized => 0x87,
+        Code::TopicFilterInvalid => 0x8F,
+        Code::PkidInUse => 0x91,
+        Code::QuotaExceeded => 0x97,
+        Code::SharedSubscriptionsNotSupported => 0x9E,
+        Code::SubscriptionIdNotSupported => 0xA1,
+        Code::WildcardSubscriptionsNotSupported => 0xA2,
     }
+}
+
+/// Publishes the status. What comes back says, in time, whether the broker has taken it: without it no device would know
+/// that we are here.
+async fn publish_status(
+    client: &AsyncClient,
+    dial: &Dial,
+    healthy: bool,
+) -> Result<impl Future<Output = Result<(), String>> + use<>, String> {
+    let options = PublishOptions::new(QoS::AtLeastOnce).retained();
+    let status = dial.status(CloudState::Online, healthy);
+    let notice =
+        client.publish_tracked(dial.status_topic(), status, options).await.map_err(|error| error.to_string())?;
+    Ok(async move {
+        match timeout(SETUP_WAIT_MAX, notice.wait_completion_async()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(PublishNoticeError::V5PubAck(reason))) => {
+                Err(format!("the broker refuses this cloud's status: {}", refusal(reason as u8)))
+            }
+            Ok(Err(PublishNoticeError::RetainNotSupported)) => Err(Trouble::NoRetained.text().to_owned()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the broker does not acknowledge this cloud's status".to_owned()),
+        }
+    })
 }
 
 async fn acknowledge(client: &AsyncClient, generation: u64, settled: Settled) -> Result<(), String> {
@@ -364,9 +427,9 @@ async fn acknowledge(client: &AsyncClient, generation: u64, settled: Settled) ->
 /// device asks when it is back.
 fn worth_repeating(reply: &Reply, sent: &Sent) -> bool {
     match sent {
-        Ok(_) | Err(PublishNoticeError::V5PubAck(PubAckReason::NoMatchingSubscribers)) => false,
+        Ok(()) => false,
         Err(PublishNoticeError::V5PubAck(reason)) => {
-            tracing::warn!(device = %reply.device, "the broker refuses a reply: {}", in_words(reason));
+            tracing::warn!(device = %reply.device, "the broker refuses a reply: {}", refusal(*reason as u8));
             false
         }
         Err(_) => true,
@@ -381,8 +444,10 @@ async fn say_goodbye(client: &AsyncClient, events: &mut EventLoop, dial: &Dial) 
             for (payload, retained) in [(status, false), (Vec::new(), true)] {
                 let options = PublishOptions::new(QoS::AtLeastOnce).retain(retained);
                 if let Ok(notice) = client.publish_tracked(dial.status_topic(), payload, options).await {
-                    // Whatever came of it, the disconnect follows.
-                    drop(notice.wait_async().await);
+                    // The disconnect follows all the same.
+                    if let Err(error) = notice.wait_completion_async().await {
+                        tracing::warn!("the broker did not take our goodbye: {error}");
+                    }
                 }
             }
             client.disconnect().await

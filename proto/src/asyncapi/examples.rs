@@ -69,8 +69,8 @@ pub(super) fn cloud_status() -> Examples {
     vec![("online", value(&online))]
 }
 
-pub(super) fn case_message() -> Examples {
-    let case = Case {
+pub(crate) fn case() -> Case {
+    Case {
         v: WIRE_VERSION,
         id: id(),
         reference: None,
@@ -87,8 +87,11 @@ pub(super) fn case_message() -> Examples {
         payload_sha256: Digest::of(b"\xff\xd8\xff"),
         payload: None,
         metadata: Metadata::new(),
-    };
-    let mut sent = value(&CaseMessage::Case(Box::new(case)));
+    }
+}
+
+pub(super) fn case_message() -> Examples {
+    let mut sent = value(&CaseMessage::Case(Box::new(case())));
     // As schema and examples show byte strings.
     sent["case"]["payload"] = "ffd8ff".into();
     vec![("case", sent), ("ask", value(&CaseMessage::Ask { ids: vec![id()] }))]

@@ -2,7 +2,7 @@
 //!
 //! Who may read it need not read Rust. A topic or a field that is not in it cannot be in the types, and the reverse.
 
-mod examples;
+pub(crate) mod examples;
 
 use alloc::borrow::ToOwned;
 use alloc::format;

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hedge_core::link::Profile;
-use hedge_proto::{CaseMessage, CloudState, CloudStatus, DOCUMENT_BYTES_MAX, DeviceId, Telemetry, Topic, WIRE_VERSION};
-use hedge_proto::{LinkState, from_json, to_cbor};
-use rumqttc::mqttbytes::v5::{Packet, SubscribeReasonCode};
-use rumqttc::{AsyncClient, ConnectReturnCode, ConnectionError, Event, MqttOptions, PubAckReason};
-use rumqttc::{PublishNoticeError, PublishOptions, PublishResult, QoS, SubscribeFilter, SubscribeNoticeError};
+use hedge_core::link::{Profile, Trouble, refusal};
+use hedge_proto::{CaseMessage, CloudState, CloudStatus, DeviceId, DeviceStatus, Telemetry, Topic, WIRE_VERSION};
+use hedge_proto::{LinkState, Message as _, to_cbor};
+use rumqttc::mqttbytes::v5::Packet;
+use rumqttc::{AsyncClient, ConnectionError, Event, PubAckReason};
+use rumqttc::{PublishOptions, PublishResult, QoS, SubscribeFilter};
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -17,11 +17,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use super::closer;
 use super::report::Report;
 use super::tls::{Seeing, explain};
 use crate::daemon::config::{BrokerConfig, Config};
 use crate::identity::CertificateClock;
-use crate::uplink::{Meter, client_config, options, read_trouble, roots};
+use crate::uplink::{
+    Dialled, Meter, client_config, granted, options, read_trouble, refused_in_tls, roots, session_options, subscribed,
+};
 
 /// How long each step may take. A slow link needs some of it; a person waits for all of them.
 const STEP_WAIT_MAX: Duration = Duration::from_secs(15);
@@ -49,8 +52,9 @@ pub(super) async fn check(report: &mut Report, config: &Config, status: Option<&
     }
     let away = |state| matches!(state, LinkState::Offline | LinkState::Connecting | LinkState::Resting);
     let online = status.is_some_and(|status| !away(status.link));
-    let Some(own_id) = login(report, broker, &device, online).await else { return };
-    topics(report, broker, &device, &own_id).await;
+    let dial = Dial { broker, device: &device, online };
+    let Some(own_id) = login(report, &dial).await else { return };
+    topics(report, &dial, &own_id).await;
 }
 
 /// The name, then the port: of the proxy, if there is one.
@@ -119,15 +123,19 @@ async fn handshake(report: &mut Report, broker: &BrokerConfig, socket: TcpStream
     let shaken = timeout(STEP_WAIT_MAX, connecting).await;
     let seen = seeing.seen();
     if let Some(error) = &seen.refused {
-        let (text, advice) = explain(error);
+        let (text, advice) = explain(error, &seen, &broker.url.host);
         report.failed("TLS", text, advice);
         return false;
     }
     match shaken {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => {
-            let advice = "the broker speaks no TLS there, or refuses this device's certificate; see its log";
-            report.failed("TLS", error, advice);
+            let told = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).map(refused_in_tls);
+            let trouble = match told {
+                Some(trouble) if trouble != Trouble::NoTls => trouble,
+                told => closer::behind_no_tls(broker).await.or(told).unwrap_or(Trouble::ClosedInHandshake),
+            };
+            report.failed("TLS", format!("{} ({error})", trouble.what()), trouble.todo());
             return false;
         }
         Err(_) => {
@@ -166,15 +174,23 @@ async fn through_proxy(broker: &BrokerConfig, mut socket: TcpStream) -> Result<T
     Ok(socket)
 }
 
+/// What is dialled, and as whom.
+struct Dial<'a> {
+    broker: &'a BrokerConfig,
+    device: &'a DeviceId,
+    /// The running agent is connected.
+    online: bool,
+}
+
 /// Logs in, and tells under which client id. Beside a running agent never under the device's own: the broker would
 /// end the agent's connection for it.
-async fn login(report: &mut Report, broker: &BrokerConfig, device: &DeviceId, online: bool) -> Option<String> {
-    let own = broker.client_id.clone().unwrap_or_else(|| device.to_string());
+async fn login(report: &mut Report, dial: &Dial<'_>) -> Option<String> {
+    let own = dial.broker.client_id.clone().unwrap_or_else(|| dial.device.to_string());
     let beside = format!("{own}-check");
-    let mut tried = connect(broker, &beside).await;
+    let mut tried = connect(dial, &beside).await;
     let mut id = beside;
-    let refused = |tried: &Result<Connection, Failure>| matches!(tried, Err(Failure::Refused(_)));
-    if refused(&tried) && online {
+    let refused = |tried: &Result<Connection, Failure>| matches!(tried, Err(failure) if failure.refused);
+    if refused(&tried) && dial.online {
         report.ok(
             "login",
             "the running agent is connected; the broker lets in no second client, so topics were not tried",
@@ -183,65 +199,89 @@ async fn login(report: &mut Report, broker: &BrokerConfig, device: &DeviceId, on
     }
     if refused(&tried) {
         id = own;
-        tried = connect(broker, &id).await;
+        tried = connect(dial, &id).await;
     }
     match tried {
-        Ok(_) => {
+        Ok(connection) => {
+            connection.leave().await;
             report.ok("login", format!("the broker lets the device in (as client `{id}`)"));
             Some(id)
         }
-        Err(Failure::Refused(code)) => {
-            let advice = match code {
-                ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
-                    "check username and password_file, or the certificate, against the broker's list; its log says more"
-                }
-                ConnectReturnCode::BadClientId | ConnectReturnCode::ClientIdentifierNotValid => {
-                    "set client_id in [broker] to what the broker allows"
-                }
-                _ => "see the broker's log",
-            };
-            report.failed("login", format!("the broker refuses the device: {code:?}"), advice);
-            None
-        }
-        Err(Failure::Other(text)) => {
-            report.failed("login", text, "see the broker's log; it names the device's client id");
+        Err(Failure { mut trouble, detail, .. }) => {
+            if trouble == Trouble::ClosedAtOnce {
+                trouble = closer::behind_a_closed_door(dial.broker).await.unwrap_or(trouble);
+            }
+            report.failed("login", format!("{}{detail}", trouble.what()), trouble.todo());
             None
         }
     }
 }
 
-enum Failure {
-    Refused(ConnectReturnCode),
-    Other(String),
+/// Why there is no connection that a device can use.
+struct Failure {
+    trouble: Trouble,
+    /// The error's own words, in brackets, where they say more.
+    detail: String,
+    /// The broker has said no; another client id may fare better.
+    refused: bool,
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        Self { trouble, detail: String::new(), refused: false }
+    }
 }
 
 /// A connection that is served by a task until it is dropped.
 struct Connection {
     client: AsyncClient,
     arrived: mpsc::Receiver<(String, Vec<u8>)>,
-    _served: JoinSet<()>,
+    served: JoinSet<()>,
 }
 
 /// Messages that may wait: retained ones of a few clouds, and what waits for the device.
 const ARRIVED_MAX: usize = 256;
 
-async fn connect(broker: &BrokerConfig, client_id: &str) -> Result<Connection, Failure> {
-    let other = |error: &dyn std::fmt::Display| Failure::Other(error.to_string());
-    let mut options = options(broker, client_id, Profile::LAN.keep_alive, &Meter::default()).map_err(|e| other(&e))?;
-    as_a_guest(&mut options);
-    let (client, mut eventloop) = AsyncClient::builder(options).capacity(16).try_build().map_err(|e| other(&e))?;
+impl Connection {
+    /// Says goodbye, so that the broker forgets the will, and waits until it is said.
+    async fn leave(mut self) {
+        if self.client.disconnect_now().await.is_ok() {
+            drop(timeout(STEP_WAIT_MAX, self.served.join_next()).await);
+        }
+    }
+}
+
+/// Connects as the uplink does: with its will, its bounds, and its demands on what the broker grants. Beside a running
+/// agent without the will: the broker grants that already, and a cut of this connection would say that the device is
+/// offline.
+async fn connect(dial: &Dial<'_>, client_id: &str) -> Result<Connection, Failure> {
+    let (broker, meter) = (dial.broker, Meter::default());
+    let keep_alive = Profile::LAN.keep_alive;
+    let made = if dial.online {
+        options(broker, client_id, keep_alive, &meter)
+    } else {
+        session_options(broker, dial.device, client_id, &DeviceStatus::offline(0), keep_alive, &meter)
+    };
+    let unusable = |error: &dyn std::fmt::Display| Failure { detail: format!(" ({error})"), ..Trouble::Lost.into() };
+    let mut options = made.map_err(|error| unusable(&error))?;
+    // Acknowledges nothing that waits for the device.
+    options.set_ack_mode(rumqttc::AckMode::Manual);
+    let (client, mut eventloop) = AsyncClient::builder(options).capacity(16).try_build().map_err(|e| unusable(&e))?;
     let connecting = async {
         loop {
             match eventloop.poll().await {
-                Ok(Event::Incoming(Packet::ConnAck(_))) => return Ok(()),
+                Ok(Event::Incoming(Packet::ConnAck(ack))) => return Ok(granted(&ack)?),
                 Ok(_) => {}
-                Err(ConnectionError::ConnectionRefused(code)) => return Err(Failure::Refused(code)),
-                Err(error) => return Err(Failure::Other(format!("{} ({error})", read_trouble(&error).text()))),
+                Err(error) => {
+                    let trouble = read_trouble(&error, &Dialled { broker, meter: &meter, greeted: false });
+                    let refused = matches!(error, ConnectionError::ConnectionRefused(_));
+                    let detail = if refused { String::new() } else { format!(" ({error})") };
+                    return Err(Failure { trouble, detail, refused });
+                }
             }
         }
     };
-    let late = || Failure::Other("the broker does not answer the login".to_owned());
-    timeout(STEP_WAIT_MAX, connecting).await.map_err(|_| late())??;
+    timeout(STEP_WAIT_MAX, connecting).await.map_err(|_| Failure::from(Trouble::NoAnswer))??;
     let (say, arrived) = mpsc::channel(ARRIVED_MAX);
     let mut served = JoinSet::new();
     served.spawn(async move {
@@ -252,53 +292,41 @@ async fn connect(broker: &BrokerConfig, client_id: &str) -> Result<Connection, F
             }
         }
     });
-    Ok(Connection { client, arrived, _served: served })
+    Ok(Connection { client, arrived, served })
 }
-
-/// Leaves nothing behind, and acknowledges nothing that waits for the device.
-fn as_a_guest(options: &mut MqttOptions) {
-    options.set_ack_mode(rumqttc::AckMode::Manual);
-    options.set_incoming_packet_size_limit(rumqttc::IncomingPacketSizeLimit::Bytes(PACKET_BYTES_MAX));
-}
-
-/// A retained document may be as large as one of ours may be.
-const PACKET_BYTES_MAX: u32 = 17 * 1024 * 1024;
 
 /// Whether the device may read and write its topics, and whether a cloud is there.
-async fn topics(report: &mut Report, broker: &BrokerConfig, device: &DeviceId, client_id: &str) {
-    let mut connection = match connect(broker, client_id).await {
+async fn topics(report: &mut Report, dial: &Dial<'_>, client_id: &str) {
+    let (broker, device) = (dial.broker, dial.device);
+    let mut connection = match connect(dial, client_id).await {
         Ok(connection) => connection,
-        Err(Failure::Refused(code)) => return report.failed("topics", format!("{code:?}"), "try again"),
-        Err(Failure::Other(text)) => return report.failed("topics", text, "try again"),
+        Err(Failure { trouble, detail, .. }) => {
+            return report.failed("topics", format!("{}{detail}", trouble.what()), trouble.todo());
+        }
     };
     let filters = [broker.prefix.down_filter(device), broker.prefix.cloud_filter()];
     for filter in filters {
         match subscribe(&connection.client, &filter).await {
             Ok(()) => report.ok("topics", format!("may subscribe to {filter}")),
-            Err(why) => {
+            Err(trouble) => {
                 let advice =
                     format!("allow it in the broker's access rules: `topic read {filter}`; see docs/brokers.md");
-                report.failed("topics", format!("may not subscribe to {filter}: {why}"), advice);
+                report.failed("topics", format!("may not subscribe to {filter}: {}", trouble.what()), advice);
             }
         }
     }
     publish(report, &connection.client, broker, device).await;
     clouds(report, &mut connection, broker).await;
-    // The connection ends with this in any case.
-    drop(connection.client.disconnect_now().await);
+    connection.leave().await;
 }
 
-async fn subscribe(client: &AsyncClient, filter: &str) -> Result<(), String> {
+async fn subscribe(client: &AsyncClient, filter: &str) -> Result<(), Trouble> {
     let filters = [SubscribeFilter::new(filter.to_owned(), QoS::AtLeastOnce)];
-    let notice = client.try_subscribe_many_tracked(filters).map_err(|error| error.to_string())?;
+    let unanswered = Trouble::SubscriptionUnanswered;
+    let notice = client.try_subscribe_many_tracked(filters).map_err(|_| unanswered)?;
     match timeout(STEP_WAIT_MAX, notice.wait_async()).await {
-        Ok(Ok(ack)) => match ack.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
-            None => Ok(()),
-            Some(code) => Err(format!("{code:?}")),
-        },
-        Ok(Err(SubscribeNoticeError::V5SubAckFailure(codes))) => Err(format!("{codes:?}")),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the broker does not answer".to_owned()),
+        Ok(Ok(ack)) => subscribed(&ack),
+        _ => Err(unanswered),
     }
 }
 
@@ -319,9 +347,10 @@ async fn publish(report: &mut Report, client: &AsyncClient, broker: &BrokerConfi
             let advice = "start hedge-cloud at this broker; cases wait on the device until then";
             return report.warning("cloud", "nobody listens for this device's cases", advice);
         }
-        Ok(Ok(PublishResult::Qos1(ack))) if ack.reason != PubAckReason::Success => refused(format!("{:?}", ack.reason)),
+        Ok(Ok(PublishResult::Qos1(ack))) if ack.reason != PubAckReason::Success => {
+            refused(refusal(ack.reason as u8).to_owned())
+        }
         Ok(Ok(_)) => return report.ok("topics", format!("may write {topic}")),
-        Ok(Err(PublishNoticeError::V5PubAck(reason))) => refused(format!("{reason:?}")),
         Ok(Err(error)) => refused(format!("the broker ended the connection ({error})")),
         Err(_) => refused("the broker does not answer".to_owned()),
     };
@@ -334,7 +363,7 @@ async fn clouds(report: &mut Report, connection: &mut Connection, broker: &Broke
     let mut online = 0;
     while let Ok(Some((topic, payload))) = tokio::time::timeout_at(until, connection.arrived.recv()).await {
         let Some(Topic::CloudStatus(instance)) = broker.prefix.read(&topic) else { continue };
-        match from_json::<CloudStatus>(&payload, DOCUMENT_BYTES_MAX) {
+        match CloudStatus::read(&payload) {
             Ok(status) if status.state == CloudState::Offline => {}
             Ok(status) if status.wire.contains(&WIRE_VERSION) => {
                 online += 1;

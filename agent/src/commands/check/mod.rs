@@ -4,6 +4,7 @@
 //! and subscribes for a moment. Nothing secret is printed: files are named, not shown.
 
 mod broker;
+mod closer;
 mod host;
 mod report;
 mod tls;

@@ -5,9 +5,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use hedge_core::link::Trouble;
+use hedge_proto::readable;
 
 use crate::identity::Certificate;
+use crate::uplink::{read_certificate, refused_in_tls};
+
+/// How many of a certificate's names are shown, and how much of each.
+const NAMES_MAX: usize = 8;
+const NAME_CHARS_MAX: usize = 100;
 
 /// Trusts whom the real one trusts, and remembers what was shown.
 #[derive(Debug)]
@@ -21,6 +31,10 @@ pub(super) struct Seeing {
 pub(super) struct Seen {
     pub(super) chain: Vec<Certificate>,
     pub(super) refused: Option<Error>,
+    /// What the first is for, by its subjectAltName.
+    names: Vec<String>,
+    /// Who issued the last.
+    issuer: String,
 }
 
 impl Seeing {
@@ -31,6 +45,29 @@ impl Seeing {
     pub(super) fn seen(&self) -> Seen {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// The hosts that a certificate is for.
+fn names(der: &[u8]) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
+    let names = certificate.subject_alternative_name().ok().flatten();
+    let names = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress([a, b, c, d]) => Some(std::net::Ipv4Addr::new(*a, *b, *c, *d).to_string()),
+        GeneralName::IPAddress(bytes) => {
+            <[u8; 16]>::try_from(*bytes).ok().map(|v6| std::net::Ipv6Addr::from(v6).to_string())
+        }
+        _ => None,
+    });
+    names.take(NAMES_MAX).map(|name| readable(&name, NAME_CHARS_MAX)).collect()
+}
+
+/// The common name of who issued a certificate, or all there is.
+fn issuer(der: &[u8]) -> String {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return String::new() };
+    let issuer = certificate.issuer();
+    let name = issuer.iter_common_name().find_map(|name| name.as_str().ok().map(str::to_owned));
+    readable(&name.unwrap_or_else(|| issuer.to_string()), NAME_CHARS_MAX)
 }
 
 impl ServerCertVerifier for Seeing {
@@ -47,6 +84,8 @@ impl ServerCertVerifier for Seeing {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.chain = shown.filter_map(|der| Certificate::parse(der).ok()).collect();
         seen.refused = verified.as_ref().err().cloned();
+        seen.names = names(end_entity);
+        seen.issuer = issuer(intermediates.last().unwrap_or(end_entity));
         verified
     }
 
@@ -73,29 +112,66 @@ impl ServerCertVerifier for Seeing {
     }
 }
 
-/// Why a broker's certificate is not trusted, and what to do.
-pub(super) fn explain(error: &Error) -> (String, String) {
-    let Error::InvalidCertificate(error) = error else {
-        return (error.to_string(), "see the broker's log".to_owned());
+/// Why a broker's certificate is not trusted, and what to do. `host` is what the device calls it.
+pub(super) fn explain(error: &Error, seen: &Seen, host: &str) -> (String, String) {
+    let trouble = match error {
+        Error::InvalidCertificate(error) => read_certificate(error),
+        error => refused_in_tls(error),
     };
-    match error {
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
-            "the broker's certificate has expired".to_owned(),
-            "renew it on the broker; if it is not expired there, this device's clock is wrong".to_owned(),
-        ),
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => (
-            "the broker's certificate is not valid yet".to_owned(),
-            "this device's clock is most likely wrong: see the line `clock`".to_owned(),
-        ),
-        // An authority of the same name with another key gives no other error than a wrong signature.
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => (
-            "the broker's certificate comes from an authority this device does not know".to_owned(),
-            "set ca_file in [broker] to the certificate of the broker's authority".to_owned(),
-        ),
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
-            "the broker's certificate is for another name".to_owned(),
-            "use the name in the certificate as host in `url`, or give the broker one for this name".to_owned(),
-        ),
-        other => (format!("the broker's certificate is not accepted: {other}"), "see docs/brokers.md".to_owned()),
+    let (what, todo) = (trouble.what().to_owned(), trouble.todo());
+    let names = seen.names.join(", ");
+    match trouble {
+        Trouble::OtherName if names.is_empty() => {
+            let what = format!("{what}: it has no subjectAltName at all, and a CN alone does not count");
+            (what, format!("give the broker one for `{host}`: {}", recipe(host)))
+        }
+        Trouble::OtherName => {
+            let what = format!("{what}: for {names}, not for `{host}`");
+            (what, format!("use one of these names as host in `url`, or give the broker one: {}", recipe(host)))
+        }
+        Trouble::UnknownIssuer => {
+            let (issuer, sent) = (&seen.issuer, seen.chain.len());
+            let what = format!("{what}: `{issuer}` issued the last of the {sent} that the broker sends");
+            let advice = "set ca_file in [broker] to the certificate of the broker's authority. If that is the one above \
+                          this issuer, the broker lacks the intermediate certificate: put it behind the broker's own in \
+                          its certfile, `cat server.pem intermediate.pem > chain.pem`";
+            (what, advice.to_owned())
+        }
+        Trouble::OldCertificate | Trouble::AuthorityAsBroker | Trouble::WrongPurpose | Trouble::UnknownSignature => {
+            (what, format!("{todo}: {}", recipe(host)))
+        }
+        Trouble::NotTrusted => (format!("{what}: {error}"), todo.to_owned()),
+        _ => (what, todo.to_owned()),
+    }
+}
+
+/// The two lines that make a certificate for a broker, signed by an authority one has.
+pub(super) fn recipe(host: &str) -> String {
+    let kind = if host.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };
+    format!(
+        "`openssl req -newkey rsa:2048 -nodes -keyout server.key -subj \"/CN={host}\" -out server.csr` and `openssl x509 \
+         -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 -extfile <(printf \
+         \"basicConstraints=CA:FALSE\\nextendedKeyUsage=serverAuth\\nsubjectAltName={kind}:{host}\") -out server.pem`"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::CertificateError;
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_is_told_with_its_own_names() {
+        let seen = Seen { names: vec!["a.example".to_owned()], issuer: "Middle".to_owned(), ..Seen::default() };
+        let said = |error, seen: &Seen| {
+            let (what, todo) = explain(&Error::InvalidCertificate(error), seen, "broker.example");
+            format!("{what} -> {todo}")
+        };
+        assert!(said(CertificateError::NotValidForName, &seen).contains("for a.example, not for `broker.example`"));
+        let bare = said(CertificateError::NotValidForName, &Seen::default());
+        assert!(bare.contains("no subjectAltName") && bare.contains("subjectAltName=DNS:broker.example"), "{bare}");
+        let unknown = said(CertificateError::UnknownIssuer, &seen);
+        assert!(unknown.contains("`Middle` issued") && unknown.contains("lacks the intermediate"), "{unknown}");
+        assert!(recipe("127.0.0.1").contains("subjectAltName=IP:127.0.0.1"));
     }
 }

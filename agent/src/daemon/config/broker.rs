@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hedge_core::identity::NamedBy;
 use hedge_core::link::RECOVERY_AFTER;
-use hedge_proto::{Name, Topics};
+use hedge_proto::{Name, Topics, host_and_port};
 use serde::Deserialize;
 use serde::de::Error as _;
 
@@ -164,25 +164,29 @@ impl TryFrom<String> for BrokerUrl {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let expected = || {
-            format!(
-                "`{text}` is not mqtt://, mqtts://, ws:// or wss:// with a host, such as mqtts://broker.example:8883"
-            )
-        };
-        let (scheme, rest) = text.split_once("://").ok_or_else(expected)?;
+        let example = "write mqtt://, mqtts://, ws:// or wss:// with a host, such as mqtts://broker.example:8883";
+        // What may hold a password is not repeated.
+        let shown = text.rsplit_once('@').map_or(text.as_str(), |(_, rest)| rest);
+        let wrong = |why: &str| format!("`{shown}` is not a broker's address: {why}; {example}");
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("it has no scheme"))?;
         let (transport, default_port) = match scheme {
             "mqtt" => (BrokerTransport::Tcp, 1883),
             "mqtts" => (BrokerTransport::Tls, 8883),
             "ws" => (BrokerTransport::WebSocket, 80),
             "wss" => (BrokerTransport::WebSocketTls, 443),
-            _ => return Err(expected()),
+            "tcp" => return Err(wrong("its scheme is called mqtt here")),
+            "ssl" | "tls" => return Err(wrong("its scheme is called mqtts here")),
+            _ => return Err(wrong("its scheme is none of a broker's")),
         };
         let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
         let websocket = matches!(transport, BrokerTransport::WebSocket | BrokerTransport::WebSocketTls);
         if !websocket && !matches!(path, "" | "/") {
-            return Err(format!("`{text}` has a path, which only ws:// and wss:// take"));
+            return Err(wrong("it has a path, which only ws:// and wss:// take"));
         }
-        let (host, port) = host_and_port(authority, default_port).ok_or_else(expected)?;
+        if path.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(wrong("its path has a space or control character in it"));
+        }
+        let (host, port) = host_and_port(authority, default_port).map_err(wrong)?;
         let path = if matches!(path, "" | "/") { "/mqtt".to_owned() } else { path.to_owned() };
         Ok(Self { transport, host, port, path })
     }
@@ -224,27 +228,15 @@ impl TryFrom<String> for ProxyUrl {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        text.strip_prefix("http://")
-            .map(|rest| rest.trim_end_matches('/'))
-            .and_then(|authority| host_and_port(authority, 3128))
-            .map(|(host, port)| Self { host, port })
-            .ok_or_else(|| format!("`{text}` is not a proxy of the form http://host:port"))
+        let shown = text.rsplit_once('@').map_or(text.as_str(), |(_, rest)| rest);
+        let wrong = |why: &str| format!("`{shown}` is not a proxy of the form http://host:port: {why}");
+        let rest = text.strip_prefix("http://").ok_or_else(|| wrong("it does not begin with http://"))?;
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains('/') {
+            return Err(wrong("it has a path"));
+        }
+        host_and_port(authority, 3128).map(|(host, port)| Self { host, port }).map_err(wrong)
     }
-}
-
-/// Splits `host`, `host:port`, `[v6]` and `[v6]:port`.
-pub(super) fn host_and_port(authority: &str, default_port: u16) -> Option<(String, u16)> {
-    if authority.contains('@') {
-        return None; // a password in a URL ends up in logs
-    }
-    let (host, port) = if let Some(v6) = authority.strip_prefix('[') {
-        let (host, rest) = v6.split_once(']')?;
-        (host, rest.strip_prefix(':'))
-    } else {
-        authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port)))
-    };
-    let port = port.map_or(Some(default_port), |port| port.parse().ok())?;
-    (!host.is_empty()).then(|| (host.to_owned(), port))
 }
 
 #[cfg(test)]
@@ -259,7 +251,33 @@ mod tests {
         for text in ["mqtt://[::1]:1883", "mqtts://b:8883", "ws://b:80/mqtt"] {
             assert_eq!(read(text).expect("valid").to_string(), text);
         }
-        for bad in ["", "broker", "mqtt://", "mqtt://h:99999", "mqtt://user:secret@h", "mqtt://h/path", "ftp://h"] {
+        for (bad, why) in [
+            ("", "no scheme"),
+            ("broker", "no scheme"),
+            ("tcp://broker", "called mqtt here"),
+            ("ssl://broker", "called mqtts here"),
+            ("ftp://h", "none of a broker's"),
+            ("mqtt://", "no host"),
+            ("mqtt://h:99999", "above 65535"),
+            ("mqtt://h:0", "port 0"),
+            ("mqtt://[::1]23883", "colon is missing"),
+            ("mqtt://[::1]garbage", "colon is missing"),
+            ("mqtt://my broker", "space"),
+            ("mqtt://h/path", "has a path"),
+            ("ws://h/a b", "path has a space"),
+        ] {
+            let error = read(bad).expect_err(bad);
+            assert!(error.contains(why), "{bad}: `{error}` does not say `{why}`");
+        }
+        let error = read("mqtt://user:secret@h").expect_err("refused");
+        assert!(error.contains("user or password") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn proxies_are_read_whole_or_refused() {
+        let read = |text: &str| ProxyUrl::try_from(text.to_owned());
+        assert_eq!(read("http://p/").expect("valid").to_string(), "http://p:3128");
+        for bad in ["p:3128", "https://p", "http://[::1]8080", "http://p:0", "http://p/x", "http://a b", "http://u@p"] {
             assert!(read(bad).is_err(), "{bad}");
         }
     }

@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
+use hedge_proto::host_and_port;
 use serde::Deserialize;
-
-use super::broker::host_and_port;
 
 /// Without it, what is too large for the broker can never be sent.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -33,17 +32,19 @@ impl TryFrom<String> for PayloadsUrl {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let expected = || format!("`{text}` is not https://host:port, such as https://cloud.example:8443");
+        let shown = text.rsplit_once('@').map_or(text.as_str(), |(_, rest)| rest);
+        let wrong =
+            |why: &str| format!("`{shown}` is not https://host:port, such as https://cloud.example:8443: {why}");
         let (tls, rest) = match text.split_once("://") {
             Some(("https", rest)) => (true, rest),
             Some(("http", rest)) => (false, rest),
-            _ => return Err(expected()),
+            _ => return Err(wrong("it begins with neither https:// nor http://")),
         };
         let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
         if path.contains(['?', '#', ' ']) {
-            return Err(expected());
+            return Err(wrong("its path has a `?`, `#` or space in it"));
         }
-        let (host, port) = host_and_port(authority, if tls { 443 } else { 80 }).ok_or_else(expected)?;
+        let (host, port) = host_and_port(authority, if tls { 443 } else { 80 }).map_err(wrong)?;
         Ok(Self { tls, host, port, path: path.trim_end_matches('/').to_owned() })
     }
 }
