@@ -96,7 +96,7 @@ struct Connection {
 /// What is wrong with the files that `[payloads]` names.
 pub(crate) fn payloads_fault(config: &PayloadsConfig) -> Option<String> {
     // The system's own are not looked at: reading all of them again and again costs more than it tells.
-    let trusted = config.ca_file.as_deref().map_or(Ok(()), |file| options::roots(Some(file)).map(drop));
+    let trusted = config.ca_file.as_deref().map_or(Ok(()), |file| crate::uplink::roots(Some(file)).map(drop));
     let why = trusted.map_err(UploadError::from).and_then(|()| token(config).map(drop)).err()?;
     Some(format!("[payloads] {why}; large payloads wait until it can be used"))
 }
