@@ -310,8 +310,10 @@ fn whatever_a_cloud_says_the_device_acknowledges_it_and_delivers_to_one_that_beh
     waiting.agent.stop()
 }
 
-/// A broker that always does this, and what is said of it.
-fn refusals() -> Vec<(&'static str, fn() -> Behaviour)> {
+/// What is said of a broker that always does this.
+type Refusal = (&'static str, fn() -> Behaviour);
+
+fn refusals() -> Vec<Refusal> {
     vec![
         ("does not grant the device's subscriptions", || {
             Behaviour::says("", At::Subscribe, |pkid| suback(pkid, &[0x87, 0x87]))

@@ -46,8 +46,8 @@ const SESSION_FORMAT: u16 = 1;
 
 /// The largest message that a device reads, with as much for the topic and properties around it. Brokers keep back what
 /// is larger.
-pub(super) const PACKET_BYTES_MAX: u32 = 2 * DOCUMENT_BYTES_MAX as u32;
-const _: () = assert!(DOWN_BYTES_MAX <= DOCUMENT_BYTES_MAX);
+pub(super) const PACKET_BYTES_MAX: u32 = 128 * 1024;
+const _: () = assert!(DOWN_BYTES_MAX <= DOCUMENT_BYTES_MAX && PACKET_BYTES_MAX as usize == 2 * DOCUMENT_BYTES_MAX);
 
 /// Why a connection cannot even be tried.
 #[derive(Debug, thiserror::Error)]

@@ -151,7 +151,11 @@ async fn serve(shared: &Arc<Shared>, way: Way, leave: &Leave) -> Result<Told, Se
                     silence.heard();
                     match packet {
                         // One CONNACK ends the wait for it; the library refuses a second.
-                        Packet::ConnAck(ack) => drop(greeting.take().map(|greeting| greeting.send(ack))),
+                        Packet::ConnAck(ack) => {
+                            if let Some(greeting) = greeting.take() {
+                                drop(greeting.send(ack));
+                            }
+                        }
                         Packet::Publish(publish) => inbox.keep(publish),
                         _ => {}
                     }
