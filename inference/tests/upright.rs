@@ -86,7 +86,7 @@ fn an_orientation_is_found_as_any_number_in_either_order_wherever_it_stands() {
     for (width, big_endian) in [1, 2, 4].into_iter().flat_map(|width| [(width, false), (width, true)]) {
         let exif = segment(&[b"Exif\0\0", &exif(3, width, big_endian)[..]].concat());
         let other = segment(b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>");
-        check_same(&upright, &values(&with_segments(&turned, &[exif.clone()]), None));
+        check_same(&upright, &values(&with_segments(&turned, std::slice::from_ref(&exif)), None));
         check_same(&upright, &values(&with_segments(&turned, &[other.clone(), exif.clone(), other]), None));
         // Behind the tables and the frame header, right in front of the scan.
         let scan = turned.windows(2).position(|marker| marker == [0xFF, 0xDA]).expect("a scan");
