@@ -99,7 +99,7 @@ fn questions_are_answered() -> Result<()> {
     ensure!(stand.done("5", "dead_letters", &none)?["cases"] == json!([]));
     ensure!(stand.done("6", "requeue", &none)?["cases"] == json!([]));
     ensure!(stand.done("7", "drain", &none)?["waiting"].is_u64());
-    let unknown = stand.order("8", "requeue", &json!({"ids": ["nonsense"]}))?;
+    let unknown = stand.order("9", "requeue", &json!({"ids": ["nonsense"]}))?;
     ensure!(unknown.outcome == CommandOutcome::Failed && unknown.reason.context("why")?.contains("nonsense"));
     stand.agent.stop()
 }

@@ -97,7 +97,7 @@ pub(super) async fn run(shared: Arc<Shared>, way: Way, leave: Leave) {
     };
     shared.set_session(None);
     shared.tell(Event::Disconnected(loss)).await;
-    if loss == Loss::Broken && !leave.wanted.is_cancelled() {
+    if matches!(loss, Loss::Broken | Loss::Refused) && !leave.wanted.is_cancelled() {
         explain(&shared, trouble).await;
     }
 }

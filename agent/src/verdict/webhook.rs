@@ -254,7 +254,7 @@ mod tests {
         let error = sink.look().expect_err("missing");
         assert!(error.contains(&format!("token_file = {}", file.display())), "{error}");
         std::fs::write(&file, [0xff, 0xfe, 0xfd]).expect("written");
-        assert!(sink.look().expect_err("no text").contains("is not text"));
+        assert!(sink.look().expect_err("no text").contains("save it as UTF-8"));
         std::fs::write(&file, "secret").expect("written");
         sink.look().expect("it is there");
         let ca_file = Some(dir.path().join("nope"));

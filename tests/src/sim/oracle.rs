@@ -8,7 +8,7 @@ use std::time::Duration;
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event};
 use hedge_core::uplink::{NOBODY_WAIT, QUIET_MAX, TRIES_MAX};
-use hedge_proto::{BATCH_CASES_MAX, CaseKey};
+use hedge_proto::CaseKey;
 
 use super::device::short;
 use super::plan::Plan;
@@ -91,10 +91,10 @@ pub(super) fn not_poured_out(now: Moment, nobody_since: Option<Moment>) -> Check
     }
 }
 
-/// One publish may go over the ceiling: it was under way when the ceiling was reached.
+/// One publish may go over the ceiling: nothing is sent once it is reached.
 pub(super) fn under_ceiling(sent_within_hour: usize, ceiling: Option<u64>) -> Checked {
     match ceiling {
-        Some(ceiling) if sent_within_hour as u64 >= ceiling + BATCH_CASES_MAX as u64 => {
+        Some(ceiling) if sent_within_hour as u64 >= ceiling => {
             broken("a ceiling holds in every hour", format!("{sent_within_hour} cases under a ceiling of {ceiling}"))
         }
         _ => Ok(()),

@@ -140,8 +140,9 @@ impl Watch {
         while self.sent_at.front().is_some_and(|at| now.since(*at) >= HOUR) {
             self.sent_at.pop_front();
         }
+        let before = self.sent_at.len();
         self.sent_at.extend(keys.iter().map(|_| now));
-        under_ceiling(self.sent_at.len(), cases_per_hour)
+        under_ceiling(before, cases_per_hour)
     }
 
     /// The engine wants to ask.
