@@ -12,7 +12,7 @@ use hedge_tests::fashion::Fashion;
 use hedge_tests::mosquitto_client::publish;
 use hedge_tests::program::{Program, Recipe};
 use hedge_tests::recipes::{Desk, fits, path_with_programs};
-use hedge_tests::{Agent, AgentConfig, Mosquitto, Porch, Scene, places, skip};
+use hedge_tests::{Agent, AgentConfig, Listener, Mosquitto, Porch, Scene, places, skip};
 
 /// A Python program with its libraries starts in seconds, on a busy machine.
 const WAIT_MAX: Duration = Duration::from_secs(90);
@@ -66,6 +66,11 @@ fn a_dead_letter(broker: &Mosquitto, fashion: &Fashion, agent: &mut Agent) -> Re
     let posted = |index| agent.http.post("pictures", "", "image/png", &fashion.png(index)?);
     let stored = (0..50).map(posted).find(|one| one.as_ref().map_or(true, |one| one.case == Some(CaseFate::Stored)));
     let id = stored.context("none of 50 pictures was deferred and stored")??.id;
+    // Only a cloud that was sent a case can give it up. Somebody takes it, for a cloud that says nothing more.
+    let _listener = Listener::start(broker.inside(), agent.dir())?;
+    let online = r#"{"state":"online","wire":[1]}"#;
+    publish(broker.inside(), "hedge/v1/cloud/another/status", &["-m", online])?;
+    agent.wait_for_status("it is sent", WAIT_MAX, |status| status.queue.in_flight == 1)?;
     let dead = DownMessage::Dead { id, reason: "nobody knows what this is".to_owned() };
     let message = agent.dir().join("dead.cbor");
     std::fs::write(&message, to_cbor(&dead))?;

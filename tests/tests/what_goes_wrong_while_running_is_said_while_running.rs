@@ -35,9 +35,13 @@ fn stores(agent: &Agent) -> Result<()> {
 }
 
 fn says(agent: &mut Agent, part: &str, why: &str) -> Result<()> {
-    agent.wait_for_status(&format!("`{part}` is a fault: {why}"), SOON, |status| {
-        status.faults.get(part).is_some_and(|sentence| sentence.contains(why))
-    })?;
+    // It may start anew meanwhile: nobody listens then for a moment.
+    let said = |agent: &Agent| {
+        let status = agent.http.status();
+        status.is_ok_and(|status| status.faults.get(part).is_some_and(|sentence| sentence.contains(why)))
+    };
+    wait::until_true(&format!("`{part}` is a fault: {why}"), SOON, || Ok(said(agent)))
+        .with_context(|| agent.log_end())?;
     let (_, health) = agent.http.get("/healthz")?;
     ensure!(health.contains("\"degraded\":true") && health.contains(why), "{health}");
     Ok(())
@@ -105,7 +109,7 @@ fn a_folder_deleted_under_the_agent_is_said_with_what_went_with_it_and_made_anew
             stores(&agent)?;
         }
         agent.wait_for_status("all three are stored", SOON, |status| status.queue.waiting == 3)?;
-        fs::remove_dir_all(config.state().join(gone))?;
+        fs::remove_dir_all(config.state().join(gone).canonicalize()?)?;
         // Whether it is told by a look or by this one: it is not said to be stored in a folder that is gone.
         if let Ok(fate) = post(&agent) {
             ensure!(fate == CaseFate::Refused(Refusal::Disk), "{gone}: {fate:?}");
