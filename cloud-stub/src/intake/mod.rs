@@ -5,7 +5,7 @@
 //!               └► turned away: busy  ├─► decide ─► one commit ─► PUBACK ─► replies ─► jobs for the models
 //! outcome of a model ─────────────────┘
 //! ```
-//! Events that lie ready share a commit, at most as many as are decided in [`BATCH_MAX`]: whoever floods waits for its
+//! Events that lie ready share a commit, at most as many as are decided in `BATCH_MAX`: whoever floods waits for its
 //! next turn, and nobody waits for it. Nothing is acknowledged or answered before it, so a message is
 //! either on record or will be sent again by its device. Which answer a case gets is decided in [`decide`];
 //! topics and sessions are the link's, inference is the model's.
