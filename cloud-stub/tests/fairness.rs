@@ -76,7 +76,7 @@ async fn waits(good: &mut Device, first: u64) -> Vec<Duration> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_good_device_waits_at_most_three_times_as_long_under_any_flood_of_another() {
+async fn a_good_device_is_still_answered_soon_under_any_flood_of_another() {
     let Some(mosquitto) = Mosquitto::start() else { return };
     let broker = Broker::Mosquitto(mosquitto);
     let dir = TempDir::new().expect("a directory");
