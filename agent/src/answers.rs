@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hedge_proto::{Answer, CaseId, CaseKey, Digest, LabelScore, Name, TaskResult};
+use hedge_proto::{Answer, CaseId, CaseKey, Digest, Found, LabelScore, Name, Output};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
@@ -219,19 +219,14 @@ fn reference_key(answer: &Answer) -> Option<(Name, String)> {
 fn bytes_of(answer: &Answer) -> usize {
     const BESIDE: usize = 16;
     let text = |text: &str| text.len() + BESIDE;
-    let Answer { id, reference, source, task, model, result, decision, captured, metadata, .. } = answer;
+    let Answer { id, reference, source, task, model, said, decision, captured, metadata, .. } = answer;
     let texts = [id.device.as_str(), source, task, &model.name, &model.version, &decision.because, &captured.boot];
-    let result = match result {
+    let said = match said {
         None => 0,
-        Some(TaskResult::Classify { label, scores }) => {
-            let scores = scores.iter().map(|score| size_of::<LabelScore>() + text(&score.label));
-            text(label) + scores.sum::<usize>()
+        Some(Output::Classes(scores)) => {
+            scores.iter().map(|score| size_of::<LabelScore>() + text(&score.label)).sum::<usize>()
         }
-        Some(TaskResult::Detect { boxes, labels, scores }) => {
-            let labels = labels.iter().map(|label| size_of::<String>() + text(label)).sum::<usize>();
-            size_of_val(&boxes[..]) + labels + size_of_val(&scores[..])
-        }
-        Some(TaskResult::Regress { values }) => size_of_val(&values[..]),
+        Some(Output::Boxes(found)) => found.iter().map(|one| size_of::<Found>() + text(&one.label)).sum::<usize>(),
     };
     // A tree keeps its entries in nodes that are half full at worst.
     let entry = 2 * size_of::<(String, String)>();
@@ -239,7 +234,7 @@ fn bytes_of(answer: &Answer) -> usize {
     size_of::<Answer>()
         + texts.iter().map(|one| text(one)).sum::<usize>()
         + reference.as_deref().map_or(0, text)
-        + result
+        + said
         + metadata
 }
 
@@ -255,7 +250,7 @@ mod tests {
         let mut correction = answer(id(n), "cam", Some(format!("ref {n}")), 1);
         let scores: Vec<_> =
             (0..1000).map(|class| LabelScore { label: format!("class {class}"), score: 0.001 }).collect();
-        correction.result = Some(TaskResult::Classify { label: "class 0".to_owned(), scores });
+        correction.said = Some(Output::Classes(scores));
         (local, correction)
     }
 

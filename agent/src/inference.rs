@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_core::judge::{Scores, Threshold, ThresholdScale, Thresholds, explain_unusable, judge};
-use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Tensor};
-use hedge_proto::{Digest, Explanation, LabelScore, ModelRef, Name, SCORES_MAX, TaskResult};
+use hedge_core::judge::{Limits, ThresholdScale, Thresholds, explain_unusable, judge};
+use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Task, Tensor, Tensors};
+use hedge_proto::{Digest, Explanation, ModelRef, Name, Output, Rect, in_one_line};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -29,34 +29,25 @@ pub const RELOAD_WAIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Opinion {
     /// Absent when the output was unusable.
-    pub result: Option<TaskResult>,
-    pub scores: Vec<LabelScore>,
+    pub said: Option<Output>,
     pub explanation: Explanation,
     /// How much a second opinion is expected to help.
     pub priority: f32,
 }
 
 impl Opinion {
-    /// What a model's output means under these thresholds. `hedge-agent infer` asks here, too.
+    /// What a model's outputs mean under these thresholds. `hedge-agent infer` asks here, too.
     #[must_use]
-    pub fn new(bundle: &Bundle, output: &[f32], thresholds: &Thresholds) -> Self {
-        match Scores::read(output, bundle.output_kind()) {
-            Ok(scores) => {
-                let judgement = judge(&scores, thresholds);
-                let scores: Vec<LabelScore> = scores
-                    .top(SCORES_MAX)
-                    .into_iter()
-                    .map(|entry| LabelScore { label: bundle.cloud_label(entry.class).to_owned(), score: entry.score })
-                    .collect();
-                let result = scores
-                    .first()
-                    .map(|best| TaskResult::Classify { label: best.label.clone(), scores: scores.clone() });
-                Self { result, scores, explanation: judgement.explain(), priority: judgement.priority() }
+    pub fn new(task: &Task, outputs: &Tensors, frame: &Rect, thresholds: &Thresholds) -> Self {
+        match task.read(outputs, frame) {
+            Ok((said, doubt)) => {
+                let (limits, weight) = thresholds.of(&said);
+                let judgement = judge(&doubt, &limits, weight);
+                Self { said: Some(said), explanation: judgement.explain(), priority: judgement.priority() }
             }
             Err(error) => Self {
-                result: None,
-                scores: Vec::new(),
-                explanation: explain_unusable(&error, &thresholds.general()),
+                said: None,
+                explanation: explain_unusable(in_one_line(&error), &thresholds.general()),
                 priority: 1.0,
             },
         }
@@ -73,9 +64,10 @@ pub struct ModelCard {
     pub labels_hash: Digest,
     pub input_name: String,
     pub input_shape: Vec<usize>,
-    pub output_name: String,
+    /// The outputs that are read, and their shapes: -1 where a size is open.
+    pub outputs: Vec<(String, Vec<i64>)>,
     /// What the bundle suggests as a threshold.
-    pub suggested: Option<Threshold>,
+    pub suggested: Option<Limits>,
 }
 
 enum Job {
@@ -92,9 +84,9 @@ enum Job {
         scale: ThresholdScale,
         reply: oneshot::Sender<Result<Opinion, SampleError>>,
     },
-    Scores {
+    Run {
         tensor: Tensor,
-        reply: oneshot::Sender<Result<Vec<f32>, SampleError>>,
+        reply: oneshot::Sender<Result<Tensors, SampleError>>,
     },
 }
 
@@ -233,7 +225,7 @@ impl Judge {
         if self.hangs() {
             return Some(format!("it has worked on one sample for more than {} s", self.hung_after.as_secs()));
         }
-        if threshold.resolve(card.suggested, &card.labels).is_none() {
+        if threshold.resolve(card.suggested, &card.labels, |label| label).is_none() {
             return Some(format!("it answers no sample: {NO_THRESHOLD}"));
         }
         self.record.with(|record| {
@@ -277,9 +269,9 @@ impl Judge {
         self.ask(|reply| Job::Judge { content_type, bytes, region, threshold, scale, reply }).await
     }
 
-    /// The model's raw output for one tensor. Nothing is judged or deferred.
-    pub async fn scores(&self, tensor: Tensor) -> Result<Vec<f32>, SampleError> {
-        self.ask(|reply| Job::Scores { tensor, reply }).await
+    /// The model's raw outputs for one tensor. Nothing is judged or deferred.
+    pub async fn run(&self, tensor: Tensor) -> Result<Tensors, SampleError> {
+        self.ask(|reply| Job::Run { tensor, reply }).await
     }
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, SampleError>>) -> Job) -> Result<T, SampleError> {
@@ -325,7 +317,7 @@ impl Bench {
                 Job::Judge { content_type, bytes, region, threshold, scale, reply } => {
                     drop(reply.send(self.judge(&content_type, &bytes, region.as_ref(), (&threshold, scale))));
                 }
-                Job::Scores { tensor, reply } => drop(reply.send(self.scores(&tensor))),
+                Job::Run { tensor, reply } => drop(reply.send(self.run(&tensor))),
             }
             self.work.set(None);
         }
@@ -380,18 +372,18 @@ impl Bench {
             .tensor(content_type, bytes, region)
             .map_err(|error| SampleError::Unusable(error.to_string()))?;
         let decoded = Instant::now();
-        let output = loaded.run(&name, &tensor).inspect_err(|error| record.failed(&error.to_string()))?;
+        let outputs = loaded.run(&name, &tensor).inspect_err(|error| record.failed(&error.to_string()))?;
         figures.took(Timed::Tensor, decoded - begun);
         figures.took(Timed::Inference, decoded.elapsed());
-        let opinion = Opinion::new(&loaded.bundle, &output, &thresholds);
-        match &opinion.result {
+        let opinion = Opinion::new(loaded.model.task(), &outputs, &tensor.frame, &thresholds);
+        match &opinion.said {
             Some(_) => record.answered(),
             None => record.failed(&opinion.explanation.because),
         }
         Ok(opinion)
     }
 
-    fn scores(&mut self, tensor: &Tensor) -> Result<Vec<f32>, SampleError> {
+    fn run(&mut self, tensor: &Tensor) -> Result<Tensors, SampleError> {
         let (name, work) = (self.setup.name.clone(), self.work.clone());
         let loaded = self.model()?;
         work.set(Some(Instant::now()));
@@ -411,7 +403,8 @@ impl Loaded {
 
     /// What the settings ask of this model's answers.
     fn thresholds(&self, name: &Name, threshold: &ThresholdConfig) -> Result<Thresholds, SampleError> {
-        let resolved = threshold.resolve(self.bundle.threshold(), self.bundle.labels());
+        let resolved =
+            threshold.resolve(self.bundle.threshold(), self.bundle.labels(), |own| self.bundle.cloud_label(own));
         resolved.ok_or_else(|| SampleError::ModelFailed { model: name.to_string(), reason: NO_THRESHOLD.into() })
     }
 
@@ -424,12 +417,12 @@ impl Loaded {
             labels_hash: self.bundle.labels_hash(),
             input_name: self.model.input_name().to_owned(),
             input_shape: self.model.input_shape().to_vec(),
-            output_name: self.model.output_name().to_owned(),
+            outputs: self.model.outputs().to_vec(),
             suggested: self.bundle.threshold(),
         }
     }
 
-    fn run(&mut self, name: &Name, tensor: &Tensor) -> Result<Vec<f32>, SampleError> {
+    fn run(&mut self, name: &Name, tensor: &Tensor) -> Result<Tensors, SampleError> {
         self.model
             .run(tensor)
             .map_err(|error| SampleError::ModelFailed { model: name.to_string(), reason: error.to_string().into() })
@@ -440,7 +433,7 @@ impl Loaded {
 mod tests {
     use super::*;
 
-    fn judge(suggested: Option<Threshold>) -> Judge {
+    fn judge(suggested: Option<Limits>) -> Judge {
         let text = |text: &str| text.to_owned();
         let name = Name::new("rgb").expect("valid");
         let labels: Arc<[String]> = ["r", "g", "b"].map(str::to_owned).into();
@@ -452,7 +445,7 @@ mod tests {
             labels,
             input_name: text("x"),
             input_shape: vec![1, 3],
-            output_name: text("y"),
+            outputs: vec![(text("y"), vec![1, 3])],
             suggested,
         };
         let jobs = mpsc::channel(1).0;
@@ -471,7 +464,7 @@ mod tests {
         let fault = silent.fault(&threshold("")).expect("a fault");
         assert!(fault.contains("no threshold") && fault.contains("bundle calibrate"), "{fault}");
         assert_eq!(silent.fault(&threshold("score_min = 0.5")), None);
-        assert_eq!(judge(Some(Threshold::new(0.5, 0.0, 1.0).expect("valid"))).fault(&threshold("")), None);
+        assert_eq!(judge(Some(Limits::new(0.5, 0.0, 1.0).expect("valid"))).fault(&threshold("")), None);
     }
 
     #[test]

@@ -16,10 +16,10 @@ use hedge_core::judge::ThresholdScale;
 use hedge_core::outbox::sort_key;
 use hedge_core::policy::Policy;
 use hedge_core::uplink::Waiting;
-use hedge_inference::Tensor;
+use hedge_inference::{Tensor, Tensors};
 use hedge_proto::{
     Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, LinkState,
-    METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, PayloadForm, Reason, Telemetry, WIRE_VERSION, to_cbor,
+    METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, Output, PayloadForm, Reason, Rect, Telemetry, to_cbor,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -145,6 +145,8 @@ struct Judged {
     input: NewSample,
     metadata: Metadata,
     card: ModelCard,
+    /// The part of the picture that was judged, if not all of it.
+    view: Option<Rect>,
     opinion: Opinion,
 }
 
@@ -178,7 +180,8 @@ impl Pipeline {
             opinion.explanation.because += &format!("; thresholds count {scale} times while the link is {state}");
         }
         let card = judge.card().cloned().ok_or(SampleError::Stopping)?;
-        Ok(Judged { settings: settings.clone(), id, captured, input, metadata, card, opinion })
+        let view = source.region.and_then(|region| region.view());
+        Ok(Judged { settings: settings.clone(), id, captured, input, metadata, card, view, opinion })
     }
 
     /// Puts the case into the outbox and waits at most `store_wait` to know that it is there.
@@ -355,12 +358,12 @@ impl Intake for Pipeline {
         self.judges.iter().filter_map(facts).collect()
     }
 
-    async fn scores(&self, model: &Name, tensor: Tensor) -> Result<Vec<f32>, SampleError> {
+    async fn run(&self, model: &Name, tensor: Tensor) -> Result<Tensors, SampleError> {
         let judge = self.judges.get(model).ok_or_else(|| {
             let known: Vec<&str> = self.judges.keys().map(Name::as_str).collect();
             SampleError::Unusable(format!("there is no model named `{model}`; the models are: {}", known.join(", ")))
         })?;
-        judge.scores(tensor).await
+        judge.run(tensor).await
     }
 
     fn faults(&self) -> hedge_proto::Faults {
@@ -410,20 +413,19 @@ fn check_metadata(metadata: &Metadata) -> Result<(), SampleError> {
 }
 
 fn case(judged: &Judged, reason: Reason, payload: &SentPayload) -> Case {
+    let Opinion { said, explanation, .. } = &judged.opinion;
     Case {
-        v: WIRE_VERSION,
+        v: said.as_ref().map_or(1, Output::wire_version),
         id: judged.id.clone(),
         reference: judged.input.reference.clone(),
         source: judged.input.source.to_string(),
         task: judged.card.task.clone(),
         labels_hash: judged.card.labels_hash,
         model: judged.card.model.clone(),
-        scores: judged.opinion.scores.clone(),
-        decision: CaseDecision {
-            reason,
-            threshold: judged.opinion.explanation.threshold,
-            mode: judged.opinion.explanation.mode,
-        },
+        said: said.clone(),
+        doubt: explanation.doubt,
+        view: judged.view,
+        decision: CaseDecision { reason, threshold: explanation.threshold, mode: explanation.mode },
         settings_version: judged.settings.version,
         captured: judged.captured.clone(),
         form: payload.form,
@@ -443,7 +445,7 @@ fn local_answer(judged: Judged, case: Option<CaseFate>, link: LinkState) -> Answ
         revision: 0,
         authority: Authority::Device,
         model: judged.card.model,
-        result: judged.opinion.result,
+        said: judged.opinion.said,
         provisional: matches!(case, Some(CaseFate::Stored | CaseFate::Pending)),
         changed: false,
         decision: judged.opinion.explanation,
@@ -461,8 +463,7 @@ fn facts(card: &ModelCard, cannot_answer: Option<String>) -> ModelFacts {
         cannot_answer,
         input_name: card.input_name.clone(),
         input_shape: card.input_shape.clone(),
-        output_name: card.output_name.clone(),
-        output_shape: vec![1, card.labels.len()],
+        outputs: card.outputs.clone(),
         labels: card.labels.to_vec(),
     }
 }

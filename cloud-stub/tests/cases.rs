@@ -67,7 +67,7 @@ async fn a_case_without_its_sample_is_noted_at_once_and_the_devices_answer_stand
             device.send(Case { task: task.to_owned(), ..nothing(device.case(0, b"")) }).await;
             let DownMessage::Verdict(verdict) = device.hears().await else { panic!("no verdict") };
             assert_eq!((verdict.id, verdict.authority, verdict.revision), (id.clone(), Authority::Device, 1));
-            assert_eq!(verdict.result.headline(), "sandal");
+            assert_eq!(verdict.said.headline(), "sandal");
         }
         device.send(unusable).await;
         assert!(

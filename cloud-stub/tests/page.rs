@@ -3,7 +3,8 @@
 mod rig;
 
 use hedge_proto::{
-    CloudState, DeviceState, DeviceStatus, LinkState, ModelRef, QueueFigures, SampleFigures, Telemetry, Topic, to_json,
+    CloudState, DeviceState, DeviceStatus, LinkState, ModelRef, Output, QueueFigures, SampleFigures, Telemetry, Topic,
+    to_json,
 };
 use rig::double::{Double, Manner};
 use rig::{Broker, Cloud, Device, PATIENCE};
@@ -98,7 +99,9 @@ async fn a_case_is_shown_with_both_answers_and_its_payload() {
     device.send(device.case(0, b"\x89PNG not really")).await;
     let mut agreeing = device.case(1, b"numbers");
     agreeing.content_type = "application/vnd.hedge.tensor; dtype=f32; shape=1,2".to_owned();
-    agreeing.scores.swap(0, 1);
+    if let Some(Output::Classes(scores)) = &mut agreeing.said {
+        scores.swap(0, 1);
+    }
     device.send(agreeing).await;
     cloud.figure("answered", 2).await;
 

@@ -1,18 +1,20 @@
 //! A model in ONNX Runtime: checked against its manifest once, then one sample in, its raw outputs out.
 //!
-//! One [`Model`] serves one sample at a time; more threads of work need more models. Reading the outputs as
-//! scores is up to `hedge-core`; only golden samples are read here, to compare them.
+//! One [`Model`] serves one sample at a time; more threads of work need more models. What the outputs mean is up to
+//! `task`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use hedge_core::judge::{ClassScore, OutputKind, Scores};
+use hedge_core::agree::{agree, pairs};
+use hedge_proto::{Output, in_one_line};
 use ort::session::Session;
-use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
+use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
 use crate::bundle::{Bundle, BundleError, GOLDEN_TOLERANCE, Golden, Input, Variant};
 use crate::features::{self, ContentType, FeatureError, Picture, Region, StageTimes, Tensor};
 use crate::runtime::Runtime;
+use crate::task::{Reading, Task, Tensors};
 
 /// Why a model cannot be used or did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +30,6 @@ pub enum ModelError {
     Feature(#[from] FeatureError),
     #[error("ONNX Runtime failed: {0}")]
     Run(String),
-    #[error("the model gave {values} values for {labels} labels; the label file belongs to another model")]
-    OutputSize { values: usize, labels: usize },
 }
 
 /// How a session works.
@@ -50,13 +50,14 @@ impl Default for SessionOptions {
 pub struct Model {
     session: Session,
     input: Input,
-    output_name: String,
-    kind: OutputKind,
-    labels: usize,
+    /// What the model's input holds.
+    element: TensorElementType,
+    task: Task,
+    outputs: Vec<(String, Vec<i64>)>,
 }
 
 impl Model {
-    /// Loads a variant (the manifest's first if not named) and checks its input and output by the manifest.
+    /// Loads a variant (the manifest's first if not named) and checks its input and outputs by the manifest.
     pub fn load(
         runtime: &Runtime,
         bundle: &Bundle,
@@ -67,11 +68,10 @@ impl Model {
         let session = open(runtime, &path, options)?;
         let mismatch = |message| ModelError::Mismatch { path: path.clone(), message };
         let outline = Outline::of(&session);
-        outline.check_input(bundle.input()).map_err(mismatch)?;
-        let output_name = bundle.manifest().output.name.clone();
-        outline.check_output(&output_name, bundle.labels().len()).map_err(mismatch)?;
-        let (input, kind, labels) = (bundle.input().clone(), bundle.output_kind(), bundle.labels().len());
-        Ok(Self { session, input, output_name, kind, labels })
+        let element = outline.check_input(bundle.input()).map_err(mismatch)?;
+        let task = bundle.reading();
+        let outputs = outline.check_outputs(&task).map_err(mismatch)?;
+        Ok(Self { session, input: bundle.input().clone(), element, task, outputs })
     }
 
     /// The input tensor for a sample.
@@ -101,28 +101,62 @@ impl Model {
         self.input.samples(bytes)
     }
 
-    /// One sample in, one number per label out.
-    pub fn run(&mut self, tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
-        let values = self.values(tensor)?;
-        match values.as_slice() {
-            [second] if self.labels == 2 => Ok(self.kind.of_two(*second).to_vec()),
-            _ => Ok(values),
+    /// One sample in, the outputs that the task reads out.
+    pub fn run(&mut self, tensor: &Tensor) -> Result<Tensors, ModelError> {
+        let failed = |error: ort::Error| ModelError::Run(error.to_string());
+        let (name, shape, data) = (self.input.name.as_str(), tensor.shape.as_slice(), tensor.data.as_slice());
+        macro_rules! run {
+            ($data:expr) => {{
+                let value = TensorRef::from_array_view((shape, $data)).map_err(failed)?;
+                self.session.run(ort::inputs![name => value]).map_err(failed)?
+            }};
         }
+        // A number beyond what the model's input holds becomes the nearest that it does.
+        macro_rules! whole {
+            ($to:ty) => {{
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::allow_attributes,
+                    reason = "a cast that saturates is wanted"
+                )]
+                #[allow(clippy::cast_sign_loss, reason = "for the unsigned")]
+                let data: Vec<$to> = data.iter().map(|number| number.round() as $to).collect();
+                run!(data.as_slice())
+            }};
+        }
+        let outputs = match self.element {
+            TensorElementType::Float16 => {
+                let data: Vec<half::f16> = data.iter().map(|number| half::f16::from_f32(*number)).collect();
+                run!(data.as_slice())
+            }
+            TensorElementType::Float64 => {
+                let data: Vec<f64> = data.iter().map(|number| f64::from(*number)).collect();
+                run!(data.as_slice())
+            }
+            TensorElementType::Uint8 => whole!(u8),
+            TensorElementType::Int8 => whole!(i8),
+            TensorElementType::Int32 => whole!(i32),
+            TensorElementType::Int64 => whole!(i64),
+            _ => run!(data),
+        };
+        let mut tensors = Tensors::default();
+        for name in self.task.reading.names() {
+            let value = outputs.get(name).ok_or_else(|| ModelError::Run(format!("there is no output `{name}`")))?;
+            tensors.0.push((name.to_owned(), numbers(value)?));
+        }
+        Ok(tensors)
     }
 
-    /// One sample in, out what the model gives: a number per label, or one for two labels.
-    pub fn values(&mut self, tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
-        let failed = |error: ort::Error| ModelError::Run(error.to_string());
-        let value = TensorRef::from_array_view((tensor.shape.as_slice(), tensor.data.as_slice())).map_err(failed)?;
-        let outputs = self.session.run(ort::inputs![self.input.name.as_str() => value]).map_err(failed)?;
-        let output = outputs
-            .get(&self.output_name)
-            .ok_or_else(|| ModelError::Run(format!("there is no output `{}`", self.output_name)))?;
-        let (_, values) = output.try_extract_tensor::<f32>().map_err(failed)?;
-        if values.len() != self.labels && (values.len(), self.labels) != (1, 2) {
-            return Err(ModelError::OutputSize { values: values.len(), labels: self.labels });
-        }
-        Ok(values.to_vec())
+    /// How this model's outputs become an answer.
+    #[must_use]
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// The outputs that are read, and their shapes for one sample: -1 where a size is open.
+    #[must_use]
+    pub fn outputs(&self) -> &[(String, Vec<i64>)] {
+        &self.outputs
     }
 
     /// Runs a golden sample of the bundle this model was loaded from.
@@ -138,16 +172,10 @@ impl Model {
             let reason = format!("a golden sample is one sample, and this file holds {}", samples.len());
             return Err(FeatureError::NoSample { reason }.into());
         };
-        let output = self.run(sample)?;
-        let scores = Scores::read(&output, bundle.output_kind().uncalibrated())
-            .map_err(|error| ModelError::Run(error.to_string()))?;
-        let best = scores.top(1).first().copied().unwrap_or(ClassScore { class: 0, score: 0.0 });
-        Ok(GoldenOutcome {
-            label: bundle.labels().get(best.class).cloned().unwrap_or_default(),
-            score: best.score,
-            expected_label: golden.label.clone(),
-            expected_score: golden.scores.get(variant.name.as_str()).copied(),
-        })
+        let outputs = self.run(sample)?;
+        let read = self.task.uncalibrated().read(&outputs, &sample.frame);
+        let (said, _) = read.map_err(|error| ModelError::Run(in_one_line(&error)))?;
+        Ok(GoldenOutcome::of(said, bundle, variant.name.as_str(), golden))
     }
 
     #[must_use]
@@ -159,29 +187,87 @@ impl Model {
     pub fn input_name(&self) -> &str {
         &self.input.name
     }
-
-    #[must_use]
-    pub fn output_name(&self) -> &str {
-        &self.output_name
-    }
 }
 
 /// What a model said about a golden sample, before the temperature, and what it should have said.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GoldenOutcome {
-    pub label: String,
-    pub score: f32,
-    pub expected_label: String,
-    /// None if the manifest gives no score for this variant.
-    pub expected_score: Option<f32>,
+    pub said: Output,
+    pub expected: Output,
+    /// How far their scores may be apart; none if the manifest gives no scores for this variant.
+    tolerance: Option<f32>,
 }
 
 impl GoldenOutcome {
+    fn of(said: Output, bundle: &Bundle, variant: &str, golden: &Golden) -> Self {
+        let in_clouds_words = |own: &str| bundle.cloud_label(own).to_owned();
+        let (expected, tolerance) = match &golden.label {
+            Some(label) => {
+                let score = golden.scores.get(variant).copied();
+                let best = hedge_proto::LabelScore { label: in_clouds_words(label), score: score.unwrap_or(1.0) };
+                (Output::Classes(vec![best]), score.map(|_| GOLDEN_TOLERANCE))
+            }
+            None => {
+                let mut found = golden.found.get(variant).cloned().unwrap_or_default();
+                found.iter_mut().for_each(|one| one.label = in_clouds_words(&one.label));
+                (Output::Boxes(found), Some(GOLDEN_TOLERANCE))
+            }
+        };
+        Self { said, expected, tolerance }
+    }
+
+    /// What it said and what it should have said: the label or what was found, and how sure.
+    #[must_use]
+    pub fn in_words(&self) -> (String, String) {
+        let words = |output: &Output| match output.score() {
+            Some(score) => format!("`{}` {score:.4}", output.headline()),
+            None => output.headline(),
+        };
+        let expected = match self.tolerance {
+            Some(_) => words(&self.expected),
+            None => format!("`{}` with any score", self.expected.headline()),
+        };
+        (words(&self.said), expected)
+    }
+
     #[must_use]
     pub fn passed(&self) -> bool {
-        let near = |expected: f32| (self.score - expected).abs() <= GOLDEN_TOLERANCE;
-        self.label == self.expected_label && self.expected_score.is_none_or(near)
+        let near = |one: f32, other: f32| self.tolerance.is_none_or(|tolerance| (one - other).abs() <= tolerance);
+        agree(&self.said, &self.expected) >= 1.0
+            && match (&self.said, &self.expected) {
+                (Output::Boxes(said), Output::Boxes(expected)) => {
+                    let matched = said.iter().zip(pairs(said, expected));
+                    matched.into_iter().all(|(one, at)| at.is_some_and(|at| near(one.score, expected[at].score)))
+                }
+                (said, expected) => said.score().zip(expected.score()).is_some_and(|(one, other)| near(one, other)),
+            }
     }
+}
+
+/// The numbers of an output, whatever they are. A byte with a sign is counted from the lowest: a softmax does not mind
+/// and a probability in bytes begins there.
+fn numbers(value: &DynValue) -> Result<Tensor, ModelError> {
+    let failed = |error: ort::Error| ModelError::Run(error.to_string());
+    let ValueType::Tensor { ty, .. } = value.dtype() else {
+        return Err(ModelError::Run("an output is no tensor".to_owned()));
+    };
+    macro_rules! read {
+        ($of:ty, $number:expr) => {{
+            let (shape, data) = value.try_extract_tensor::<$of>().map_err(failed)?;
+            (shape.to_vec(), data.iter().map($number).collect::<Vec<f32>>())
+        }};
+    }
+    let (shape, data) = match ty {
+        TensorElementType::Float16 => read!(half::f16, |number| number.to_f32()),
+        #[expect(clippy::cast_possible_truncation, reason = "rounded to f32, as everything after it is")]
+        TensorElementType::Float64 => read!(f64, |number| *number as f32),
+        TensorElementType::Int64 => read!(i64, |number| *number as f32),
+        TensorElementType::Int32 => read!(i32, |number| *number as f32),
+        TensorElementType::Uint8 => read!(u8, |number| f32::from(*number)),
+        TensorElementType::Int8 => read!(i8, |number| f32::from(*number) + 128.0),
+        _ => read!(f32, |number| *number),
+    };
+    Ok(Tensor::new(shape.iter().map(|side| usize::try_from(*side).unwrap_or(0)).collect(), data))
 }
 
 fn open(runtime: &Runtime, path: &Path, options: &SessionOptions) -> Result<Session, ModelError> {
@@ -200,8 +286,9 @@ pub struct Outline {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Port {
     pub name: String,
-    /// -1 where the file leaves the size open; none if this is no tensor of f32.
+    /// -1 where the file leaves the size open; none if this is no tensor of numbers.
     pub shape: Option<Vec<i64>>,
+    element: TensorElementType,
     /// What it holds, for error texts.
     pub kind: &'static str,
 }
@@ -243,7 +330,8 @@ impl Outline {
         Self { inputs: ports(session.inputs()), outputs: ports(session.outputs()) }
     }
 
-    fn check_input(&self, wanted: &Input) -> Result<(), String> {
+    /// What the input holds.
+    fn check_input(&self, wanted: &Input) -> Result<TensorElementType, String> {
         let [port] = self.inputs.as_slice() else {
             return Err(format!("the model has the inputs {}; models with one are supported", names(&self.inputs)));
         };
@@ -253,11 +341,11 @@ impl Outline {
                 wanted.name, port.name
             ));
         }
-        let shape = port.f32_shape("input")?;
+        let shape = port.numbers("input")?;
         let fits = shape.len() == wanted.shape.len()
             && shape.iter().zip(&wanted.shape).all(|(own, wanted)| *own < 0 || usize::try_from(*own) == Ok(*wanted));
         if fits {
-            Ok(())
+            Ok(port.element)
         } else {
             Err(format!(
                 "`input.shape` is {:?} in the manifest, but the model takes {}",
@@ -267,32 +355,44 @@ impl Outline {
         }
     }
 
-    fn check_output(&self, name: &str, labels: usize) -> Result<(), String> {
-        let port = self.outputs.iter().find(|port| port.name == name).ok_or_else(|| {
-            format!("`output.name` is \"{name}\" in the manifest, but the model has {}", names(&self.outputs))
-        })?;
-        port.f32_shape("output")?;
-        match port.values() {
-            Some(values) if !port.fits(labels) => {
-                Err(format!("the model's output {port} tells {values} classes apart, but there are {labels} labels"))
+    /// The outputs that the task reads, and their shapes for one sample.
+    fn check_outputs(&self, task: &Task) -> Result<Vec<(String, Vec<i64>)>, String> {
+        let mut outputs = Vec::new();
+        for name in task.reading.names() {
+            let port = self.outputs.iter().find(|port| port.name == name).ok_or_else(|| {
+                format!("`[output]` names \"{name}\" in the manifest, but the model has {}", names(&self.outputs))
+            })?;
+            let mut shape = port.numbers("output")?.to_vec();
+            if let Some(batch @ -1) = shape.first_mut() {
+                *batch = 1;
             }
-            _ => Ok(()),
+            outputs.push((name.to_owned(), shape));
+            let labels = task.labels.len();
+            if let (Reading::Classes(_), Some(values)) = (&task.reading, port.values())
+                && labels > 0
+                && !port.fits(labels)
+            {
+                return Err(format!(
+                    "the model's output {port} tells {values} classes apart, but there are {labels} labels"
+                ));
+            }
         }
+        Ok(outputs)
     }
 }
 
 impl Port {
     fn new(outlet: &Outlet) -> Self {
-        let shape = match outlet.dtype() {
-            ValueType::Tensor { ty: TensorElementType::Float32, shape, .. } => Some(shape.to_vec()),
-            _ => None,
+        let (held, shape) = match outlet.dtype() {
+            ValueType::Tensor { ty, shape, .. } => (*ty, is_number(*ty).then(|| shape.to_vec())),
+            _ => (TensorElementType::Undefined, None),
         };
         let kind = match outlet.dtype() {
             ValueType::Tensor { ty, .. } => element(*ty),
             ValueType::Sequence(_) | ValueType::Map { .. } => MAPS,
             ValueType::Optional(_) => "an optional value",
         };
-        Self { name: outlet.name().to_owned(), shape, kind }
+        Self { name: outlet.name().to_owned(), shape, element: held, kind }
     }
 
     /// How many numbers one sample gives; `None` where the file leaves that open, or they are no f32.
@@ -314,11 +414,26 @@ impl Port {
         }
     }
 
-    fn f32_shape(&self, side: &str) -> Result<&[i64], String> {
-        self.shape
-            .as_deref()
-            .ok_or_else(|| format!("the {side} `{}` is {}; tensors of float32 are supported", self.name, self.kind))
+    /// Whether it holds fractions, as scores do, and not whole numbers.
+    #[must_use]
+    pub fn is_float(&self) -> bool {
+        use TensorElementType::{Float16, Float32, Float64};
+        matches!(self.element, Float16 | Float32 | Float64)
     }
+
+    fn numbers(&self, side: &str) -> Result<&[i64], String> {
+        self.shape.as_deref().ok_or_else(|| {
+            format!(
+                "the {side} `{}` is {}; tensors of float32, float16 or whole numbers are supported",
+                self.name, self.kind
+            )
+        })
+    }
+}
+
+fn is_number(element: TensorElementType) -> bool {
+    use TensorElementType::{Float16, Float32, Float64, Int8, Int32, Int64, Uint8};
+    matches!(element, Float32 | Float16 | Float64 | Int64 | Int32 | Int8 | Uint8)
 }
 
 /// As ONNX names it.

@@ -4,7 +4,7 @@ mod support;
 
 use std::path::Path;
 
-use hedge_core::judge::OutputKind;
+use hedge_inference::task::{OutputKind, Reading};
 use hedge_inference::{Bundle, Model, ModelError, SessionOptions};
 use hedge_proto::Digest;
 
@@ -127,7 +127,8 @@ fn files_that_an_editor_put_a_mark_before_are_the_same_files() {
 #[test]
 fn percentages_are_an_output_of_their_own_and_have_no_temperature() {
     let percent = |rest: &str| open(|manifest| manifest.replace("kind = \"logits\"\ntemperature = 1.5", rest));
-    assert_eq!(percent("kind = \"percent\"").expect("a bundle").output_kind(), OutputKind::Percent);
+    let bundle = percent("kind = \"percent\"").expect("a bundle");
+    assert!(matches!(&bundle.manifest().output, Reading::Classes(classes) if classes.kind == OutputKind::Percent));
     let error = percent("kind = \"percent\"\ntemperature = 1.5").expect_err("refused");
     assert!(error.contains("`temperature` divides logits"), "{error}");
 }

@@ -4,8 +4,8 @@ mod support;
 
 use std::path::Path;
 
-use hedge_core::judge::Scores;
 use hedge_inference::bundle::GOLDEN_TOLERANCE;
+use hedge_inference::task::{Reading, Scores};
 use hedge_inference::{Bundle, ContentType, Model, SessionOptions};
 use serde::Deserialize;
 
@@ -50,8 +50,10 @@ fn check_photo(bundle: &Bundle, model: &mut Model, file: &Path, expected: &[Expe
     let bytes = std::fs::read(file).expect("a picture");
     let content_type = ContentType::sniff(&bytes).expect("JPEG or PNG");
     let tensor = model.tensor(&content_type, &bytes, None).expect("a tensor");
-    let output = model.run(&tensor).expect("an output");
-    let scores = Scores::read(&output, bundle.output_kind()).expect("scores");
+    let outputs = model.run(&tensor).expect("an output");
+    let Reading::Classes(classes) = &model.task().reading else { panic!("a classifier") };
+    let numbers = classes.numbers(&outputs, bundle.labels().len()).expect("a number for each label");
+    let scores = Scores::read(&numbers, classes.kind).expect("scores");
     let best = scores.top(1)[0];
     assert_eq!(bundle.labels()[best.class], expected[0].label, "{}", file.display());
     for Expected { label, score } in expected {

@@ -4,7 +4,7 @@ use alloc::string::String;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Authority, Captured, CaseId, LinkState, Metadata, ModelRef, Reason, TaskResult, ThresholdMode};
+use crate::{Authority, Captured, CaseId, Doubt, LinkState, Metadata, ModelRef, Output, Reason, ThresholdMode};
 
 /// Whether the device stood by its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,13 +22,12 @@ pub struct Explanation {
     pub outcome: Outcome,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
-    /// Best score, distance to the second, and entropy as a share of its maximum; absent when unusable.
+    /// How sure the answer is: the best class' score, the average box's; absent when unusable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<f32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub margin: Option<f32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub entropy: Option<f32>,
+    #[serde(default, skip_serializing_if = "Doubt::is_none")]
+    pub doubt: Doubt,
+    /// What that score had to reach.
     pub threshold: f32,
     pub mode: ThresholdMode,
     /// What would have changed the decision.
@@ -95,8 +94,8 @@ pub struct Answer {
     pub authority: Authority,
     pub model: ModelRef,
     /// Absent when the local model's output was unusable.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<TaskResult>,
+    #[serde(default, rename = "result", skip_serializing_if = "Option::is_none")]
+    pub said: Option<Output>,
     /// A correction may still follow.
     pub provisional: bool,
     /// For a correction: whether it says something else than the local answer.

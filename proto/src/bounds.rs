@@ -4,7 +4,7 @@
 //! topic          bytes          besides
 //! up/case        16 MiB         64 cases a batch; of an `ask` 16 KiB and 128 ids
 //! up/…           64 KiB         what the types say
-//! down/verdict   64 KiB         revision from 1, 5 scores, 128 ids, texts of 2 KiB, numbers that are numbers
+//! down/verdict   64 KiB         revision from 1, 5 scores, 100 boxes, 128 ids, texts of 2 KiB, numbers that are numbers
 //! down/…         64 KiB         what the types say
 //! cloud/…/status 4 KiB          32 wire versions
 //! ```
@@ -17,9 +17,9 @@ use serde::de::DeserializeOwned;
 
 use crate::codec::check_size;
 use crate::{
-    Answer, BATCH_CASES_MAX, Case, CaseMessage, CloudStatus, DOCUMENT_BYTES_MAX, DecodeError, DeviceStatus,
-    DownMessage, IDS_MAX, LabelScore, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, ModelRef, Reply, Reported, SCORES_MAX,
-    TaskResult, Telemetry, Verdict, WIRE_VERSION, from_cbor, from_json, to_json,
+    Answer, BATCH_CASES_MAX, BOXES_MAX, Case, CaseMessage, CloudStatus, DOCUMENT_BYTES_MAX, DecodeError, DeviceStatus,
+    DownMessage, IDS_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, ModelRef, Output, Reply, Reported, SCORES_MAX,
+    Telemetry, Verdict, WIRE_VERSION, from_cbor, from_json, to_json,
 };
 
 /// The largest message on `down/verdict`. A broker may have 64 of them on their way to one device.
@@ -133,7 +133,10 @@ impl Message for DownMessage {
 impl Case {
     /// What of it is more than a case may have. The size of the whole is up to its reader.
     pub fn check(&self) -> Result<(), String> {
-        scores(&self.scores)?;
+        self.said.iter().try_for_each(Output::check)?;
+        if self.view.is_some_and(|view| !view.is_finite()) {
+            return Err("its `view` is not numbers".into());
+        }
         model(&self.model)?;
         text("task", &self.task)?;
         text("source", &self.source)?;
@@ -153,30 +156,29 @@ impl Verdict {
         }
         text("task", &self.task)?;
         model(&self.model)?;
-        match &self.result {
-            TaskResult::Classify { label, scores: all } => {
-                if label.is_empty() {
-                    return Err("its label is empty".into());
+        self.said.check()
+    }
+}
+
+impl Output {
+    /// What of it is more than an answer may have, or no answer.
+    fn check(&self) -> Result<(), String> {
+        let named = |label: &str| if label.is_empty() { Err("a label is empty".into()) } else { text("label", label) };
+        match self {
+            Self::Classes(scores) => {
+                at_most("scores", scores.len(), SCORES_MAX)?;
+                if scores.is_empty() {
+                    return Err("it names no label".into());
                 }
-                text("label", label)?;
-                scores(all)
+                scores.iter().try_for_each(|one| named(&one.label).and_then(|()| in_range(one.score)))
             }
-            TaskResult::Detect { boxes, labels, scores } => {
-                if boxes.len() != labels.len() || boxes.len() != scores.len() {
-                    let (boxes, labels, scores) = (boxes.len(), labels.len(), scores.len());
-                    return Err(format!("it has {boxes} boxes, {labels} labels and {scores} scores"));
-                }
-                labels.iter().try_for_each(|label| text("label", label))?;
-                scores.iter().try_for_each(|score| in_range(*score))?;
-                let sides = boxes.iter().flat_map(|found| [found.left, found.top, found.width, found.height]);
-                if sides.into_iter().all(f32::is_finite) { Ok(()) } else { Err("a box is not a number".into()) }
-            }
-            TaskResult::Regress { values } => {
-                if values.iter().all(|value| value.is_finite()) {
-                    Ok(())
-                } else {
-                    Err("a value is not a number".into())
-                }
+            Self::Boxes(found) => {
+                at_most("boxes", found.len(), BOXES_MAX)?;
+                found.iter().try_for_each(|one| {
+                    named(&one.label)?;
+                    in_range(one.score)?;
+                    if one.place.is_finite() { Ok(()) } else { Err("a box is not numbers".into()) }
+                })
             }
         }
     }
@@ -195,14 +197,6 @@ fn model(model: &ModelRef) -> Result<(), String> {
     text("model.version", &model.version)
 }
 
-fn scores(scores: &[LabelScore]) -> Result<(), String> {
-    at_most("scores", scores.len(), SCORES_MAX)?;
-    scores.iter().try_for_each(|one| {
-        text("label", &one.label)?;
-        in_range(one.score)
-    })
-}
-
 fn in_range(score: f32) -> Result<(), String> {
     if (-SCORE_SLACK..=1.0 + SCORE_SLACK).contains(&score) { Ok(()) } else { Err("a score is not from 0 to 1".into()) }
 }
@@ -210,7 +204,7 @@ fn in_range(score: f32) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Authority, Box2d, CaseId, CommandMessage, Desired, Topic, to_cbor};
+    use crate::{Authority, CaseId, CommandMessage, Desired, Found, LabelScore, Rect, Topic, to_cbor};
     use alloc::borrow::ToOwned;
     use alloc::string::ToString;
     use alloc::vec::Vec;
@@ -257,21 +251,20 @@ mod tests {
             revision: 1,
             authority: Authority::Model,
             task: "t".to_owned(),
-            result: classify(SCORES_MAX, 0.2),
+            said: classify(SCORES_MAX, 0.2),
             model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
         };
         change(&mut verdict);
         DownMessage::Verdict(verdict)
     }
 
-    fn classify(count: usize, score: f32) -> TaskResult {
-        let scores = (0..count).map(|at| LabelScore { label: at.to_string(), score }).collect();
-        TaskResult::Classify { label: "a".to_owned(), scores }
+    fn classify(count: usize, score: f32) -> Output {
+        Output::Classes((0..count).map(|at| LabelScore { label: at.to_string(), score }).collect())
     }
 
-    fn detect(score: f32, labels: usize) -> TaskResult {
-        let side = Box2d { left: 0.0, top: 0.0, width: 1.0, height: score };
-        TaskResult::Detect { boxes: vec![side], labels: vec!["a".to_owned(); labels], scores: vec![0.5] }
+    fn detect(height: f32, count: usize) -> Output {
+        let one = Found { label: "a".to_owned(), score: 0.5, place: Rect { height, ..Rect::WHOLE } };
+        Output::Boxes(vec![one; count])
     }
 
     fn ids(count: usize) -> Vec<CaseId> {
@@ -291,20 +284,18 @@ mod tests {
     fn a_message_that_says_too_much_or_nothing_is_not_taken() {
         let long = "x".repeat(TEXT_BYTES_MAX + 1);
         check(&verdict(|_| {}), "");
-        check(&verdict(|one| one.result = detect(0.5, 1)), "");
+        check(&verdict(|one| one.said = detect(0.5, BOXES_MAX)), "");
+        check(&verdict(|one| one.said = detect(0.5, 0)), "");
         check(&verdict(|one| one.revision = 0), "revision is 0");
-        check(&verdict(|one| one.result = classify(SCORES_MAX + 1, 0.1)), "6 scores");
-        check(&verdict(|one| one.result = classify(1, f32::NAN)), "score is not from 0 to 1");
-        check(&verdict(|one| one.result = classify(1, 7.0)), "score is not from 0 to 1");
-        check(&verdict(|one| one.result = detect(0.5, 2)), "2 labels");
-        check(&verdict(|one| one.result = detect(f32::INFINITY, 1)), "box is not a number");
-        check(&verdict(|one| one.result = TaskResult::Regress { values: vec![f32::NAN] }), "value is not a number");
+        check(&verdict(|one| one.said = classify(SCORES_MAX + 1, 0.1)), "6 scores");
+        check(&verdict(|one| one.said = classify(1, f32::NAN)), "score is not from 0 to 1");
+        check(&verdict(|one| one.said = classify(1, 7.0)), "score is not from 0 to 1");
+        check(&verdict(|one| one.said = detect(0.5, BOXES_MAX + 1)), "101 boxes");
+        check(&verdict(|one| one.said = detect(f32::INFINITY, 1)), "box is not numbers");
         check(&verdict(|one| one.task = long.clone()), "`task`");
         check(&verdict(|one| one.model.name = long.clone()), "`model.name`");
-        check(
-            &verdict(|one| one.result = TaskResult::Classify { label: String::new(), scores: Vec::new() }),
-            "label is empty",
-        );
+        check(&verdict(|one| one.said = Output::Classes(Vec::new())), "names no label");
+        check(&verdict(|one| one.said = Output::label("")), "label is empty");
         check(&DownMessage::Received { ids: ids(IDS_MAX) }, "");
         check(&DownMessage::Unknown { ids: ids(IDS_MAX + 1) }, "129 ids");
         check(&DownMessage::Dead { id: id(1), reason: long }, "`reason`");
@@ -329,7 +320,7 @@ mod tests {
         case.metadata.insert("k".to_owned(), "v".repeat(METADATA_BYTES_MAX));
         assert!(case.check().expect_err("refused").contains("bytes of metadata"));
         case.metadata.clear();
-        case.scores = vec![LabelScore { label: "a".to_owned(), score: 0.1 }; SCORES_MAX + 1];
+        case.said = Some(classify(SCORES_MAX + 1, 0.1));
         assert!(case.check().expect_err("refused").contains("6 scores"));
     }
 }

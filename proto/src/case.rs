@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::{CaseId, Digest, LabelScore, ModelRef, Reason};
+use crate::{CaseId, Digest, Doubt, ModelRef, Output, Reason, Rect, output};
 
 /// What an application attached to its sample: at most [`crate::METADATA_BYTES_MAX`] as JSON.
 pub type Metadata = BTreeMap<String, String>;
@@ -68,6 +68,7 @@ pub struct CaseDecision {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Case {
+    /// The lowest version of the wire that carries it: [`Output::wire_version`] of what it says.
     pub v: u16,
     pub id: CaseId,
     /// The application's own name for the sample: the same `ref` is the same sample.
@@ -78,8 +79,16 @@ pub struct Case {
     pub task: String,
     pub labels_hash: Digest,
     pub model: ModelRef,
-    /// The local model's best classes, best first; empty when its output was unusable.
-    pub scores: Vec<LabelScore>,
+    /// What the local model says; nothing when its output was unusable.
+    #[serde(rename = "scores", with = "output::said")]
+    #[cfg_attr(test, schemars(with = "output::said::Said"))]
+    pub said: Option<Output>,
+    #[serde(default, skip_serializing_if = "Doubt::is_none")]
+    pub doubt: Doubt,
+    /// The part of the picture that was judged, if not all of it. The payload is the whole picture, unless its form is
+    /// `crop`: then it is this part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<Rect>,
     pub decision: CaseDecision,
     pub settings_version: u64,
     pub captured: Captured,

@@ -19,9 +19,11 @@ mod codec;
 mod control;
 mod digest;
 mod document;
+mod doubt;
 mod enrolment;
 mod id;
 mod newer;
+mod output;
 mod overlay;
 mod settings;
 mod share;
@@ -43,11 +45,13 @@ pub use control::{
 };
 pub use digest::{Digest, InvalidDigest};
 pub use document::{plain, readable};
+pub use doubt::{Doubt, Measure};
 pub use enrolment::{
     ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
 };
 pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
 pub use newer::newer;
+pub use output::{BOXES_MAX, Found, LabelScore, Output, Rect, said};
 pub use overlay::{FIELD_ERRORS_MAX, FieldError, LOCAL_ONLY};
 pub use settings::{
     AddedKind, BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
@@ -59,7 +63,7 @@ pub use status::{
     BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, LatencyFigures, LinkState,
     ModelFigures, PrivacyFigures, QueueFigures, SampleFigures, SinkFigures, SourceFigures, Telemetry, Throttling,
 };
-pub use task::{Box2d, LabelScore, ModelRef, Reason, TaskResult, labels_hash};
+pub use task::{ModelRef, Reason, labels_hash};
 pub use text::{NotText, in_one_line, text, without_mark};
 pub use topic::{Topic, Topics};
 pub use verdict::{Authority, DownMessage, Verdict};
@@ -67,8 +71,9 @@ pub use verdict::{Authority, DownMessage, Verdict};
 /// What [`Settings`] may hold, as JSON Schema; a test holds it against the types.
 pub const SETTINGS_SCHEMA: &str = include_str!("../settings.schema.json");
 
-/// The version of the messages in this crate. A device sends a version only to a cloud that reads it.
-pub const WIRE_VERSION: u16 = 1;
+/// The highest version of the messages in this crate. What an earlier one carries is written as that one, and a device
+/// sends a version only to a cloud that reads it.
+pub const WIRE_VERSION: u16 = 2;
 
 /// The largest CBOR message either side parses. Larger payloads do not travel over MQTT at all.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;

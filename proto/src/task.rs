@@ -1,12 +1,11 @@
-//! Tasks, results and why a sample is sent on.
+//! Models, their labels and why a sample is sent on.
 
 use alloc::string::String;
-use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::Digest;
+use crate::{Digest, Measure};
 
 /// Which model, in which version, gave a result.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -16,88 +15,29 @@ pub struct ModelRef {
     pub version: String,
 }
 
-/// One class and its probability.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct LabelScore {
-    pub label: String,
-    /// In [0, 1].
-    pub score: f32,
-}
-
-/// A rectangle in fractions of the picture's width and height.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Box2d {
-    pub left: f32,
-    pub top: f32,
-    pub width: f32,
-    pub height: f32,
-}
-
-/// What a model (or a person) says about one sample.
-///
-/// Results compare by label *names*, never by indexes: two models of one task may order them differently.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum TaskResult {
-    Classify {
-        label: String,
-        /// Best first, at most [`crate::SCORES_MAX`].
-        scores: Vec<LabelScore>,
-    },
-    Detect {
-        boxes: Vec<Box2d>,
-        labels: Vec<String>,
-        scores: Vec<f32>,
-    },
-    Regress {
-        values: Vec<f32>,
-    },
-}
-
-impl TaskResult {
-    /// Whether both say the same. Scores may differ; for boxes and values nothing is rounded.
-    #[must_use]
-    pub fn agrees_with(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Classify { label: a, .. }, Self::Classify { label: b, .. }) => a == b,
-            (Self::Detect { labels: a, boxes: p, .. }, Self::Detect { labels: b, boxes: q, .. }) => a == b && p == q,
-            (Self::Regress { values: a }, Self::Regress { values: b }) => a == b,
-            _ => false,
-        }
-    }
-
-    /// A short text for lists and logs of people's own devices: the label, or how much was found.
-    #[must_use]
-    pub fn headline(&self) -> String {
-        match self {
-            Self::Classify { label, .. } => label.clone(),
-            Self::Detect { labels, .. } => alloc::format!("{} found", labels.len()),
-            Self::Regress { values } => alloc::format!("{values:?}"),
-        }
-    }
-}
-
 /// Why a sample is sent to the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// The best score is below the threshold.
+    /// The best class, or the average box, scores below the threshold.
     LowScore,
     /// The two best classes are too close.
     Margin,
     /// The scores are spread over too many classes.
     Entropy,
+    /// Boxes, by their measure of doubt.
+    ExpectedLoss,
+    Errors,
+    AnyError,
+    CountGap,
     /// The input does not look like what the model knows.
     OutOfDistribution,
     /// A confident answer, sent anyway so that error can be measured.
     SpotCheck,
     /// The operator's settings send it whatever the scores.
     Policy,
-    /// The model's output cannot be read as scores (NaN, empty, not normalised).
+    /// The model's output cannot be read (NaN, empty, not normalised).
     Unusable,
 }
 
@@ -109,10 +49,28 @@ impl Reason {
             Self::LowScore => "low_score",
             Self::Margin => "margin",
             Self::Entropy => "entropy",
+            Self::ExpectedLoss => "expected_loss",
+            Self::Errors => "errors",
+            Self::AnyError => "any_error",
+            Self::CountGap => "count_gap",
             Self::OutOfDistribution => "out_of_distribution",
             Self::SpotCheck => "spot_check",
             Self::Policy => "policy",
             Self::Unusable => "unusable",
+        }
+    }
+}
+
+impl From<Measure> for Reason {
+    fn from(measure: Measure) -> Self {
+        match measure {
+            Measure::Score | Measure::MeanShown => Self::LowScore,
+            Measure::Margin => Self::Margin,
+            Measure::Entropy => Self::Entropy,
+            Measure::ExpectedLoss => Self::ExpectedLoss,
+            Measure::Errors => Self::Errors,
+            Measure::AnyError => Self::AnyError,
+            Measure::CountGap => Self::CountGap,
         }
     }
 }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CaseId, ModelRef, PayloadForm, TaskResult};
+use crate::{CaseId, ModelRef, Output, PayloadForm};
 
 /// Whose word a result is, in rising order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,13 +23,15 @@ pub enum Authority {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Verdict {
+    /// The lowest version of the wire that carries it: [`Output::wire_version`] of what it says.
     pub v: u16,
     pub id: CaseId,
     /// From 1.
     pub revision: u32,
     pub authority: Authority,
     pub task: String,
-    pub result: TaskResult,
+    #[serde(rename = "result")]
+    pub said: Output,
     pub model: ModelRef,
 }
 

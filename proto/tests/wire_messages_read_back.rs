@@ -2,8 +2,9 @@
 
 use hedge_proto::{
     Authority, BoardFigures, Captured, Case, CaseDecision, CaseId, CaseKey, CaseMessage, CloudStatus,
-    DOCUMENT_BYTES_MAX, DecodeError, DeviceId, Digest, DownMessage, Epoch, LabelScore, Metadata, ModelRef, PayloadForm,
-    Reason, TaskResult, Telemetry, ThresholdMode, Verdict, from_cbor, from_json, to_cbor, to_json,
+    DOCUMENT_BYTES_MAX, DecodeError, DeviceId, Digest, Doubt, DownMessage, Epoch, Found, LabelScore, Measure, Metadata,
+    ModelRef, Output, PayloadForm, Reason, Rect, Telemetry, ThresholdMode, Verdict, from_cbor, from_json, to_cbor,
+    to_json,
 };
 use serde_bytes::ByteBuf;
 
@@ -24,7 +25,9 @@ fn case() -> Case {
         task: "photo".into(),
         labels_hash: Digest::of(b"labels"),
         model: model(),
-        scores: vec![LabelScore { label: "cat".into(), score: 0.5 }],
+        said: Some(Output::Classes(vec![LabelScore { label: "cat".into(), score: 0.5 }])),
+        doubt: Doubt::NONE.with(Measure::Score, 0.5),
+        view: None,
         decision: CaseDecision { reason: Reason::LowScore, threshold: 0.7, mode: ThresholdMode::Fixed },
         settings_version: 0,
         captured: Captured { powered_ms: 12, boot: "b".into(), wall_ms: None, synced: false },
@@ -37,8 +40,8 @@ fn case() -> Case {
 }
 
 fn verdict() -> Verdict {
-    let result = TaskResult::Classify { label: "dog".into(), scores: Vec::new() };
-    Verdict { v: 1, id: id(), revision: 1, authority: Authority::Model, task: "photo".into(), result, model: model() }
+    let said = Output::label("dog");
+    Verdict { v: 1, id: id(), revision: 1, authority: Authority::Model, task: "photo".into(), said, model: model() }
 }
 
 #[test]
@@ -50,6 +53,16 @@ fn every_case_message_reads_back() {
     ];
     for message in messages {
         assert_eq!(from_cbor(&to_cbor(&message), 10_000), Ok(message));
+    }
+}
+
+#[test]
+fn a_case_with_boxes_a_view_or_no_usable_output_reads_back() {
+    let place = Rect { left: 0.25, top: 0.0, width: 0.5, height: 0.75 };
+    let boxes = Output::Boxes(vec![Found { label: "cat".into(), score: 0.5, place }]);
+    for said in [None, Some(boxes), Some(Output::Boxes(Vec::new()))] {
+        let case = Case { v: 2, said, view: Some(place), ..case() };
+        assert_eq!(from_cbor(&to_cbor(&case), 10_000), Ok(case));
     }
 }
 

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use hedge_proto::{
-    Authority, Case, CaseMessage, DownMessage, LabelScore, MESSAGE_BYTES_MAX, ModelRef, TaskResult, Verdict,
-    WIRE_VERSION, from_cbor, to_cbor,
+    Authority, Case, CaseMessage, DownMessage, MESSAGE_BYTES_MAX, ModelRef, Output, Verdict, from_cbor, to_cbor,
 };
 
 use crate::address;
@@ -250,14 +249,13 @@ impl Connection {
 }
 
 fn verdict(case: &Case) -> Verdict {
-    let scores = vec![LabelScore { label: "Coat".to_owned(), score: 1.0 }];
     Verdict {
-        v: WIRE_VERSION,
+        v: 1,
         id: case.id.clone(),
         revision: 1,
         authority: Authority::Model,
         task: case.task.clone(),
-        result: TaskResult::Classify { label: "Coat".to_owned(), scores },
+        said: Output::label("Coat"),
         model: ModelRef { name: "peer".to_owned(), version: "1".to_owned() },
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use hedge_proto::{Answer, CaseFate, CaseId, Outcome, TaskResult};
+use hedge_proto::{Answer, CaseFate, CaseId, Outcome, Output};
 
 /// What one sample was answered, and what it should have been.
 #[derive(Debug)]
@@ -135,10 +135,7 @@ impl Tally {
 /// The label of a classification; `None` where the model's output was unusable.
 #[must_use]
 pub fn label(answer: &Answer) -> Option<String> {
-    match answer.result.as_ref()? {
-        TaskResult::Classify { label, .. } => Some(label.clone()),
-        other => Some(other.headline()),
-    }
+    answer.said.as_ref().map(Output::headline)
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ fn it_is_corrected(scene: &Scene) -> Result<()> {
     // The same over GET, which does not wait for the file, nor the file for it.
     let corrected = || Ok(Some(agent.http.answer(&local.id)?).filter(|answer| answer.revision > 0));
     let got = wait::until("a GET shows it", CORRECTION_WAIT_MAX, corrected)?;
-    assert_eq!((got.id, got.revision, got.result), (local.id.clone(), 1, line.result));
+    assert_eq!((got.id, got.revision, got.said), (local.id.clone(), 1, line.said));
 
     // And to a caller that waits, under its own name for the sample.
     let mut waited = None;

@@ -119,7 +119,7 @@ fn closed_without_a_model(scene: &Scene, agent: &mut Agent, picture: &[u8]) -> R
     ensure!(local.case == Some(CaseFate::Stored) && local.provisional, "{local:?}");
     let answer = agent.wait_for_correction(&local.id, CORRECTED_WITHIN)?;
     ensure!((answer.revision, answer.authority) == (1, Authority::Device), "{answer:?}");
-    ensure!(!answer.changed && !answer.provisional && answer.result == local.result, "{answer:?}");
+    ensure!(!answer.changed && !answer.provisional && answer.said == local.said, "{answer:?}");
     ensure!(answer.decision.because.contains("lets the device's answer stand"), "{answer:?}");
     let case = scene.cloud.get(&format!("/api/cases/{}", local.id))?;
     ensure!(case["state"] == "answered" && case["form"] == "nothing" && case["agrees"] == Value::Null, "{case}");

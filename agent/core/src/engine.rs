@@ -253,6 +253,12 @@ impl Engine {
         self.link.is_closed(now)
     }
 
+    /// The highest version of the wire that the cloud reads.
+    #[must_use]
+    pub fn wire_max(&self) -> u16 {
+        self.link.wire_max()
+    }
+
     /// The largest payload that cloud and broker take within a message, as far as that is known.
     #[must_use]
     pub fn payload_bytes_max(&self, now: Moment) -> Option<u64> {

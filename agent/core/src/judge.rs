@@ -1,86 +1,18 @@
 //! Decides whether the device trusts its own model.
 //!
-//! [`Scores`] reads a model's raw output as probabilities, or says why that cannot be done; [`judge`] reads
-//! one set of scores and decides either "this answer stands" or "ask the cloud, and here is why". Whether
-//! the case can be sent now is up to `link`; whether there is room to keep it is up to `outbox`.
+//! [`judge`] reads the [`Doubt`] of one answer and decides either "this answer stands" or "ask the cloud, and here is
+//! why". It knows measures, not kinds: what classes or boxes are is up to whoever reads a model's output. Whether the
+//! case can be sent now is up to `link`; whether there is room to keep it is up to `outbox`.
 //!
-//! Invariant: a stricter [`Threshold`] never turns a [`Decision::Defer`] into a [`Decision::Keep`].
-//! Operators raise it from the field and must only ever get more second opinions by doing so.
+//! Invariant: stricter [`Limits`] never turn an answer that was deferred into one that is kept. Operators raise them
+//! from the field and must only ever get more second opinions by doing so.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::String;
-use alloc::vec::Vec;
+use alloc::string::{String, ToString};
 
 pub use hedge_proto::Reason;
-use hedge_proto::{Explanation, Outcome, Share, ThresholdMode, Weight};
-
-/// How a model's raw output is to be read.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum OutputKind {
-    /// Any real numbers; probabilities are `softmax(logits / temperature)`. What a log-softmax gives are logits, too:
-    /// their softmax is the softmax they are logarithms of.
-    Logits { temperature: Temperature },
-    /// Already probabilities: in [0, 1], adding up to 1.
-    Probabilities,
-    /// Probabilities times 100.
-    Percent,
-}
-
-impl OutputKind {
-    /// The one number of a model that tells two classes apart, as a number for each: it speaks of the second.
-    #[must_use]
-    pub fn of_two(self, second: f32) -> [f32; 2] {
-        match self {
-            Self::Logits { .. } => [0.0, second],
-            Self::Probabilities => [1.0 - second, second],
-            Self::Percent => [PERCENT - second, second],
-        }
-    }
-
-    /// As a manifest says it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Logits { .. } => "logits",
-            Self::Probabilities => "probabilities",
-            Self::Percent => "percent",
-        }
-    }
-
-    /// The same numbers, before any temperature.
-    #[must_use]
-    pub fn uncalibrated(self) -> Self {
-        match self {
-            Self::Logits { .. } => Self::Logits { temperature: Temperature::ONE },
-            kind @ (Self::Probabilities | Self::Percent) => kind,
-        }
-    }
-}
-
-/// What percentages add up to.
-const PERCENT: f32 = 100.0;
-
-/// Divides logits before softmax so that scores mean what they say (Guo et al. 2017). Greater than 0.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Temperature(f32);
-
-impl Temperature {
-    pub const ONE: Self = Self(1.0);
-
-    pub fn new(value: f32) -> Result<Self, InvalidSetting> {
-        if value.is_finite() && value > 0.0 {
-            Ok(Self(value))
-        } else {
-            Err(InvalidSetting { field: "temperature", value, expected: "a number above 0" })
-        }
-    }
-
-    #[must_use]
-    pub fn value(self) -> f32 {
-        self.0
-    }
-}
+use hedge_proto::{Doubt, Explanation, Measure, Outcome, Output, Share, ThresholdMode, Weight};
 
 /// A number in the configuration that cannot be meant.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -91,134 +23,15 @@ pub struct InvalidSetting {
     pub expected: &'static str,
 }
 
-/// Why a model's output cannot be read as scores. The sample is deferred, never answered from such output.
-#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
-pub enum UnusableOutput {
-    #[error("the model's output is empty")]
-    Empty,
-    #[error("the model's output holds NaN or infinity")]
-    NotFinite,
-    #[error(
-        "the output adds up to {sum:.3}, not {whole}; if it holds logits, say `output.kind = \"logits\"` in the manifest"
-    )]
-    NotNormalised { sum: f32, whole: f32 },
-    #[error("the output holds the score {score:.3}, outside 0 to {whole}")]
-    OutOfRange { score: f32, whole: f32 },
-}
-
-/// Probabilities over the classes of one model: at least one, each in [0, 1], adding up to 1.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Scores(Vec<f32>);
-
-/// One class and its probability.
+/// How sure an answer must be to stay on the device, by measure: from 0, which keeps everything, to 1. An answer whose
+/// doubt leaves less than that is sent on. Each limit alone can do so.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ClassScore {
-    pub class: usize,
-    pub score: f32,
-}
+pub struct Limits([f32; Measure::ALL.len()]);
 
-/// How far a probability may be outside of 0 to 1, and their sum from 1: float16 outputs of 1000 classes stay within it.
-const ROUNDING: f32 = 0.01;
+impl Limits {
+    /// Every usable answer stays.
+    pub const NONE: Self = Self([0.0; Measure::ALL.len()]);
 
-/// Half a step of a softmax that a quantiser rounded to 8 bits. Each class may be off by it.
-const HALF_STEP: f32 = 1.0 / 512.0;
-
-/// The farthest a sum may be from 1 however many classes there are. Below 0.75 a score that is scaled up would claim a
-/// third more than the model said; such a sample is better sent to the cloud.
-const SUM_TOLERANCE_MAX: f32 = 0.25;
-
-fn sum_tolerance(classes: usize) -> f32 {
-    (classes as f32 * HALF_STEP).clamp(ROUNDING, SUM_TOLERANCE_MAX)
-}
-
-impl Scores {
-    /// Reads raw model output, one number per class.
-    ///
-    /// A logit of minus infinity is a class ruled out and scores 0; NaN and plus infinity are unusable.
-    pub fn read(output: &[f32], kind: OutputKind) -> Result<Self, UnusableOutput> {
-        match kind {
-            OutputKind::Logits { temperature } => softmax(output, temperature),
-            OutputKind::Probabilities => probabilities(output, 1.0),
-            OutputKind::Percent => probabilities(output, PERCENT),
-        }
-    }
-
-    /// The best classes, best first; ties keep the lower class first.
-    #[must_use]
-    pub fn top(&self, count: usize) -> Vec<ClassScore> {
-        let mut best: Vec<ClassScore> = Vec::with_capacity(count + 1);
-        for (class, &score) in self.0.iter().enumerate() {
-            let place = best.iter().position(|other| other.score < score).unwrap_or(best.len());
-            if place < count {
-                best.insert(place, ClassScore { class, score });
-                best.truncate(count);
-            }
-        }
-        best
-    }
-
-    #[must_use]
-    pub fn as_slice(&self) -> &[f32] {
-        &self.0
-    }
-
-    /// Shannon entropy as a share of its maximum, so that it means the same for 10 and 1000 classes:
-    /// 0 is certainty, 1 is no idea. One class is always certain.
-    #[must_use]
-    pub fn entropy(&self) -> f32 {
-        if self.0.len() < 2 {
-            return 0.0;
-        }
-        let nats: f32 = self.0.iter().filter(|&&p| p > 0.0).map(|&p| -p * libm::logf(p)).sum();
-        (nats / libm::logf(self.0.len() as f32)).clamp(0.0, 1.0)
-    }
-}
-
-fn softmax(logits: &[f32], temperature: Temperature) -> Result<Scores, UnusableOutput> {
-    if logits.is_empty() {
-        return Err(UnusableOutput::Empty);
-    }
-    if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
-        return Err(UnusableOutput::NotFinite);
-    }
-    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if greatest == f32::NEG_INFINITY {
-        return Err(UnusableOutput::NotFinite);
-    }
-    // The greatest logit becomes 0, so no exponential overflows and the sum is at least 1.
-    let mut scores: Vec<f32> = logits.iter().map(|logit| libm::expf((logit - greatest) / temperature.0)).collect();
-    let sum: f32 = scores.iter().sum();
-    scores.iter_mut().for_each(|score| *score /= sum);
-    Ok(Scores(scores))
-}
-
-/// Scores that add up to about `whole`.
-fn probabilities(output: &[f32], whole: f32) -> Result<Scores, UnusableOutput> {
-    if output.is_empty() {
-        return Err(UnusableOutput::Empty);
-    }
-    if output.iter().any(|score| !score.is_finite()) {
-        return Err(UnusableOutput::NotFinite);
-    }
-    let sum: f32 = output.iter().sum();
-    if libm::fabsf(sum / whole - 1.0) > sum_tolerance(output.len()) {
-        return Err(UnusableOutput::NotNormalised { sum, whole });
-    }
-    match output.iter().find(|score| !(-ROUNDING..=1.0 + ROUNDING).contains(&(**score / whole))) {
-        Some(&score) => Err(UnusableOutput::OutOfRange { score, whole }),
-        None => Ok(Scores(output.iter().map(|score| (score / sum).clamp(0.0, 1.0)).collect())),
-    }
-}
-
-/// What an answer must reach to stay on the device. Each limit alone can send a sample on.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Threshold {
-    score_min: f32,
-    margin_min: f32,
-    entropy_max: f32,
-}
-
-impl Threshold {
     /// All three in [0, 1]. A `margin_min` of 0 and an `entropy_max` of 1 never defer anything.
     pub fn new(score_min: f32, margin_min: f32, entropy_max: f32) -> Result<Self, InvalidSetting> {
         for (field, value) in [("score_min", score_min), ("margin_min", margin_min), ("entropy_max", entropy_max)] {
@@ -226,69 +39,109 @@ impl Threshold {
                 return Err(InvalidSetting { field, value, expected: "a number from 0 to 1" });
             }
         }
-        Ok(Self { score_min, margin_min, entropy_max })
+        let limits = Self::NONE.with_score_min(score_min);
+        Ok(limits.with(Measure::Margin, margin_min).with(Measure::Entropy, 1.0 - entropy_max))
+    }
+
+    fn with(mut self, measure: Measure, least: f32) -> Self {
+        self.0[measure as usize] = least;
+        self
+    }
+
+    fn with_score_min(self, score_min: f32) -> Self {
+        Measure::OF_SCORE.into_iter().fold(self, |limits, measure| limits.with(measure, score_min))
+    }
+
+    /// The same, with the most doubt of one measure that an answer may have.
+    #[must_use]
+    pub fn at_most(self, measure: Measure, doubt: Share) -> Self {
+        self.with(measure, 1.0 - doubt.value())
+    }
+
+    /// The same, with the limits of another for what `score_min`, `margin_min` and `entropy_max` say nothing of.
+    #[must_use]
+    pub fn beside(self, other: &Self) -> Self {
+        let named = |measure: &Measure| {
+            Measure::OF_SCORE.contains(measure) || matches!(measure, Measure::Margin | Measure::Entropy)
+        };
+        let others = Measure::ALL.iter().filter(|measure| !named(measure));
+        others.fold(self, |limits, measure| limits.with(*measure, other.least(*measure)))
+    }
+
+    fn least(&self, measure: Measure) -> f32 {
+        self.0[measure as usize]
+    }
+
+    /// The most doubt of one measure that an answer may have.
+    #[must_use]
+    pub fn most(&self, measure: Measure) -> f32 {
+        1.0 - self.least(measure)
     }
 
     #[must_use]
     pub fn score_min(&self) -> f32 {
-        self.score_min
+        self.least(Measure::Score)
     }
 
     #[must_use]
     pub fn margin_min(&self) -> f32 {
-        self.margin_min
+        self.least(Measure::Margin)
     }
 
     #[must_use]
     pub fn entropy_max(&self) -> f32 {
-        self.entropy_max
+        self.most(Measure::Entropy)
     }
 
-    /// This threshold, taken stricter or looser.
+    /// These limits, taken stricter or looser.
     #[must_use]
     pub fn scaled(&self, scale: ThresholdScale) -> Self {
         if scale == ThresholdScale::ONE {
             return *self; // to the bit, which the arithmetic below is not
         }
-        let scaled = |limit: f32| (limit * scale.0).min(1.0);
-        Self {
-            score_min: scaled(self.score_min),
-            margin_min: scaled(self.margin_min),
-            entropy_max: 1.0 - scaled(1.0 - self.entropy_max),
-        }
+        Self(self.0.map(|least| (least * scale.0).min(1.0)))
+    }
+
+    /// The first measure that asks for a second opinion.
+    fn exceeded(&self, doubt: &Doubt) -> Option<Measure> {
+        doubt.iter().find(|(measure, value)| *value > self.most(*measure)).map(|(measure, _)| measure)
     }
 }
 
-/// A model's threshold, with a `score_min` of their own for some classes.
+/// A model's limits, with a `score_min` of their own for some labels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Thresholds {
-    pub all: Threshold,
-    /// By class.
-    pub classes: BTreeMap<usize, Share>,
-    /// What a case is worth, by the class that the answer names; 1 for all others.
-    pub weights: BTreeMap<usize, Weight>,
+    pub all: Limits,
+    /// A `score_min` by label.
+    pub labels: BTreeMap<String, Share>,
+    /// What a case is worth, by the label that the answer names; 1 for all others.
+    pub weights: BTreeMap<String, Weight>,
     /// How strict all of them are taken now.
     pub scale: ThresholdScale,
 }
 
 impl Thresholds {
-    /// What an answer that names `class` must reach.
+    /// What this answer must reach, and what its case would be worth. Of several labels the strictest and the worthiest
+    /// counts.
     #[must_use]
-    pub fn of(&self, class: usize) -> Threshold {
-        let score_min = self.classes.get(&class).map_or(self.all.score_min, |share| share.value());
-        Threshold { score_min, ..self.all }.scaled(self.scale)
+    pub fn of(&self, said: &Output) -> (Limits, Weight) {
+        let score_min = said.labels().filter_map(|label| self.labels.get(label)).map(|share| share.value());
+        let limits = score_min.reduce(f32::max).map_or(self.all, |score_min| self.all.with_score_min(score_min));
+        let weights = said.labels().filter_map(|label| self.weights.get(label).copied());
+        let weight = weights.reduce(|one, other| if other > one { other } else { one }).unwrap_or(Weight::ONE);
+        (limits.scaled(self.scale), weight)
     }
 
-    /// What an answer that names no class of its own must reach.
+    /// What an answer that names no label must reach.
     #[must_use]
-    pub fn general(&self) -> Threshold {
+    pub fn general(&self) -> Limits {
         self.all.scaled(self.scale)
     }
 }
 
-impl From<Threshold> for Thresholds {
-    fn from(all: Threshold) -> Self {
-        Self { all, classes: BTreeMap::new(), weights: BTreeMap::new(), scale: ThresholdScale::ONE }
+impl From<Limits> for Thresholds {
+    fn from(all: Limits) -> Self {
+        Self { all, labels: BTreeMap::new(), weights: BTreeMap::new(), scale: ThresholdScale::ONE }
     }
 }
 
@@ -315,122 +168,98 @@ impl ThresholdScale {
     }
 }
 
-/// What the device does with its own answer.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Decision {
-    Keep {
-        best: ClassScore,
-    },
-    /// `best` is still the local answer, marked provisional.
-    Defer {
-        best: ClassScore,
-        reason: Reason,
-    },
-}
-
-/// A decision together with the numbers it was made from.
+/// What the device does with its own answer, together with the numbers it was decided by.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Judgement {
-    pub decision: Decision,
-    pub margin: f32,
-    pub entropy: f32,
-    pub threshold: Threshold,
+    /// The measure for which the cloud is asked; the answer still counts until then, marked provisional. None if it
+    /// stands.
+    pub exceeded: Option<Measure>,
+    pub doubt: Doubt,
+    pub limits: Limits,
     pub weight: Weight,
 }
 
 /// Decides on one answer of the local model.
 ///
-/// A score below the threshold is reported before a small margin, and that before a high entropy, because
-/// it is the stronger reason.
+/// If several measures exceed their limits, the first in [`Measure::ALL`] is the reason: it is the stronger one.
 #[must_use]
-pub fn judge(scores: &Scores, thresholds: &Thresholds) -> Judgement {
-    let top = scores.top(2);
-    let best = top.first().copied().unwrap_or(ClassScore { class: 0, score: 0.0 });
-    let threshold = thresholds.of(best.class);
-    // With a single class there is no rival, so the margin is the whole score.
-    let margin = best.score - top.get(1).map_or(0.0, |second| second.score);
-    let entropy = scores.entropy();
-    let decision = if best.score < threshold.score_min {
-        Decision::Defer { best, reason: Reason::LowScore }
-    } else if margin < threshold.margin_min {
-        Decision::Defer { best, reason: Reason::Margin }
-    } else if entropy > threshold.entropy_max {
-        Decision::Defer { best, reason: Reason::Entropy }
-    } else {
-        Decision::Keep { best }
-    };
-    let weight = thresholds.weights.get(&best.class).copied().unwrap_or(Weight::ONE);
-    Judgement { decision, margin, entropy, threshold, weight }
+pub fn judge(doubt: &Doubt, limits: &Limits, weight: Weight) -> Judgement {
+    Judgement { exceeded: limits.exceeded(doubt), doubt: *doubt, limits: *limits, weight }
 }
 
 impl Judgement {
-    /// How much a second opinion is expected to help: how far the best score is below the threshold, from
-    /// just above 0 to 1, times the weight of its class. Cases are sent and evicted by it.
+    /// How much a second opinion is expected to help: how far the doubt is above its limit, from just above 0 to 1,
+    /// times the weight of what the answer names. Cases are sent and evicted by it.
     #[must_use]
     pub fn priority(&self) -> f32 {
-        let (Decision::Keep { best } | Decision::Defer { best, .. }) = self.decision;
-        let below = (self.threshold.score_min - best.score) / self.threshold.score_min.max(BELOW_MIN);
-        below.clamp(BELOW_MIN, 1.0) * self.weight.value()
+        let above = |(measure, doubt): (Measure, f32)| {
+            (doubt - self.limits.most(measure)) / self.limits.least(measure).max(ABOVE_MIN)
+        };
+        let above = self.doubt.iter().map(above).fold(ABOVE_MIN, f32::max);
+        above.min(1.0) * self.weight.value()
     }
 
     /// The decision in numbers and one sentence.
     #[must_use]
     pub fn explain(&self) -> Explanation {
-        let (outcome, best, reason) = match self.decision {
-            Decision::Keep { best } => (Outcome::Keep, best, None),
-            Decision::Defer { best, reason } => (Outcome::Defer, best, Some(reason)),
-        };
         Explanation {
-            outcome,
-            reason,
-            score: Some(best.score),
-            margin: Some(self.margin),
-            entropy: Some(self.entropy),
-            threshold: self.threshold.score_min,
+            outcome: if self.exceeded.is_some() { Outcome::Defer } else { Outcome::Keep },
+            reason: self.exceeded.map(Reason::from),
+            score: self.doubt.score(),
+            doubt: self.doubt,
+            threshold: self.limits.score_min(),
             mode: ThresholdMode::Fixed,
-            because: self.because(best, reason),
+            because: self.because(),
         }
     }
 
-    fn because(&self, best: ClassScore, reason: Option<Reason>) -> String {
-        let Threshold { score_min, margin_min, entropy_max } = self.threshold;
-        let (score, margin, entropy) = (best.score, self.margin, self.entropy);
-        match reason {
+    fn because(&self) -> String {
+        let Some(measure) = self.exceeded else { return self.why_kept() };
+        let doubt = self.doubt.get(measure).unwrap_or_default();
+        let (sure, least, most) = (1.0 - doubt, self.limits.least(measure), self.limits.most(measure));
+        match measure {
+            Measure::Score => format!("score {sure:.3} is below score_min {least:.3}"),
+            Measure::MeanShown => format!("the boxes' score {sure:.3} is below score_min {least:.3}"),
+            Measure::Margin => format!("the margin {sure:.3} to the second class is below margin_min {least:.3}"),
+            Measure::Entropy => format!("entropy {doubt:.3} is above entropy_max {most:.3}"),
+            other => format!("{} {doubt:.3} is above its limit {most:.3}", other.name()),
+        }
+    }
+
+    fn why_kept(&self) -> String {
+        let least = self.limits.score_min();
+        match self.doubt.score() {
+            None => "nothing of it is in doubt".to_string(),
             // A score_min is at most 1.
-            None if score > 0.9994 => format!("score {score:.3} reached {score_min:.3}; no score_min asks the cloud"),
-            None => format!(
-                "score {score:.3} reached {score_min:.3}; a score_min above {score:.3} would have asked the cloud"
-            ),
-            Some(Reason::LowScore) => format!("score {score:.3} is below score_min {score_min:.3}"),
-            Some(Reason::Margin) => {
-                format!("the margin {margin:.3} to the second class is below margin_min {margin_min:.3}")
+            Some(score) if score > 0.9994 => {
+                format!("score {score:.3} reached {least:.3}; no score_min asks the cloud")
             }
-            Some(Reason::Entropy) => format!("entropy {entropy:.3} is above entropy_max {entropy_max:.3}"),
-            Some(other) => format!("sent for the reason {}", other.name()),
+            Some(score) => {
+                format!("score {score:.3} reached {least:.3}; a score_min above {score:.3} would have asked the cloud")
+            }
         }
     }
 }
 
-/// The explanation for output that could not be read as scores: always deferred.
+/// The explanation for an output that could not be read: always deferred.
 #[must_use]
-pub fn explain_unusable(error: &UnusableOutput, threshold: &Threshold) -> Explanation {
+pub fn explain_unusable(why: String, limits: &Limits) -> Explanation {
     Explanation {
         outcome: Outcome::Defer,
         reason: Some(Reason::Unusable),
         score: None,
-        margin: None,
-        entropy: None,
-        threshold: threshold.score_min,
+        doubt: Doubt::NONE,
+        threshold: limits.score_min(),
         mode: ThresholdMode::Fixed,
-        because: format!("{error}"),
+        because: why,
     }
 }
 
 /// A priority is never 0, because its logarithm is the sort key.
-const BELOW_MIN: f32 = 1e-3;
+const ABOVE_MIN: f32 = 1e-3;
 
 /// All priorities lie from the first to the second.
-pub const PRIORITY_RANGE: (f32, f32) = (BELOW_MIN * Weight::MIN.value(), Weight::MAX.value());
+pub const PRIORITY_RANGE: (f32, f32) = (ABOVE_MIN * Weight::MIN.value(), Weight::MAX.value());
 
 #[cfg(test)]
 mod tests;

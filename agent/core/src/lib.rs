@@ -9,6 +9,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod agree;
 pub mod budget;
 pub mod chance;
 pub mod clock;

@@ -513,8 +513,19 @@ impl Link {
         Some(Duration::from_secs(u64::from(seconds)).min(RETRY_AFTER_MAX))
     }
 
+    /// The highest version of the wire that every instance reads which reads anything of ours: any of them may get the
+    /// next case.
+    #[must_use]
+    pub fn wire_max(&self) -> u16 {
+        let highest =
+            |status: &CloudStatus| status.wire.iter().copied().filter(|version| *version <= WIRE_VERSION).max();
+        self.readers().filter_map(highest).min().unwrap_or(WIRE_VERSION)
+    }
+
+    /// The instances that read at least the version which carries classes.
     fn readers(&self) -> impl Iterator<Item = &CloudStatus> {
-        self.instances.values().map(|(status, _)| status).filter(|status| status.wire.contains(&WIRE_VERSION))
+        let reads = |status: &&CloudStatus| status.wire.iter().any(|version| (1..=WIRE_VERSION).contains(version));
+        self.instances.values().map(|(status, _)| status).filter(reads)
     }
 
     fn weigh(&mut self) {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_inference::{ContentType, Tensor};
+use hedge_inference::{ContentType, Tensor, Tensors};
 use hedge_listen::{ListenError, Listener};
 use hedge_proto::{Answer, CaseId, Name, Telemetry};
 use tokio::sync::{mpsc, watch};
@@ -85,7 +85,7 @@ pub trait Intake: Taker {
     fn models(&self) -> Vec<ModelFacts>;
 
     /// The raw output of a model for one tensor. Nothing is judged, nothing deferred.
-    fn scores(&self, model: &Name, tensor: Tensor) -> impl Future<Output = Result<Vec<f32>, SampleError>> + Send;
+    fn run(&self, model: &Name, tensor: Tensor) -> impl Future<Output = Result<Tensors, SampleError>> + Send;
 
     fn status(&self) -> Telemetry;
 
@@ -126,8 +126,8 @@ pub struct ModelFacts {
     pub input_name: String,
     /// With the leading 1 of a single sample, if the model has it.
     pub input_shape: Vec<usize>,
-    pub output_name: String,
-    pub output_shape: Vec<usize>,
+    /// Names and shapes of the outputs, -1 where a size is open.
+    pub outputs: Vec<(String, Vec<i64>)>,
     pub labels: Vec<String>,
 }
 

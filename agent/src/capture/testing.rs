@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hedge_core::policy::Policies;
-use hedge_inference::Tensor;
+use hedge_inference::{Tensor, Tensors};
 use hedge_proto::{
-    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, Explanation,
-    LinkState, ModelRef, Name, Outcome, PayloadForm, Reason, Telemetry, ThresholdMode, WIRE_VERSION,
+    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Doubt, Epoch,
+    Explanation, LinkState, ModelRef, Name, Outcome, PayloadForm, Reason, Telemetry, ThresholdMode,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -76,14 +76,16 @@ pub(crate) fn id(sequence: u64) -> CaseId {
 pub(crate) fn case(sequence: u64) -> Case {
     let local = answer(id(sequence), "cam", None, 0);
     Case {
-        v: WIRE_VERSION,
+        v: 1,
         id: local.id,
         reference: None,
         source: local.source,
         task: local.task,
         labels_hash: Digest::of(b"labels"),
         model: local.model,
-        scores: Vec::new(),
+        said: None,
+        doubt: Doubt::NONE,
+        view: None,
         decision: CaseDecision { reason: Reason::LowScore, threshold: 0.5, mode: ThresholdMode::Fixed },
         settings_version: 0,
         captured: local.captured,
@@ -104,15 +106,14 @@ pub(crate) fn answer(id: CaseId, source: &str, reference: Option<String>, revisi
         revision,
         authority: if revision == 0 { Authority::Device } else { Authority::Model },
         model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
-        result: None,
+        said: None,
         provisional: revision == 0,
         changed: revision > 0,
         decision: Explanation {
             outcome: Outcome::Defer,
             reason: None,
             score: None,
-            margin: None,
-            entropy: None,
+            doubt: Doubt::NONE,
             threshold: 0.5,
             mode: ThresholdMode::Fixed,
             because: String::new(),
@@ -247,16 +248,16 @@ impl Intake for Fake {
             cannot_answer: None,
             input_name: "x".to_owned(),
             input_shape: vec![1, 3],
-            output_name: "y".to_owned(),
-            output_shape: vec![1, 2],
+            outputs: vec![("y".to_owned(), vec![1, 2])],
             labels: vec!["a".to_owned(), "b".to_owned()],
         }]
     }
 
     /// The sum and the first number.
-    async fn scores(&self, _: &Name, tensor: Tensor) -> Result<Vec<f32>, SampleError> {
+    async fn run(&self, _: &Name, tensor: Tensor) -> Result<Tensors, SampleError> {
         assert_eq!(tensor.shape, [1, 3]);
-        Ok(vec![tensor.data.iter().sum(), tensor.data[0]])
+        let output = Tensor::new(vec![1, 2], vec![tensor.data.iter().sum(), tensor.data[0]]);
+        Ok(Tensors(vec![("y".to_owned(), output)]))
     }
 
     fn faults(&self) -> hedge_proto::Faults {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use hedge_core::judge::{Threshold, Thresholds};
+use hedge_core::judge::{Limits, Thresholds};
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions, Tensor};
-use hedge_proto::{Explanation, LabelScore, ModelRef, Outcome, TaskResult, in_one_line};
+use hedge_proto::{Explanation, ModelRef, Outcome, Output, in_one_line};
 use serde::Serialize;
 
 use super::bundle::samples::tensors;
@@ -47,7 +47,7 @@ pub fn run(args: &InferArgs) -> anyhow::Result<ExitCode> {
 pub fn write_answers(args: &InferArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let bundle = Bundle::open(&args.bundle)?;
     let asked = args.score_min.map(ThresholdConfig::of).transpose()?.unwrap_or_default();
-    let thresholds = asked.resolve(bundle.threshold(), bundle.labels());
+    let thresholds = asked.resolve(bundle.threshold(), bundle.labels(), |own| bundle.cloud_label(own));
     let runtime = Runtime::find(args.library.as_deref())?;
     let mut model = Model::load(&runtime, &bundle, args.variant.as_deref(), &SessionOptions::default())?;
     let mut code = ExitCode::SUCCESS;
@@ -83,8 +83,8 @@ struct FileAnswer {
     task: String,
     model: ModelRef,
     /// Absent when the model's output cannot be read as scores.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<TaskResult>,
+    #[serde(rename = "result", skip_serializing_if = "Option::is_none")]
+    said: Option<Output>,
     /// Absent when there is no threshold to decide by.
     #[serde(skip_serializing_if = "Option::is_none")]
     decision: Option<Explanation>,
@@ -108,16 +108,16 @@ fn answers(
     let several = tensors.len() > 1;
     let answer = |(at, tensor): (usize, &Tensor)| {
         let begun = Instant::now();
-        let output = model.run(tensor)?;
+        let outputs = model.run(tensor)?;
         let model_ms = begun.elapsed().as_secs_f64() * 1e3;
-        let Opinion { result, explanation, .. } =
-            Opinion::new(bundle, &output, thresholds.unwrap_or(&Threshold::new(0.0, 0.0, 1.0)?.into()));
+        let Opinion { said, explanation, .. } =
+            Opinion::new(model.task(), &outputs, &tensor.frame, thresholds.unwrap_or(&Limits::NONE.into()));
         Ok(Line::Answer(Box::new(FileAnswer {
             file: file.display().to_string(),
             sample: several.then_some(at + 1),
             task: bundle.task().to_owned(),
             model: bundle.model_ref(),
-            result,
+            said,
             decision: thresholds.map(|_| explanation),
             undecided: thresholds.is_none().then_some(NO_THRESHOLD),
             features_ms,
@@ -142,8 +142,8 @@ impl FileAnswer {
             None => writeln!(out, "{}", self.file)?,
             Some(sample) => writeln!(out, "{}, sample {sample}", self.file)?,
         }
-        if let Some(TaskResult::Classify { scores, .. }) = &self.result {
-            write_scores(scores, out)?;
+        if let Some(said) = &self.said {
+            said.lines().iter().try_for_each(|line| writeln!(out, "  {line}"))?;
         }
         match &self.decision {
             Some(decision) => {
@@ -157,9 +157,4 @@ impl FileAnswer {
         }
         writeln!(out, "  {:.1} ms for the input tensor, {:.1} ms in the model\n", self.features_ms, self.model_ms)
     }
-}
-
-/// One line per class: score, label.
-pub(super) fn write_scores(scores: &[LabelScore], out: &mut impl Write) -> std::io::Result<()> {
-    scores.iter().try_for_each(|best| writeln!(out, "  {:.3}  {}", best.score, best.label))
 }

@@ -111,7 +111,7 @@ impl Driver {
         }
         if !sends.is_empty() {
             let payload_bytes_max = self.engine.payload_bytes_max(self.clock.now());
-            self.with_uplink(|uplink| uplink.send(sends, payload_bytes_max));
+            self.with_uplink(|uplink| uplink.send(sends, payload_bytes_max, self.engine.wire_max()));
         }
         self.show_limit();
         let in_flight = self.engine.in_flight();

@@ -15,7 +15,7 @@ mod trouble;
 mod upload;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use hedge_core::engine::Event;
 use hedge_core::link::{Way, refusal};
 use hedge_proto::{
     Answer, CaseId, CaseKey, CaseMessage, DeviceId, LinkState, MESSAGE_BYTES_MAX, ModelRef, Name, Reply, Reported,
-    Telemetry, Topic, Topics, to_json,
+    Telemetry, Topic, Topics, WIRE_VERSION, to_json,
 };
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::PublishProperties;
@@ -96,6 +96,8 @@ struct Shared {
     uploads: Option<Uploads>,
     /// The largest message with a case that the cloud takes.
     case_bytes_max: AtomicUsize,
+    /// The highest version of the wire that the cloud reads.
+    wire_max: AtomicU16,
     /// Bytes per second that the link was seen to carry.
     carried: Mutex<Option<f64>>,
     sessions: watch::Sender<Option<SessionView>>,
@@ -163,6 +165,7 @@ impl Uplink {
             session: Mutex::new(None),
             uploads,
             case_bytes_max: AtomicUsize::new(MESSAGE_BYTES_MAX),
+            wire_max: AtomicU16::new(WIRE_VERSION),
             carried: Mutex::new(None),
             sessions,
             connections: Mutex::new(0..0),
@@ -205,9 +208,10 @@ impl Uplink {
     }
 
     /// Publishes these cases whole, each list in one message; the outcomes are events. `payload_bytes_max` is what the
-    /// cloud takes within a message.
-    pub fn send(&self, publishes: Vec<Vec<CaseKey>>, payload_bytes_max: Option<u64>) {
+    /// cloud takes within a message, `wire_max` the version that it reads.
+    pub fn send(&self, publishes: Vec<Vec<CaseKey>>, payload_bytes_max: Option<u64>, wire_max: u16) {
         let shared = self.0.clone();
+        shared.wire_max.store(wire_max, Ordering::Relaxed);
         let bytes_max = payload_bytes_max.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(MESSAGE_BYTES_MAX);
         shared.case_bytes_max.store(bytes_max.saturating_add(CASE_BYTES_MAX), Ordering::Relaxed);
         tokio::spawn(async move { shared.send_all(publishes).await });

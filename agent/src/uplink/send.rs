@@ -52,8 +52,14 @@ impl Shared {
     async fn send_cases(&self, read: Vec<(CaseKey, Read)>) {
         let ceiling = self.ceiling();
         let mut cases = Vec::with_capacity(read.len());
+        let wire_max = self.wire_max.load(Ordering::Relaxed);
         for (key, read) in read {
             match read {
+                Read::Case(case) if case.v > wire_max => {
+                    let version = case.v;
+                    tracing::warn!(id = %case.id, version, wire_max, "the cloud does not read such cases; update it: they wait");
+                    self.tell(Event::Published { keys: vec![key], outcome: Publish::Stuck }).await;
+                }
                 Read::Case(case) => cases.push(self.keep_within(ceiling, *case).await),
                 Read::Gone => self.tell(Event::Closed { key, spoken: false }).await,
                 Read::Later(error) => {

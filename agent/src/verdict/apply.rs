@@ -5,11 +5,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use hedge_core::agree::agree;
 use hedge_core::clock::Moment;
 use hedge_core::verdict::corrects;
 use hedge_proto::{
     Answer, Authority, Case, CaseFate, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Outcome, PayloadForm, Share,
-    TaskResult, Verdict, from_cbor, to_cbor,
+    Verdict, from_cbor, to_cbor,
 };
 use tokio::sync::watch;
 
@@ -156,61 +157,47 @@ impl Verdicts {
 const NO_SINK: u8 = 7;
 
 fn correct(case: Case, verdict: Verdict, link: LinkState, score_min: Share) -> Answer {
-    let local = local_result(&case);
-    let verdict = if corrects(verdict.authority, best_score(&verdict.result), score_min, local.is_some()) {
-        verdict
-    } else {
-        return stands(case, verdict, link, score_min);
-    };
-    Answer {
-        changed: local.as_ref().is_none_or(|local| !local.agrees_with(&verdict.result)),
-        decision: explanation(&case, verdict.authority),
-        id: case.id,
-        reference: case.reference,
-        source: case.source,
-        task: verdict.task,
-        revision: verdict.revision,
-        authority: verdict.authority,
-        model: verdict.model,
-        result: Some(verdict.result),
+    let Verdict { revision, authority, task, said, model, .. } = verdict;
+    let decision = explanation(&case, authority);
+    let Case { id, reference, source, captured, metadata, said: local, model: own_model, .. } = case;
+    let agreement = local.as_ref().map(|local| agree(local, &said));
+    let answer = |authority, model, said, decision, changed| Answer {
+        id,
+        reference,
+        source,
+        task,
+        revision,
+        authority,
+        model,
+        said: Some(said),
         provisional: false,
+        changed,
+        decision,
         case: None,
         link,
-        captured: case.captured,
-        metadata: case.metadata,
-    }
-}
-
-/// The final answer where the cloud was too unsure to correct the device's.
-fn stands(case: Case, verdict: Verdict, link: LinkState, score_min: Share) -> Answer {
-    let because = format!(
-        "the cloud said `{}` with {:.2}, below verdicts.score_min {:.2}; the device's answer stands",
-        verdict.result.headline(),
-        best_score(&verdict.result).unwrap_or_default(),
-        score_min.value()
-    );
-    let own = Verdict { authority: Authority::Device, model: case.model.clone(), ..verdict };
-    let own = Verdict { result: local_result(&case).unwrap_or(own.result), ..own };
-    let mut answer = correct(case, own, link, Share::ZERO);
-    answer.decision.because = because;
-    answer
-}
-
-/// How sure a result is of what it says, if it says so.
-fn best_score(result: &TaskResult) -> Option<f32> {
-    match result {
-        TaskResult::Classify { scores, .. } => scores.first().map(|best| best.score),
-        TaskResult::Detect { .. } | TaskResult::Regress { .. } => None,
+        captured,
+        metadata,
+    };
+    match local {
+        Some(local) if !corrects(authority, said.score(), score_min, true) => {
+            let because = format!(
+                "the cloud said `{}` with {:.2}, below verdicts.score_min {:.2}; the device's answer stands",
+                said.headline(),
+                said.score().unwrap_or_default(),
+                score_min.value()
+            );
+            answer(Authority::Device, own_model, local, Explanation { because, ..decision }, false)
+        }
+        _ => answer(authority, model, said, decision, agreement.is_none_or(|share| share < 1.0)),
     }
 }
 
 /// What an earlier run answered, as far as its case says.
 fn recalled(case: Case, link: LinkState) -> Answer {
-    let mut decision = explanation(&case, Authority::Device);
-    "answered before the agent's last start".clone_into(&mut decision.because);
+    let decision = explanation(&case, Authority::Device);
     Answer {
-        result: local_result(&case),
-        decision,
+        decision: Explanation { because: "answered before the agent's last start".to_owned(), ..decision },
+        said: case.said,
         id: case.id,
         reference: case.reference,
         source: case.source,
@@ -227,20 +214,12 @@ fn recalled(case: Case, link: LinkState) -> Answer {
     }
 }
 
-/// What the device itself had said.
-#[must_use]
-pub(super) fn local_result(case: &Case) -> Option<TaskResult> {
-    let best = case.scores.first()?;
-    Some(TaskResult::Classify { label: best.label.clone(), scores: case.scores.clone() })
-}
-
 fn explanation(case: &Case, authority: Authority) -> Explanation {
     Explanation {
         outcome: Outcome::Defer,
         reason: Some(case.decision.reason),
-        score: case.scores.first().map(|best| best.score),
-        margin: None,
-        entropy: None,
+        score: case.doubt.score().or_else(|| case.said.as_ref()?.score()),
+        doubt: case.doubt,
         threshold: case.decision.threshold,
         mode: case.decision.mode,
         because: match authority {
@@ -252,38 +231,37 @@ fn explanation(case: &Case, authority: Authority) -> Explanation {
 
 #[cfg(test)]
 mod tests {
-    use hedge_proto::LabelScore;
+    use hedge_proto::{LabelScore, Output};
 
     use super::*;
     use crate::capture::testing::case;
 
-    fn said(label: &str, score: f32) -> TaskResult {
-        let best = LabelScore { label: label.to_owned(), score };
-        TaskResult::Classify { label: label.to_owned(), scores: vec![best] }
+    fn said(label: &str, score: f32) -> Output {
+        Output::Classes(vec![LabelScore { label: label.to_owned(), score }])
     }
 
     #[test]
     fn a_verdict_below_score_min_lets_the_devices_answer_stand_and_says_so() {
-        let case = Case { scores: vec![LabelScore { label: "lynx".to_owned(), score: 0.4 }], ..case(1) };
+        let case = Case { said: Some(said("lynx", 0.4)), ..case(1) };
         let verdict = |score| Verdict {
             v: 1,
             id: case.id.clone(),
             revision: 1,
             authority: Authority::Model,
             task: case.task.clone(),
-            result: said("tabby", score),
+            said: said("tabby", score),
             model: case.model.clone(),
         };
         let half = Share::new(0.5).expect("a share");
         let weak = correct(case.clone(), verdict(0.1), LinkState::Online, half);
-        assert_eq!(weak.result.map(|result| result.headline()).as_deref(), Some("lynx"));
+        assert_eq!(weak.said.map(|said| said.headline()).as_deref(), Some("lynx"));
         assert_eq!((weak.changed, weak.provisional, weak.authority), (false, false, Authority::Device));
         let because = "the cloud said `tabby` with 0.10, below verdicts.score_min 0.50; the device's answer stands";
         assert_eq!(weak.decision.because, because);
 
         let sure = correct(case.clone(), verdict(0.5), LinkState::Online, half);
         assert_eq!((sure.changed, sure.authority), (true, Authority::Model));
-        let nothing_local = Case { scores: Vec::new(), ..case.clone() };
+        let nothing_local = Case { said: None, ..case.clone() };
         assert!(correct(nothing_local, verdict(0.1), LinkState::Online, half).changed, "better than no answer");
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hedge_proto::{Answer, TaskResult};
+use hedge_proto::{Answer, Output};
 use tokio::sync::{Notify, watch};
 
 use super::{JSONL, MQTT, sink_name};
@@ -149,7 +149,7 @@ impl Queue {
         if self.wanted == Wanted::All {
             return true;
         }
-        let says = answer.result.as_ref().map(TaskResult::headline).unwrap_or_default();
+        let says = answer.said.as_ref().map(Output::headline).unwrap_or_default();
         let before = self.last.insert(answer.source.clone(), says.clone());
         before.as_deref() != Some(says.as_str())
     }
@@ -223,8 +223,8 @@ mod tests {
         locals.serve(MQTT, Wanted::Changed);
         locals.serve(JSONL, Wanted::Changed);
         for (n, label) in [(0, "cat"), (1, "cat"), (2, "dog")] {
-            let result = Some(TaskResult::Classify { label: label.to_owned(), scores: Vec::new() });
-            locals.pass_on(&Arc::new(Answer { result, ..answer(id(n), "cam", None, 0) }), false);
+            let said = Some(Output::label(label));
+            locals.pass_on(&Arc::new(Answer { said, ..answer(id(n), "cam", None, 0) }), false);
         }
         assert_eq!(sequences(&locals.first(MQTT, 9)), [0, 2]);
         // One that could not be delivered is still there.

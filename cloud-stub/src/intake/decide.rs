@@ -4,8 +4,8 @@
 //! could still be answered one day is never called dead; nothing is said about one device's case to another.
 
 use hedge_proto::{
-    Authority, Case, CaseId, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage, PayloadForm, TaskResult,
-    Verdict, WIRE_VERSION,
+    Authority, Case, CaseId, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage, PayloadForm, Verdict,
+    WIRE_VERSION,
 };
 
 use crate::store::{Known, Standing};
@@ -104,16 +104,16 @@ fn on_nothing(arrived: &Arrived<'_>) -> Step {
 
 /// The answer to a case without its sample: the device's own stands. Without one nobody can ever answer.
 pub fn standing_answer(case: &Case) -> Result<Verdict, &'static str> {
-    let Some(best) = case.scores.first() else {
+    let Some(said) = case.said.clone() else {
         return Err("nothing of the sample was sent, and the device had no answer of its own");
     };
     Ok(Verdict {
-        v: WIRE_VERSION,
+        v: said.wire_version(),
         id: case.id.clone(),
         revision: 1,
         authority: Authority::Device,
         task: case.task.clone(),
-        result: TaskResult::Classify { label: best.label.clone(), scores: case.scores.clone() },
+        said,
         model: case.model.clone(),
     })
 }
@@ -188,7 +188,7 @@ pub(super) fn failed(id: &CaseId, reason: &str) -> DownMessage {
 mod tests {
     use super::*;
     use hedge_proto::{
-        Authority, Captured, CaseDecision, CaseKey, Epoch, ModelRef, Name, PayloadForm, Reason, TaskResult,
+        Authority, Captured, CaseDecision, CaseKey, Doubt, Epoch, ModelRef, Name, Output, PayloadForm, Reason,
         ThresholdMode, Verdict, labels_hash,
     };
 
@@ -205,7 +205,9 @@ mod tests {
             task: "t".to_owned(),
             labels_hash: labels_hash(&["a"]),
             model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
-            scores: Vec::new(),
+            said: None,
+            doubt: Doubt::NONE,
+            view: None,
             decision: CaseDecision { reason: Reason::Unusable, threshold: 0.5, mode: ThresholdMode::Fixed },
             settings_version: 0,
             captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
@@ -224,7 +226,7 @@ mod tests {
             revision: 1,
             authority: Authority::Model,
             task: "t".to_owned(),
-            result: TaskResult::Regress { values: vec![1.0] },
+            said: Output::label("a"),
             model: case().model,
         }
     }

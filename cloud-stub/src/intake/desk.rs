@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use hedge_core::agree::{AGREES_MIN, agree};
 use hedge_proto::{
     Authority, Case, CaseId, CaseMessage, DecodeError, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage,
-    Message as _, PayloadForm, TaskResult, Telemetry, Topic, Topics, Verdict, WIRE_VERSION, newer, to_cbor,
+    Message as _, PayloadForm, Telemetry, Topic, Topics, Verdict, WIRE_VERSION, newer, to_cbor,
 };
 
 use serde_bytes::ByteBuf;
@@ -347,15 +348,15 @@ impl Desk<'_, '_> {
         let message = match opinion {
             Ok(opinion) => {
                 let verdict = Verdict {
-                    v: WIRE_VERSION,
+                    v: opinion.said.wire_version(),
                     id: case.id.clone(),
                     revision: 1,
                     authority: Authority::Model,
                     task: case.task.clone(),
-                    result: opinion.result.clone(),
+                    said: opinion.said.clone(),
                     model: opinion.model.clone(),
                 };
-                let agrees = agrees(case, &verdict.result);
+                let agrees = case.said.as_ref().map(|own| agree(own, &verdict.said) >= AGREES_MIN);
                 self.batch.answer(&verdict, agrees, self.now_ms)?;
                 self.totals.answered += 1;
                 self.totals.agreed += u64::from(agrees == Some(true));
@@ -383,14 +384,6 @@ impl Desk<'_, '_> {
         let removed = self.batch.prune(keep, self.totals.payload_bytes, self.now_ms)?;
         self.totals.payload_bytes = self.totals.payload_bytes.saturating_sub(removed);
         Ok(())
-    }
-}
-
-/// Whether the device's best label is the one of the verdict; `None` when it had none, or is asked in another way.
-fn agrees(case: &Case, result: &TaskResult) -> Option<bool> {
-    match result {
-        TaskResult::Classify { label, .. } => Some(case.scores.first()?.label == *label),
-        TaskResult::Detect { .. } | TaskResult::Regress { .. } => None,
     }
 }
 

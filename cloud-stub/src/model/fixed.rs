@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use hedge_proto::{Case, LabelScore, ModelRef, TaskResult};
+use hedge_proto::{Case, ModelRef, Output};
 
 use super::{Answerer, ModelFailure, Opinion};
 
@@ -39,9 +39,8 @@ impl Answerer for Fixed {
         if let Some(ms) = slow.and_then(|rest| rest.split(' ').next()?.parse().ok()) {
             std::thread::park_timeout(Duration::from_millis(ms));
         }
-        let scores = vec![LabelScore { label: self.label.clone(), score: 1.0 }];
         Ok(Opinion {
-            result: TaskResult::Classify { label: self.label.clone(), scores },
+            said: Output::label(&self.label),
             model: ModelRef { name: "fixed".to_owned(), version: "1".to_owned() },
         })
     }

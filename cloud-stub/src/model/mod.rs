@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
-use hedge_proto::{Case, ModelRef, TaskResult};
+use hedge_proto::{Case, ModelRef, Output};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ use bench::Taker;
 /// What a model says about one case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Opinion {
-    pub result: TaskResult,
+    pub said: Output,
     pub model: ModelRef,
 }
 

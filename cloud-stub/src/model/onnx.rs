@@ -1,11 +1,12 @@
-//! A model bundle in ONNX Runtime as an answerer: sample to tensor, tensor to scores, scores to a result.
+//! A model bundle in ONNX Runtime as an answerer: what the device judged, judged again.
 
 use std::ffi::OsString;
 use std::path::Path;
 
-use hedge_core::judge::Scores;
-use hedge_inference::{Bundle, BundleError, ContentType, FeatureError, Model, ModelError, Runtime, SessionOptions};
-use hedge_proto::{Case, LabelScore, SCORES_MAX, TaskResult};
+use hedge_inference::{
+    Bundle, BundleError, ContentType, FeatureError, Model, ModelError, Region, Runtime, SessionOptions,
+};
+use hedge_proto::{Case, Output, PayloadForm, Rect, in_one_line};
 
 use super::{Answerer, ModelFailure, Opinion};
 
@@ -41,13 +42,10 @@ impl Onnx {
         for golden in &bundle.manifest().goldens {
             let outcome = model.check_golden(&bundle, variant, golden)?;
             if !outcome.passed() {
+                let (said, expected) = outcome.in_words();
                 tracing::warn!(
                     bundle = %dir.display(),
-                    "a golden sample scores {} {:.3} here, not {} {:.3} as where the bundle was made",
-                    outcome.label,
-                    outcome.score,
-                    outcome.expected_label,
-                    outcome.expected_score.unwrap_or(f32::NAN),
+                    "a golden sample is {said} here, not {expected} as where the bundle was made",
                 );
             }
         }
@@ -68,26 +66,44 @@ impl Answerer for Onnx {
         let content_type = ContentType::parse(&case.content_type).ok_or_else(|| {
             ModelFailure::Dead("its content type is neither a picture nor a tensor this model can read".to_owned())
         })?;
-        // The device has cut its region out already; what came is the whole sample.
         let unusable = |error: FeatureError| ModelFailure::Dead(error.to_string());
-        let tensor = self.model.tensor(&content_type, payload, None).map_err(unusable)?;
-        let failed = |error: &dyn std::fmt::Display| ModelFailure::Failed(error.to_string());
-        let output = self.model.run(&tensor).map_err(|error| failed(&error))?;
-        let scores = Scores::read(&output, self.bundle.output_kind()).map_err(|error| failed(&error))?;
-        let scores: Vec<LabelScore> = scores
-            .top(SCORES_MAX)
-            .into_iter()
-            .filter_map(|best| {
-                let label = self.bundle.labels().get(best.class)?.clone();
-                Some(LabelScore { label, score: best.score })
-            })
-            .collect();
-        let best = scores.first().ok_or_else(|| failed(&"the model has no labels"))?;
-        let result = TaskResult::Classify { label: best.label.clone(), scores };
-        Ok(Opinion { result, model: self.bundle.model_ref() })
+        let region = region(case).map_err(ModelFailure::Dead)?;
+        let tensor = self.model.tensor(&content_type, payload, region.as_ref()).map_err(unusable)?;
+        let failed = |error: &(dyn std::error::Error + 'static)| ModelFailure::Failed(in_one_line(error));
+        let outputs = self.model.run(&tensor).map_err(|error| failed(&error))?;
+        let (said, _) = self.model.task().read(&outputs, &tensor.frame).map_err(|error| failed(&error))?;
+        let said = match (case.form, case.view) {
+            (PayloadForm::Crop, Some(view)) => within(said, &view),
+            _ => said,
+        };
+        Ok(Opinion { said, model: self.bundle.model_ref() })
     }
 
     fn alone(&self) -> Vec<OsString> {
         self.args.clone()
+    }
+}
+
+/// The part of the payload that the device judged: its view, unless that is all that came.
+fn region(case: &Case) -> Result<Option<Region>, String> {
+    let Some(Rect { left, top, width, height }) = case.view.filter(|_| case.form != PayloadForm::Crop) else {
+        return Ok(None);
+    };
+    let [left, top, width, height] = [left, top, width, height].map(f64::from);
+    let region = Region::new(left, top, width, height);
+    region.map(Some).map_err(|error| format!("the case's `view` cannot be meant: {error}"))
+}
+
+/// What was found in a part of a picture, at its places in the whole.
+fn within(said: Output, view: &Rect) -> Output {
+    match said {
+        Output::Boxes(mut found) => {
+            for Rect { left, top, width, height } in found.iter_mut().map(|one| &mut one.place) {
+                (*left, *width) = (view.left + *left * view.width, *width * view.width);
+                (*top, *height) = (view.top + *top * view.height, *height * view.height);
+            }
+            Output::Boxes(found)
+        }
+        said @ Output::Classes(_) => said,
     }
 }

@@ -379,7 +379,7 @@ mod tests {
     use super::*;
     use crate::store::{FILE_NAME, Reader};
     use hedge_proto::{
-        Authority, Captured, CaseDecision, CaseKey, Epoch, ModelRef, Name, PayloadForm, Reason, TaskResult,
+        Authority, Captured, CaseDecision, CaseKey, Doubt, Epoch, ModelRef, Name, Output, PayloadForm, Reason,
         ThresholdMode, WIRE_VERSION, labels_hash,
     };
 
@@ -392,7 +392,9 @@ mod tests {
             task: "t".to_owned(),
             labels_hash: labels_hash(&["a"]),
             model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
-            scores: Vec::new(),
+            said: None,
+            doubt: Doubt::NONE,
+            view: None,
             decision: CaseDecision { reason: Reason::LowScore, threshold: 0.5, mode: ThresholdMode::Fixed },
             settings_version: 0,
             captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
@@ -405,9 +407,9 @@ mod tests {
     }
 
     fn verdict(id: CaseId, revision: u32) -> Verdict {
-        let result = TaskResult::Regress { values: vec![f32::from(u8::try_from(revision).expect("small"))] };
+        let said = Output::label(&format!("revision {revision}"));
         let model = ModelRef { name: "m".to_owned(), version: "1".to_owned() };
-        Verdict { v: WIRE_VERSION, id, revision, authority: Authority::Model, task: "t".to_owned(), result, model }
+        Verdict { v: WIRE_VERSION, id, revision, authority: Authority::Model, task: "t".to_owned(), said, model }
     }
 
     fn records() -> (tempfile::TempDir, Writer) {

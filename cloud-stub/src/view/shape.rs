@@ -2,9 +2,10 @@
 //!
 //! All times are milliseconds since 1970 UTC by this machine's clock, unless they say otherwise.
 
+use hedge_core::agree::agree;
 use hedge_proto::{
-    Authority, CaseId, DeviceState, Faults, LabelScore, LinkState, Metadata, ModelRef, PayloadForm, Reason, TaskResult,
-    Telemetry, ThresholdMode,
+    Authority, CaseId, DeviceState, Doubt, Faults, LinkState, Metadata, ModelRef, Output, PayloadForm, Reason, Rect,
+    Telemetry, ThresholdMode, said,
 };
 use serde::Serialize;
 
@@ -126,8 +127,12 @@ pub struct CaseView {
     pub reason: Reason,
     pub threshold: f32,
     pub mode: ThresholdMode,
-    /// The local model's best classes, best first; empty when its output was unusable.
-    pub local: Vec<LabelScore>,
+    /// What the local model said, as in the case: a list of classes, best first; empty when its output was unusable.
+    #[serde(with = "said")]
+    pub local: Option<Output>,
+    pub doubt: Doubt,
+    /// The part of the picture that was judged, if not all.
+    pub view: Option<Rect>,
     pub local_model: ModelRef,
     /// `waiting`, `answered`, `failed` or `dead`.
     pub state: &'static str,
@@ -136,6 +141,8 @@ pub struct CaseView {
     pub verdict: Option<VerdictView>,
     /// Whether both say the same; absent without a verdict or a local answer.
     pub agrees: Option<bool>,
+    /// How much of it: of boxes, the F1 of one list as the truth about the other.
+    pub agreement: Option<f32>,
     /// How much of the sample came.
     pub form: PayloadForm,
     /// Of the sample, also when nothing of it came.
@@ -154,7 +161,8 @@ pub struct CaseView {
 pub struct VerdictView {
     pub revision: u32,
     pub authority: Authority,
-    pub result: TaskResult,
+    #[serde(rename = "result")]
+    pub said: Output,
     pub model: ModelRef,
     pub given_ms: Option<u64>,
 }
@@ -171,7 +179,7 @@ impl From<CaseRow> for CaseView {
         let verdict = verdict.map(|verdict| VerdictView {
             revision: verdict.revision,
             authority: verdict.authority,
-            result: verdict.result,
+            said: verdict.said,
             model: verdict.model,
             given_ms: row.given_ms,
         });
@@ -186,7 +194,10 @@ impl From<CaseRow> for CaseView {
             reason: case.decision.reason,
             threshold: case.decision.threshold,
             mode: case.decision.mode,
-            local: case.scores,
+            agreement: case.said.as_ref().zip(verdict.as_ref()).map(|(own, verdict)| agree(own, &verdict.said)),
+            local: case.said,
+            doubt: case.doubt,
+            view: case.view,
             local_model: case.model,
             state,
             why,

@@ -17,9 +17,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use hedge_proto::{
-    Captured, Case, CaseDecision, CaseId, CaseKey, CaseMessage, CloudState, CloudStatus, DeviceId, Digest, DownMessage,
-    Epoch, LabelScore, ModelRef, Name, PayloadForm, Reason, ThresholdMode, Topic, Topics, WIRE_VERSION, from_cbor,
-    from_json, labels_hash, to_cbor,
+    Captured, Case, CaseDecision, CaseId, CaseKey, CaseMessage, CloudState, CloudStatus, DeviceId, Digest, Doubt,
+    DownMessage, Epoch, LabelScore, ModelRef, Name, Output, PayloadForm, Reason, ThresholdMode, Topic, Topics,
+    from_cbor, from_json, labels_hash, to_cbor,
 };
 use rumqttc::mqttbytes::v5::Packet;
 use rumqttc::{AsyncClient, Event, MqttOptions, PublishOptions, QoS};
@@ -337,17 +337,19 @@ impl Device {
 
     pub fn case(&self, sequence: u64, payload: &[u8]) -> Case {
         Case {
-            v: WIRE_VERSION,
+            v: 1,
             id: self.id(sequence),
             reference: None,
             source: "door".to_owned(),
             task: "shoes".to_owned(),
             labels_hash: labels_hash(&["boot", "sandal"]),
             model: ModelRef { name: "small".to_owned(), version: "1".to_owned() },
-            scores: vec![
+            said: Some(Output::Classes(vec![
                 LabelScore { label: "sandal".to_owned(), score: 0.5 },
                 LabelScore { label: "boot".to_owned(), score: 0.4 },
-            ],
+            ])),
+            doubt: Doubt::NONE,
+            view: None,
             decision: CaseDecision { reason: Reason::LowScore, threshold: 0.8, mode: ThresholdMode::Fixed },
             settings_version: 0,
             captured: Captured { powered_ms: 1, boot: "b".to_owned(), wall_ms: None, synced: false },
@@ -372,7 +374,7 @@ pub fn received(id: CaseId) -> DownMessage {
 #[track_caller]
 pub fn label(message: DownMessage, id: &CaseId) -> String {
     match message {
-        DownMessage::Verdict(verdict) if verdict.id == *id => verdict.result.headline(),
+        DownMessage::Verdict(verdict) if verdict.id == *id => verdict.said.headline(),
         other => panic!("not a verdict for {id}: {other:?}"),
     }
 }

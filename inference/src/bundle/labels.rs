@@ -31,13 +31,19 @@ pub fn lines(text: &str) -> Result<Vec<String>, String> {
     }
     match lines.len() {
         0 => Err("it holds no labels".into()),
-        1 => Err(format!(
-            "it holds one label, `{}`, of which a model is always sure; a model that answers yes or no needs two: what \
-             no means, then what yes means",
-            lines[0]
-        )),
-        2..=LABELS_MAX => Ok(lines),
+        1..=LABELS_MAX => Ok(lines),
         more => Err(format!("a model has at most {LABELS_MAX} labels, not {more}")),
+    }
+}
+
+/// Refuses what tells nothing apart. A detector may know one thing only.
+pub fn several(names: &[String]) -> Result<(), String> {
+    match names {
+        [only] => Err(format!(
+            "it holds one label, `{only}`, of which a model is always sure; a model that answers yes or no needs two: \
+             what no means, then what yes means"
+        )),
+        _ => Ok(()),
     }
 }
 

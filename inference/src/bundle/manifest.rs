@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use hedge_core::judge::{OutputKind, Temperature, Threshold};
-use hedge_proto::{Digest, Name};
+use hedge_core::judge::Limits;
+use hedge_proto::{Digest, Found, Measure, Name, Share};
 use serde::Deserialize;
 
 use crate::features::{self, ContentType, FeatureError, Region, StageTimes, Tensor};
+use crate::task::Reading;
 
 /// The most values one input tensor holds: 64 MiB of f32, an RGB picture of 2300 × 2300.
 pub const TENSOR_VALUES_MAX: usize = 16 * 1024 * 1024;
@@ -26,10 +27,10 @@ pub struct Manifest {
     /// Which question the model answers. The cloud picks its own model by this name.
     pub task: Name,
     pub kind: Kind,
-    /// A text file, one label per line, in the order of the model's outputs.
-    pub labels: BundleFile,
+    /// A text file, one label per line, in the order of the model's outputs. Without it the classes have numbers.
+    pub labels: Option<BundleFile>,
     pub input: Input,
-    pub output: Output,
+    pub output: Reading,
     pub threshold: Option<SuggestedThreshold>,
     /// The first one is used unless another is asked for.
     #[serde(rename = "variant")]
@@ -46,6 +47,19 @@ pub struct Manifest {
 pub enum Kind {
     /// One label for the whole sample.
     Classify,
+    /// A label and a place for each thing in a picture.
+    Detect,
+}
+
+impl Kind {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Classify => "classify",
+            Self::Detect => "detect",
+        }
+    }
 }
 
 /// One file with the weights. Variants differ in speed and size, not in what they were taught.
@@ -63,10 +77,14 @@ pub struct Variant {
 #[serde(deny_unknown_fields)]
 pub struct Golden {
     pub file: BundleFile,
-    /// The expected best label.
-    pub label: String,
+    /// The expected best label; of a classifier.
+    pub label: Option<String>,
     /// Its probability by variant, before the temperature, so that a new calibration leaves it true.
+    #[serde(default)]
     pub scores: BTreeMap<String, f32>,
+    /// What is to be found, by variant; of a detector.
+    #[serde(default)]
+    pub found: BTreeMap<String, Vec<Found>>,
 }
 
 /// What the model takes.
@@ -91,6 +109,8 @@ pub struct PictureInput {
     pub fit: Fit,
     /// The share of both sides that the model sees of what `fit` leaves: its middle. 1 is all.
     pub crop: f64,
+    /// The pixels of a letterbox that are none of the picture's.
+    pub pad: u8,
     /// One number per channel.
     pub mean: Vec<f32>,
     pub std: Vec<f32>,
@@ -140,6 +160,8 @@ impl Fit {
         match self {
             Self::CentreCrop => "centre_crop",
             Self::Stretch => "stretch",
+            Self::Letterbox => "letterbox",
+            Self::LetterboxTopLeft => "letterbox_top_left",
         }
     }
 }
@@ -181,6 +203,10 @@ pub enum Fit {
     CentreCrop,
     /// Shows the whole picture, out of proportion.
     Stretch,
+    /// Shows the whole picture in proportion, in the middle of padding.
+    Letterbox,
+    /// The same with the picture in the corner that all counting begins at.
+    LetterboxTopLeft,
 }
 
 #[derive(Deserialize)]
@@ -202,6 +228,8 @@ struct PictureFields {
     fit: Fit,
     #[serde(default = "whole")]
     crop: f64,
+    #[serde(default)]
+    pad: u8,
     mean: PerChannel,
     std: PerChannel,
 }
@@ -274,7 +302,7 @@ impl Input {
 
 impl PictureInput {
     fn new(fields: PictureFields, shape: &[usize]) -> Result<Self, String> {
-        let PictureFields { layout, color, resize, fit, crop, mean, std } = fields;
+        let PictureFields { layout, color, resize, fit, crop, pad, mean, std } = fields;
         let (channels, height, width) = match (layout, shape) {
             (Layout::Nchw, &[_, channels, height, width]) | (Layout::Nhwc, &[_, height, width, channels]) => {
                 (channels, height, width)
@@ -301,56 +329,14 @@ impl PictureInput {
         }
         // Within TENSOR_VALUES_MAX, so neither can exceed u32.
         let side = |pixels: usize| u32::try_from(pixels).map_err(|error| error.to_string());
-        Ok(Self { width: side(width)?, height: side(height)?, layout, color, resize, fit, crop, mean, std })
-    }
-}
-
-/// What the model gives.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(try_from = "OutputFields")]
-pub struct Output {
-    pub name: String,
-    pub kind: OutputKind,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct OutputFields {
-    name: String,
-    kind: OutputWord,
-    temperature: Option<f32>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum OutputWord {
-    Logits,
-    Probabilities,
-    Percent,
-}
-
-impl TryFrom<OutputFields> for Output {
-    type Error = String;
-
-    fn try_from(fields: OutputFields) -> Result<Self, String> {
-        let kind = match (fields.kind, fields.temperature) {
-            (OutputWord::Logits, temperature) => OutputKind::Logits {
-                temperature: Temperature::new(temperature.unwrap_or(1.0)).map_err(|error| error.to_string())?,
-            },
-            (OutputWord::Probabilities, None) => OutputKind::Probabilities,
-            (OutputWord::Percent, None) => OutputKind::Percent,
-            (OutputWord::Probabilities | OutputWord::Percent, Some(_)) => {
-                return Err("`temperature` divides logits; remove it, or say kind = \"logits\"".into());
-            }
-        };
-        Ok(Self { name: fields.name, kind })
+        Ok(Self { width: side(width)?, height: side(height)?, layout, color, resize, fit, crop, pad, mean, std })
     }
 }
 
 /// What the maker of the bundle suggests an answer should reach; the operator's own numbers win.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "ThresholdFields")]
-pub struct SuggestedThreshold(pub Threshold);
+pub struct SuggestedThreshold(pub Limits);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -360,6 +346,9 @@ struct ThresholdFields {
     margin_min: f32,
     #[serde(default = "any_entropy")]
     entropy_max: f32,
+    /// The most doubt by measure.
+    #[serde(default)]
+    doubt_max: BTreeMap<String, Share>,
 }
 
 fn any_entropy() -> f32 {
@@ -370,9 +359,16 @@ impl TryFrom<ThresholdFields> for SuggestedThreshold {
     type Error = String;
 
     fn try_from(fields: ThresholdFields) -> Result<Self, String> {
-        Threshold::new(fields.score_min, fields.margin_min, fields.entropy_max)
-            .map(Self)
-            .map_err(|error| error.to_string())
+        let limits = Limits::new(fields.score_min, fields.margin_min, fields.entropy_max);
+        let mut limits = limits.map_err(|error| error.to_string())?;
+        for (name, most) in fields.doubt_max {
+            let measure = Measure::ALL.iter().find(|measure| measure.name() == name).ok_or_else(|| {
+                let known: Vec<&str> = Measure::ALL.iter().map(|measure| measure.name()).collect();
+                format!("`doubt_max.{name}` is no measure; there are: {}", known.join(", "))
+            })?;
+            limits = limits.at_most(*measure, most);
+        }
+        Ok(Self(limits))
     }
 }
 

@@ -10,14 +10,16 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use hedge_core::judge::{OutputKind, Threshold};
+use hedge_core::judge::Limits;
 use hedge_proto::{Digest, ModelRef, labels_hash};
 use sha2::{Digest as _, Sha256};
 
 pub use manifest::{
-    BundleFile, Color, Fit, Golden, Input, Kind, Layout, Manifest, Output, PictureInput, Resize, TENSOR_VALUES_MAX,
-    Variant,
+    BundleFile, Color, Fit, Golden, Input, Kind, Layout, Manifest, PictureInput, Resize, TENSOR_VALUES_MAX, Variant,
 };
+
+use crate::features::read_npy;
+use crate::task::{Reading, Task};
 
 /// The manifest's name in every bundle.
 pub const MANIFEST: &str = "manifest.toml";
@@ -79,12 +81,14 @@ impl Bundle {
     pub fn open(dir: &Path) -> Result<Self, BundleError> {
         let path = dir.join(MANIFEST);
         let text = read_text(&path, MANIFEST_BYTES_MAX)?;
-        let manifest: Manifest = toml::from_str(&text).map_err(|error| {
+        let mut manifest: Manifest = toml::from_str(&text).map_err(|error| {
             let line = error.span().map_or(1, |span| line_of(&text, span.start));
             BundleError::Invalid { place: format!("{}:{line}", path.display()), message: error.message().to_owned() }
         })?;
-        let labels_path = dir.join(manifest.labels.as_path());
-        let labels = read_labels(&labels_path)?;
+        let labels = match &manifest.labels {
+            Some(file) => read_labels(&dir.join(file.as_path()), manifest.kind)?,
+            None => Vec::new(),
+        };
         check_references(&manifest, &labels)
             .map_err(|message| BundleError::Invalid { place: path.display().to_string(), message })?;
         for variant in &manifest.variants {
@@ -92,6 +96,11 @@ impl Bundle {
         }
         for golden in &manifest.goldens {
             size_of(&dir.join(golden.file.as_path()), GOLDEN_BYTES_MAX)?;
+        }
+        if let Reading::Boxes(detect) = &mut manifest.output
+            && let Some(priors) = &mut detect.boxes.priors
+        {
+            priors.rows = read_priors(&dir.join(priors.file.as_path()))?;
         }
         let labels_hash = labels_hash(&labels);
         Ok(Self { dir: dir.to_owned(), manifest, labels, labels_hash })
@@ -128,22 +137,27 @@ impl Bundle {
         self.labels_hash
     }
 
-    /// The cloud's word for a class; the empty text for a class the model does not have.
+    /// The cloud's word for one of the model's own labels.
     #[must_use]
-    pub fn cloud_label(&self, class: usize) -> &str {
-        let own = self.labels.get(class).map_or("", String::as_str);
+    pub fn cloud_label<'a>(&'a self, own: &'a str) -> &'a str {
         self.manifest.cloud_labels.get(own).map_or(own, String::as_str)
+    }
+
+    /// How the model's outputs become an answer in the cloud's words.
+    #[must_use]
+    pub fn reading(&self) -> Task {
+        let picture = self.manifest.input.picture.as_ref();
+        Task {
+            reading: self.manifest.output.clone(),
+            labels: self.labels.iter().map(|own| self.cloud_label(own).to_owned()).collect(),
+            pixels: picture.map_or((0, 0), |picture| (picture.width, picture.height)),
+        }
     }
 
     /// What the maker of the bundle suggests.
     #[must_use]
-    pub fn threshold(&self) -> Option<Threshold> {
+    pub fn threshold(&self) -> Option<Limits> {
         self.manifest.threshold.map(|suggested| suggested.0)
-    }
-
-    #[must_use]
-    pub fn output_kind(&self) -> OutputKind {
-        self.manifest.output.kind
     }
 
     #[must_use]
@@ -194,14 +208,40 @@ fn check_references(manifest: &Manifest, labels: &[String]) -> Result<(), String
     if goldens.len() > GOLDENS_MAX {
         return Err(format!("a bundle has at most {GOLDENS_MAX} `[[golden]]` tables, not {}", goldens.len()));
     }
-    let known = |label: &str| labels.iter().any(|own| own == label);
+    let kind = manifest.kind;
+    let fits = match (&manifest.output, kind) {
+        (Reading::Classes(_), Kind::Classify) => true,
+        (Reading::Boxes(detect), Kind::Detect) => {
+            if manifest.input.picture.is_none() {
+                return Err("a model that finds things needs `[input.picture]`".into());
+            }
+            if let Some(label) = detect.shown.keys().find(|label| !labels.contains(label)) {
+                return Err(format!("`output.shown` names `{label}`, which is not among the labels"));
+            }
+            true
+        }
+        _ => false,
+    };
+    if !fits {
+        return Err(format!(
+            "`kind` is \"{}\", but `[output]` is that of another: classify has `name` and `kind`, detect has `boxes` and \
+             `scores`",
+            kind.word()
+        ));
+    }
+    let known = |label: &str| labels.is_empty() || labels.iter().any(|own| own == label);
     for golden in goldens {
         let file = golden.file.as_path().display();
-        if !known(&golden.label) {
-            return Err(format!("`[[golden]]` {file}: `{}` is not among the labels", golden.label));
+        if (golden.label.is_some(), kind) != (kind == Kind::Classify, kind) {
+            return Err(format!("`[[golden]]` {file}: `label` belongs to classify, `found` to detect"));
         }
-        if let Some((variant, _)) = golden.scores.iter().find(|(name, _)| !variant_names.contains(&name.as_str())) {
-            return Err(format!("`[[golden]]` {file}: `scores` names the variant `{variant}`, which does not exist"));
+        let found = golden.found.values().flatten().map(|one| &one.label);
+        if let Some(label) = golden.label.iter().chain(found).find(|label| !known(label)) {
+            return Err(format!("`[[golden]]` {file}: `{label}` is not among the labels"));
+        }
+        let named = golden.scores.keys().chain(golden.found.keys());
+        if let Some(variant) = named.into_iter().find(|name| !variant_names.contains(&name.as_str())) {
+            return Err(format!("`[[golden]]` {file}: it names the variant `{variant}`, which does not exist"));
         }
         if let Some(score) = golden.scores.values().find(|score| !(0.0..=1.0).contains(*score)) {
             return Err(format!("`[[golden]]` {file}: the score {score} is not from 0 to 1"));
@@ -214,7 +254,7 @@ fn check_references(manifest: &Manifest, labels: &[String]) -> Result<(), String
 }
 
 /// One label per line.
-fn read_labels(path: &Path) -> Result<Vec<String>, BundleError> {
+fn read_labels(path: &Path, kind: Kind) -> Result<Vec<String>, BundleError> {
     let text = read_text(path, LABELS_BYTES_MAX)?;
     let invalid = |message| BundleError::Invalid { place: path.display().to_string(), message };
     if let Some(form) = labels::structured(&text) {
@@ -222,7 +262,27 @@ fn read_labels(path: &Path) -> Result<Vec<String>, BundleError> {
             "it is {form}; a bundle's labels stand one per line, as `hedge-agent bundle init` writes them"
         )));
     }
-    labels::lines(&text).map_err(invalid)
+    let labels = labels::lines(&text).map_err(invalid)?;
+    if kind == Kind::Classify {
+        labels::several(&labels).map_err(invalid)?;
+    }
+    Ok(labels)
+}
+
+/// The largest file of prior boxes: a million of them.
+const PRIORS_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Rows of centre x, centre y, width and height.
+fn read_priors(path: &Path) -> Result<Vec<[f32; 4]>, BundleError> {
+    let invalid = |message| BundleError::Invalid { place: path.display().to_string(), message };
+    let (shape, numbers) = read_npy(&read(path, PRIORS_BYTES_MAX)?).map_err(invalid)?;
+    let (rows, rest) = numbers.as_chunks::<4>();
+    if shape.last() != Some(&4) || !rest.is_empty() || numbers.iter().any(|number| !number.is_finite()) {
+        return Err(invalid(format!(
+            "its shape {shape:?} is not that of rows of four numbers: centre x, centre y, width, height"
+        )));
+    }
+    Ok(rows.to_vec())
 }
 
 fn check_file(path: &Path, variant: &Variant) -> Result<(), BundleError> {

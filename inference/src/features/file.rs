@@ -46,7 +46,7 @@ fn cut(input: &Input, data: Vec<f32>) -> Result<Vec<Tensor>, FeatureError> {
         return Err(FeatureError::NotFinite { index });
     }
     let one: usize = input.shape.iter().product();
-    Ok(data.chunks_exact(one).map(|data| Tensor { shape: input.shape.clone(), data: data.to_vec() }).collect())
+    Ok(data.chunks_exact(one).map(|data| Tensor::new(input.shape.clone(), data.to_vec())).collect())
 }
 
 /// The numbers in the lines of a text, after a line of headings if there is one. `None` if this is no such text.

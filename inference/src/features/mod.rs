@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 pub use content::{ContentType, DIMENSIONS_MAX};
 pub(crate) use file::samples;
+pub(crate) use npy::read as read_npy;
 pub use picture::Picture;
 pub use region::{InvalidRegion, Region};
 pub use tensor::Tensor;
@@ -91,16 +92,13 @@ pub(crate) fn tensor(
     let region = region.copied().unwrap_or(Region::WHOLE);
     let picture = decoded(content_type, bytes, |width, height| region.enough_eighths(wanted, width, height))?;
     times.decode = begun.elapsed();
-    Ok(Tensor { shape: input.shape.clone(), data: picture.to_values(wanted, &region, times) })
+    Ok(picture.to_tensor(input.shape.clone(), wanted, &region, times))
 }
 
 /// The input tensor for a picture that is already decoded.
 pub(crate) fn tensor_of(input: &Input, picture: &Picture) -> Result<Tensor, FeatureError> {
     let wanted = input.picture.as_ref().ok_or_else(|| FeatureError::TensorWanted { shape: input.shape.clone() })?;
-    Ok(Tensor {
-        shape: input.shape.clone(),
-        data: picture.to_values(wanted, &Region::WHOLE, &mut StageTimes::default()),
-    })
+    Ok(picture.to_tensor(input.shape.clone(), wanted, &Region::WHOLE, &mut StageTimes::default()))
 }
 
 /// The pixels of a picture, at the number of eighths that are enough for its upright size.

@@ -8,7 +8,7 @@ pub(super) fn is_npy(bytes: &[u8]) -> bool {
 }
 
 /// Shape and values. The text of the error says what to save instead.
-pub(super) fn read(bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>), String> {
+pub(crate) fn read(bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>), String> {
     let (header, data) = split(bytes).ok_or("the .npy file is cut off")?;
     let field = |name: &str| {
         let rest = header.split_once(&format!("'{name}':"))?.1.trim_start();

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::region::{Rect, Region};
+use super::region::{Inside, Rect, Region};
 use super::resize::resize;
-use super::{FeatureError, StageTimes, check_pixels};
+use super::{FeatureError, StageTimes, Tensor, check_pixels};
 use crate::bundle::{Color, Layout, PictureInput, Resize};
 
 /// A decoded picture as it lies in its file: 8 bits per sample, row by row.
@@ -88,33 +88,47 @@ impl Picture {
         Ok(Self { width, height, channels: 1, pixels, orientation: Orientation::UPRIGHT })
     }
 
-    /// The model's values for the region of the picture, in the model's layout.
-    pub(crate) fn to_values(&self, wanted: &PictureInput, region: &Region, times: &mut StageTimes) -> Vec<f32> {
+    /// The model's input for the region of the picture, in the model's layout.
+    pub(crate) fn to_tensor(
+        &self,
+        shape: Vec<usize>,
+        wanted: &PictureInput,
+        region: &Region,
+        times: &mut StageTimes,
+    ) -> Tensor {
         let (width, height) = self.orientation.upright(self.width, self.height);
         let seen = region.rect(wanted, width, height);
+        let inside = seen.inside(wanted);
         let stored = self.orientation.stored_rect(seen, self.width, self.height);
-        let (stored_width, stored_height) = self.orientation.upright(wanted.width, wanted.height);
-        let (columns, rows) = (wanted.width as usize, wanted.height as usize);
+        let (stored_width, stored_height) = self.orientation.upright(inside.width, inside.height);
         let channels = wanted.color.channels();
-        let mut values = vec![0.0; columns * rows * channels];
+        let [columns, rows, left, top] =
+            [inside.width, inside.height, inside.left, inside.top].map(|side| side as usize);
+        let (full_columns, full_rows) = (wanted.width as usize, wanted.height as usize);
+        let normalise = |pixel: u8, channel: usize| (f32::from(pixel) - wanted.mean[channel]) / wanted.std[channel];
+        let place = |x: usize, y: usize, channel: usize| match wanted.layout {
+            Layout::Nchw => (channel * full_rows + y) * full_columns + x,
+            Layout::Nhwc => (y * full_columns + x) * channels + channel,
+        };
+        let mut data = vec![0.0; full_columns * full_rows * channels];
         for channel in 0..channels {
             let pixel = |row, column| self.value(row, column, wanted.color, channel);
             let begun = Instant::now();
             let small = resize(pixel, stored, stored_width, stored_height, wanted.resize);
             let resized = Instant::now();
-            let normalise = |pixel: u8| (f32::from(pixel) - wanted.mean[channel]) / wanted.std[channel];
-            for (at, (y, x)) in (0..rows).flat_map(|y| (0..columns).map(move |x| (y, x))).enumerate() {
-                let place = match wanted.layout {
-                    Layout::Nchw => channel * rows * columns + at,
-                    Layout::Nhwc => at * channels + channel,
-                };
+            if (columns, rows) != (full_columns, full_rows) {
+                let padding = normalise(wanted.pad, channel);
+                let all = (0..full_rows).flat_map(|y| (0..full_columns).map(move |x| (x, y)));
+                all.for_each(|(x, y)| data[place(x, y, channel)] = padding);
+            }
+            for (y, x) in (0..rows).flat_map(|y| (0..columns).map(move |x| (y, x))) {
                 let from = self.orientation.stored_index(x, y, stored_width as usize, stored_height as usize);
-                values[place] = normalise(small[from]);
+                data[place(left + x, top + y, channel)] = normalise(small[from], channel);
             }
             times.resize += resized - begun;
             times.normalise += resized.elapsed();
         }
-        values
+        Tensor { shape, data, frame: frame(seen, inside, wanted, (width, height)) }
     }
 
     /// The whole picture upright, gray or RGB, its longer side at most `side_max`.
@@ -154,6 +168,19 @@ impl Picture {
     }
 }
 
+/// Where the edges of the model's input lie in the upright picture: `seen` is that part of it that comes to lie inside.
+#[expect(clippy::cast_possible_truncation, reason = "fractions; a pixel of 10,000 stays in its place")]
+fn frame(seen: Rect, inside: Inside, wanted: &PictureInput, (width, height): (u32, u32)) -> hedge_proto::Rect {
+    let along = |start: f64, size: f64, pixels: u32, offset: u32, full: u32, of: u32| {
+        let pixel = size / f64::from(pixels);
+        let (start, size) = (start - f64::from(offset) * pixel, f64::from(full) * pixel);
+        ((start / f64::from(of)) as f32, (size / f64::from(of)) as f32)
+    };
+    let (left, across) = along(seen.left, seen.width, inside.width, inside.left, wanted.width, width);
+    let (top, down) = along(seen.top, seen.height, inside.height, inside.top, wanted.height, height);
+    hedge_proto::Rect { left, top, width: across, height: down }
+}
+
 /// ITU-R BT.601 luma in 16-bit fixed point. The weights add up to 65536, so gray stays gray.
 fn luma(red: u8, green: u8, blue: u8) -> u8 {
     let sum = 19_595 * u32::from(red) + 38_470 * u32::from(green) + 7_471 * u32::from(blue) + 0x8000;
@@ -175,13 +202,14 @@ mod tests {
             resize: Resize::Bicubic,
             fit: Fit::CentreCrop,
             crop: 1.0,
+            pad: 0,
             mean: vec![0.0; channels],
             std: vec![1.0; channels],
         }
     }
 
     fn values(picture: &Picture, wanted: &PictureInput) -> Vec<f32> {
-        picture.to_values(wanted, &Region::WHOLE, &mut StageTimes::default())
+        picture.to_tensor(Vec::new(), wanted, &Region::WHOLE, &mut StageTimes::default()).data
     }
 
     #[test]
@@ -239,6 +267,23 @@ mod tests {
         let square = wanted(2, 2, Color::Gray, Layout::Nchw);
         assert_eq!(values(&picture, &square), [2.0, 3.0, 2.0, 3.0]);
         let right = Region::new(0.5, 0.0, 0.5, 1.0).expect("a region");
-        assert_eq!(picture.to_values(&square, &right, &mut StageTimes::default()), [3.0, 4.0, 3.0, 4.0]);
+        let seen = picture.to_tensor(Vec::new(), &square, &right, &mut StageTimes::default());
+        assert_eq!(seen.data, [3.0, 4.0, 3.0, 4.0]);
+        assert_eq!(seen.frame, hedge_proto::Rect { left: 0.5, top: 0.0, width: 0.5, height: 1.0 });
+    }
+
+    #[test]
+    fn a_letterbox_shows_all_in_proportion_and_its_frame_reaches_beyond_the_picture() {
+        let picture = Picture::gray(4, 2, vec![1, 2, 3, 4, 1, 2, 3, 4]).expect("a picture");
+        let padded = |fit| {
+            let wanted = PictureInput { fit, pad: 9, ..wanted(4, 4, Color::Gray, Layout::Nchw) };
+            picture.to_tensor(Vec::new(), &wanted, &Region::WHOLE, &mut StageTimes::default())
+        };
+        let middle = padded(Fit::Letterbox);
+        assert_eq!(middle.data, [9.0, 9.0, 9.0, 9.0, 1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0, 9.0, 9.0, 9.0, 9.0]);
+        assert_eq!(middle.frame, hedge_proto::Rect { left: 0.0, top: -0.5, width: 1.0, height: 2.0 });
+        let corner = padded(Fit::LetterboxTopLeft);
+        assert_eq!(corner.data[..8], [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(corner.frame, hedge_proto::Rect { left: 0.0, top: 0.0, width: 1.0, height: 2.0 });
     }
 }

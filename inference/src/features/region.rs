@@ -54,6 +54,15 @@ pub(super) struct Rect {
     pub(super) height: f64,
 }
 
+/// A part of the model's input, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Inside {
+    pub(super) left: u32,
+    pub(super) top: u32,
+    pub(super) width: u32,
+    pub(super) height: u32,
+}
+
 impl Region {
     pub const WHOLE: Self = Self { left: 0.0, top: 0.0, width: 1.0, height: 1.0 };
 
@@ -72,6 +81,14 @@ impl Region {
         [self.left, self.top, self.width, self.height]
     }
 
+    /// As it travels with a case; none of the whole picture.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "fractions; a pixel of 10,000 stays in its place")]
+    pub fn view(&self) -> Option<hedge_proto::Rect> {
+        let [left, top, width, height] = self.fractions().map(|side| side as f32);
+        (*self != Self::WHOLE).then_some(hedge_proto::Rect { left, top, width, height })
+    }
+
     /// The part of an upright picture that the model sees: the region, cut to the model's proportions if it
     /// wants that, and of this the middle share that it was trained to look at. Always at least one pixel, always inside the picture.
     pub(super) fn rect(&self, wanted: &PictureInput, width: u32, height: u32) -> Rect {
@@ -82,7 +99,7 @@ impl Region {
         let top = (self.top * full_height).min(full_height - region_height);
         let region = Rect { left, top, width: region_width, height: region_height };
         let fitted = match wanted.fit {
-            Fit::Stretch => region,
+            Fit::Stretch | Fit::Letterbox | Fit::LetterboxTopLeft => region,
             Fit::CentreCrop => region.cut_to(f64::from(wanted.width) / f64::from(wanted.height)),
         };
         fitted.middle(wanted.crop)
@@ -104,6 +121,25 @@ impl Region {
 }
 
 impl Rect {
+    /// Where this part of a picture comes to lie in the model's input, in pixels of that: all of it, unless it keeps
+    /// its proportions and is padded.
+    pub(super) fn inside(self, wanted: &PictureInput) -> Inside {
+        let (full_width, full_height) = (f64::from(wanted.width), f64::from(wanted.height));
+        let scale = (full_width / self.width).min(full_height / self.height);
+        // At least one pixel of even the thinnest picture.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to a side of the input")]
+        let side = |own: f64, full: f64| (own * scale).round().clamp(1.0, full) as u32;
+        let (width, height) = match wanted.fit {
+            Fit::Stretch | Fit::CentreCrop => (wanted.width, wanted.height),
+            Fit::Letterbox | Fit::LetterboxTopLeft => (side(self.width, full_width), side(self.height, full_height)),
+        };
+        let (left, top) = match wanted.fit {
+            Fit::Letterbox => ((wanted.width - width) / 2, (wanted.height - height) / 2),
+            _ => (0, 0),
+        };
+        Inside { left, top, width, height }
+    }
+
     /// The largest centred part with these proportions, on whole pixels as other tools crop.
     fn cut_to(self, width_by_height: f64) -> Self {
         let width = self.width.min((self.height * width_by_height).max(1.0));

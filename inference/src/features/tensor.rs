@@ -1,5 +1,7 @@
 //! Raw tensors as applications send them.
 
+use hedge_proto::Rect;
+
 use super::FeatureError;
 
 /// Numbers with a shape, last dimension fastest.
@@ -7,9 +9,17 @@ use super::FeatureError;
 pub struct Tensor {
     pub shape: Vec<usize>,
     pub data: Vec<f32>,
+    /// Where its edges lie in the picture it was made of: beyond the picture's own if it was padded.
+    pub frame: Rect,
 }
 
 impl Tensor {
+    /// Of no picture.
+    #[must_use]
+    pub fn new(shape: Vec<usize>, data: Vec<f32>) -> Self {
+        Self { shape, data, frame: Rect::WHOLE }
+    }
+
     /// Reads little-endian f32 values that must have exactly the model's shape; a missing leading 1 is added.
     pub(super) fn read(shape: &[usize], bytes: &[u8], expected: &[usize]) -> Result<Self, FeatureError> {
         let without_batch = expected.get(1..).unwrap_or_default();
@@ -25,7 +35,7 @@ impl Tensor {
         let data: Vec<f32> = values.iter().map(|value| f32::from_le_bytes(*value)).collect();
         match data.iter().position(|value| !value.is_finite()) {
             Some(index) => Err(FeatureError::NotFinite { index }),
-            None => Ok(Self { shape: expected.to_vec(), data }),
+            None => Ok(Self::new(expected.to_vec(), data)),
         }
     }
 

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use crate::{
     Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseMessage, CloudState, CloudStatus,
-    DeviceState, DeviceStatus, Digest, DownMessage, Explanation, LabelScore, LinkState, Metadata, ModelRef, Outcome,
-    PayloadForm, PrivacyFigures, Reason, SampleFigures, TaskResult, Telemetry, ThresholdMode, Verdict, WIRE_VERSION,
+    DeviceState, DeviceStatus, Digest, Doubt, DownMessage, Explanation, LabelScore, LinkState, Measure, Metadata,
+    ModelRef, Outcome, Output, PayloadForm, PrivacyFigures, Reason, SampleFigures, Telemetry, ThresholdMode, Verdict,
+    WIRE_VERSION,
 };
 
 type Examples = Vec<(&'static str, Value)>;
@@ -34,12 +35,11 @@ fn captured() -> Captured {
     Captured { powered_ms: 86_400_000, boot: "b-41".to_string(), wall_ms: Some(1_795_600_000_000), synced: true }
 }
 
-fn scores(label: &str) -> Vec<LabelScore> {
-    vec![LabelScore { label: label.to_string(), score: 0.5 }, LabelScore { label: "Shirt".to_string(), score: 0.25 }]
-}
-
-fn result(label: &str) -> TaskResult {
-    TaskResult::Classify { label: label.to_string(), scores: scores(label) }
+fn result(label: &str) -> Output {
+    Output::Classes(vec![
+        LabelScore { label: label.to_string(), score: 0.5 },
+        LabelScore { label: "Shirt".to_string(), score: 0.25 },
+    ])
 }
 
 pub(super) fn device_status() -> Examples {
@@ -71,14 +71,16 @@ pub(super) fn cloud_status() -> Examples {
 
 pub(crate) fn case() -> Case {
     Case {
-        v: WIRE_VERSION,
+        v: 1,
         id: id(),
         reference: None,
         source: "camera".to_string(),
         task: "fashion".to_string(),
         labels_hash: Digest::of(b"labels"),
         model: model("photo-small"),
-        scores: scores("Coat"),
+        said: Some(result("Coat")),
+        doubt: Doubt::NONE.with(Measure::Score, 0.4).with(Measure::Margin, 0.7),
+        view: None,
         decision: CaseDecision { reason: Reason::LowScore, threshold: 0.75, mode: ThresholdMode::Fixed },
         settings_version: 7,
         captured: captured(),
@@ -99,12 +101,12 @@ pub(super) fn case_message() -> Examples {
 
 pub(super) fn down_message() -> Examples {
     let verdict = Verdict {
-        v: WIRE_VERSION,
+        v: 1,
         id: id(),
         revision: 1,
         authority: Authority::Model,
         task: "fashion".to_string(),
-        result: result("Coat"),
+        said: result("Coat"),
         model: model("photo-large"),
     };
     let reason = "the picture cannot be decoded".to_string();
@@ -128,15 +130,14 @@ pub(super) fn answer() -> Examples {
         revision: 0,
         authority: Authority::Device,
         model: model("photo-small"),
-        result: Some(result("Pullover")),
+        said: Some(result("Pullover")),
         provisional: true,
         changed: false,
         decision: Explanation {
             outcome: Outcome::Defer,
             reason: Some(Reason::LowScore),
             score: Some(0.5),
-            margin: Some(0.25),
-            entropy: Some(0.5),
+            doubt: Doubt::NONE.with(Measure::Score, 0.5).with(Measure::Margin, 0.75).with(Measure::Entropy, 0.5),
             threshold: 0.75,
             mode: ThresholdMode::Fixed,
             because: "its best score 0.50 is below 0.75".to_string(),
@@ -150,7 +151,7 @@ pub(super) fn answer() -> Examples {
         revision: 1,
         authority: Authority::Model,
         model: model("photo-large"),
-        result: Some(result("Coat")),
+        said: Some(result("Coat")),
         provisional: false,
         changed: true,
         case: None,

@@ -1,7 +1,8 @@
 //! The Open Inference Protocol v2 over HTTP: the local model's raw outputs for clients that already speak it.
 //!
 //! It judges nothing and defers nothing; an application that wants a second opinion posts to `/v1/samples`.
-//! JSON, and the binary tensor extension that tritonclient uses by default. One input, one output, FP32.
+//! JSON, and the binary tensor extension that tritonclient uses by default. One input, the outputs that the bundle
+//! names, FP32.
 
 mod request;
 #[cfg(any(test, fuzzing))]
@@ -20,6 +21,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use hedge_inference::Tensors;
 use hedge_proto::Name;
 use serde::Deserialize;
 use serde_json::json;
@@ -111,12 +113,14 @@ async fn metadata<I: Intake>(
     Path(target): Path<Target>,
 ) -> Result<Json<serde_json::Value>, HttpError> {
     let model = target.find(api.intake.models())?;
+    let output = |(name, shape): &(String, Vec<i64>)| json!({ "name": name, "datatype": "FP32", "shape": shape });
+    let outputs: Vec<serde_json::Value> = model.outputs.iter().map(output).collect();
     Ok(Json(json!({
         "name": model.name,
         "versions": [model.version],
         "platform": "onnxruntime_onnx",
         "inputs": [{ "name": model.input_name, "datatype": "FP32", "shape": model.input_shape }],
-        "outputs": [{ "name": model.output_name, "datatype": "FP32", "shape": model.output_shape }],
+        "outputs": outputs,
         "parameters": { "labels": model.labels },
     })))
 }
@@ -139,13 +143,29 @@ async fn infer<I: Intake>(
     drop(received);
 
     let samples = request.samples.len();
-    let mut output = Vec::new();
+    let mut outputs = Vec::with_capacity(samples);
     for tensor in request.samples {
-        let scores = timeout(SCORES_WAIT_MAX, api.intake.scores(&model.name, tensor)).await.map_err(|_| {
+        let output = timeout(SCORES_WAIT_MAX, api.intake.run(&model.name, tensor)).await.map_err(|_| {
             let text = format!("the model gave no answer within {} s", SCORES_WAIT_MAX.as_secs());
             HttpError::new(StatusCode::GATEWAY_TIMEOUT, text)
         })??;
-        output.extend(scores);
+        outputs.push(output);
     }
-    response::write(&model, request.id, request.binary_output, samples, output)
+    response::write(&model, request.id, request.binary_output, joined(outputs))
+}
+
+/// The outputs of all samples, one after the other by name.
+fn joined(samples: Vec<Tensors>) -> Tensors {
+    let count = samples.len();
+    let mut samples = samples.into_iter();
+    let mut all = samples.next().unwrap_or_default();
+    for sample in samples {
+        for ((_, whole), (_, one)) in all.0.iter_mut().zip(sample.0) {
+            whole.data.extend(one.data);
+        }
+    }
+    if count > 1 {
+        all.0.iter_mut().for_each(|(_, whole)| whole.shape = vec![count, whole.data.len() / count]);
+    }
+    all
 }

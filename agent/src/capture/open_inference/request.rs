@@ -97,11 +97,13 @@ fn check_names(model: &ModelFacts, input: &Input, outputs: &[WantedOutput]) -> R
         return Err(format!("input `{}` is {}; only FP32 is taken", input.name, shown(&input.datatype)));
     }
     for output in outputs {
-        if output.name != model.output_name {
-            let asked = shown(&output.name);
+        if !model.outputs.iter().any(|(name, _)| *name == output.name) {
+            let known: Vec<String> = model.outputs.iter().map(|(name, _)| format!("`{name}`")).collect();
             return Err(format!(
-                "model `{}` has no output `{asked}`; its output is `{}`",
-                model.name, model.output_name
+                "model `{}` has no output `{}`; it has {}",
+                model.name,
+                shown(&output.name),
+                known.join(", ")
             ));
         }
         if output.parameters.classification.is_some_and(|classes| classes > 0) {
@@ -142,14 +144,14 @@ fn samples(model: &ModelFacts, shape: &[usize], data: Vec<f32>) -> Result<Vec<Te
     }
     let expected = &model.input_shape;
     if shape == expected {
-        return Ok(vec![Tensor { shape: shape.to_vec(), data }]);
+        return Ok(vec![Tensor::new(shape.to_vec(), data)]);
     }
     match (shape.split_first(), expected.split_first()) {
         (Some((count, sides)), Some((1, expected_sides)))
             if sides == expected_sides && (1..=SAMPLES_MAX).contains(count) && !data.is_empty() =>
         {
             let samples = data.chunks_exact(data.len() / count);
-            Ok(samples.map(|data| Tensor { shape: expected.clone(), data: data.to_vec() }).collect())
+            Ok(samples.map(|data| Tensor::new(expected.clone(), data.to_vec())).collect())
         }
         _ => Err(format!(
             "model `{}` takes {expected:?} (or up to {SAMPLES_MAX} samples at once along the first dimension of 1), not {shape:?}",

@@ -9,11 +9,9 @@ use crate::capture::ModelFacts;
 pub fn open_inference(bytes: &[u8]) {
     let Some((length, body)) = bytes.split_first() else { return };
     let Ok(name) = Name::new("m") else { return };
-    let (input_name, output_name) = ("in".to_owned(), "out".to_owned());
-    let (input_shape, output_shape) = (vec![1, 2, 2], vec![1, 2]);
-    let (version, labels) = ("1".to_owned(), Vec::new());
-    let model =
-        ModelFacts { name, version, cannot_answer: None, input_name, input_shape, output_name, output_shape, labels };
+    let (input_name, input_shape) = ("in".to_owned(), vec![1, 2, 2]);
+    let (version, labels, outputs) = ("1".to_owned(), Vec::new(), vec![("out".to_owned(), vec![1, 2])]);
+    let model = ModelFacts { name, version, cannot_answer: None, input_name, input_shape, outputs, labels };
     let mut headers = HeaderMap::new();
     if *length > 0 {
         headers.insert(JSON_LENGTH_HEADER, HeaderValue::from(u16::from(*length)));

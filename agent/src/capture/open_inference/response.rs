@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
+use hedge_inference::{Tensor, Tensors};
 use serde::Serialize;
 
 use super::{HttpError, JSON_LENGTH_HEADER};
@@ -13,18 +14,31 @@ struct Document<'a> {
     model_version: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
-    outputs: [Output<'a>; 1],
+    outputs: Vec<Output<'a>>,
 }
 
 #[derive(Serialize)]
 struct Output<'a> {
     name: &'a str,
     datatype: &'static str,
-    shape: Vec<usize>,
+    shape: &'a [usize],
     #[serde(skip_serializing_if = "Option::is_none")]
     parameters: Option<Parameters>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<&'a [f32]>,
+}
+
+impl<'a> Output<'a> {
+    fn new(name: &'a str, tensor: &'a Tensor, binary: bool) -> Self {
+        let data = tensor.data.as_slice();
+        Self {
+            name,
+            datatype: "FP32",
+            shape: &tensor.shape,
+            parameters: binary.then_some(Parameters { binary_data_size: data.len() * 4 }),
+            data: (!binary).then_some(data),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -32,42 +46,30 @@ struct Parameters {
     binary_data_size: usize,
 }
 
-/// The outputs of `samples` samples, one after the other.
+/// The model's outputs, those of several samples one after the other.
 pub(super) fn write(
     model: &ModelFacts,
     id: Option<String>,
     binary: bool,
-    samples: usize,
-    output: Vec<f32>,
+    outputs: Tensors,
 ) -> Result<Response, HttpError> {
-    if !binary && output.iter().any(|number| !number.is_finite()) {
+    let mut numbers = outputs.0.iter().flat_map(|(_, tensor)| &tensor.data);
+    if !binary && numbers.any(|number| !number.is_finite()) {
         let text = "the model's output holds NaN or infinity, which JSON cannot carry; ask for binary output";
         return Err(HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, text));
     }
-    let one_sample: usize = model.output_shape.iter().product();
-    let shape = if samples == 1 && one_sample == output.len() {
-        model.output_shape.clone()
-    } else {
-        vec![samples, output.len() / samples.max(1)]
-    };
     let document = Document {
         model_name: model.name.as_str(),
         model_version: &model.version,
         id,
-        outputs: [Output {
-            name: &model.output_name,
-            datatype: "FP32",
-            shape,
-            parameters: binary.then_some(Parameters { binary_data_size: output.len() * 4 }),
-            data: (!binary).then_some(&output),
-        }],
+        outputs: outputs.0.iter().map(|(name, tensor)| Output::new(name, tensor, binary)).collect(),
     };
     if !binary {
         return Ok(Json(document).into_response());
     }
     let mut body = hedge_proto::to_json(&document);
     let json_length = HeaderValue::from(body.len());
-    body.extend(output.iter().flat_map(|number| number.to_le_bytes()));
+    body.extend(outputs.0.iter().flat_map(|(_, tensor)| &tensor.data).flat_map(|number| number.to_le_bytes()));
     let kind = HeaderValue::from_static("application/octet-stream");
     let mut response = body.into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

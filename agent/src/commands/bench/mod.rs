@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use hedge_core::judge::{Scores, Threshold, Thresholds, judge};
+use hedge_core::judge::{Limits, Thresholds};
 use hedge_inference::bundle::Variant;
 use hedge_inference::{Bundle, ContentType, Model, Runtime, SessionOptions, StageTimes};
 
@@ -19,6 +19,7 @@ use self::report::{Board, Heat, Report, Stage, Sustained, VariantReport};
 use super::{SAMPLE_BYTES_MAX, read_file};
 use crate::board;
 use crate::daemon::config::Config;
+use crate::inference::Opinion;
 
 /// A longer one says nothing more: a board is as hot as it gets after some minutes.
 const FOR_MAX: Duration = Duration::from_secs(3600);
@@ -123,7 +124,7 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
     };
     let runtime = Runtime::find(library.as_deref())?;
     // Which threshold is judged by takes no time.
-    let thresholds = bundle.threshold().map_or_else(|| Threshold::new(0.5, 0.0, 1.0), Ok)?.into();
+    let thresholds = bundle.threshold().map_or_else(|| Limits::new(0.5, 0.0, 1.0), Ok)?.into();
     let (content_type, sample) = match ContentType::sniff(&sample) {
         Some(picture) => (picture, sample),
         None => {
@@ -206,13 +207,10 @@ impl Bench {
         let (tensor, StageTimes { decode, resize, normalise }) =
             model.timed_tensor(&self.content_type, &self.sample)?;
         let begun = Instant::now();
-        let output = model.run(&tensor)?;
+        let outputs = model.run(&tensor)?;
         let infer = begun.elapsed();
         let begun = Instant::now();
-        // Output that cannot be read as scores takes as long to judge.
-        if let Ok(scores) = Scores::read(&output, self.bundle.output_kind()) {
-            std::hint::black_box(judge(&scores, &self.thresholds).explain());
-        }
+        std::hint::black_box(Opinion::new(model.task(), &outputs, &tensor.frame, &self.thresholds));
         Ok([decode, resize, normalise, infer, begun.elapsed()])
     }
 

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use hedge_core::judge::OutputKind;
 use hedge_inference::bundle::MANIFEST;
-use hedge_inference::{Bundle, Model, Runtime, SessionOptions, read_text};
+use hedge_inference::task::{OutputKind, Reading};
+use hedge_inference::{Bundle, Model, Runtime, SessionOptions, Tensor, read_text};
+use hedge_proto::in_one_line;
 use toml_edit::{DocumentMut, Item, Table, value};
 
 use super::calibration::{Quality, Scored, accuracy, fit_temperature, logits, quality, score, score_min};
-use super::samples::{Samples, from_folders, from_idx};
+use super::samples::{Samples, classes, files, from_folders, from_idx, tensors};
 
 /// Fit temperature and threshold on labelled samples and write both into the manifest.
 #[derive(Debug, clap::Args)]
@@ -48,11 +49,14 @@ pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Resul
     let bundle = Bundle::open(&args.dir)?;
     let runtime = Runtime::find(args.library.as_deref())?;
     let mut model = Model::load(&runtime, &bundle, args.variant.as_deref(), &SessionOptions::default())?;
+    if let Reading::Boxes(_) = bundle.manifest().output {
+        return detector(args, &mut model, out);
+    }
     let Samples { known, left_out } = run_model(args, &bundle, &mut model)?;
     writeln!(out, "samples    {}", known.len())?;
     write_left_out(&left_out, out)?;
 
-    let kind = bundle.output_kind();
+    let kind = classes(&bundle)?.kind;
     write_quality("as it is", &quality(&known, kind)?, out)?;
     if args.dry_run {
         if let Some(threshold) = bundle.threshold() {
@@ -61,18 +65,18 @@ pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Resul
         return Ok(ExitCode::SUCCESS);
     }
     let (temperature, kind) = match kind {
-        // Probabilities cannot be cooled down: only the threshold is chosen.
-        OutputKind::Probabilities | OutputKind::Percent => (None, kind),
         OutputKind::Logits { .. } => {
             let temperature = fit_temperature(&known);
             (Some(temperature), logits(temperature)?)
         }
+        // Probabilities cannot be cooled down: only the threshold is chosen.
+        kind => (None, kind),
     };
     if let Some(temperature) = temperature {
         write_quality(&format!("temperature {temperature}"), &quality(&known, kind)?, out)?;
     }
     let scored = score(&known, kind)?;
-    let score_min = score_min(&scored, args.defer_share);
+    let score_min = score_min(scored.iter().map(|sample| sample.score).collect(), args.defer_share);
     write_split(&scored, score_min, out)?;
     change_manifest(args, temperature, score_min)?;
     writeln!(out, "written    {}", args.dir.join(MANIFEST).display())?;
@@ -85,6 +89,38 @@ fn run_model(args: &CalibrateArgs, bundle: &Bundle, model: &mut Model) -> anyhow
         (None, None, Some(pictures)) => from_folders(bundle, model, pictures),
         _ => anyhow::bail!("give either --images and --labels, or --pictures"),
     }
+}
+
+/// Of a detector only the threshold is chosen, so that the wanted share of any pictures from its place is sent.
+fn detector(args: &CalibrateArgs, model: &mut Model, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let dir =
+        args.pictures.as_ref().context("a detector is calibrated on --pictures DIR: photos from its own place")?;
+    let (mut scores, mut left_out) = (Vec::new(), Vec::new());
+    for file in files(dir)? {
+        let name = file.display();
+        let read = tensors(model, &file).and_then(|tensors| {
+            let sure = |tensor: &Tensor| {
+                let (_, doubt) = model.task().clone().read(&model.run(tensor)?, &tensor.frame)?;
+                Ok(doubt.score().unwrap_or(1.0))
+            };
+            tensors.iter().map(sure).collect::<anyhow::Result<Vec<f32>>>()
+        });
+        match read {
+            Ok(sure) => scores.extend(sure),
+            Err(error) => left_out.push(format!("{name}: {}", in_one_line(&*error))),
+        }
+    }
+    ensure!(!scores.is_empty(), "{} holds no pictures that the model can be tried on", dir.display());
+    writeln!(out, "samples    {}", scores.len())?;
+    write_left_out(&left_out, out)?;
+    let score_min = score_min(scores.clone(), args.defer_share);
+    let deferred = scores.iter().filter(|score| **score < score_min).count();
+    writeln!(out, "score_min {score_min}: {deferred} of {} go to the cloud", scores.len())?;
+    if !args.dry_run {
+        change_manifest(args, None, score_min)?;
+        writeln!(out, "written    {}", args.dir.join(MANIFEST).display())?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn write_left_out(left_out: &[String], out: &mut impl Write) -> std::io::Result<()> {

@@ -1,6 +1,6 @@
 //! From outputs with known classes to a temperature and a threshold. No IO.
 
-use hedge_core::judge::{OutputKind, Scores, Temperature};
+use hedge_inference::task::{OutputKind, Scores, Temperature};
 
 use super::samples::Known;
 
@@ -81,7 +81,7 @@ pub(super) fn quality(known: &[Known], kind: OutputKind) -> anyhow::Result<Quali
     let scored = score(known, kind)?;
     let log_loss = match kind {
         OutputKind::Logits { temperature } => log_loss(known, f64::from(temperature.value())),
-        OutputKind::Probabilities | OutputKind::Percent => {
+        _ => {
             let loss = |sample: &Scored| -f64::from(sample.of_right.max(f32::MIN_POSITIVE)).ln();
             scored.iter().map(loss).sum::<f64>() / scored.len() as f64
         }
@@ -109,8 +109,7 @@ fn calibration_error(scored: &[Scored]) -> f64 {
 }
 
 /// The highest threshold (four decimals) that defers at most `share` of the samples: those below it.
-pub(super) fn score_min(scored: &[Scored], share: f64) -> f32 {
-    let mut scores: Vec<f32> = scored.iter().map(|sample| sample.score).collect();
+pub(super) fn score_min(mut scores: Vec<f32>, share: f64) -> f32 {
     scores.sort_unstable_by(f32::total_cmp);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a length")]
     let deferred = (share * scores.len() as f64) as usize;
@@ -167,11 +166,12 @@ mod tests {
     fn the_threshold_never_defers_more_than_the_wanted_share() {
         let scored: Vec<Scored> =
             (0..10).map(|at| Scored { score: 0.1 * at as f32, right: true, of_right: 0.0 }).collect();
+        let scores = |scored: &[Scored]| scored.iter().map(|sample| sample.score).collect();
         for share in [0.0, 0.2, 0.25, 0.99, 1.0] {
-            let score_min = score_min(&scored, share);
+            let score_min = score_min(scores(&scored), share);
             let deferred = scored.iter().filter(|sample| sample.score < score_min).count();
             assert!(deferred as f64 / 10.0 <= share, "{deferred} at {share}");
         }
-        assert_eq!(score_min(&scored, 0.2), 0.2);
+        assert_eq!(score_min(scores(&scored), 0.2), 0.2);
     }
 }

@@ -5,14 +5,15 @@ use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context, anyhow, bail, ensure};
-use hedge_core::judge::{OutputKind, Temperature};
-use hedge_inference::bundle::labels::Labels;
+use hedge_inference::bundle::labels::{self, Labels};
 use hedge_inference::bundle::{MANIFEST, sum_of};
 use hedge_inference::model::{Outline, Port, shape_in_words};
+use hedge_inference::task::{OutputKind, Temperature};
 use hedge_proto::Name;
 
-use super::init::{InitArgs, Preset};
-use super::preprocessing::{PictureLines, Preprocessing};
+use super::detector::Detector;
+use super::init::{Fit, InitArgs, Kind, Preset};
+use super::preprocessing::{PictureLines, Preprocessing, Usual};
 
 /// What most picture models are trained on.
 const USUAL_SIDE: u16 = 224;
@@ -46,17 +47,23 @@ pub(super) struct Draft {
     shape: Vec<usize>,
     /// If the model takes pictures.
     picture: Option<PictureLines>,
-    output: String,
-    pub(super) kind: OutputKind,
+    pub(super) output: OutputLines,
+    has_labels: bool,
     /// What was decided although the file says nothing of it.
     pub(super) remarks: Vec<String>,
+}
+
+/// The `[output]` of a manifest.
+pub(super) enum OutputLines {
+    Classes { name: String, kind: OutputKind },
+    Boxes(Box<Detector>),
 }
 
 impl Draft {
     pub(super) fn new(
         args: &InitArgs,
         outline: &Outline,
-        labels: &Labels,
+        labels: Option<&Labels>,
         name: Name,
         task: Name,
     ) -> anyhow::Result<Self> {
@@ -66,11 +73,13 @@ impl Draft {
         };
         let open_shape = input.shape.as_deref().with_context(|| {
             format!(
-                "the input `{}` of {model} takes {}; export the model with an input of float32",
+                "the input `{}` of {model} takes {}; export the model with an input of numbers",
                 input.name, input.kind
             )
         })?;
-        let found = Preprocessing::beside(&args.model)?;
+        let mut found = Preprocessing::beside(&args.model)?;
+        found.fit = args.fit.map(Fit::word).or(found.fit);
+        found.bgr |= args.bgr;
         let open = open_shape.len() == 4 && open_shape[1..].contains(&-1);
         let size = found.size.filter(|_| open).map(|(width, height)| Size { width, height });
         let Guess { shape, picture, assumed } = guess(open_shape, args.size.or(size)).with_context(|| {
@@ -79,11 +88,28 @@ impl Draft {
         if let (Some((_, "gray")), Some(Preset::Imagenet)) = (picture, args.preset) {
             bail!("the preset imagenet has three channels, but {model} takes one; choose another --preset");
         }
-        let picture = picture
-            .map(|(layout, color)| PictureLines::new(layout, color, &found, (args.preset, args.crop)))
-            .transpose()?;
-        let output = class_output(args, &outline.outputs, labels)?;
+        let pixels = picture.map_or((0, 0), |(layout, _)| match (layout, shape.as_slice()) {
+            ("nchw", [.., height, width]) | (_, [_, height, width, _]) => (pixels(*width), pixels(*height)),
+            _ => (0, 0),
+        });
+        let output = output(args, outline, labels, pixels)?;
         let mut remarks = Vec::new();
+        let usual = match &output {
+            OutputLines::Boxes(_) if !input.is_float() => Usual::BYTES,
+            OutputLines::Boxes(detector) if detector.yolo => Usual::YOLO,
+            OutputLines::Boxes(_) => Usual::DETECTOR,
+            OutputLines::Classes { .. } if !input.is_float() => Usual::BYTES,
+            OutputLines::Classes { .. } => Usual::CLASSIFIER,
+        };
+        if let OutputLines::Boxes(_) = &output {
+            ensure!(picture.is_some(), "{model} has the outputs of a detector, but takes no pictures");
+            if args.preset.is_none() && found.from.is_empty() {
+                remarks.push("pictures   nobody says how pixels become numbers: look at the answers to --picture PHOTO, and change --preset, --fit and --bgr until they are right".to_owned());
+            }
+        }
+        let picture = picture
+            .map(|(layout, color)| PictureLines::new(layout, color, &found, (usual, args.preset, args.crop)))
+            .transpose()?;
         if picture.is_some() && !found.from.is_empty() {
             remarks.push(format!("pictures   as {} beside the model says", found.from.join(" and ")));
         }
@@ -93,14 +119,21 @@ impl Draft {
                  was trained on another, say --size WIDTHxHEIGHT"
             ));
         }
-        let others: Vec<String> =
-            outline.outputs.iter().filter(|port| port.name != output.name).map(Port::to_string).collect();
+        let read = output.to_string();
+        let others: Vec<String> = outline
+            .outputs
+            .iter()
+            .filter(|port| {
+                !read.contains(&format!("name = {}", quoted(&port.name)))
+                    && !read.contains(&format!("count = {}", quoted(&port.name)))
+            })
+            .map(Port::to_string)
+            .collect();
         if !others.is_empty() {
             remarks.push(format!("not read   {}", others.join(", ")));
         }
-        let (input, output) = (input.name.clone(), output.name.clone());
-        let kind = OutputKind::Logits { temperature: Temperature::ONE };
-        Ok(Self { name, task, input, shape, picture, output, kind, remarks })
+        let (input, has_labels) = (input.name.clone(), labels.is_some());
+        Ok(Self { name, task, input, shape, picture, output, has_labels, remarks })
     }
 
     pub(super) fn write_manifest(&self, dir: &Path) -> anyhow::Result<()> {
@@ -114,9 +147,70 @@ impl Draft {
         std::fs::write(&path, manifest).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    pub(super) fn output(&self) -> &str {
-        &self.output
+    /// Width and height of the pictures that the model takes.
+    pub(super) fn pixels(&self) -> (u32, u32) {
+        match (&self.picture, self.shape.as_slice()) {
+            (Some(picture), [_, height, width, _]) if picture.layout() == "nhwc" => (pixels(*width), pixels(*height)),
+            (Some(_), [_, _, height, width]) => (pixels(*width), pixels(*height)),
+            _ => (0, 0),
+        }
     }
+}
+
+fn pixels(side: usize) -> u32 {
+    u32::try_from(side).unwrap_or(u32::MAX)
+}
+
+fn quoted(text: &str) -> String {
+    toml_edit::Value::from(text).to_string().trim().to_owned()
+}
+
+/// What the model says: classes if one of its outputs is a number for each label, else things if its outputs are those
+/// of a detector.
+fn output(
+    args: &InitArgs,
+    outline: &Outline,
+    labels: Option<&Labels>,
+    pixels: (u32, u32),
+) -> anyhow::Result<OutputLines> {
+    let exact = |labels: &Labels| outline.outputs.iter().any(|port| port.values() == Some(labels.names.len()));
+    let classes = match args.kind {
+        Some(kind) => kind == Kind::Classify,
+        None => args.detector.boxes.is_none() && labels.is_some_and(exact),
+    };
+    if !classes {
+        let found = Detector::recognised(&args.detector, outline, labels, pixels)
+            .with_context(|| args.model.display().to_string())?;
+        if let Some(detector) = found {
+            return Ok(OutputLines::Boxes(Box::new(detector)));
+        }
+        if args.kind == Some(Kind::Detect) {
+            let known: Vec<String> = outline.outputs.iter().map(Port::to_string).collect();
+            bail!(
+                "{} has no outputs that are boxes and scores by their shapes: it has {}; name them with --boxes and --scores",
+                args.model.display(),
+                known.join(", ")
+            );
+        }
+    }
+    let port = match labels {
+        Some(labels) => {
+            labels::several(&labels.names).map_err(|reason| anyhow!("{}: {reason}", args.labels_shown()))?;
+            class_output(args, &outline.outputs, labels)?
+        }
+        None => {
+            let named = |port: &&Port| args.output.as_ref().is_none_or(|name| port.name == *name);
+            let numbers = |port: &&Port| named(port) && port.shape.is_some() && port.is_float();
+            let [port] = outline.outputs.iter().filter(numbers).collect::<Vec<_>>()[..] else {
+                bail!(
+                    "{}: name the output with the class scores with --output, or give --labels",
+                    args.model.display()
+                );
+            };
+            port
+        }
+    };
+    Ok(OutputLines::Classes { name: port.name.clone(), kind: OutputKind::Logits { temperature: Temperature::ONE } })
 }
 
 /// One sample at a time, open sizes filled in; and layout and colour if the shape is that of a picture.
@@ -171,7 +265,7 @@ fn guess(open_shape: &[i64], size: Option<Size>) -> anyhow::Result<Guess> {
 
 /// The output with a number for each label, or one number for two labels.
 fn class_output<'a>(args: &InitArgs, outputs: &'a [Port], labels: &Labels) -> anyhow::Result<&'a Port> {
-    let (model, file, count) = (args.model.display(), args.labels.display(), labels.names.len());
+    let (model, file, count) = (args.model.display(), args.labels_shown(), labels.names.len());
     let list = |ports: &[&Port]| ports.iter().map(|port| port.to_string()).collect::<Vec<_>>().join(", ");
     let every: Vec<&Port> = outputs.iter().collect();
     let named = match &args.output {
@@ -196,7 +290,7 @@ fn class_output<'a>(args: &InitArgs, outputs: &'a [Port], labels: &Labels) -> an
         )),
         None => Err(anyhow!(
             "{file} holds {count} labels ({}), but {model} has no output with one number for each of the {count} labels; \
-             it has {}{}",
+             it has {}{}; if it finds things in pictures, name its outputs with --boxes and --scores",
             labels.form,
             list(&named),
             nearly(&named, labels)
@@ -224,17 +318,38 @@ fn nearly(outputs: &[&Port], labels: &Labels) -> String {
 
 impl fmt::Display for Draft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, task, input, shape, output, kind, .. } = self;
-        let quoted = |text: &str| toml_edit::Value::from(text).to_string().trim().to_owned();
+        let Self { name, task, input, shape, output, has_labels, .. } = self;
         writeln!(
             f,
-            "name = \"{name}\"\nversion = \"1\"\ntask = \"{task}\"\nkind = \"classify\"\nlabels = \"labels.txt\"\n"
+            "name = \"{name}\"\nversion = \"1\"\ntask = \"{task}\"\nkind = \"{}\"\n{}",
+            output.kind(),
+            if *has_labels { "labels = \"labels.txt\"\n" } else { "" }
         )?;
         writeln!(f, "[input]\nname = {}\nshape = {shape:?}\n", quoted(input))?;
         if let Some(picture) = &self.picture {
             write!(f, "{picture}")?;
         }
-        writeln!(f, "[output]\nname = {}\nkind = \"{}\"", quoted(output), kind.word())
+        write!(f, "{output}")
+    }
+}
+
+impl OutputLines {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Classes { .. } => "classify",
+            Self::Boxes(_) => "detect",
+        }
+    }
+}
+
+impl fmt::Display for OutputLines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Classes { name, kind } => {
+                writeln!(f, "[output]\nname = {}\nkind = \"{}\"", quoted(name), kind.word())
+            }
+            Self::Boxes(detector) => detector.fmt(f),
+        }
     }
 }
 

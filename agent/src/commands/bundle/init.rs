@@ -1,39 +1,50 @@
-//! `bundle init`: a bundle from anyone's ONNX classifier. What the file does not say is found by trying, told, or asked.
+//! `bundle init`: a bundle from anyone's ONNX classifier or detector. What the file does not say is found by trying, told, or asked.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, ensure};
-use hedge_core::judge::{OutputKind, Temperature, Threshold};
+use hedge_core::judge::Limits;
 use hedge_inference::bundle::labels::{self, Labels};
 use hedge_inference::bundle::{MANIFEST, MODEL_BYTES_MAX};
 use hedge_inference::model::Outline;
-use hedge_inference::{Bundle, Model, ModelError, Runtime, SessionOptions, Tensor, read_text};
+use hedge_inference::task::{OutputKind, Temperature};
+use hedge_inference::{Bundle, Model, ModelError, Runtime, SessionOptions, Tensor, Tensors, read_text};
 use hedge_proto::Name;
 
-use super::draft::{Draft, Size};
+use super::detector::DetectorArgs;
+use super::draft::{Draft, OutputLines, Size};
 use super::samples::tensors;
 use super::trial;
-use crate::commands::infer::write_scores;
 use crate::commands::read_file;
 use crate::inference::Opinion;
 
-/// Make a bundle from an ONNX classifier and its labels.
+/// Make a bundle from an ONNX classifier or detector and its labels.
 #[derive(Debug, clap::Args)]
 pub struct InitArgs {
     /// The model, in one file
     #[arg(value_name = "MODEL.onnx")]
     pub model: PathBuf,
     /// The labels in the order of the model's outputs: one per line, numbered, as JSON, a label map or a table
+    /// [default: none, and the classes have numbers]
     #[arg(long, value_name = "FILE")]
-    pub labels: PathBuf,
+    pub labels: Option<PathBuf>,
+    /// What the model says: one label for a sample, or a box for each thing [default: told by its outputs]
+    #[arg(long, value_enum)]
+    pub kind: Option<Kind>,
     /// How pixels become numbers [default: imagenet for colour, unit for gray]
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
     /// The middle share of a picture that the model sees: 0.875 is "resize to 256, crop 224" [default: of the preset]
     #[arg(long, value_name = "SHARE")]
     pub crop: Option<f64>,
+    /// How a picture fits the model's input [default: centre-crop of a classifier, letterbox of a detector]
+    #[arg(long, value_enum)]
+    pub fit: Option<Fit>,
+    /// The model takes blue first, as pictures of OpenCV come
+    #[arg(long)]
+    pub bgr: bool,
     /// The new folder [default: named like the model]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -49,7 +60,7 @@ pub struct InitArgs {
     /// The output with the class scores, if the model has several
     #[arg(long, value_name = "NAME")]
     pub output: Option<String>,
-    /// What the output holds: logits, probabilities or percent [default: found by running the model]
+    /// What the output holds: logits, probabilities, percent or bytes [default: found by running the model]
     #[arg(long, value_name = "KIND", value_parser = output_kind)]
     pub output_kind: Option<OutputKind>,
     /// A picture, or a sample in numbers, to try the bundle on; can be given several times
@@ -58,6 +69,45 @@ pub struct InitArgs {
     /// The ONNX Runtime library [default: searched for]
     #[arg(long, value_name = "FILE")]
     pub library: Option<PathBuf>,
+    #[command(flatten)]
+    pub detector: DetectorArgs,
+}
+
+/// What a model says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    Classify,
+    Detect,
+}
+
+/// How a picture fits a model's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fit {
+    /// The longer sides are cut off
+    CentreCrop,
+    /// All of it, out of proportion
+    Stretch,
+    /// All of it in the middle of padding
+    Letterbox,
+    /// All of it in the corner, with padding to the right and below
+    LetterboxTopLeft,
+}
+
+impl Fit {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::CentreCrop => "centre_crop",
+            Self::Stretch => "stretch",
+            Self::Letterbox => "letterbox",
+            Self::LetterboxTopLeft => "letterbox_top_left",
+        }
+    }
+}
+
+impl InitArgs {
+    pub(super) fn labels_shown(&self) -> String {
+        self.labels.as_ref().map_or_else(String::new, |file| file.display().to_string())
+    }
 }
 
 /// Ways of normalising that most models were trained with.
@@ -91,9 +141,10 @@ impl Preset {
 }
 
 fn output_kind(word: &str) -> Result<OutputKind, String> {
-    let kinds = [OutputKind::Logits { temperature: Temperature::ONE }, OutputKind::Probabilities, OutputKind::Percent];
+    let logits = OutputKind::Logits { temperature: Temperature::ONE };
+    let kinds = [logits, OutputKind::Probabilities, OutputKind::Percent, OutputKind::Bytes];
     let kind = kinds.into_iter().find(|kind| kind.word() == word);
-    kind.ok_or_else(|| "an output holds logits (also log-softmax), probabilities or percent".to_owned())
+    kind.ok_or_else(|| "an output holds logits (also log-softmax), probabilities, percent or bytes".to_owned())
 }
 
 pub(super) fn write(args: &InitArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
@@ -110,9 +161,12 @@ pub(super) fn write(args: &InitArgs, out: &mut impl Write) -> anyhow::Result<Exi
 
     let runtime = Runtime::find(args.library.as_deref())?;
     let outline = Outline::read(&runtime, &args.model).map_err(|error| not_loaded(args, error))?;
-    let text = read_text(&args.labels).with_context(|| format!("cannot read {}", args.labels.display()))?;
-    let labels = labels::read(&text).map_err(|reason| anyhow!("{}: {reason}", args.labels.display()))?;
-    let draft = Draft::new(args, &outline, &labels, name, task)?;
+    let read_labels = |file: &PathBuf| {
+        let text = read_text(file).with_context(|| format!("cannot read {}", file.display()))?;
+        labels::read(&text).map_err(|reason| anyhow!("{}: {reason}", file.display()))
+    };
+    let labels = args.labels.as_ref().map(read_labels).transpose()?;
+    let draft = Draft::new(args, &outline, labels.as_ref(), name, task)?;
 
     // Made beside its place: what fails on the way is never taken for a bundle.
     let new = beside(&dir)?;
@@ -147,7 +201,7 @@ fn beside(dir: &Path) -> anyhow::Result<PathBuf> {
 struct Made<'a> {
     args: &'a InitArgs,
     runtime: Runtime,
-    labels: Labels,
+    labels: Option<Labels>,
     dir: PathBuf,
 }
 
@@ -158,23 +212,49 @@ impl Made<'_> {
         let model_file = dir.join("model.onnx");
         std::fs::copy(&args.model, &model_file)
             .with_context(|| format!("cannot copy {} to {}", args.model.display(), dir.display()))?;
-        let label_file = dir.join("labels.txt");
-        std::fs::write(&label_file, labels.names.join("\n") + "\n")
-            .with_context(|| format!("cannot write {}", label_file.display()))?;
+        if let Some(labels) = labels {
+            let label_file = dir.join("labels.txt");
+            std::fs::write(&label_file, labels.names.join("\n") + "\n")
+                .with_context(|| format!("cannot write {}", label_file.display()))?;
+        }
+        if let Some(priors) = &args.detector.priors {
+            std::fs::copy(priors, dir.join("priors.npy"))
+                .with_context(|| format!("cannot copy {}", priors.display()))?;
+        }
         draft.write_manifest(dir)?;
         let (bundle, mut model) = self.load()?;
         let mut inputs = trial::inputs(bundle.input());
         for file in &args.picture {
             inputs.extend(tensors(&model, file).with_context(|| file.display().to_string())?);
         }
-        let (kind, words) = trial::output_kind(&values(&mut model, &inputs)?, args.output_kind)
-            .map_err(|reason| anyhow!("the output `{}` of {}: {reason}", draft.output(), args.model.display()))?;
-        draft.kind = kind;
+        let outputs = outputs(&mut model, &inputs)?;
+        let pixels = draft.pixels();
+        let words = match &mut draft.output {
+            OutputLines::Classes { name, kind } => {
+                let values: Vec<Vec<f32>> =
+                    outputs.iter().filter_map(|one| Some(one.get(name).ok()?.data.clone())).collect();
+                let (found, words) = trial::output_kind(&values, args.output_kind)
+                    .map_err(|reason| anyhow!("the output `{name}` of {}: {reason}", args.model.display()))?;
+                *kind = found;
+                format!("`{name}`: {words}")
+            }
+            OutputLines::Boxes(detector) => {
+                // Far beyond any picture a detector's boxes are anywhere.
+                let usual = outputs.len().min(trial::ORDINARY);
+                let photos = outputs.iter().skip(trial::ALL);
+                let seen: Vec<Tensors> = outputs[..usual].iter().chain(photos).cloned().collect();
+                detector.tried(&seen, pixels).with_context(|| args.model.display().to_string())?;
+                detector.in_words()
+            }
+        };
         draft.write_manifest(dir)?;
         let mut lines = vec![
             draft.to_string(),
-            format!("labels     {}, read as {}", labels.names.len(), labels.form),
-            format!("output     `{}`: {words}", draft.output()),
+            match labels {
+                Some(labels) => format!("labels     {}, read as {}", labels.names.len(), labels.form),
+                None => "labels     none: the classes have numbers".to_owned(),
+            },
+            format!("output     {words}"),
         ];
         lines.append(&mut draft.remarks);
         lines.extend(self.repeated());
@@ -194,14 +274,15 @@ impl Made<'_> {
 
     /// What the new bundle answers to the pictures.
     fn answers(&self) -> anyhow::Result<String> {
-        let (bundle, mut model) = self.load()?;
+        let (_, mut model) = self.load()?;
         let mut text = Vec::new();
         for file in &self.args.picture {
             writeln!(text, "{}", file.display())?;
             for tensor in tensors(&model, file)? {
-                let opinion = Opinion::new(&bundle, &model.run(&tensor)?, &Threshold::new(0.0, 0.0, 1.0)?.into());
-                match opinion.result {
-                    Some(_) => write_scores(&opinion.scores, &mut text)?,
+                let outputs = model.run(&tensor)?;
+                let opinion = Opinion::new(model.task(), &outputs, &tensor.frame, &Limits::NONE.into());
+                match opinion.said {
+                    Some(said) => said.lines().iter().try_for_each(|line| writeln!(text, "  {line}"))?,
                     None => writeln!(text, "  no answer: {}", opinion.explanation.because)?,
                 }
             }
@@ -212,7 +293,7 @@ impl Made<'_> {
 
     /// A remark on names that several labels share.
     fn repeated(&self) -> Option<String> {
-        let names = &self.labels.names;
+        let names = &self.labels.as_ref()?.names;
         let mut sorted: Vec<&str> = names.iter().map(String::as_str).collect();
         sorted.sort_unstable();
         let mut twice: Vec<String> =
@@ -234,9 +315,8 @@ impl Made<'_> {
 const REPEATED_SHOWN: usize = 5;
 
 /// What the model gives for each input it can run.
-fn values(model: &mut Model, inputs: &[Tensor]) -> anyhow::Result<Vec<Vec<f32>>> {
-    let (outputs, mut errors): (Vec<_>, Vec<_>) =
-        inputs.iter().map(|input| model.values(input)).partition(Result::is_ok);
+fn outputs(model: &mut Model, inputs: &[Tensor]) -> anyhow::Result<Vec<Tensors>> {
+    let (outputs, mut errors): (Vec<_>, Vec<_>) = inputs.iter().map(|input| model.run(input)).partition(Result::is_ok);
     match errors.pop() {
         // An input far beyond any sample may be too much for a model that is right.
         Some(Err(error)) if outputs.is_empty() => Err(error.into()),

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hedge_core::judge::OutputKind;
 use hedge_inference::bundle::Variant;
+use hedge_inference::task::{OutputKind, Reading};
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions, Tensor};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -75,12 +75,16 @@ fn write_facts(bundle: &Bundle, out: &mut impl Write) -> anyhow::Result<()> {
         )?,
         None => writeln!(out, "pictures   none; takes tensors only")?,
     }
-    match manifest.output.kind {
-        OutputKind::Logits { temperature } => {
-            writeln!(out, "output     {}: logits, temperature {}", manifest.output.name, temperature.value())?;
-        }
-        kind @ (OutputKind::Probabilities | OutputKind::Percent) => {
-            writeln!(out, "output     {}: {}", manifest.output.name, kind.word())?;
+    match &manifest.output {
+        Reading::Classes(classes) => match classes.kind {
+            OutputKind::Logits { temperature } => {
+                writeln!(out, "output     {}: logits, temperature {}", classes.name, temperature.value())?;
+            }
+            kind => writeln!(out, "output     {}: {}", classes.name, kind.word())?,
+        },
+        Reading::Boxes(boxes) => {
+            let names = manifest.output.names().join(", ");
+            writeln!(out, "output     {names}: boxes, shown from {}", boxes.shown_min.value())?;
         }
     }
     match bundle.threshold() {
@@ -99,13 +103,9 @@ fn goldens_pass(bundle: &Bundle, variant: &Variant, model: &mut Model, out: &mut
     for golden in goldens {
         let outcome = model.check_golden(bundle, variant, golden)?;
         let file = golden.file.as_path().display();
-        let expected = outcome.expected_score.map_or_else(|| "any score".to_owned(), |score| format!("{score:.4}"));
-        let (word, got) = (if outcome.passed() { "ok" } else { "DIFFERS" }, &outcome.label);
-        writeln!(
-            out,
-            "golden     {word}: {file} is {got} {:.4}, expected {} {expected}",
-            outcome.score, outcome.expected_label
-        )?;
+        let word = if outcome.passed() { "ok" } else { "DIFFERS" };
+        let (said, expected) = outcome.in_words();
+        writeln!(out, "golden     {word}: {file} is {said}, expected {expected}")?;
         passed &= outcome.passed();
     }
     Ok(passed)
@@ -123,7 +123,7 @@ struct Cost {
 fn measure(model: &mut Model, runs: u16) -> anyhow::Result<Cost> {
     const WARM_UP: u16 = 10;
     let shape = model.input_shape().to_vec();
-    let zeros = Tensor { data: vec![0.0; shape.iter().product()], shape };
+    let zeros = Tensor::new(shape.clone(), vec![0.0; shape.iter().product()]);
     for _ in 0..WARM_UP {
         model.run(&zeros)?;
     }

@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod calibration;
+mod detector;
 mod draft;
 mod idx;
 mod init;

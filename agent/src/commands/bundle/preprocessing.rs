@@ -23,12 +23,29 @@ pub(super) struct Preprocessing {
     /// Width and height of the model's input.
     pub(super) size: Option<(u16, u16)>,
     resize: Option<&'static str>,
-    fit: Option<&'static str>,
+    pub(super) fit: Option<&'static str>,
     crop: Option<f64>,
     /// In pixel units, one for each channel or one for all.
     mean: Option<Vec<f64>>,
     std: Option<Vec<f64>>,
-    bgr: bool,
+    pub(super) bgr: bool,
+}
+
+/// What holds where nobody says anything else.
+#[derive(Clone, Copy)]
+pub(super) struct Usual {
+    preset: Preset,
+    fit: &'static str,
+    pad: u8,
+}
+
+impl Usual {
+    pub(super) const CLASSIFIER: Self = Self { preset: Preset::Imagenet, fit: "centre_crop", pad: 0 };
+    /// Whole photos in gray, from 0 to 1.
+    pub(super) const YOLO: Self = Self { preset: Preset::Unit, fit: "letterbox", pad: 114 };
+    pub(super) const DETECTOR: Self = Self { preset: Preset::Unit, fit: "letterbox", pad: 0 };
+    /// A model that takes bytes has the rest of it inside.
+    pub(super) const BYTES: Self = Self { preset: Preset::Raw, fit: "stretch", pad: 0 };
 }
 
 /// The `[input.picture]` of a manifest.
@@ -38,6 +55,7 @@ pub(super) struct PictureLines {
     color: &'static str,
     resize: &'static str,
     fit: &'static str,
+    pad: Option<u8>,
     crop: f64,
     mean: String,
     std: String,
@@ -258,9 +276,10 @@ impl PictureLines {
         layout: &'static str,
         color: &'static str,
         found: &Preprocessing,
-        (preset, crop): (Option<Preset>, Option<f64>),
+        (usual, preset, crop): (Usual, Option<Preset>, Option<f64>),
     ) -> anyhow::Result<Self> {
-        let usual = if color == "gray" { Preset::Unit } else { Preset::Imagenet };
+        let Usual { preset: usual, fit: usual_fit, pad } = usual;
+        let usual = if color == "gray" { Preset::Unit } else { usual };
         let in_files = found.mean.as_ref().zip(found.std.as_ref()).filter(|_| preset.is_none());
         let (mean, std) = match in_files {
             Some((mean, std)) => (numbers("mean", mean, color)?, numbers("std", std, color)?),
@@ -273,14 +292,22 @@ impl PictureLines {
         let crop = crop.map(|share| checked_crop("--crop", share)).transpose()?;
         let crop = crop.or(found.crop).unwrap_or(usual_crop);
         let color = if found.bgr && color == "rgb" { "bgr" } else { color };
-        let (resize, fit) = (found.resize.unwrap_or("bicubic"), found.fit.unwrap_or("centre_crop"));
-        Ok(Self { from: found.from.join(" and "), layout, color, resize, fit, crop, mean, std })
+        let fit = found.fit.unwrap_or(usual_fit);
+        let resize = found.resize.unwrap_or(if fit.starts_with("letterbox") { "bilinear" } else { "bicubic" });
+        let pad = fit.starts_with("letterbox").then_some(pad);
+        Ok(Self { from: found.from.join(" and "), layout, color, resize, fit, pad, crop, mean, std })
+    }
+}
+
+impl PictureLines {
+    pub(super) fn layout(&self) -> &'static str {
+        self.layout
     }
 }
 
 impl fmt::Display for PictureLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, layout, color, resize, fit, crop, mean, std } = self;
+        let Self { from, layout, color, resize, fit, pad, crop, mean, std } = self;
         writeln!(f, "# value = (pixel - mean) / std, with pixels from 0 to 255")?;
         if !from.is_empty() {
             writeln!(f, "# From {from} beside the model.")?;
@@ -289,6 +316,9 @@ impl fmt::Display for PictureLines {
             f,
             "[input.picture]\nlayout = \"{layout}\"\ncolor = \"{color}\"\nresize = \"{resize}\"\nfit = \"{fit}\""
         )?;
+        if let Some(pad) = pad {
+            writeln!(f, "# The pixels around the picture.\npad = {pad}")?;
+        }
         if *crop < 1.0 {
             writeln!(f, "# The middle share that the model sees: 0.875 is \"resize to 256, crop 224\".")?;
             writeln!(f, "crop = {crop}")?;
@@ -340,7 +370,7 @@ mod tests {
             std::fs::write(folder.path().join(name), text).expect("written");
         }
         let found = Preprocessing::beside(&folder.path().join("onnx/model.onnx"))?;
-        let lines = PictureLines::new("nchw", "rgb", &found, (preset, crop))?.to_string();
+        let lines = PictureLines::new("nchw", "rgb", &found, (Usual::CLASSIFIER, preset, crop))?.to_string();
         Ok((found, lines.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n")))
     }
 

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
-use hedge_core::judge::Scores;
+use anyhow::{Context, bail, ensure};
+use hedge_inference::task::{Classify, Reading, Scores};
 use hedge_inference::{Bundle, Model, Picture, Tensor};
 use hedge_proto::in_one_line;
 
@@ -33,7 +33,7 @@ impl Samples {
     /// One sample that cannot be used costs that sample only; that none can be used is an error.
     fn add(&mut self, bundle: &Bundle, label: &str, name: &str, output: anyhow::Result<Vec<f32>>) {
         let usable = output.and_then(|output| {
-            Scores::read(&output, bundle.output_kind())?;
+            Scores::read(&output, classes(bundle)?.kind)?;
             Ok(output)
         });
         match usable {
@@ -70,7 +70,7 @@ pub(super) fn from_idx(bundle: &Bundle, model: &mut Model, images: &Path, labels
             format!("{} holds the class {class}, but the model has {class_count}", labels.display())
         })?;
         let picture = Picture::gray(pictures.width, pictures.height, pixels.to_vec())?;
-        let output = model.run(&model.tensor_of(&picture)?)?;
+        let output = numbers(bundle, model, &model.tensor_of(&picture)?)?;
         samples.add(bundle, label, &format!("picture {}", at + 1), Ok(output));
     }
     samples.checked(images)
@@ -96,7 +96,7 @@ pub(super) fn from_folders(bundle: &Bundle, model: &mut Model, dir: &Path) -> an
                             "{} holds more than {SAMPLES_MAX} samples",
                             dir.display()
                         );
-                        samples.add(bundle, label, &name, Ok(model.run(&tensor)?));
+                        samples.add(bundle, label, &name, Ok(numbers(bundle, model, &tensor)?));
                     }
                 }
                 Err(error) => samples.add(bundle, label, &name, Err(error)),
@@ -109,6 +109,32 @@ pub(super) fn from_folders(bundle: &Bundle, model: &mut Model, dir: &Path) -> an
         dir.display()
     );
     samples.checked(dir)
+}
+
+/// How the classes of a classifier are read.
+pub(super) fn classes(bundle: &Bundle) -> anyhow::Result<&Classify> {
+    match &bundle.manifest().output {
+        Reading::Classes(classes) => Ok(classes),
+        Reading::Boxes(_) => bail!("{} finds things and has no classes of samples", bundle.dir().display()),
+    }
+}
+
+/// What the model gives for one sample: a number for each class.
+fn numbers(bundle: &Bundle, model: &mut Model, tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
+    Ok(classes(bundle)?.numbers(&model.run(tensor)?, bundle.labels().len())?)
+}
+
+/// All files with samples, however deep they lie.
+pub(super) fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for path in entries(&folder)? {
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+        ensure!(files.len() <= SAMPLES_MAX, "{} holds more than {SAMPLES_MAX} samples", dir.display());
+    }
+    Ok(files)
 }
 
 /// What a file holds for the model: a picture, or one or more samples in numbers.

@@ -4,9 +4,9 @@
 //! by 0 when it sees nothing. So the inputs vary, and some are far beyond any sample: what is a probability stays one,
 //! a logit does not. No IO.
 
-use hedge_core::judge::{OutputKind, Scores, Temperature};
-use hedge_inference::Tensor;
 use hedge_inference::bundle::{Input, Layout, PictureInput};
+use hedge_inference::task::{OutputKind, Scores, Temperature};
+use hedge_inference::{Tensor, Unusable};
 
 /// Colours a camera might see, as pixels.
 const COLOURS: [[f32; 3]; 6] = [
@@ -19,7 +19,10 @@ const COLOURS: [[f32; 3]; 6] = [
 ];
 
 /// Made-up inputs of each sort.
-const ORDINARY: usize = 12;
+pub(super) const ORDINARY: usize = 12;
+
+/// Those, and the ones far beyond any sample.
+pub(super) const ALL: usize = ORDINARY + 4;
 
 /// Values no normalised sample has.
 const FAR: f32 = 1e4;
@@ -39,7 +42,7 @@ pub(super) fn inputs(input: &Input) -> Vec<Tensor> {
         .collect();
     inputs.extend([vec![FAR; count], vec![-FAR; count]]);
     inputs.extend([1, 2].map(|_| (0..count).map(|_| FAR * (2.0 * noise.next() - 1.0)).collect()));
-    inputs.into_iter().map(|data| Tensor { shape: input.shape.clone(), data }).collect()
+    inputs.into_iter().map(|data| Tensor::new(input.shape.clone(), data)).collect()
 }
 
 fn picture_values(picture: &PictureInput, which: usize, noise: &mut Noise) -> Vec<f32> {
@@ -143,6 +146,8 @@ pub(super) fn output_kind(
         (OutputKind::Probabilities, "probabilities (a softmax)")
     } else if all(&|output| read(output, OutputKind::Percent).is_ok()) {
         (OutputKind::Percent, "percentages")
+    } else if all(&|output| read(output, OutputKind::Bytes).is_ok()) {
+        (OutputKind::Bytes, "probabilities in bytes")
     } else if all(&is_log_softmax) {
         (LOGITS, "logarithms of probabilities (a log-softmax), which are read as logits")
     } else if within(1.0) || within(100.0) {
@@ -160,14 +165,14 @@ pub(super) fn output_kind(
     if found.0 != LOGITS && usable.iter().all(same) {
         return Err(format!(
             "it gives {} for everything it was tried on, from which nothing can be told: say --output-kind logits, \
-             probabilities or percent",
+             probabilities, percent or bytes",
             some(first)
         ));
     }
     Ok(found)
 }
 
-fn read(output: &[f32], kind: OutputKind) -> Result<Scores, hedge_core::judge::UnusableOutput> {
+fn read(output: &[f32], kind: OutputKind) -> Result<Scores, Unusable> {
     match output {
         [second] => Scores::read(&kind.of_two(*second), kind),
         _ => Scores::read(output, kind),
@@ -213,6 +218,7 @@ mod tests {
     fn every_usual_output_is_known_by_what_it_gave() {
         check(&[&[0.2, 0.8], &[1.0, 0.0], &[f32::NAN, f32::NAN]], OutputKind::Probabilities);
         check(&[&[20.0, 80.0], &[100.0, 0.0]], OutputKind::Percent);
+        check(&[&[55.0, 200.0], &[255.0, 0.0]], OutputKind::Bytes);
         check(&[&[0.2_f32.ln(), 0.8_f32.ln()], &[0.0, f32::NEG_INFINITY]], LOGITS);
         check(&[&[1.0, 0.0, 0.0], &[7.5, -2.0, 0.1]], LOGITS);
         check(&[&[0.3], &[0.99], &[0.0]], OutputKind::Probabilities);

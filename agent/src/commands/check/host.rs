@@ -279,7 +279,8 @@ fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String,
     let variant = bundle.variant(config.variant.as_deref()).map_err(|error| again(&error))?.clone();
     let mut model =
         Model::load(runtime, &bundle, config.variant.as_deref(), &options).map_err(|error| again(&error))?;
-    let Some(threshold) = config.threshold.resolve(bundle.threshold(), bundle.labels()) else {
+    let Some(threshold) = config.threshold.resolve(bundle.threshold(), bundle.labels(), |own| bundle.cloud_label(own))
+    else {
         let advice = "run `hedge-agent bundle calibrate`, or give the model a `threshold`";
         return Err(("no threshold".to_owned(), advice.to_owned()));
     };
@@ -290,10 +291,10 @@ fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String,
     for sample in &golden {
         let outcome = model.check_golden(&bundle, &variant, sample).map_err(|error| again(&error))?;
         if !outcome.passed() {
-            let text = format!("a golden sample is `{}` {:.3} here", outcome.label, outcome.score);
+            let text = format!("a golden sample is {} here", outcome.in_words().0);
             let advice = format!(
-                "it should be `{}`; another version of ONNX Runtime, or another variant of the bundle (`variant`), may help",
-                outcome.expected_label
+                "it should be {}; another version of ONNX Runtime, or another variant of the bundle (`variant`), may help",
+                outcome.in_words().1
             );
             return Err((text, advice));
         }

@@ -1,5 +1,7 @@
 //! Writes the queue's documents for people: aligned columns, ages and sizes in round numbers.
 
+use hedge_proto::Output;
+
 use crate::queue::{CaseDocument, Changed, CheckReport, Line, Listing, Stats};
 
 /// How much of a note a line of the list shows; `show` has all of it.
@@ -44,14 +46,15 @@ pub(super) fn case(document: &CaseDocument) -> String {
         ["asked because".into(), format!("{}, threshold {}", word(case.decision.reason), case.decision.threshold)],
         ["local model".into(), format!("{} {}", case.model.name, case.model.version)],
     ];
-    rows.extend(case.scores.iter().map(|score| ["local score".into(), format!("{:.4} {}", score.score, score.label)]));
+    let local = case.said.iter().flat_map(Output::lines);
+    rows.extend(local.map(|line| ["local answer".into(), line]));
     rows.push(["payload".into(), format!("{}, {}", case.content_type, size(line.payload_bytes))]);
     rows.push(["sha256".into(), word(case.payload_sha256)]);
     rows.extend(case.reference.iter().map(|reference| ["ref".into(), reference.clone()]));
     rows.extend(case.metadata.iter().map(|(name, value)| [format!("metadata {name}"), value.clone()]));
     rows.extend(line.note.iter().map(|note| ["note".into(), note.clone()]));
     if let Some(verdict) = verdict {
-        let said = word(&verdict.result);
+        let said = verdict.said.headline();
         rows.push(["verdict".into(), format!("revision {} by {}: {said}", verdict.revision, verdict.model.name)]);
     }
     table(&rows)

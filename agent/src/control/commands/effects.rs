@@ -79,13 +79,13 @@ impl Effects {
         let decisions = self.pipeline.answers.recent(last).into_iter().map(|remembered| {
             // What has become of the case, not what was true when the answer was given.
             let local = self.pipeline.as_it_stands(remembered.local.clone());
-            let Answer { id, reference, source, model, result, decision, case, captured, .. } = &*remembered.local;
+            let Answer { id, reference, source, model, said, decision, case, captured, .. } = &*remembered.local;
             let correction = remembered.correction.as_ref();
             let case = if correction.is_some() { json!("answered") } else { json!(local.case.or(*case)) };
             let correction =
-                correction.map(|answer| json!({"result": to_value(&answer.result), "revision": answer.revision}));
+                correction.map(|answer| json!({"result": to_value(&answer.said), "revision": answer.revision}));
             json!({
-                "id": id, "ref": reference, "source": source, "model": model, "result": to_value(result),
+                "id": id, "ref": reference, "source": source, "model": model, "result": to_value(said),
                 "decision": to_value(decision), "case": case, "captured": captured, "correction": correction,
             })
         });

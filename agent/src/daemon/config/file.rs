@@ -267,7 +267,7 @@ mod tests {
         .expect("valid");
         let broker = config.broker.expect("given");
         assert_eq!((broker.url.host.as_str(), broker.username.as_deref()), ("away", Some("them")));
-        let thresholds = config.models[0].threshold.resolve(None, &[]).expect("complete");
+        let thresholds = config.models[0].threshold.resolve(None, &[], |label| label).expect("complete");
         assert_eq!((thresholds.all.score_min(), thresholds.all.margin_min()), (0.9, 0.1));
         assert_eq!((config.sources[0].interval_ms, config.sources[0].enabled), (Some(500), false));
         assert_eq!(config.sources[1].name.as_str(), "app");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hedge_core::judge::{InvalidSetting, Threshold, ThresholdScale, Thresholds};
+use hedge_core::judge::{InvalidSetting, Limits, ThresholdScale, Thresholds};
 use hedge_proto::{Share, ThresholdSettings, Weight};
 use serde::Deserialize;
 
@@ -49,21 +49,30 @@ impl ThresholdConfig {
         config.over(None).map(|_| config)
     }
 
-    /// With a bundle's suggestion for what is not given; `None` if nobody says a `score_min`.
+    /// With a bundle's suggestion for what is not given; `None` if nobody says a `score_min`. `said_as` gives the word
+    /// that an answer has for one of the model's own labels.
     #[must_use]
-    pub fn resolve(&self, suggested: Option<Threshold>, labels: &[String]) -> Option<Thresholds> {
+    pub fn resolve<'a>(
+        &'a self,
+        suggested: Option<Limits>,
+        labels: &[String],
+        said_as: impl Fn(&'a str) -> &'a str,
+    ) -> Option<Thresholds> {
         let all = self.over(suggested).ok().flatten()?;
+        let own = |label: &&String| labels.is_empty() || labels.contains(label);
+        let classes = self.classes.iter().filter(|(label, _)| own(label));
+        let weights = self.weights.iter().filter(|(label, _)| own(label));
         Some(Thresholds {
             all,
-            classes: by_class(&self.classes, labels),
-            weights: by_class(&self.weights, labels),
+            labels: classes.map(|(label, share)| (said_as(label).to_owned(), *share)).collect(),
+            weights: weights.map(|(label, weight)| (said_as(label).to_owned(), *weight)).collect(),
             scale: ThresholdScale::ONE,
         })
     }
 
     /// What is in force where nothing is given: a bundle's suggestion.
     #[must_use]
-    pub fn suggestion(&self, suggested: Option<Threshold>) -> ThresholdSettings {
+    pub fn suggestion(&self, suggested: Option<Limits>) -> ThresholdSettings {
         let Some(suggested) = suggested else { return ThresholdSettings::default() };
         let left = |given: Option<f32>, value: f32| Share::new(value).ok().filter(|_| given.is_none());
         ThresholdSettings {
@@ -122,24 +131,21 @@ impl ThresholdConfig {
         &self.weights
     }
 
-    fn over(&self, suggested: Option<Threshold>) -> Result<Option<Threshold>, InvalidSetting> {
+    fn over(&self, suggested: Option<Limits>) -> Result<Option<Limits>, InvalidSetting> {
         let margin_min = self.margin_min.or(suggested.map(|threshold| threshold.margin_min())).unwrap_or(0.0);
         let entropy_max = self.entropy_max.or(suggested.map(|threshold| threshold.entropy_max())).unwrap_or(1.0);
         let score_min = self.score_min.or(suggested.map(|threshold| threshold.score_min()));
         // Also without a score_min the others must be what they say.
-        let checked = Threshold::new(score_min.unwrap_or(0.0), margin_min, entropy_max)?;
+        let checked = Limits::new(score_min.unwrap_or(0.0), margin_min, entropy_max)?;
+        let checked = suggested.map_or(checked, |suggested| checked.beside(&suggested));
         Ok(score_min.map(|_| checked))
     }
 }
 
-/// A label may stand for several classes, as two of ImageNet's are `crane`: what is said of it holds for each.
-fn by_class<T: Copy>(by_label: &BTreeMap<String, T>, labels: &[String]) -> BTreeMap<usize, T> {
-    let classes = labels.iter().enumerate();
-    classes.filter_map(|(class, label)| Some((class, *by_label.get(label)?))).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use hedge_proto::{Measure, Output};
+
     use super::*;
 
     fn config(text: &str) -> Result<ThresholdConfig, toml::de::Error> {
@@ -148,23 +154,36 @@ mod tests {
 
     #[test]
     fn what_is_not_given_is_the_bundles_suggestion() {
-        let suggested = Threshold::new(0.6, 0.2, 0.9).expect("valid");
+        let suggested = Limits::new(0.6, 0.2, 0.9).expect("valid");
         let labels = ["cat".to_owned(), "dog".to_owned()];
         let given = config("margin_min = 0.1\nclasses = { dog = 0.8, cow = 0.9 }").expect("valid");
-        let thresholds = given.resolve(Some(suggested), &labels).expect("complete");
-        assert_eq!(thresholds.all, Threshold::new(0.6, 0.1, 0.9).expect("valid"));
-        assert_eq!(thresholds.of(1).score_min(), 0.8);
-        assert_eq!(thresholds.of(0).score_min(), 0.6);
-        assert_eq!(given.resolve(None, &labels), None, "nobody says a score_min");
+        let thresholds = given.resolve(Some(suggested), &labels, |label| label).expect("complete");
+        assert_eq!(thresholds.all, Limits::new(0.6, 0.1, 0.9).expect("valid"));
+        assert_eq!(
+            thresholds.labels.iter().map(|(label, share)| (label.as_str(), share.value())).collect::<Vec<_>>(),
+            [("dog", 0.8)]
+        );
+        assert_eq!(given.resolve(None, &labels, |label| label), None, "nobody says a score_min");
     }
 
     #[test]
-    fn a_threshold_for_a_label_holds_for_every_class_of_that_label() {
+    fn a_measure_that_only_the_bundle_limits_stays_limited() {
+        let most = Share::new(0.4).expect("valid");
+        let suggested = Limits::new(0.6, 0.0, 1.0).expect("valid").at_most(Measure::Errors, most);
+        let given = config("score_min = 0.9").expect("valid");
+        let thresholds = given.resolve(Some(suggested), &[], |label| label).expect("complete");
+        assert_eq!((thresholds.all.most(Measure::Errors), thresholds.all.score_min()), (0.4, 0.9));
+    }
+
+    #[test]
+    fn a_threshold_for_a_label_is_looked_up_by_the_word_that_answers_have_for_it() {
         let labels = ["crane", "dog", "crane"].map(str::to_owned);
         let given = config("score_min = 0.5\nclasses = { crane = 0.9 }\nweights = { crane = 3 }").expect("valid");
-        let thresholds = given.resolve(None, &labels).expect("complete");
-        assert_eq!([0, 1, 2].map(|class| thresholds.of(class).score_min()), [0.9, 0.5, 0.9]);
-        assert_eq!(thresholds.weights.keys().copied().collect::<Vec<_>>(), [0, 2]);
+        let word = |own| if own == "crane" { "bird" } else { own };
+        let thresholds = given.resolve(None, &labels, word).expect("complete");
+        assert_eq!(thresholds.of(&Output::label("bird")).0.score_min(), 0.9);
+        assert_eq!(thresholds.of(&Output::label("dog")).0.score_min(), 0.5);
+        assert_eq!(thresholds.of(&Output::label("bird")).1.value(), 3.0);
     }
 
     #[test]

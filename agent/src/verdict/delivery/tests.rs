@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use bytes::Bytes;
 use hedge_core::outbox::WhenFull;
 use hedge_core::policy::Policies;
-use hedge_proto::{Authority, TaskResult, Verdict, WIRE_VERSION, to_cbor};
+use hedge_proto::{Authority, Output, Verdict, to_cbor};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -31,12 +31,12 @@ const CASES: u64 = 20;
 async fn answered(outbox: &Outbox, n: u64) {
     let case = case(n);
     let verdict = Verdict {
-        v: WIRE_VERSION,
+        v: 1,
         id: case.id.clone(),
         revision: 1,
         authority: Authority::Model,
         task: case.task.clone(),
-        result: TaskResult::Classify { label: "boot".to_owned(), scores: Vec::new() },
+        said: Output::label("boot"),
         model: case.model.clone(),
     };
     let (key, payload) = (case.id.key, Bytes::from_static(b"x"));

@@ -4,7 +4,7 @@ use hedge_core::clock::Moment;
 use hedge_core::control::commands::{Admission, Arrived, Book};
 use hedge_proto::{
     Authority, CaseId, CaseKey, CommandMessage, DeviceId, DownMessage, Epoch, MESSAGE_BYTES_MAX, ModelRef, Order,
-    PayloadForm, Settings, TaskResult, Topics, Verdict, from_cbor, to_cbor, to_json,
+    Output, PayloadForm, Settings, Topics, Verdict, from_cbor, to_cbor, to_json,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -125,12 +125,12 @@ fn command() -> impl Strategy<Value = Vec<u8>> {
 fn down() -> impl Strategy<Value = Vec<u8>> {
     let id = || CaseId { device: DeviceId::new(DEVICE).expect("valid"), key: CaseKey { epoch: Epoch(7), sequence: 3 } };
     let verdict = Verdict {
-        v: hedge_proto::WIRE_VERSION,
+        v: 1,
         id: id(),
         revision: 1,
         authority: Authority::Model,
         task: "classify".to_owned(),
-        result: TaskResult::Classify { label: "cat".to_owned(), scores: Vec::new() },
+        said: Output::label("cat"),
         model: ModelRef { name: "large".to_owned(), version: "1".to_owned() },
     };
     let messages = vec![

@@ -1,0 +1,139 @@
+//! What a model says: its outputs by name in, one [`Output`] and its [`Doubt`] out.
+//!
+//! [`Task::read`] is the only place that knows what a model's numbers mean: the agent, the cloud, the golden check and
+//! every command ask here. A kind of answer is one file here. What the doubt leads to is up to `hedge_core::judge`.
+
+mod classify;
+mod detect;
+
+use std::collections::BTreeMap;
+
+use hedge_proto::{Doubt, Output, Rect};
+use serde::Deserialize;
+
+pub use classify::{ClassScore, Classify, OutputKind, Scores, Temperature};
+pub use detect::{BoxColumns, Detect, Form, Priors, ScoreColumns, ScoreKind, Unit};
+
+use crate::features::Tensor;
+
+/// What a model gave, by the names of its outputs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tensors(pub Vec<(String, Tensor)>);
+
+impl Tensors {
+    pub fn get(&self, name: &str) -> Result<&Tensor, Unusable> {
+        let found = self.0.iter().find(|(own, _)| own == name);
+        found.map(|(_, tensor)| tensor).ok_or_else(|| Unusable::Missing { name: name.to_owned() })
+    }
+}
+
+/// Why a model's output cannot be read. The sample is deferred, never answered from such output.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Unusable {
+    #[error("the model gave no output `{name}`")]
+    Missing { name: String },
+    #[error("the model's output is empty")]
+    Empty,
+    #[error("the model's output holds NaN or infinity")]
+    NotFinite,
+    #[error(
+        "the output adds up to {sum:.3}, not {whole}; if it holds logits, say `output.kind = \"logits\"` in the manifest"
+    )]
+    NotNormalised { sum: f32, whole: f32 },
+    #[error("the output holds the score {score:.3}, outside 0 to {whole}")]
+    OutOfRange { score: f32, whole: f32 },
+    #[error("the model gave {values} values for {labels} labels; the label file belongs to another model")]
+    Classes { values: usize, labels: usize },
+    #[error("the output `{name}` has the shape {shape:?}, which is no table of {wanted}")]
+    Shape { name: String, shape: Vec<usize>, wanted: String },
+}
+
+/// How a model's outputs are read: `[output]` of its manifest.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(try_from = "Fields")]
+pub enum Reading {
+    Classes(Classify),
+    Boxes(Box<Detect>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    name: Option<String>,
+    kind: Option<classify::KindWord>,
+    temperature: Option<f32>,
+    boxes: Option<detect::BoxFields>,
+    scores: Option<detect::ScoreFields>,
+    classes: Option<detect::ClassColumn>,
+    count: Option<String>,
+    shown_min: Option<hedge_proto::Share>,
+    #[serde(default)]
+    shown: BTreeMap<String, hedge_proto::Share>,
+    iou_max: Option<hedge_proto::Share>,
+}
+
+impl TryFrom<Fields> for Reading {
+    type Error = String;
+
+    fn try_from(fields: Fields) -> Result<Self, String> {
+        let Fields { name, kind, temperature, boxes, scores, classes, count, shown_min, shown, iou_max } = fields;
+        match (name, kind, boxes, scores) {
+            (Some(name), Some(kind), None, None) => Ok(Self::Classes(Classify { name, kind: kind.with(temperature)? })),
+            (None, None, Some(boxes), Some(scores)) => {
+                if temperature.is_some() {
+                    return Err("`temperature` is for classes only; remove it".into());
+                }
+                let shown_min = shown_min.ok_or("`shown_min` is missing: the score from which a box is shown")?;
+                let columns = (boxes.try_into()?, scores.into(), classes);
+                Ok(Self::Boxes(Box::new(Detect::new(columns, count, shown_min, shown, iou_max)?)))
+            }
+            _ => Err("give `name` and `kind` of the output with the classes, or for boxes `boxes` and `scores`".into()),
+        }
+    }
+}
+
+impl Reading {
+    /// The outputs that are read.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        match self {
+            Self::Classes(classify) => vec![&classify.name],
+            Self::Boxes(detect) => detect.names(),
+        }
+    }
+}
+
+/// How one model's outputs become an answer.
+#[derive(Debug, Clone)]
+pub struct Task {
+    pub reading: Reading,
+    /// The words of the answer by class; empty if the classes have numbers only.
+    pub labels: Vec<String>,
+    /// Width and height of the model's input; 0 if it takes no pictures.
+    pub pixels: (u32, u32),
+}
+
+impl Task {
+    /// What the model says of one sample. `frame` is where the input tensor's edges lie in the picture; beyond its
+    /// edges if it was padded.
+    pub fn read(&self, outputs: &Tensors, frame: &Rect) -> Result<(Output, Doubt), Unusable> {
+        match &self.reading {
+            Reading::Classes(classify) => classify.read(outputs, &self.labels),
+            Reading::Boxes(detect) => detect.read(outputs, &self.labels, self.pixels, frame),
+        }
+    }
+
+    /// The same, before any temperature.
+    pub fn uncalibrated(&self) -> Self {
+        let mut task = self.clone();
+        if let Reading::Classes(classify) = &mut task.reading {
+            classify.kind = classify.kind.uncalibrated();
+        }
+        task
+    }
+}
+
+/// The word for a class; its number if it has none.
+fn label(labels: &[String], class: usize) -> String {
+    labels.get(class).cloned().unwrap_or_else(|| class.to_string())
+}
