@@ -10,7 +10,7 @@ use hedge_inference::Bundle;
 use support::{library_is_there, path, run};
 
 fn models() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models")
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::{Bench, LIMITS, case, key};
 const FORMATS: [u16; 1] = [1];
 
 fn store_of(format: u16) -> Vec<u8> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/outbox/tests");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tests");
     fs::read(dir.join(format!("format-{format}.log"))).unwrap()
 }
 
