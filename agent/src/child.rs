@@ -22,7 +22,7 @@ const TERM_WAIT: Duration = Duration::from_secs(2);
 const LAST_WORDS_WAIT: Duration = Duration::from_millis(200);
 
 /// Whether there is such a program: by its path, or by its name in a folder of `PATH`.
-pub(crate) fn on_path(program: &str) -> bool {
+pub fn on_path(program: &str) -> bool {
     if program.contains('/') {
         return Path::new(program).is_file();
     }

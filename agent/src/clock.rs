@@ -5,9 +5,10 @@
 
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use hedge_core::clock::Moment;
+use hedge_identity::wall_ms;
 use hedge_proto::Captured;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -74,16 +75,9 @@ fn boot_id() -> String {
         .map_or_else(|_| format!("process-{}", std::process::id()), |id| id.trim().to_owned())
 }
 
-/// Milliseconds since 1970 by the wall clock, for people and for the dates of certificates.
-pub(crate) fn wall_ms() -> Option<u64> {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock; for people only")]
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    u64::try_from(since_1970.as_millis()).ok()
-}
-
 /// Whether the clock has been set from the network in this boot: by systemd-timesyncd, which leaves a file, or by any
 /// other service, as the kernel told when it was last asked.
-pub(crate) fn wall_is_synced() -> bool {
+pub fn wall_is_synced() -> bool {
     std::path::Path::new("/run/systemd/timesync/synchronized").exists() || SYNCED.load(Ordering::Relaxed)
 }
 
@@ -103,7 +97,7 @@ const ASK_WAIT_MAX: Duration = Duration::from_secs(10);
 ///
 /// Only `adjtimex` tells, and a unit with `ProtectClock` may not call it; systemd's time service may, and says so on
 /// the system bus. Where there is neither, a clock that is right counts as unknown.
-pub(crate) async fn synced_from_outside() {
+pub async fn synced_from_outside() {
     let now_ms = boottime_ms();
     if now_ms < ASK_AT_MS.load(Ordering::Relaxed) {
         return;

@@ -14,10 +14,10 @@ use hedge_proto::{Digest, Explanation, ModelRef, Name, Output, Rect, in_one_line
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::daemon::config::ThresholdConfig;
 use crate::faults::{Faults, Part};
 use crate::figures::{Figures, Timed};
 use crate::sample::SampleError;
+use hedge_config::ThresholdConfig;
 
 /// Samples that may wait for one model. More would only be answered late; the sender is told instead.
 const WAITING_MAX: usize = 32;

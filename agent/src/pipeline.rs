@@ -29,16 +29,16 @@ use crate::answers::Answers;
 use crate::capture::{Asking, Intake, Lookup, ModelFacts, Snapshots, Taker};
 use crate::clock::Clock;
 use crate::control::{Control, InForce};
-use crate::daemon::config::Quiet;
 use crate::faults::Faults;
 use crate::figures::{Figures, Timed};
 use crate::inference::{Judge, ModelCard, Opinion};
-use crate::outbox::{NewCase, Outbox, State};
 use crate::privacy::{Reducer, SentPayload};
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 use crate::verdict::Locals;
 use crate::{metrics, telemetry};
+use hedge_config::Quiet;
+use hedge_outbox::{NewCase, Outbox, State};
 
 /// Everything the path needs. One for the whole agent, behind an `Arc`.
 pub struct Pipeline {

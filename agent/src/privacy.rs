@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hedge_core::policy::Payload;
 use hedge_core::privacy::Treatment;
 use hedge_inference::{ContentType, FeatureError, pixels_only, thumbnail};
 use hedge_proto::{Digest, PayloadForm};
@@ -92,16 +91,6 @@ impl Reducer {
 fn held_back(payload: SentPayload, error: &str) -> SentPayload {
     tracing::warn!(error, "a picture could not be made as small as [privacy] wants; nothing of it leaves the device");
     payload.nothing()
-}
-
-/// As status and `check` say it.
-#[must_use]
-pub fn text(payload: Payload) -> String {
-    match payload {
-        Payload::Nothing => "nothing".to_owned(),
-        Payload::Thumbnail { side_max } => format!("thumbnail {side_max}"),
-        Payload::Whole => "whole".to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -13,9 +13,8 @@ use hedge_proto::{
 use crate::board;
 use crate::figures::{Dropped, drop_name};
 use crate::inference::Judge;
-use crate::outbox::Drops;
 use crate::pipeline::Pipeline;
-use crate::privacy;
+use hedge_outbox::Drops;
 
 /// Everything as it is now.
 #[must_use]
@@ -45,8 +44,8 @@ pub fn of(pipeline: &Pipeline) -> Telemetry {
         board: board::read(),
         faults: pipeline.faults.now(),
         privacy: Some(PrivacyFigures {
-            ceiling: privacy::text(pipeline.settings.borrow().config.privacy.ceiling().0),
-            payload: privacy::text(link.policy.payload),
+            ceiling: pipeline.settings.borrow().config.privacy.ceiling().0.to_string(),
+            payload: link.policy.payload.to_string(),
         }),
     }
 }

@@ -62,7 +62,7 @@ async fn a_case_without_its_sample_is_noted_at_once_and_the_devices_answer_stand
             payload: Some(Vec::new().into()),
             ..case
         };
-        let (id, unusable) = (device.id(0), Case { scores: Vec::new(), ..nothing(device.case(1, b"")) });
+        let (id, unusable) = (device.id(0), Case { said: None, ..nothing(device.case(1, b"")) });
         for task in ["shoes", "a task without a model"] {
             device.send(Case { task: task.to_owned(), ..nothing(device.case(0, b"")) }).await;
             let DownMessage::Verdict(verdict) = device.hears().await else { panic!("no verdict") };

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hedge_agent::decoders::log(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hedge_outbox::records::log(bytes));

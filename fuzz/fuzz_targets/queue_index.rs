@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hedge_agent::decoders::queue_index(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hedge_outbox::records::queue_index(bytes));

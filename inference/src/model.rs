@@ -196,6 +196,8 @@ pub struct GoldenOutcome {
     pub expected: Output,
     /// How far their scores may be apart; none if the manifest gives no scores for this variant.
     tolerance: Option<f32>,
+    /// A box that scores no more than this may be shown or not.
+    doubtful: f32,
 }
 
 impl GoldenOutcome {
@@ -213,7 +215,11 @@ impl GoldenOutcome {
                 (Output::Boxes(found), Some(GOLDEN_TOLERANCE))
             }
         };
-        Self { said, expected, tolerance }
+        let doubtful = match &bundle.manifest().output {
+            Reading::Boxes(detect) => detect.shown_min.value() + GOLDEN_TOLERANCE,
+            Reading::Classes(_) => 0.0,
+        };
+        Self { said, expected, tolerance, doubtful }
     }
 
     /// What it said and what it should have said: the label or what was found, and how sure.
@@ -233,14 +239,20 @@ impl GoldenOutcome {
     #[must_use]
     pub fn passed(&self) -> bool {
         let near = |one: f32, other: f32| self.tolerance.is_none_or(|tolerance| (one - other).abs() <= tolerance);
-        agree(&self.said, &self.expected) >= 1.0
-            && match (&self.said, &self.expected) {
-                (Output::Boxes(said), Output::Boxes(expected)) => {
-                    let matched = said.iter().zip(pairs(said, expected));
-                    matched.into_iter().all(|(one, at)| at.is_some_and(|at| near(one.score, expected[at].score)))
-                }
-                (said, expected) => said.score().zip(expected.score()).is_some_and(|(one, other)| near(one, other)),
+        match (&self.said, &self.expected) {
+            (Output::Boxes(said), Output::Boxes(expected)) => {
+                let pairs = pairs(said, expected);
+                let missed = (0..expected.len()).filter(|at| !pairs.contains(&Some(*at))).map(|at| &expected[at]);
+                let unexpected = said.iter().zip(&pairs).filter(|(_, pair)| pair.is_none()).map(|(one, _)| one);
+                let matched = said.iter().zip(&pairs).filter_map(|(one, pair)| Some((one, &expected[(*pair)?])));
+                missed.chain(unexpected).all(|one| one.score <= self.doubtful)
+                    && matched.into_iter().all(|(one, other)| near(one.score, other.score))
             }
+            (said, expected) => {
+                let scores = said.score().zip(expected.score());
+                agree(said, expected) >= 1.0 && scores.is_some_and(|(one, other)| near(one, other))
+            }
+        }
     }
 }
 
@@ -360,7 +372,11 @@ impl Outline {
         let mut outputs = Vec::new();
         for name in task.reading.names() {
             let port = self.outputs.iter().find(|port| port.name == name).ok_or_else(|| {
-                format!("`[output]` names \"{name}\" in the manifest, but the model has {}", names(&self.outputs))
+                let field = match &task.reading {
+                    Reading::Classes(_) => "`output.name` is",
+                    Reading::Boxes(_) => "`[output]` names",
+                };
+                format!("{field} \"{name}\" in the manifest, but the model has {}", names(&self.outputs))
             })?;
             let mut shape = port.numbers("output")?.to_vec();
             if let Some(batch @ -1) = shape.first_mut() {

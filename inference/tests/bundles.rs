@@ -72,7 +72,8 @@ fn check_refused(from: &str, to: &str, words: &str) {
 fn a_whole_bundle_is_opened_and_knows_its_words() {
     let bundle = open(|manifest| manifest).expect("a bundle");
     assert_eq!((bundle.task(), bundle.labels().len()), ("pets", 2));
-    assert_eq!((bundle.cloud_label(0), bundle.cloud_label(1), bundle.cloud_label(9)), ("cat", "hound", ""));
+    assert_eq!((bundle.cloud_label("cat"), bundle.cloud_label("dog")), ("cat", "hound"));
+    assert_eq!(bundle.reading().labels, ["cat", "hound"]);
     assert_eq!(bundle.threshold().map(|threshold| threshold.score_min()), Some(0.6));
 }
 

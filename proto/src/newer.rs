@@ -161,8 +161,8 @@ mod tests {
         let version =
             |v: u64| Value::Map(vec![(text("new"), Value::Bool(true)), (text("v"), Value::Integer(v.into()))]);
         let newer = |bytes: &[u8]| newer(bytes, &DownMessage::KINDS);
-        assert_eq!(newer(&message("verdict", version(2))).as_deref(), Some("wire version 2"));
-        assert_eq!(newer(&message("verdict", version(1))), None);
+        assert_eq!(newer(&message("verdict", version(3))).as_deref(), Some("wire version 3"));
+        assert_eq!(newer(&message("verdict", version(2))), None);
         assert_eq!(newer(&message("explain\n", version(1))).as_deref(), Some("messages of the kind `explain`"));
         assert_eq!(
             super::newer(&message("batch", Value::Array(vec![version(1), version(3)])), &CaseMessage::KINDS).as_deref(),

@@ -14,7 +14,7 @@ const SECTION: &str = "8";
 
 fn main() -> Result<()> {
     let dir = std::env::args_os().nth(1).context("say where to write: manual DIR")?;
-    for program in [hedge_agent::arguments::Arguments::command(), hedge_cloud::args::Cli::command()] {
+    for program in [hedge_tools::arguments::Arguments::command(), hedge_cloud::args::Cli::command()] {
         let dir = Path::new(&dir).join(program.get_name());
         pages(&program, program.get_name(), &dir.join("man/man8"))?;
         completions(program, &dir)?;

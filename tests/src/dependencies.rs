@@ -69,7 +69,7 @@ pub fn core_is_pure() -> Result<()> {
 
 /// The agent holds one rustls, on ring, and none of the cloud's heavy parts.
 pub fn agent_has_one_rustls_on_ring() -> Result<()> {
-    let found = tree("hedge-agent")?;
+    let found = tree("hedge-tools")?;
     let rustls: Vec<_> = found.iter().filter(|(name, _)| name == "rustls").map(|(_, version)| version).collect();
     ensure!(rustls.len() == 1, "the agent must hold exactly one rustls, not {rustls:?}");
     ensure!(names(&found).any(|name| name == "ring"), "the agent's rustls must run on ring");

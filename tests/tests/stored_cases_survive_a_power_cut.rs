@@ -1,7 +1,7 @@
 //! The power goes while cases are stored and dropped, again and again on one disk: an ext4 file system on a loop
 //! device whose image is copied as it is, and mounted.
 //!
-//! A round is one cut. Cuts by the thousand, torn and reordered, are tested below the log in `agent/src/outbox/tests`.
+//! A round is one cut. Cuts by the thousand, torn and reordered, are tested below the log in `agent/outbox/src/tests`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

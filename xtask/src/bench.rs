@@ -27,7 +27,7 @@ enum Name {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (of, name) = match arguments.name {
-        Name::Outbox => ("hedge-agent", "outbox"),
+        Name::Outbox => ("hedge-outbox", "outbox"),
         Name::Drain => ("hedge-tests", "drain"),
         Name::Footprint => ("hedge-tests", "footprint"),
         Name::LinkIdle => ("hedge-tests", "link_idle"),

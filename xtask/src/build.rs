@@ -11,12 +11,12 @@ use crate::command;
 /// In debug: a first build takes minutes less than an optimised one, and the parts that work on pixels, checksums
 /// and the store are optimised in it too.
 pub(crate) fn programs() -> Result<PathBuf> {
-    build(&["--package", "hedge-agent", "--package", "hedge-cloud"])
+    build(&["--package", "hedge-tools", "--package", "hedge-cloud"])
 }
 
 /// The same as they are delivered, for what is measured.
 pub(crate) fn released_programs() -> Result<PathBuf> {
-    let debug = build(&["--release", "--package", "hedge-agent", "--package", "hedge-cloud"])?;
+    let debug = build(&["--release", "--package", "hedge-tools", "--package", "hedge-cloud"])?;
     Ok(debug.with_file_name("release"))
 }
 

@@ -59,9 +59,14 @@ pub fn pairs(one: &[Found], other: &[Found]) -> Vec<Option<usize>> {
     pairs
 }
 
-/// What two rectangles share, as a part of what they cover together: 0 to 1. One without an area shares nothing.
+/// What two rectangles share, as a part of what they cover together: 0 to 1. One without an area, or whose sides are
+/// no numbers, shares nothing.
 #[must_use]
 pub fn iou(one: &Rect, other: &Rect) -> f32 {
+    // `min` and `max` below pass over what is no number.
+    if !(one.is_finite() && other.is_finite()) {
+        return 0.0;
+    }
     let shared = |start: f32, size: f32, other_start: f32, other_size: f32| {
         ((start + size).min(other_start + other_size) - start.max(other_start)).max(0.0)
     };

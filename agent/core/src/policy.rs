@@ -5,6 +5,7 @@
 //!
 //! Invariant: without a connection nobody waits for the cloud unless the operator says so.
 
+use core::fmt;
 use core::time::Duration;
 
 use hedge_proto::LinkState;
@@ -23,6 +24,17 @@ pub enum Payload {
     Thumbnail { side_max: u32 },
     /// As it came.
     Whole,
+}
+
+/// As status, `check` and refusals say it.
+impl fmt::Display for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("nothing"),
+            Self::Thumbnail { side_max } => write!(f, "thumbnail {side_max}"),
+            Self::Whole => f.write_str("whole"),
+        }
+    }
 }
 
 /// What holds as long as the link is in one state.

@@ -4,7 +4,7 @@
 //! response, a moved file). It never decodes a picture, decides anything, or holds more than a bounded number
 //! of samples. A source that fails says so in one sentence and tries again; it never takes the agent down.
 
-pub(crate) mod command;
+pub mod command;
 mod folder;
 pub(crate) mod http;
 pub(crate) mod open_inference;
@@ -29,11 +29,11 @@ use tokio_util::sync::CancellationToken;
 pub use self::snapshots::{Asking, Snapshots};
 use crate::answers::{Answers, Remembered};
 use crate::control::Control;
-use crate::daemon::config::{Config, Listen, Quiet, SourceConfig, SourceKind};
 use crate::faults::{Faults, Part};
 use crate::pipeline::LinkView;
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
+use hedge_config::{Config, Listen, Quiet, SourceConfig, SourceKind};
 
 /// What every source hands its samples to: the agent, or the way to one.
 pub trait Taker: Send + Sync + 'static {
@@ -327,13 +327,13 @@ async fn after_the_one(before: Option<JoinHandle<()>>, task: impl Future<Output 
 }
 
 /// What folder and command sources have in common.
-pub(crate) struct Source<I> {
-    pub(crate) name: Name,
-    pub(crate) interval: Option<Duration>,
+pub struct Source<I> {
+    pub name: Name,
+    pub interval: Option<Duration>,
     /// None for one that may be quiet.
-    pub(crate) quiet: Option<Quiet>,
-    pub(crate) sample_bytes_max: usize,
-    pub(crate) intake: Arc<I>,
+    pub quiet: Option<Quiet>,
+    pub sample_bytes_max: usize,
+    pub intake: Arc<I>,
 }
 
 impl<I: Taker> Source<I> {
@@ -394,7 +394,7 @@ fn picture(source: &Name, reference: Option<String>, bytes: Bytes) -> Result<New
 }
 
 /// Whether the same sample may be answered later: nothing is wrong with the sample itself.
-pub(crate) fn passes(error: &SampleError) -> bool {
+pub fn passes(error: &SampleError) -> bool {
     match error {
         SampleError::Overloaded(_)
         | SampleError::ModelFailed { .. }

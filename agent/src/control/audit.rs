@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::clock::Clock;
-use crate::files::is_at;
+use hedge_outbox::files::is_at;
 
 /// One file. Both together hold some ten thousand changes.
 const FILE_BYTES_MAX: u64 = 2 * 1024 * 1024;

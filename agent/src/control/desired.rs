@@ -13,8 +13,7 @@ use hedge_proto::{
     from_json, readable,
 };
 
-use crate::daemon::config::{Config, ConfigFile};
-use crate::daemon::log::LogLevel;
+use hedge_config::{Config, ConfigFile, log_filter};
 
 /// Of what a person reads in a report.
 const REASON_CHARS_MAX: usize = 300;
@@ -60,7 +59,7 @@ impl<L: Fn(&Name) -> Option<Arc<[String]>>> Device<'_, L> {
     fn validated(&self, settings: &Settings) -> Result<Config, Vec<FieldError>> {
         let config = self.file.overlaid(settings)?;
         let mut errors: Vec<FieldError> = config.privacy.refused(settings).collect();
-        if let Err(error) = LogLevel::check(&config.log.level) {
+        if let Err(error) = log_filter(&config.log.level) {
             errors.push(FieldError::new("log.level", error.to_string()));
         }
         // Labels of the local file are the file's matter: a fault, and no reason to refuse what is said here.

@@ -8,14 +8,14 @@ use hedge_proto::{
     StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings, WindowsSettings,
 };
 
-use crate::daemon::config::{
+use hedge_config::{
     BrokerConfig, Config, LinkConfig, ProfileName, SourceConfig, ThresholdConfig, VerdictsConfig, Wanted,
 };
 
 /// What `config` says of each remotely settable field.
 #[must_use]
 pub fn effective(config: &Config) -> Settings {
-    let model = |model: &crate::daemon::config::ModelConfig| {
+    let model = |model: &hedge_config::ModelConfig| {
         (model.name.clone(), Some(ModelSettings { threshold: Some(threshold(&model.threshold)) }))
     };
     Settings {

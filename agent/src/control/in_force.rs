@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hedge_inference::Region;
 use hedge_proto::{Metadata, Name};
 
-use crate::daemon::config::{Config, ThresholdConfig};
+use hedge_config::{Config, ThresholdConfig};
 
 /// What a source adds to each of its samples.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ pub struct InForce {
 impl InForce {
     #[must_use]
     pub fn new(version: u64, config: Config, paused: &BTreeSet<Name>) -> Self {
-        let setup = |source: &crate::daemon::config::SourceConfig| {
+        let setup = |source: &hedge_config::SourceConfig| {
             let setup = SourceSetup {
                 model: config.model_of(source)?.name.clone(),
                 region: source.region,
@@ -42,8 +42,7 @@ impl InForce {
             Some((source.name.clone(), setup))
         };
         let sources = config.sources.iter().filter_map(setup).collect();
-        let threshold =
-            |model: &crate::daemon::config::ModelConfig| (model.name.clone(), Arc::new(model.threshold.clone()));
+        let threshold = |model: &hedge_config::ModelConfig| (model.name.clone(), Arc::new(model.threshold.clone()));
         let thresholds = config.models.iter().map(threshold).collect();
         Self { version, sources, thresholds, paused: paused.clone(), config }
     }

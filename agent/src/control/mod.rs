@@ -19,8 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::effective::effective;
 pub use self::in_force::{InForce, SourceSetup};
-pub use self::settings::Remembered;
 pub(crate) use self::settings::SettingsTask;
+pub use self::settings::{Remembered, in_force};
 
 /// Requests that may wait. Each takes a write to the disk at most.
 pub const REQUESTS_MAX: usize = 32;

@@ -25,13 +25,13 @@ use super::report::{self, reported};
 use super::{InForce, Request};
 use crate::capture::Capture;
 use crate::clock::Clock;
-use crate::daemon::config::{Config, ConfigFile};
 use crate::daemon::log::LogLevel;
 use crate::faults::Part;
 use crate::pipeline::{LinkView, Pipeline};
 use crate::state::StateFile;
 use crate::uplink::{SessionView, Uplink};
 use crate::verdict::Sinks;
+use hedge_config::{Config, ConfigFile};
 
 /// The longest time a log level may be changed for.
 const LOG_LEVEL_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -70,7 +70,7 @@ pub(crate) fn resume(file: &ConfigFile, state: &mut StateFile, clock: &Clock) ->
 }
 
 /// The version and configuration that the book says is in force.
-pub(crate) fn in_force(file: &ConfigFile, book: &Book) -> Result<(u64, Config), Vec<FieldError>> {
+pub fn in_force(file: &ConfigFile, book: &Book) -> Result<(u64, Config), Vec<FieldError>> {
     match book.in_force() {
         Some(overlay) => Ok((overlay.version, file.overlaid(&overlay.settings)?)),
         None => Ok((0, file.config.clone())),

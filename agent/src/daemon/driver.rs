@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::notify::Watchdog;
 use crate::clock::Clock;
 use crate::faults::{Faults, Part};
-use crate::outbox::{Entry, Outbox, Progress, StoreError};
 use crate::pipeline::LinkView;
 use crate::uplink::{Meter, Uplink};
+use hedge_outbox::{Entry, Outbox, Progress, StoreError};
 
 /// Events that may wait for the engine. It takes microseconds for each; whoever is faster waits a moment.
 pub(super) const EVENTS_MAX: usize = 1024;

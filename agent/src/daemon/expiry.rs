@@ -6,7 +6,7 @@ use hedge_core::outbox::stored_too_early;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::outbox::Outbox;
+use hedge_outbox::Outbox;
 
 /// How late a case may go. Looking costs a walk over all cases in memory.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);

@@ -12,25 +12,21 @@ use hedge_proto::{LinkState, Name};
 use rustix::fs::StatVfsMountFlags;
 use tokio_util::sync::CancellationToken;
 
-use super::config::{Config, ConfigFile, PayloadsConfig};
 use super::{Restart, last_run, notify};
-use crate::clock::{Clock, synced_from_outside, wall_ms};
+use crate::clock::{Clock, synced_from_outside};
 use crate::control::audit::Audit;
 use crate::control::commands::journal_opens;
 use crate::faults::{Faults, Part};
-use crate::files::writable;
-use crate::outbox::{Limits, OpenError, Outbox, Trouble};
 use crate::pipeline::Pipeline;
 use crate::state::StateFile;
 use crate::uplink::{Uplink, payloads_fault};
+use hedge_config::{Config, ConfigFile, PayloadsConfig};
+use hedge_identity::{built_ms, wall_ms};
+use hedge_outbox::files::writable;
+use hedge_outbox::{Limits, OpenError, Outbox, Trouble};
 
 /// How often it is looked. A look costs a few system calls.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-
-/// Before this the clock was never set: the program did not exist yet.
-fn built_ms() -> u64 {
-    env!("HEDGE_BUILT_S").parse::<u64>().unwrap_or(0).saturating_mul(1000)
-}
 
 /// What a start could not use.
 pub(super) enum Cause {
@@ -256,7 +252,7 @@ fn state_opens(dir: &std::path::Path, limits: Limits) -> Result<(), String> {
 }
 
 /// What is wrong with the wall clock. A device without a battery-backed one wakes up in 1970.
-pub(crate) fn clock_fault() -> Option<String> {
+pub fn clock_fault() -> Option<String> {
     let now_ms = wall_ms().unwrap_or(0);
     (now_ms < built_ms()).then(|| {
         "the clock has not been set since the device was switched on: answers carry a wrong time until the network sets \
@@ -266,7 +262,7 @@ pub(crate) fn clock_fault() -> Option<String> {
 }
 
 /// What is wrong with the disk of the state folder.
-pub(crate) fn disk_fault(dir: &std::path::Path, limits: &Limits) -> Option<String> {
+pub fn disk_fault(dir: &std::path::Path, limits: &Limits) -> Option<String> {
     let dir_shown = dir.display();
     let stat = rustix::fs::statvfs(dir).ok()?;
     if stat.f_flag.contains(StatVfsMountFlags::RDONLY) {
@@ -347,7 +343,7 @@ mod tests {
     #[test]
     fn a_folder_without_room_is_a_sentence_with_a_way_out() {
         let dir = tempfile::tempdir().expect("temporary folder");
-        let limits = crate::daemon::config::Config::default().outbox.limits();
+        let limits = hedge_config::Config::default().outbox.limits();
         assert_eq!(disk_fault(dir.path(), &Limits { free_bytes_min: 0, ..limits }), None);
         let fault = disk_fault(dir.path(), &Limits { free_bytes_min: u64::MAX, ..limits }).expect("a fault");
         assert!(fault.contains("MiB free") && fault.contains("make room"), "{fault}");

@@ -1,14 +1,14 @@
 //! Start, wiring, stop. The whole life of the agent is [`run`].
 
-pub mod config;
 mod driver;
 mod expiry;
-pub(crate) mod health;
+pub mod health;
 mod keeper;
 mod last_run;
 pub(crate) mod log;
-pub(crate) mod notify;
+pub mod notify;
 mod presence;
+mod renewer;
 mod restart;
 mod store;
 mod wiring;
@@ -22,10 +22,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::config::{ConfigFile, NoSetting, Starting};
 use self::health::{Cause, Health};
 use self::keeper::Keeper;
-pub use self::log::LogError;
 pub use self::restart::{Restart, program};
 use self::wiring::Parts;
 use crate::capture::{Capture, Intake};
@@ -36,6 +34,7 @@ use crate::faults::Part;
 use crate::home_assistant::HomeAssistant;
 use crate::pipeline::Pipeline;
 use crate::uplink::{Uplink, watch_network};
+use hedge_config::{ConfigFile, LogError, NoSetting, Starting};
 
 /// A stop takes no longer, whatever hangs; systemd's own limit is longer.
 const STOP_MAX: Duration = Duration::from_secs(10);

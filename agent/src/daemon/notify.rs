@@ -52,12 +52,12 @@ impl Watchdog {
 }
 
 /// One line for `systemctl status`.
-pub(crate) fn say(status: &str) {
+pub fn say(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
 /// Answers are being given.
-pub(crate) fn ready() {
+pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
@@ -66,7 +66,7 @@ pub(super) fn restarting() {
     tell(&[NotifyState::Status("restarting"), NotifyState::Watchdog]);
 }
 
-pub(crate) fn stopping() {
+pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 

@@ -10,14 +10,14 @@ use hedge_core::budget::Spent;
 use hedge_core::clock::Moment;
 use hedge_proto::DeviceId;
 
-use super::config::Config;
 use super::health::Cause;
 use super::{StartError, last_run};
 use crate::clock::Clock;
 use crate::faults::{Faults, Part};
-use crate::files::writable;
-use crate::outbox::{OpenError, OpenReport, Outbox};
 use crate::state::StateFile;
+use hedge_config::Config;
+use hedge_outbox::files::writable;
+use hedge_outbox::{OpenError, OpenReport, Outbox};
 
 /// What the state folder holds, or what stands for it.
 pub(super) struct Store {

@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
-use super::config::{BrokerConfig, Config, ConfigFile};
 use super::driver::{Driver, EVENTS_MAX};
 use super::health::Cause;
 use super::keeper::Keeper;
 use super::notify::Watchdog;
+use super::renewer::Renewer;
 use super::store::{self, Identified, Store};
 use crate::answers::Answers;
 use crate::capture::Snapshots;
@@ -25,12 +25,12 @@ use crate::control::commands::{Desk, Inbox};
 use crate::control::{Control, InForce, Remembered, Request, settings};
 use crate::faults::Faults;
 use crate::figures::Figures;
-use crate::identity::Renewer;
 use crate::inference::{Judge, ModelSetup};
 use crate::pipeline::{LinkView, Pipeline, loaded_models};
 use crate::privacy::Reducer;
 use crate::uplink::{Meter, Uplink, UplinkSetup};
 use crate::verdict::{Locals, Sinks, Verdicts};
+use hedge_config::{BrokerConfig, Config, ConfigFile};
 
 /// Everything that runs.
 pub(super) struct Parts {

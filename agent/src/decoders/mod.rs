@@ -21,7 +21,7 @@ pub use crate::capture::http::headers::http_sample;
 pub use crate::capture::open_inference::requests::open_inference;
 pub use crate::control::commands::lines::journal;
 pub use crate::control::desired::documents::desired;
-pub use crate::outbox::records::{log, queue_index};
+pub use hedge_outbox::records::{log, queue_index};
 
 /// `down/command`: the message, its order, and whether it runs.
 pub fn command(bytes: &[u8]) {

@@ -14,7 +14,7 @@ use hedge_proto::{LatencyFigures, Name, Refusal, SampleFigures, SinkFigures, Sou
 use tokio::time::Instant;
 
 pub use self::latency::{BOUNDS_S, Latency, Spread};
-use crate::daemon::config::Quiet;
+use hedge_config::Quiet;
 
 /// Counters since the process started.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use hedge_proto::{DeviceId, LinkState, Name, Topic};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::daemon::config::Config;
+use hedge_config::Config;
 
 /// Whoever reads the audit log sees this name.
 const BY: &str = "Home Assistant";

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hedge_proto::{Case, CaseId, CaseKey, Epoch, Reason, Verdict};
 use serde::{Deserialize, Serialize};
 
-use crate::outbox::{Inspection, State};
+use hedge_outbox::{Inspection, State};
 
 /// How far a case has come, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -126,7 +126,7 @@ pub struct DamagedPlace {
 
 impl From<Inspection> for CheckReport {
     fn from(found: Inspection) -> Self {
-        let place = |damage: crate::outbox::Damage| DamagedPlace {
+        let place = |damage: hedge_outbox::Damage| DamagedPlace {
             segment: damage.segment,
             offset: damage.offset,
             bytes: damage.bytes,

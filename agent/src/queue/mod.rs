@@ -20,9 +20,9 @@ pub use self::documents::{
 };
 use crate::clock::Clock;
 use crate::figures::{Dropped, Figures};
-use crate::outbox::{Entry, Limits, OpenError, Outbox, ReadError, State, StoredCase};
 use crate::pipeline::Pipeline;
 use crate::state::StateFile;
+use hedge_outbox::{Entry, Limits, OpenError, Outbox, ReadError, State, StoredCase};
 
 /// The most lines one listing has: each costs a read of the disk.
 pub const LINES_MAX: usize = 1000;
@@ -254,7 +254,7 @@ mod tests {
     use hedge_proto::Epoch;
 
     use super::*;
-    use crate::outbox::NewCase;
+    use hedge_outbox::NewCase;
 
     const LIMITS: Limits = Limits {
         cases_max: 10,

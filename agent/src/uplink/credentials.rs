@@ -12,14 +12,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::options::{OptionsError, unreadable};
-use crate::daemon::config::BrokerConfig;
-use crate::identity::{Certificate, CertificateClock};
+use hedge_config::BrokerConfig;
+use hedge_identity::{Certificate, CertificateClock};
 
 /// Where both openssl lines stand.
 const RECIPE: &str = "docs/identity.md, Certificates with openssl, has the two lines that make one";
 
 /// Whom the device trusts and how it shows who it is.
-pub(crate) fn client_config(config: &BrokerConfig) -> Result<rustls::ClientConfig, OptionsError> {
+pub fn client_config(config: &BrokerConfig) -> Result<rustls::ClientConfig, OptionsError> {
     let own = config.certificate_file.as_deref().and_then(|file| Certificate::read(file).ok());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_details(provider.clone(), CertificateClock::since(own.as_ref()))
@@ -92,7 +92,7 @@ fn kind_of_key(der: &[u8]) -> Option<&'static str> {
     })
 }
 
-pub(crate) fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, OptionsError> {
+pub fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, OptionsError> {
     let mut roots = rustls::RootCertStore::empty();
     if let Some(path) = ca_file {
         for certificate in certificates("ca_file", path)? {

@@ -32,24 +32,24 @@ use rumqttc::{AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, Pub
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::credentials::{client_config, roots};
+pub use self::credentials::{client_config, roots};
 pub use self::meter::Meter;
 pub use self::network::watch as watch_network;
-pub(crate) use self::options::session_options;
+pub use self::options::session_options;
 pub use self::options::{OptionsError, options};
-pub(crate) use self::session::{granted, subscribed};
+pub use self::session::{granted, subscribed};
 use self::silence::Silence;
-pub(crate) use self::trouble::{Dialled, read as read_trouble, read_certificate, refused_in_tls};
+pub use self::trouble::{Dialled, read as read_trouble, read_certificate, refused_in_tls};
 use self::upload::Uploads;
-pub(crate) use self::upload::payloads_fault;
+pub use self::upload::payloads_fault;
 use crate::control::commands::Desk;
 use crate::control::{Control, InForce};
-use crate::daemon::config::{PayloadsConfig, ProbeConfig};
 use crate::faults::Faults;
-use crate::outbox::Outbox;
 use crate::privacy::Reducer;
 use crate::state::StateFile;
 use crate::verdict::Verdicts;
+use hedge_config::{PayloadsConfig, ProbeConfig};
+use hedge_outbox::Outbox;
 
 /// Publishes that may wait for the connection: the window, questions, telemetry and answers.
 const REQUESTS_MAX: usize = 64;

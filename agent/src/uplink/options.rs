@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use super::Meter;
 use super::credentials::client_config;
-use crate::daemon::config::{BrokerConfig, BrokerTransport};
+use hedge_config::{BrokerConfig, BrokerTransport};
 
 /// How long dialling may take: a TLS handshake on a 20 kbit/s, 600 ms link needs most of it.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -75,7 +75,7 @@ pub(super) fn uplink_options(
 }
 
 /// What the uplink asks of a broker, in a session that ends with its connection: whoever lets this in lets the uplink in.
-pub(crate) fn session_options(
+pub fn session_options(
     config: &BrokerConfig,
     device: &DeviceId,
     client_id: &str,
@@ -229,7 +229,7 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair};
 
     use super::*;
-    use crate::daemon::config::Config;
+    use hedge_config::Config;
 
     #[test]
     fn credentials_that_an_editor_put_a_mark_before_are_the_same_credentials() {

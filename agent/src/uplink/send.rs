@@ -15,8 +15,8 @@ use serde_bytes::ByteBuf;
 
 use super::upload::UploadError;
 use super::{CASE_BYTES_MAX, ENVELOPE_BYTES_MAX, PublishError, Shared};
-use crate::outbox::{Outbox, Progress, ReadError};
 use crate::privacy::SentPayload;
+use hedge_outbox::{Outbox, Progress, ReadError};
 
 /// A case as it was read to be sent.
 enum Read {

@@ -260,7 +260,7 @@ async fn open(shared: &Shared, opening: Opening, ack: &ConnAck) -> Result<(), Tr
 }
 
 /// Whether the broker grants what every session needs. Returns the largest packet it takes.
-pub(crate) fn granted(ack: &ConnAck) -> Result<usize, Trouble> {
+pub fn granted(ack: &ConnAck) -> Result<usize, Trouble> {
     let Some(properties) = &ack.properties else { return Ok(MESSAGE_BYTES_MAX) };
     if properties.retain_available == Some(0) {
         return Err(Trouble::NoRetained);
@@ -285,7 +285,7 @@ async fn subscribe(shared: &Shared, client: &AsyncClient) -> Result<(), Trouble>
 }
 
 /// Whether the broker grants what was asked for. The library's own word for success only means that SUBACK has come.
-pub(crate) fn subscribed(ack: &SubAck) -> Result<(), Trouble> {
+pub fn subscribed(ack: &SubAck) -> Result<(), Trouble> {
     match ack.return_codes.iter().find(|code| **code != SubscribeReasonCode::Success(QoS::AtLeastOnce)) {
         None => Ok(()),
         Some(SubscribeReasonCode::Success(_)) => Err(Trouble::NoQos1),

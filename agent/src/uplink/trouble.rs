@@ -12,7 +12,7 @@ use rumqttc::{ConnectReturnCode, ConnectionError, StateError};
 use rustls::CertificateError;
 
 use super::Meter;
-use crate::daemon::config::{BrokerConfig, BrokerTransport, ProbeConfig};
+use hedge_config::{BrokerConfig, BrokerTransport, ProbeConfig};
 
 /// How long the probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,16 +21,16 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 const PROBE_BODY_BYTES_MAX: u64 = 4 * 1024;
 
 /// What is known of a connection besides the error that ended it.
-pub(crate) struct Dialled<'a> {
-    pub(crate) broker: &'a BrokerConfig,
+pub struct Dialled<'a> {
+    pub broker: &'a BrokerConfig,
     /// Has the first bytes that came.
-    pub(crate) meter: &'a Meter,
+    pub meter: &'a Meter,
     /// CONNACK has come.
-    pub(crate) greeted: bool,
+    pub greeted: bool,
 }
 
 /// What an ended connection or a failed dial tells by itself.
-pub(crate) fn read(error: &ConnectionError, dialled: &Dialled<'_>) -> Trouble {
+pub fn read(error: &ConnectionError, dialled: &Dialled<'_>) -> Trouble {
     match error {
         ConnectionError::ConnectionRefused(code) => return Trouble::Told(reason_code(*code)),
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
@@ -160,7 +160,7 @@ fn read_tls(error: &rustls::Error, dialled: &Dialled<'_>) -> Trouble {
 }
 
 /// What a peer's TLS has against ours. With TLS 1.3 it refuses our certificate only after the handshake.
-pub(crate) fn refused_in_tls(error: &rustls::Error) -> Trouble {
+pub fn refused_in_tls(error: &rustls::Error) -> Trouble {
     use rustls::AlertDescription as Alert;
     match error {
         rustls::Error::AlertReceived(
@@ -175,7 +175,7 @@ pub(crate) fn refused_in_tls(error: &rustls::Error) -> Trouble {
 }
 
 /// Why the broker's certificate is not trusted.
-pub(crate) fn read_certificate(error: &CertificateError) -> Trouble {
+pub fn read_certificate(error: &CertificateError) -> Trouble {
     match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => Trouble::Expired,
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Trouble::NotYetValid,

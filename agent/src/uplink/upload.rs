@@ -24,7 +24,7 @@ use super::credentials;
 use super::options::{self, CONNECT_TIMEOUT, OptionsError};
 use super::{Meter, silence};
 use crate::control::InForce;
-use crate::daemon::config::PayloadsConfig;
+use hedge_config::PayloadsConfig;
 
 /// What an interrupted piece loses; at 20 kbit/s it takes 26 s.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -94,7 +94,7 @@ struct Connection {
 }
 
 /// What is wrong with the files that `[payloads]` names.
-pub(crate) fn payloads_fault(config: &PayloadsConfig) -> Option<String> {
+pub fn payloads_fault(config: &PayloadsConfig) -> Option<String> {
     // The system's own are not looked at: reading all of them again and again costs more than it tells.
     let trusted = config.ca_file.as_deref().map_or(Ok(()), |file| crate::uplink::roots(Some(file)).map(drop));
     let why = trusted.map_err(UploadError::from).and_then(|()| token(config).map(drop)).err()?;

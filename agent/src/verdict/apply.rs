@@ -19,8 +19,8 @@ use crate::answers::{ANSWER_AGE_MAX, Answers, Remembered};
 use crate::control::InForce;
 use crate::faults::Faults;
 use crate::figures::Figures;
-use crate::outbox::{Applied, Outbox, ReadError, State, StoredCase};
 use crate::pipeline::LinkView;
+use hedge_outbox::{Applied, Outbox, ReadError, State, StoredCase};
 
 /// How many of the cases that were stored last are looked through for names at a start: a second's reading of a log
 /// on an SD card.

@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{BATCH_MAX, Sink, SinkError, Verdicts};
-use crate::daemon::config::Wanted;
 use crate::faults::Part;
-use crate::outbox::{Entry, State};
+use hedge_config::Wanted;
+use hedge_outbox::{Entry, State};
 
 /// Without any news the disk and what the sink needs are looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);

@@ -18,7 +18,7 @@ use hedge_proto::{Answer, CaseId};
 use serde::Deserialize;
 
 use super::SinkError;
-use crate::files::{is_at, is_deleted};
+use hedge_outbox::files::{is_at, is_deleted};
 
 /// How much of the file's end (and of the one before it) is read for keys at start: thousands of answers, while
 /// a batch has [`super::BATCH_MAX`].

@@ -11,8 +11,8 @@ use hedge_proto::{Answer, Output};
 use tokio::sync::{Notify, watch};
 
 use super::{JSONL, MQTT, sink_name};
-use crate::daemon::config::Wanted;
 use crate::figures::Figures;
+use hedge_config::Wanted;
 
 /// Answers that may wait for one sink: about 2 MB. At a thousand answers a second a file may pause for a second.
 const WAITING_MAX: usize = 1024;

@@ -26,8 +26,8 @@ pub use self::locals::Locals;
 pub use self::mqtt::MqttSink;
 pub use self::sinks::Sinks;
 pub use self::webhook::Webhook;
-use crate::daemon::config::{BrokerConfig, VerdictsConfig, Wanted};
 use crate::uplink::{Meter, Uplink, options};
+use hedge_config::{BrokerConfig, VerdictsConfig, Wanted};
 
 /// Why an answer was not delivered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -194,18 +194,6 @@ pub fn look(config: &VerdictsConfig) -> Vec<(&'static str, Result<String, String
         looked.push((sink_name(MQTT), config.broker.as_ref().map_or(Ok("the uplink's broker".to_owned()), own)));
     }
     looked
-}
-
-impl Wanted {
-    /// Whether a sink that wants this takes `answer`.
-    #[must_use]
-    pub fn takes(self, answer: &Answer) -> bool {
-        match self {
-            Self::All => true,
-            Self::Corrections => answer.revision > 0,
-            Self::Changed => answer.revision > 0 && answer.changed,
-        }
-    }
 }
 
 #[cfg(test)]

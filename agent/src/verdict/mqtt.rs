@@ -12,8 +12,8 @@ use rumqttc::{
 use tokio::sync::watch;
 
 use super::SinkError;
-use crate::daemon::config::BrokerConfig;
 use crate::uplink::{Meter, OptionsError, PublishError, Uplink, options};
+use hedge_config::BrokerConfig;
 
 /// How long the other broker may take to acknowledge one answer.
 const ACKNOWLEDGE_WAIT: Duration = Duration::from_secs(10);

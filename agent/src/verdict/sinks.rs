@@ -8,9 +8,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Delivery, Sink, Verdicts, sink_bits, sink_name};
-use crate::daemon::config::{VerdictsConfig, Wanted};
 use crate::faults::Part;
 use crate::uplink::Uplink;
+use hedge_config::{VerdictsConfig, Wanted};
 
 /// The running deliveries.
 pub struct Sinks {

@@ -8,7 +8,7 @@ use reqwest::header::HeaderValue;
 use reqwest::{Certificate, Client, StatusCode, Url, redirect};
 
 use super::SinkError;
-use crate::daemon::config::WebhookConfig;
+use hedge_config::WebhookConfig;
 
 /// How long one delivery may take.
 const DELIVERY_WAIT_MAX: Duration = Duration::from_secs(10);

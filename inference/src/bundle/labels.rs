@@ -352,7 +352,6 @@ mod tests {
         for (text, words) in [
             ("", "no labels"),
             ("r\n\nb", "line 2 is empty"),
-            ("cat\n", "one label, `cat`"),
             ("0: r\n2: g\n", "numbered lines: the number 1 is left out"),
             ("{\"a\": true}", "it is JSON: a list of names"),
             ("[1, 2]", "it is JSON: not every entry"),
@@ -362,5 +361,7 @@ mod tests {
             let error = read(text).expect_err(text);
             assert!(error.contains(words), "`{error}` does not say `{words}`");
         }
+        let only = read("cat\n").expect("a detector may know one thing").names;
+        assert!(several(&only).expect_err("but no classifier").contains("one label, `cat`"));
     }
 }

@@ -24,7 +24,7 @@ pub(crate) fn cross_compiled(arch: Arch) -> Result<PathBuf> {
     let target = "aarch64-unknown-linux-gnu";
     let folder = places::root().join("target/cross");
     let mut build = command::cargo(&["build", "--release", "--target", target]);
-    build.args(["--package", "hedge-agent", "--package", "hedge-cloud"]);
+    build.args(["--package", "hedge-tools", "--package", "hedge-cloud"]);
     build
         .env("RUSTC", DEBIAN_RUSTC)
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc")

@@ -29,7 +29,7 @@ fn each_limit_alone_defers_and_the_strongest_reason_is_named() {
 
 #[test]
 fn a_measure_that_an_answer_does_not_have_asks_for_nothing() {
-    let boxes = Doubt::NONE.with(Measure::MeanShown, 0.4).with(Measure::Errors, 0.7);
+    let boxes = Doubt::NONE.with(Measure::MeanShown, 1.0 - 0.6).with(Measure::Errors, 0.7);
     check_reason(boxes, limits(0.6, 1.0, 0.0), None);
     check_reason(boxes, limits(0.61, 1.0, 0.0), Some(Reason::LowScore));
     let share = |value| Share::new(value).expect("valid");

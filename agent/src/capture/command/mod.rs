@@ -30,7 +30,7 @@ use self::newest::Newest;
 use self::silence::Silence;
 use super::{Asking, RETRY_WAIT, Source, Taker, passes, picture};
 use crate::child::{Child, Use, describe_end};
-use crate::daemon::config::StreamFormat;
+use hedge_config::StreamFormat;
 
 const RESTART_WAIT_MIN: Duration = Duration::from_secs(1);
 const RESTART_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -89,12 +89,7 @@ pub(super) fn holds_whole_jpeg(bytes: &[u8]) -> bool {
 }
 
 /// Keeps the program running until `stop`.
-pub(crate) async fn run<I: Taker>(
-    source: Source<I>,
-    command: Vec<String>,
-    format: StreamFormat,
-    stop: CancellationToken,
-) {
+pub async fn run<I: Taker>(source: Source<I>, command: Vec<String>, format: StreamFormat, stop: CancellationToken) {
     let program = command.first().map_or("the command", String::as_str);
     let mut asked = source.intake.asked(&source.name);
     let mut wait = RESTART_WAIT_MIN;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
-use crate::daemon::config::Quiet;
+use hedge_config::Quiet;
 
 /// The longest time that is given to a program that was started again in vain.
 const GIVEN_MAX: Duration = Duration::from_secs(3600);

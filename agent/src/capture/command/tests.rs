@@ -11,8 +11,8 @@ use super::newest::Newest;
 use super::{answer, run};
 use crate::capture::Source;
 use crate::capture::testing::Fake;
-use crate::daemon::config::{SourceConfig, StreamFormat};
 use crate::sample::SampleError;
+use hedge_config::{SourceConfig, StreamFormat};
 
 /// A whole picture as printf prints it; the smallest that is read as JPEG.
 const PICTURE: &str = r"\377\330\377\332\000\002ab\377\331";

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::files::{Look, look};
-use crate::daemon::config::Fate;
+use hedge_config::Fate;
 
 pub(super) enum Ending {
     /// Answered, or passed over for a newer one.

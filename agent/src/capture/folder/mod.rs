@@ -40,7 +40,7 @@ use self::fate::{Ending, Moved, Settled};
 use self::files::{Found, Look, Reading};
 use self::watch::Watch;
 use super::{Intake, RETRY_WAIT, Source, passes, picture};
-use crate::daemon::config::Fate;
+use hedge_config::Fate;
 
 /// How often a folder is looked through for what no event told.
 const SCAN_INTERVAL: Duration = Duration::from_secs(10);

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{SCAN_INTERVAL, run};
 use crate::capture::testing::Fake;
-use crate::daemon::config::Fate;
 use crate::sample::SampleError;
+use hedge_config::Fate;
 
 /// From its first marker to its last; no decoder sees it.
 const JPEG: &[u8] = &[0xff, 0xd8, 0xff, 0xe0, 0, 4, 1, 2, 0xff, 0xd9];

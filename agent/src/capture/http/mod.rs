@@ -44,9 +44,9 @@ pub(super) use self::error::HttpError;
 use self::repeats::Repeats;
 use self::samples::HttpSource;
 use super::{Intake, open_inference};
-use crate::daemon::config::{Config, SourceConfig};
 use crate::metrics::CONTENT_TYPE;
 use crate::sample::SampleError;
+use hedge_config::{Config, SourceConfig};
 
 /// How much of an unknown name an error repeats.
 const NAME_CHARS_SHOWN: usize = 64;

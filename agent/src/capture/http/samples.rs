@@ -16,9 +16,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::body::Received;
 use super::{Api, HttpError};
 use crate::capture::{Intake, Lookup, content_type};
-use crate::daemon::config::SourceConfig;
 use crate::pipeline::LinkView;
 use crate::sample::{NewSample, SampleError};
+use hedge_config::SourceConfig;
 
 /// The longest wait for a correction that is honoured; longer ones are cut to it.
 const WAIT_MAX: Duration = Duration::from_secs(60);

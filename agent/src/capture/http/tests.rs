@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capture::Capture;
 use crate::capture::testing::{Fake, answer, id};
-use crate::daemon::config::Config;
 use crate::faults::Faults;
 use crate::pipeline::LinkView;
 use crate::sample::SampleError;
+use hedge_config::Config;
 
 const JPEG: &[u8] = &[0xff, 0xd8, 0xff, 0xe0, 1, 2, 3];
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use hedge_core::control::commands::Record;
 use hedge_proto::to_json;
 
-use crate::files::is_at;
+use hedge_outbox::files::is_at;
 
 /// A journal has this many lines before it is looked at whether it could be shorter.
 const LINES_MIN: usize = 300;

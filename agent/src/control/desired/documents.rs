@@ -6,7 +6,7 @@ use hedge_core::control::settings::Book;
 use hedge_proto::{Settings, to_json};
 
 use super::Device;
-use crate::daemon::config::{ConfigError, ConfigFile};
+use hedge_config::{ConfigError, ConfigFile};
 
 /// A device on which every field has something to be about.
 pub(in crate::control) const LOCAL: &str = r#"

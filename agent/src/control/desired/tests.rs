@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use self::schema::{Place, allows, places};
 use super::documents::LOCAL;
 use super::{Device, Wanted};
-use crate::daemon::config::ConfigFile;
+use hedge_config::ConfigFile;
 
 struct Stand {
     file: ConfigFile,

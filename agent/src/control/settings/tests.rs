@@ -16,7 +16,7 @@ use super::super::desired::documents::LOCAL;
 use super::super::desired::tests::schema;
 use super::{Remembered, in_force};
 use crate::control::InForce;
-use crate::daemon::config::{Config, ConfigFile};
+use hedge_config::{Config, ConfigFile};
 
 /// What an operator gets in exchange for a wrong setting: the trial, and a dial.
 const BACK_WITHIN: Duration = TRIAL.saturating_add(Duration::from_secs(60));

@@ -12,10 +12,10 @@ use super::*;
 use crate::answers::Answers;
 use crate::capture::testing::{answer, case, id};
 use crate::control::InForce;
-use crate::daemon::config::{Config, WebhookConfig};
-use crate::outbox::{Limits, NewCase, Outbox};
 use crate::pipeline::LinkView;
 use crate::verdict::{CommandSink, JSONL, Jsonl, Locals, WEBHOOK, Webhook};
+use hedge_config::{Config, WebhookConfig};
+use hedge_outbox::{Limits, NewCase, Outbox};
 
 const LIMITS: Limits = Limits {
     cases_max: 100,

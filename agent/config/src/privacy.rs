@@ -1,0 +1,117 @@
+//! `[privacy]`: the most of a sample that may ever leave the device. Nothing from afar changes it.
+
+use hedge_core::policy::Payload;
+use hedge_core::privacy::Ceiling;
+use hedge_proto::{FieldError, PayloadSettings, Settings};
+use serde::Deserialize;
+
+use super::states::PayloadConfig;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrivacyConfig {
+    ceiling: Option<PayloadConfig>,
+}
+
+impl PrivacyConfig {
+    #[must_use]
+    pub fn ceiling(&self) -> Ceiling {
+        self.ceiling.map_or(Ceiling::NONE, |most| Ceiling(most.into()))
+    }
+
+    /// What a damaged file says of it, by its lines that are whole. Where it says what cannot be read, nothing may leave.
+    pub(super) fn of_damaged(bytes: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(bytes);
+        let mut lines = text.lines().map(str::trim_start);
+        lines.find(|line| line.starts_with("[privacy") || line.starts_with("privacy"))?;
+        let section = lines.take_while(|line| !line.starts_with('['));
+        let read = section.filter_map(|line| toml::from_str::<Self>(line).ok()).find(|said| said.ceiling.is_some());
+        Some(read.unwrap_or(Self { ceiling: Some(PayloadConfig::Nothing) }))
+    }
+
+    /// As the file writes it.
+    pub(super) fn table(self) -> toml::Table {
+        let ceiling = match self.ceiling().0 {
+            Payload::Nothing => toml::Value::from("nothing"),
+            Payload::Whole => toml::Value::from("whole"),
+            Payload::Thumbnail { side_max } => {
+                toml::Table::from_iter([("thumbnail".to_owned(), side_max.into())]).into()
+            }
+        };
+        toml::Table::from_iter([("ceiling".to_owned(), ceiling)])
+    }
+
+    /// The payloads that settings from afar ask for and that may not leave.
+    pub fn refused(&self, settings: &Settings) -> impl Iterator<Item = FieldError> {
+        let ceiling = self.ceiling();
+        let asked = settings.link.as_ref().and_then(|link| link.states.as_ref()).map(|states| {
+            let spoken = [("online", &states.online), ("degraded", &states.degraded)]
+                .map(|(name, state)| (name, state.as_ref().and_then(|state| state.payload)));
+            let silent = [("offline", &states.offline), ("over_budget", &states.over_budget)]
+                .map(|(name, state)| (name, state.as_ref().and_then(|state| state.payload)));
+            [spoken, silent].concat()
+        });
+        asked.into_iter().flatten().filter_map(move |(state, payload)| {
+            let payload = meant(payload?);
+            (!ceiling.allows(payload)).then(|| {
+                let most = ceiling.0;
+                let reason =
+                    format!("`{payload}` is more than may leave this device: its own [privacy] ceiling is `{most}`");
+                FieldError::new(format!("link.states.{state}.payload"), reason)
+            })
+        })
+    }
+}
+
+fn meant(payload: PayloadSettings) -> Payload {
+    match payload {
+        PayloadSettings::Nothing => Payload::Nothing,
+        PayloadSettings::Thumbnail(side_max) => Payload::Thumbnail { side_max },
+        PayloadSettings::Whole => Payload::Whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Config, ConfigFile};
+    use serde_json::json;
+
+    fn file(text: &str) -> ConfigFile {
+        ConfigFile::parse(text, "agent.toml", std::iter::empty()).expect("valid")
+    }
+
+    #[test]
+    fn what_was_set_from_afar_before_is_held_to_a_lower_ceiling() {
+        let local = file("[privacy]\nceiling = { thumbnail = 320 }");
+        let online = |payload: serde_json::Value| {
+            let settings = Settings::read(json!({"link": {"states": {"online": {"payload": payload}}}}));
+            local.overlaid(&settings.expect("a document")).expect("fits").policies().online.payload
+        };
+        assert_eq!(online(json!("nothing")), Payload::Nothing);
+        assert_eq!(online(json!({"thumbnail": 64})), Payload::Thumbnail { side_max: 64 });
+        for more in [json!({"thumbnail": 321}), json!("whole"), json!(null)] {
+            assert_eq!(online(more), Payload::Thumbnail { side_max: 320 });
+        }
+    }
+
+    #[test]
+    fn the_ceiling_holds_whatever_the_file_says_of_a_state() {
+        let states = "[link.states.online]\npayload = \"whole\"\n[link.states.offline]\npayload = { thumbnail = 64 }";
+        let policies = file(&format!("[privacy]\nceiling = {{ thumbnail = 320 }}\n{states}")).config.policies();
+        let payloads = [policies.online, policies.degraded, policies.offline, policies.over_budget];
+        let [most, less] = [320, 64].map(|side_max| Payload::Thumbnail { side_max });
+        assert_eq!(payloads.map(|policy| policy.payload), [most, most, less, most]);
+        assert_eq!(Config::default().privacy.ceiling(), Ceiling::NONE);
+    }
+
+    #[test]
+    fn a_form_that_this_version_does_not_know_is_refused_by_its_line() {
+        for (ceiling, said) in [("\"embedding\"", "embedding"), ("{ thumbnail = 5 }", "from 16 to 4096"), ("1", "")] {
+            let text = format!("[privacy]\nceiling = {ceiling}\n");
+            let refused = ConfigFile::parse(&text, "agent.toml", std::iter::empty()).map(drop);
+            let error = refused.expect_err(ceiling).to_string();
+            assert!(error.contains("agent.toml:2") && error.contains(said), "{error}");
+        }
+    }
+}
