@@ -11,7 +11,7 @@ use hedge_inference::{Bundle, Model, Runtime, SessionOptions, read_text};
 use toml_edit::{DocumentMut, Item, Table, value};
 
 use super::calibration::{Quality, Scored, accuracy, fit_temperature, logits, quality, score, score_min};
-use super::samples::{Samples, from_folders, from_idx};
+use crate::samples::{Samples, from_folders, from_idx};
 
 /// Fit temperature and threshold on labelled samples and write both into the manifest.
 #[derive(Debug, clap::Args)]

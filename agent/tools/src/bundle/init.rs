@@ -13,10 +13,10 @@ use hedge_inference::{Bundle, Model, ModelError, Runtime, SessionOptions, Tensor
 use hedge_proto::Name;
 
 use super::draft::{Draft, Size};
-use super::samples::tensors;
 use super::trial;
 use crate::infer::write_scores;
 use crate::read_file;
+use crate::samples::tensors;
 use hedge_agent::inference::Opinion;
 
 /// Make a bundle from an ONNX classifier and its labels.

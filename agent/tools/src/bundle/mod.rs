@@ -3,11 +3,9 @@
 mod calibrate;
 mod calibration;
 mod draft;
-mod idx;
 mod init;
 mod inspect;
 mod preprocessing;
-pub(super) mod samples;
 mod trial;
 
 use std::process::ExitCode;
