@@ -5,10 +5,12 @@
 //! together and turns the engine of `hedge-core`, which makes every decision; nothing in this crate decides.
 
 pub mod answers;
+pub mod audit;
 pub mod board;
 pub mod capture;
 pub mod child;
 pub mod clock;
+mod commands;
 pub mod control;
 pub mod daemon;
 #[cfg(any(test, fuzzing))]
@@ -16,13 +18,17 @@ pub mod decoders;
 pub mod faults;
 pub mod figures;
 pub mod home_assistant;
+pub mod in_force;
 pub mod inference;
+pub mod link;
+mod log;
 pub mod metrics;
 pub mod pipeline;
 pub mod privacy;
 pub mod queue;
+pub mod restart;
 pub mod sample;
+pub mod settings;
 pub mod state;
-pub mod telemetry;
 pub mod uplink;
 pub mod verdict;

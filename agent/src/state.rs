@@ -3,17 +3,17 @@
 //! Written whole to a new file, synced, and renamed over the old one. Missing or damaged means starting
 //! afresh, which is safe for everything in it; a damaged file is kept beside it for inspection.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use hedge_core::budget::Spent;
-use hedge_proto::DeviceId;
+use hedge_core::control::settings::Book;
+use hedge_proto::{DeviceId, LastDesired, Name};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::ClockMark;
-use crate::control::Remembered;
-use crate::home_assistant::Announced;
 
 /// What the file holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -33,6 +33,24 @@ pub struct State {
     pub crashes: u32,
     /// Cases that were stored when their folder went under the agent. The next start says how many are missing.
     pub cases_before: Option<u64>,
+}
+
+/// What the state file holds of settings.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Remembered {
+    pub book: Book,
+    pub paused: BTreeSet<Name>,
+    /// Told again at every connect.
+    pub last: Option<LastDesired>,
+}
+
+/// What Home Assistant was told over the broker, so that it can be taken back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announced {
+    pub topic: String,
+    /// Each entity's platform, by its key in the document.
+    pub parts: BTreeMap<String, String>,
 }
 
 /// The file and what it holds.

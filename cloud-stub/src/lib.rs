@@ -16,6 +16,7 @@ pub mod fleet;
 pub mod identity;
 pub mod intake;
 pub mod link;
+pub mod message;
 pub mod model;
 pub mod payloads;
 pub mod presence;

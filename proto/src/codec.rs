@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::FieldError;
-use crate::document::plain;
+use crate::plain::plain;
 
 /// Why a message could not be read. None of these is a reason to stop: count it, say it, go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

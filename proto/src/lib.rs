@@ -25,6 +25,7 @@ mod id;
 mod newer;
 mod output;
 mod overlay;
+mod plain;
 mod settings;
 mod share;
 mod status;
@@ -44,7 +45,7 @@ pub use control::{
     highest_after,
 };
 pub use digest::{Digest, InvalidDigest};
-pub use document::{plain, readable};
+pub use document::readable;
 pub use doubt::{Doubt, Measure};
 pub use enrolment::{
     ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
@@ -53,10 +54,11 @@ pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
 pub use newer::newer;
 pub use output::{BOXES_MAX, Found, LabelScore, Output, Rect, said};
 pub use overlay::{FIELD_ERRORS_MAX, FieldError, LOCAL_ONLY};
+pub use plain::plain;
 pub use settings::{
     AddedKind, BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
-    PayloadSettings, RegionSettings, Settings, SilentStateSettings, SinkSettings, SinkWants, SourceSettings,
-    StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings, WindowsSettings,
+    Payload, RegionSettings, Settings, SilentStateSettings, SinkSettings, SinkWants, SourceSettings, StateSettings,
+    StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings, WindowsSettings,
 };
 pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use status::{

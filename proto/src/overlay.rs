@@ -10,7 +10,7 @@ use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
 use crate::{
-    CeilingsSettings, MESSAGE_BYTES_MAX, PayloadSettings, Settings, SilentStateSettings, StateSettings, StatesSettings,
+    CeilingsSettings, MESSAGE_BYTES_MAX, Payload, Settings, SilentStateSettings, StateSettings, StatesSettings,
     VERSION_MAX, plain, readable,
 };
 
@@ -141,7 +141,7 @@ impl Settings {
         }
         for State { name, wait_ms_max, payload, .. } in link.states.iter().flat_map(StatesSettings::all) {
             number(&format!("link.states.{name}.wait_ms_max"), wait_ms_max, 0..=60_000);
-            if let Some(PayloadSettings::Thumbnail(side)) = payload {
+            if let Some(Payload::Thumbnail(side)) = payload {
                 number(&format!("link.states.{name}.payload.thumbnail"), Some(u64::from(*side)), 16..=4096);
             }
         }
@@ -198,7 +198,7 @@ struct State<'a> {
     name: &'static str,
     threshold_scale: Option<f32>,
     wait_ms_max: Option<u64>,
-    payload: &'a Option<PayloadSettings>,
+    payload: &'a Option<Payload>,
 }
 
 impl StatesSettings {

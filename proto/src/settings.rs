@@ -6,12 +6,14 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
+use core::fmt;
+use core::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Answer, Metadata, Name, Share, Weight};
 #[cfg(test)]
 use crate::{MESSAGE_BYTES_MAX, VERSION_MAX};
-use crate::{Metadata, Name, Share, Weight};
 
 /// The remotely settable part of a device's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -49,11 +51,12 @@ pub struct LogSettings {
     pub level: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LinkProfile {
     /// Costs nothing: an outage is seen within 45 s.
+    #[default]
     Lan,
     /// Paid by the byte: at most 300 KB a day while idle.
     Metered,
@@ -108,7 +111,7 @@ pub struct StateSettings {
     pub wait_ms_max: Option<u64>,
     /// In which form a case is stored and sent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub payload: Option<PayloadSettings>,
+    pub payload: Option<Payload>,
     /// Cases per second from the queue; 0 for none.
     #[cfg_attr(test, schemars(range(min = 0, max = 1_000_000)))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,19 +133,37 @@ pub struct SilentStateSettings {
     pub wait_ms_max: Option<u64>,
     /// In which form a case is stored.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub payload: Option<PayloadSettings>,
+    pub payload: Option<Payload>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How much of a sample is stored for the cloud, from least to most. What is stored is what is sent, however often,
+/// unless the ceiling of `[privacy]` is lowered meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
-pub enum PayloadSettings {
-    /// As it came.
-    Whole,
+pub enum Payload {
     /// None of it: cases have the local scores and what describes the sample.
     Nothing,
-    /// Pixels of the longer side, at most.
+    /// Pixels of the longer side, at most. What is no picture, or no larger, goes as it came if the ceiling lets it.
     Thumbnail(#[cfg_attr(test, schemars(range(min = 16, max = 4096)))] u32),
+    /// As it came.
+    Whole,
+}
+
+impl Payload {
+    /// Pixels that a thumbnail's longer side may have.
+    pub const SIDES: RangeInclusive<u32> = 16..=4096;
+}
+
+/// As status, `check` and refusals say it.
+impl fmt::Display for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("nothing"),
+            Self::Thumbnail(side_max) => write!(f, "thumbnail {side_max}"),
+            Self::Whole => f.write_str("whole"),
+        }
+    }
 }
 
 /// By powered time.
@@ -206,15 +227,28 @@ pub struct TelemetrySettings {
 }
 
 /// Which answers a sink gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum SinkWants {
     /// Local answers and corrections.
     All,
+    #[default]
     Corrections,
     /// Corrections that say something else than the local answer.
     Changed,
+}
+
+impl SinkWants {
+    /// Whether a sink that wants this takes `answer`.
+    #[must_use]
+    pub fn takes(self, answer: &Answer) -> bool {
+        match self {
+            Self::All => true,
+            Self::Corrections => answer.revision > 0,
+            Self::Changed => answer.revision > 0 && answer.changed,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use hedge_tests::{dependencies, places};
 
-use crate::command;
+use crate::{command, rooms};
 
 type Check = (&'static str, fn() -> Result<Outcome>);
 
@@ -25,6 +25,7 @@ const CHECKS: &[Check] = &[
     ("format", format),
     ("lints", lints),
     ("documentation", documentation),
+    ("rooms", rooms),
     ("hedge-core is pure", pure_core),
     ("one rustls, on ring, in the agent", one_rustls),
     ("dependency policy", policy),
@@ -73,6 +74,11 @@ fn lints() -> Result<Outcome> {
 fn documentation() -> Result<Outcome> {
     let mut doc = command::cargo(&["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
     command::run(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    Ok(Passed)
+}
+
+fn rooms() -> Result<Outcome> {
+    rooms::check()?;
     Ok(Passed)
 }
 

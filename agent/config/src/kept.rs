@@ -125,8 +125,8 @@ fn first_of(folders: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use hedge_core::policy::Payload;
     use hedge_core::privacy::Ceiling;
+    use hedge_proto::Payload;
 
     use super::*;
 
@@ -166,12 +166,12 @@ mod tests {
         Starting::load(&path, &[]).file.keep().expect("kept");
         for (damaged, held) in [
             ("[privacy]\nceiling = \"nothing\"\n[link]\nprofile = \"wi", Payload::Nothing),
-            ("[privacy]\nceiling = { thumbnail = 64 }\n[link", Payload::Thumbnail { side_max: 64 }),
+            ("[privacy]\nceiling = { thumbnail = 64 }\n[link", Payload::Thumbnail(64)),
             ("[privacy]\nceiling = \"nothng\"\n", Payload::Nothing),
             ("[privacy]\nceilin", Payload::Nothing),
             ("privacy.ceiling = \"whole", Payload::Nothing),
-            ("[privacy]\nceiling = \"whole\"\n[link", Payload::Thumbnail { side_max: 320 }),
-            ("[link", Payload::Thumbnail { side_max: 320 }),
+            ("[privacy]\nceiling = \"whole\"\n[link", Payload::Thumbnail(320)),
+            ("[link", Payload::Thumbnail(320)),
         ] {
             std::fs::write(&path, format!("state_dir = \"{}\"\n{damaged}", dir.path().display())).expect("written");
             let starting = Starting::load(&path, &[]);

@@ -40,7 +40,7 @@ pub use self::broker::{
 pub use self::file::ConfigFile;
 pub use self::home_assistant::HomeAssistantConfig;
 pub use self::kept::Starting;
-pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig, ProfileName};
+pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig};
 pub use self::log::{LogConfig, LogError, LogFormat, log_filter};
 pub use self::outbox::{OutboxConfig, WhenFullName};
 pub use self::overrides::NoSetting;
@@ -50,7 +50,7 @@ pub use self::settings::{Seconds, SettingsConfig};
 pub use self::source::{Fate, Quiet, SourceConfig, SourceKind, StreamFormat};
 pub use self::states::{StateConfig, StatesConfig};
 pub use self::threshold::ThresholdConfig;
-pub use self::verdicts::{CommandSinkConfig, JsonlConfig, MqttSinkConfig, VerdictsConfig, Wanted, WebhookConfig};
+pub use self::verdicts::{CommandSinkConfig, JsonlConfig, MqttSinkConfig, VerdictsConfig, WebhookConfig};
 
 /// Why the configuration cannot be used. The text names the file, the line and the field.
 #[derive(Debug, thiserror::Error)]

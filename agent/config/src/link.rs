@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hedge_core::budget::Ceilings;
 use hedge_core::link::{Profile, Windows};
+use hedge_proto::LinkProfile;
 use serde::Deserialize;
 
 use super::StatesConfig;
@@ -11,7 +12,7 @@ use super::StatesConfig;
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinkConfig {
-    pub profile: ProfileName,
+    pub profile: LinkProfile,
     /// Payload bytes that small cases may share a message up to; 0 for one case each.
     pub batch_bytes_max: Option<u32>,
     pub ceilings: CeilingsConfig,
@@ -21,16 +22,6 @@ pub struct LinkConfig {
     pub states: StatesConfig,
     /// How to tell a captive portal from the internet while there is no connection.
     pub probe: Option<ProbeConfig>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProfileName {
-    /// Costs nothing: an outage is seen within 45 s.
-    #[default]
-    Lan,
-    /// Paid by the byte: at most 300 KB a day while idle.
-    Metered,
 }
 
 /// Overrides of the profile's ceilings; each holds in any such period of powered time.
@@ -137,8 +128,8 @@ impl LinkConfig {
     #[must_use]
     pub fn profile(&self) -> Profile {
         let profile = match self.profile {
-            ProfileName::Lan => Profile::LAN,
-            ProfileName::Metered => Profile::METERED,
+            LinkProfile::Lan => Profile::LAN,
+            LinkProfile::Metered => Profile::METERED,
         };
         Profile { windows: self.windows.windows(), ..profile }
     }
@@ -152,8 +143,8 @@ impl LinkConfig {
     #[must_use]
     pub fn ceilings(&self) -> Ceilings {
         let ours = match self.profile {
-            ProfileName::Lan => Ceilings::LAN,
-            ProfileName::Metered => Ceilings::METERED,
+            LinkProfile::Lan => Ceilings::LAN,
+            LinkProfile::Metered => Ceilings::METERED,
         };
         let given = &self.ceilings;
         Ceilings {

@@ -1,22 +1,22 @@
 //! `[privacy]`: the most of a sample that may ever leave the device. Nothing from afar changes it.
 
-use hedge_core::policy::Payload;
 use hedge_core::privacy::Ceiling;
-use hedge_proto::{FieldError, PayloadSettings, Settings};
+use hedge_proto::{FieldError, Payload, Settings};
 use serde::Deserialize;
 
-use super::states::PayloadConfig;
+use super::states::payload;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrivacyConfig {
-    ceiling: Option<PayloadConfig>,
+    #[serde(deserialize_with = "payload")]
+    ceiling: Option<Payload>,
 }
 
 impl PrivacyConfig {
     #[must_use]
     pub fn ceiling(&self) -> Ceiling {
-        self.ceiling.map_or(Ceiling::NONE, |most| Ceiling(most.into()))
+        self.ceiling.map_or(Ceiling::NONE, Ceiling)
     }
 
     /// What a damaged file says of it, by its lines that are whole. Where it says what cannot be read, nothing may leave.
@@ -26,7 +26,7 @@ impl PrivacyConfig {
         lines.find(|line| line.starts_with("[privacy") || line.starts_with("privacy"))?;
         let section = lines.take_while(|line| !line.starts_with('['));
         let read = section.filter_map(|line| toml::from_str::<Self>(line).ok()).find(|said| said.ceiling.is_some());
-        Some(read.unwrap_or(Self { ceiling: Some(PayloadConfig::Nothing) }))
+        Some(read.unwrap_or(Self { ceiling: Some(Payload::Nothing) }))
     }
 
     /// As the file writes it.
@@ -34,9 +34,7 @@ impl PrivacyConfig {
         let ceiling = match self.ceiling().0 {
             Payload::Nothing => toml::Value::from("nothing"),
             Payload::Whole => toml::Value::from("whole"),
-            Payload::Thumbnail { side_max } => {
-                toml::Table::from_iter([("thumbnail".to_owned(), side_max.into())]).into()
-            }
+            Payload::Thumbnail(side_max) => toml::Table::from_iter([("thumbnail".to_owned(), side_max.into())]).into(),
         };
         toml::Table::from_iter([("ceiling".to_owned(), ceiling)])
     }
@@ -52,7 +50,7 @@ impl PrivacyConfig {
             [spoken, silent].concat()
         });
         asked.into_iter().flatten().filter_map(move |(state, payload)| {
-            let payload = meant(payload?);
+            let payload = payload?;
             (!ceiling.allows(payload)).then(|| {
                 let most = ceiling.0;
                 let reason =
@@ -60,14 +58,6 @@ impl PrivacyConfig {
                 FieldError::new(format!("link.states.{state}.payload"), reason)
             })
         })
-    }
-}
-
-fn meant(payload: PayloadSettings) -> Payload {
-    match payload {
-        PayloadSettings::Nothing => Payload::Nothing,
-        PayloadSettings::Thumbnail(side_max) => Payload::Thumbnail { side_max },
-        PayloadSettings::Whole => Payload::Whole,
     }
 }
 
@@ -89,9 +79,9 @@ mod tests {
             local.overlaid(&settings.expect("a document")).expect("fits").policies().online.payload
         };
         assert_eq!(online(json!("nothing")), Payload::Nothing);
-        assert_eq!(online(json!({"thumbnail": 64})), Payload::Thumbnail { side_max: 64 });
+        assert_eq!(online(json!({"thumbnail": 64})), Payload::Thumbnail(64));
         for more in [json!({"thumbnail": 321}), json!("whole"), json!(null)] {
-            assert_eq!(online(more), Payload::Thumbnail { side_max: 320 });
+            assert_eq!(online(more), Payload::Thumbnail(320));
         }
     }
 
@@ -100,7 +90,7 @@ mod tests {
         let states = "[link.states.online]\npayload = \"whole\"\n[link.states.offline]\npayload = { thumbnail = 64 }";
         let policies = file(&format!("[privacy]\nceiling = {{ thumbnail = 320 }}\n{states}")).config.policies();
         let payloads = [policies.online, policies.degraded, policies.offline, policies.over_budget];
-        let [most, less] = [320, 64].map(|side_max| Payload::Thumbnail { side_max });
+        let [most, less] = [320, 64].map(|side_max| Payload::Thumbnail(side_max));
         assert_eq!(payloads.map(|policy| policy.payload), [most, most, less, most]);
         assert_eq!(Config::default().privacy.ceiling(), Ceiling::NONE);
     }

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use hedge_core::judge::ThresholdScale;
-use hedge_core::policy::{Payload, Policies, Policy};
-use serde::Deserialize;
+use hedge_core::policy::{Policies, Policy};
+use hedge_proto::Payload;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 /// Overrides of [`Policies::DEFAULT`], by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
@@ -44,7 +46,8 @@ impl TryFrom<Fields> for StatesConfig {
 pub struct StateConfig {
     threshold_scale: Option<Scale>,
     wait_ms_max: Option<WaitMs>,
-    payload: Option<PayloadConfig>,
+    #[serde(deserialize_with = "payload")]
+    payload: Option<Payload>,
     drain_per_s: Option<PerSecond>,
 }
 
@@ -78,37 +81,14 @@ impl TryFrom<u64> for WaitMs {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum PayloadConfig {
-    Whole,
-    Thumbnail(Side),
-    Nothing,
-}
-
-impl From<PayloadConfig> for Payload {
-    fn from(config: PayloadConfig) -> Self {
-        match config {
-            PayloadConfig::Whole => Self::Whole,
-            PayloadConfig::Thumbnail(side) => Self::Thumbnail { side_max: side.0 },
-            PayloadConfig::Nothing => Self::Nothing,
+/// Reads a payload, whose thumbnail must have a size that makes sense.
+pub(super) fn payload<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Payload>, D::Error> {
+    match Payload::deserialize(deserializer)? {
+        Payload::Thumbnail(side) if !Payload::SIDES.contains(&side) => {
+            let (least, most) = Payload::SIDES.into_inner();
+            Err(D::Error::custom(format!("thumbnail = {side} is not a number of pixels from {least} to {most}")))
         }
-    }
-}
-
-/// Pixels of a thumbnail's longer side.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(try_from = "u32")]
-pub(super) struct Side(u32);
-
-impl TryFrom<u32> for Side {
-    type Error = String;
-
-    fn try_from(value: u32) -> Result<Self, String> {
-        match value {
-            16..=4096 => Ok(Self(value)),
-            _ => Err(format!("thumbnail = {value} is not a number of pixels from 16 to 4096")),
-        }
+        payload => Ok(Some(payload)),
     }
 }
 
@@ -169,7 +149,7 @@ mod tests {
         let policies = read(text).expect("valid").policies();
         let offline = Policy {
             threshold: ThresholdScale::new(0.5).expect("valid"),
-            payload: Payload::Thumbnail { side_max: 320 },
+            payload: Payload::Thumbnail(320),
             ..Policies::DEFAULT.offline
         };
         let online = Policy { wait_max: Duration::from_secs(5), ..Policies::DEFAULT.online };

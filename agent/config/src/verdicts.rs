@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hedge_proto::{Answer, Share};
+use hedge_proto::{Share, SinkWants};
 use serde::Deserialize;
 
 use super::BrokerConfig;
@@ -19,36 +19,12 @@ pub struct VerdictsConfig {
     pub mqtt: Option<MqttSinkConfig>,
 }
 
-/// Which answers a sink gets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Wanted {
-    /// Local answers and corrections.
-    All,
-    #[default]
-    Corrections,
-    /// Corrections that say something else than the local answer.
-    Changed,
-}
-
-impl Wanted {
-    /// Whether a sink that wants this takes `answer`.
-    #[must_use]
-    pub fn takes(self, answer: &Answer) -> bool {
-        match self {
-            Self::All => true,
-            Self::Corrections => answer.revision > 0,
-            Self::Changed => answer.revision > 0 && answer.changed,
-        }
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JsonlConfig {
     pub path: PathBuf,
     #[serde(default)]
-    pub wanted: Wanted,
+    pub wanted: SinkWants,
     /// The file is renamed to `<path>.1` when it would grow over this.
     #[serde(default = "jsonl_bytes_max")]
     pub bytes_max: u64,
@@ -63,7 +39,7 @@ fn jsonl_bytes_max() -> u64 {
 pub struct WebhookConfig {
     pub url: String,
     #[serde(default)]
-    pub wanted: Wanted,
+    pub wanted: SinkWants,
     /// PEM; the system's certificates if not given.
     pub ca_file: Option<PathBuf>,
     /// A file whose content is sent as `Authorization: Bearer …`.
@@ -76,14 +52,14 @@ pub struct CommandSinkConfig {
     /// Program and arguments; gets one answer as JSON on its standard input.
     pub command: Vec<String>,
     #[serde(default)]
-    pub wanted: Wanted,
+    pub wanted: SinkWants,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MqttSinkConfig {
     #[serde(default)]
-    pub wanted: Wanted,
+    pub wanted: SinkWants,
     /// Another broker than the uplink's, for example on the local network.
     pub broker: Option<BrokerConfig>,
 }

@@ -5,37 +5,12 @@
 //!
 //! Invariant: without a connection nobody waits for the cloud unless the operator says so.
 
-use core::fmt;
 use core::time::Duration;
 
-use hedge_proto::LinkState;
+use hedge_proto::{LinkState, Payload};
 
 use crate::judge::ThresholdScale;
 use crate::privacy::Ceiling;
-
-/// How much of a sample is stored for the cloud, from least to most. What is stored is what is sent, however often,
-/// unless the ceiling of `privacy` is lowered meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Payload {
-    /// None of it: the case has the local scores and what describes the sample.
-    Nothing,
-    /// A picture whose longer side has at most so many pixels; what is no picture, or no larger, as it came if the
-    /// ceiling lets it.
-    Thumbnail { side_max: u32 },
-    /// As it came.
-    Whole,
-}
-
-/// As status, `check` and refusals say it.
-impl fmt::Display for Payload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nothing => f.write_str("nothing"),
-            Self::Thumbnail { side_max } => write!(f, "thumbnail {side_max}"),
-            Self::Whole => f.write_str("whole"),
-        }
-    }
-}
 
 /// What holds as long as the link is in one state.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -6,9 +6,7 @@
 //! Invariant: whatever is asked for, and in whatever form a case was stored, nothing richer than the ceiling leaves. What
 //! cannot be made poor enough leaves as nothing.
 
-use hedge_proto::PayloadForm;
-
-use crate::policy::Payload;
+use hedge_proto::{Payload, PayloadForm};
 
 /// The most of any sample that may ever leave the device. A lower one is less than a higher one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,9 +33,9 @@ impl Ceiling {
         match (self.hold(asked), form) {
             (Payload::Nothing, _) => Treatment::Drop,
             (_, PayloadForm::Nothing) | (Payload::Whole, _) => Treatment::Keep,
-            (Payload::Thumbnail { side_max }, _) if self == Self::NONE => Treatment::Shrink { side_max },
-            (Payload::Thumbnail { side_max }, PayloadForm::Thumbnail) => Treatment::Fit { side_max },
-            (Payload::Thumbnail { side_max }, _) => Treatment::Reduce { side_max },
+            (Payload::Thumbnail(side_max), _) if self == Self::NONE => Treatment::Shrink { side_max },
+            (Payload::Thumbnail(side_max), PayloadForm::Thumbnail) => Treatment::Fit { side_max },
+            (Payload::Thumbnail(side_max), _) => Treatment::Reduce { side_max },
         }
     }
 }
@@ -61,8 +59,7 @@ pub enum Treatment {
 mod tests {
     use super::*;
 
-    const PAYLOADS: [Payload; 4] =
-        [Payload::Nothing, Payload::Thumbnail { side_max: 64 }, Payload::Thumbnail { side_max: 320 }, Payload::Whole];
+    const PAYLOADS: [Payload; 4] = [Payload::Nothing, Payload::Thumbnail(64), Payload::Thumbnail(320), Payload::Whole];
 
     const FORMS: [PayloadForm; 5] =
         [PayloadForm::Nothing, PayloadForm::Embedding, PayloadForm::Thumbnail, PayloadForm::Crop, PayloadForm::Whole];
@@ -72,7 +69,7 @@ mod tests {
         match (treatment, form) {
             (Treatment::Drop, _) | (Treatment::Keep, PayloadForm::Nothing) => Some(Payload::Nothing),
             (Treatment::Reduce { side_max }, _) | (Treatment::Fit { side_max }, PayloadForm::Thumbnail) => {
-                Some(Payload::Thumbnail { side_max })
+                Some(Payload::Thumbnail(side_max))
             }
             (Treatment::Keep | Treatment::Shrink { .. } | Treatment::Fit { .. }, _) => None,
         }
@@ -104,7 +101,7 @@ mod tests {
     #[test]
     fn without_a_ceiling_a_thumbnail_only_saves_bytes_and_what_was_stored_leaves_as_it_is() {
         let side_max = 64;
-        let asked = Payload::Thumbnail { side_max };
+        let asked = Payload::Thumbnail(side_max);
         assert_eq!(Ceiling::NONE.treat(asked, PayloadForm::Whole), Treatment::Shrink { side_max });
         for form in FORMS {
             assert_eq!(Ceiling::NONE.treat(Payload::Whole, form), Treatment::Keep);

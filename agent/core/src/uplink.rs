@@ -77,6 +77,9 @@ pub const SENDS_PER_HOUR_MAX: u32 = 8;
 /// While something is too large for a message, it is looked at again so often, which costs no byte on the wire.
 pub const LIMIT_WAIT: Duration = Duration::from_secs(10 * 60);
 
+/// The limit that a broker gave a connection is believed for so long; then another connection asks anew.
+pub const LIMIT_OUTLIVES: Duration = Duration::from_secs(3600);
+
 /// The wait after the first `failed`; doubles each time.
 pub const FAILED_WAIT: Duration = Duration::from_secs(10);
 
@@ -304,8 +307,19 @@ impl Uplink {
         self.limit.take().is_some()
     }
 
+    /// What was to be taken over the present connection has been too little for so long that another one may take more: a
+    /// broker says it once, when a connection begins. `cloud_bytes_max` is what the cloud takes.
+    #[must_use]
+    pub fn wants_another_connection(&self, now: Moment, cloud_bytes_max: Option<u64>) -> bool {
+        let of_cloud = |from: u32| cloud_bytes_max.is_some_and(|max| u64::from(from) > max);
+        let of_broker = |limit: &Limit| limit.bytes_max.is_some() && !of_cloud(limit.from_bytes);
+        let due = self.limit.as_ref().is_some_and(|limit| limit.until <= now && of_broker(limit));
+        due && now >= self.connected_at + LIMIT_OUTLIVES
+    }
+
     /// As [`Self::forget_limit`], if it is time to look again.
     pub fn look_again(&mut self, now: Moment) -> bool {
+        self.try_others_first(now);
         self.limit.is_some_and(|limit| limit.until <= now) && self.forget_limit()
     }
 
@@ -408,6 +422,7 @@ impl Uplink {
         for key in &keys {
             if let Some(case) = self.cases.get_mut(key) {
                 case.asked = case.asked.saturating_add(1);
+                case.tried = true;
                 case.enter(now, Phase::Asked);
             }
         }
@@ -471,7 +486,9 @@ impl Uplink {
     /// Of the suspects if there are any, for they are tried as soon as the window is empty; otherwise of all others.
     fn next_case(&self, now: Moment, suspects: Vec<CaseKey>) -> Option<CaseKey> {
         if !suspects.is_empty() {
-            return suspects.into_iter().next();
+            // The one that was found guilty most often goes last: it must not keep the innocent from being cleared.
+            let guilt = |key: &CaseKey| self.cases.get(key).map_or(0, |case| case.guilt);
+            return suspects.into_iter().min_by_key(guilt);
         }
         let fresh_turn = self.publishes % u64::from(FRESH_EVERY) == u64::from(FRESH_EVERY) - 1;
         let has_place = self.has_place();
@@ -589,7 +606,8 @@ impl Uplink {
     /// The cloud says that it tried and could not: true if that is news. Each try is one send or question, and counts
     /// once however often the word is repeated; on one that was never sent it counts nothing.
     pub fn fails(&mut self, now: Moment, key: CaseKey) -> bool {
-        let Some(case) = self.cases.get_mut(&key).filter(|case| case.is_owed_word()) else { return false };
+        let Some(case) = self.cases.get_mut(&key).filter(|case| case.tried) else { return false };
+        case.tried = false;
         case.enter(now, Phase::Doubtful { not_before: now + FAILED_WAIT });
         true
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use hedge_proto::CaseKey;
 
-use super::line::Line;
 use super::log::Pointer;
 
 /// Which walk a case belongs to.
@@ -43,12 +42,12 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    pub(crate) fn insert(&mut self, key: CaseKey, line: &Line) {
-        self.class_mut(line.class()).insert(line.rank(key));
+    pub(crate) fn insert(&mut self, class: Class, rank: Rank) {
+        self.class_mut(class).insert(rank);
     }
 
-    pub(crate) fn remove(&mut self, key: CaseKey, line: &Line) {
-        self.class_mut(line.class()).remove(&line.rank(key));
+    pub(crate) fn remove(&mut self, class: Class, rank: Rank) {
+        self.class_mut(class).remove(&rank);
     }
 
     pub(crate) fn class(&self, class: Class) -> impl DoubleEndedIterator<Item = CaseKey> {

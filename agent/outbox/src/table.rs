@@ -217,7 +217,7 @@ impl Table {
     fn put(&mut self, key: CaseKey, old: Option<Line>, line: Option<Line>) {
         if let Some(old) = old.filter(Line::is_whole) {
             self.account(&old, false);
-            self.order.remove(key, &old);
+            self.order.remove(old.class(), old.rank(key));
         }
         if old.is_some_and(|old| old.outcome.is_some()) && line.is_none_or(|line| line.outcome.is_none()) {
             self.forget_outcome(key);
@@ -231,7 +231,7 @@ impl Table {
         };
         if line.is_whole() {
             self.account(&line, true);
-            self.order.insert(key, &line);
+            self.order.insert(line.class(), line.rank(key));
         }
         self.blocks.entry(id).or_default().put(key, line.slot);
         if let Some(outcome) = line.outcome {

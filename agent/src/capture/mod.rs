@@ -30,7 +30,7 @@ pub use self::snapshots::{Asking, Snapshots};
 use crate::answers::{Answers, Remembered};
 use crate::control::Control;
 use crate::faults::{Faults, Part};
-use crate::pipeline::LinkView;
+use crate::link::LinkView;
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 use hedge_config::{Config, Listen, Quiet, SourceConfig, SourceKind};

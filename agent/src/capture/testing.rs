@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::{Asking, Intake, Lookup, ModelFacts, Snapshots, Source, Taker};
 use crate::answers::Answers;
 use crate::control::Control;
-use crate::pipeline::LinkView;
+use crate::link::LinkView;
 use crate::queue::Queue;
 use crate::sample::{NewSample, SampleError};
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::notify::Watchdog;
 use crate::clock::Clock;
 use crate::faults::{Faults, Part};
-use crate::pipeline::LinkView;
+use crate::link::LinkView;
 use crate::uplink::{Meter, Uplink};
 use hedge_outbox::{Entry, Outbox, Progress, StoreError};
 

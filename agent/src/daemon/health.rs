@@ -13,9 +13,9 @@ use rustix::fs::StatVfsMountFlags;
 use tokio_util::sync::CancellationToken;
 
 use super::{Restart, last_run, notify};
+use crate::audit::Audit;
 use crate::clock::{Clock, synced_from_outside};
-use crate::control::audit::Audit;
-use crate::control::commands::journal_opens;
+use crate::commands::journal_opens;
 use crate::faults::{Faults, Part};
 use crate::pipeline::Pipeline;
 use crate::state::StateFile;

@@ -1,15 +1,14 @@
 //! Start, wiring, stop. The whole life of the agent is [`run`].
 
+mod down;
 mod driver;
 mod expiry;
 pub mod health;
 mod keeper;
 mod last_run;
-pub(crate) mod log;
 pub mod notify;
 mod presence;
 mod renewer;
-mod restart;
 mod store;
 mod wiring;
 
@@ -24,15 +23,17 @@ use tokio_util::sync::CancellationToken;
 
 use self::health::{Cause, Health};
 use self::keeper::Keeper;
-pub use self::restart::{Restart, program};
 use self::wiring::Parts;
+use crate::audit::Audit;
 use crate::capture::{Capture, Intake};
-use crate::control::audit::Audit;
-use crate::control::commands::{DeskSetup, DeskTask, Effects};
-use crate::control::{Control, SettingsTask};
+use crate::commands::{DeskSetup, DeskTask, Effects};
+use crate::control::Control;
 use crate::faults::Part;
 use crate::home_assistant::HomeAssistant;
+use crate::log;
 use crate::pipeline::Pipeline;
+use crate::restart::Restart;
+use crate::settings::SettingsTask;
 use crate::uplink::{Uplink, watch_network};
 use hedge_config::{ConfigFile, LogError, NoSetting, Starting};
 

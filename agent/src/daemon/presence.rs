@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::pipeline::LinkView;
+use crate::link::LinkView;
 use crate::uplink::Uplink;
 
 /// What passes sooner is not worth a message that others keep; so a flapping link costs one in so long at most.

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::pipeline::LinkView;
+use crate::link::LinkView;
 use hedge_identity::{Certificate, CertificateClock, Held, renew, write_secret};
 
 /// How often it is looked whether a renewal is due.

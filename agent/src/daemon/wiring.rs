@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
+use super::down::Addressees;
 use super::driver::{Driver, EVENTS_MAX};
 use super::health::Cause;
 use super::keeper::Keeper;
@@ -21,13 +22,17 @@ use super::renewer::Renewer;
 use super::store::{self, Identified, Store};
 use crate::answers::Answers;
 use crate::capture::Snapshots;
-use crate::control::commands::{Desk, Inbox};
-use crate::control::{Control, InForce, Remembered, Request, settings};
+use crate::commands::{Desk, Inbox};
+use crate::control::{Control, Request};
 use crate::faults::Faults;
 use crate::figures::Figures;
+use crate::in_force::InForce;
 use crate::inference::{Judge, ModelSetup};
-use crate::pipeline::{LinkView, Pipeline, loaded_models};
+use crate::link::LinkView;
+use crate::pipeline::{Pipeline, loaded_models};
 use crate::privacy::Reducer;
+use crate::settings;
+use crate::state::Remembered;
 use crate::uplink::{Meter, Uplink, UplinkSetup};
 use crate::verdict::{Locals, Sinks, Verdicts};
 use hedge_config::{BrokerConfig, Config, ConfigFile};
@@ -95,20 +100,20 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     verdicts.recall(clock.now());
     let (desk, commands) = Desk::new();
     let reducer = Reducer::default();
+    let addressees = Addressees { verdicts: verdicts.clone(), control: control.clone(), desk, events: events.clone() };
     let uplink = config.broker.as_ref().map(|broker| {
         let judges = judges.clone();
         Uplink::new(UplinkSetup {
             settings: settings.clone(),
             prefix: broker.prefix.clone(),
-            control: control.clone(),
             probe: config.link.probe.clone(),
             payloads: config.payloads.clone(),
             reducer: reducer.clone(),
             meter: meter.clone(),
             device: device.clone(),
             outbox: outbox.clone(),
-            verdicts: verdicts.clone(),
-            desk,
+            takes: addressees.takes(),
+            figures: figures.clone(),
             state: state.clone(),
             events: events.clone(),
             faults: faults.clone(),

@@ -19,8 +19,8 @@ use serde::de::DeserializeOwned;
 pub use crate::capture::command::splitting::{length_delimited, mjpeg};
 pub use crate::capture::http::headers::http_sample;
 pub use crate::capture::open_inference::requests::open_inference;
-pub use crate::control::commands::lines::journal;
-pub use crate::control::desired::documents::desired;
+pub use crate::commands::lines::journal;
+pub use crate::settings::desired::documents::desired;
 pub use hedge_outbox::records::{log, queue_index};
 
 /// `down/command`: the message, its order, and whether it runs.
@@ -56,7 +56,7 @@ pub fn documents(bytes: &[u8]) {
     json::<Reply>(bytes);
     json::<Telemetry>(bytes);
     json::<crate::state::State>(bytes);
-    json::<crate::control::audit::Line>(bytes);
+    json::<crate::audit::Line>(bytes);
 }
 
 /// `manifest.toml` of a model bundle.

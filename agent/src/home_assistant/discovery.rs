@@ -3,12 +3,10 @@
 //! Everything an entity shows or does is a message of the wire; its templates translate. The number of a threshold
 //! reads what is in force, lays its value over it and publishes the whole as the next version, as every operator does.
 
-use std::collections::BTreeMap;
-
 use hedge_proto::{DeviceId, LinkState, Name, Topic};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::state::Announced;
 use hedge_config::Config;
 
 /// Whoever reads the audit log sees this name.
@@ -19,14 +17,6 @@ const BY: &str = "Home Assistant";
 pub(super) struct Announcement {
     pub(super) announced: Announced,
     pub(super) document: Value,
-}
-
-/// What was said to the broker, so that it can be taken back.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Announced {
-    pub topic: String,
-    /// Each entity's platform, by its key in the document.
-    pub parts: BTreeMap<String, String>,
 }
 
 impl Announcement {

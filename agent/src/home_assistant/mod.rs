@@ -11,10 +11,9 @@ use hedge_proto::DeviceId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use self::discovery::Announced;
 use self::discovery::{Announcement, announcement};
-use crate::control::InForce;
-use crate::state::StateFile;
+use crate::in_force::InForce;
+use crate::state::{Announced, StateFile};
 use crate::uplink::{PublishError, Uplink};
 
 /// An announcement that found no place among what waits to be sent is offered again after so long.

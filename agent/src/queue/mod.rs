@@ -20,7 +20,6 @@ pub use self::documents::{
 };
 use crate::clock::Clock;
 use crate::figures::{Dropped, Figures};
-use crate::pipeline::Pipeline;
 use crate::state::StateFile;
 use hedge_outbox::{Entry, Limits, OpenError, Outbox, ReadError, State, StoredCase};
 
@@ -63,14 +62,14 @@ struct Running {
 impl Queue {
     /// Of the agent this is part of.
     #[must_use]
-    pub fn running(pipeline: &Pipeline) -> Self {
-        let running = Running { events: pipeline.events.clone(), figures: pipeline.figures.clone() };
-        Self {
-            device: pipeline.device.clone(),
-            outbox: pipeline.outbox.clone(),
-            clock: pipeline.clock.clone(),
-            running: Some(running),
-        }
+    pub fn running(
+        device: DeviceId,
+        outbox: Outbox,
+        clock: Clock,
+        events: mpsc::Sender<Event>,
+        figures: Arc<Figures>,
+    ) -> Self {
+        Self { device, outbox, clock, running: Some(Running { events, figures }) }
     }
 
     /// Of an agent that does not run: opens what lies in its `state_dir`.

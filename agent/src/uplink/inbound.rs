@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use hedge_core::engine::Event;
 use hedge_proto::{
     CaseId, CaseKey, CloudState, CloudStatus, DecodeError, DownMessage, Message as _, Name, Topic, Verdict,
@@ -21,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::options::{PACKET_BYTES_MAX, RECEIVE_MAXIMUM};
-use crate::control::commands::Message;
 use crate::faults::Part;
 use crate::figures::Figures;
 
@@ -102,9 +103,9 @@ pub(super) async fn listen(
     }
 }
 
-fn command(publish: &Publish, rest: Duration) -> Message {
+fn command(publish: &Publish, rest: Duration) -> Command {
     let properties = publish.properties.as_ref();
-    Message {
+    Command {
         payload: publish.payload.clone(),
         retained: publish.retain,
         correlation: properties.and_then(|properties| properties.correlation_data.clone()),
@@ -122,6 +123,36 @@ fn given_by(publish: &Publish) -> Option<String> {
 
 /// The message must come again.
 struct NotDurable(String);
+
+/// What comes down for somebody else than the engine.
+#[derive(Debug)]
+pub enum Down {
+    Verdict(Verdict),
+    /// A document on `down/desired`.
+    Desired {
+        bytes: Bytes,
+        by: Option<String>,
+        retained: bool,
+    },
+    Command(Command),
+}
+
+/// A message on `down/command`.
+#[derive(Debug, Clone, Default)]
+pub struct Command {
+    pub payload: Bytes,
+    pub retained: bool,
+    pub correlation: Option<Bytes>,
+    pub response_topic: Option<String>,
+    /// The user property `by`.
+    pub by: Option<String>,
+    /// How long the device may have been out of reach by its own will.
+    pub rest: Duration,
+}
+
+/// Brings a message to whom it is for. Done when it is durable, for it is acknowledged then; an error says why it must
+/// come again.
+pub type Takes = Box<dyn Fn(Down) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 impl Shared {
     async fn read(&self, publish: &Publish, over: &CancellationToken) -> Result<(), NotDurable> {
@@ -142,7 +173,8 @@ impl Shared {
                 };
             }
             Some(Topic::DownDesired(device)) if device == self.setup.device => {
-                self.setup.control.desired(publish.payload.clone(), given_by(publish), publish.retain).await;
+                let (bytes, by) = (publish.payload.clone(), given_by(publish));
+                return self.pass_on(Down::Desired { bytes, by, retained: publish.retain }).await;
             }
             Some(Topic::DownCommand(device)) if device == self.setup.device => {
                 // What waited for the device comes before it could say what has become of it.
@@ -150,11 +182,7 @@ impl Shared {
                     return Err(NotDurable("the connection is over".to_owned()));
                 }
                 let rest = Duration::from_secs(self.window_every_s().unwrap_or(0).into());
-                return if self.setup.desk.take(command(publish, rest)).await {
-                    Ok(())
-                } else {
-                    Err(NotDurable("the agent is stopping".to_owned()))
-                };
+                return self.pass_on(Down::Command(command(publish, rest))).await;
             }
             _ => tracing::debug!(%topic, "a message on a topic this version does not read"),
         }
@@ -175,7 +203,7 @@ impl Shared {
         if let Some(what) = newer(payload, &DownMessage::KINDS) {
             return self.hold(&what);
         }
-        Figures::count(&self.setup.verdicts.figures.unread);
+        Figures::count(&self.setup.figures.unread);
         tracing::warn!(topic, %error, "unreadable message dropped");
         if let DecodeError::Bound(what) = error {
             let sentence =
@@ -186,7 +214,7 @@ impl Shared {
 
     /// Nothing follows from a message of a later version: its case waits, and is asked about again.
     fn hold(&self, what: &str) {
-        Figures::count(&self.setup.verdicts.figures.unread);
+        Figures::count(&self.setup.figures.unread);
         let sentence = format!("the cloud sends {what}, which this agent does not read; cases wait: update the agent");
         self.setup.faults.set(&Part::Wire, sentence);
     }
@@ -236,17 +264,17 @@ impl Shared {
     }
 
     async fn read_verdict(&self, verdict: Verdict) -> Result<(), NotDurable> {
-        let key = verdict.id.key;
         if verdict.id.device != self.setup.device {
             tracing::warn!(id = %verdict.id, "a verdict on another device's case dropped");
             return Ok(());
         }
-        let closed = self.setup.verdicts.apply(verdict).await.map_err(|error| NotDurable(error.to_string()))?;
+        self.pass_on(Down::Verdict(verdict)).await?;
         self.setup.faults.clear(&Part::Wire);
-        if closed {
-            self.tell(Event::Closed { key, spoken: true }).await;
-        }
         Ok(())
+    }
+
+    async fn pass_on(&self, down: Down) -> Result<(), NotDurable> {
+        (self.setup.takes)(down).await.map_err(NotDurable)
     }
 
     fn own(&self, ids: &[CaseId]) -> Vec<CaseKey> {

@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::credentials::{client_config, roots};
+pub use self::inbound::{Command, Down, Takes};
 pub use self::meter::Meter;
 pub use self::network::watch as watch_network;
 pub use self::options::session_options;
@@ -42,12 +43,11 @@ use self::silence::Silence;
 pub use self::trouble::{Dialled, read as read_trouble, read_certificate, refused_in_tls};
 use self::upload::Uploads;
 pub use self::upload::payloads_fault;
-use crate::control::commands::Desk;
-use crate::control::{Control, InForce};
 use crate::faults::Faults;
+use crate::figures::Figures;
+use crate::in_force::InForce;
 use crate::privacy::Reducer;
 use crate::state::StateFile;
-use crate::verdict::Verdicts;
 use hedge_config::{PayloadsConfig, ProbeConfig};
 use hedge_outbox::Outbox;
 
@@ -69,8 +69,6 @@ pub struct UplinkSetup {
     /// Where the broker is; looked at for every dial.
     pub settings: watch::Receiver<Arc<InForce>>,
     pub prefix: Topics,
-    /// Takes what an operator wants.
-    pub control: Control,
     pub probe: Option<ProbeConfig>,
     /// Where large payloads go.
     pub payloads: Option<PayloadsConfig>,
@@ -79,9 +77,9 @@ pub struct UplinkSetup {
     pub meter: Meter,
     pub device: DeviceId,
     pub outbox: Outbox,
-    pub verdicts: Verdicts,
-    /// Takes commands.
-    pub desk: Desk,
+    /// Takes what comes down, and says when it is in good hands.
+    pub takes: Takes,
+    pub figures: Arc<Figures>,
     pub state: Arc<Mutex<StateFile>>,
     pub events: mpsc::Sender<Event>,
     /// What is wrong with the device; what `[broker]` names wrongly is noted in it.

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use futures_util::future::join_all;
 use hedge_core::engine::Event;
-use hedge_core::policy::Payload;
 use hedge_core::privacy::{Ceiling, Treatment};
 use hedge_core::uplink::{Publish, Travel, travel};
+use hedge_proto::Payload;
 use hedge_proto::{Case, CaseKey, CaseMessage, MESSAGE_BYTES_MAX, Topic, from_cbor, to_cbor};
 use rumqttc::PublishOptions;
 use rumqttc::mqttbytes::QoS;

@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use super::credentials;
 use super::options::{self, CONNECT_TIMEOUT, OptionsError};
 use super::{Meter, silence};
-use crate::control::InForce;
+use crate::in_force::InForce;
 use hedge_config::PayloadsConfig;
 
 /// What an interrupted piece loses; at 20 kbit/s it takes 26 s.

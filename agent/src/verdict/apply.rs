@@ -16,10 +16,10 @@ use tokio::sync::watch;
 
 use super::Locals;
 use crate::answers::{ANSWER_AGE_MAX, Answers, Remembered};
-use crate::control::InForce;
 use crate::faults::Faults;
 use crate::figures::Figures;
-use crate::pipeline::LinkView;
+use crate::in_force::InForce;
+use crate::link::LinkView;
 use hedge_outbox::{Applied, Outbox, ReadError, State, StoredCase};
 
 /// How many of the cases that were stored last are looked through for names at a start: a second's reading of a log

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BATCH_MAX, Sink, SinkError, Verdicts};
 use crate::faults::Part;
-use hedge_config::Wanted;
 use hedge_outbox::{Entry, State};
+use hedge_proto::SinkWants;
 
 /// Without any news the disk and what the sink needs are looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ type Offered = (CaseKey, u32);
 pub struct Delivery {
     verdicts: Verdicts,
     sink: Sink,
-    wanted: Wanted,
+    wanted: SinkWants,
     patience: Patience<Offered>,
     begun: Instant,
     /// What was said to be wrong, and when.
@@ -58,7 +58,7 @@ enum Stopped {
 
 impl Delivery {
     #[must_use]
-    pub fn new(verdicts: Verdicts, sink: Sink, wanted: Wanted) -> Self {
+    pub fn new(verdicts: Verdicts, sink: Sink, wanted: SinkWants) -> Self {
         Self { verdicts, sink, wanted, patience: Patience::default(), begun: Instant::now(), said: None }
     }
 
@@ -231,7 +231,7 @@ impl Delivery {
         }
         self.said = Some((reason.to_owned(), Instant::now()));
         let waits = match self.sink {
-            Sink::Jsonl(_) if self.wanted == Wanted::All => ", and so do the pictures of folders",
+            Sink::Jsonl(_) if self.wanted == SinkWants::All => ", and so do the pictures of folders",
             _ => "",
         };
         self.verdicts.faults.set(&self.part(), format!("verdicts.{}: {reason}{waits}", self.sink.name()));

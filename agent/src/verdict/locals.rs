@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{JSONL, MQTT, sink_name};
 use crate::figures::Figures;
-use hedge_config::Wanted;
+use hedge_proto::SinkWants;
 
 /// Answers that may wait for one sink: about 2 MB. At a thousand answers a second a file may pause for a second.
 const WAITING_MAX: usize = 1024;
@@ -26,7 +26,7 @@ pub struct Locals {
 
 /// What one sink is to have.
 struct Queue {
-    wanted: Wanted,
+    wanted: SinkWants,
     waiting: VecDeque<Waiting>,
     /// So many of the first are being delivered.
     under_way: usize,
@@ -51,13 +51,13 @@ impl Locals {
     }
 
     /// From now on sink `number` is to have what it wants; what waits for it already goes on waiting.
-    pub fn serve(&self, number: u8, wanted: Wanted) {
+    pub fn serve(&self, number: u8, wanted: SinkWants) {
         let mut queues = self.queues();
         let kept = queues.remove(&number);
         let wants_any = match wanted {
-            Wanted::All => true,
-            Wanted::Changed => number == MQTT,
-            Wanted::Corrections => false,
+            SinkWants::All => true,
+            SinkWants::Changed => number == MQTT,
+            SinkWants::Corrections => false,
         };
         if wants_any {
             queues.insert(number, Queue { wanted, ..kept.unwrap_or_default() });
@@ -132,7 +132,7 @@ impl Locals {
 impl Default for Queue {
     fn default() -> Self {
         Self {
-            wanted: Wanted::All,
+            wanted: SinkWants::All,
             waiting: VecDeque::new(),
             under_way: 0,
             came: 0,
@@ -146,7 +146,7 @@ impl Default for Queue {
 impl Queue {
     /// All are taken, or only what differs from the source's last word.
     fn takes(&mut self, answer: &Answer) -> bool {
-        if self.wanted == Wanted::All {
+        if self.wanted == SinkWants::All {
             return true;
         }
         let says = answer.said.as_ref().map(Output::headline).unwrap_or_default();
@@ -182,7 +182,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_folder_waits_for_the_file_and_no_other_answer_pushes_its_own_out() {
         let locals = Locals::default();
-        locals.serve(JSONL, Wanted::All);
+        locals.serve(JSONL, SinkWants::All);
         give(&locals, 0, true);
         for n in 1..=2 * WAITING_MAX as u64 {
             give(&locals, n, false);
@@ -196,7 +196,7 @@ mod tests {
         locals.done(JSONL, WAITING_MAX);
         written.await;
         // Another sink holds up nobody, and one that is gone neither.
-        locals.serve(super::super::WEBHOOK, Wanted::All);
+        locals.serve(super::super::WEBHOOK, SinkWants::All);
         give(&locals, 9999, true);
         locals.done(JSONL, 1);
         locals.written().await;
@@ -209,7 +209,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_under_way_is_neither_dropped_nor_delivered_twice() {
         let locals = Locals::default();
-        locals.serve(JSONL, Wanted::All);
+        locals.serve(JSONL, SinkWants::All);
         (0..WAITING_MAX as u64).for_each(|n| give(&locals, n, false));
         assert_eq!(locals.first(JSONL, 2).len(), 2);
         give(&locals, 5000, false);
@@ -220,8 +220,8 @@ mod tests {
     #[test]
     fn an_mqtt_sink_that_wants_changes_gets_what_differs_from_the_last_word_once() {
         let locals = Locals::default();
-        locals.serve(MQTT, Wanted::Changed);
-        locals.serve(JSONL, Wanted::Changed);
+        locals.serve(MQTT, SinkWants::Changed);
+        locals.serve(JSONL, SinkWants::Changed);
         for (n, label) in [(0, "cat"), (1, "cat"), (2, "dog")] {
             let said = Some(Output::label(label));
             locals.pass_on(&Arc::new(Answer { said, ..answer(id(n), "cam", None, 0) }), false);

@@ -27,7 +27,8 @@ pub use self::mqtt::MqttSink;
 pub use self::sinks::Sinks;
 pub use self::webhook::Webhook;
 use crate::uplink::{Meter, Uplink, options};
-use hedge_config::{BrokerConfig, VerdictsConfig, Wanted};
+use hedge_config::{BrokerConfig, VerdictsConfig};
+use hedge_proto::SinkWants;
 
 /// Why an answer was not delivered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -91,7 +92,7 @@ impl Sink {
         config: &VerdictsConfig,
         uplink: Option<&Uplink>,
         device: &DeviceId,
-    ) -> Option<(Self, Wanted)> {
+    ) -> Option<(Self, SinkWants)> {
         Some(match (number, config) {
             (JSONL, VerdictsConfig { jsonl: Some(jsonl), .. }) => {
                 (Self::Jsonl(Jsonl::new(jsonl.path.clone(), jsonl.bytes_max)), jsonl.wanted)
@@ -207,9 +208,9 @@ mod tests {
         let changed = answer(id(1), "cam", None, 1);
         let agreed = Answer { changed: false, ..changed.clone() };
         for (wanted, expected) in [
-            (Wanted::All, [true, true, true]),
-            (Wanted::Corrections, [false, true, true]),
-            (Wanted::Changed, [false, false, true]),
+            (SinkWants::All, [true, true, true]),
+            (SinkWants::Corrections, [false, true, true]),
+            (SinkWants::Changed, [false, false, true]),
         ] {
             assert_eq!([&local, &agreed, &changed].map(|answer| wanted.takes(answer)), expected, "{wanted:?}");
         }

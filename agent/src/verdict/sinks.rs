@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Delivery, Sink, Verdicts, sink_bits, sink_name};
 use crate::faults::Part;
 use crate::uplink::Uplink;
-use hedge_config::{VerdictsConfig, Wanted};
+use hedge_config::VerdictsConfig;
+use hedge_proto::SinkWants;
 
 /// The running deliveries.
 pub struct Sinks {
@@ -54,7 +55,7 @@ impl Sinks {
         tokio::spawn(async move { verdicts.forget_all_delivered().await });
     }
 
-    fn replace(&mut self, number: u8, made: Option<(Sink, Wanted)>) {
+    fn replace(&mut self, number: u8, made: Option<(Sink, SinkWants)>) {
         let (faults, part) = (self.verdicts.faults.clone(), Part::Sink(sink_name(number)));
         let before = self.running.remove(&number);
         if let Some((stop, _)) = &before {

@@ -1,10 +1,8 @@
 //! The command line of `hedge-agent`. Manual pages and completions are made from it, too.
 
-use std::path::PathBuf;
-
 use clap::{Parser, Subcommand};
 
-use crate::{bench, bundle, check, feed, infer, log, queue, settings, setup, support};
+use crate::{ConfigArgument, bench, bundle, check, feed, infer, log, queue, settings, setup, support};
 
 /// Answers on the device when the model is sure, asks the cloud when it is not, loses nothing while the link
 /// is down.
@@ -49,14 +47,6 @@ pub enum Command {
     /// Make, inspect and calibrate model bundles.
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
-}
-
-#[derive(Debug, Clone, clap::Args)]
-pub struct ConfigArgument {
-    /// The configuration file. Any value in it, except those of models and sources, can be overridden from the
-    /// environment: HEDGE_BROKER__URL is `url` of the broker.
-    #[arg(long, env = "HEDGE_CONFIG", default_value = "/etc/hedge/agent.toml", value_name = "FILE")]
-    pub config: PathBuf,
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use hedge_inference::{Bundle, Model, Runtime, SessionOptions, Tensor};
 use hedge_proto::{Explanation, ModelRef, Outcome, Output, in_one_line};
 use serde::Serialize;
 
-use super::bundle::samples::tensors;
+use crate::samples::tensors;
 use hedge_agent::inference::{NO_THRESHOLD, Opinion};
 use hedge_config::ThresholdConfig;
 

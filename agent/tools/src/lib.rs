@@ -10,21 +10,31 @@ pub mod bundle;
 pub mod check;
 mod client;
 pub mod feed;
+mod idx;
 pub mod infer;
 pub mod log;
 pub mod queue;
+mod samples;
 pub mod settings;
 pub mod setup;
 pub mod support;
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
 use self::client::Client;
 use hedge_config::Config;
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct ConfigArgument {
+    /// The configuration file. Any value in it, except those of models and sources, can be overridden from the
+    /// environment: HEDGE_BROKER__URL is `url` of the broker.
+    #[arg(long, env = "HEDGE_CONFIG", default_value = "/etc/hedge/agent.toml", value_name = "FILE")]
+    pub config: PathBuf,
+}
 
 /// A running agent that answers on one of its listeners.
 async fn running(config: &Config) -> Option<Client> {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use hedge_agent::control::audit::{self, Line};
+use hedge_agent::audit::{self, Line};
 use hedge_config::Config;
 
 /// What is logged.

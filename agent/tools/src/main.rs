@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser as _;
 use hedge_agent::daemon::{self, Ending, StartError};
+use hedge_agent::restart;
 use hedge_config::{Config, ConfigError, Starting};
 use hedge_tools::arguments::{Arguments, Command};
 use hedge_tools::{bench, bundle, check, feed, infer, log, queue, settings, setup, support};
@@ -75,7 +76,7 @@ fn act(command: Command) -> anyhow::Result<ExitCode> {
 
 /// The same process runs the program from its beginning, so a restart needs nobody outside. Files are closed by it.
 fn become_anew() -> anyhow::Result<ExitCode> {
-    let program = daemon::program().context("this process does not know its own program")?;
+    let program = restart::program().context("this process does not know its own program")?;
     let error = std::process::Command::new(&program).args(std::env::args_os().skip(1)).exec();
     Err(error).with_context(|| format!("cannot start {} again", program.display()))
 }

@@ -9,9 +9,9 @@ use hedge_core::clock::Moment;
 
 use super::queue::reach::{cannot_open, check_owner, outbox_dir};
 use super::running;
+use hedge_agent::audit::Audit;
 use hedge_agent::clock::Clock;
 use hedge_agent::control::Reset;
-use hedge_agent::control::audit::Audit;
 use hedge_agent::state::StateFile;
 use hedge_config::Config;
 use hedge_outbox::Outbox;

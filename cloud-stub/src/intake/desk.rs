@@ -11,11 +11,11 @@ use hedge_proto::{
 
 use serde_bytes::ByteBuf;
 
-use super::Incoming;
 use super::decide::{self, Arrived, BUSY_S, HOLD_S, Step, Told, dead, failed};
 use super::gate::Gate;
 use super::lanes::Lanes;
 use super::settings::{self, Document};
+use crate::message::Incoming;
 use crate::model::{ModelFailure, Outcome};
 use crate::payloads::Storage;
 use crate::presence::Heard;

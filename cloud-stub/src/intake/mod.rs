@@ -21,11 +21,10 @@ mod settings;
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use hedge_proto::{DeviceId, DownMessage, Topic, Topics};
 use tokio::sync::{mpsc, watch};
 
-use crate::link::Receipt;
+use crate::message::{Incoming, Settled};
 use crate::model::{Job, Outcome, Workers};
 use crate::payloads::Storage;
 use crate::presence::Heard;
@@ -72,23 +71,6 @@ pub enum Event {
     Stop,
 }
 
-/// One MQTT message as it came.
-pub struct Incoming {
-    pub topic: String,
-    pub payload: Bytes,
-    /// The broker has kept it: its sender may be gone long since.
-    pub retained: bool,
-    /// To be settled exactly once; absent for QoS 0.
-    pub receipt: Option<Receipt>,
-}
-
-/// A message that needs nothing more from the broker.
-pub struct Settled {
-    pub receipt: Receipt,
-    /// `false`: it could not be recorded, and the device was told to wait.
-    pub taken: bool,
-}
-
 /// Why the intake ends before it is told to.
 #[derive(Debug, thiserror::Error)]
 pub enum IntakeError {
@@ -96,6 +78,12 @@ pub enum IntakeError {
     Store(#[from] StoreError),
     #[error("the model for `{0}` has died; see the log above for why")]
     ModelGone(String),
+}
+
+impl From<Box<Outcome>> for Event {
+    fn from(outcome: Box<Outcome>) -> Self {
+        Self::Outcome(outcome)
+    }
 }
 
 /// Where the intake's effects go.

@@ -8,13 +8,14 @@
 //! Each connection has its own client and event loop: clean start, session expiry 0. What was not
 //! acknowledged on one connection is acknowledged on none, and its device sends it again.
 
+mod args;
 mod endpoint;
 mod session;
 mod stale;
 mod unsent;
 
+pub use args::BrokerArgs;
 pub use endpoint::{Credentials, CredentialsError, Endpoint, InvalidEndpoint};
-pub use session::Receipt;
 
 use std::fmt;
 use std::time::Duration;
@@ -25,7 +26,8 @@ use rumqttc::{AckMode, MqttOptions, QoS, Transport};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::intake::{Event, Settled, Shut};
+use crate::intake::{Event, Shut};
+use crate::message::Settled;
 use crate::reply::Reply;
 
 /// How many unacknowledged messages the broker may have under way to us. In the worst case each is as long

@@ -21,7 +21,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use super::stale::Stale;
 use super::unsent::{PassedOver, Unsent};
 use super::{Dial, Ends, LinkNow};
-use crate::intake::{Event, Incoming, Settled, Shut, Way};
+use crate::intake::{Event, Shut, Way};
+use crate::message::{Incoming, Receipt, Settled};
 use crate::reply::Reply;
 use crate::wall_ms;
 
@@ -43,13 +44,6 @@ const GOODBYE_MAX: Duration = Duration::from_secs(3);
 
 /// One shared name for all instances: each case goes to one of them.
 const SHARE_GROUP: &str = "hedge";
-
-/// The right to acknowledge one message, once, on the connection it came by.
-#[derive(Debug)]
-pub struct Receipt {
-    generation: u64,
-    ack: ManualAck,
-}
 
 /// How a connection ended.
 pub(super) enum End {

@@ -22,7 +22,6 @@ use prometheus_client::metrics::histogram::Histogram;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::intake::Event;
 use alone::Alone;
 use bench::Taker;
 
@@ -96,9 +95,9 @@ pub fn seconds() -> Seconds {
 }
 
 /// Starts one thread per model. Outcomes go to `events`.
-pub fn start(
+pub fn start<E: From<Box<Outcome>> + Send + 'static>(
     models: Vec<Box<dyn Answerer>>,
-    events: &mpsc::Sender<Event>,
+    events: &mpsc::Sender<E>,
     seconds: &Seconds,
 ) -> Result<Workers, WorkersError> {
     let mut workers = Workers::new();
@@ -117,7 +116,12 @@ pub fn start(
     Ok(workers)
 }
 
-fn work(mut model: Box<dyn Answerer>, jobs: &Taker, events: &mpsc::Sender<Event>, seconds: &Histogram) {
+fn work<E: From<Box<Outcome>>>(
+    mut model: Box<dyn Answerer>,
+    jobs: &Taker,
+    events: &mpsc::Sender<E>,
+    seconds: &Histogram,
+) {
     let mut alone = Alone::new(model.alone());
     while let Ok(job) = jobs.take(alone::IDLE_MAX) {
         alone.rest();
@@ -128,7 +132,7 @@ fn work(mut model: Box<dyn Answerer>, jobs: &Taker, events: &mpsc::Sender<Event>
         let took = begun.elapsed();
         seconds.observe(took.as_secs_f64());
         let outcome = Outcome { case, payload_bytes: payload.len() as u64, took, opinion };
-        if events.blocking_send(Event::Outcome(Box::new(outcome))).is_err() {
+        if events.blocking_send(E::from(Box::new(outcome))).is_err() {
             // The intake has gone; what is unanswered is picked up at the next start.
             return;
         }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::body::Received;
 use super::{Api, HttpError};
 use crate::capture::{Intake, Lookup, content_type};
-use crate::pipeline::LinkView;
+use crate::link::LinkView;
 use crate::sample::{NewSample, SampleError};
 use hedge_config::SourceConfig;
 

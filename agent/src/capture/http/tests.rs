@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::Capture;
 use crate::capture::testing::{Fake, answer, id};
 use crate::faults::Faults;
-use crate::pipeline::LinkView;
+use crate::link::LinkView;
 use crate::sample::SampleError;
 use hedge_config::Config;
 

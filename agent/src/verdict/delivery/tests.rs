@@ -11,8 +11,8 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::answers::Answers;
 use crate::capture::testing::{answer, case, id};
-use crate::control::InForce;
-use crate::pipeline::LinkView;
+use crate::in_force::InForce;
+use crate::link::LinkView;
 use crate::verdict::{CommandSink, JSONL, Jsonl, Locals, WEBHOOK, Webhook};
 use hedge_config::{Config, WebhookConfig};
 use hedge_outbox::{Limits, NewCase, Outbox};
@@ -72,7 +72,7 @@ impl Bench {
         Self { folder, verdicts, stop: CancellationToken::new() }
     }
 
-    fn start(&self, sink: Sink, wanted: Wanted) -> JoinHandle<()> {
+    fn start(&self, sink: Sink, wanted: SinkWants) -> JoinHandle<()> {
         self.verdicts.locals.serve(sink.number(), wanted);
         tokio::spawn(Delivery::new(self.verdicts.clone(), sink, wanted).run(self.stop.clone()))
     }
@@ -128,14 +128,14 @@ async fn receiver(status: &Arc<AtomicU16>, poisoned: Option<&'static str>) -> Si
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}/hook", listener.local_addr().expect("an address"));
     tokio::spawn(async move { axum::serve(listener, routes).await });
-    Sink::Webhook(Webhook::new(WebhookConfig { url, wanted: Wanted::default(), ca_file: None, token_file: None }))
+    Sink::Webhook(Webhook::new(WebhookConfig { url, wanted: SinkWants::default(), ca_file: None, token_file: None }))
 }
 
 #[tokio::test]
 async fn what_a_webhook_refuses_is_kept_said_counted_and_delivered_once_it_is_taken() {
     for refusal in [308, 400, 401, 403, 404] {
         let (bench, status) = (Bench::new(), Arc::new(AtomicU16::new(refusal)));
-        let delivery = bench.start(receiver(&status, None).await, Wanted::Corrections);
+        let delivery = bench.start(receiver(&status, None).await, SinkWants::Corrections);
         for n in 0..4 {
             bench.answered(n).await;
         }
@@ -158,7 +158,7 @@ async fn one_correction_that_is_never_taken_holds_up_no_other() {
     let (bench, status) = (Bench::new(), Arc::new(AtomicU16::new(400)));
     bench.verdicts.sinks.store(1 << WEBHOOK, Ordering::Relaxed);
     let sequence: &'static str = Box::leak(id(3).to_string().into_boxed_str());
-    bench.start(receiver(&status, Some(sequence)).await, Wanted::Corrections);
+    bench.start(receiver(&status, Some(sequence)).await, SinkWants::Corrections);
     for n in 0..CASES {
         bench.answered(n).await;
     }
@@ -178,7 +178,7 @@ async fn a_command_that_fails_on_one_correction_gets_the_others() {
     let out = bench.folder.path().join("taken");
     let script = format!("read line; case $line in *'{}'*) exit 3;; esac; echo >> {}", id(1), out.display());
     let command = CommandSink::new(&["sh".to_owned(), "-c".to_owned(), script]);
-    bench.start(Sink::Command(command), Wanted::Corrections);
+    bench.start(Sink::Command(command), SinkWants::Corrections);
     for n in 0..4 {
         bench.answered(n).await;
     }
@@ -193,7 +193,7 @@ async fn a_sink_whose_file_is_missing_is_a_fault_of_its_own_and_heals() {
     let status = Arc::new(AtomicU16::new(204));
     let Sink::Webhook(webhook) = receiver(&status, None).await else { panic!("a webhook") };
     let sink = Sink::Webhook(webhook.with_token(&token));
-    bench.start(sink, Wanted::Corrections);
+    bench.start(sink, SinkWants::Corrections);
     bench.until("a fault", |bench| bench.fault("sink.webhook").is_some()).await;
     let fault = bench.fault("sink.webhook").expect("there");
     assert!(fault.contains(&format!("token_file = {}", token.display())), "{fault}");
@@ -208,7 +208,7 @@ async fn a_file_whose_folder_comes_later_gets_every_answer_that_was_waited_for()
     let bench = Bench::new();
     let place = bench.folder.path().join("later");
     let path = place.join("answers.jsonl");
-    let delivery = bench.start(Sink::Jsonl(Jsonl::new(path.clone(), 1 << 20)), Wanted::All);
+    let delivery = bench.start(Sink::Jsonl(Jsonl::new(path.clone(), 1 << 20)), SinkWants::All);
     bench.until("a fault", |bench| bench.fault("sink.jsonl").is_some()).await;
     assert!(bench.fault("sink.jsonl").expect("there").contains("folders"), "it says what else waits");
     bench.give(0, true);
@@ -230,12 +230,12 @@ async fn a_file_whose_folder_comes_later_gets_every_answer_that_was_waited_for()
 async fn a_sink_that_comes_late_to_its_turn_still_gets_each_answer_before_its_correction() {
     let bench = Bench::new();
     let path = bench.folder.path().join("answers.jsonl");
-    bench.verdicts.locals.serve(JSONL, Wanted::All);
+    bench.verdicts.locals.serve(JSONL, SinkWants::All);
     for n in 0..CASES {
         bench.give(n, false);
         bench.answered(n).await;
     }
-    bench.start(Sink::Jsonl(Jsonl::new(path.clone(), 1 << 20)), Wanted::All);
+    bench.start(Sink::Jsonl(Jsonl::new(path.clone(), 1 << 20)), SinkWants::All);
     bench.until("all are delivered", |bench| bench.undelivered(JSONL) == 0).await;
     let seen = bench.lines(&path);
     let place = |wanted| seen.iter().position(|one| *one == wanted);

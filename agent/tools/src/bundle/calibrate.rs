@@ -12,7 +12,7 @@ use hedge_proto::in_one_line;
 use toml_edit::{DocumentMut, Item, Table, value};
 
 use super::calibration::{Quality, Scored, accuracy, fit_temperature, logits, quality, score, score_min};
-use super::samples::{Samples, classes, files, from_folders, from_idx, tensors};
+use crate::samples::{Samples, classes, files, from_folders, from_idx, tensors};
 
 /// Fit temperature and threshold on labelled samples and write both into the manifest.
 #[derive(Debug, clap::Args)]

@@ -2,7 +2,7 @@
 
 use hedge_inference::task::{OutputKind, Scores, Temperature};
 
-use super::samples::Known;
+use crate::samples::Known;
 
 /// Temperatures outside are a sign of wrong labels, not of a badly calibrated model.
 const TEMPERATURE_MIN: f64 = 0.05;

@@ -15,9 +15,9 @@ use hedge_proto::Name;
 
 use super::detector::DetectorArgs;
 use super::draft::{Draft, OutputLines, Size};
-use super::samples::tensors;
 use super::trial;
 use crate::read_file;
+use crate::samples::tensors;
 use hedge_agent::inference::Opinion;
 
 /// Make a bundle from an ONNX classifier or detector and its labels.

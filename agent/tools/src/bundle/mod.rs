@@ -4,11 +4,9 @@ mod calibrate;
 mod calibration;
 mod detector;
 mod draft;
-mod idx;
 mod init;
 mod inspect;
 mod preprocessing;
-pub(super) mod samples;
 mod trial;
 
 use std::process::ExitCode;

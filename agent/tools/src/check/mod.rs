@@ -14,9 +14,9 @@ use std::process::ExitCode;
 use hedge_inference::Runtime;
 
 use self::report::Report;
-use crate::arguments::ConfigArgument;
+use crate::ConfigArgument;
 use crate::running;
-use hedge_agent::control;
+use hedge_agent::settings;
 use hedge_agent::state::StateFile;
 use hedge_config::{Config, ConfigFile, NoSetting, Starting};
 
@@ -89,7 +89,7 @@ pub(super) async fn look(args: &CheckArgs) -> (Report, bool) {
 /// The file with the settings from afar that the device keeps, as the next start, or the running agent, has them.
 fn in_force(report: &mut Report, file: &ConfigFile) -> Config {
     let state = StateFile::in_memory(&file.config.state_dir, "it is only looked at");
-    match control::in_force(file, &state.state().settings.book) {
+    match settings::in_force(file, &state.state().settings.book) {
         Ok((0, config)) => config,
         Ok((version, config)) => {
             report.ok("settings", format!("version {version} from afar is in force over the file"));

@@ -18,8 +18,8 @@ use self::mask::Masker;
 use super::check::{self, CheckArgs};
 use super::queue::stats;
 use super::running;
-use crate::arguments::ConfigArgument;
-use hedge_agent::control::audit;
+use crate::ConfigArgument;
+use hedge_agent::audit;
 use hedge_config::Starting;
 
 /// The most of one file that goes in; of a longer one its end.

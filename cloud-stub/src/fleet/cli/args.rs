@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use hedge_proto::{COMMAND_ID_BYTES_MAX, Confirm};
 
-use crate::args::BrokerArgs;
 use crate::fleet::change::Onto;
 use crate::fleet::select::Where;
+use crate::link::BrokerArgs;
 
 /// How long a device may take for its first word.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);

@@ -9,7 +9,7 @@ use super::Device;
 use hedge_config::{ConfigError, ConfigFile};
 
 /// A device on which every field has something to be about.
-pub(in crate::control) const LOCAL: &str = r#"
+pub(in crate::settings) const LOCAL: &str = r#"
     [broker]
     url = "mqtt://home"
     [credentials.away]

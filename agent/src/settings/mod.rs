@@ -3,7 +3,12 @@
 //! Whatever comes into force is on disk before. What could cut the link is on trial until a live cloud has answered
 //! over it; how that ends is decided in core, also after a crash at any step.
 
-use std::collections::BTreeSet;
+pub(crate) mod desired;
+mod effective;
+mod report;
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,16 +24,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::audit::{Audit, Entry, Kind};
-use super::desired::{Device, Wanted, refused};
-use super::report::{self, reported};
-use super::{InForce, Request};
+use self::desired::{Device, Wanted, refused};
+use self::report::reported;
+use crate::audit::{Audit, Entry, Kind};
 use crate::capture::Capture;
 use crate::clock::Clock;
-use crate::daemon::log::LogLevel;
+use crate::control::Request;
 use crate::faults::Part;
-use crate::pipeline::{LinkView, Pipeline};
-use crate::state::StateFile;
+use crate::in_force::InForce;
+use crate::link::LinkView;
+use crate::log::LogLevel;
+use crate::pipeline::Pipeline;
+use crate::state::{Remembered, StateFile};
 use crate::uplink::{SessionView, Uplink};
 use crate::verdict::Sinks;
 use hedge_config::{Config, ConfigFile};
@@ -38,16 +45,6 @@ const LOG_LEVEL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// A question about a case that cannot exist: whoever answers it is a live cloud.
 const NO_CASE: CaseKey = CaseKey { epoch: Epoch(0), sequence: u64::MAX };
-
-/// What the state file holds of settings.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-pub struct Remembered {
-    pub book: Book,
-    pub paused: BTreeSet<Name>,
-    /// Told again at every connect.
-    pub last: Option<LastDesired>,
-}
 
 /// What a start begins with: the last settings, or what a trial that must end leaves.
 pub(crate) fn resume(file: &ConfigFile, state: &mut StateFile, clock: &Clock) -> (InForce, Remembered) {
@@ -486,9 +483,6 @@ impl SettingsTask {
         reported(&in_force, overlay, suggested.collect(), self.remembered.last.clone())
     }
 }
-
-#[cfg(test)]
-mod tests;
 
 fn version_text(version: Option<u64>) -> String {
     version.map_or_else(|| "no version".to_owned(), |version| format!("version {version}"))

@@ -11,11 +11,12 @@ use hedge_core::control::trial::{End, Evidence, STARTS_MAX, TRIAL};
 use hedge_proto::{SettingsOutcome, from_json, to_json};
 use serde_json::{Value, json};
 
-use super::super::desired::Device;
-use super::super::desired::documents::LOCAL;
-use super::super::desired::tests::schema;
-use super::{Remembered, in_force};
-use crate::control::InForce;
+use super::desired::Device;
+use super::desired::documents::LOCAL;
+use super::desired::tests::schema;
+use super::in_force;
+use crate::in_force::InForce;
+use crate::state::Remembered;
 use hedge_config::{Config, ConfigFile};
 
 /// What an operator gets in exchange for a wrong setting: the trial, and a dial.

@@ -7,8 +7,8 @@ use hedge_proto::{LastDesired, Name, Reported, Settings, ThresholdSettings, to_j
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::InForce;
 use super::effective::effective;
+use crate::in_force::InForce;
 use crate::uplink::{PublishError, SessionView, Uplink};
 
 /// A report that found no place among what waits to be sent is offered again after so long.

@@ -1,26 +1,9 @@
-//! The operator's hand on the device: settings wanted over MQTT, and what is decided locally in between.
-//!
-//! One task, `settings`, owns what is in force. Everything else asks it through [`Control`] and looks at
-//! [`InForce`]. Another, `commands`, gives each command one effect and one result. Which document comes into force
-//! and which command runs is decided in core.
-
-pub mod audit;
-pub(crate) mod commands;
-pub(crate) mod desired;
-mod effective;
-mod in_force;
-mod report;
-pub(crate) mod settings;
+//! The way to the settings: everything that may ask the task of `settings` for a change, and how it asks.
 
 use bytes::Bytes;
 use hedge_proto::Name;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
-
-pub use self::effective::effective;
-pub use self::in_force::{InForce, SourceSetup};
-pub(crate) use self::settings::SettingsTask;
-pub use self::settings::{Remembered, in_force};
 
 /// Requests that may wait. Each takes a write to the disk at most.
 pub const REQUESTS_MAX: usize = 32;

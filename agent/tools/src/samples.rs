@@ -7,7 +7,7 @@ use hedge_inference::task::{Classify, Reading, Scores};
 use hedge_inference::{Bundle, Model, Picture, Tensor};
 use hedge_proto::in_one_line;
 
-use super::idx::{GrayPictures, read_classes};
+use crate::idx::{GrayPictures, read_classes};
 use crate::{SAMPLE_BYTES_MAX, read_file};
 
 /// The most samples one calibration runs: minutes with a small model, and more do not change the result.

@@ -1,20 +1,18 @@
 //! Every remotely settable field as it is in force, in the words of the settings.
 
-use hedge_core::policy::{Payload, Policies, Policy};
+use hedge_core::policy::{Policies, Policy};
 use hedge_inference::Region;
 use hedge_proto::{
-    BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
-    PayloadSettings, RegionSettings, Settings, Share, SilentStateSettings, SinkSettings, SinkWants, SourceSettings,
-    StateSettings, StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings, WindowsSettings,
+    BrokerSettings, CeilingsSettings, LinkSettings, LogSettings, ModelSettings, OutboxSettings, RegionSettings,
+    Settings, Share, SilentStateSettings, SinkSettings, SinkWants, SourceSettings, StateSettings, StatesSettings,
+    TelemetrySettings, ThresholdSettings, VerdictsSettings, WindowsSettings,
 };
 
-use hedge_config::{
-    BrokerConfig, Config, LinkConfig, ProfileName, SourceConfig, ThresholdConfig, VerdictsConfig, Wanted,
-};
+use hedge_config::{BrokerConfig, Config, LinkConfig, SourceConfig, ThresholdConfig, VerdictsConfig};
 
 /// What `config` says of each remotely settable field.
 #[must_use]
-pub fn effective(config: &Config) -> Settings {
+pub(super) fn effective(config: &Config) -> Settings {
     let model = |model: &hedge_config::ModelConfig| {
         (model.name.clone(), Some(ModelSettings { threshold: Some(threshold(&model.threshold)) }))
     };
@@ -33,10 +31,7 @@ pub fn effective(config: &Config) -> Settings {
 fn link(config: &Config) -> LinkSettings {
     let (link, ceilings) = (&config.link, config.link.ceilings());
     LinkSettings {
-        profile: Some(match link.profile {
-            ProfileName::Lan => LinkProfile::Lan,
-            ProfileName::Metered => LinkProfile::Metered,
-        }),
+        profile: Some(link.profile),
         batch_bytes_max: Some(link.batch_bytes_max()),
         windows: Some(WindowsSettings { every_s: Some(link.windows.every_s), open_s: Some(link.windows.open_s) }),
         states: Some(states(&config.policies())),
@@ -57,7 +52,7 @@ fn states(policies: &Policies) -> StatesSettings {
         Some(StateSettings {
             threshold_scale: Some(policy.threshold.value()),
             wait_ms_max: wait(policy),
-            payload: Some(payload(policy.payload)),
+            payload: Some(policy.payload),
             drain_per_s: policy.drain_per_s,
         })
     };
@@ -65,7 +60,7 @@ fn states(policies: &Policies) -> StatesSettings {
         Some(SilentStateSettings {
             threshold_scale: Some(policy.threshold.value()),
             wait_ms_max: wait(policy),
-            payload: Some(payload(policy.payload)),
+            payload: Some(policy.payload),
         })
     };
     StatesSettings {
@@ -76,24 +71,8 @@ fn states(policies: &Policies) -> StatesSettings {
     }
 }
 
-fn payload(payload: Payload) -> PayloadSettings {
-    match payload {
-        Payload::Nothing => PayloadSettings::Nothing,
-        Payload::Whole => PayloadSettings::Whole,
-        Payload::Thumbnail { side_max } => PayloadSettings::Thumbnail(side_max),
-    }
-}
-
 fn verdicts(config: &VerdictsConfig) -> VerdictsSettings {
-    let sink = |wanted: Option<Wanted>| {
-        wanted.map(|wanted| SinkSettings {
-            wanted: Some(match wanted {
-                Wanted::All => SinkWants::All,
-                Wanted::Corrections => SinkWants::Corrections,
-                Wanted::Changed => SinkWants::Changed,
-            }),
-        })
-    };
+    let sink = |wanted: Option<SinkWants>| wanted.map(|wanted| SinkSettings { wanted: Some(wanted) });
     VerdictsSettings {
         jsonl: sink(config.jsonl.as_ref().map(|sink| sink.wanted)),
         webhook: sink(config.webhook.as_ref().map(|sink| sink.wanted)),

@@ -20,7 +20,7 @@ impl LogLevel {
 }
 
 /// Starts logging. Under systemd the journal adds the time, so lines carry none.
-pub(super) fn start(config: &LogConfig) -> Result<LogLevel, LogError> {
+pub(crate) fn start(config: &LogConfig) -> Result<LogLevel, LogError> {
     let builder = tracing_subscriber::fmt().with_writer(std::io::stderr);
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     // Three types of subscriber, one handle.

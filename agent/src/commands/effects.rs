@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use super::CarriesOut;
 use crate::capture::Intake as _;
 use crate::control::Control;
-use crate::daemon::Restart;
 use crate::pipeline::Pipeline;
 use crate::queue::{Id, Selection, Stage};
+use crate::restart::Restart;
 
 /// How long a source may take to bring a picture.
 const SNAPSHOT_WAIT_MAX: Duration = Duration::from_secs(20);

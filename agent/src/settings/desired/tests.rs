@@ -2,7 +2,7 @@
 //! are and what each takes, so that a new field is in here without anybody remembering.
 
 mod messages;
-pub(in crate::control) mod schema;
+pub(in crate::settings) mod schema;
 
 use std::sync::Arc;
 

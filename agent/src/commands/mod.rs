@@ -20,7 +20,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use hedge_core::control::commands::{Admission, Arrived, Book, Intent, Record, Refusal, ReplyTo, bounded};
 use hedge_proto::{CommandOutcome, DeviceId, Order, Reply, Topics};
 use serde_json::Value;
@@ -31,9 +30,10 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::effects::Effects;
 use self::journal::Journal;
 use self::replies::{Replies, Says};
-use super::audit::{Audit, Entry, Kind};
+use crate::audit::{Audit, Entry, Kind};
 use crate::clock::Clock;
-use crate::pipeline::LinkView;
+use crate::link::LinkView;
+use crate::uplink::Command;
 
 /// Whether the journal of commands in `dir` can be used.
 pub(crate) fn journal_opens(dir: &Path) -> std::io::Result<()> {
@@ -49,22 +49,9 @@ const WAITING_MAX: usize = 64;
 /// A command that takes longer has failed. The slowest writes to disk and waits for a picture.
 const EFFECT_WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// A message on `down/command`.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Message {
-    pub payload: Bytes,
-    pub retained: bool,
-    pub correlation: Option<Bytes>,
-    pub response_topic: Option<String>,
-    /// The user property `by`.
-    pub by: Option<String>,
-    /// How long the device may have been out of reach by its own will.
-    pub rest: Duration,
-}
-
 /// Brings messages to the desk. Cheap to clone.
 #[derive(Clone)]
-pub struct Desk {
+pub(crate) struct Desk {
     messages: mpsc::Sender<Handed>,
     stopping: Arc<AtomicBool>,
 }
@@ -76,7 +63,7 @@ pub(crate) struct Inbox {
 }
 
 /// A message, and who waits until it is in good hands.
-type Handed = (Message, oneshot::Sender<()>);
+type Handed = (Command, oneshot::Sender<()>);
 
 impl Desk {
     #[must_use]
@@ -88,7 +75,7 @@ impl Desk {
 
     /// Done when the message is decided on and, if it begins, on disk. False: the agent is stopping, and the message
     /// must come again.
-    pub(crate) async fn take(&self, message: Message) -> bool {
+    pub(crate) async fn take(&self, message: Command) -> bool {
         let (taken, waiting) = oneshot::channel();
         if self.messages.send((message, taken)).await.is_ok() && waiting.await.is_ok() {
             return true;
@@ -218,7 +205,7 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
         }
     }
 
-    async fn take(&mut self, message: Message) {
+    async fn take(&mut self, message: Command) {
         let captured = self.clock.captured();
         let arrived = Arrived {
             payload: &message.payload,

@@ -121,7 +121,7 @@ impl Bench {
 
     async fn take(&self, text: &str) {
         let (desk, ..) = self.running.as_ref().expect("runs");
-        assert!(desk.take(Message { payload: text.to_owned().into(), ..Message::default() }).await);
+        assert!(desk.take(Command { payload: text.to_owned().into(), ..Command::default() }).await);
     }
 
     async fn until(&self, what: &str, holds: impl Fn(&World) -> bool) {
@@ -257,9 +257,9 @@ async fn a_message_that_a_stopping_agent_did_not_take_comes_again_and_one_that_e
     let mut bench = Bench::new();
     let desk = bench.running.as_ref().expect("runs").0.clone();
     bench.crash().await;
-    assert!(desk.take(Message::default()).await, "acknowledged, or it would come for ever");
+    assert!(desk.take(Command::default()).await, "acknowledged, or it would come for ever");
     desk.stopping.store(true, Ordering::SeqCst);
-    assert!(!desk.take(Message::default()).await);
+    assert!(!desk.take(Command::default()).await);
 }
 
 #[tokio::test]
@@ -287,7 +287,7 @@ async fn everything_stands_in_the_audit_log_with_who_gave_it() {
     bench.take(r#"{"id": "b", "command": "drain", "by": "bo"}"#).await;
     bench.until("begun", |world| world.0.begun.load(Ordering::SeqCst) == 2).await;
     bench.reply_after_crash().await;
-    let (lines, _) = crate::control::audit::read(bench.dir.path(), 10).expect("reads");
+    let (lines, _) = crate::audit::read(bench.dir.path(), 10).expect("reads");
     let seen: Vec<_> = lines.iter().map(|line| (line.entry.outcome.as_str(), line.entry.by.as_deref())).collect();
     assert_eq!(seen, [("done", Some("ana")), ("refused", None), ("interrupted", Some("bo"))]);
 }

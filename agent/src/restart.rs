@@ -21,7 +21,7 @@ impl Restart {
         Ok(())
     }
 
-    pub(super) async fn asked(&self) {
+    pub(crate) async fn asked(&self) {
         self.0.cancelled().await;
     }
 }

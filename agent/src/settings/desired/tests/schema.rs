@@ -9,21 +9,21 @@ static SCHEMA: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(SETTINGS_
 
 /// Somewhere a document may have something.
 #[derive(Debug, Clone)]
-pub(in crate::control) struct Place {
-    pub(in crate::control) path: Vec<String>,
-    pub(in crate::control) schema: Value,
+pub(in crate::settings) struct Place {
+    pub(in crate::settings) path: Vec<String>,
+    pub(in crate::settings) schema: Value,
     /// What must stand beside it, besides itself.
     beside: Map<String, Value>,
 }
 
 impl Place {
     /// As a refusal names it.
-    pub(in crate::control) fn name(&self) -> String {
+    pub(in crate::settings) fn name(&self) -> String {
         if self.path.is_empty() { "settings".to_owned() } else { self.path.join(".") }
     }
 
     /// Version 9, with this text at this place and nothing else.
-    pub(in crate::control) fn document(&self, text: &str) -> String {
+    pub(in crate::settings) fn document(&self, text: &str) -> String {
         let mut inner = text.to_owned();
         for (level, name) in self.path.iter().enumerate().rev() {
             let beside: String = match level + 1 == self.path.len() {
@@ -36,13 +36,13 @@ impl Place {
     }
 
     /// Its schemas, whichever of them holds.
-    pub(in crate::control) fn alternatives(&self) -> impl Iterator<Item = &Value> {
+    pub(in crate::settings) fn alternatives(&self) -> impl Iterator<Item = &Value> {
         alternatives(&self.schema).into_iter()
     }
 }
 
 /// Every place, the outermost first.
-pub(in crate::control) fn places() -> Vec<Place> {
+pub(in crate::settings) fn places() -> Vec<Place> {
     let mut found = Vec::new();
     walk(Place { path: Vec::new(), schema: SCHEMA.clone(), beside: Map::new() }, &mut found);
     found
@@ -110,7 +110,7 @@ fn types(schema: &Value) -> Vec<&str> {
 }
 
 /// Whether the schema allows the value; as much of JSON Schema as ours uses.
-pub(in crate::control) fn allows(schema: &Value, value: &Value) -> bool {
+pub(in crate::settings) fn allows(schema: &Value, value: &Value) -> bool {
     alternatives(schema).into_iter().any(|schema| {
         let types = types(schema);
         let is = |name: &&str| match *name {

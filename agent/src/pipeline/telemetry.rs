@@ -10,15 +10,15 @@ use hedge_proto::{
     Telemetry,
 };
 
+use super::Pipeline;
 use crate::board;
 use crate::figures::{Dropped, drop_name};
 use crate::inference::Judge;
-use crate::pipeline::Pipeline;
 use hedge_outbox::Drops;
 
 /// Everything as it is now.
 #[must_use]
-pub fn of(pipeline: &Pipeline) -> Telemetry {
+pub(super) fn of(pipeline: &Pipeline) -> Telemetry {
     let link = *pipeline.link.borrow();
     Telemetry {
         link: link.state,

@@ -1,0 +1,47 @@
+//! Brings what comes down from the cloud to whom it is for. It is acknowledged once that is done.
+
+use hedge_core::engine::Event;
+use tokio::sync::mpsc;
+
+use crate::commands::Desk;
+use crate::control::Control;
+use crate::uplink::{Down, Takes};
+use crate::verdict::Verdicts;
+
+/// Everyone that something comes down for.
+#[derive(Clone)]
+pub(super) struct Addressees {
+    pub(super) verdicts: Verdicts,
+    pub(super) control: Control,
+    pub(super) desk: Desk,
+    pub(super) events: mpsc::Sender<Event>,
+}
+
+impl Addressees {
+    pub(super) fn takes(self) -> Takes {
+        Box::new(move |down| {
+            let addressees = self.clone();
+            Box::pin(async move { addressees.take(down).await })
+        })
+    }
+
+    async fn take(&self, down: Down) -> Result<(), String> {
+        match down {
+            Down::Verdict(verdict) => {
+                let key = verdict.id.key;
+                let closed = self.verdicts.apply(verdict).await.map_err(|error| error.to_string())?;
+                if closed {
+                    // Without its engine the agent is stopping, and nobody needs to know.
+                    drop(self.events.send(Event::Closed { key, spoken: true }).await);
+                }
+            }
+            Down::Desired { bytes, by, retained } => self.control.desired(bytes, by, retained).await,
+            Down::Command(command) => {
+                if !self.desk.take(command).await {
+                    return Err("the agent is stopping".to_owned());
+                }
+            }
+        }
+        Ok(())
+    }
+}
