@@ -128,13 +128,28 @@ impl Entities<'_> {
                 "state_topic": topic,
                 "value_template": "{% set result = value_json.result | default({}, true) %}\
                     {% if result.classify is defined %}{{ result.classify.label }}\
-                    {% elif result.detect is defined %}{{ result.detect.labels | length }} found\
-                    {% elif result.regress is defined %}{{ result.regress['values'] | join(', ') }}\
+                    {% elif result.detect is defined %}{{ result.detect.found | length }} found\
                     {% else %}None{% endif %}",
                 "json_attributes_topic": topic,
-                "json_attributes_template": "{{ {'id': value_json.id, 'revision': value_json.revision, \
+                // Of things found also how many of each: `person: 2`.
+                "json_attributes_template": "{% set result = value_json.result | default({}, true) %}\
+                    {% set ns = namespace(counts={}) %}\
+                    {% for one in (result.detect | default({}, true)).found | default([], true) %}\
+                    {% set ns.counts = dict(ns.counts, **{one.label: ns.counts.get(one.label, 0) + 1}) %}{% endfor %}\
+                    {{ dict(ns.counts, **{'id': value_json.id, 'revision': value_json.revision, \
                     'authority': value_json.authority, 'provisional': value_json.provisional, \
-                    'because': value_json.decision.because} | to_json }}",
+                    'because': value_json.decision.because}) | to_json }}",
+            }),
+        );
+        self.add(
+            format!("doubt_{source}"),
+            json!({
+                "platform": "binary_sensor",
+                "device_class": "problem",
+                "entity_category": "diagnostic",
+                "name": format!("Doubt of {source}"),
+                "state_topic": topic,
+                "value_template": "{{ 'ON' if value_json.decision.outcome == 'defer' and value_json.provisional else 'OFF' }}",
             }),
         );
     }
@@ -235,6 +250,7 @@ mod tests {
             all.announced.parts.iter().map(|(key, platform)| (key.as_str(), platform.as_str())).collect();
         let expected = [
             ("answer_porch", "sensor"),
+            ("doubt_porch", "binary_sensor"),
             ("link", "sensor"),
             ("paused_porch", "switch"),
             ("queue", "sensor"),

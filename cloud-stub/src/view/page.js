@@ -78,12 +78,66 @@ function shot(c) {
     const image = make("img");
     image.alt = `the sample ${c.device} sent`;
     image.decoding = "async";
-    image.addEventListener("load", () => { if (image.naturalWidth <= 96) image.classList.add("tiny"); });
+    image.addEventListener("load", () => {
+      if (image.naturalWidth <= 96) image.classList.add("tiny");
+      fitBoxes(box);
+    });
     image.addEventListener("error", () => box.replaceChildren(make("span", "", "the picture cannot be shown")));
     image.src = `/api/cases/${encodeURIComponent(c.id)}/payload`;
-    box.append(image);
+    box.append(image, drawBoxes(c));
   }
   return box;
+}
+
+const SVG = "http://www.w3.org/2000/svg";
+
+// What each side found, over the picture: the device's boxes broken, the cloud's solid. Only the whole picture has the
+// places that boxes are given in.
+function drawBoxes(c) {
+  const svg = document.createElementNS(SVG, "svg");
+  svg.classList.add("boxes");
+  svg.setAttribute("viewBox", "0 0 1 1");
+  const sides = c.form === "crop" ? [] : [["device", things(c.local)], ["cloud", c.verdict ? things(c.verdict.result) : []]];
+  for (const [side, found] of sides) {
+    for (const { label, score, place } of found) {
+      const rect = document.createElementNS(SVG, "rect");
+      rect.classList.add(side);
+      for (const [name, value] of [["x", place.left], ["y", place.top], ["width", place.width], ["height", place.height]]) rect.setAttribute(name, value);
+      const title = document.createElementNS(SVG, "title");
+      title.textContent = `${side}: ${label} ${Math.round(score * 100)} %`;
+      rect.append(title);
+      svg.append(rect);
+    }
+  }
+  return svg;
+}
+
+// The picture is cut to its frame, and the boxes are to be cut with it.
+function fitBoxes(shot) {
+  const [image, svg] = [shot.querySelector("img"), shot.querySelector(".boxes")];
+  if (!image || !svg || !image.naturalWidth) return;
+  const [width, height] = [image.naturalWidth, image.naturalHeight];
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.setAttribute("preserveAspectRatio", image.classList.contains("tiny") ? "xMidYMid meet" : "xMidYMid slice");
+  for (const rect of svg.children) rect.setAttribute("transform", `scale(${width} ${height})`);
+}
+
+function things(said) {
+  return said && said.detect ? said.detect.found : [];
+}
+
+function classes(said) {
+  return Array.isArray(said) ? said : said && said.classify ? said.classify.scores : [];
+}
+
+// Each label with how often it was found and its best score, as scores are shown.
+function found(said) {
+  const best = new Map();
+  for (const { label, score } of things(said)) {
+    const known = best.get(label) || { count: 0, score: 0 };
+    best.set(label, { count: known.count + 1, score: Math.max(known.score, score) });
+  }
+  return [...best].map(([label, { count, score }]) => ({ label: count > 1 ? `${count} × ${label}` : label, score }));
 }
 
 function scoreRows(scores) {
@@ -95,9 +149,8 @@ function scoreRows(scores) {
 }
 
 function headline(result) {
-  if (result.classify) return result.classify.label;
-  if (result.detect) return `${result.detect.labels.length} found`;
-  if (result.regress) return result.regress.values.slice(0, 4).map((v) => v.toPrecision(4)).join(", ");
+  if (classes(result).length) return classes(result)[0].label;
+  if (result && result.detect) return things(result).length ? `${things(result).length} found` : "nothing found";
   return "an answer of a kind this page does not know";
 }
 
@@ -112,7 +165,7 @@ function cloudSide(c) {
     const name = headline(c.verdict.result);
     const said = make("p", "said", name);
     said.title = `${name} (${c.verdict.model.name} ${c.verdict.model.version})`;
-    side.append(said, ...scoreRows(c.verdict.result.classify ? c.verdict.result.classify.scores : []));
+    side.append(said, ...scoreRows([...classes(c.verdict.result), ...found(c.verdict.result)]));
   } else {
     const held = latest.figures && !latest.figures.tasks.includes(c.task) ? `held: no model here for ${c.task}` : "waiting…";
     side.append(make("p", "said none", { waiting: held, failed: "could not answer: ", dead: "will not answer: " }[c.state] + (c.why || "")));
@@ -121,23 +174,25 @@ function cloudSide(c) {
 }
 
 function mark(c) {
-  if (c.agrees === true) return make("span", "pill mark good", "✓ agrees");
-  if (c.agrees === false) return make("span", "pill mark bad", "✗ corrected");
+  const share = c.local && c.local.detect && typeof c.agreement === "number" ? ` ${Math.round(c.agreement * 100)} %` : "";
+  if (c.agrees === true) return make("span", "pill mark good", `✓ agrees${share}`);
+  if (c.agrees === false) return make("span", "pill mark bad", share ? `✗ agrees${share}` : "✗ corrected");
   if (c.state === "dead" || c.state === "failed") return make("span", "pill mark bad", c.state === "dead" ? "set aside" : "failed");
   if (c.verdict && c.verdict.authority === "device") return make("span", "pill mark quiet", "noted");
   return c.state === "waiting" ? make("span", "pill mark quiet", "waiting") : make("span", "pill mark quiet", "answered");
 }
 
 function caseCard(c) {
-  const said = make("p", c.local.length ? "said" : "said none", c.local.length ? c.local[0].label : "no usable answer");
-  said.title = `${c.local.length ? c.local[0].label : ""} (${c.local_model.name} ${c.local_model.version})`;
+  const none = Array.isArray(c.local) && !c.local.length;
+  const said = make("p", none ? "said none" : "said", none ? "no usable answer" : headline(c.local));
+  said.title = `${none ? "" : headline(c.local)} (${c.local_model.name} ${c.local_model.version})`;
   const why = make("span", "chip", REASONS[c.reason] || c.reason);
   why.title = `threshold ${c.threshold.toFixed(2)}, ${c.mode}`;
   return make("article", "case",
     shot(c),
     make("div", "body",
       make("div", "meta", make("span", "who", `${c.device} · ${c.source}`), age(c.received_ms, "", " ago")),
-      make("div", "sides", make("div", "side", make("h3", "", "Device"), said, ...scoreRows(c.local)), cloudSide(c)),
+      make("div", "sides", make("div", "side", make("h3", "", "Device"), said, ...scoreRows([...classes(c.local), ...found(c.local)])), cloudSide(c)),
       make("div", "end", mark(c), why)));
 }
 
@@ -151,7 +206,12 @@ function drawList(parent, items, key, draw) {
     const old = before.get(item[key]);
     if (old && old.dataset.text === text) return old;
     const element = draw(item);
-    if (old && old.querySelector("img") && element.querySelector("img")) element.querySelector(".shot").replaceWith(old.querySelector(".shot"));
+    if (old && old.querySelector("img") && element.querySelector("img")) {
+      const [shot, boxes] = [old.querySelector(".shot"), element.querySelector(".boxes")];
+      element.querySelector(".shot").replaceWith(shot);
+      shot.querySelector(".boxes").replaceWith(boxes);
+      fitBoxes(shot);
+    }
     if (!old && before.size) element.classList.add("new");
     element.dataset.key = item[key];
     element.dataset.text = text;
