@@ -13,7 +13,9 @@ pub mod task;
 mod text;
 
 pub use bundle::{Bundle, BundleError};
-pub use features::{ContentType, FeatureError, Picture, Region, StageTimes, Tensor, pixels_only, thumbnail};
+pub use features::{
+    ContentType, FeatureError, Picture, Region, StageTimes, Tensor, cropped, drawn, pixels_only, thumbnail,
+};
 pub use model::{Model, ModelError, SessionOptions};
 pub use runtime::{Runtime, RuntimeError, probe_if_asked};
 pub use task::{Task, Tensors, Unusable};

@@ -5,12 +5,13 @@
 
 use std::collections::{HashMap, HashSet};
 
+use hedge_core::agree::agree;
 use hedge_proto::{Answer, CaseFate, CaseId, Outcome, Output};
 
 /// What one sample was answered, and what it should have been.
 #[derive(Debug)]
 struct Sample {
-    local: Option<String>,
+    local: Option<Output>,
     /// What the sample really shows, where that is known.
     truth: Option<String>,
     deferred: bool,
@@ -22,7 +23,7 @@ struct Sample {
 #[derive(Debug)]
 struct Correction {
     revision: u32,
-    label: Option<String>,
+    said: Option<Output>,
     changed: bool,
 }
 
@@ -64,13 +65,22 @@ pub struct Accuracy {
     pub deferred_share: f64,
 }
 
+/// How much answers say what another model says of the same samples: of boxes, the mean F1 at IoU 0.5.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Agreement {
+    pub samples: u64,
+    pub local: f64,
+    pub hybrid: f64,
+    pub deferred_share: f64,
+}
+
 impl Tally {
     /// Notes an answer the agent gave, and what would be right.
     pub fn answered(&mut self, answer: &Answer, truth: Option<&str>) {
         let deferred = answer.decision.outcome == Outcome::Defer;
         let promised = deferred && matches!(answer.case, Some(CaseFate::Stored | CaseFate::Pending));
         let truth = truth.map(str::to_owned);
-        self.samples.insert(answer.id.clone(), Sample { local: label(answer), truth, deferred, promised });
+        self.samples.insert(answer.id.clone(), Sample { local: answer.said.clone(), truth, deferred, promised });
     }
 
     /// Notes one line of a sink that is a correction; to be called once for each line.
@@ -78,7 +88,7 @@ impl Tally {
         let revision = correction.revision;
         *self.seen.entry((correction.id.clone(), revision)).or_default() += 1;
         if self.corrections.get(&correction.id).is_none_or(|known| known.revision < revision) {
-            let correction_now = Correction { revision, label: label(correction), changed: correction.changed };
+            let correction_now = Correction { revision, said: correction.said.clone(), changed: correction.changed };
             self.corrections.insert(correction.id.clone(), correction_now);
         }
     }
@@ -113,6 +123,28 @@ impl Tally {
         }
     }
 
+    /// How much these samples' answers say what `references` say of them; `None` without any of them.
+    #[must_use]
+    pub fn agreement(&self, references: &HashMap<CaseId, Output>) -> Option<Agreement> {
+        let known: Vec<_> =
+            references.iter().filter_map(|(id, reference)| Some((id, self.samples.get(id)?, reference))).collect();
+        let mean = |share: &dyn Fn(&CaseId, &Sample, &Output) -> f64| {
+            known.iter().map(|(id, sample, reference)| share(id, sample, reference)).sum::<f64>() / known.len() as f64
+        };
+        let alike =
+            |said: &Option<Output>, reference: &Output| said.as_ref().map_or(0.0, |said| agree(said, reference));
+        (!known.is_empty()).then(|| Agreement {
+            samples: known.len() as u64,
+            local: mean(&|_, sample, reference| alike(&sample.local, reference).into()),
+            hybrid: mean(&|id, sample, reference| alike(self.last_word(id, sample), reference).into()),
+            deferred_share: mean(&|_, sample, _| f64::from(u8::from(sample.deferred))),
+        })
+    }
+
+    fn last_word<'a>(&'a self, id: &CaseId, sample: &'a Sample) -> &'a Option<Output> {
+        self.corrections.get(id).map_or(&sample.local, |correction| &correction.said)
+    }
+
     /// `None` when no sample's truth is known.
     #[must_use]
     pub fn accuracy(&self) -> Option<Accuracy> {
@@ -123,10 +155,8 @@ impl Tally {
         };
         (!known.is_empty()).then(|| Accuracy {
             samples: known.len() as u64,
-            local: share(&|_, sample| sample.local == sample.truth),
-            hybrid: share(&|id, sample| {
-                self.corrections.get(id).map_or(&sample.local, |correction| &correction.label) == &sample.truth
-            }),
+            local: share(&|_, sample| headline(&sample.local) == sample.truth),
+            hybrid: share(&|id, sample| headline(self.last_word(id, sample)) == sample.truth),
             deferred_share: share(&|_, sample| sample.deferred),
         })
     }
@@ -135,7 +165,11 @@ impl Tally {
 /// The label of a classification; `None` where the model's output was unusable.
 #[must_use]
 pub fn label(answer: &Answer) -> Option<String> {
-    answer.said.as_ref().map(Output::headline)
+    headline(&answer.said)
+}
+
+fn headline(said: &Option<Output>) -> Option<String> {
+    said.as_ref().map(Output::headline)
 }
 
 #[cfg(test)]

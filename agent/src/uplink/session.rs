@@ -302,7 +302,7 @@ impl Shared {
             window_every_s: self.window_every_s(),
             link: self.told().map(str::to_owned),
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-            wire: vec![WIRE_VERSION],
+            wire: (1..=WIRE_VERSION).collect(),
             models: (self.setup.models)(),
             faults: self.setup.faults.now(),
         };

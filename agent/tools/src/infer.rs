@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::Context;
 use hedge_core::judge::{Limits, Thresholds};
-use hedge_inference::{Bundle, Model, Runtime, SessionOptions, Tensor};
-use hedge_proto::{Explanation, ModelRef, Outcome, Output, in_one_line};
+use hedge_inference::{Bundle, ContentType, Model, Runtime, SessionOptions, Tensor, drawn};
+use hedge_proto::{Explanation, ModelRef, Outcome, Output, Rect, in_one_line};
 use serde::Serialize;
 
 use crate::samples::tensors;
+use crate::{SAMPLE_BYTES_MAX, read_file};
 use hedge_agent::inference::{NO_THRESHOLD, Opinion};
 use hedge_config::ThresholdConfig;
 
@@ -29,6 +31,9 @@ pub struct InferArgs {
     /// What the best score must reach to be kept [default: the manifest's suggestion]
     #[arg(long, value_name = "0..1")]
     pub score_min: Option<f32>,
+    /// Also draw what was found into copies of the pictures, as JPEG, in this folder
+    #[arg(long, value_name = "DIR")]
+    pub draw: Option<PathBuf>,
     /// Print one JSON object per file
     #[arg(long)]
     pub json: bool,
@@ -57,6 +62,9 @@ pub fn write_answers(args: &InferArgs, out: &mut impl Write) -> anyhow::Result<E
             vec![Line::Failed { file: file.display().to_string(), error: in_one_line(&*error) }]
         });
         for line in lines {
+            if let (Some(folder), Line::Answer(answer)) = (&args.draw, &line) {
+                answer.draw(file, folder)?;
+            }
             if args.json {
                 writeln!(out, "{}", serde_json::to_string(&line)?)?;
             } else {
@@ -137,6 +145,19 @@ impl Line {
 }
 
 impl FileAnswer {
+    /// A copy of the picture with a frame around each thing; nothing of a sample without places.
+    fn draw(&self, file: &Path, folder: &Path) -> anyhow::Result<()> {
+        let Some(Output::Boxes(found)) = &self.said else { return Ok(()) };
+        let bytes = read_file(file, SAMPLE_BYTES_MAX)?;
+        let Some(content_type) = ContentType::sniff(&bytes) else { return Ok(()) };
+        let places: Vec<Rect> = found.iter().map(|one| one.place).collect();
+        let picture = drawn(&content_type, &bytes, &places)?;
+        let name = format!("{}.boxes.jpg", file.file_stem().unwrap_or_default().to_string_lossy());
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let path = folder.join(name);
+        std::fs::write(&path, picture).with_context(|| format!("cannot write {}", path.display()))
+    }
+
     fn write_text(&self, out: &mut impl Write) -> std::io::Result<()> {
         match self.sample {
             None => writeln!(out, "{}", self.file)?,

@@ -24,7 +24,7 @@ pub(crate) use npy::read as read_npy;
 pub use picture::Picture;
 pub use region::{InvalidRegion, Region};
 pub use tensor::Tensor;
-pub use thumbnail::{pixels_only, thumbnail};
+pub use thumbnail::{cropped, drawn, pixels_only, thumbnail};
 
 use crate::bundle::Input;
 

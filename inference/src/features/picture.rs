@@ -155,6 +155,43 @@ impl Picture {
         Self { width, height, channels, pixels, orientation: Orientation::UPRIGHT }
     }
 
+    /// The same in red, green and blue.
+    pub(super) fn in_colour(mut self) -> Self {
+        if self.channels == 1 {
+            self.pixels = self.pixels.iter().flat_map(|gray| [*gray; 3]).collect();
+            self.channels = 3;
+        }
+        self
+    }
+
+    /// Colours one pixel of an upright picture of three channels.
+    pub(super) fn paint(&mut self, x: u32, y: u32, colour: [u8; 3]) {
+        let at = (y as usize * self.width as usize + x as usize) * self.channels;
+        if let Some(pixel) = self.pixels.get_mut(at..at + self.channels) {
+            pixel.copy_from_slice(&colour[..self.channels]);
+        }
+    }
+
+    /// A part of an upright picture, on whole pixels; at least one.
+    pub(super) fn part(&self, region: &Region) -> Self {
+        let [left, top, width, height] = region.fractions();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the picture")]
+        let span = |start: f64, size: f64, side: u32| {
+            let from = (start * f64::from(side)).round().clamp(0.0, f64::from(side - 1)) as u32;
+            let to = ((start + size) * f64::from(side)).round().clamp(f64::from(from + 1), f64::from(side)) as u32;
+            (from as usize, to as usize)
+        };
+        let ((left, right), (top, bottom)) = (span(left, width, self.width), span(top, height, self.height));
+        let row = |y: usize| {
+            let start = y * self.width as usize;
+            &self.pixels[(start + left) * self.channels..(start + right) * self.channels]
+        };
+        let pixels = (top..bottom).flat_map(row).copied().collect();
+        let side = |from: usize, to: usize| u32::try_from(to - from).unwrap_or(u32::MAX);
+        let (width, height) = (side(left, right), side(top, bottom));
+        Self { width, height, channels: self.channels, pixels, orientation: Orientation::UPRIGHT }
+    }
+
     /// A stored pixel in one of the model's colours. Alpha is dropped.
     fn value(&self, row: usize, column: usize, color: Color, channel: usize) -> u8 {
         let at = (row * self.width as usize + column) * self.channels;

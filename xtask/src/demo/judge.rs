@@ -3,10 +3,12 @@
 //! Runs the large model in an agent of its own that keeps every answer, beside the demo and not through it: the
 //! figure must not depend on which pictures were deferred.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Result, anyhow};
+use hedge_proto::{CaseId, Output};
 use hedge_tests::fashion::Fashion;
 use hedge_tests::interface::Interface;
 use hedge_tests::{AgentConfig, tally};
@@ -34,6 +36,27 @@ pub(super) fn accuracy(dir: &Path, library: &Path, fashion: &Fashion, posted: &[
     agent.stop()?;
     let all: usize = posted.iter().sum();
     Ok(right.into_inner() as f64 / all as f64)
+}
+
+/// What the cloud's detector alone finds in every frame.
+pub(super) fn references(
+    dir: &Path,
+    library: &Path,
+    frames: &[(Vec<CaseId>, Vec<u8>)],
+) -> Result<HashMap<CaseId, Output>> {
+    let config = AgentConfig::new(dir, "second-comparison")
+        .model_keeping("objects-large", 0.0)
+        .http_source(super::lane::SOURCE)
+        .library(library);
+    let mut agent = config.start()?;
+    let mut references = HashMap::new();
+    for (ids, frame) in frames.iter().filter(|(ids, _)| !ids.is_empty()) {
+        let answer = agent.http.post(super::lane::SOURCE, "", "image/jpeg", frame)?;
+        let said = answer.said.ok_or_else(|| anyhow!("the cloud's detector cannot read its own output"))?;
+        references.extend(ids.iter().map(|id| (id.clone(), said.clone())));
+    }
+    agent.stop()?;
+    Ok(references)
 }
 
 fn ask(

@@ -1,4 +1,5 @@
-//! The whole path on one machine: a cloud with its broker, two cameras on photos, a sorter on Fashion-MNIST.
+//! The whole path on one machine: a cloud with its broker, two cameras on photos, a third that finds things in them, a
+//! sorter on Fashion-MNIST.
 //!
 //! ```text
 //! start ─► run ──► link of the sorter cut ──► link back ──► run ─► stop the inputs ─► drain ─► count
@@ -9,6 +10,7 @@
 mod board;
 mod interrupt;
 mod judge;
+mod lane;
 mod poster;
 mod report;
 mod stand;
@@ -21,6 +23,7 @@ use hedge_tests::{Tally, wait};
 
 use self::board::Board;
 use self::interrupt::Interrupt;
+use self::lane::Lane;
 use self::poster::Poster;
 use self::report::Report;
 use self::stand::Stand;
@@ -73,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let fashion = Fashion::load()?;
 
     let mut board = Board::new(arguments.json);
-    board.say("Starting a broker, a cloud and three devices");
+    board.say("Starting a broker, a cloud and four devices");
     let dir = tempfile::Builder::new().prefix("hedge-demo-").tempdir()?;
     let outcome = watch(arguments, &interrupt, &mut board, dir.path(), &library, fashion);
     let report = match outcome {
@@ -107,33 +110,43 @@ fn watch(
     }
     let mut tally = Tally::default();
     let poster = Poster::start(stand.sorter(), fashion, arguments.rate)?;
+    let lane = Lane::start(stand.lane())?;
     stand.open_shutters()?;
 
-    let mut run = Run { stand: &mut stand, poster: &poster, tally: &mut tally, board, offline: Duration::ZERO };
+    let inputs = Inputs { poster: &poster, lane: &lane };
+    let mut run = Run { stand: &mut stand, inputs, tally: &mut tally, board, offline: Duration::ZERO };
     run.until_over(arguments.run_for, interrupt)?;
     run.stand.close_shutters()?;
     run.board.say("Inputs stopped; waiting for the last verdicts (Ctrl-C: not any longer)");
     poster.stop();
+    lane.stop();
     let drained = run.drain(interrupt)?;
     let offline = run.offline;
     let (posted, fashion) = poster.finish(&mut tally)?;
+    let frames = lane.finish(&mut tally)?;
 
     let waiting = if drained { 0 } else { stand.waiting()? };
     stand.read_sinks(&mut tally)?;
-    let cloud = if interrupt.is_set() {
-        None
-    } else {
-        board.say("Asking the cloud's model about every picture, for comparison");
-        Some(judge::accuracy(dir, library, &fashion, &posted)?)
-    };
+    let (mut cloud, mut agreement) = (None, None);
+    if !interrupt.is_set() {
+        board.say("Asking the cloud's models about every picture, for comparison");
+        cloud = Some(judge::accuracy(dir, library, &fashion, &posted)?);
+        agreement = tally.agreement(&judge::references(dir, library, &frames)?);
+    }
     stand.stop()?;
-    Ok(Report::new(&tally, waiting, offline, cloud))
+    Ok(Report::new(&tally, waiting, offline, cloud, agreement))
+}
+
+/// What shows the devices their pictures.
+struct Inputs<'a> {
+    poster: &'a Poster,
+    lane: &'a Lane,
 }
 
 /// What goes on while the devices work.
 struct Run<'a> {
     stand: &'a mut Stand,
-    poster: &'a Poster,
+    inputs: Inputs<'a>,
     tally: &'a mut Tally,
     board: &'a mut Board,
     /// How long the sorter was seen without its link.
@@ -175,7 +188,8 @@ impl Run<'_> {
     }
 
     fn count(&mut self) -> Result<()> {
-        self.poster.collect(self.tally)?;
+        self.inputs.poster.collect(self.tally)?;
+        self.inputs.lane.collect(self.tally);
         self.stand.read_sinks(self.tally)
     }
 
@@ -191,7 +205,8 @@ impl Run<'_> {
             }
             let since = *empty_since.get_or_insert_with(Instant::now);
             // An answer given a moment ago may not be on this program's list yet.
-            let settled = self.poster.is_idle() && self.tally.totals().missing == 0;
+            let settled =
+                self.inputs.poster.is_idle() && self.inputs.lane.is_idle() && self.tally.totals().missing == 0;
             if settled || since.elapsed() > SINK_WAIT_MAX {
                 self.count()?;
                 return Ok(true);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hedge_tests::Tally;
-use hedge_tests::tally::{Accuracy, Totals};
+use hedge_tests::tally::{Accuracy, Agreement, Totals};
 use serde_json::{Value, json};
 
 /// What arrived, counted outside the programs.
@@ -16,14 +16,22 @@ pub(super) struct Report {
     offline: Duration,
     accuracy: Option<Accuracy>,
     cloud: Option<f64>,
+    /// Of the camera that finds things, with the cloud's detector.
+    detection: Option<Agreement>,
 }
 
 impl Report {
     /// `waiting` is how many cases the devices still held; 0 once they had drained.
-    pub(super) fn new(tally: &Tally, waiting: u64, offline: Duration, cloud: Option<f64>) -> Self {
+    pub(super) fn new(
+        tally: &Tally,
+        waiting: u64,
+        offline: Duration,
+        cloud: Option<f64>,
+        detection: Option<Agreement>,
+    ) -> Self {
         let totals = tally.totals();
         let (pending, lost) = split(totals.missing, waiting);
-        Self { totals, pending, lost, offline, accuracy: tally.accuracy(), cloud }
+        Self { totals, pending, lost, offline, accuracy: tally.accuracy(), cloud, detection }
     }
 
     /// Every promise was kept, once.
@@ -48,6 +56,10 @@ impl Report {
                 "hybrid": rounded(accuracy.hybrid),
                 "cloud": self.cloud.map(rounded),
                 "deferred_share": rounded(accuracy.deferred_share),
+            })),
+            "detection": self.detection.map(|detection| json!({
+                "agreement": { "local": rounded(detection.local), "hybrid": rounded(detection.hybrid) },
+                "deferred_share": rounded(detection.deferred_share),
             })),
         })
     }
@@ -87,6 +99,15 @@ impl Report {
             }
             text += &format!("; {:.1} % deferred", 100.0 * accuracy.deferred_share);
         }
+        if let Some(detection) = &self.detection {
+            text += &format!(
+                "\nfinds what the cloud's detector finds in {} frames: F1 {:.3} local, {:.3} hybrid; {:.1} % deferred",
+                detection.samples,
+                detection.local,
+                detection.hybrid,
+                100.0 * detection.deferred_share
+            );
+        }
         text
     }
 }
@@ -112,14 +133,17 @@ mod tests {
 
     #[test]
     fn the_json_has_the_keys_that_scripts_read() {
-        let mut report = Report::new(&Tally::default(), 0, Duration::from_secs(7), Some(0.9));
+        let mut report =
+            Report::new(&Tally::default(), 0, Duration::from_secs(7), Some(0.9), Some(Agreement::default()));
         report.accuracy = Some(Accuracy::default());
         let json = report.json();
         let mut wanted = vec!["samples", "kept", "deferred", "verdicts", "corrected"];
-        wanted.extend(["pending", "lost", "duplicates", "offline_s", "accuracy"]);
+        wanted.extend(["pending", "lost", "duplicates", "offline_s", "accuracy", "detection"]);
         wanted.sort_unstable();
         assert_eq!(keys(&json), wanted);
         assert_eq!(keys(&json["accuracy"]), ["cloud", "deferred_share", "hybrid", "local"]);
+        assert_eq!(keys(&json["detection"]), ["agreement", "deferred_share"]);
+        assert_eq!(keys(&json["detection"]["agreement"]), ["hybrid", "local"]);
         assert_eq!(json["offline_s"], 7);
     }
 

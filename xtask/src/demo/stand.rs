@@ -1,4 +1,4 @@
-//! What the demo consists of: one cloud, two cameras, one sorter, and the sorter's breakable link.
+//! What the demo consists of: one cloud, three cameras, one sorter, and the sorter's breakable link.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ struct Device {
 
 impl Stand {
     pub(super) fn start(dir: &Path, library: &Path, port: Option<u16>) -> Result<Self> {
-        let mut setup = CloudSetup::embedded(&["photo-large", "fashion-large"]);
+        let mut setup = CloudSetup::embedded(&["photo-large", "fashion-large", "objects-large"]);
         setup.listen = dashboard_address(port)?;
         setup.environment = vec![("ORT_DYLIB_PATH".into(), library.display().to_string())];
         let cloud = Cloud::start(dir, &setup)?;
@@ -44,7 +44,12 @@ impl Stand {
             .model("fashion-small")
             .http_source("pictures")
             .corrections_file();
-        let mut configs = vec![sorter];
+        let lane = AgentConfig::new(dir, "lane-camera")
+            .broker(cloud.broker())
+            .model("objects-small")
+            .http_source(super::lane::SOURCE)
+            .corrections_file();
+        let mut configs = vec![sorter, lane];
         for (device, first) in [("gate-camera", 0), ("yard-camera", 5)] {
             let camera = AgentConfig::new(dir, device).broker(cloud.broker()).model("photo-small");
             // The ids of a camera's samples are known from its file alone: it holds the local answers too.
@@ -62,6 +67,11 @@ impl Stand {
 
     pub(super) fn sorter(&self) -> &Agent {
         &self.devices[0].agent
+    }
+
+    /// The device that finds things.
+    pub(super) fn lane(&self) -> &Agent {
+        &self.devices[1].agent
     }
 
     /// From now on the cameras take pictures.

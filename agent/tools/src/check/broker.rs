@@ -365,7 +365,7 @@ async fn clouds(report: &mut Report, connection: &mut Connection, broker: &Broke
         let Some(Topic::CloudStatus(instance)) = broker.prefix.read(&topic) else { continue };
         match CloudStatus::read(&payload) {
             Ok(status) if status.state == CloudState::Offline => {}
-            Ok(status) if status.wire.contains(&WIRE_VERSION) => {
+            Ok(status) if status.wire.iter().any(|version| (1..=WIRE_VERSION).contains(version)) => {
                 online += 1;
                 report.ok("cloud", format!("instance `{instance}` is online"));
             }
