@@ -33,7 +33,7 @@ use core::time::Duration;
 
 use hedge_proto::{BATCH_CASES_MAX, CaseKey, IDS_MAX};
 
-use crate::clock::Moment;
+use crate::clock::{Moment, doubled};
 use crate::link::Loss;
 
 use self::suspects::Suspicion;
@@ -324,7 +324,7 @@ impl Uplink {
     fn nobody_listens(&mut self, now: Moment) {
         // What was sent side by side is told side by side, and counts once.
         if now >= self.nobody_until {
-            self.nobody_until = now + doubled(NOBODY_WAIT, self.nobody_times).min(NOBODY_WAIT_MAX);
+            self.nobody_until = now + doubled(NOBODY_WAIT, self.nobody_times, NOBODY_WAIT_MAX);
             self.nobody_times += 1;
         } else {
             // A publish that took nearly as long as the wait tells it anew.
@@ -391,8 +391,8 @@ impl Uplink {
     fn doubt_the_silent(&mut self, now: Moment) {
         for case in self.cases.values_mut() {
             let silent = match case.phase {
-                Phase::Published | Phase::Asked => now.since(case.since) >= doubled(RECEIVED_WAIT, case.asked),
-                Phase::Held => now.since(case.since) >= doubled(VERDICT_WAIT, case.asked),
+                Phase::Published | Phase::Asked => now.since(case.since) >= doubled(RECEIVED_WAIT, case.asked, QUIET_MAX),
+                Phase::Held => now.since(case.since) >= doubled(VERDICT_WAIT, case.asked, QUIET_MAX),
                 Phase::Ready { .. } | Phase::Publishing | Phase::Doubtful { .. } => false,
             };
             if silent {
@@ -527,7 +527,7 @@ impl Uplink {
                     case.enter(now, Phase::Doubtful { not_before: now });
                 }
                 Publish::Stuck | Publish::Refused => {
-                    let not_before = now + doubled(STUCK_WAIT, case.stuck);
+                    let not_before = now + doubled(STUCK_WAIT, case.stuck, QUIET_MAX);
                     case.stuck = case.stuck.saturating_add(1);
                     case.sends -= u32::from(outcome == Publish::Stuck);
                     case.enter(now, Phase::Ready { not_before });
@@ -604,7 +604,7 @@ impl Uplink {
     /// is forgotten, so that a dead letter the disk refuses is made later.
     pub fn failed(&mut self, now: Moment, key: CaseKey, tries: u32) -> bool {
         if let Some(case) = self.cases.get_mut(&key) {
-            let not_before = now + doubled(FAILED_WAIT, tries.saturating_sub(1));
+            let not_before = now + doubled(FAILED_WAIT, tries.saturating_sub(1), QUIET_MAX);
             case.enter(now, Phase::Doubtful { not_before });
         }
         tries < TRIES_MAX
@@ -643,18 +643,13 @@ impl Uplink {
         let due = |case: &Tracked| match case.phase {
             Phase::Ready { .. } => ready_at(case),
             Phase::Doubtful { not_before } => takes.then(|| not_before.max(self.hold_until)),
-            Phase::Published | Phase::Asked => Some(case.since + doubled(RECEIVED_WAIT, case.asked)),
-            Phase::Held => Some(case.since + doubled(VERDICT_WAIT, case.asked)),
+            Phase::Published | Phase::Asked => Some(case.since + doubled(RECEIVED_WAIT, case.asked, QUIET_MAX)),
+            Phase::Held => Some(case.since + doubled(VERDICT_WAIT, case.asked, QUIET_MAX)),
             Phase::Publishing => None,
         };
         let looks_at = self.limit.map(|limit| limit.until);
         self.cases.values().filter_map(due).chain(looks_at).min()
     }
-}
-
-/// `wait`, doubled `times` times, up to [`QUIET_MAX`].
-fn doubled(wait: Duration, times: u32) -> Duration {
-    wait.saturating_mul(1_u32 << times.min(16)).min(QUIET_MAX)
 }
 
 #[cfg(test)]

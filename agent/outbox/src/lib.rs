@@ -16,6 +16,21 @@
 //!        └───────┴─────────┴→ dead → (requeue) waiting, (a late verdict) answered, (forget) forgotten
 //! ```
 //! `answered`, `dead` and `forgotten` are on disk when the call returns; how far sending has come is not.
+//!
+//! What must hold, whatever is changed here:
+//!
+//! - Nobody is told `stored` before the sync has returned *and* the folder was looked at afterwards: a log that was deleted or
+//!   covered by a mount takes writes happily.
+//! - The table changes after the disk and before the caller hears of it, so that whoever was told `stored` finds the case.
+//! - Only the log's thread writes the log, and a batch holds one operation a case: each is planned against what is
+//!   durable, never against another plan.
+//! - A segment goes only when it is the oldest: a tombstone must not go before the record that it ends.
+//! - A tombstone goes before the case that takes its room, so that the caps hold wherever a cut falls.
+//! - After a failed sync nothing more goes into that file. The kernel may have dropped the pages and calls the next sync a
+//!   success; what was not promised is cut off, and the next record begins a new segment.
+//! - A full disk still takes verdicts and tombstones: the reserve is theirs, never a case's.
+//! - The queue (sled) may be wrong, late or gone. It only saves reading: everything in it comes from the log, up to a
+//!   position that is written with it.
 
 mod behind;
 mod block;
@@ -368,6 +383,7 @@ impl Outbox {
     /// Returns once a case ends without a verdict: as a dead letter, or dropped. `stored` says whether it was known to
     /// be here; one that is still on its way to the disk is waited for.
     pub async fn ended(&self, key: CaseKey, mut stored: bool) {
+        // Before the first look: what ends between look and subscription would be waited for without end.
         let mut endings = self.inner.shared.endings.subscribe();
         loop {
             match self.lookup(key).map(|entry| entry.state) {
