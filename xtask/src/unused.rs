@@ -42,7 +42,8 @@ pub(crate) fn check() -> Result<()> {
     }
     count(&places::root().join("fuzz/fuzz_targets"), &mut used)?;
     let unused = defined.iter().filter(|(name, _)| !used.contains_key(*name));
-    let unused: Vec<_> = unused.map(|(name, files)| format!("{}: `{name}`", Vec::from_iter(files.clone()).join(", "))).collect();
+    let unused: Vec<_> =
+        unused.map(|(name, files)| format!("{}: `{name}`", Vec::from_iter(files.clone()).join(", "))).collect();
     ensure!(unused.is_empty(), "nobody uses these public items:\n{}", unused.join("\n"));
     Ok(())
 }
@@ -65,10 +66,7 @@ fn is_public(before: &[String]) -> bool {
 /// Where the names stand that `pub use` passes on.
 fn passed_on(tokens: &[String]) -> BTreeSet<usize> {
     let begin = |at: &usize| tokens[*at] == "use" && *at > 0 && (tokens[*at - 1] == "pub" || tokens[*at - 1] == ")");
-    (0..tokens.len())
-        .filter(begin)
-        .flat_map(|at| (at..tokens.len()).take_while(|at| tokens[*at] != ";"))
-        .collect()
+    (0..tokens.len()).filter(begin).flat_map(|at| (at..tokens.len()).take_while(|at| tokens[*at] != ";")).collect()
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::effects::Effects;
 use self::journal::Journal;
 use self::replies::{Replies, Says};
-use crate::audit::{Audit, Noted, Kind};
+use crate::audit::{Audit, Kind, Noted};
 use crate::clock::Clock;
 use crate::link::LinkView;
 use crate::uplink::Command;

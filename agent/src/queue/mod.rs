@@ -16,7 +16,7 @@ use hedge_proto::{Case, CaseId, CaseKey, DeviceId, MESSAGE_BYTES_MAX, from_cbor}
 use tokio::sync::mpsc;
 
 pub use self::documents::{
-    CaseDocument, Changed, CheckReport, DamagedPlace, Id, CaseLine, Listing, Selection, Stage, Stats,
+    CaseDocument, CaseLine, Changed, CheckReport, DamagedPlace, Id, Listing, Selection, Stage, Stats,
 };
 use crate::clock::Clock;
 use crate::figures::{Dropped, Figures};

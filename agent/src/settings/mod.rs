@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::desired::{Device, Wanted, refused};
 use self::report::reported;
-use crate::audit::{Audit, Noted, Kind};
+use crate::audit::{Audit, Kind, Noted};
 use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::control::Request;

@@ -56,8 +56,14 @@ struct Enroller {
 pub fn router(terms: Terms) -> Router {
     let enroller = Arc::new(Enroller { terms, one_at_a_time: Mutex::new(()) });
     Router::new()
-        .route(ENROL_PATH, post(|State(enroller): State<Arc<Enroller>>, body: Bytes| serve(enroller, body, Enroller::enrol)))
-        .route(RENEW_PATH, post(|State(enroller): State<Arc<Enroller>>, body: Bytes| serve(enroller, body, Enroller::renew)))
+        .route(
+            ENROL_PATH,
+            post(|State(enroller): State<Arc<Enroller>>, body: Bytes| serve(enroller, body, Enroller::enrol)),
+        )
+        .route(
+            RENEW_PATH,
+            post(|State(enroller): State<Arc<Enroller>>, body: Bytes| serve(enroller, body, Enroller::renew)),
+        )
         .layer(DefaultBodyLimit::max(DOCUMENT_BYTES_MAX))
         .with_state(enroller)
 }
@@ -250,7 +256,10 @@ mod tests {
                 device: Some(DeviceId::new(name).expect("valid")),
                 request: request.pem().expect("text"),
             };
-            self.enroller.enrol(&asked, wall_ms()).map(|done| done.device.to_string()).map_err(|error| error.to_string())
+            self.enroller
+                .enrol(&asked, wall_ms())
+                .map(|done| done.device.to_string())
+                .map_err(|error| error.to_string())
         }
 
         fn names(&self) -> Vec<String> {

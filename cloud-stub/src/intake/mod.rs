@@ -35,7 +35,7 @@ use crate::wall_ms;
 use decide::BUSY_S;
 use desk::{Desk, Effects};
 use gate::Gate;
-pub use gate::{Shut, Admission};
+pub use gate::{Admission, Shut};
 use lanes::{Entry, Lanes};
 
 /// How many events share one commit: a broker's window for a few hundred devices.

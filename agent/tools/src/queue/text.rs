@@ -1,6 +1,6 @@
 //! Writes the queue's documents for people: aligned columns, ages and sizes in round numbers.
 
-use hedge_agent::queue::{CaseDocument, Changed, CheckReport, CaseLine, Listing, Stats};
+use hedge_agent::queue::{CaseDocument, CaseLine, Changed, CheckReport, Listing, Stats};
 
 /// How much of a note a line of the list shows; `show` has all of it.
 const NOTE_CHARS_SHOWN: usize = 60;
