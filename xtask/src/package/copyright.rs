@@ -240,7 +240,9 @@ mod tests {
     #[test]
     fn every_linked_crate_has_its_licence_and_every_licence_its_text_once() {
         let text = of("hedge-agent", Arch::HERE).expect("gathered");
-        for part in ["Files: ring-", "Files: sled-", "Files: rust-standard-library/*", "Files: rumqttc-v5-next-", "Files: tar-"] {
+        for part in
+            ["Files: ring-", "Files: sled-", "Files: rust-standard-library/*", "Files: rumqttc-v5-next-", "Files: tar-"]
+        {
             assert_eq!(text.matches(part).count(), 1, "{part}");
         }
         let (linked, texts): (Vec<&str>, Vec<&str>) =
