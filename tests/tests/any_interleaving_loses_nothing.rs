@@ -37,6 +37,13 @@ fn each_kind_of_planted_bug_is_found() {
         (Planted::IgnoresBusy, "busy and pace are obeyed"),
         (Planted::IgnoresCeilings, "a ceiling holds in every hour"),
         (Planted::CloudAcksFirst, "the cloud acknowledges a case only once it is on record"),
+        (Planted::DialsAtOnce, "waits between dials grow until a connection has lasted"),
+        (Planted::DialsWithoutEnd, "dials are bounded, whatever ends the connections"),
+        (Planted::SendsWhenWanted, "a payload travels only so often an hour, whoever asks"),
+        (Planted::CountsEachFailed, "a dead letter has failed often enough, or the cloud said dead"),
+        (Planted::DeadAtLimit, "no state of the world makes a dead letter"),
+        (Planted::NeverLooksAgain, "in calm every case is answered or dead in bounded time"),
+        (Planted::TakesRevisionZero, "a verdict of revision 0 ends no case"),
     ] {
         let report = sweep(1, SEEDS_TO_FIND, 1, Some(planted));
         let Some(failure) = report.failure else { panic!("{planted:?} lives unseen through {} worlds", report.seeds) };

@@ -437,6 +437,9 @@ impl Engine {
 
     fn advance(&mut self, now: Moment) {
         self.weigh_budget(now);
+        if self.uplink.wants_another_connection(now, self.link.payload_bytes_max()) && self.link.leave(now) {
+            self.actions.push_back(Action::HangUp);
+        }
         self.more_on_disk |= self.uplink.look_again(now);
         if self.link.take_leave(now) {
             self.actions.push_back(Action::HangUp);

@@ -248,6 +248,13 @@ impl Link {
         leaves
     }
 
+    /// Another connection may be better than this one, which is a good one: true if it is to be ended for that.
+    pub fn leave(&mut self, now: Moment) -> bool {
+        let leaves = self.is_connected() && !self.is_leaving() && !self.window_is_over(now);
+        self.redials |= leaves;
+        leaves
+    }
+
     /// The end of the present connection is our own doing.
     #[must_use]
     pub fn is_leaving(&self) -> bool {

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Invariant: after one full publish a payload travels again only if the cloud says that it lacks it, and however often
-//! it says so, at most eight times in any hour.
+//! it says so, at most [`SENDS_PER_HOUR_MAX`] times in any hour.
 //!
 //! What a message does not take now, because broker or cloud take less, waits on the disk and holds nobody up: that is a
 //! state of the world, which another connection may end.
@@ -237,8 +237,19 @@ impl Uplink {
         self.limit.take().is_some()
     }
 
+    /// What was to be taken over the present connection has been too little for so long that another one may take more: a
+    /// broker says it once, when a connection begins. `cloud_bytes_max` is what the cloud takes.
+    #[must_use]
+    pub fn wants_another_connection(&self, now: Moment, cloud_bytes_max: Option<u64>) -> bool {
+        let of_cloud = |from: u32| cloud_bytes_max.is_some_and(|max| u64::from(from) > max);
+        let of_broker = |limit: &Limit| limit.bytes_max.is_some() && !of_cloud(limit.from_bytes);
+        let due = self.limit.as_ref().is_some_and(|limit| limit.until <= now && of_broker(limit));
+        due && now >= self.connected_at + LIMIT_OUTLIVES
+    }
+
     /// As [`Self::forget_limit`], if it is time to look again.
     pub fn look_again(&mut self, now: Moment) -> bool {
+        self.try_others_first(now);
         self.limit.is_some_and(|limit| limit.until <= now) && self.forget_limit()
     }
 
@@ -343,6 +354,7 @@ impl Uplink {
         for key in &keys {
             if let Some(case) = self.cases.get_mut(key) {
                 case.asked = case.asked.saturating_add(1);
+                case.tried = true;
                 case.enter(now, Phase::Asked);
             }
         }
@@ -406,7 +418,9 @@ impl Uplink {
     /// Of the suspects if there are any, for they are tried as soon as the window is empty; otherwise of all others.
     fn next_case(&self, now: Moment, suspects: Vec<CaseKey>) -> Option<CaseKey> {
         if !suspects.is_empty() {
-            return suspects.into_iter().next();
+            // The one that was found guilty most often goes last: it must not keep the innocent from being cleared.
+            let guilt = |key: &CaseKey| self.cases.get(key).map_or(0, |case| case.guilt);
+            return suspects.into_iter().min_by_key(guilt);
         }
         let fresh_turn = self.publishes % u64::from(FRESH_EVERY) == u64::from(FRESH_EVERY) - 1;
         let has_place = self.has_place();

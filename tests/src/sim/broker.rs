@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use hedge_proto::CaseKey;
+
 use super::message::{Ack, Client, End, Message, Packet, Status};
 use super::world::World;
 
@@ -26,21 +28,33 @@ pub(super) struct Broker {
     sessions: [Option<Session>; 3],
     retained: BTreeMap<usize, Status>,
     next_id: u32,
+    /// The largest message it takes, as CONNACK says it; and what it ends connections over without having said so.
+    pub(super) announced_max: Option<u32>,
+    pub(super) silent_max: Option<u32>,
 }
 
 impl Default for Broker {
     fn default() -> Self {
-        Self { up: true, sessions: [None, None, None], retained: BTreeMap::new(), next_id: 0 }
+        Self {
+            up: true,
+            sessions: [None, None, None],
+            retained: BTreeMap::new(),
+            next_id: 0,
+            announced_max: None,
+            silent_max: None,
+        }
     }
 }
 
-const OFFLINE: Status = Status { online: false, reads: false, accept_per_s: None, retry_after_s: None };
+const OFFLINE: Status =
+    Status { online: false, reads: false, accept_per_s: None, retry_after_s: None, payload_bytes_max: None };
 
 impl World {
     pub(super) fn broker_gets(&mut self, wire: usize, client: Client, packet: Packet) {
         match packet {
             Packet::Connect => self.broker_connects(wire, client),
             Packet::Subscribe => self.broker_subscribes(wire, client),
+            Packet::Publish { message: Message::Cases(keys), .. } if self.ends_over(&keys) => self.refuse(wire),
             Packet::Publish { id, message, .. } => {
                 let ack = match message {
                     Message::Cases(_) | Message::Ask(_) => self.route_up(message),
@@ -72,6 +86,7 @@ impl World {
         }
         let session = session.get_or_insert_default();
         session.wire = Some(wire);
+        self.net.wires[wire].packet_bytes_max = self.broker.announced_max;
         let again: Vec<_> = session.in_flight.iter().cloned().collect();
         self.transmit(wire, End::Broker, Packet::ConnAck);
         for (id, message, retained) in again {
@@ -90,6 +105,12 @@ impl World {
                 self.deliver(client, Message::Status(instance, status), true);
             }
         }
+    }
+
+    /// Whether it ends the connection over these: they are larger than it takes, or one is poison to it.
+    fn ends_over(&self, keys: &[CaseKey]) -> bool {
+        let too_large = self.broker.silent_max.is_some_and(|max| self.message_bytes(keys) > max);
+        too_large || keys.iter().any(|key| self.is_poison(*key))
     }
 
     /// Cases and questions go to one instance, or to all of them.

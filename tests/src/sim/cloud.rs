@@ -82,6 +82,9 @@ pub(super) struct Cloud {
     model_free_at: u64,
     pub(super) unhealthy_until: u64,
     pub(super) other_version_until: u64,
+    /// It says that it lacks whatever it gets.
+    pub(super) forgetful_until: u64,
+    pub(super) payload_bytes_max: Option<u32>,
 }
 
 impl Cloud {
@@ -100,6 +103,8 @@ impl Cloud {
             model_free_at: 0,
             unhealthy_until: 0,
             other_version_until: 0,
+            forgetful_until: 0,
+            payload_bytes_max: None,
         }
     }
 }
@@ -165,7 +170,13 @@ impl World {
         cloud.under_way.clear();
         let Some(wire) = wire else { return };
         if polite && open {
-            let status = Status { online: false, reads: false, accept_per_s: None, retry_after_s: None };
+            let status = Status {
+                online: false,
+                reads: false,
+                accept_per_s: None,
+                retry_after_s: None,
+                payload_bytes_max: None,
+            };
             let message = Message::Status(instance, status);
             self.transmit(wire, End::Client, Packet::Publish { id: 0, message, retained: true });
         } else if self.dice.one_in(3) {
@@ -265,6 +276,7 @@ impl World {
             reads: cloud.other_version_until <= self.now,
             accept_per_s: if healthy { self.plan.accept_per_s } else { Some(0.0) },
             retry_after_s: (!healthy && self.plan.says_retry).then_some(UNHEALTHY_RETRY_S),
+            payload_bytes_max: cloud.payload_bytes_max.filter(|_| !self.calm()),
         }
     }
 
@@ -322,6 +334,9 @@ impl World {
         if self.clouds[instance].other_version_until > self.now {
             said.busy_s = said.busy_s.max(Some(HOLD_S));
             return;
+        }
+        if self.clouds[instance].forgetful_until > self.now {
+            return if self.plan.says_send { said.single.push(Down::Send(key)) } else { said.unknown.push(key) };
         }
         if let Some(record) = self.store(instance).cases.get(&key).copied() {
             return self.cloud_repeats(instance, key, record.standing, said, work);
@@ -410,7 +425,7 @@ impl World {
         }
     }
 
-    fn cloud_answers(&mut self, instance: usize, messages: Vec<Down>) {
+    pub(super) fn cloud_answers(&mut self, instance: usize, messages: Vec<Down>) {
         self.clouds[instance].replies.extend(messages);
         self.cloud_replies(instance);
     }
@@ -469,7 +484,10 @@ struct Said {
 impl Said {
     /// Whether the device is told that these were not taken.
     fn refused(&self, keys: &[CaseKey]) -> bool {
-        let about = |key: &CaseKey| self.single.iter().any(|down| matches!(down, Down::Failed(known) if known == key));
+        let about = |key: &CaseKey| {
+            let single = |down: &Down| matches!(down, Down::Failed(known) | Down::Send(known) if known == key);
+            self.unknown.contains(key) || self.single.iter().any(single)
+        };
         self.busy_s.is_some() || keys.iter().any(about)
     }
 

@@ -61,6 +61,10 @@ pub(super) struct Device {
     /// The connection that was hung up because a verdict could not be stored: nobody waits for its others.
     pub(super) unheard: Option<usize>,
     pub(super) tick_at: Option<u64>,
+    /// When the engine is told of the last thing that happened to a connection.
+    pub(super) link_told_at: u64,
+    /// Only for a planted bug: the least that the disk was ever looked through for.
+    pub(super) smallest_look: u32,
     /// Read since the last tick.
     pub(super) bytes: u64,
 }
@@ -71,7 +75,7 @@ impl Device {
             engine: None,
             life: 0,
             disk: Disk::default(),
-            watch: Watch::default(),
+            watch: Watch::new(Moment(0)),
             wire: None,
             session: None,
             spent: Spent::default(),
@@ -83,6 +87,8 @@ impl Device {
             inbox: VecDeque::new(),
             unheard: None,
             tick_at: None,
+            link_told_at: 0,
+            smallest_look: u32::MAX,
             bytes: 0,
         }
     }
@@ -116,7 +122,7 @@ impl World {
         };
         let engine = Engine::new(now, setup);
         self.device.engine = Some(engine);
-        self.device.watch = Watch::default();
+        self.device.watch = Watch::new(now);
         let answered: Vec<CaseKey> = self.device.disk.answered().collect();
         for key in answered {
             self.device_soon(Step::Delivered(key));
@@ -197,6 +203,7 @@ impl World {
         let dead: Vec<CaseKey> = self.device.disk.dead().collect();
         for key in dead {
             self.ledger.requeued(key);
+            self.device.watch.requeued(key);
             if let Some(case) = self.device.disk.requeue(key) {
                 // A person is slower than the task that made it a dead letter.
                 self.device_after(5, Step::Tell(Event::Stored(case)));
@@ -213,6 +220,11 @@ impl World {
             Step::Tell(event) => self.tell(event),
             Step::Load(keys) => self.device_publishes(keys),
             Step::Look(count, below_bytes) => {
+                let mut below_bytes = below_bytes;
+                if self.planted == Some(Planted::NeverLooksAgain) {
+                    self.device.smallest_look = self.device.smallest_look.min(below_bytes);
+                    below_bytes = self.device.smallest_look;
+                }
                 let mut found = self.device.disk.fetch(count, below_bytes);
                 if self.planted == Some(Planted::DropsLeftovers) && found.len() > 8 {
                     found.truncate(8);
@@ -291,7 +303,8 @@ impl World {
             self.hang_up(wire, End::Client);
             return;
         }
-        let applied = self.device.disk.answer(key, revision) || self.planted == Some(Planted::AppliesTwice);
+        let taken = if self.planted == Some(Planted::TakesRevisionZero) { revision.max(1) } else { revision };
+        let applied = self.device.disk.answer(key, taken) || self.planted == Some(Planted::AppliesTwice);
         if applied {
             let checked = self.ledger.applied(key, revision);
             self.check(checked);
@@ -299,6 +312,13 @@ impl World {
             self.device_after(wait, Step::Delivered(key));
         }
         if self.planted == Some(Planted::AcksBeforeDurable) || self.device.unheard == Some(wire) {
+            return;
+        }
+        // A word that ends nothing is read and forgotten.
+        if revision == 0 && matches!(self.device.disk.get(key).map(|row| row.stage), Some(Stage::Open(_))) {
+            if listening {
+                self.acknowledge(id);
+            }
             return;
         }
         self.device_soon(Step::Tell(Event::Closed { key, spoken: true }));

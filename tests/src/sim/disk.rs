@@ -61,6 +61,12 @@ pub(super) enum Op {
     },
 }
 
+impl Row {
+    pub(super) fn payload_bytes(&self) -> u32 {
+        self.case.payload_bytes
+    }
+}
+
 impl Disk {
     pub(super) fn get(&self, key: CaseKey) -> Option<&Row> {
         self.rows.get(&key)

@@ -3,11 +3,12 @@
 
 use hedge_core::engine::{Action, Engine, Event};
 use hedge_core::uplink::Publish;
-use hedge_proto::WIRE_VERSION;
+use hedge_proto::{CaseKey, WIRE_VERSION};
 
 use super::Planted;
 use super::device::{Step, short, shown};
 use super::disk::Op;
+use super::lies::FAILED;
 use super::message::{Client, End};
 use super::oracle::{engine_is_bounded, never_spins, rests};
 use super::world::World;
@@ -72,14 +73,20 @@ impl World {
         }
         match action {
             Action::LinkChanged { .. } => {}
-            // Settings do not change in these worlds: it is the end of a window.
+            // Settings do not change in these worlds: it is the end of a window, or of a limit's time.
             Action::HangUp => {
+                self.device.watch.leaves();
                 if let Some(wire) = self.device.wire {
                     self.hang_up(wire, End::Client);
                 }
             }
-            Action::Dial { .. } => self.dial(Client::Device, self.device.life),
+            Action::Dial { .. } => {
+                let checked = self.device.watch.dials(now, &self.plan.profile);
+                self.check(checked);
+                self.dial(Client::Device, self.device.life);
+            }
             Action::Send { keys } => {
+                self.ledger.tries(&keys);
                 let checked = self.device.watch.sends(now, &keys, self.plan.cases_per_hour);
                 self.check(checked);
                 self.device_soon(Step::Load(keys.clone()));
@@ -88,6 +95,7 @@ impl World {
                 }
             }
             Action::Ask { keys } => {
+                self.ledger.tries(&keys);
                 let checked = self.device.watch.asks(now);
                 self.check(checked);
                 match self.planted {
@@ -98,9 +106,14 @@ impl World {
             }
             Action::Fetch { count, below_bytes } => self.device_soon(Step::Look(count, below_bytes)),
             Action::MarkReceived { keys } => self.device_soon(Step::Mark(keys)),
-            Action::CountTry { key, reason } => self.device_writes(Op::Attempt { key, reason }),
+            Action::CountTry { key, reason } => {
+                if reason != FAILED {
+                    self.ledger.cut(key);
+                }
+                self.device_writes(Op::Attempt { key, reason });
+            }
             Action::Bury { key, .. } => {
-                let checked = self.ledger.buries(key);
+                let checked = self.ledger.buries(key, self.is_poison(key));
                 self.check(checked);
                 self.device_writes(Op::Bury { key });
             }
@@ -113,6 +126,11 @@ impl World {
         if let Some(engine) = &mut self.device.engine {
             engine.handle(now, event);
         }
+    }
+
+    fn sends_at_once(&mut self, keys: Vec<CaseKey>) -> Vec<Event> {
+        keys.into_iter().for_each(|key| self.device_soon(Step::Load(vec![key])));
+        Vec::new()
     }
 
     /// What the engine hears of an event if a bug is planted there.
@@ -136,6 +154,22 @@ impl World {
                 vec![Event::CloudStatus { instance, status, retained }]
             }
             (Some(Planted::IgnoresBusy), Event::Busy { .. }) => Vec::new(),
+            (Some(Planted::DialsAtOnce), event @ Event::Disconnected(_)) => vec![event, Event::NetworkChanged],
+            (Some(Planted::DialsWithoutEnd), event @ Event::Disconnected(_)) => {
+                let now = self.device_now();
+                self.device.watch.hears(now, &Event::NetworkChanged);
+                vec![event, Event::BrokerChanged]
+            }
+            (Some(Planted::SendsWhenWanted), Event::Wanted { key }) => self.sends_at_once(vec![key]),
+            (Some(Planted::SendsWhenWanted), Event::Unknown { keys }) => self.sends_at_once(keys),
+            (Some(Planted::CountsEachFailed), Event::Failed { key, reason }) => {
+                self.device_writes(Op::Attempt { key, reason });
+                Vec::new()
+            }
+            (Some(Planted::DeadAtLimit), Event::Published { keys, outcome: Publish::TooLarge { .. } }) => {
+                let dead = |key| Event::Unsendable { key, reason: "too large".to_owned() };
+                keys.into_iter().map(dead).collect()
+            }
             (_, event) => vec![event],
         }
     }

@@ -69,15 +69,23 @@ pub(super) struct Status {
     pub(super) reads: bool,
     pub(super) accept_per_s: Option<f32>,
     pub(super) retry_after_s: Option<u32>,
+    pub(super) payload_bytes_max: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Down {
-    Verdict { key: CaseKey, revision: u32 },
+    Verdict {
+        key: CaseKey,
+        revision: u32,
+    },
     Received(Vec<CaseKey>),
     Unknown(Vec<CaseKey>),
-    Busy { after_s: u32 },
+    Busy {
+        after_s: u32,
+    },
     Failed(CaseKey),
     Dead(CaseKey),
     Send(CaseKey),
+    /// Of a kind that nobody has heard of.
+    Odd,
 }

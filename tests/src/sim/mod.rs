@@ -15,8 +15,10 @@
 mod broker;
 mod cloud;
 mod device;
+mod dials;
 mod disk;
 mod driver;
+mod lies;
 mod message;
 mod net;
 mod oracle;
@@ -67,6 +69,20 @@ pub enum Planted {
     IgnoresBusy,
     /// The cloud acknowledges before its commit.
     CloudAcksFirst,
+    /// The first word of a loss makes it dial again.
+    DialsAtOnce,
+    /// The same, and nothing counts the dials.
+    DialsWithoutEnd,
+    /// Whenever the cloud wants a payload it is sent.
+    SendsWhenWanted,
+    /// Each `failed` counts as a try, also about the same one.
+    CountsEachFailed,
+    /// What is too large for a message now is given up on.
+    DeadAtLimit,
+    /// What was too large once is not looked for again.
+    NeverLooksAgain,
+    /// Revision 0 counts as a verdict.
+    TakesRevisionZero,
 }
 
 /// A world in which everything held.

@@ -21,6 +21,8 @@ pub(super) struct Wire {
     half_open: bool,
     /// What the client's end will take its end for.
     loss: Loss,
+    /// The largest message that the broker said to take.
+    pub(super) packet_bytes_max: Option<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -28,6 +30,8 @@ pub(super) struct Net {
     pub(super) wires: Vec<Wire>,
     /// By client number: nothing passes before this.
     outage_until: [u64; 3],
+    /// Until then the device's connections end as soon as something has come over them.
+    pub(super) short_lived_until: u64,
 }
 
 impl Wire {
@@ -73,6 +77,7 @@ impl World {
             to_broker_at: now,
             half_open: false,
             loss: Loss::Broken,
+            packet_bytes_max: None,
         });
         match client {
             Client::Device => self.device.wire = Some(wire),
@@ -139,6 +144,14 @@ impl World {
     pub(super) fn throw_out(&mut self, wire: usize) {
         if self.dice.one_in(2) {
             self.net.wires[wire].loss = Loss::TakenOver;
+        }
+        self.hang_up(wire, End::Broker);
+    }
+
+    /// The broker ends the connection over something that was sent. Not every broker says so.
+    pub(super) fn refuse(&mut self, wire: usize) {
+        if self.dice.one_in(2) {
+            self.net.wires[wire].loss = Loss::Refused;
         }
         self.hang_up(wire, End::Broker);
     }

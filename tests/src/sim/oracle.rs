@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event};
-use hedge_core::uplink::{NOBODY_WAIT, QUIET_MAX, TRIES_MAX};
+use hedge_core::link::RETRY_AFTER_MAX;
+use hedge_core::uplink::{HELD_WAIT, HELD_WAIT_MAX, LIMIT_WAIT, NOBODY_WAIT, QUIET_MAX, SENDS_PER_HOUR_MAX, TRIES_MAX};
 use hedge_proto::CaseKey;
 
 use super::device::short;
-use super::plan::Plan;
+use super::plan::{Fault, Plan};
 
 /// A promise that does not hold, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +102,14 @@ pub(super) fn under_ceiling(sent_within_hour: usize, ceiling: Option<u64>) -> Ch
     }
 }
 
+/// Whoever asks for it.
+pub(super) fn within_the_hour(key: CaseKey, times: usize) -> Checked {
+    if times <= SENDS_PER_HOUR_MAX as usize {
+        return Ok(());
+    }
+    broken("a payload travels only so often an hour, whoever asks", format!("{} travelled {times} times", short(key)))
+}
+
 pub(super) fn has_reader(readers: usize) -> Checked {
     if readers > 0 {
         return Ok(());
@@ -126,6 +135,14 @@ pub(super) fn drain_within(plan: &Plan) -> Duration {
         let quiets = if plan.odd_one_in > 0 { 2 + TRIES_MAX } else { 2 };
         quiets * QUIET_MAX + plan.profile.dial_wait_max + Duration::from_secs(300 + 180 + 60 + 1_200)
     };
+    // What was learnt from connections that ended holds for an hour; a limit that was said is looked at again sooner.
+    let learns = plan.poison.is_some() || plan.faults.contains(&Fault::Limit);
+    let limits = if learns { 2 * HELD_WAIT + LIMIT_WAIT } else { Duration::ZERO };
+    // Each life of the device may have left a case that the broker never takes. They are found out one after the other,
+    // and each time their size is held for twice as long.
+    let poison = if plan.poison.is_some() && plan.poison_lasts { 3 * HELD_WAIT_MAX } else { Duration::ZERO };
+    let lies = if plan.faults.contains(&Fault::Lies) { RETRY_AFTER_MAX + QUIET_MAX } else { Duration::ZERO };
+    let waits = waits + limits + poison + lies;
     #[expect(clippy::cast_precision_loss, reason = "a bound, not a count")]
     let paced = Duration::from_secs_f32(plan.cases as f32 * plan.accept_per_s.map_or(0.0, |per_s| 1.0 / per_s));
     // An hour for each time the ceiling is reached; a payload may travel twice and more.
@@ -157,7 +174,11 @@ struct Account {
     travelled: u32,
     /// How often more than once it was allowed to: the cloud lacks it, wants it, failed on it, or nobody listened.
     allowed: u32,
+    /// How many sends and questions the cloud has called failed, and whether one is open to be.
     failed: u32,
+    tried: bool,
+    /// How often the connection ended when it was sent alone.
+    cut: u32,
     dead: bool,
     answered: bool,
     /// By hand, or evicted and counted.
@@ -212,7 +233,8 @@ impl Ledger {
                 Some(*key)
             }
             Event::Failed { key, .. } => {
-                self.account(*key).failed += 1;
+                let account = self.account(*key);
+                account.failed += u32::from(std::mem::take(&mut account.tried));
                 self.allows(*key);
                 Some(*key)
             }
@@ -251,7 +273,20 @@ impl Ledger {
         Ok(())
     }
 
+    /// The cloud is to be sent these, or to be asked about them.
+    pub(super) fn tries(&mut self, keys: &[CaseKey]) {
+        keys.iter().for_each(|key| self.account(*key).tried = true);
+    }
+
+    /// The connection ended when it was sent alone.
+    pub(super) fn cut(&mut self, key: CaseKey) {
+        self.account(key).cut += 1;
+    }
+
     pub(super) fn applied(&mut self, key: CaseKey, revision: u32) -> Checked {
+        if revision == 0 {
+            return broken("a verdict of revision 0 ends no case", format!("it ended {}", short(key)));
+        }
         self.account(key).answered = true;
         if self.applied.insert((key, revision)) {
             return Ok(());
@@ -259,10 +294,15 @@ impl Ledger {
         broken("no verdict is applied twice", format!("revision {revision} of {}", short(key)))
     }
 
-    pub(super) fn buries(&mut self, key: CaseKey) -> Checked {
+    pub(super) fn buries(&mut self, key: CaseKey, poison: bool) -> Checked {
         let account = self.account(key);
-        if account.dead || account.failed >= TRIES_MAX {
+        let blamed = account.failed > 0 || poison;
+        if account.dead || (blamed && account.failed + account.cut >= TRIES_MAX) {
             return Ok(());
+        }
+        if !blamed {
+            let text = format!("nobody has found {} to blame", short(key));
+            return broken("no state of the world makes a dead letter", text);
         }
         let text = format!("{} failed {} times", short(key), account.failed);
         broken("a dead letter has failed often enough, or the cloud said dead", text)

@@ -73,7 +73,16 @@ pub(super) enum Fault {
     Drop,
     /// Somebody makes the dead letters wait again.
     Requeue,
+    /// An instance says what has no sense, or too often.
+    Lies,
+    /// Broker or cloud takes less for a while, said or unsaid.
+    Limit,
+    /// For a while each connection ends after the first good word.
+    ShortLived,
 }
+
+/// These come on top, so that the other worlds stay as they are.
+const HOSTILE: [Fault; 3] = [Fault::Lies, Fault::Limit, Fault::ShortLived];
 
 const FAULTS: [Fault; 21] = [
     Fault::Reset(0),
@@ -141,6 +150,9 @@ pub(super) struct Plan {
     pub(super) profile: Profile,
     /// A ceiling that will be reached.
     pub(super) cases_per_hour: Option<u64>,
+    /// The cases of this number end the connection at the broker, for ever or until the calm.
+    pub(super) poison: Option<u64>,
+    pub(super) poison_lasts: bool,
 }
 
 impl Plan {
@@ -160,6 +172,10 @@ impl Plan {
         if dice.one_in(10) {
             faults.clear();
         }
+        let mut hostile = Dice::new(seed.rotate_left(32) ^ 0x1107);
+        let is_hostile = hostile.one_in(2);
+        faults.extend(HOSTILE.into_iter().filter(|_| is_hostile && hostile.one_in(2)));
+        let poison = (is_hostile && hostile.one_in(4)).then(|| hostile.between(0, cases - 1));
         let per_case = if dice.one_in(3) { 50 } else { calm_at / (cases + 1) };
         Self {
             seed,
@@ -191,13 +207,15 @@ impl Plan {
             says_retry: dice.one_in(2),
             profile: Profile { windows: windows(seed), ..dice.pick(&[Profile::LAN, Profile::LAN, Profile::METERED]) },
             cases_per_hour: dice.one_in(20).then(|| dice.between(cases / 4 + 1, cases + 1)),
+            poison,
+            poison_lasts: hostile.one_in(2),
         }
     }
 
     /// Nothing goes wrong, and the cloud takes and answers whatever comes.
     pub(super) fn is_peaceful(&self) -> bool {
         let one_memory = self.instances == 1 || (self.shared_records && self.shared_subscription);
-        self.faults.is_empty() && one_memory && self.room == usize::MAX && self.odd_one_in == 0
+        self.faults.is_empty() && self.poison.is_none() && one_memory && self.room == usize::MAX && self.odd_one_in == 0
     }
 
     pub(super) fn ceilings(&self) -> Ceilings {

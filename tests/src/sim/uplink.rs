@@ -11,7 +11,8 @@ use hedge_proto::{CaseKey, CloudState, CloudStatus, Name, WIRE_VERSION};
 use super::Planted;
 use super::device::{Step, short};
 use super::disk::{Op, Progress, Stage};
-use super::message::{Ack, Down, End, Message, Packet, Status};
+use super::lies::FAILED;
+use super::message::{Ack, Client, Down, End, Message, Packet, Status};
 use super::oracle::acknowledged_is_durable;
 use super::world::World;
 
@@ -24,6 +25,9 @@ pub(super) enum UnderWay {
     Cases(Vec<CaseKey>),
     Ask(Vec<CaseKey>),
 }
+
+/// What a message about a case has beside its payload.
+const ENVELOPE_BYTES: u32 = 300;
 
 impl World {
     pub(super) fn device_asks(&mut self, keys: Vec<CaseKey>) {
@@ -41,7 +45,22 @@ impl World {
         let Some(wire) = self.device.session else {
             return self.device_soon(Step::Tell(Event::Published { keys, outcome: Publish::Nobody }));
         };
+        let bytes_max = self.device_bytes_max(wire);
+        if self.message_bytes(&keys) > bytes_max {
+            return match keys[..] {
+                [_] => {
+                    let outcome = Publish::TooLarge { bytes_max: Some(bytes_max) };
+                    self.device_soon(Step::Tell(Event::Published { keys, outcome }));
+                }
+                // What is too large together may fit one by one.
+                _ => keys.into_iter().for_each(|key| self.device_publishes(vec![key])),
+            };
+        }
+        let now = self.device_now();
         for key in &keys {
+            self.device.disk.mark(*key, Progress::Sent);
+            let checked = self.device.watch.travels(now, *key);
+            self.check(checked);
             let open = matches!(self.device.disk.get(*key).map(|row| row.stage), Some(Stage::Open(_)));
             let checked = self.ledger.travels(*key, open);
             self.check(checked);
@@ -49,7 +68,7 @@ impl World {
         self.device_transmits(wire, Message::Cases(keys.clone()), UnderWay::Cases(keys));
     }
 
-    /// Whether it is still to be sent; if so it counts as sent from here on.
+    /// Whether it is still to be sent.
     fn device_loads(&mut self, key: CaseKey) -> bool {
         let stage = self.device.disk.get(key).map(|row| row.stage);
         let open = matches!(stage, Some(Stage::Open(_)));
@@ -58,8 +77,20 @@ impl World {
             self.device_soon(Step::Tell(Event::Closed { key, spoken: false }));
             return false;
         }
-        self.device.disk.mark(key, Progress::Sent);
         true
+    }
+
+    /// What broker and cloud take in a message, as far as the device knows.
+    fn device_bytes_max(&self, wire: usize) -> u32 {
+        let now = self.device_now();
+        let known = self.device.engine.as_ref().and_then(|engine| engine.payload_bytes_max(now));
+        let known = known.map(|max| u32::try_from(max).unwrap_or(u32::MAX).saturating_add(ENVELOPE_BYTES));
+        self.net.wires[wire].packet_bytes_max.into_iter().chain(known).min().unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn message_bytes(&self, keys: &[CaseKey]) -> u32 {
+        let payload = |key: &CaseKey| self.device.disk.get(*key).map_or(0, super::disk::Row::payload_bytes);
+        keys.iter().map(|key| payload(key).saturating_add(ENVELOPE_BYTES)).fold(0, u32::saturating_add)
     }
 
     fn device_transmits(&mut self, wire: usize, message: Message, what: UnderWay) {
@@ -79,10 +110,13 @@ impl World {
             Packet::SubAck => {
                 self.device.session = Some(wire);
                 let receive_maximum = self.plan.receive_maximum;
-                self.device_soon(Step::Tell(Event::Connected { receive_maximum }));
+                self.device_tells_of_link(Event::Connected { receive_maximum });
             }
             Packet::PubAck { id, ack } => self.device_hears_ack(id, ack),
             Packet::Publish { id, message, retained } => {
+                if self.now < self.net.short_lived_until {
+                    self.reset(Client::Device);
+                }
                 self.device.inbox.push_back((id, false));
                 self.device_reads(wire, id, message, retained);
             }
@@ -117,9 +151,10 @@ impl World {
             Message::Down(Down::Received(keys)) => Event::Received { keys },
             Message::Down(Down::Unknown(keys)) => Event::Unknown { keys },
             Message::Down(Down::Busy { after_s }) => Event::Busy { after: Duration::from_secs(u64::from(after_s)) },
-            Message::Down(Down::Failed(key)) => Event::Failed { key, reason: "failed".to_owned() },
+            Message::Down(Down::Failed(key)) => Event::Failed { key, reason: FAILED.to_owned() },
             Message::Down(Down::Dead(key)) => Event::Dead { key, reason: "dead".to_owned() },
             Message::Down(Down::Send(key)) => Event::Wanted { key },
+            Message::Down(Down::Odd) => return self.acknowledge(id),
             Message::Cases(_) | Message::Ask(_) => return,
         };
         self.tell(event);
@@ -140,11 +175,20 @@ impl World {
                 UnderWay::Ask(keys) => Event::AskFailed { keys },
             }));
         }
-        self.device_soon(Step::Tell(Event::Disconnected(loss)));
+        self.device_tells_of_link(Event::Disconnected(loss));
     }
 
     pub(super) fn device_dial_failed(&mut self) {
-        self.device_soon(Step::Tell(Event::Disconnected(Loss::Broken)));
+        self.device_tells_of_link(Event::Disconnected(Loss::Broken));
+    }
+
+    /// What happens to connections is told in the order in which it happens, however slow a task is.
+    fn device_tells_of_link(&mut self, event: Event) {
+        let slow = self.dice.one_in(self.plan.slow_task_one_in);
+        let wait = if slow { self.dice.between(1, 5_000) } else { self.dice.between(0, 2) };
+        let at = (self.now + wait).max(self.device.link_told_at);
+        self.device.link_told_at = at;
+        self.device_after(at - self.now, Step::Tell(event));
     }
 
     /// A message is done with; messages are acknowledged in the order they came.
@@ -154,7 +198,7 @@ impl World {
         self.acknowledge(id);
     }
 
-    fn acknowledge(&mut self, id: u32) {
+    pub(super) fn acknowledge(&mut self, id: u32) {
         for (known, done) in &mut self.device.inbox {
             *done |= *known == id;
         }
@@ -167,14 +211,14 @@ impl World {
 }
 
 fn cloud_status(instance: usize, status: Status, retained: bool) -> Event {
-    let Status { online, reads, accept_per_s, retry_after_s } = status;
+    let Status { online, reads, accept_per_s, retry_after_s, payload_bytes_max } = status;
     let Ok(instance) = Name::new(&format!("i{instance}")) else { return Event::Tick };
     let status = CloudStatus {
         state: if online { CloudState::Online } else { CloudState::Offline },
         wire: vec![if reads { WIRE_VERSION } else { WIRE_VERSION + 1 }],
         accept: accept_per_s,
         retry_after_s,
-        payload_bytes_max: None,
+        payload_bytes_max: payload_bytes_max.map(u64::from),
     };
     Event::CloudStatus { instance, status, retained }
 }

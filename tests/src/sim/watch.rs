@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use hedge_core::clock::Moment;
 use hedge_core::engine::Event;
+use hedge_core::link::{Profile, RETRY_AFTER_MAX};
 use hedge_core::uplink::{NOBODY_WAIT, Publish, RECEIVED_WAIT, UNCONFIRMED_MAX, WINDOW_MAX};
 use hedge_proto::{CaseKey, CloudState, CloudStatus, Name, WIRE_VERSION};
 
-use super::oracle::{Checked, has_reader, held_back, in_window, not_poured_out, one_probe, under_ceiling};
+use super::dials::Dials;
+use super::oracle::{
+    Checked, has_reader, held_back, in_window, not_poured_out, one_probe, under_ceiling, within_the_hour,
+};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -30,11 +34,44 @@ pub(super) struct Watch {
     nobody_since: Option<Moment>,
     /// The earliest next send at the pace of the last one.
     next_send: Moment,
+    /// When each payload set out, within the last hour.
+    travelled: BTreeMap<CaseKey, VecDeque<Moment>>,
+    dials: Dials,
 }
 
 impl Watch {
+    pub(super) fn new(now: Moment) -> Self {
+        Self { dials: Dials::new(now), ..Self::default() }
+    }
+
+    /// The engine wants to dial.
+    pub(super) fn dials(&mut self, now: Moment, profile: &Profile) -> Checked {
+        self.dials.dials(now, profile)
+    }
+
+    /// The device ends its connection.
+    pub(super) fn leaves(&mut self) {
+        self.dials.leaves();
+    }
+
+    /// A payload sets out.
+    pub(super) fn travels(&mut self, now: Moment, key: CaseKey) -> Checked {
+        let at = self.travelled.entry(key).or_default();
+        at.push_back(now);
+        while at.front().is_some_and(|at| now.since(*at) >= HOUR) {
+            at.pop_front();
+        }
+        within_the_hour(key, at.len())
+    }
+
+    /// Its next life begins.
+    pub(super) fn requeued(&mut self, key: CaseKey) {
+        self.travelled.remove(&key);
+    }
+
     /// Before the engine hears it.
     pub(super) fn hears(&mut self, now: Moment, event: &Event) {
+        self.dials.hears(now, event);
         let proven_before = std::mem::take(&mut self.proven);
         self.learns(now, event);
         if self.proven {
@@ -96,7 +133,7 @@ impl Watch {
             }
             Event::Busy { after } => {
                 self.proven |= self.connected;
-                self.hold(now + *after);
+                self.hold(now + (*after).min(RETRY_AFTER_MAX));
             }
             Event::Closed { key, spoken } => {
                 self.proven |= *spoken && self.connected;

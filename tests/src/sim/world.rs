@@ -3,6 +3,8 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
+use hedge_proto::CaseKey;
+
 use super::broker::Broker;
 use super::cloud::{self, Cloud, Records};
 use super::device::{self, Device};
@@ -60,6 +62,10 @@ pub(super) enum Happening {
         instance: usize,
     },
     BrokerStarts,
+    /// Broker and instance take as much as before.
+    LimitEnds {
+        instance: usize,
+    },
     /// Something an instance says in its status has changed.
     SpeaksUp {
         instance: usize,
@@ -206,6 +212,11 @@ impl World {
             Happening::Strikes => self.strikes(),
             Happening::DeviceStarts => self.device_starts(),
             Happening::CloudStarts { instance } => self.cloud_starts(instance),
+            Happening::LimitEnds { instance } => {
+                (self.broker.announced_max, self.broker.silent_max) = (None, None);
+                self.clouds[instance].payload_bytes_max = None;
+                self.cloud_speaks_up(instance);
+            }
             Happening::BrokerStarts => self.broker.up = true,
             Happening::SpeaksUp { instance } => self.cloud_speaks_up(instance),
         }
@@ -226,12 +237,17 @@ impl World {
     }
 
     fn drained(&self) -> bool {
-        self.device.engine.is_some() && self.device.disk.open().next().is_none()
+        self.device.engine.is_some() && self.device.disk.open().all(|(key, _)| self.is_poison(key))
     }
 
     fn stuck(&self) -> Checked {
-        let open: Vec<(String, Stage)> =
-            self.device.disk.open().map(|(key, row)| (device::short(key), row.stage)).collect();
+        let open: Vec<(String, Stage)> = self
+            .device
+            .disk
+            .open()
+            .filter(|(key, _)| !self.is_poison(*key))
+            .map(|(key, row)| (device::short(key), row.stage))
+            .collect();
         let link = self.device.engine.as_ref().map(hedge_core::engine::Engine::link);
         Err(Broken {
             promise: "in calm every case is answered or dead in bounded time",
@@ -310,11 +326,39 @@ impl World {
                 self.cloud_speaks_up(instance);
                 self.at(until, Happening::SpeaksUp { instance });
             }
+            Fault::Lies => self.cloud_lies(instance),
+            Fault::Limit => self.limit(instance, until),
+            Fault::ShortLived => self.net.short_lived_until = self.until(60, 900),
             Fault::TakenOver => self.device_is_taken_over(),
             Fault::Drop => self.drop_by_hand(),
             Fault::Requeue => self.requeue_by_hand(),
             Fault::NetworkChanged => self.tell(hedge_core::engine::Event::NetworkChanged),
         }
+    }
+
+    /// Broker or cloud takes less from now on, whoever is connected; until then, or for some time in the middle of it
+    /// once more.
+    fn limit(&mut self, instance: usize, until: u64) {
+        let (low, high) = self.plan.payload_bytes;
+        let max = u32::try_from(self.dice.between(low / 2, high + 300)).unwrap_or(u32::MAX);
+        match self.dice.between(0, 2) {
+            0 => self.broker.silent_max = Some(max),
+            1 => {
+                self.broker.announced_max = Some(max);
+                // A limit of CONNACK is one of the next connection. What it ends over is known at once.
+                self.broker.silent_max = Some(max);
+            }
+            _ => {
+                self.clouds[instance].payload_bytes_max = Some(max);
+                self.cloud_speaks_up(instance);
+            }
+        }
+        self.at(until, Happening::LimitEnds { instance });
+    }
+
+    /// Whether the broker ends connections over this case, whatever its size.
+    pub(super) fn is_poison(&self, key: CaseKey) -> bool {
+        self.plan.poison == Some(key.sequence) && (self.plan.poison_lasts || !self.calm())
     }
 
     fn with_client(&mut self, number: usize, act: impl FnOnce(&mut Self, Client)) {
@@ -326,7 +370,7 @@ impl World {
     }
 
     /// So many seconds from now, but never into the calm.
-    fn until(&mut self, low_s: u64, high_s: u64) -> u64 {
+    pub(super) fn until(&mut self, low_s: u64, high_s: u64) -> u64 {
         let wait = 1_000 * self.dice.between(low_s, high_s);
         (self.now + wait).min(self.plan.calm_at)
     }

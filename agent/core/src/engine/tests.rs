@@ -316,3 +316,43 @@ fn a_payload_that_cannot_be_brought_waits_alone() {
     engine.handle(again + crate::uplink::STUCK_WAIT, Event::Tick);
     assert_eq!(actions(&mut engine), [], "each time longer");
 }
+
+#[test]
+fn a_word_that_failed_counts_once_a_try_whatever_is_said_in_between() {
+    let mut engine = online(0);
+    engine.handle(Moment(3), Event::Stored(waiting(7, false)));
+    engine.handle(Moment(4), Event::Published { keys: vec![key(7)], outcome: Publish::Acknowledged });
+    for at in 5..50 {
+        engine.handle(Moment(at), Event::Received { keys: vec![key(7)] });
+        engine.handle(Moment(at), Event::Failed { key: key(7), reason: "failed".into() });
+    }
+    let counted = actions(&mut engine).into_iter().filter(|action| matches!(action, Action::CountTry { .. })).count();
+    assert_eq!(counted, 1);
+}
+
+#[test]
+fn a_limit_that_the_broker_gave_one_connection_is_looked_at_over_another() {
+    let mut engine = online(0);
+    engine.handle(Moment(3), Event::Stored(waiting(7, false)));
+    let too_large = || Event::Published { keys: vec![key(7)], outcome: Publish::TooLarge { bytes_max: Some(1_000) } };
+    engine.handle(Moment(4), too_large());
+    actions(&mut engine);
+    let mut now = Moment(4);
+    let mut left_at = None;
+    while left_at.is_none() && now < Moment(0) + 2 * crate::uplink::LIMIT_OUTLIVES {
+        now = engine.wake_at().expect("it looks again").max(now + Duration::from_secs(1));
+        engine.handle(now, Event::Tick);
+        while let Some(action) = engine.next_action() {
+            match action {
+                Action::HangUp => left_at = Some(now),
+                Action::Fetch { .. } => engine.handle(now, Event::Fetched(vec![waiting(7, false)])),
+                Action::Send { .. } => engine.handle(now, too_large()),
+                Action::Bury { .. } | Action::CountTry { .. } => panic!("a limit is no fault of a case"),
+                _ => {}
+            }
+        }
+    }
+    assert!(left_at.expect("it leaves") >= Moment(1) + crate::uplink::LIMIT_OUTLIVES);
+    engine.handle(now, Event::Disconnected(Loss::Closed));
+    assert!(actions(&mut engine).contains(&Action::Dial { way: Way::Usual }), "it comes back at once");
+}

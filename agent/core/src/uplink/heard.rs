@@ -86,7 +86,8 @@ impl Uplink {
     /// The cloud says that it tried and could not: true if that is news. Each try is one send or question, and counts
     /// once however often the word is repeated; on one that was never sent it counts nothing.
     pub fn fails(&mut self, now: Moment, key: CaseKey) -> bool {
-        let Some(case) = self.cases.get_mut(&key).filter(|case| case.is_owed_word()) else { return false };
+        let Some(case) = self.cases.get_mut(&key).filter(|case| case.tried) else { return false };
+        case.tried = false;
         case.enter(now, Phase::Doubtful { not_before: now + FAILED_WAIT });
         true
     }

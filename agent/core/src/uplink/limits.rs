@@ -31,8 +31,14 @@ pub const SENDS_AT_ONCE: u32 = 3;
 /// The wait before it travels once more; doubles each time.
 pub const SEND_AGAIN_WAIT: Duration = Duration::from_secs(60);
 
+/// What follows from both for any hour, whoever asks.
+pub const SENDS_PER_HOUR_MAX: u32 = 8;
+
 /// While something is too large for a message, it is looked at again so often, which costs no byte on the wire.
 pub const LIMIT_WAIT: Duration = Duration::from_secs(10 * 60);
+
+/// The limit that a broker gave a connection is believed for so long; then another connection asks anew.
+pub const LIMIT_OUTLIVES: Duration = Duration::from_secs(3600);
 
 /// The wait after the first `failed`; doubles each time.
 pub const FAILED_WAIT: Duration = Duration::from_secs(10);

@@ -34,12 +34,18 @@ pub const HELD_WAIT: Duration = Duration::from_secs(3600);
 /// The longest such time: whatever is held is tried once a day.
 pub const HELD_WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// When a size is tried again, others of it go before the case that was tried last: if one of them passes, it was that
+/// case and not its size.
+const OTHERS_FIRST: Duration = Duration::from_secs(120);
+
 /// Payloads from this size on are thought to be too large for the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Suspicion {
     pub(super) from_bytes: u32,
     pub(super) until: Moment,
     times: u32,
+    /// Its time is over: it is tried again.
+    over: bool,
 }
 
 /// A case that was tried alone, and its connection ended.
@@ -82,6 +88,18 @@ impl Uplink {
         None
     }
 
+    /// When the time of a suspicion is over, others of that size go first.
+    pub(super) fn try_others_first(&mut self, now: Moment) {
+        let Some(suspicion) = self.suspicion.as_mut().filter(|suspicion| suspicion.until <= now && !suspicion.over)
+        else {
+            return;
+        };
+        suspicion.over = true;
+        for case in self.cases.values_mut().filter(|case| case.guilt > 0) {
+            case.held_until = case.held_until.max(now + OTHERS_FIRST);
+        }
+    }
+
     fn convict(&mut self, now: Moment, key: CaseKey) -> Option<Guilty> {
         let carried_bytes = self.carried_bytes;
         let case = self.cases.get_mut(&key)?;
@@ -95,7 +113,7 @@ impl Uplink {
             let before = self.suspicion.filter(|limit| bytes >= limit.from_bytes);
             let times = before.map_or(1, |limit| limit.times.saturating_add(1));
             let from_bytes = before.map_or(bytes, |limit| limit.from_bytes);
-            self.suspicion = Some(Suspicion { from_bytes, until: now + held(times), times });
+            self.suspicion = Some(Suspicion { from_bytes, until: now + held(times), times, over: false });
         }
         Some(Guilty { key, by_itself })
     }

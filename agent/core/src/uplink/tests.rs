@@ -228,3 +228,33 @@ fn a_late_word_that_nobody_listens_keeps_the_next_payload_back_as_well() {
     assert_eq!(sends(&mut uplink, Moment(10) + NOBODY_WAIT, PROVEN), 0, "too soon after the last one");
     assert_eq!(sends(&mut uplink, late + NOBODY_WAIT, PROVEN), 2);
 }
+
+#[test]
+fn one_case_that_ends_connections_does_not_hold_up_others_of_its_size_for_ever() {
+    let mut uplink = with_cases(2);
+    let poison = key(1);
+    let mut now = Moment(0);
+    let mut passed = false;
+    // The broker ends each connection over the one, and takes the other.
+    for _ in 0..10_000 {
+        now = now + Duration::from_secs(30);
+        uplink.look_again(now);
+        let Some(step) = uplink.step(now, PROVEN) else { continue };
+        let keys = match step {
+            Step::Send(keys) => keys,
+            Step::Ask(keys) => {
+                keys.iter().for_each(|key| uplink.wanted(now, *key));
+                continue;
+            }
+        };
+        if keys == [poison] || keys.len() > 1 {
+            uplink.published(now, &keys, Publish::Unclear);
+            uplink.disconnected(now, Some(Loss::Refused));
+            uplink.connected(now, 100);
+        } else {
+            passed = true;
+            break;
+        }
+    }
+    assert!(passed, "the other one never set out");
+}

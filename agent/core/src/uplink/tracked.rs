@@ -39,6 +39,8 @@ pub(super) struct Tracked {
     pub(super) since: Moment,
     /// How often the cloud was asked without a verdict; lengthens the next wait.
     pub(super) asked: u32,
+    /// It was sent or asked about, and the cloud has not called that try failed.
+    pub(super) tried: bool,
     /// How often its payload could not be brought to the cloud.
     pub(super) stuck: u32,
     /// How often its payload has set out, and when it did last.
@@ -60,6 +62,7 @@ impl Tracked {
             again: false,
             since: now,
             asked: 0,
+            tried: false,
             stuck: 0,
             sends: 0,
             sent_at: Moment(0),
@@ -90,12 +93,8 @@ impl Tracked {
         self.publish = publish;
         self.sends = self.sends.saturating_add(1);
         self.sent_at = now;
+        self.tried = true;
         self.enter(now, Phase::Publishing);
-    }
-
-    /// The cloud owes a word on what it was sent or asked.
-    pub(super) fn is_owed_word(&self) -> bool {
-        matches!(self.phase, Phase::Publishing | Phase::Published | Phase::Asked | Phase::Held)
     }
 
     /// Without PUBACK.

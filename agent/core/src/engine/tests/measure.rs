@@ -2,10 +2,7 @@
 
 use super::*;
 use crate::budget::Tariff;
-use crate::uplink::{ALONE_AFTER, HELD_WAIT, LIMIT_WAIT, STUCK_WAIT, TRIES_MAX};
-
-/// What follows from `SENDS_AT_ONCE` and `SEND_AGAIN_WAIT` for any hour, whoever asks.
-const SENDS_PER_HOUR_MAX: u32 = 8;
+use crate::uplink::{ALONE_AFTER, HELD_WAIT, LIMIT_WAIT, SENDS_PER_HOUR_MAX, STUCK_WAIT, TRIES_MAX};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
