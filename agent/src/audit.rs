@@ -38,7 +38,7 @@ pub enum Kind {
 
 /// One change, command, trial or refusal. Absent fields are left out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct Noted {
     pub kind: Kind,
     /// The command's name, the settings' version, or the step.
     pub what: String,
@@ -58,7 +58,7 @@ pub struct Entry {
     pub after: Value,
 }
 
-impl Entry {
+impl Noted {
     #[must_use]
     pub fn new(kind: Kind, what: impl Into<String>, outcome: impl Into<String>) -> Self {
         Self {
@@ -85,7 +85,7 @@ pub struct Line {
     /// The powered clock, which never jumps.
     pub powered_ms: u64,
     #[serde(flatten)]
-    pub entry: Entry,
+    pub entry: Noted,
 }
 
 /// Writes entries. Cheap to clone.
@@ -118,7 +118,7 @@ impl Audit {
     }
 
     /// Writes one entry durably; an error is said in the log.
-    pub async fn note(&self, entry: Entry) {
+    pub async fn note(&self, entry: Noted) {
         let shared = self.0.clone();
         let written = tokio::task::spawn_blocking(move || shared.note(entry)).await;
         match written {
@@ -134,14 +134,14 @@ impl Shared {
         self.dir.join(NEWER)
     }
 
-    fn note(&self, entry: Entry) -> io::Result<()> {
+    fn note(&self, entry: Noted) -> io::Result<()> {
         let written = self.write(entry);
         let trouble = written.as_ref().err().map(|error| format!("{}: {error}", self.path().display()));
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         written
     }
 
-    fn write(&self, entry: Entry) -> io::Result<()> {
+    fn write(&self, entry: Noted) -> io::Result<()> {
         let captured = self.clock.captured();
         let at = captured.wall_ms.map(utc);
         let mut line = Line { at, synced: captured.synced, powered_ms: captured.powered_ms, entry };
@@ -233,8 +233,8 @@ mod tests {
         Audit::new(dir, Clock::resume(&ClockMark::default(), Moment(0)))
     }
 
-    fn entry(what: &str) -> Entry {
-        Entry { by: Some("ana".into()), ..Entry::new(Kind::Command, what, "done") }
+    fn entry(what: &str) -> Noted {
+        Noted { by: Some("ana".into()), ..Noted::new(Kind::Command, what, "done") }
     }
 
     #[test]
@@ -288,11 +288,11 @@ mod tests {
     async fn the_log_is_bounded_and_keeps_the_newest() {
         let dir = tempfile::tempdir().expect("folder");
         let audit = audit(dir.path());
-        let long = Entry { after: "x".repeat(60_000).into(), ..entry("long") };
+        let long = Noted { after: "x".repeat(60_000).into(), ..entry("long") };
         for _ in 0..100 {
             audit.note(long.clone()).await;
         }
-        audit.note(Entry { after: "x".repeat(100_000).into(), ..entry("too long") }).await;
+        audit.note(Noted { after: "x".repeat(100_000).into(), ..entry("too long") }).await;
         let bytes = |name| fs::metadata(dir.path().join(name)).expect("there").len();
         assert!(bytes(NEWER) <= FILE_BYTES_MAX && bytes(OLDER) <= FILE_BYTES_MAX);
         let (lines, unreadable) = read(dir.path(), 1000).expect("reads");

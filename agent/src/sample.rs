@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hedge_inference::ContentType;
-use hedge_proto::{Captured, CaseId, Metadata, Name};
+use hedge_proto::{Metadata, Name};
 
 /// One input as a source hands it over. Nothing in it has been decoded yet.
 #[derive(Debug, Clone)]
@@ -18,14 +18,6 @@ pub struct NewSample {
     pub urgent: bool,
     pub content_type: ContentType,
     pub bytes: Bytes,
-}
-
-/// A sample that has its id.
-#[derive(Debug)]
-pub struct Sample {
-    pub id: CaseId,
-    pub captured: Captured,
-    pub input: NewSample,
 }
 
 /// Why a sample got no answer. Each is the sender's to act on: the text says what was wrong and what to do.

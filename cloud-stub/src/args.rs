@@ -216,8 +216,8 @@ pub struct Quickstart {
     pub model: Vec<PathBuf>,
 
     /// Passed on to `serve`
-    #[arg(long, value_name = "TASK=LABEL", hide = true)]
-    pub answer_with: Vec<String>,
+    #[arg(long, value_name = "TASK=LABEL", hide = true, value_parser = task_and_label)]
+    pub answer_with: Vec<(String, String)>,
 }
 
 #[derive(Debug, Args)]

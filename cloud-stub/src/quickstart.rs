@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Parser;
 use hedge_inference::Runtime;
 
-use crate::args::{Cli, Command, Quickstart};
+use crate::args::{Cli, Command, Models, Quickstart, Serve};
 use crate::ca;
 use crate::identity::{Authority, AuthorityError};
 use crate::serve::{self, ServeError};
@@ -26,11 +26,10 @@ const CHECKOUT_LIBRARIES: &str = ".cache/onnxruntime";
 /// Prepares the state folder, then serves from it until told to stop.
 pub fn run(args: &Quickstart) -> Result<(), ServeError> {
     let (serve, more) = prepare(args).map_err(ServeError::Start)?;
-    let Command::Serve(serve) = serve.command else { unreachable!("`serve` was asked for") };
     serve::run(&serve, &more)
 }
 
-fn prepare(args: &Quickstart) -> anyhow::Result<(Cli, String)> {
+fn prepare(args: &Quickstart) -> anyhow::Result<(Serve, String)> {
     let ca_dir = args.state_dir.join("ca");
     match Authority::open(&ca_dir) {
         Ok(_) => tracing::info!("going on with {}", args.state_dir.display()),
@@ -45,38 +44,43 @@ fn prepare(args: &Quickstart) -> anyhow::Result<(Cli, String)> {
     let enrol = authority(args.enrol.port());
     let code = ca::claim(&ca_dir, &enrol, None, CODE_MINUTES)?;
     let broker = authority(args.broker.port());
-    let text = |path: &Path| path.display().to_string();
-    let mut words = vec!["hedge-cloud".to_owned(), "serve".to_owned()];
-    let mut option = |name: &str, value: String| words.push(format!("--{name}={value}"));
-    option("state-dir", text(&args.state_dir));
-    option("ca-dir", text(&ca_dir));
-    option("guarded-broker", args.broker.to_string());
-    option("enrol", args.enrol.to_string());
-    option("device-broker", format!("mqtts://{broker}"));
-    option("listen", args.listen.to_string());
-    option("host", host.clone());
     let Found { models, library } = if args.model.is_empty() && args.answer_with.is_empty() {
         found_model()
     } else {
         Found { models: args.model.clone(), library: None }
     };
-    for model in &models {
-        option("model", text(model));
-    }
-    if let Some(library) = library {
-        option("library", text(&library));
-    }
-    for answer in &args.answer_with {
-        option("answer-with", answer.clone());
-    }
-    let cli = Cli::try_parse_from(&words).context("this is a defect of quickstart's")?;
+    let usual = usual()?;
+    let serve = Serve {
+        state_dir: args.state_dir.clone(),
+        ca_dir: Some(ca_dir.clone()),
+        guarded_broker: Some(args.broker),
+        enrol: Some(args.enrol),
+        device_broker: Some(format!("mqtts://{broker}").parse()?),
+        listen: args.listen,
+        host: vec![host],
+        models: Models {
+            model: models,
+            library: library.or(usual.models.library),
+            answer_with: args.answer_with.clone(),
+            ..usual.models
+        },
+        ..usual
+    };
     let more = format!(
         "pair hedge-agent setup --pair {code} --camera\n\
          devices reach {broker} and {enrol} of this machine, over TLS; the code is for one device and holds \
          {CODE_MINUTES} minutes\nanother: hedge-cloud ca claim --ca-dir {} --address {enrol}\n",
         ca_dir.display()
     );
-    Ok((cli, more))
+    Ok((serve, more))
+}
+
+/// `serve` as it is where nothing is said, but by the environment.
+fn usual() -> anyhow::Result<Serve> {
+    match Cli::try_parse_from(["hedge-cloud", "serve"])?.command {
+        Command::Serve(serve) => Ok(*serve),
+        _ => anyhow::bail!("`serve` is read as something else"),
+    }
 }
 
 /// What answers, if nothing is named.

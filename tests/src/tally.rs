@@ -93,12 +93,6 @@ impl Tally {
         }
     }
 
-    /// Whether a correction was promised for this id.
-    #[must_use]
-    pub fn is_promised(&self, id: &CaseId) -> bool {
-        self.samples.get(id).is_some_and(|sample| sample.promised)
-    }
-
     /// Ids for which a correction was promised and has not come.
     pub fn missing(&self) -> impl Iterator<Item = &CaseId> {
         let open = |(id, sample): &(&CaseId, &Sample)| sample.promised && !self.corrections.contains_key(*id);

@@ -31,6 +31,11 @@ pub(crate) fn manual_writer() -> Result<PathBuf> {
     build(&["--package", "hedge-tests", "--example", "manual"])
 }
 
+/// The package that makes a program: the daemon's library has the name of the one it is for.
+pub(crate) fn package_of(program: &str) -> &str {
+    if program == "hedge-agent" { "hedge-tools" } else { program }
+}
+
 fn build(what: &[&str]) -> Result<PathBuf> {
     command::run_aside(command::cargo(&["build"]).args(what))?;
     let exe = std::env::current_exe().context("cannot tell where this program lies")?;

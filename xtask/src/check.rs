@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use hedge_tests::{dependencies, places};
 
-use crate::{command, rooms};
+use crate::{command, rooms, unused};
 
 type Check = (&'static str, fn() -> Result<Outcome>);
 
@@ -26,6 +26,7 @@ const CHECKS: &[Check] = &[
     ("lints", lints),
     ("documentation", documentation),
     ("rooms", rooms),
+    ("public items are used", public_items),
     ("hedge-core is pure", pure_core),
     ("one rustls, on ring, in the agent", one_rustls),
     ("dependency policy", policy),
@@ -79,6 +80,11 @@ fn documentation() -> Result<Outcome> {
 
 fn rooms() -> Result<Outcome> {
     rooms::check()?;
+    Ok(Passed)
+}
+
+fn public_items() -> Result<Outcome> {
+    unused::check()?;
     Ok(Passed)
 }
 

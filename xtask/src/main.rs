@@ -21,6 +21,7 @@ mod soak;
 mod sources;
 mod test;
 mod tree;
+mod unused;
 mod wire;
 
 use std::process::ExitCode;

@@ -90,7 +90,7 @@ mod tests {
         let states = "[link.states.online]\npayload = \"whole\"\n[link.states.offline]\npayload = { thumbnail = 64 }";
         let policies = file(&format!("[privacy]\nceiling = {{ thumbnail = 320 }}\n{states}")).config.policies();
         let payloads = [policies.online, policies.degraded, policies.offline, policies.over_budget];
-        let [most, less] = [320, 64].map(|side_max| Payload::Thumbnail(side_max));
+        let [most, less] = [320, 64].map(Payload::Thumbnail);
         assert_eq!(payloads.map(|policy| policy.payload), [most, most, less, most]);
         assert_eq!(Config::default().privacy.ceiling(), Ceiling::NONE);
     }

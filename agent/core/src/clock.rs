@@ -19,6 +19,12 @@ impl Moment {
     }
 }
 
+/// `wait`, doubled `times` times, `most` at most: how long to wait before what has failed is tried again.
+#[must_use]
+pub fn doubled(wait: Duration, times: u32, most: Duration) -> Duration {
+    wait.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX)).min(most)
+}
+
 impl Add<Duration> for Moment {
     type Output = Self;
     fn add(self, wait: Duration) -> Self {
@@ -30,5 +36,17 @@ impl Sub<Duration> for Moment {
     type Output = Self;
     fn sub(self, wait: Duration) -> Self {
         Self(self.0.saturating_sub(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_doubles_up_to_its_most_however_often_it_failed() {
+        let [second, minute] = [1, 60].map(Duration::from_secs);
+        let waits = [0, 1, 5, 6, 31, 32, u32::MAX].map(|times| doubled(second, times, minute).as_secs());
+        assert_eq!(waits, [1, 2, 32, 60, 60, 60, 60]);
     }
 }

@@ -17,7 +17,7 @@
 use alloc::collections::BTreeMap;
 use core::time::Duration;
 
-use crate::clock::Moment;
+use crate::clock::{Moment, doubled};
 
 /// The first wait for a sink that is away. Short, because one that fails every so often must still take more than the
 /// cloud can answer.
@@ -92,7 +92,7 @@ impl<K: Ord + Copy> Patience<K> {
     pub fn refused(&mut self, delivery: Option<K>, now: Moment) {
         self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
         let Some(delivery) = delivery else { return };
-        let wait = self.aside.get(&delivery).map_or(ASIDE_WAIT_MIN, |aside| (aside.wait * 2).min(ASIDE_WAIT_MAX));
+        let wait = self.aside.get(&delivery).map_or(ASIDE_WAIT_MIN, |aside| doubled(aside.wait, 1, ASIDE_WAIT_MAX));
         self.aside.insert(delivery, Aside { until: now + wait, wait });
         if self.aside.len() > ASIDE_MAX
             && let Some(next) = self.aside.iter().min_by_key(|(_, aside)| aside.until).map(|(delivery, _)| *delivery)
@@ -104,7 +104,7 @@ impl<K: Ord + Copy> Patience<K> {
     /// How long to wait for a sink that is away or takes nothing; longer each time, until it takes something.
     pub fn wait(&mut self) -> Duration {
         let wait = self.wait;
-        self.wait = (wait * 2).min(SINK_WAIT_MAX);
+        self.wait = doubled(wait, 1, SINK_WAIT_MAX);
         wait
     }
 

@@ -8,6 +8,21 @@
 //!               ▲                        │
 //!               └── Unknown ◀── Ask ◀────┘ silence, or after a cut
 //! ```
+//!
+//! Call in this order, from one task:
+//!
+//! 1. [`Engine::handle`] for each event, in the order in which they happened. `now` never goes back.
+//! 2. [`Engine::next_action`] until there is none. An action is forgotten once it is handed out: whoever does not carry
+//!    it out has broken the promise, not postponed it.
+//! 3. Sleep until [`Engine::wake_at`] or the next event, whichever is sooner, and come back with [`Event::Tick`] if it was
+//!    the clock. It is asked anew after each round, because any event may move it.
+//!
+//! Three actions are questions, and only their answer lets more follow: [`Action::Fetch`] is answered by
+//! [`Event::Fetched`] (also with nothing), [`Action::Dial`] by [`Event::Connected`] or [`Event::Disconnected`], and each key of
+//! an [`Action::Send`] by one [`Event::Published`], [`Event::Unsendable`] or [`Event::Closed`]. The rest may be lost with the process
+//! or the connection: the case is asked about later.
+//!
+//! What only shows (`link`, `policy`, `spent`, …) may be called between any two of these and changes nothing.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;

@@ -11,6 +11,8 @@ use core::time::Duration;
 
 use hedge_proto::DeviceId;
 
+use crate::clock::doubled;
+
 /// From when to when a certificate holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
@@ -48,7 +50,7 @@ const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// The wait after the `failures`-th failed renewal in a row, counted from 1; doubled each time, half of it by chance.
 #[must_use]
 pub fn retry_wait(failures: u32, chance: u32) -> Duration {
-    let whole = RETRY_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(RETRY_MAX);
+    let whole = doubled(RETRY_MIN, failures.saturating_sub(1), RETRY_MAX);
     let share = u64::from(chance) * 512 / (u64::from(u32::MAX) + 1);
     let millis = u64::try_from(whole.as_millis()).unwrap_or(u64::MAX);
     Duration::from_millis(millis / 2 + millis / 2 * share / 512)

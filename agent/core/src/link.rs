@@ -18,6 +18,7 @@
 //! ceiling is spent as well, the link is left and not dialled until there is room. A device that rests its radio leaves in good order at the end of its window and is `Resting` until the next; a window without a connection
 //! leaves it `Offline`.
 
+mod profile;
 mod trouble;
 mod window;
 
@@ -30,6 +31,7 @@ use crate::budget::Reached;
 use crate::chance::Chance;
 use crate::clock::Moment;
 
+pub use self::profile::Profile;
 pub use self::trouble::{Trouble, refusal};
 use self::window::Window;
 pub use self::window::Windows;
@@ -48,37 +50,6 @@ pub const DIALS_AT_ONCE: u32 = 6;
 /// A connection on which the cloud spoke takes so many times its own length off the time of trouble: one that proves
 /// nothing but a word leaves the waits long, one that comes and goes is met again soon.
 const HELD_COUNTS: u32 = 8;
-
-/// What kind of link the device has: what it costs to keep and to try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Profile {
-    /// The longest wait between two dials. A repaired link must be noticed within this time.
-    pub dial_wait_max: Duration,
-    /// How often the device shows that it is alive; a cut that nothing else shows is seen within twice that.
-    pub keep_alive: Duration,
-    /// How often live figures are sent while nothing changes.
-    pub telemetry: Duration,
-    /// None: the link is used at any time.
-    pub windows: Option<Windows>,
-}
-
-impl Profile {
-    /// Costs nothing: a cut is seen within 45 s, a repaired link used within 60 s.
-    pub const LAN: Self = Self {
-        dial_wait_max: Duration::from_secs(40),
-        keep_alive: Duration::from_secs(20),
-        telemetry: Duration::from_secs(60),
-        windows: None,
-    };
-
-    /// Paid by the byte: at most 300 KB a day while idle.
-    pub const METERED: Self = Self {
-        dial_wait_max: Duration::from_secs(300),
-        keep_alive: Duration::from_secs(600),
-        telemetry: Duration::from_secs(6 * 3600),
-        windows: None,
-    };
-}
 
 /// A connection that held for so long was a good one, also when nothing was heard from a cloud on it.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);

@@ -23,6 +23,8 @@
 //! just now, so that a long backlog does not make today's questions late. Small cases share a publish on their
 //! first way.
 
+mod heard;
+mod limits;
 mod suspects;
 mod tracked;
 mod travel;
@@ -33,88 +35,16 @@ use core::time::Duration;
 
 use hedge_proto::{BATCH_CASES_MAX, CaseKey, IDS_MAX};
 
-use crate::clock::Moment;
+use crate::clock::{Moment, doubled};
 use crate::link::Loss;
 
+use self::limits::PACE_MIN;
+pub use self::limits::*;
 use self::suspects::Suspicion;
 pub use self::suspects::{ALONE_AFTER, CUT_AFTER, Guilty, HELD_WAIT, HELD_WAIT_MAX};
 pub use self::tracked::Waiting;
 use self::tracked::{Phase, Tracked, worth};
 pub use self::travel::{MESSAGE_TIME_MAX, Travel, travel};
-
-/// The most publishes without PUBACK; fewer if the broker's receive maximum says so. On a slow link what waits in it
-/// makes urgent cases late.
-pub const WINDOW_MAX: usize = 16;
-
-/// The most publishes on which the cloud has not said a word. The broker holds them while the cloud commits, and
-/// mosquitto drops what is over 1,000.
-pub const UNCONFIRMED_MAX: usize = 64;
-
-/// The most cases remembered while they wait to be sent, so that the disk is asked rarely.
-pub const READY_MAX: usize = 256;
-
-/// The most cases the cloud may owe an answer to. Beyond it the cloud is slower than the device: wait.
-pub const OWED_MAX: usize = 512;
-
-/// How long the cloud may take to say `received` before it is asked. Its records commit in well under a second.
-pub const RECEIVED_WAIT: Duration = Duration::from_secs(15);
-
-/// How long a verdict may take before it is asked about; doubles each time.
-pub const VERDICT_WAIT: Duration = Duration::from_secs(60);
-
-/// The longest wait between two questions about one case, and between two tries of one that failed.
-pub const QUIET_MAX: Duration = Duration::from_secs(30 * 60);
-
-/// So often a payload travels without a pause if the cloud wants it again: connections break, and clouds lose records.
-pub const SENDS_AT_ONCE: u32 = 3;
-
-/// The wait before it travels once more; doubles each time.
-pub const SEND_AGAIN_WAIT: Duration = Duration::from_secs(60);
-
-/// What follows from both for any hour, whoever asks.
-pub const SENDS_PER_HOUR_MAX: u32 = 8;
-
-/// While something is too large for a message, it is looked at again so often, which costs no byte on the wire.
-pub const LIMIT_WAIT: Duration = Duration::from_secs(10 * 60);
-
-/// The limit that a broker gave a connection is believed for so long; then another connection asks anew.
-pub const LIMIT_OUTLIVES: Duration = Duration::from_secs(3600);
-
-/// The wait after the first `failed`; doubles each time.
-pub const FAILED_WAIT: Duration = Duration::from_secs(10);
-
-/// How long making a dead letter may take before the cloud is asked again: a full disk may have refused it.
-pub const BURY_WAIT: Duration = Duration::from_secs(60);
-
-/// How long no payload is sent when the broker says that nobody subscribes; doubles each time.
-pub const NOBODY_WAIT: Duration = Duration::from_secs(5);
-
-/// The longest such wait: a status that a dead cloud left behind costs six payloads an hour.
-pub const NOBODY_WAIT_MAX: Duration = Duration::from_secs(10 * 60);
-
-/// How long the other instances get to pick up what a lost one had, before they are asked.
-pub const INSTANCE_LOST_WAIT: Duration = Duration::from_secs(5);
-
-/// Every so many publishes one is kept for a fresh case.
-pub const FRESH_EVERY: u32 = 4;
-
-/// A case stored less long ago is fresh.
-pub const FRESH: Duration = Duration::from_secs(60);
-
-/// Cases whose callers wait, remembered ahead of all others. More callers than that wait like everybody.
-pub const URGENT_MAX: usize = 64;
-
-/// A case this small may share a publish: for a larger one the envelope is no cost worth saving.
-pub const BATCH_CASE_BYTES_MAX: u32 = 8 * 1024;
-
-/// The wait after a payload could not be brought to the cloud; doubles each time.
-pub const STUCK_WAIT: Duration = Duration::from_secs(5);
-
-/// A pace that is slower counts as this: about one case in a quarter of an hour.
-const PACE_MIN: f32 = 1e-3;
-
-/// A case that failed so often in the cloud is a dead letter.
-pub const TRIES_MAX: u32 = 5;
 
 /// What is to be done next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -338,7 +268,7 @@ impl Uplink {
     fn nobody_listens(&mut self, now: Moment) {
         // What was sent side by side is told side by side, and counts once.
         if now >= self.nobody_until {
-            self.nobody_until = now + doubled(NOBODY_WAIT, self.nobody_times).min(NOBODY_WAIT_MAX);
+            self.nobody_until = now + doubled(NOBODY_WAIT, self.nobody_times, NOBODY_WAIT_MAX);
             self.nobody_times += 1;
         } else {
             // A publish that took nearly as long as the wait tells it anew.
@@ -405,8 +335,10 @@ impl Uplink {
     fn doubt_the_silent(&mut self, now: Moment) {
         for case in self.cases.values_mut() {
             let silent = match case.phase {
-                Phase::Published | Phase::Asked => now.since(case.since) >= doubled(RECEIVED_WAIT, case.asked),
-                Phase::Held => now.since(case.since) >= doubled(VERDICT_WAIT, case.asked),
+                Phase::Published | Phase::Asked => {
+                    now.since(case.since) >= doubled(RECEIVED_WAIT, case.asked, QUIET_MAX)
+                }
+                Phase::Held => now.since(case.since) >= doubled(VERDICT_WAIT, case.asked, QUIET_MAX),
                 Phase::Ready { .. } | Phase::Publishing | Phase::Doubtful { .. } => false,
             };
             if silent {
@@ -526,115 +458,6 @@ impl Uplink {
         keys
     }
 
-    /// A publish of these cases has ended.
-    pub fn published(&mut self, now: Moment, keys: &[CaseKey], outcome: Publish) {
-        match outcome {
-            Publish::Nobody | Publish::Refused => self.nobody_listens(now),
-            Publish::Acknowledged => self.passed(keys),
-            Publish::TooLarge { bytes_max } => self.exceeds(now, keys, bytes_max),
-            Publish::Named | Publish::Unclear | Publish::Stuck => {}
-        }
-        for key in keys {
-            let Some(case) = self.cases.get_mut(key).filter(|case| case.phase == Phase::Publishing) else { continue };
-            match outcome {
-                Publish::Acknowledged | Publish::Named => case.enter(now, Phase::Published),
-                Publish::Nobody => case.enter(now, Phase::Ready { not_before: now }),
-                Publish::Unclear => {
-                    self.cut.push(*key);
-                    case.enter(now, Phase::Doubtful { not_before: now });
-                }
-                Publish::Stuck | Publish::Refused => {
-                    let not_before = now + doubled(STUCK_WAIT, case.stuck);
-                    case.stuck = case.stuck.saturating_add(1);
-                    case.sends -= u32::from(outcome == Publish::Stuck);
-                    case.enter(now, Phase::Ready { not_before });
-                }
-                Publish::TooLarge { .. } => {
-                    case.sends -= 1;
-                    case.enter(now, Phase::Ready { not_before: now });
-                }
-            }
-        }
-        if matches!(outcome, Publish::TooLarge { .. }) {
-            self.leave_to_the_disk();
-        }
-    }
-
-    fn exceeds(&mut self, now: Moment, keys: &[CaseKey], bytes_max: Option<u32>) {
-        let seen = keys.iter().filter_map(|key| self.cases.get(key)).map(|case| case.case.payload_bytes).min();
-        let known = self.limit.map(|limit| limit.from_bytes);
-        if let Some(from_bytes) = seen.into_iter().chain(known).min() {
-            // What was learnt from connections that ended holds longer than one of them; nobody has said it.
-            let suspected = self.suspicion.filter(|limit| now < limit.until && limit.from_bytes <= from_bytes);
-            let until = suspected.map_or(now + LIMIT_WAIT, |limit| limit.until.min(now + LIMIT_WAIT));
-            self.limit = Some(Limit { from_bytes, bytes_max: bytes_max.filter(|_| suspected.is_none()), until });
-        }
-    }
-
-    /// What does not fit would keep others out of memory. Whoever waits for one of them is told by time.
-    fn leave_to_the_disk(&mut self) {
-        let Some(limit) = self.limit else { return };
-        self.cases.retain(|_, case| !case.is_ready() || case.case.payload_bytes < limit.from_bytes);
-    }
-
-    /// The question never reached anybody.
-    pub fn ask_failed(&mut self, now: Moment, keys: &[CaseKey]) {
-        for key in keys {
-            if let Some(case) = self.cases.get_mut(key).filter(|case| case.phase == Phase::Asked) {
-                case.enter(now, Phase::Doubtful { not_before: now + NOBODY_WAIT });
-            }
-        }
-    }
-
-    /// The cloud's records hold these.
-    pub fn received(&mut self, now: Moment, keys: &[CaseKey]) {
-        for key in keys {
-            if let Some(case) = self.cases.get_mut(key) {
-                case.enter(now, Phase::Held);
-            }
-        }
-    }
-
-    /// The cloud lacks this case's payload, or wants it again.
-    pub fn wanted(&mut self, now: Moment, key: CaseKey) {
-        if let Some(case) = self.cases.get_mut(&key) {
-            case.again = true;
-            case.enter(now, Phase::Ready { not_before: now });
-        }
-    }
-
-    /// The cloud says that it tried and could not: true if that is news. Each try is one send or question, and counts
-    /// once however often the word is repeated; on one that was never sent it counts nothing.
-    pub fn fails(&mut self, now: Moment, key: CaseKey) -> bool {
-        let Some(case) = self.cases.get_mut(&key).filter(|case| case.tried) else { return false };
-        case.tried = false;
-        case.enter(now, Phase::Doubtful { not_before: now + FAILED_WAIT });
-        true
-    }
-
-    /// Whether the cloud was ever sent this case, as far as is remembered.
-    #[must_use]
-    pub fn was_sent(&self, key: CaseKey) -> bool {
-        self.cases.get(&key).is_some_and(|case| !case.is_ready() || case.sends > 0)
-    }
-
-    /// The cloud tried and could not, now `tries` times. False: it has failed too often. It is remembered until it
-    /// is forgotten, so that a dead letter the disk refuses is made later.
-    pub fn failed(&mut self, now: Moment, key: CaseKey, tries: u32) -> bool {
-        if let Some(case) = self.cases.get_mut(&key) {
-            let not_before = now + doubled(FAILED_WAIT, tries.saturating_sub(1));
-            case.enter(now, Phase::Doubtful { not_before });
-        }
-        tries < TRIES_MAX
-    }
-
-    /// The cloud will never answer it, and it is being made a dead letter.
-    pub fn dying(&mut self, now: Moment, key: CaseKey) {
-        if let Some(case) = self.cases.get_mut(&key) {
-            case.enter(now, Phase::Doubtful { not_before: now + BURY_WAIT });
-        }
-    }
-
     /// Answered, dead, evicted or dropped by hand: nothing more is done about it.
     pub fn forget(&mut self, key: CaseKey) {
         self.cases.remove(&key);
@@ -661,18 +484,13 @@ impl Uplink {
         let due = |case: &Tracked| match case.phase {
             Phase::Ready { .. } => ready_at(case),
             Phase::Doubtful { not_before } => takes.then(|| not_before.max(self.hold_until)),
-            Phase::Published | Phase::Asked => Some(case.since + doubled(RECEIVED_WAIT, case.asked)),
-            Phase::Held => Some(case.since + doubled(VERDICT_WAIT, case.asked)),
+            Phase::Published | Phase::Asked => Some(case.since + doubled(RECEIVED_WAIT, case.asked, QUIET_MAX)),
+            Phase::Held => Some(case.since + doubled(VERDICT_WAIT, case.asked, QUIET_MAX)),
             Phase::Publishing => None,
         };
         let looks_at = self.limit.map(|limit| limit.until);
         self.cases.values().filter_map(due).chain(looks_at).min()
     }
-}
-
-/// `wait`, doubled `times` times, up to [`QUIET_MAX`].
-fn doubled(wait: Duration, times: u32) -> Duration {
-    wait.saturating_mul(1_u32 << times.min(16)).min(QUIET_MAX)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-use super::pinned::Pinned;
+use super::verifier::{Verifier, pinned};
 use super::{Certificate, CertificateClock};
 
 /// A handshake and two messages over a slow link; the next try is not far.
@@ -42,7 +42,8 @@ pub fn new_key() -> Result<String, EnrolError> {
 /// Uses up a pairing code. Asking again with the same code and key is harmless while the code holds.
 pub async fn enrol(code: &PairingCode, device: Option<DeviceId>, key: &str) -> Result<Enrolled, EnrolError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Pinned { fingerprint: code.fingerprint.clone(), provider: provider.clone() };
+    let rule = pinned(provider.clone(), code.fingerprint.clone());
+    let verifier = Verifier { provider: provider.clone(), rule };
     let tls = builder(provider, CertificateClock::since(None))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))

@@ -4,7 +4,7 @@
 
 mod enrol;
 mod files;
-mod pinned;
+mod verifier;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use self::enrol::{EnrolError, Held, enrol, new_key, renew};
 pub use self::files::{Folder, write_secret};
+pub use self::verifier::{Shown, Verifier};
 
 /// What of a certificate matters here.
 #[derive(Debug, Clone)]

@@ -55,6 +55,9 @@ impl Behind {
     }
 
     /// Returns when there is something to write or to do, and whether the outbox stops.
+    ///
+    /// No wake-up is missed: `changes` and `stopping` are changed under the table's lock, which is held here from the look to
+    /// the wait, and whoever changes them notifies afterwards.
     fn wait(&self) -> bool {
         let changed = &self.shared.changed;
         let mut table = self.shared.table();

@@ -80,6 +80,7 @@ impl Committer {
         loop {
             let next = if busy { tokio::time::timeout(TIDY, requests.recv()).await } else { Ok(requests.recv().await) };
             match next {
+                // Only once nothing waits any more: a channel gives out what it holds before it ends.
                 Ok(None) => return,
                 Ok(Some(request)) => {
                     self.waiting.push_back(request);
@@ -106,6 +107,7 @@ impl Committer {
             self.shared.note(self.lost().or(refused));
         }
         let mut waiters = waiters.into_iter();
+        // Durable and in the table by now: a caller that reads at once finds its case.
         waiters.by_ref().take(written.durable.len()).for_each(|waiter| waiter.satisfy(&self.shared));
         if let Some(error) = written.error {
             let rest = records.into_iter().skip(written.durable.len()).zip(waiters).collect();

@@ -9,13 +9,29 @@
 //!   gives way at a cap. `retire`: how room is given back.
 //! - `index`: the blocks on disk (sled); `behind` is the thread that writes them after the fact.
 //! - `recent`: the newest cases as the log still has them. `inspect`: reads the whole log and only says what is damaged.
-//! - `recover`: reads the log back at the start, all of it or what the queue lacks. `recall`: reads one case.
+//! - `open`: the threads begin and end. `recover`: reads the log back at the start, all of it or what the queue lacks.
+//!   `recall`: reads one case.
 //!
 //! ```text
 //! waiting ⇄ sent ⇄ received → answered(revision, delivered to sinks) → forgotten
 //!        └───────┴─────────┴→ dead → (requeue) waiting, (a late verdict) answered, (forget) forgotten
 //! ```
 //! `answered`, `dead` and `forgotten` are on disk when the call returns; how far sending has come is not.
+//!
+//! What must hold, whatever is changed here:
+//!
+//! - Nobody is told `stored` before the sync has returned *and* the folder was looked at afterwards: a log that was deleted or
+//!   covered by a mount takes writes happily.
+//! - The table changes after the disk and before the caller hears of it, so that whoever was told `stored` finds the case.
+//! - Only the log's thread writes the log, and a batch holds one operation a case: each is planned against what is
+//!   durable, never against another plan.
+//! - A segment goes only when it is the oldest: a tombstone must not go before the record that it ends.
+//! - A tombstone goes before the case that takes its room, so that the caps hold wherever a cut falls.
+//! - After a failed sync nothing more goes into that file. The kernel may have dropped the pages and calls the next sync a
+//!   success; what was not promised is cut off, and the next record begins a new segment.
+//! - A full disk still takes verdicts and tombstones: the reserve is theirs, never a case's.
+//! - The queue (sled) may be wrong, late or gone. It only saves reading: everything in it comes from the log, up to a
+//!   position that is written with it.
 
 mod behind;
 mod block;
@@ -27,6 +43,7 @@ mod index;
 mod inspect;
 mod line;
 mod log;
+mod open;
 mod order;
 mod plan;
 mod recall;
@@ -42,7 +59,6 @@ mod tests;
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,17 +70,13 @@ use hedge_core::clock::Moment;
 use hedge_proto::{CaseKey, Refusal};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
-use self::behind::Behind;
-use self::commit::{Committer, Request};
-use self::disk::{Disk, Folder, NoDisk, Place};
+use self::commit::Request;
+use self::disk::Place;
 use self::log::reader::RecordError;
 use self::log::record::{Head, Kind, Record};
-use self::log::writer::{SEGMENT_BYTES, Writer};
 use self::order::Class;
 use self::plan::{Ask, Done};
-use self::recover::{RecoverError, Recovered};
 use self::shared::Shared;
-use self::table::Table;
 
 pub use self::case::{
     Applied, Drops, Entry, Figures, Limits, NewCase, OpenError, OpenReport, Progress, ReadError, State, StoreError,
@@ -102,71 +114,6 @@ struct Inner {
 }
 
 impl Outbox {
-    /// Opens the outbox in `dir`, or makes it. Blocks until every stored case is known again.
-    pub fn open(dir: &Path, limits: Limits) -> Result<(Self, OpenReport), OpenError> {
-        let io = |source| OpenError::Io { path: dir.to_owned(), source };
-        std::fs::create_dir_all(dir).map_err(io)?;
-        let lock = File::create(dir.join("lock")).map_err(io)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(OpenError::InUse(dir.to_owned())),
-            Err(std::fs::TryLockError::Error(error)) => return Err(io(error)),
-        }
-        let disk = Folder::open(&dir.join("log")).map_err(io)?;
-        let opened = Self::open_on(Arc::new(disk), &dir.join("queue"), limits, SEGMENT_BYTES, Some(lock));
-        opened.map_err(|error| match error {
-            RecoverError::Newer { segment, format } => OpenError::Newer { segment, format },
-            RecoverError::Io(error) => io(error),
-        })
-    }
-
-    /// An outbox that takes nothing, for a folder that cannot be used. What may lie there is left alone.
-    #[must_use]
-    pub fn refusing(dir: &Path, limits: Limits, why: &str) -> Self {
-        let shared = Shared::new(Table::default(), Arc::new(NoDisk), dir.join("queue"));
-        let inner = Inner {
-            shared: Arc::new(shared),
-            limits,
-            requests: Mutex::new(None),
-            request_bytes: Arc::new(Semaphore::new(REQUEST_BYTES_MAX)),
-            threads: Mutex::new(None),
-            refuses: Some(why.to_owned()),
-            _lock: None,
-        };
-        Self { inner: Arc::new(inner) }
-    }
-
-    fn open_on(
-        disk: Arc<dyn Disk>,
-        queue_path: &Path,
-        limits: Limits,
-        segment_bytes: u64,
-        lock: Option<File>,
-    ) -> Result<(Self, OpenReport), RecoverError> {
-        let Recovered { table, queue, segments, report } = recover::recover(&*disk, queue_path)?;
-        let writer = Writer::new(Arc::clone(&disk), segments.sizes, segments.tail, segment_bytes)?;
-
-        let shared = Arc::new(Shared::new(table, disk, queue_path.to_owned()));
-        shared.count_damaged(report.damaged_records);
-        let queue_thread = Behind::start(Arc::clone(&shared), queue)?;
-        let committer = Committer::new(Arc::clone(&shared), writer, limits);
-        let (requests, received) = mpsc::channel(REQUESTS_MAX);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let log_thread = std::thread::Builder::new()
-            .name("outbox-log".into())
-            .spawn(move || runtime.block_on(committer.run(received)))?;
-        let inner = Inner {
-            shared,
-            limits,
-            requests: Mutex::new(Some(requests)),
-            request_bytes: Arc::new(Semaphore::new(REQUEST_BYTES_MAX)),
-            threads: Mutex::new(Some((log_thread, queue_thread))),
-            refuses: None,
-            _lock: lock,
-        };
-        Ok((Self { inner: Arc::new(inner) }, report))
-    }
-
     /// Stores a case. `Ok` means it survives a power cut; a key that is there already is `Ok` and changes nothing.
     /// The key of a forgotten case must not be used again.
     pub async fn store(&self, case: NewCase) -> Result<(), Refusal> {
@@ -368,6 +315,7 @@ impl Outbox {
     /// Returns once a case ends without a verdict: as a dead letter, or dropped. `stored` says whether it was known to
     /// be here; one that is still on its way to the disk is waited for.
     pub async fn ended(&self, key: CaseKey, mut stored: bool) {
+        // Before the first look: what ends between look and subscription would be waited for without end.
         let mut endings = self.inner.shared.endings.subscribe();
         loop {
             match self.lookup(key).map(|entry| entry.state) {
@@ -391,21 +339,6 @@ impl Outbox {
     pub fn inspect(&self) -> io::Result<Inspection> {
         let end = self.inner.shared.table().position();
         inspect::log(&*self.inner.shared.disk, Some(end))
-    }
-
-    /// Like [`Self::inspect`] without opening the outbox in `dir`; an error while an agent uses it.
-    pub fn inspect_closed(dir: &Path) -> Result<Inspection, OpenError> {
-        let io = |source| OpenError::Io { path: dir.to_owned(), source };
-        let lock = match File::open(dir.join("lock")) {
-            Ok(lock) => Some(lock),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(io(error)),
-        };
-        match lock.as_ref().map(File::try_lock) {
-            None | Some(Ok(())) => inspect::folder(dir).map_err(io),
-            Some(Err(std::fs::TryLockError::WouldBlock)) => Err(OpenError::InUse(dir.to_owned())),
-            Some(Err(std::fs::TryLockError::Error(error))) => Err(io(error)),
-        }
     }
 
     /// Up to `n` of the `wanted` cases: the open ones as they are sent, then answered ones, then dead letters.
@@ -449,14 +382,6 @@ impl Outbox {
         }
     }
 
-    /// Finishes what was handed over, makes the queue durable and stops. Other clones get `Stopping`.
-    pub async fn close(self) {
-        let inner = Arc::clone(&self.inner);
-        if tokio::task::spawn_blocking(move || inner.stop()).await.is_err() {
-            tracing::error!("the outbox did not stop cleanly; the next start reads its log");
-        }
-    }
-
     async fn ask(&self, ask: Ask) -> Result<Done, StoreError> {
         self.send(ask).await?.await.unwrap_or(Err(StoreError::Stopping))
     }
@@ -485,15 +410,6 @@ impl Outbox {
 impl Inner {
     fn requests(&self) -> Option<mpsc::Sender<Request>> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn stop(&self) {
-        drop(self.requests.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let Some((log, queue)) = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        if log.join().is_err() {
-            tracing::error!("the outbox's log thread panicked; the next start reads its log");
-        }
-        queue.join(&self.shared);
     }
 }
 

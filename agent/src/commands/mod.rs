@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::effects::Effects;
 use self::journal::Journal;
 use self::replies::{Replies, Says};
-use crate::audit::{Audit, Entry, Kind};
+use crate::audit::{Audit, Kind, Noted};
 use crate::clock::Clock;
 use crate::link::LinkView;
 use crate::uplink::Command;
@@ -339,9 +339,9 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
             CommandOutcome::Failed => "failed",
             CommandOutcome::Interrupted => "interrupted",
         };
-        let entry = Entry::new(Kind::Command, command, outcome);
+        let entry = Noted::new(Kind::Command, command, outcome);
         let by = by.map(ToOwned::to_owned);
-        self.audit.note(Entry { by, id: reply.id.clone(), reason: reply.reason.clone(), ..entry }).await;
+        self.audit.note(Noted { by, id: reply.id.clone(), reason: reply.reason.clone(), ..entry }).await;
     }
 }
 

@@ -12,12 +12,13 @@ mod renewer;
 mod store;
 mod wiring;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use hedge_proto::LinkState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -30,11 +31,12 @@ use crate::commands::{DeskSetup, DeskTask, Effects};
 use crate::control::Control;
 use crate::faults::Part;
 use crate::home_assistant::HomeAssistant;
-use crate::log;
+use crate::log::{self, LogLevel};
 use crate::pipeline::Pipeline;
 use crate::restart::Restart;
 use crate::settings::SettingsTask;
 use crate::uplink::{Uplink, watch_network};
+use crate::verdict::Sinks;
 use hedge_config::{ConfigFile, LogError, NoSetting, Starting};
 
 /// A stop takes no longer, whatever hangs; systemd's own limit is longer.
@@ -70,126 +72,25 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
         tracing::warn!("the environment variable {variable} is passed over: {reason}");
     }
     // From here on a signal stops the agent in good order instead of killing it.
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut told = Told::from_now_on()?;
     let hang_up = signal(SignalKind::hangup())?;
 
-    let (stop_capture, stop) = (CancellationToken::new(), CancellationToken::new());
-    let Parts { pipeline, uplink, mut keeper, driver, events, settings, sinks, commands, renewer, mut causes, closed } =
-        wiring::wire(&file, &stop)?;
-    let worked = fault.is_none();
+    let stop = CancellationToken::new();
+    let mut parts = wiring::wire(&file, &stop)?;
+    // A configuration that cannot be used is not kept as the last that worked.
+    let kept = (fault.is_none() && parts.closed.is_none()).then(|| file.clone());
     if let Some(fault) = fault {
-        pipeline.faults.set(&Part::Config, fault);
-        causes.push(Cause::Config(Box::new(file.clone())));
+        parts.pipeline.faults.set(&Part::Config, fault);
+        parts.causes.push(Cause::Config(Box::new(file.clone())));
     }
-    let mut driving = tokio::spawn(driver.run(events, stop.clone()));
-    tokio::spawn(report(pipeline.clone(), uplink.clone(), stop.clone()));
-    if let Some(uplink) = uplink.clone() {
-        let (device, settings, state) = (pipeline.device.clone(), pipeline.settings.clone(), keeper.state.clone());
-        tokio::spawn(HomeAssistant { uplink, device, settings, state }.run(stop.clone()));
+    let (mut running, health) = Running::start(parts, file, log, hang_up, stop).await?;
+    running.settle(health).await;
+    if let Some(kept) = kept {
+        remember(&kept, &running.pipeline, &running.keeper);
     }
-    let in_force = settings.in_force.borrow().clone();
-    let outbox = pipeline.outbox.clone();
-    tokio::spawn(keeper.clone().run(move || outbox.figures().waiting > 0, stop.clone()));
-    tokio::spawn(expiry::run(
-        pipeline.outbox.clone(),
-        pipeline.clock.clone(),
-        in_force.config.outbox.age_max(),
-        stop.clone(),
-    ));
-    tokio::spawn(watch_network(pipeline.events.clone(), stop.clone()));
-    if let Some(renewer) = renewer {
-        tokio::spawn(renewer.run(stop.clone()));
-    }
-    let capture = Capture::start(&in_force.config, &in_force.paused, &pipeline, &pipeline.faults, &stop_capture).await;
-    for address in capture.addresses() {
-        tracing::info!(%address, "listening");
-    }
-    let restart = Restart::default();
-    let audit = Audit::new(&in_force.config.state_dir, keeper.clock.clone());
-    if let (Some(uplink), Some(broker)) = (&uplink, &in_force.config.broker) {
-        let setup = DeskSetup {
-            device: pipeline.device.clone(),
-            topics: broker.prefix.clone(),
-            clock: keeper.clock.clone(),
-            audit: audit.clone(),
-            effects: Effects {
-                pipeline: pipeline.clone(),
-                control: settings.control.clone(),
-                restart: restart.clone(),
-            },
-            says: uplink.clone(),
-        };
-        let dir = &in_force.config.state_dir;
-        let (desk, unusable) = match &closed {
-            Some(why) => (DeskTask::without_journal(dir, why, setup)?, None),
-            None => DeskTask::open(dir, setup)?,
-        };
-        causes.extend(unusable.map(|why| Cause::Journal { dir: dir.clone(), why }));
-        tokio::spawn(desk.run(commands, pipeline.link.clone(), stop_capture.clone()));
-    }
-    let health = Health {
-        causes,
-        faults: pipeline.faults.clone(),
-        pipeline: pipeline.clone(),
-        state_dir: in_force.config.state_dir.clone(),
-        limits: in_force.config.outbox.limits(),
-        payloads: in_force.config.payloads.clone(),
-        state: keeper.state.clone(),
-        outbox: pipeline.outbox.clone(),
-        clock: keeper.clock.clone(),
-        audit: audit.clone(),
-        restart: restart.clone(),
-    };
-    let kept = worked.then(|| file.clone());
-    let task = SettingsTask {
-        file,
-        remembered: settings.remembered,
-        state: keeper.state.clone(),
-        clock: keeper.clock.clone(),
-        in_force: settings.in_force,
-        events: pipeline.events.clone(),
-        link: pipeline.link.clone(),
-        uplink: uplink.clone(),
-        pipeline: pipeline.clone(),
-        capture,
-        sinks,
-        log,
-        audit,
-    };
-    let controlling = tokio::spawn(task.run(settings.requests, stop_capture.clone()));
-    tokio::spawn(reload_on(hang_up, settings.control, stop.clone()));
-    for judge in pipeline.judges.values() {
-        judge.settle().await;
-    }
-    health::note_models(&pipeline);
-    if let Some(uplink) = &uplink {
-        // Not connected yet is no matter: the status is published with every connection.
-        drop(uplink.say_online().await);
-    }
-    notify::ready();
-    tokio::spawn(presence::run(pipeline.link.clone(), uplink.clone(), stop.clone()));
-    tokio::spawn(health::tell(pipeline.clone(), uplink.clone(), stop.clone()));
-    tokio::spawn(health.run(stop.clone()));
-    if let Some(kept) = kept
-        && closed.is_none()
-    {
-        remember(&kept, &pipeline, &keeper);
-    }
-    tracing::info!(device = %pipeline.device, version = env!("CARGO_PKG_VERSION"), "ready");
+    tracing::info!(device = %running.pipeline.device, version = env!("CARGO_PKG_VERSION"), "ready");
 
-    let ending = tokio::select! {
-        _ = terminate.recv() => Ending::Stop,
-        _ = interrupt.recv() => Ending::Stop,
-        () = restart.asked() => Ending::Restart,
-        // Without its driver the agent would answer on and send nothing for ever; a restart heals that.
-        ended = &mut driving => {
-            match ended {
-                Ok(_) => tracing::error!("the driver ended by itself"),
-                Err(error) => tracing::error!("the driver ended by itself: {error}"),
-            }
-            return Err(StartError::DriverEnded);
-        }
-    };
+    let ending = running.until(&mut told).await?;
     match ending {
         Ending::Stop => {
             tracing::info!("stopping");
@@ -200,10 +101,157 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
             notify::restarting();
         }
     }
-    let stopped = tokio::time::timeout(STOP_MAX, async {
-        // Samples first, so that what they leave behind is still stored, sent and said.
-        stop_capture.cancel();
-        let sinks = match controlling.await {
+    if tokio::time::timeout(STOP_MAX, running.stop()).await.is_err() {
+        tracing::warn!("not everything stopped within {STOP_MAX:?}; what was stored is safe");
+    }
+    Ok(ending)
+}
+
+/// The signals that mean to stop.
+struct Told {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Told {
+    fn from_now_on() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+}
+
+/// What an end has to wait for, and what it needs for that.
+struct Running {
+    pipeline: Arc<Pipeline>,
+    uplink: Option<Uplink>,
+    keeper: Keeper,
+    restart: Restart,
+    driving: JoinHandle<()>,
+    controlling: JoinHandle<(Capture, Sinks)>,
+    /// Ends first, so that what samples leave behind is still stored, sent and said.
+    stop_capture: CancellationToken,
+    stop: CancellationToken,
+}
+
+impl Running {
+    /// Starts every task but health, which looks once all that can be there is.
+    async fn start(
+        parts: Parts,
+        file: ConfigFile,
+        log: LogLevel,
+        hang_up: Signal,
+        stop: CancellationToken,
+    ) -> Result<(Self, Health), StartError> {
+        let stop_capture = CancellationToken::new();
+        let Parts { pipeline, uplink, keeper, driver, events, settings, sinks, commands, renewer, mut causes, closed } =
+            parts;
+        let config = settings.in_force.borrow().config.clone();
+        let driving = tokio::spawn(driver.run(events, stop.clone()));
+        tokio::spawn(report(pipeline.clone(), uplink.clone(), stop.clone()));
+        if let Some(uplink) = uplink.clone() {
+            let (device, settings, state) = (pipeline.device.clone(), pipeline.settings.clone(), keeper.state.clone());
+            tokio::spawn(HomeAssistant { uplink, device, settings, state }.run(stop.clone()));
+        }
+        let outbox = pipeline.outbox.clone();
+        tokio::spawn(keeper.clone().run(move || outbox.figures().waiting > 0, stop.clone()));
+        let (outbox, clock) = (pipeline.outbox.clone(), pipeline.clock.clone());
+        tokio::spawn(expiry::run(outbox, clock, config.outbox.age_max(), stop.clone()));
+        tokio::spawn(watch_network(pipeline.events.clone(), stop.clone()));
+        if let Some(renewer) = renewer {
+            tokio::spawn(renewer.run(stop.clone()));
+        }
+        let paused = settings.in_force.borrow().paused.clone();
+        let capture = Capture::start(&config, &paused, &pipeline, &pipeline.faults, &stop_capture).await;
+        for address in capture.addresses() {
+            tracing::info!(%address, "listening");
+        }
+        let (restart, audit) = (Restart::default(), Audit::new(&config.state_dir, keeper.clock.clone()));
+        if let (Some(uplink), Some(broker)) = (&uplink, &config.broker) {
+            let setup = DeskSetup {
+                device: pipeline.device.clone(),
+                topics: broker.prefix.clone(),
+                clock: keeper.clock.clone(),
+                audit: audit.clone(),
+                effects: Effects {
+                    pipeline: pipeline.clone(),
+                    control: settings.control.clone(),
+                    restart: restart.clone(),
+                },
+                says: uplink.clone(),
+            };
+            let (desk, unusable) = open_desk(&config.state_dir, closed.as_deref(), setup)?;
+            causes.extend(unusable);
+            tokio::spawn(desk.run(commands, pipeline.link.clone(), stop_capture.clone()));
+        }
+        let health = Health {
+            causes,
+            faults: pipeline.faults.clone(),
+            pipeline: pipeline.clone(),
+            state_dir: config.state_dir.clone(),
+            limits: config.outbox.limits(),
+            payloads: config.payloads.clone(),
+            state: keeper.state.clone(),
+            outbox: pipeline.outbox.clone(),
+            clock: keeper.clock.clone(),
+            audit: audit.clone(),
+            restart: restart.clone(),
+        };
+        let task = SettingsTask {
+            file,
+            remembered: settings.remembered,
+            state: keeper.state.clone(),
+            clock: keeper.clock.clone(),
+            in_force: settings.in_force,
+            events: pipeline.events.clone(),
+            link: pipeline.link.clone(),
+            uplink: uplink.clone(),
+            pipeline: pipeline.clone(),
+            capture,
+            sinks,
+            log,
+            audit,
+        };
+        let controlling = tokio::spawn(task.run(settings.requests, stop_capture.clone()));
+        tokio::spawn(reload_on(hang_up, settings.control, stop.clone()));
+        Ok((Self { pipeline, uplink, keeper, restart, driving, controlling, stop_capture, stop }, health))
+    }
+
+    /// Waits for the models, says that the device is there, and has its health looked after from then on.
+    async fn settle(&self, health: Health) {
+        let (pipeline, uplink, stop) = (&self.pipeline, &self.uplink, &self.stop);
+        for judge in pipeline.judges.values() {
+            judge.settle().await;
+        }
+        health::note_models(pipeline);
+        if let Some(uplink) = uplink {
+            // Not connected yet is no matter: the status is published with every connection.
+            drop(uplink.say_online().await);
+        }
+        notify::ready();
+        tokio::spawn(presence::run(pipeline.link.clone(), uplink.clone(), stop.clone()));
+        tokio::spawn(health::tell(pipeline.clone(), uplink.clone(), stop.clone()));
+        tokio::spawn(health.run(stop.clone()));
+    }
+
+    async fn until(&mut self, told: &mut Told) -> Result<Ending, StartError> {
+        tokio::select! {
+            _ = told.terminate.recv() => Ok(Ending::Stop),
+            _ = told.interrupt.recv() => Ok(Ending::Stop),
+            () = self.restart.asked() => Ok(Ending::Restart),
+            // Without its driver the agent would answer on and send nothing for ever; a restart heals that.
+            ended = &mut self.driving => {
+                match ended {
+                    Ok(()) => tracing::error!("the driver ended by itself"),
+                    Err(error) => tracing::error!("the driver ended by itself: {error}"),
+                }
+                Err(StartError::DriverEnded)
+            }
+        }
+    }
+
+    /// Samples first, then the goodbye, then everything that what came before still needed.
+    async fn stop(mut self) {
+        self.stop_capture.cancel();
+        let sinks = match self.controlling.await {
             Ok((capture, sinks)) => {
                 capture.stopped().await;
                 Some(sinks)
@@ -213,23 +261,32 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
                 None
             }
         };
-        if let Some(uplink) = &uplink {
+        if let Some(uplink) = &self.uplink {
             uplink.hang_up().await;
         }
-        stop.cancel();
+        self.stop.cancel();
         if let Some(sinks) = sinks {
             sinks.stopped().await;
         }
-        if let Err(error) = driving.await {
+        if let Err(error) = self.driving.await {
             tracing::error!(%error, "the driver ended badly");
         }
-        keeper.save().await;
-        pipeline.outbox.clone().close().await;
-    });
-    if stopped.await.is_err() {
-        tracing::warn!("not everything stopped within {STOP_MAX:?}; what was stored is safe");
+        self.keeper.save().await;
+        self.pipeline.outbox.clone().close().await;
     }
-    Ok(ending)
+}
+
+/// The desk, and what is wrong with its journal. Without a state folder nothing is written.
+fn open_desk(
+    dir: &Path,
+    closed: Option<&str>,
+    setup: DeskSetup<Effects, Uplink>,
+) -> Result<(DeskTask<Effects, Uplink>, Option<Cause>), StartError> {
+    if let Some(why) = closed {
+        return Ok((DeskTask::without_journal(dir, why, setup)?, None));
+    }
+    let (desk, unusable) = DeskTask::open(dir, setup)?;
+    Ok((desk, unusable.map(|why| Cause::Journal { dir: dir.to_owned(), why })))
 }
 
 /// Keeps what a start can go by whose own configuration or certificate cannot be read.

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hedge_core::budget::Budget;
+use hedge_core::budget::{Budget, Spent};
 use hedge_core::engine::{Engine, Event, Setup};
 use hedge_proto::{Epoch, Name};
 use tokio::sync::{mpsc, watch};
@@ -22,6 +22,7 @@ use super::renewer::Renewer;
 use super::store::{self, Identified, Store};
 use crate::answers::Answers;
 use crate::capture::Snapshots;
+use crate::clock::Clock;
 use crate::commands::{Desk, Inbox};
 use crate::control::{Control, Request};
 use crate::faults::Faults;
@@ -122,19 +123,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     });
     let sinks = Sinks::start(&config.verdicts, verdicts, uplink.clone(), device.clone(), stop.clone());
     let driver = Driver {
-        engine: Engine::new(
-            clock.now(),
-            Setup {
-                has_broker: uplink.is_some(),
-                recovery_after: config.broker.as_ref().and_then(BrokerConfig::recovery_after),
-                open_cases: outbox.figures().waiting,
-                profile: config.link.profile(),
-                policies: config.policies(),
-                budget: Budget::resume(config.link.ceilings(), spent_before.clone(), clock.now()),
-                batch_bytes_max: config.link.batch_bytes_max(),
-                seed: random_u64()?,
-            },
-        ),
+        engine: engine(config, &clock, spent_before, uplink.is_some(), outbox.figures().waiting)?,
         clock: clock.clone(),
         outbox: outbox.clone(),
         uplink: uplink.clone(),
@@ -172,6 +161,26 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let keeper = Keeper { clock, state, spent: spent_view };
     let settings = Settings { control, requests, in_force, remembered };
     Ok(Parts { pipeline, uplink, keeper, driver, events: arrived, settings, sinks, commands, renewer, causes, closed })
+}
+
+fn engine(
+    config: &Config,
+    clock: &Clock,
+    spent: Option<Spent>,
+    has_broker: bool,
+    open_cases: u64,
+) -> Result<Engine, StartError> {
+    let setup = Setup {
+        has_broker,
+        recovery_after: config.broker.as_ref().and_then(BrokerConfig::recovery_after),
+        open_cases,
+        profile: config.link.profile(),
+        policies: config.policies(),
+        budget: Budget::resume(config.link.ceilings(), spent, clock.now()),
+        batch_bytes_max: config.link.batch_bytes_max(),
+        seed: random_u64()?,
+    };
+    Ok(Engine::new(clock.now(), setup))
 }
 
 fn start_models(

@@ -49,7 +49,7 @@ impl From<State> for Stage {
 
 /// One line of the queue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Line {
+pub struct CaseLine {
     pub id: CaseId,
     pub stage: Stage,
     /// On the powered clock.
@@ -71,7 +71,7 @@ pub struct Line {
 /// The first lines of the queue, in the order in which cases are sent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listing {
-    pub cases: Vec<Line>,
+    pub cases: Vec<CaseLine>,
     /// There are more of those asked for.
     pub more: bool,
 }
@@ -80,7 +80,7 @@ pub struct Listing {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CaseDocument {
     #[serde(flatten)]
-    pub line: Line,
+    pub line: CaseLine,
     pub case: Case,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,

@@ -16,7 +16,7 @@ use hedge_proto::{Case, CaseId, CaseKey, DeviceId, MESSAGE_BYTES_MAX, from_cbor}
 use tokio::sync::mpsc;
 
 pub use self::documents::{
-    CaseDocument, Changed, CheckReport, DamagedPlace, Id, Line, Listing, Selection, Stage, Stats,
+    CaseDocument, CaseLine, Changed, CheckReport, DamagedPlace, Id, Listing, Selection, Stage, Stats,
 };
 use crate::clock::Clock;
 use crate::figures::{Dropped, Figures};
@@ -213,9 +213,9 @@ impl Queue {
         }
     }
 
-    fn line(&self, entry: &Entry, stored: &StoredCase) -> Line {
+    fn line(&self, entry: &Entry, stored: &StoredCase) -> CaseLine {
         match from_cbor::<Case>(&stored.header, MESSAGE_BYTES_MAX) {
-            Ok(case) => Line {
+            Ok(case) => CaseLine {
                 id: case.id,
                 source: Some(case.source),
                 reason: Some(case.decision.reason),
@@ -225,8 +225,8 @@ impl Queue {
         }
     }
 
-    fn bare_line(&self, entry: &Entry, note: Option<String>) -> Line {
-        Line {
+    fn bare_line(&self, entry: &Entry, note: Option<String>) -> CaseLine {
+        CaseLine {
             id: self.id(entry.key),
             stage: entry.state.into(),
             age_s: self.age_s(entry.stored_at),

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::desired::{Device, Wanted, refused};
 use self::report::reported;
-use crate::audit::{Audit, Entry, Kind};
+use crate::audit::{Audit, Kind, Noted};
 use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::control::Request;
@@ -127,10 +127,10 @@ impl Remembered {
 
 impl Remembered {
     /// Nothing is set from afar any more. Returns the version that was in force, and what the audit log is to say.
-    pub fn reset(&mut self) -> (Option<u64>, Entry) {
+    pub fn reset(&mut self) -> (Option<u64>, Noted) {
         let before = self.book.in_force();
         let version = before.map(|overlay| overlay.version);
-        let mut entry = Entry::new(Kind::Settings, version_text(version), "reset");
+        let mut entry = Noted::new(Kind::Settings, version_text(version), "reset");
         entry.by = Some("somebody on the device".to_owned());
         entry.before = value(before.map(|overlay| &overlay.settings));
         self.book.reset();
@@ -274,7 +274,7 @@ impl SettingsTask {
         let errors: Vec<String> = refusal.errors.iter().map(ToString::to_string).collect();
         let errors = errors.join("; ");
         tracing::warn!(version = refusal.version, reason = refusal.reason, errors, "settings refused");
-        let mut entry = Entry::new(Kind::Settings, version_text(refusal.version), "refused");
+        let mut entry = Noted::new(Kind::Settings, version_text(refusal.version), "refused");
         let errors = refusal.errors.iter().map(ToString::to_string);
         let why: Vec<String> = refusal.reason.iter().cloned().chain(errors).collect();
         (entry.by, entry.reason) = (by.map(str::to_owned), Some(why.join("; ")));
@@ -291,7 +291,7 @@ impl SettingsTask {
         let device = Device { file: &self.file, book: &self.remembered.book, labels };
         let Some(Wanted { overlay, config, confirm, by: named }) = device.read(bytes)? else { return Ok(()) };
         let version = overlay.version;
-        let mut entry = Entry::new(Kind::Settings, version_text(Some(version)), "applied");
+        let mut entry = Noted::new(Kind::Settings, version_text(Some(version)), "applied");
         entry.by = named.or_else(|| by.map(str::to_owned));
         entry.before = value(self.remembered.book.in_force().map(|overlay| &overlay.settings));
         entry.after = value(Some(&overlay.settings));
@@ -396,7 +396,7 @@ impl SettingsTask {
             None => return Err("no settings are on trial".to_owned()),
         }
         let mut next = self.remembered.clone();
-        let mut entry = Entry::new(Kind::Trial, version_text(Some(version)), "confirmed");
+        let mut entry = Noted::new(Kind::Trial, version_text(Some(version)), "confirmed");
         next.end(end);
         match end {
             End::Confirmed => {

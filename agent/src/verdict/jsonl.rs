@@ -60,7 +60,7 @@ impl Jsonl {
         self.blocking(move |file| Ok(file.open()?.keys.contains(&key))).await
     }
 
-    async fn append(&self, lines: Vec<Line>) -> Result<(), SinkError> {
+    async fn append(&self, lines: Vec<Keyed>) -> Result<(), SinkError> {
         self.blocking(move |file| file.append(lines)).await
     }
 
@@ -78,15 +78,15 @@ impl Jsonl {
 }
 
 /// One line with its newline, and its key.
-struct Line {
+struct Keyed {
     key: String,
     text: Vec<u8>,
 }
 
-fn line(answer: &Answer) -> Line {
+fn line(answer: &Answer) -> Keyed {
     let mut text = hedge_proto::to_json(answer);
     text.push(b'\n');
-    Line { key: answer.idempotency_key(), text }
+    Keyed { key: answer.idempotency_key(), text }
 }
 
 struct JsonlFile {
@@ -102,7 +102,7 @@ struct Open {
 
 impl JsonlFile {
     /// Writes those lines that are not in the file yet.
-    fn append(&mut self, lines: Vec<Line>) -> io::Result<()> {
+    fn append(&mut self, lines: Vec<Keyed>) -> io::Result<()> {
         let mut batch = Vec::new();
         let mut keys = Vec::new();
         let open = self.open()?;

@@ -15,7 +15,7 @@ const SAMPLES_MAX: usize = 100_000;
 
 /// The model's raw output for a sample and the class it should have found.
 #[derive(Debug, Clone)]
-pub(super) struct Known {
+pub(super) struct Labelled {
     pub(super) output: Vec<f32>,
     /// More than one where several classes have the same name.
     pub(super) classes: Vec<usize>,
@@ -24,7 +24,7 @@ pub(super) struct Known {
 /// What came of all samples.
 #[derive(Debug, Default)]
 pub(super) struct Samples {
-    pub(super) known: Vec<Known>,
+    pub(super) known: Vec<Labelled>,
     /// The samples that say nothing, and why: a file that is none, an output that is no scores.
     pub(super) left_out: Vec<String>,
 }
@@ -39,7 +39,7 @@ impl Samples {
         match usable {
             Ok(output) => {
                 let classes = bundle.labels().iter().enumerate().filter(|(_, own)| *own == label);
-                self.known.push(Known { output, classes: classes.map(|(class, _)| class).collect() });
+                self.known.push(Labelled { output, classes: classes.map(|(class, _)| class).collect() });
             }
             Err(error) => self.left_out.push(format!("{name}: {}", in_one_line(&*error))),
         }

@@ -12,7 +12,7 @@ use rumqttc::{PublishNoticeError, PublishResult};
 use tokio::time::{Instant, sleep_until};
 
 use super::board::Device;
-use super::errand::{Ending, Errand, Report, Step, What};
+use super::errand::{Ending, Errand, Report, Turn, What};
 use super::operator::{Heard, Operator, OperatorError};
 
 /// How many devices are waited for at once. A fleet that changes all at once also fails all at once.
@@ -54,49 +54,49 @@ pub async fn carry_out(
     tell: impl FnMut(Progress<'_>),
 ) -> Vec<Report> {
     let mut waiting = VecDeque::from(errands);
-    let mut desk = Desk { under_way: BTreeMap::new(), reports: Vec::new(), patience, tell };
+    let mut errands = Errands { under_way: BTreeMap::new(), reports: Vec::new(), patience, tell };
     let mut notices = FuturesUnordered::new();
     let broken = loop {
-        while desk.under_way.len() < UNDER_WAY_MAX
+        while errands.under_way.len() < UNDER_WAY_MAX
             && let Some(errand) = waiting.pop_front()
         {
             match operator.publish(&errand) {
                 Ok(notice) => {
                     let device = errand.device.clone();
-                    desk.begin(errand, is_away(operator, &device));
+                    errands.begin(errand, is_away(operator, &device));
                     notices.push(async move { (device, notice.wait_async().await) });
                 }
-                Err(error) => desk.end(errand.give_up(Ending::NotSent, error.to_string())),
+                Err(error) => errands.end(errand.give_up(Ending::NotSent, error.to_string())),
             }
         }
-        let Some(next) = desk.under_way.values().map(|errand| errand.until).min() else {
-            return desk.reports;
+        let Some(next) = errands.under_way.values().map(|errand| errand.until).min() else {
+            return errands.reports;
         };
         tokio::select! {
             heard = operator.next() => match heard {
-                Ok(heard) => desk.hear(&heard),
+                Ok(heard) => errands.hear(&heard),
                 Err(error) => break error,
             },
-            Some((device, sent)) = notices.next() => desk.sent(&device, sent, is_away(operator, &device)),
-            () = sleep_until(next) => desk.look_at_the_clock(operator),
+            Some((device, sent)) = notices.next() => errands.sent(&device, sent, is_away(operator, &device)),
+            () = sleep_until(next) => errands.look_at_the_clock(operator),
         }
     };
-    desk.stop(&broken, waiting);
-    desk.reports
+    errands.stop(&broken, waiting);
+    errands.reports
 }
 
 fn is_away(operator: &Operator, device: &DeviceId) -> bool {
     operator.board.devices.get(device).is_some_and(Device::is_offline)
 }
 
-struct Desk<T> {
+struct Errands<T> {
     under_way: BTreeMap<DeviceId, UnderWay>,
     reports: Vec<Report>,
     patience: Patience,
     tell: T,
 }
 
-impl<T: FnMut(Progress<'_>)> Desk<T> {
+impl<T: FnMut(Progress<'_>)> Errands<T> {
     fn begin(&mut self, errand: Errand, was_away: bool) {
         let until = Instant::now() + self.patience.answer;
         self.under_way.insert(errand.device.clone(), UnderWay { errand, until, was_away });
@@ -112,17 +112,17 @@ impl<T: FnMut(Progress<'_>)> Desk<T> {
         let Some(UnderWay { errand, until, .. }) = self.under_way.get_mut(&heard.device) else { return };
         let was_on_trial = errand.is_on_trial();
         match (errand.hear(&heard.said), self.patience.trial) {
-            (Step::Wait, _) => {}
-            (Step::Trial, None) => {
+            (Turn::Wait, _) => {}
+            (Turn::Trial, None) => {
                 let report = errand.give_up(Ending::OnTrial, "kept if the device stays in reach, given back if not");
                 self.end(report);
             }
-            (Step::Trial, Some(trial)) if !was_on_trial => {
+            (Turn::Trial, Some(trial)) if !was_on_trial => {
                 *until = Instant::now() + trial;
                 (self.tell)(Progress::Trial(&heard.device));
             }
-            (Step::Trial, Some(_)) => {}
-            (Step::Ended(report), _) => self.end(*report),
+            (Turn::Trial, Some(_)) => {}
+            (Turn::Ended(report), _) => self.end(*report),
         }
     }
 

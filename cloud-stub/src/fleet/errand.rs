@@ -113,7 +113,7 @@ impl Report {
 
 /// What a message about the device means for the errand.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Step {
+pub enum Turn {
     Wait,
     /// The settings are in force, and on trial.
     Trial,
@@ -171,21 +171,21 @@ impl Errand {
     }
 
     /// Takes note of a message about the device.
-    pub fn hear(&mut self, said: &Said) -> Step {
+    pub fn hear(&mut self, said: &Said) -> Turn {
         let step = match (&mut self.what, said) {
             (What::Settings(settings), Said::Desired(Some(desired))) => settings.sees_wanted(&self.device, desired),
             (What::Settings(settings), Said::Desired(None)) if settings.echoed => {
                 let report = Report::new(&self.device, Ending::Overtaken);
-                Step::Ended(report.because("somebody has emptied the topic of wanted settings").into())
+                Turn::Ended(report.because("somebody has emptied the topic of wanted settings").into())
             }
             (What::Settings(settings), Said::Reported(Some(reported))) => settings.is_told(&self.device, reported),
             (What::Command(message), Said::Reply(reply)) if reply.id.is_some() && reply.id == message.id => {
-                Step::Ended(answered(&self.device, reply).into())
+                Turn::Ended(answered(&self.device, reply).into())
             }
-            _ => Step::Wait,
+            _ => Turn::Wait,
         };
         match step {
-            Step::Ended(report) => Step::Ended(self.name(*report).into()),
+            Turn::Ended(report) => Turn::Ended(self.name(*report).into()),
             step => step,
         }
     }
@@ -229,10 +229,10 @@ impl Errand {
 }
 
 impl Settings {
-    fn sees_wanted(&mut self, device: &DeviceId, seen: &Desired) -> Step {
+    fn sees_wanted(&mut self, device: &DeviceId, seen: &Desired) -> Turn {
         if *seen == self.desired {
             self.echoed = true;
-            return Step::Wait;
+            return Turn::Wait;
         }
         let who = seen.by.as_deref().unwrap_or("somebody");
         let (theirs, ours) = (seen.version, self.desired.version);
@@ -245,29 +245,29 @@ impl Settings {
             )
         } else {
             // What was there when we began may arrive once more.
-            return Step::Wait;
+            return Turn::Wait;
         };
-        Step::Ended(Report::new(device, Ending::Overtaken).because(reason).into())
+        Turn::Ended(Report::new(device, Ending::Overtaken).because(reason).into())
     }
 
-    fn is_told(&mut self, device: &DeviceId, reported: &Reported) -> Step {
+    fn is_told(&mut self, device: &DeviceId, reported: &Reported) -> Turn {
         let Some(last) = reported.last.as_ref().filter(|last| last.version == Some(self.desired.version)) else {
-            return Step::Wait;
+            return Turn::Wait;
         };
         if !self.echoed {
-            return Step::Wait;
+            return Turn::Wait;
         }
         let LastDesired { outcome, reason, errors, .. } = last.clone();
         let outcome = match outcome {
             SettingsOutcome::Applied => Ending::Applied,
             SettingsOutcome::OnTrial => {
                 self.on_trial = true;
-                return Step::Trial;
+                return Turn::Trial;
             }
             SettingsOutcome::Refused => Ending::Refused,
             SettingsOutcome::Failed => Ending::Failed,
         };
-        Step::Ended(Report { reason, errors, ..Report::new(device, outcome) }.into())
+        Turn::Ended(Report { reason, errors, ..Report::new(device, outcome) }.into())
     }
 }
 
@@ -316,7 +316,7 @@ mod tests {
         let mut errand = errand();
         let mut ended = None;
         for said in heard {
-            if let Step::Ended(report) = errand.hear(said) {
+            if let Turn::Ended(report) = errand.hear(said) {
                 ended = Some(*report);
                 break;
             }
@@ -367,9 +367,9 @@ mod tests {
                 result: Value::Null,
             })
         };
-        assert_eq!(errand.hear(&reply(None)), Step::Wait);
-        assert_eq!(errand.hear(&reply(Some("b"))), Step::Wait);
-        assert!(matches!(errand.hear(&reply(Some("a"))), Step::Ended(report) if report.outcome == Ending::Interrupted));
+        assert_eq!(errand.hear(&reply(None)), Turn::Wait);
+        assert_eq!(errand.hear(&reply(Some("b"))), Turn::Wait);
+        assert!(matches!(errand.hear(&reply(Some("a"))), Turn::Ended(report) if report.outcome == Ending::Interrupted));
     }
 
     #[test]

@@ -47,30 +47,36 @@ enum Refused {
 }
 
 /// One request at a time: a claim is used once.
-struct Desk {
+struct Enroller {
     terms: Terms,
     one_at_a_time: Mutex<()>,
 }
 
 /// The two routes.
 pub fn router(terms: Terms) -> Router {
-    let desk = Arc::new(Desk { terms, one_at_a_time: Mutex::new(()) });
+    let enroller = Arc::new(Enroller { terms, one_at_a_time: Mutex::new(()) });
     Router::new()
-        .route(ENROL_PATH, post(|State(desk): State<Arc<Desk>>, body: Bytes| serve(desk, body, Desk::enrol)))
-        .route(RENEW_PATH, post(|State(desk): State<Arc<Desk>>, body: Bytes| serve(desk, body, Desk::renew)))
+        .route(
+            ENROL_PATH,
+            post(|State(enroller): State<Arc<Enroller>>, body: Bytes| serve(enroller, body, Enroller::enrol)),
+        )
+        .route(
+            RENEW_PATH,
+            post(|State(enroller): State<Arc<Enroller>>, body: Bytes| serve(enroller, body, Enroller::renew)),
+        )
         .layer(DefaultBodyLimit::max(DOCUMENT_BYTES_MAX))
-        .with_state(desk)
+        .with_state(enroller)
 }
 
 async fn serve<T: DeserializeOwned + Send + 'static>(
-    desk: Arc<Desk>,
+    enroller: Arc<Enroller>,
     body: Bytes,
-    act: fn(&Desk, &T, u64) -> Result<Enrolled, Refused>,
+    act: fn(&Enroller, &T, u64) -> Result<Enrolled, Refused>,
 ) -> Response {
     let done = tokio::task::spawn_blocking(move || {
         let request = from_json(&body, DOCUMENT_BYTES_MAX).map_err(|error| Refused::Device(error.to_string()))?;
-        let _turn = desk.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
-        act(&desk, &request, wall_ms())
+        let _turn = enroller.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        act(&enroller, &request, wall_ms())
     });
     match done.await {
         Ok(Ok(enrolled)) => {
@@ -93,7 +99,7 @@ fn failed(error: &dyn std::fmt::Display) -> Response {
     (StatusCode::INTERNAL_SERVER_ERROR, to_json(&said)).into_response()
 }
 
-impl Desk {
+impl Enroller {
     fn enrol(&self, asked: &EnrolRequest, now_ms: u64) -> Result<Enrolled, Refused> {
         let (authority, registry) = (Authority::open(&self.terms.dir)?, Registry::open(&self.terms.dir)?);
         let request = read_request(&asked.request)?;
@@ -214,7 +220,7 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair};
 
     struct Endpoint {
-        desk: Desk,
+        enroller: Enroller,
         registry: Registry,
         _dir: tempfile::TempDir,
     }
@@ -231,7 +237,7 @@ mod tests {
                 grace_days: 30,
             };
             let registry = Registry::open(dir.path()).expect("a registry");
-            Self { desk: Desk { terms, one_at_a_time: Mutex::new(()) }, registry, _dir: dir }
+            Self { enroller: Enroller { terms, one_at_a_time: Mutex::new(()) }, registry, _dir: dir }
         }
 
         fn claim(&self, device: Option<&str>) -> String {
@@ -250,7 +256,10 @@ mod tests {
                 device: Some(DeviceId::new(name).expect("valid")),
                 request: request.pem().expect("text"),
             };
-            self.desk.enrol(&asked, wall_ms()).map(|done| done.device.to_string()).map_err(|error| error.to_string())
+            self.enroller
+                .enrol(&asked, wall_ms())
+                .map(|done| done.device.to_string())
+                .map_err(|error| error.to_string())
         }
 
         fn names(&self) -> Vec<String> {

@@ -45,7 +45,7 @@ struct Out {
 
 /// What becomes of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Admission {
     In,
     Away,
     /// Its sender has not been told for a while.
@@ -54,19 +54,19 @@ pub enum Way {
 
 impl Shut {
     #[must_use]
-    pub fn way(&self, device: &DeviceId, now: Instant) -> Way {
+    pub fn way(&self, device: &DeviceId, now: Instant) -> Admission {
         let mut devices = self.0.until.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(out) = devices.get_mut(device) else { return Way::In };
+        let Some(out) = devices.get_mut(device) else { return Admission::In };
         if out.until <= now {
             devices.remove(device);
-            return Way::In;
+            return Admission::In;
         }
         self.0.turned_away.fetch_add(1, Ordering::Relaxed);
         if now.saturating_duration_since(out.told) < TOLD_EVERY {
-            return Way::Away;
+            return Admission::Away;
         }
         out.told = now;
-        Way::AwayAndTold
+        Admission::AwayAndTold
     }
 
     /// For as long as it is told to wait; it is being told so now. `false`: it is shut out already.
@@ -155,12 +155,12 @@ mod tests {
         let (mut gate, start) = (Gate::default(), Instant::now());
         let taken = (0..10_000).take_while(|_| gate.charge(&evil, 1, start)).count();
         assert_eq!(taken, THINGS_MAX as usize);
-        assert_eq!((gate.charge(&good, 1, start), gate.shut.way(&good, start)), (true, Way::In));
+        assert_eq!((gate.charge(&good, 1, start), gate.shut.way(&good, start)), (true, Admission::In));
         let ways = [0, 1, 1_000, 1_001].map(|ms| gate.shut.way(&evil, start + Duration::from_millis(ms)));
-        assert_eq!(ways, [Way::Away, Way::Away, Way::AwayAndTold, Way::Away]);
+        assert_eq!(ways, [Admission::Away, Admission::Away, Admission::AwayAndTold, Admission::Away]);
         assert_eq!((gate.shut.take_turned_away(), gate.shut.take_turned_away()), (4, 0));
         let later = start + Duration::from_secs(u64::from(BUSY_S));
-        assert_eq!((gate.shut.way(&evil, later), gate.charge(&evil, 1, later)), (Way::In, true));
+        assert_eq!((gate.shut.way(&evil, later), gate.charge(&evil, 1, later)), (Admission::In, true));
         // A device that keeps to its side is never shut out.
         for s in 0..1_000 {
             assert!(gate.charge(&good, THINGS_PER_S, start + Duration::from_secs(s)));

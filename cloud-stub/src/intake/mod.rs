@@ -35,7 +35,7 @@ use crate::wall_ms;
 use decide::BUSY_S;
 use desk::{Desk, Effects};
 use gate::Gate;
-pub use gate::{Shut, Way};
+pub use gate::{Admission, Shut};
 use lanes::{Entry, Lanes};
 
 /// How many events share one commit: a broker's window for a few hundred devices.
@@ -196,9 +196,9 @@ impl Intake {
         while let Some(message) = self.messages.pop() {
             let topic = self.topics.read(&message.topic);
             match topic.as_ref().and_then(Topic::sender).map(|from| (from, self.gate.shut.way(from, now))) {
-                None | Some((_, Way::In)) => return Some(message),
-                Some((_, Way::Away)) => self.turn_away(message),
-                Some((from, Way::AwayAndTold)) => {
+                None | Some((_, Admission::In)) => return Some(message),
+                Some((_, Admission::Away)) => self.turn_away(message),
+                Some((from, Admission::AwayAndTold)) => {
                     self.reply(Reply { device: from.clone(), message: DownMessage::Busy { after_s: BUSY_S } });
                     self.turn_away(message);
                 }

@@ -20,6 +20,7 @@ pub use endpoint::{Credentials, CredentialsError, Endpoint, InvalidEndpoint};
 use std::fmt;
 use std::time::Duration;
 
+use hedge_core::clock::doubled;
 use hedge_proto::{CloudState, CloudStatus, MESSAGE_BYTES_MAX, Name, Topic, Topics, WIRE_VERSION, to_json};
 use rumqttc::mqttbytes::v5::LastWill;
 use rumqttc::{AckMode, MqttOptions, QoS, Transport};
@@ -194,7 +195,7 @@ pub async fn run(dial: Dial, mut ends: Ends) {
             wait = DIAL_WAIT_MIN;
         }
         let pause = jittered(wait);
-        wait = (wait * 2).min(DIAL_WAIT_MAX);
+        wait = doubled(wait, 1, DIAL_WAIT_MAX);
         tracing::warn!(broker = %dial.way.endpoint, retry_ms = pause.as_millis(), "no connection: {reason}");
         ends.now.send_replace(LinkNow::Broken(reason));
         if session::idle(&mut ends, &mut unsent, pause).await {

@@ -21,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use super::stale::Stale;
 use super::unsent::{PassedOver, Unsent};
 use super::{Dial, Ends, LinkNow};
-use crate::intake::{Event, Shut, Way};
+use crate::intake::{Admission, Event, Shut};
 use crate::message::{Incoming, Receipt, Settled};
 use crate::reply::Reply;
 use crate::wall_ms;
@@ -149,14 +149,14 @@ async fn receive(
         let message = Incoming { topic, payload: publish.payload, retained: publish.retain, receipt };
         let message =
             match about.as_ref().and_then(Topic::sender).map(|from| inbox.shut.way(from, std::time::Instant::now())) {
-                None | Some(Way::In) => message,
-                Some(Way::Away) => {
+                None | Some(Admission::In) => message,
+                Some(Admission::Away) => {
                     if let Some(message) = turn_away(client, message) {
                         inbox.pass_over(message);
                     }
                     continue;
                 }
-                Some(Way::AwayAndTold) => {
+                Some(Admission::AwayAndTold) => {
                     inbox.pass_over(message);
                     continue;
                 }

@@ -74,7 +74,8 @@ pub(super) fn of(program: &str, arch: Arch) -> Result<String> {
 /// The standard library first, then every crate but those that only run while the program is built.
 fn linked(program: &str, arch: Arch) -> Result<Vec<Linked>> {
     let target = format!("{}-unknown-linux-gnu", arch.processor());
-    let tree = ["tree", "--package", program, "--edges", "normal,no-proc-macro", "--prefix", "none", "--locked"];
+    let package = crate::build::package_of(program);
+    let tree = ["tree", "--package", package, "--edges", "normal,no-proc-macro", "--prefix", "none", "--locked"];
     let lines = command::output(command::cargo(&tree).args(["--target", &target, "--format", "{p}"]))?;
     // `name v1.2.3`, and more behind it.
     let named = lines.lines().filter_map(|line| line.split_once(" v"));
@@ -239,7 +240,9 @@ mod tests {
     #[test]
     fn every_linked_crate_has_its_licence_and_every_licence_its_text_once() {
         let text = of("hedge-agent", Arch::HERE).expect("gathered");
-        for part in ["Files: ring-", "Files: sled-", "Files: rust-standard-library/*", "Files: rumqttc-v5-next-"] {
+        for part in
+            ["Files: ring-", "Files: sled-", "Files: rust-standard-library/*", "Files: rumqttc-v5-next-", "Files: tar-"]
+        {
             assert_eq!(text.matches(part).count(), 1, "{part}");
         }
         let (linked, texts): (Vec<&str>, Vec<&str>) =

@@ -18,7 +18,7 @@ use hedge_proto::CaseKey;
 
 use super::Uplink;
 use super::tracked::Tracked;
-use crate::clock::Moment;
+use crate::clock::{Moment, doubled};
 use crate::link::Loss;
 
 /// A suspect is tried on a connection that has lasted for so long.
@@ -150,5 +150,5 @@ impl Uplink {
 }
 
 fn held(times: u32) -> Duration {
-    HELD_WAIT.saturating_mul(1 << times.saturating_sub(1).min(8)).min(HELD_WAIT_MAX)
+    doubled(HELD_WAIT, times.saturating_sub(1), HELD_WAIT_MAX)
 }

@@ -2,8 +2,8 @@
 
 use hedge_proto::CaseKey;
 
-use super::{SEND_AGAIN_WAIT, SENDS_AT_ONCE, doubled};
-use crate::clock::Moment;
+use super::{QUIET_MAX, SEND_AGAIN_WAIT, SENDS_AT_ONCE};
+use crate::clock::{Moment, doubled};
 
 /// A case as the outbox knows it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -84,7 +84,7 @@ impl Tracked {
         let paced = if self.sends < SENDS_AT_ONCE {
             Moment(0)
         } else {
-            self.sent_at + doubled(SEND_AGAIN_WAIT, self.sends - SENDS_AT_ONCE)
+            self.sent_at + doubled(SEND_AGAIN_WAIT, self.sends - SENDS_AT_ONCE, QUIET_MAX)
         };
         Some(not_before.max(paced).max(self.held_until))
     }

@@ -141,7 +141,8 @@ impl Writer {
                 true
             }
             Err(failure) => {
-                // What was not synced must not come back after a restart as if it had been promised.
+                // What was not synced must not come back after a restart as if it had been promised. A file whose sync
+                // failed is never synced again: Linux marks the lost pages clean, and the next sync would succeed.
                 let cut = head.file.cut(head.synced_bytes).is_ok();
                 head.bytes = head.synced_bytes;
                 cut && matches!(failure, Failed::Append(_))

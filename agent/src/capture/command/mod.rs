@@ -19,6 +19,7 @@ mod tests;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hedge_core::clock::doubled;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -126,7 +127,7 @@ pub async fn run<I: Taker>(source: Source<I>, command: Vec<String>, format: Stre
             () = sleep(wait) => {}
             () = stop.cancelled() => return,
         }
-        wait = (wait * 2).min(RESTART_WAIT_MAX);
+        wait = doubled(wait, 1, RESTART_WAIT_MAX);
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hedge_core::clock::doubled;
 use tokio::time::{Instant, sleep_until};
 
 use hedge_config::Quiet;
@@ -78,7 +79,7 @@ impl Silence {
     fn until(&self) -> Option<Instant> {
         let heard = self.heard();
         let after = heard.quiet?.after;
-        let longer = after.saturating_mul(2u32.saturating_pow(heard.in_vain)).min(GIVEN_MAX);
+        let longer = doubled(after, heard.in_vain, GIVEN_MAX);
         Some(heard.new_at + longer.max(after))
     }
 

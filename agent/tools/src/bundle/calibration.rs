@@ -2,7 +2,7 @@
 
 use hedge_inference::task::{OutputKind, Scores, Temperature};
 
-use crate::samples::Known;
+use crate::samples::Labelled;
 
 /// Temperatures outside are a sign of wrong labels, not of a badly calibrated model.
 const TEMPERATURE_MIN: f64 = 0.05;
@@ -35,7 +35,7 @@ pub(super) struct Scored {
 
 /// The temperature with the least log loss (Guo et al. 2017), rounded to three decimals: golden-section search
 /// over its logarithm, in which the loss has one valley.
-pub(super) fn fit_temperature(known: &[Known]) -> f64 {
+pub(super) fn fit_temperature(known: &[Labelled]) -> f64 {
     let ratio = (5_f64.sqrt() - 1.0) / 2.0;
     let (mut low, mut high) = (TEMPERATURE_MIN.ln(), TEMPERATURE_MAX.ln());
     let loss = |logarithm: f64| log_loss(known, logarithm.exp());
@@ -55,8 +55,8 @@ pub(super) fn fit_temperature(known: &[Known]) -> f64 {
     (((low + high) / 2.0).exp() * 1000.0).round() / 1000.0
 }
 
-fn log_loss(known: &[Known], temperature: f64) -> f64 {
-    let loss = |sample: &Known| {
+fn log_loss(known: &[Labelled], temperature: f64) -> f64 {
+    let loss = |sample: &Labelled| {
         let scaled = |logit: f32| f64::from(logit) / temperature;
         let greatest = sample.output.iter().copied().map(scaled).fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = sample.output.iter().map(|logit| (scaled(*logit) - greatest).exp()).sum();
@@ -67,8 +67,8 @@ fn log_loss(known: &[Known], temperature: f64) -> f64 {
 }
 
 /// The best score of each sample, or why one cannot be read.
-pub(super) fn score(known: &[Known], kind: OutputKind) -> anyhow::Result<Vec<Scored>> {
-    let scored = |sample: &Known| {
+pub(super) fn score(known: &[Labelled], kind: OutputKind) -> anyhow::Result<Vec<Scored>> {
+    let scored = |sample: &Labelled| {
         let scores = Scores::read(&sample.output, kind)?;
         let best = scores.top(1);
         let of_right = sample.classes.iter().map(|class| scores.as_slice()[*class]).sum();
@@ -77,7 +77,7 @@ pub(super) fn score(known: &[Known], kind: OutputKind) -> anyhow::Result<Vec<Sco
     known.iter().map(scored).collect()
 }
 
-pub(super) fn quality(known: &[Known], kind: OutputKind) -> anyhow::Result<Quality> {
+pub(super) fn quality(known: &[Labelled], kind: OutputKind) -> anyhow::Result<Quality> {
     let scored = score(known, kind)?;
     let log_loss = match kind {
         OutputKind::Logits { temperature } => log_loss(known, f64::from(temperature.value())),
@@ -128,12 +128,12 @@ mod tests {
 
     /// Samples whose true temperature is known: of every hundred with the logits (d, 0), the share that softmax
     /// of d gives is in class 0, then all logits are multiplied.
-    fn overconfident(factor: f32) -> Vec<Known> {
+    fn overconfident(factor: f32) -> Vec<Labelled> {
         let mut known = Vec::new();
         for (distance, of_hundred) in [(0.405_465_f32, 60), (1.386_294, 80), (2.944_439, 95)] {
             for at in 0..100 {
                 let output = vec![distance * factor, 0.0];
-                known.push(Known { output, classes: vec![usize::from(at >= of_hundred)] });
+                known.push(Labelled { output, classes: vec![usize::from(at >= of_hundred)] });
             }
         }
         known
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn a_sample_of_a_name_that_two_classes_have_is_right_with_either() {
         // r, crane, crane: the second crane is as right as the first.
-        let known = |output: [f32; 3]| Known { output: output.to_vec(), classes: vec![1, 2] };
+        let known = |output: [f32; 3]| Labelled { output: output.to_vec(), classes: vec![1, 2] };
         let known = [known([0.0, 9.0, 0.0]), known([0.0, 0.0, 9.0])];
         let quality = quality(&known, logits(1.0).expect("valid")).expect("usable");
         assert_eq!(quality.accuracy, 1.0);

@@ -19,7 +19,7 @@ pub use inspect::InspectArgs;
 /// Make, look at and calibrate model bundles.
 #[derive(Debug, clap::Subcommand)]
 pub enum BundleCommand {
-    Init(InitArgs),
+    Init(Box<InitArgs>),
     Inspect(InspectArgs),
     Calibrate(CalibrateArgs),
 }

@@ -1,7 +1,7 @@
 //! The way to the broker, step by step: name, port, TLS, login, topics, and a cloud behind it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hedge_core::link::{Profile, Trouble, refusal};
@@ -19,12 +19,12 @@ use tokio::time::{Instant, timeout};
 
 use super::closer;
 use super::report::Report;
-use super::tls::{Seeing, explain};
+use super::tls::{Seen, explain, seeing};
 use hedge_agent::uplink::{
     Dialled, Meter, client_config, granted, options, read_trouble, refused_in_tls, roots, session_options, subscribed,
 };
 use hedge_config::{BrokerConfig, Config};
-use hedge_identity::CertificateClock;
+use hedge_identity::{CertificateClock, Verifier};
 
 /// How long each step may take. A slow link needs some of it; a person waits for all of them.
 const STEP_WAIT_MAX: Duration = Duration::from_secs(15);
@@ -100,14 +100,13 @@ async fn reach(report: &mut Report, broker: &BrokerConfig) -> Option<TcpStream> 
 
 /// Whether the broker is who it should be, and for how long it can show that.
 async fn handshake(report: &mut Report, broker: &BrokerConfig, socket: TcpStream) -> bool {
-    let (mut tls, seeing) = match seeing(broker) {
+    let (tls, seen) = match watched(broker) {
         Ok(made) => made,
         Err(error) => {
             report.failed("TLS", error, "put the file right");
             return false;
         }
     };
-    tls.dangerous().set_certificate_verifier(seeing.clone());
     let Ok(name) = ServerName::try_from(broker.url.host.clone()) else {
         report.failed("TLS", "the host in `url` cannot be in a certificate", "use the broker's name");
         return false;
@@ -121,7 +120,7 @@ async fn handshake(report: &mut Report, broker: &BrokerConfig, socket: TcpStream
     };
     let connecting = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, socket);
     let shaken = timeout(STEP_WAIT_MAX, connecting).await;
-    let seen = seeing.seen();
+    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(error) = &seen.refused {
         let (text, advice) = explain(error, &seen, &broker.url.host);
         report.failed("TLS", text, advice);
@@ -156,12 +155,16 @@ async fn handshake(report: &mut Report, broker: &BrokerConfig, socket: TcpStream
     true
 }
 
-fn seeing(broker: &BrokerConfig) -> Result<(rustls::ClientConfig, Arc<Seeing>), String> {
-    let tls = client_config(broker).map_err(|error| error.to_string())?;
+/// Dials as the agent does, and shows what was seen.
+fn watched(broker: &BrokerConfig) -> Result<(rustls::ClientConfig, Arc<Mutex<Seen>>), String> {
+    let mut tls = client_config(broker).map_err(|error| error.to_string())?;
     let roots = roots(broker.ca_file.as_deref()).map_err(|error| error.to_string())?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let inner = WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build();
-    Ok((tls, Seeing::new(inner.map_err(|error| error.to_string())?)))
+    let strict = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone()).build();
+    let (strict, seen) = (strict.map_err(|error| error.to_string())?, Arc::<Mutex<Seen>>::default());
+    let verifier = Verifier { provider, rule: seeing(strict, seen.clone()) };
+    tls.dangerous().set_certificate_verifier(Arc::new(verifier));
+    Ok((tls, seen))
 }
 
 async fn through_proxy(broker: &BrokerConfig, mut socket: TcpStream) -> Result<TcpStream, String> {

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// How one thing is, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Outcome {
+pub(crate) enum Grade {
     Ok,
     /// It works, and will not for ever, or not as well as it could.
     Warning,
@@ -14,9 +14,9 @@ pub(crate) enum Outcome {
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Line {
+pub(crate) struct Finding {
     pub(crate) check: String,
-    pub(crate) outcome: Outcome,
+    pub(crate) outcome: Grade,
     pub(crate) text: String,
     /// What to do; none when all is well.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -25,31 +25,31 @@ pub(crate) struct Line {
 
 /// All of them, in the order in which one would look.
 #[derive(Debug, Default)]
-pub(crate) struct Report(Vec<Line>);
+pub(crate) struct Report(Vec<Finding>);
 
 impl Report {
     pub(super) fn ok(&mut self, check: impl Into<String>, text: impl ToString) {
-        self.add(check, Outcome::Ok, text, None);
+        self.add(check, Grade::Ok, text, None);
     }
 
     pub(super) fn warning(&mut self, check: impl Into<String>, text: impl ToString, advice: impl Into<String>) {
-        self.add(check, Outcome::Warning, text, Some(advice.into()));
+        self.add(check, Grade::Warning, text, Some(advice.into()));
     }
 
     pub(super) fn failed(&mut self, check: impl Into<String>, text: impl ToString, advice: impl Into<String>) {
-        self.add(check, Outcome::Failed, text, Some(advice.into()));
+        self.add(check, Grade::Failed, text, Some(advice.into()));
     }
 
-    fn add(&mut self, check: impl Into<String>, outcome: Outcome, text: impl ToString, advice: Option<String>) {
-        self.0.push(Line { check: check.into(), outcome, text: text.to_string(), advice });
+    fn add(&mut self, check: impl Into<String>, outcome: Grade, text: impl ToString, advice: Option<String>) {
+        self.0.push(Finding { check: check.into(), outcome, text: text.to_string(), advice });
     }
 
     pub(super) fn has_failed(&self) -> bool {
-        self.worst() == Outcome::Failed
+        self.worst() == Grade::Failed
     }
 
-    fn worst(&self) -> Outcome {
-        self.0.iter().map(|line| line.outcome).max().unwrap_or(Outcome::Ok)
+    fn worst(&self) -> Grade {
+        self.0.iter().map(|line| line.outcome).max().unwrap_or(Grade::Ok)
     }
 
     /// One document.
@@ -62,9 +62,9 @@ impl Report {
         let mut text = String::new();
         for line in &self.0 {
             let outcome = match line.outcome {
-                Outcome::Ok => "ok",
-                Outcome::Warning => "warning",
-                Outcome::Failed => "FAILED",
+                Grade::Ok => "ok",
+                Grade::Warning => "warning",
+                Grade::Failed => "FAILED",
             };
             text += &format!("{outcome:8} {}: {}\n", line.check, line.text);
             if let Some(advice) = &line.advice {

@@ -2,10 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustls::Error;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use rustls::client::danger::ServerCertVerified;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -13,18 +12,11 @@ use hedge_core::link::Trouble;
 use hedge_proto::readable;
 
 use hedge_agent::uplink::{read_certificate, refused_in_tls};
-use hedge_identity::Certificate;
+use hedge_identity::{Certificate, Shown};
 
 /// How many of a certificate's names are shown, and how much of each.
 const NAMES_MAX: usize = 8;
 const NAME_CHARS_MAX: usize = 100;
-
-/// Trusts whom the real one trusts, and remembers what was shown.
-#[derive(Debug)]
-pub(super) struct Seeing {
-    inner: Arc<WebPkiServerVerifier>,
-    seen: Mutex<Seen>,
-}
 
 /// The certificates shown, and why they are not trusted.
 #[derive(Debug, Default, Clone)]
@@ -37,13 +29,21 @@ pub(super) struct Seen {
     issuer: String,
 }
 
-impl Seeing {
-    pub(super) fn new(inner: Arc<WebPkiServerVerifier>) -> Arc<Self> {
-        Arc::new(Self { inner, seen: Mutex::default() })
-    }
-
-    pub(super) fn seen(&self) -> Seen {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+/// Trusts whom `strict` trusts, and writes down what was shown.
+pub(super) fn seeing(
+    strict: Arc<WebPkiServerVerifier>,
+    seen: Arc<Mutex<Seen>>,
+) -> impl Fn(&Shown<'_>) -> Result<ServerCertVerified, Error> + Send + Sync {
+    move |shown| {
+        let verified = shown.verify(&strict);
+        let chain = std::iter::once(shown.own).chain(shown.intermediates);
+        *seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen {
+            chain: chain.filter_map(|der| Certificate::parse(der).ok()).collect(),
+            refused: verified.as_ref().err().cloned(),
+            names: names(shown.own),
+            issuer: issuer(shown.intermediates.last().unwrap_or(shown.own)),
+        };
+        verified
     }
 }
 
@@ -68,48 +68,6 @@ fn issuer(der: &[u8]) -> String {
     let issuer = certificate.issuer();
     let name = issuer.iter_common_name().find_map(|name| name.as_str().ok().map(str::to_owned));
     readable(&name.unwrap_or_else(|| issuer.to_string()), NAME_CHARS_MAX)
-}
-
-impl ServerCertVerifier for Seeing {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        let shown = std::iter::once(end_entity).chain(intermediates);
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.chain = shown.filter_map(|der| Certificate::parse(der).ok()).collect();
-        seen.refused = verified.as_ref().err().cloned();
-        seen.names = names(end_entity);
-        seen.issuer = issuer(intermediates.last().unwrap_or(end_entity));
-        verified
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
 }
 
 /// Why a broker's certificate is not trusted, and what to do. `host` is what the device calls it.

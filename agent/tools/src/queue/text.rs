@@ -1,6 +1,6 @@
 //! Writes the queue's documents for people: aligned columns, ages and sizes in round numbers.
 
-use hedge_agent::queue::{CaseDocument, Changed, CheckReport, Line, Listing, Stats};
+use hedge_agent::queue::{CaseDocument, CaseLine, Changed, CheckReport, Listing, Stats};
 use hedge_proto::Output;
 
 /// How much of a note a line of the list shows; `show` has all of it.
@@ -19,7 +19,7 @@ pub(super) fn listing(listing: &Listing) -> String {
     text
 }
 
-fn row(line: &Line) -> [String; 7] {
+fn row(line: &CaseLine) -> [String; 7] {
     let why = match (&line.note, line.reason) {
         (Some(note), _) => note.chars().take(NOTE_CHARS_SHOWN).collect(),
         (None, reason) => reason.map(word).unwrap_or_default(),
