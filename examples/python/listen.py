@@ -16,7 +16,5 @@ with requests.get(f"{base}/v1/answers", stream=True, timeout=60) as stream:
             event = value
         elif field == "data" and event in ("answer", "correction"):
             answer = json.loads(value)
-            result = answer.get("result", {})
-            found = [one["label"] for one in result.get("detect", {}).get("found", [])]
-            said = result["classify"]["label"] if "classify" in result else ", ".join(found) or "nothing"
-            print(event, answer["id"], answer["source"], said, flush=True)
+            kind, result = next(iter(answer.get("result", {}).items()), ("nothing", None))
+            print(event, answer["id"], answer["source"], kind, result and (result.get("label") or result["found"]), flush=True)

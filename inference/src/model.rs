@@ -226,12 +226,12 @@ impl GoldenOutcome {
     #[must_use]
     pub fn in_words(&self) -> (String, String) {
         let words = |output: &Output| match output.score() {
-            Some(score) => format!("`{}` {score:.4}", output.headline()),
+            Some(score) => format!("{} {score:.4}", output.headline()),
             None => output.headline(),
         };
         let expected = match self.tolerance {
             Some(_) => words(&self.expected),
-            None => format!("`{}` with any score", self.expected.headline()),
+            None => format!("{} any score", self.expected.headline()),
         };
         (words(&self.said), expected)
     }
@@ -313,6 +313,8 @@ impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = &self.name;
         match &self.shape {
+            Some(shape) if !self.is_float() && shape.len() < 2 => write!(f, "`{name}` ({})", self.kind),
+            Some(shape) if !self.is_float() => write!(f, "`{name}` ({} of {})", shape_in_words(shape), self.kind),
             Some(shape) if shape.is_empty() => write!(f, "`{name}` (one number)"),
             Some(shape) => write!(f, "`{name}` ({} numbers)", shape_in_words(shape)),
             None if self.kind == MAPS => {
@@ -435,6 +437,13 @@ impl Port {
     pub fn is_float(&self) -> bool {
         use TensorElementType::{Float16, Float32, Float64};
         matches!(self.element, Float16 | Float32 | Float64)
+    }
+
+    /// Whether it may hold a number for each class: fractions, or bytes of a quantised model. Larger whole numbers count
+    /// or name something.
+    #[must_use]
+    pub fn may_be_scores(&self) -> bool {
+        self.is_float() || matches!(self.element, TensorElementType::Uint8 | TensorElementType::Int8)
     }
 
     fn numbers(&self, side: &str) -> Result<&[i64], String> {

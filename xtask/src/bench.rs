@@ -23,6 +23,8 @@ enum Name {
     Footprint,
     /// Bytes a day of an idle, connected device.
     LinkIdle,
+    /// mAP@50 and F1 of the detectors on labelled photos, alone and together: `-- --labelled DIR`.
+    Detection,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -31,6 +33,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Name::Drain => ("hedge-tests", "drain"),
         Name::Footprint => ("hedge-tests", "footprint"),
         Name::LinkIdle => ("hedge-tests", "link_idle"),
+        Name::Detection => ("hedge-inference", "detection"),
     };
     let programs = if of == "hedge-tests" { Some(build::released_programs()?) } else { None };
     let mut bench = command::cargo(&["bench", "--quiet", "--package", of, "--bench", name, "--"]);
@@ -39,6 +42,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         if let Name::Footprint = arguments.name {
             bench.arg("--package").arg(package::agent(programs)?);
         }
+    }
+    if let Name::Detection = arguments.name {
+        bench.env("ORT_DYLIB_PATH", onnxruntime::library()?);
     }
     command::run(bench.args(&arguments.arguments))
 }

@@ -89,23 +89,20 @@ function shot(c) {
   return box;
 }
 
-const SVG = "http://www.w3.org/2000/svg";
-
 // What each side found, over the picture: the device's boxes broken, the cloud's solid. Only the whole picture has the
 // places that boxes are given in.
 function drawBoxes(c) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.classList.add("boxes");
-  svg.setAttribute("viewBox", "0 0 1 1");
+  // The page's template holds the shapes: made by name here, they would be no drawing.
+  const svg = at("boxes").content.firstElementChild.cloneNode(true);
+  const shape = svg.firstElementChild;
+  svg.replaceChildren();
   const sides = c.form === "crop" ? [] : [["device", things(c.local)], ["cloud", c.verdict ? things(c.verdict.result) : []]];
   for (const [side, found] of sides) {
     for (const { label, score, place } of found) {
-      const rect = document.createElementNS(SVG, "rect");
+      const rect = shape.cloneNode(true);
       rect.classList.add(side);
       for (const [name, value] of [["x", place.left], ["y", place.top], ["width", place.width], ["height", place.height]]) rect.setAttribute(name, value);
-      const title = document.createElementNS(SVG, "title");
-      title.textContent = `${side}: ${label} ${Math.round(score * 100)} %`;
-      rect.append(title);
+      rect.firstElementChild.textContent = `${side}: ${label} ${Math.round(score * 100)} %`;
       svg.append(rect);
     }
   }

@@ -18,6 +18,9 @@ const USUAL_IOU_MAX: f32 = 0.6;
 /// The scales of most detectors that count from cells.
 const USUAL_STRIDES: [&[u16]; 5] = [&[8, 16, 32], &[8, 16, 32, 64], &[4, 8, 16, 32], &[8, 16, 32, 64, 128], &[16, 32]];
 
+/// Corners, score and class.
+const CHOSEN_COLUMNS: usize = 6;
+
 /// Coordinates that are shares of the picture reach a little beyond it at most.
 const SHARE_MAX: f32 = 2.0;
 
@@ -170,7 +173,9 @@ impl Detector {
         let of_labels = |side: i64, more: i64| {
             labels.and_then(|count| i64::try_from(count).ok()).is_some_and(|count| side == count + more)
         };
-        for side in [last, rows] {
+        // Seven columns are also those of two labels with objectness, which come with one dimension for the picture.
+        let chosen_by_shape = last == 7 && port.shape.as_ref().is_some_and(|shape| shape.len() != 3);
+        for side in [last, rows].into_iter().filter(|_| !chosen_by_shape) {
             for (more, objectness) in [(4, None), (5, Some(4))] {
                 if of_labels(side, more) && rows != last {
                     let first = usize::try_from(more).unwrap_or(4);
@@ -344,6 +349,13 @@ impl Detector {
     /// What only the numbers say: `outputs` for made-up pictures, and for photos if there are any.
     pub(super) fn tried(&mut self, outputs: &[Tensors], pixels: (u32, u32)) -> anyhow::Result<()> {
         let all = |table: &Table, at: usize| outputs.iter().flat_map(|one| table.column(one, at)).collect::<Vec<f32>>();
+        // Six columns of two labels may be a score for each, or score and class: a class is a whole number.
+        let last = Table { at: CHOSEN_COLUMNS - 1, ..self.boxes.clone() };
+        let two_labels = self.boxes.name == self.scores.name && self.boxes.columns == CHOSEN_COLUMNS;
+        if two_labels && self.classes.is_none() && all(&last, 0).iter().all(|number| number.fract() == 0.0) {
+            (self.classes, self.iou_max) = (Some((last, 0)), None);
+            self.form.get_or_insert_with(|| "corners".to_owned());
+        }
         let [a, b, c, d] = [0, 1, 2, 3].map(|side| all(&self.boxes, side * self.bins));
         let nothing = a.is_empty();
         if self.form.is_none() {

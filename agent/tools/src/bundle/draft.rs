@@ -173,7 +173,9 @@ fn output(
     labels: Option<&Labels>,
     pixels: (u32, u32),
 ) -> anyhow::Result<OutputLines> {
-    let exact = |labels: &Labels| outline.outputs.iter().any(|port| port.values() == Some(labels.names.len()));
+    let exact = |labels: &Labels| {
+        outline.outputs.iter().any(|port| port.may_be_scores() && port.values() == Some(labels.names.len()))
+    };
     let classes = match args.kind {
         Some(kind) => kind == Kind::Classify,
         None => args.detector.boxes.is_none() && labels.is_some_and(exact),
@@ -277,7 +279,9 @@ fn class_output<'a>(args: &InitArgs, outputs: &'a [Port], labels: &Labels) -> an
     };
     // One number for two labels is a rarer fit than one for each, and an open size fits everything.
     let fitting = |values: Option<usize>| {
-        named.iter().copied().filter(|port| port.shape.is_some() && port.values() == values).collect::<Vec<_>>()
+        let told = args.output.is_some();
+        let scores = |port: &&Port| port.shape.is_some() && (told || port.may_be_scores());
+        named.iter().copied().filter(|port| scores(port) && port.values() == values).collect::<Vec<_>>()
     };
     let binary = if count == 2 { fitting(Some(1)) } else { Vec::new() };
     let sets = [fitting(Some(count)), binary, fitting(None)];

@@ -1,7 +1,7 @@
 //! Tiny ONNX models, laid down as protobuf (onnx.proto3; opset 13).
 
 const FLOAT: u64 = 1;
-const UINT8: u64 = 2;
+pub(crate) const UINT8: u64 = 2;
 pub(crate) const INT64: u64 = 7;
 
 fn varint(mut number: u64) -> Vec<u8> {
@@ -51,7 +51,12 @@ pub(crate) struct Onnx(Vec<u8>);
 impl Onnx {
     /// With the input `x`; -1 is a size left open.
     pub(crate) fn new(shape: &[i64]) -> Self {
-        Self(text(2, "graph")).port(11, "x", &tensor(FLOAT, shape))
+        Self::new_of(FLOAT, shape)
+    }
+
+    /// The same of another number type.
+    pub(crate) fn new_of(kind: u64, shape: &[i64]) -> Self {
+        Self(text(2, "graph")).port(11, "x", &tensor(kind, shape))
     }
 
     /// The mean of each colour of a picture, times `scale`, and a 0: `l`, of four numbers.
