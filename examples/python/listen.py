@@ -16,5 +16,5 @@ with requests.get(f"{base}/v1/answers", stream=True, timeout=60) as stream:
             event = value
         elif field == "data" and event in ("answer", "correction"):
             answer = json.loads(value)
-            kind, result = next(iter(answer.get("result", {}).items()), ("nothing", None))
-            print(event, answer["id"], answer["source"], kind, result and (result.get("label") or result["found"]), flush=True)
+            result = next(iter(answer.get("result", {}).values()), {})
+            print(event, answer["id"], answer["source"], result.get("label", result.get("found")), flush=True)
