@@ -100,7 +100,10 @@ fn what_a_device_does_is_shown_and_what_is_set_is_in_force() -> Result<()> {
     let Some((house, mut device)) = start()? else { return Ok(()) };
     let discovery = house.discovery("the device is announced", |_| true)?;
     let entities: Vec<&String> = discovery["components"].as_object().context("an object")?.keys().collect();
-    assert_eq!(entities, ["answer_pictures", "doubt_pictures", "link", "paused_pictures", "queue", "threshold_fashion-small"]);
+    assert_eq!(
+        entities,
+        ["answer_pictures", "doubt_pictures", "link", "paused_pictures", "queue", "threshold_fashion-small"]
+    );
     assert_eq!(discovery["availability"][0]["topic"], "hedge/v1/device-1/up/status");
 
     house.shows("link", "online")?;
