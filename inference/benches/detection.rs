@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use hedge_core::agree::{iou, matched};
+use hedge_core::agree::{IOU_MIN, iou, matched};
 use hedge_inference::task::Reading;
 use hedge_inference::{Bundle, ContentType, Model, Runtime, SessionOptions, Task};
 use hedge_proto::{Doubt, Found, Output, Rect, Share};
@@ -165,7 +165,7 @@ fn average_precision(label: &str, photos: &[Photo], answers: &[Answer]) -> f64 {
         let free =
             photos[photo].truth.iter().enumerate().filter(|(at, truth)| truth.label == label && !taken[photo][*at]);
         let best = free.map(|(at, truth)| (at, iou(&truth.place, &one.place))).max_by(|(_, a), (_, b)| a.total_cmp(b));
-        if let Some((at, _)) = best.filter(|(_, share)| *share >= 0.5) {
+        if let Some((at, _)) = best.filter(|(_, share)| *share >= IOU_MIN) {
             taken[photo][at] = true;
             right += 1;
         }

@@ -5,8 +5,8 @@ mod support;
 use std::path::Path;
 
 use hedge_inference::task::{OutputKind, Reading};
-use hedge_inference::{Bundle, Model, ModelError, SessionOptions};
-use hedge_proto::Digest;
+use hedge_inference::{Bundle, Model, ModelError, SessionOptions, Task, Tensor, Tensors};
+use hedge_proto::{Digest, Measure, Output, Rect};
 
 /// A bundle whose model file holds seven bytes: enough to be opened, not to be run.
 fn write_bundle(dir: &Path, change: impl Fn(String) -> String) {
@@ -132,6 +132,83 @@ fn percentages_are_an_output_of_their_own_and_have_no_temperature() {
     assert!(matches!(&bundle.manifest().output, Reading::Classes(classes) if classes.kind == OutputKind::Percent));
     let error = percent("kind = \"percent\"\ntemperature = 1.5").expect_err("refused");
     assert!(error.contains("`temperature` divides logits"), "{error}");
+}
+
+/// The same bundle as one of a detector.
+fn detecting(manifest: &str, output: &str) -> String {
+    let classes = "name = \"logits\"\nkind = \"logits\"\ntemperature = 1.5";
+    manifest.replace("kind = \"classify\"", "kind = \"detect\"").replace(classes, output)
+}
+
+const SCORES: &str = "scores = { name = \"s\" }\nshown_min = 0.3";
+
+fn tensors(list: &[(&str, &[usize], &[f32])]) -> Tensors {
+    let one = |(name, shape, data): &(&str, &[usize], &[f32])| {
+        ((*name).to_owned(), Tensor::new(shape.to_vec(), data.to_vec()))
+    };
+    Tensors(list.iter().map(one).collect())
+}
+
+fn labels_found(task: &Task, outputs: &Tensors) -> Vec<(String, Rect)> {
+    match task.read(outputs, &Rect::WHOLE).expect("readable") {
+        (Output::Boxes(found), _) => found.into_iter().map(|one| (one.label, one.place)).collect(),
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_bar_of_one_label_holds_also_where_the_cloud_has_another_word_for_it() {
+    let output = format!("boxes = {{ name = \"b\", form = \"corners\" }}\n{SCORES}\nshown = {{ dog = 0.8 }}");
+    let task = open(|manifest| detecting(&manifest, &output)).expect("a bundle").reading();
+    let boxes: [(&str, &[usize], &[f32]); 1] = [("b", &[1, 2, 4], &[0.0, 0.0, 16.0, 16.0, 16.0, 16.0, 32.0, 32.0])];
+    let seen = |scores: &[f32]| {
+        let outputs = tensors(&[boxes.as_slice(), &[("s", &[1, 2, 2], scores)]].concat());
+        labels_found(&task, &outputs).into_iter().map(|(label, _)| label).collect::<Vec<_>>()
+    };
+    assert_eq!(seen(&[0.5, 0.0, 0.0, 0.5]), ["cat"], "0.5 is no hound");
+    assert_eq!(seen(&[0.5, 0.0, 0.0, 0.9]), ["hound", "cat"]);
+}
+
+#[test]
+fn an_ssd_shifts_and_stretches_the_priors_of_its_bundle() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let output = format!("boxes = {{ name = \"b\", form = \"deltas\", priors = \"priors.npy\" }}\n{SCORES}");
+    write_bundle(dir.path(), |manifest| detecting(&manifest, &output));
+    let npy = |shape: &str, rows: &[f32]| {
+        let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n");
+        let length = u16::try_from(header.len()).expect("short").to_le_bytes();
+        let rows: Vec<u8> = rows.iter().flat_map(|number| number.to_le_bytes()).collect();
+        std::fs::write(
+            dir.path().join("priors.npy"),
+            [b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), &rows].concat(),
+        )
+    };
+    npy("(1, 3)", &[0.0; 3]).expect("written");
+    let error = Bundle::open(dir.path()).expect_err("refused").to_string();
+    assert!(error.contains("priors.npy") && error.contains("rows of four numbers"), "{error}");
+
+    npy("(2, 4)", &[0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.5, 0.5]).expect("written");
+    let task = Bundle::open(dir.path()).expect("a bundle").reading();
+    // A quarter to the right of the first, at half its width: one and 2.5 of the usual variances, 0.1 and 0.2.
+    let deltas = [5.0, 0.0, 0.5_f32.ln() / 0.2, 0.0, 0.0, 0.0, 0.0, 0.0];
+    let outputs = tensors(&[("b", &[1, 2, 4], &deltas), ("s", &[1, 2, 2], &[0.9, 0.0, 0.0, 0.8])]);
+    let [(_, first), (_, second)] = labels_found(&task, &outputs).try_into().expect("two");
+    let near = |one: f32, other: f32| (one - other).abs() < 1e-5;
+    assert!(near(first.left, 0.625) && near(first.width, 0.25) && near(first.top, 0.25) && near(first.height, 0.5));
+    assert_eq!(second, Rect { left: 0.0, top: 0.0, width: 0.5, height: 0.5 });
+    let fewer = tensors(&[("b", &[1, 1, 4], &deltas[..4]), ("s", &[1, 1, 2], &[0.9, 0.0])]);
+    assert!(task.read(&fewer, &Rect::WHOLE).expect_err("unusable").to_string().contains("one for each of the priors"));
+}
+
+#[test]
+fn a_bundle_may_limit_any_measure_and_no_other_word() {
+    let limits = |doubt_max: &str| {
+        open(|manifest| manifest.replace("score_min = 0.6", &format!("score_min = 0.6\ndoubt_max = {{ {doubt_max} }}")))
+    };
+    let threshold = limits("errors = 0.25").expect("a bundle").threshold().expect("suggested");
+    assert_eq!((threshold.score_min(), threshold.most(Measure::Errors)), (0.6, 0.25));
+    let error = limits("mistakes = 0.25").expect_err("refused");
+    assert!(error.contains("`doubt_max.mistakes` is no measure") && error.contains("mean_shown"), "{error}");
 }
 
 #[test]

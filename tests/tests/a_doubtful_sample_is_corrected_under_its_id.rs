@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hedge_proto::{Authority, CaseFate, Outcome};
-use hedge_tests::{Scene, Tally, skip, tally, wait};
+use hedge_tests::{AgentConfig, Cloud, CloudSetup, Scene, Tally, places, skip, tally, wait};
 
 /// Far more than one case takes on an idle link.
 const CORRECTION_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -69,6 +69,35 @@ fn it_is_corrected(scene: &Scene) -> Result<()> {
     let record = scene.cloud.get(&format!("/api/cases/{}", answer.id))?;
     assert!(record.to_string().contains("fashion-large"), "{record}");
     agent.stop()
+}
+
+#[test]
+fn the_cloud_judges_the_part_of_the_picture_that_the_device_judged() -> Result<()> {
+    if !skip::has_onnxruntime() {
+        return Ok(());
+    }
+    // One model on both sides, so that they say the same if they see the same.
+    let dir = tempfile::tempdir()?;
+    let mut cloud = Cloud::start(dir.path(), &CloudSetup::embedded(&["objects-small"]))?;
+    let mut agent = AgentConfig::new(dir.path(), "device-1")
+        .broker(cloud.broker())
+        .model_keeping("objects-small", 1.0)
+        .http_source("part")
+        .section("region = { left = 0.0, top = 0.1, width = 0.7, height = 0.9 }")
+        .http_source("whole")
+        .corrections_file()
+        .start()?;
+    agent.wait_until_online()?;
+    let photo = std::fs::read(places::model("pictures").join("camera.png"))?;
+    let [part, whole] = ["part", "whole"].map(|source| agent.http.post(source, "", "image/png", &photo));
+    let (part, whole) = (part?, whole?);
+    assert_ne!(part.said, whole.said, "the part looks like the whole: the test shows nothing");
+    for local in [part, whole] {
+        let corrected = agent.wait_for_correction(&local.id, CORRECTION_WAIT_MAX)?;
+        assert_eq!((corrected.said, corrected.changed), (local.said, false), "{}", local.source);
+    }
+    agent.stop()?;
+    cloud.stop(CORRECTION_WAIT_MAX)
 }
 
 #[test]

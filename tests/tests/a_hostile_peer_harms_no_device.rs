@@ -131,6 +131,10 @@ fn clouds(device: &str) -> Vec<(String, Vec<u8>)> {
         let one = json!({"label": "a", "score": score});
         json!({"classify": {"label": "a", "scores": vec![one; count]}})
     };
+    let found = |count: usize, score: f64, left: f64| {
+        let place = json!({"left": left, "top": 0.0, "width": 0.5, "height": 0.5});
+        json!({"detect": {"found": vec![json!({"label": "a", "score": score, "place": place}); count]}})
+    };
     let text = |bytes: usize| "x".repeat(bytes);
     let ids = |count: usize| (0..count).map(|at| format!("{device}.00000000000000aa.{at}")).collect::<Vec<_>>();
     let down = [
@@ -151,8 +155,11 @@ fn clouds(device: &str) -> Vec<(String, Vec<u8>)> {
         set("result", scores(1, -1.0)),
         set("result", json!({"classify": {"label": "", "scores": []}})),
         set("result", json!({"classify": {"label": text(5_000), "scores": []}})),
+        set("result", found(101, 0.5, 0.5)),
+        set("result", found(1_000, 0.5, 0.5)),
+        set("result", found(1, 7.0, 0.5)),
+        set("result", found(1, 0.5, 1e39)),
         set("result", json!({"detect": {"boxes": [], "labels": ["a"], "scores": []}})),
-        set("result", json!({"regress": {"values": vec![0.5; 6_000]}})),
         set("result", json!({"dream": {}})),
         set("model", json!({"name": text(60_000), "version": "1"})),
         set("extra", json!(text(60_000))),

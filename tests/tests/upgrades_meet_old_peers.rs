@@ -172,18 +172,7 @@ fn a_device_holds_what_a_later_cloud_says() -> Result<()> {
     agent.wait_until_connected()?;
 
     // A cloud that reads later versions only: hold.
-    let status = |wire: &[u16]| -> Result<Message> {
-        let status = CloudStatus {
-            state: CloudState::Online,
-            wire: wire.to_vec(),
-            accept: None,
-            retry_after_s: None,
-            payload_bytes_max: None,
-        };
-        let mut json: serde_json::Value = serde_json::from_slice(&hedge_proto::to_json(&status))?;
-        json["mood"] = "unknown to this version".into();
-        Ok(Message { payload: serde_json::to_vec(&json)?, ..said.message("cloud")?.clone() })
-    };
+    let status = |wire: &[u16]| cloud_reading(&said, wire);
     status(&[WIRE_VERSION + 1])?.say(broker.inside(), dir.path())?;
     agent.wait_for_status("it says why it holds", SOON, |status| {
         status.link == LinkState::Degraded && status.link_reason.contains("update the cloud")
@@ -205,13 +194,65 @@ fn a_device_holds_what_a_later_cloud_says() -> Result<()> {
     );
     ensure!(status.queue.waiting == 1 && status.queue.dead == 0 && status.samples.verdicts == 0, "{status:?}");
     ensure!(agent.http.scrape()?.value("hedge_agent_unread_messages_total")? == 2.0, "a figure shows it");
-    ensure!(agent.log().contains("wire version 2") || agent.log().contains("sketch"), "{}", agent.log());
+    let what = format!("wire version {}", WIRE_VERSION + 1);
+    ensure!(agent.log().contains(&what) || agent.log().contains("sketch"), "{}", agent.log());
 
     // What it does understand closes the case as ever.
     verdict.say(broker.inside(), dir.path())?;
     agent.wait_for_correction(&answer.id, SOON)?;
     agent.wait_for_status("nothing is wrong any more", SOON, |status| status.faults.is_empty())?;
     agent.stop()
+}
+
+#[test]
+fn a_case_with_boxes_waits_for_a_cloud_that_reads_them_and_holds_up_no_other() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let (said, broker) = (Said::of(WIRE_VERSION)?, Mosquitto::start(dir.path())?);
+    let heard = Eavesdropper::start(broker.inside(), dir.path())?;
+    let mut agent = AgentConfig::new(dir.path(), DEVICE)
+        .broker(&broker.url())
+        .model_keeping("fashion-small", 1.0)
+        .model_keeping("objects-small", 1.0)
+        .http_source("pictures")
+        .section("model = \"fashion-small\"")
+        .http_source("lane")
+        .section("model = \"objects-small\"")
+        .start()?;
+    agent.wait_until_connected()?;
+    cloud_reading(&said, &[1])?.say(broker.inside(), dir.path())?;
+    agent.wait_until_online()?;
+    let photo = std::fs::read(places::model("pictures").join("camera.png"))?;
+    let boxes = agent.http.post("lane", "", "image/png", &photo)?;
+    ensure!(matches!(boxes.said, Some(Output::Boxes(_))), "{boxes:?}");
+    wait::until_true("it says why it holds the case", SOON, || Ok(agent.log().contains("does not read such cases")))?;
+
+    let classes = post(&agent)?;
+    let sent = |id: &CaseId| Ok::<_, anyhow::Error>(heard.cases()?.into_iter().find(|case| case.id == *id));
+    let version = wait::until("what it reads is sent", SOON, || sent(&classes.id))?.v;
+    ensure!(version == 1 && sent(&boxes.id)?.is_none(), "boxes went to a cloud that does not read them");
+    ensure!(agent.http.status()?.queue.dead == 0, "and are no dead letter");
+
+    cloud_reading(&said, &[1, 2])?.say(broker.inside(), dir.path())?;
+    let case = wait::until("the boxes are sent, too", SOON, || sent(&boxes.id))?;
+    ensure!((case.v, case.said.as_ref()) == (2, boxes.said.as_ref()), "{case:?}");
+    agent.stop()
+}
+
+/// The status of a cloud that reads these versions, with a field that nobody knows yet.
+fn cloud_reading(said: &Said, wire: &[u16]) -> Result<Message> {
+    let status = CloudStatus {
+        state: CloudState::Online,
+        wire: wire.to_vec(),
+        accept: None,
+        retry_after_s: None,
+        payload_bytes_max: None,
+    };
+    let mut json: serde_json::Value = serde_json::from_slice(&hedge_proto::to_json(&status))?;
+    json["mood"] = "unknown to this version".into();
+    Ok(Message { payload: serde_json::to_vec(&json)?, ..said.message("cloud")?.clone() })
 }
 
 /// A cloud that has said it is there, which it does once all its subscriptions are granted.

@@ -37,14 +37,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let programs = if of == "hedge-tests" { Some(build::released_programs()?) } else { None };
     let mut bench = command::cargo(&["bench", "--quiet", "--package", of, "--bench", name, "--"]);
+    if of != "hedge-outbox" {
+        bench.env("ORT_DYLIB_PATH", onnxruntime::library()?);
+    }
     if let Some(programs) = &programs {
-        bench.env("ORT_DYLIB_PATH", onnxruntime::library()?).env("HEDGETEST_PROGRAMS", programs);
+        bench.env("HEDGETEST_PROGRAMS", programs);
         if let Name::Footprint = arguments.name {
             bench.arg("--package").arg(package::agent(programs)?);
         }
-    }
-    if let Name::Detection = arguments.name {
-        bench.env("ORT_DYLIB_PATH", onnxruntime::library()?);
     }
     command::run(bench.args(&arguments.arguments))
 }

@@ -147,8 +147,14 @@ impl Bundle {
     #[must_use]
     pub fn reading(&self) -> Task {
         let picture = self.manifest.input.picture.as_ref();
+        let mut reading = self.manifest.output.clone();
+        if let Reading::Boxes(detect) = &mut reading {
+            // The manifest names its own labels; what is found already has the cloud's words.
+            let shown = std::mem::take(&mut detect.shown).into_iter();
+            detect.shown = shown.map(|(own, share)| (self.cloud_label(&own).to_owned(), share)).collect();
+        }
         Task {
-            reading: self.manifest.output.clone(),
+            reading,
             labels: self.labels.iter().map(|own| self.cloud_label(own).to_owned()).collect(),
             pixels: picture.map_or((0, 0), |picture| (picture.width, picture.height)),
         }

@@ -12,7 +12,7 @@ use hedge_proto::{Doubt, Output, Rect};
 use serde::Deserialize;
 
 pub use classify::{ClassScore, Classify, OutputKind, Scores, Temperature};
-pub use detect::{BoxColumns, Detect, Form, Priors, ScoreColumns, ScoreKind, Unit};
+pub use detect::Detect;
 
 use crate::features::Tensor;
 
@@ -62,8 +62,8 @@ struct Fields {
     name: Option<String>,
     kind: Option<classify::KindWord>,
     temperature: Option<f32>,
-    boxes: Option<detect::BoxFields>,
-    scores: Option<detect::ScoreFields>,
+    boxes: Option<detect::BoxColumns>,
+    scores: Option<detect::ScoreColumns>,
     classes: Option<detect::ClassColumn>,
     count: Option<String>,
     shown_min: Option<hedge_proto::Share>,
@@ -84,7 +84,7 @@ impl TryFrom<Fields> for Reading {
                     return Err("`temperature` is for classes only; remove it".into());
                 }
                 let shown_min = shown_min.ok_or("`shown_min` is missing: the score from which a box is shown")?;
-                let columns = (boxes.try_into()?, scores.into(), classes);
+                let columns = (boxes, scores, classes);
                 Ok(Self::Boxes(Box::new(Detect::new(columns, count, shown_min, shown, iou_max)?)))
             }
             _ => Err("give `name` and `kind` of the output with the classes, or for boxes `boxes` and `scores`".into()),

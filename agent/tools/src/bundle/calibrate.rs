@@ -100,7 +100,8 @@ fn detector(args: &CalibrateArgs, model: &mut Model, out: &mut impl Write) -> an
         let name = file.display();
         let read = tensors(model, &file).and_then(|tensors| {
             let sure = |tensor: &Tensor| {
-                let (_, doubt) = model.task().clone().read(&model.run(tensor)?, &tensor.frame)?;
+                let outputs = model.run(tensor)?;
+                let (_, doubt) = model.task().read(&outputs, &tensor.frame)?;
                 Ok(doubt.score().unwrap_or(1.0))
             };
             tensors.iter().map(sure).collect::<anyhow::Result<Vec<f32>>>()

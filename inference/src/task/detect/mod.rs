@@ -4,15 +4,18 @@
 //! surest [`CANDIDATES_MAX`] are decoded, put into the picture and cut to it; of one label the surest hides those that
 //! it covers; what reaches its label's `shown_min` is the answer, and all that is left tells the doubt.
 
+mod columns;
+mod tables;
+
 use std::collections::BTreeMap;
 
 use hedge_core::agree::iou;
 use hedge_proto::{BOXES_MAX, Doubt, Found, Measure, Output, Rect, Share};
-use serde::Deserialize;
 
+use self::columns::ScoreKind;
+pub(super) use self::columns::{BoxColumns, ClassColumn, ScoreColumns};
+use self::tables::{Cells, Tables};
 use super::{Tensors, Unusable, label};
-use crate::bundle::BundleFile;
-use crate::features::Tensor;
 
 /// What scores less is not looked at.
 const FLOOR: f32 = 0.05;
@@ -29,198 +32,18 @@ const ROUNDING: f32 = 0.01;
 /// How a detector's outputs are read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Detect {
-    pub boxes: BoxColumns,
-    pub scores: ScoreColumns,
+    pub(crate) boxes: BoxColumns,
+    pub(crate) scores: ScoreColumns,
     /// Where the model itself has chosen one class a row.
-    pub classes: Option<ClassColumn>,
+    pub(crate) classes: Option<ClassColumn>,
     /// The output with the number of rows that count.
-    pub count: Option<String>,
+    pub(crate) count: Option<String>,
     /// The score from which a box is shown.
     pub shown_min: Share,
     /// The same for single labels.
     pub shown: BTreeMap<String, Share>,
     /// Of two boxes of a label that share more, the surer one stays. None if the model has done that.
-    pub iou_max: Option<Share>,
-}
-
-/// Where the boxes are and what their numbers mean.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BoxColumns {
-    /// Several if each scale has an output of its own; their rows follow each other.
-    pub names: Vec<String>,
-    /// The first of their columns.
-    pub at: usize,
-    pub form: Form,
-    pub unit: Unit,
-    /// Pixels from cell to cell of each scale, in the order of the rows; for the forms that count from cells.
-    pub strides: Vec<u16>,
-    /// Numbers of a distance that is a mean over bins; 1 if it is one number.
-    pub bins: usize,
-    /// For the form `deltas`.
-    pub priors: Option<Priors>,
-}
-
-/// The boxes that a model of the form `deltas` shifts and stretches.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Priors {
-    /// `.npy`, rows of centre x, centre y, width, height as fractions.
-    pub file: BundleFile,
-    pub variances: [f32; 2],
-    /// Filled when the bundle is opened.
-    pub rows: Vec<[f32; 4]>,
-}
-
-/// What the four numbers of a box are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Form {
-    /// Left, top, right, bottom.
-    Corners,
-    /// Top, left, bottom, right.
-    CornersYx,
-    /// Left, top, width, height.
-    CornerSize,
-    /// Centre x, centre y, width, height.
-    CentreSize,
-    /// From a cell's centre to the left, top, right, bottom, in strides.
-    Distances,
-    /// Centre from a cell's corner in strides, logarithms of width and height in strides.
-    Grid,
-    /// Shifts and logarithms of stretches of prior boxes.
-    Deltas,
-}
-
-/// What the numbers of a box count.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Unit {
-    /// Pixels of the model's input.
-    #[default]
-    Pixels,
-    /// Shares of the model's input.
-    Fraction,
-}
-
-/// Where the scores are.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ScoreColumns {
-    pub names: Vec<String>,
-    /// The first of their columns.
-    pub at: usize,
-    pub kind: ScoreKind,
-    /// The column with the score that there is anything at all.
-    pub objectness: Option<usize>,
-    /// Whether the first class is "nothing".
-    pub background: bool,
-}
-
-/// What the scores are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScoreKind {
-    #[default]
-    Probabilities,
-    /// To be squashed one by one.
-    Sigmoid,
-    /// To be squashed together.
-    Softmax,
-}
-
-/// Where the model says which class a row is of.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClassColumn {
-    pub name: String,
-    #[serde(default)]
-    pub at: usize,
-    /// The number of the first label.
-    #[serde(default)]
-    pub first: usize,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Names {
-    One(String),
-    Several(Vec<String>),
-}
-
-impl From<Names> for Vec<String> {
-    fn from(names: Names) -> Self {
-        match names {
-            Names::One(name) => vec![name],
-            Names::Several(names) => names,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct BoxFields {
-    name: Names,
-    #[serde(default)]
-    at: usize,
-    form: Form,
-    #[serde(default)]
-    unit: Unit,
-    #[serde(default)]
-    strides: Vec<u16>,
-    #[serde(default = "one")]
-    bins: usize,
-    priors: Option<BundleFile>,
-    #[serde(default = "usual_variances")]
-    variances: [f32; 2],
-}
-
-fn one() -> usize {
-    1
-}
-
-/// Of SSD's authors, and nearly everybody since.
-fn usual_variances() -> [f32; 2] {
-    [0.1, 0.2]
-}
-
-impl TryFrom<BoxFields> for BoxColumns {
-    type Error = String;
-
-    fn try_from(fields: BoxFields) -> Result<Self, String> {
-        let BoxFields { name, at, form, unit, strides, bins, priors, variances } = fields;
-        let counts_from_cells = matches!(form, Form::Distances | Form::Grid);
-        if counts_from_cells == strides.is_empty() || strides.contains(&0) {
-            return Err("`boxes.strides` belongs to the forms `distances` and `grid`, such as [8, 16, 32]".into());
-        }
-        if (form == Form::Deltas) != priors.is_some() {
-            return Err(
-                "`boxes.priors` belongs to the form `deltas`: an .npy file of centre x, centre y, width, height".into(),
-            );
-        }
-        if bins == 0 || bins > 1 && form != Form::Distances {
-            return Err("`boxes.bins` is the count of numbers of one distance, for the form `distances`".into());
-        }
-        let priors = priors.map(|file| Priors { file, variances, rows: Vec::new() });
-        Ok(Self { names: name.into(), at, form, unit, strides, bins, priors })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ScoreFields {
-    name: Names,
-    #[serde(default)]
-    at: usize,
-    #[serde(default)]
-    kind: ScoreKind,
-    objectness: Option<usize>,
-    #[serde(default)]
-    background: bool,
-}
-
-impl From<ScoreFields> for ScoreColumns {
-    fn from(fields: ScoreFields) -> Self {
-        let ScoreFields { name, at, kind, objectness, background } = fields;
-        Self { names: name.into(), at, kind, objectness, background }
-    }
+    pub(crate) iou_max: Option<Share>,
 }
 
 impl Detect {
@@ -423,174 +246,6 @@ impl ScoreColumns {
         }
         Ok(())
     }
-}
-
-/// One or several tensors as one table.
-struct Tables<'a> {
-    parts: Vec<Table<'a>>,
-}
-
-struct Table<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    /// Whether a column's numbers lie beside each other, not a row's.
-    turned: bool,
-}
-
-impl<'a> Tables<'a> {
-    /// `columns`: how many there are; 0 if that is not known.
-    fn of(outputs: &'a Tensors, names: &[String], columns: usize) -> Result<Self, Unusable> {
-        let parts = names.iter().map(|name| Table::of(name, outputs.get(name)?, columns)).collect::<Result<_, _>>()?;
-        Ok(Self { parts })
-    }
-
-    fn rows(&self) -> usize {
-        self.parts.iter().map(|part| part.rows).sum()
-    }
-
-    fn part(&self, mut row: usize) -> Option<(&Table<'a>, usize)> {
-        for part in &self.parts {
-            if row < part.rows {
-                return Some((part, row));
-            }
-            row -= part.rows;
-        }
-        None
-    }
-
-    fn get(&self, row: usize, column: usize) -> f32 {
-        self.part(row).map_or(f32::NAN, |(part, row)| part.get(row, column))
-    }
-
-    /// The numbers of a row.
-    fn read(&self, row: usize, into: &mut Vec<f32>) {
-        into.clear();
-        let Some((part, row)) = self.part(row) else { return };
-        if part.turned {
-            into.extend((0..part.columns).map(|column| part.get(row, column)));
-        } else {
-            into.extend_from_slice(&part.data[row * part.columns..(row + 1) * part.columns]);
-        }
-    }
-}
-
-impl<'a> Table<'a> {
-    fn of(name: &str, tensor: &'a Tensor, columns: usize) -> Result<Self, Unusable> {
-        let data = tensor.data.as_slice();
-        let table = |rows, columns, turned| Ok(Self { data, rows, columns, turned });
-        if data.is_empty() {
-            return table(0, columns, false);
-        }
-        let sides: Vec<usize> = tensor.shape.iter().copied().filter(|side| *side != 1).collect();
-        // The last side is the columns unless only the first can be: [1, 84, 8400] of 80 classes.
-        match sides.as_slice() {
-            [] => table(1, 1, false),
-            [only] if columns == 1 => table(*only, 1, false),
-            [only] => table(1, *only, false),
-            [.., last] if *last == columns || (columns == 0 && data.len() / last >= *last) => {
-                table(data.len() / last, *last, false)
-            }
-            [first, ..] if *first == columns || columns == 0 => table(data.len() / first, *first, true),
-            // A model with more columns than the labels need: a box has four and what follows.
-            [.., last] if *last > columns && data.len() / last > *last => table(data.len() / last, *last, false),
-            _ => Err(Unusable::Shape {
-                name: name.to_owned(),
-                shape: tensor.shape.clone(),
-                wanted: format!("rows of {columns} numbers"),
-            }),
-        }
-    }
-
-    fn get(&self, row: usize, column: usize) -> f32 {
-        let at = if self.turned { column * self.rows + row } else { row * self.columns + column };
-        if column < self.columns { self.data.get(at).copied().unwrap_or(f32::NAN) } else { f32::NAN }
-    }
-}
-
-/// Turns a row's numbers into fractions of the model's input.
-struct Cells {
-    /// Of each row, where it counts from: x, y and stride in pixels. Empty where rows count from nowhere.
-    centres: Vec<[f32; 3]>,
-    width: f32,
-    height: f32,
-}
-
-impl Cells {
-    fn new(boxes: &BoxColumns, (width, height): (u32, u32), rows: usize) -> Result<Self, Unusable> {
-        let offset = if boxes.form == Form::Grid { 0.0 } else { 0.5 };
-        let mut centres = Vec::new();
-        for stride in &boxes.strides {
-            let across = width.div_ceil(u32::from(*stride));
-            for y in 0..height.div_ceil(u32::from(*stride)) {
-                let stride = f32::from(*stride);
-                let at = |cell: u32| (cell as f32 + offset) * stride;
-                centres.extend((0..across).map(|x| [at(x), at(y), stride]));
-            }
-        }
-        let wanted = boxes.priors.as_ref().map_or(centres.len(), |priors| priors.rows.len());
-        if wanted > 0 && rows != wanted {
-            let (what, names) = (if centres.is_empty() { "priors" } else { "cells" }, boxes.names.join(", "));
-            return Err(Unusable::Shape {
-                name: names,
-                shape: vec![rows],
-                wanted: format!("{wanted} rows, one for each of the {what}"),
-            });
-        }
-        Ok(Self { centres, width: width as f32, height: height as f32 })
-    }
-
-    /// Left, top, right, bottom as shares of the input; none if they are no numbers.
-    fn corners(&self, row: usize, number: impl Fn(usize) -> f32, boxes: &BoxColumns) -> Option<[f32; 4]> {
-        let bins = boxes.bins;
-        let [a, b, c, d] = [0, 1, 2, 3].map(|side| match bins {
-            1 => number(side),
-            _ => mean_bin((side * bins..(side + 1) * bins).map(&number)),
-        });
-        let around = |x: f32, y: f32, width: f32, height: f32| {
-            [x - width / 2.0, y - height / 2.0, x + width / 2.0, y + height / 2.0]
-        };
-        let (corners, unit) = match boxes.form {
-            Form::Corners => ([a, b, c, d], boxes.unit),
-            Form::CornersYx => ([b, a, d, c], boxes.unit),
-            Form::CornerSize => ([a, b, a + c, b + d], boxes.unit),
-            Form::CentreSize => (around(a, b, c, d), boxes.unit),
-            Form::Distances => {
-                let [x, y, stride] = *self.centres.get(row)?;
-                ([x - a * stride, y - b * stride, x + c * stride, y + d * stride], Unit::Pixels)
-            }
-            Form::Grid => {
-                let [x, y, stride] = *self.centres.get(row)?;
-                (around(x + a * stride, y + b * stride, c.exp() * stride, d.exp() * stride), Unit::Pixels)
-            }
-            Form::Deltas => {
-                let priors = boxes.priors.as_ref()?;
-                let [x, y, width, height] = *priors.rows.get(row)?;
-                let [near, far] = priors.variances;
-                let centre = (x + a * near * width, y + b * near * height);
-                (around(centre.0, centre.1, width * (c * far).exp(), height * (d * far).exp()), Unit::Fraction)
-            }
-        };
-        let [left, top, right, bottom] = corners;
-        let corners = match unit {
-            Unit::Pixels => [left / self.width, top / self.height, right / self.width, bottom / self.height],
-            Unit::Fraction => corners,
-        };
-        // An infinite side is cut to the picture's edge; what is no number has no place.
-        corners.iter().all(|side| !side.is_nan()).then_some(corners)
-    }
-}
-
-/// The mean of a distribution over 0, 1, 2 … that a softmax gives (Li et al. 2020).
-fn mean_bin(logits: impl Iterator<Item = f32> + Clone) -> f32 {
-    let greatest = logits.clone().fold(f32::NEG_INFINITY, f32::max);
-    let (mut sum, mut weighed) = (0.0, 0.0);
-    for (bin, logit) in logits.enumerate() {
-        let weight = (logit - greatest).exp();
-        sum += weight;
-        weighed += weight * bin as f32;
-    }
-    weighed / sum
 }
 
 /// Without those that a surer one of the same label covers. The surest comes first.
