@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_core::judge::{Limits, ThresholdScale, Thresholds, explain_unusable, judge};
+use hedge_core::judge::{Asked, Judgement, Limits, ThresholdScale, Thresholds, explain_unusable, judge};
 use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Task, Tensor, Tensors};
-use hedge_proto::{Digest, Explanation, ModelRef, Name, Output, Rect, in_one_line};
+use hedge_proto::{Digest, Doubt, Explanation, ModelRef, Name, Output, Rect, Weight, in_one_line};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::faults::{Faults, Part};
 use crate::figures::{Figures, Timed};
+use crate::learned::Learned;
 use crate::sample::SampleError;
 use hedge_config::ThresholdConfig;
 
@@ -36,9 +37,19 @@ pub struct Opinion {
 }
 
 impl Opinion {
-    /// What a model's outputs mean under these thresholds. `hedge-agent infer` asks here, too.
+    /// What a model's outputs mean under these thresholds, by their numbers alone. `hedge-agent infer` asks here, too.
     #[must_use]
     pub fn new(task: &Task, outputs: &Tensors, frame: &Rect, thresholds: &Thresholds) -> Self {
+        Self::by(task, outputs, frame, thresholds, judge)
+    }
+
+    fn by(
+        task: &Task,
+        outputs: &Tensors,
+        frame: &Rect,
+        thresholds: &Thresholds,
+        judge: impl FnOnce(&Doubt, &Limits, Weight) -> Judgement,
+    ) -> Self {
         match task.read(outputs, frame) {
             Ok((said, doubt)) => {
                 let (limits, weight) = thresholds.of(&said);
@@ -99,6 +110,7 @@ pub struct Judge {
     work: Work,
     record: Record,
     hung_after: Duration,
+    learned: Learned,
 }
 
 /// A model that has answered before fails when it has answered none of so many samples in a row; one that never did,
@@ -172,6 +184,7 @@ pub struct ModelSetup {
     pub figures: Arc<Figures>,
     /// Counts the models that were loaded.
     pub loaded: watch::Sender<usize>,
+    pub learned: Learned,
 }
 
 impl Judge {
@@ -189,6 +202,7 @@ impl Judge {
             work: work.clone(),
             record: record.clone(),
             hung_after: setup.hung_after,
+            learned: setup.learned.clone(),
         };
         let thread = std::thread::Builder::new().name(format!("model-{}", setup.name));
         thread.spawn(move || {
@@ -202,6 +216,12 @@ impl Judge {
     #[must_use]
     pub fn card(&self) -> Option<&ModelCard> {
         self.card.get()
+    }
+
+    /// What is learned of the model.
+    #[must_use]
+    pub fn learned(&self) -> &Learned {
+        &self.learned
     }
 
     /// Whether the model has worked on one sample for longer than it may.
@@ -241,7 +261,9 @@ impl Judge {
     /// What is wrong with it under this threshold, if anything is.
     #[must_use]
     pub fn fault(&self, threshold: &ThresholdConfig) -> Option<String> {
-        self.cannot_answer(threshold).or_else(|| threshold.unknown_labels(&self.card()?.labels))
+        let unknown = || threshold.unknown_labels(&self.card()?.labels);
+        let alarm = || Some(self.learned.look(|experience| experience.alarm())??.sentence().to_owned());
+        self.cannot_answer(threshold).or_else(unknown).or_else(alarm)
     }
 
     /// Waits until the model is loaded, or has failed to load.
@@ -328,6 +350,7 @@ impl Bench {
             Ok(loaded) => {
                 let card = loaded.card(self.setup.name.clone());
                 tracing::info!(model = %card.name, version = card.model.version, task = card.task, "model loaded");
+                self.setup.learned.begin(card.model.clone());
                 self.card.get_or_init(|| card);
                 self.record.with(|record| record.missing = None);
                 self.setup.faults.clear(&Part::Model(self.setup.name.clone()));
@@ -362,9 +385,10 @@ impl Bench {
         (threshold, scale): (&ThresholdConfig, ThresholdScale),
     ) -> Result<Opinion, SampleError> {
         let (name, figures, work) = (self.setup.name.clone(), self.setup.figures.clone(), self.work.clone());
-        let record = self.record.clone();
+        let (record, learned) = (self.record.clone(), self.setup.learned.clone());
         let loaded = self.model()?;
-        let thresholds = Thresholds { scale, ..loaded.thresholds(&name, threshold)? };
+        let mut thresholds = loaded.thresholds(&name, threshold)?;
+        thresholds.rule.scale = scale;
         let begun = Instant::now();
         work.set(Some(begun));
         let tensor = loaded
@@ -375,10 +399,19 @@ impl Bench {
         let outputs = loaded.run(&name, &tensor).inspect_err(|error| record.failed(&error.to_string()))?;
         figures.took(Timed::Tensor, decoded - begun);
         figures.took(Timed::Inference, decoded.elapsed());
-        let opinion = Opinion::new(loaded.model.task(), &outputs, &tensor.frame, &thresholds);
+        let rule = &thresholds.rule;
+        let opinion =
+            Opinion::by(loaded.model.task(), &outputs, &tensor.frame, &thresholds, |doubt, limits, weight| {
+                let learned = learned.judge(doubt, |now| Asked { limits, weight, rule, now });
+                // It was begun when the model was loaded.
+                learned.unwrap_or_else(|| judge(doubt, limits, weight))
+            });
         match &opinion.said {
             Some(_) => record.answered(),
-            None => record.failed(&opinion.explanation.because),
+            None => {
+                learned.unusable();
+                record.failed(&opinion.explanation.because);
+            }
         }
         Ok(opinion)
     }
@@ -431,7 +464,10 @@ impl Loaded {
 
 #[cfg(test)]
 mod tests {
+    use hedge_core::clock::Moment;
+
     use super::*;
+    use crate::clock::{Clock, ClockMark};
 
     fn judge(suggested: Option<Limits>) -> Judge {
         let text = |text: &str| text.to_owned();
@@ -451,7 +487,8 @@ mod tests {
         let jobs = mpsc::channel(1).0;
         let card = Arc::new(std::sync::OnceLock::from(card));
         let (work, record) = (Work::default(), Record::default());
-        Judge { name, jobs, card, work, record, hung_after: Duration::from_secs(60) }
+        let learned = Learned::new(name.clone(), None, Clock::resume(&ClockMark::default(), Moment(0)), 1);
+        Judge { name, jobs, card, work, record, hung_after: Duration::from_secs(60), learned }
     }
 
     fn threshold(text: &str) -> ThresholdConfig {

@@ -20,6 +20,7 @@ pub mod figures;
 pub mod home_assistant;
 pub mod in_force;
 pub mod inference;
+pub mod learned;
 pub mod link;
 mod log;
 pub mod metrics;

@@ -6,7 +6,8 @@
 use std::fmt;
 
 use hedge_proto::{
-    BoardFigures, BudgetFigures, LinkState, QueueFigures, SampleFigures, SinkFigures, SourceFigures, Telemetry,
+    BoardFigures, BudgetFigures, JudgeFigures, LinkState, QueueFigures, SampleFigures, SinkFigures, SourceFigures,
+    Telemetry,
 };
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text::encode};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -161,6 +162,36 @@ fn models(page: &mut Registry, now: &Telemetry) {
         Some((labels.into(), gauge(1)))
     });
     page.register("model_info", "Which bundle each model is", Labelled(facts.collect()));
+    judges(page, now);
+}
+
+/// What is learned of each model.
+fn judges(page: &mut Registry, now: &Telemetry) {
+    let each = |value: &dyn Fn(&JudgeFigures) -> Option<f64>| {
+        let of = |(name, figures): (&hedge_proto::Name, &hedge_proto::ModelFigures)| {
+            Some((label("model", name), ConstGauge::new(value(figures.judge.as_ref()?)?)))
+        };
+        Labelled(now.model_figures.iter().filter_map(of).collect())
+    };
+    let counts = |value: &dyn Fn(&JudgeFigures) -> u64| {
+        let of = |(name, figures): (&hedge_proto::Name, &hedge_proto::ModelFigures)| {
+            Some((label("model", name), ConstCounter::new(value(figures.judge.as_ref()?))))
+        };
+        Labelled(now.model_figures.iter().filter_map(of).collect())
+    };
+    let steered = each(&|judge| judge.score_min.map(f64::from));
+    page.register("judge_score_min", "What answers must reach now under a budget or a target", steered);
+    page.register("judge_day_cases", "Cases of the last day", each(&|judge| Some(judge.cases_per_day as f64)));
+    page.register("judge_spot_checks", "Spot checks that were answered", counts(&|judge| judge.checks));
+    page.register("judge_spot_checks_lost", "Spot checks that never will be", counts(&|judge| judge.checks_lost));
+    let contradicted = each(&|judge| Some(judge.contradicted));
+    page.register("judge_spot_checks_contradicted", "Spot checks that were contradicted or lost", contradicted);
+    let shifted = each(&|judge| Some(f64::from(u8::from(judge.shift.is_some()))));
+    page.register("judge_shift", "1 while the input looks unlike what the model was checked on", shifted);
+    let near = each(&|judge| Some(f64::from(judge.shift_suspicion)));
+    page.register("judge_shift_suspicion", "How near that alarm is", near);
+    let error = each(&|judge| judge.calibration_error.map(f64::from));
+    page.register("judge_calibration_error_ratio", "How far scores are from how often they are right", error);
 }
 
 fn faults(page: &mut Registry, now: &Telemetry) {

@@ -32,6 +32,7 @@ use crate::faults::Faults;
 use crate::figures::{Figures, Timed};
 use crate::in_force::InForce;
 use crate::inference::{Judge, ModelCard, Opinion};
+use crate::learned::Learned;
 use crate::link::LinkView;
 use crate::metrics;
 use crate::privacy::{Reducer, SentPayload};
@@ -80,6 +81,7 @@ struct Judged {
     /// The part of the picture that was judged, if not all of it.
     view: Option<Rect>,
     opinion: Opinion,
+    learned: Learned,
 }
 
 impl Pipeline {
@@ -113,7 +115,8 @@ impl Pipeline {
         }
         let card = judge.card().cloned().ok_or(SampleError::Stopping)?;
         let view = source.region.and_then(|region| region.view());
-        Ok(Judged { settings: settings.clone(), id, captured, input, metadata, card, view, opinion })
+        let learned = judge.learned().clone();
+        Ok(Judged { settings: settings.clone(), id, captured, input, metadata, card, view, opinion, learned })
     }
 
     /// Puts the case into the outbox and waits at most `store_wait` to know that it is there.
@@ -132,18 +135,24 @@ impl Pipeline {
             sent: false,
             urgent: judged.input.urgent,
         };
+        let learned = judged.learned.clone();
+        learned.opened(key, (&case.doubt, case.decision.check), payload.bytes.len() as u64);
         let submitted = Instant::now();
         let receipt = match self.outbox.submit(new) {
             Ok(receipt) => receipt,
             Err(refusal) => {
                 self.figures.count_refused(refusal);
+                learned.ended_unanswered(key);
                 return (CaseFate::Refused(refusal), None);
             }
         };
         let figures = self.figures.clone();
         let stored = async move {
             // Counted here, because the answer may have been given before the outbox refuses.
-            receipt.await.inspect_err(|refusal| figures.count_refused(*refusal))?;
+            receipt.await.inspect_err(|refusal| {
+                figures.count_refused(*refusal);
+                learned.ended_unanswered(key);
+            })?;
             figures.took(Timed::Store, submitted.elapsed());
             Ok(())
         };
@@ -363,7 +372,12 @@ fn case(judged: &Judged, reason: Reason, payload: &SentPayload) -> Case {
         said: said.clone(),
         doubt: explanation.doubt,
         view: judged.view,
-        decision: CaseDecision { reason, threshold: explanation.threshold, mode: explanation.mode },
+        decision: CaseDecision {
+            reason,
+            check: explanation.check,
+            threshold: explanation.threshold,
+            mode: explanation.mode,
+        },
         settings_version: judged.settings.version,
         captured: judged.captured.clone(),
         form: payload.form,

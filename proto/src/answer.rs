@@ -22,9 +22,16 @@ pub struct Explanation {
     pub outcome: Outcome,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
+    /// Whether it was drawn as a spot check, by chance and whatever the answer.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub check: bool,
     /// How sure the answer is: the best class' score, the average box's; absent when unusable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<f32>,
+    /// How probable it is that the cloud says the same, by what it said of answers as sure as this. Absent before it
+    /// has said enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f32>,
     #[serde(default, skip_serializing_if = "Doubt::is_none")]
     pub doubt: Doubt,
     /// What that score had to reach.

@@ -59,6 +59,9 @@ pub enum ThresholdMode {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CaseDecision {
     pub reason: Reason,
+    /// Whether it was drawn as a spot check. It may have another reason beside.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub check: bool,
     /// What the answer had to reach.
     pub threshold: f32,
     pub mode: ThresholdMode,

@@ -92,11 +92,12 @@ impl FromStr for Name {
 }
 
 /// One run of the agent: 64 random bits, drawn at process start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
 
-/// A case's name within its device: what the device's own store is keyed by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A case's name within its device: what the device's own store is keyed by. Only what a device keeps for itself has it
+/// in this form; in messages it is part of a [`CaseId`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CaseKey {
     pub epoch: Epoch,
     pub sequence: u64,

@@ -21,6 +21,7 @@ mod digest;
 mod document;
 mod doubt;
 mod enrolment;
+mod goal;
 mod id;
 mod newer;
 mod output;
@@ -50,6 +51,7 @@ pub use doubt::{Doubt, Measure};
 pub use enrolment::{
     ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
 };
+pub use goal::{Allowance, OnShift, Target};
 pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
 pub use newer::newer;
 pub use output::{BOXES_MAX, Found, LabelScore, Output, Rect, said};
@@ -62,8 +64,9 @@ pub use settings::{
 };
 pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use status::{
-    BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, LatencyFigures, LinkState,
-    ModelFigures, PrivacyFigures, QueueFigures, SampleFigures, SinkFigures, SourceFigures, Telemetry, Throttling,
+    BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, JudgeFigures,
+    LatencyFigures, LinkState, ModelFigures, PrivacyFigures, QueueFigures, SampleFigures, SinkFigures, SourceFigures,
+    Telemetry, Throttling,
 };
 pub use task::{ModelRef, Reason, labels_hash};
 pub use text::{NotText, in_one_line, text, without_mark};

@@ -11,7 +11,7 @@ use core::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Answer, Metadata, Name, Share, Weight};
+use crate::{Allowance, Answer, Metadata, Name, OnShift, Share, Target, ThresholdMode, Weight};
 #[cfg(test)]
 use crate::{MESSAGE_BYTES_MAX, VERSION_MAX};
 
@@ -309,11 +309,27 @@ pub struct ModelSettings {
     pub threshold: Option<ThresholdSettings>,
 }
 
-/// What an answer must reach to stay on the device. Each limit alone can send a sample on.
+/// What an answer must reach to stay on the device.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ThresholdSettings {
+    /// `fixed` (the numbers below, each of which alone can send a sample on), `budget` or `target`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<ThresholdMode>,
+    /// For `budget`: the threshold is moved so that as many of the least sure answers are sent as this affords.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Allowance>,
+    /// For `target`: only answers stay that spot checks have shown to be safe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// Which share of the answers that would stay is sent all the same, by chance, so that it is known how often they are
+    /// wrong. Of a budget at most a fifth is used for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spot_checks: Option<Share>,
+    /// What happens while the input looks unlike what the model was checked on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_shift: Option<OnShift>,
     /// The best score.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score_min: Option<Share>,

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ModelRef, Name, Share};
+use crate::{ModelRef, Name, Share, ThresholdMode};
 
 /// What the device knows about its way to the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -317,6 +317,48 @@ pub struct ModelFigures {
     /// `score_min` is what the bundle suggests: no setting says another.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub suggested: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<JudgeFigures>,
+}
+
+/// What is learned of a model, and how its threshold is set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct JudgeFigures {
+    pub mode: ThresholdMode,
+    /// What the best score must reach now; under a target absent while nothing may stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_min: Option<f32>,
+    /// Cases and bytes of the last day.
+    #[serde(default)]
+    pub cases_per_day: u64,
+    #[serde(default)]
+    pub bytes_per_day: u64,
+    /// Spot checks that were answered, that were lost, and how many of both were contradicted.
+    #[serde(default)]
+    pub checks: u64,
+    #[serde(default)]
+    pub checks_lost: u64,
+    #[serde(default)]
+    pub contradicted: f64,
+    /// How many more spot checks it takes until half of the answers may stay under the target, if none is contradicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks_missing: Option<u32>,
+    /// `more_doubt` or `less_doubt`: how the input has changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shift: Option<String>,
+    /// How near an alarm is: 0 to 1.
+    #[serde(default)]
+    pub shift_suspicion: f32,
+    /// Verdicts that scores were compared with.
+    #[serde(default)]
+    pub labels: f32,
+    /// The expected calibration error of the scores as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration_error: Option<f32>,
+    /// How probable it is that a contradicted answer is more doubtful than another; a half is chance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auroc: Option<f32>,
 }
 
 /// `whole`, `thumbnail 320` or `nothing`: a later version may know more.

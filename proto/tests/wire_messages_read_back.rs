@@ -28,7 +28,7 @@ fn case() -> Case {
         said: Some(Output::Classes(vec![LabelScore { label: "cat".into(), score: 0.5 }])),
         doubt: Doubt::NONE.with(Measure::Score, 0.5),
         view: None,
-        decision: CaseDecision { reason: Reason::LowScore, threshold: 0.7, mode: ThresholdMode::Fixed },
+        decision: CaseDecision { reason: Reason::LowScore, check: false, threshold: 0.7, mode: ThresholdMode::Fixed },
         settings_version: 0,
         captured: Captured { powered_ms: 12, boot: "b".into(), wall_ms: None, synced: false },
         form: PayloadForm::Whole,

@@ -23,6 +23,8 @@ enum Name {
     Footprint,
     /// Bytes a day of an idle, connected device.
     LinkIdle,
+    /// How well the judge ranks, keeps a budget and keeps a promise, replayed from traces: `-- --traces DIR` for others.
+    Cascade,
     /// mAP@50 and F1 of the detectors on labelled photos, alone and together: `-- --labelled DIR`.
     Detection,
 }
@@ -33,6 +35,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Name::Drain => ("hedge-tests", "drain"),
         Name::Footprint => ("hedge-tests", "footprint"),
         Name::LinkIdle => ("hedge-tests", "link_idle"),
+        Name::Cascade => ("hedge-inference", "cascade"),
         Name::Detection => ("hedge-inference", "detection"),
     };
     let programs = if of == "hedge-tests" { Some(build::released_programs()?) } else { None };

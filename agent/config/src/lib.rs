@@ -419,7 +419,10 @@ mod tests {
         check_refused("[broker]\nurl = \"http://x\"\n", &["agent.toml:2", "http://x", "mqtts://"]);
         check_refused("device = \"a/b\"\n", &["agent.toml:1", "a/b"]);
         check_refused("[http]\nlisten = [\"0.0.0.0:80\"]\n", &["agent.toml:2", "loopback"]);
-        check_refused(&format!("{MODEL}threshold = {{ score_min = 1.2 }}\n"), &["agent.toml:4", "score_min = 1.2"]);
+        check_refused(
+            &format!("{MODEL}threshold = {{ score_min = 1.2 }}\n"),
+            &["agent.toml:4", "threshold.score_min: 1.2 is not"],
+        );
         check_refused(&format!("{MODEL}{MODEL}"), &["two models are named `m`"]);
         check_refused("x = [", &["agent.toml:1"]);
         check_refused("[home_assistant]\ndiscovery_prefix = \"a/#\"\n", &["agent.toml:2", "a/#"]);

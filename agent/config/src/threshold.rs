@@ -2,55 +2,68 @@
 
 use std::collections::BTreeMap;
 
-use hedge_core::judge::{InvalidSetting, Limits, ThresholdScale, Thresholds};
-use hedge_proto::{Share, ThresholdSettings, Weight};
+use hedge_core::judge::{InvalidSetting, Limits, Rule, ThresholdScale, Thresholds};
+use hedge_proto::{OnShift, Share, ThresholdMode, ThresholdSettings};
 use serde::Deserialize;
 
 /// What is not given is the bundle's suggestion.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(try_from = "Fields")]
-pub struct ThresholdConfig {
-    score_min: Option<f32>,
-    margin_min: Option<f32>,
-    entropy_max: Option<f32>,
-    /// `score_min` for single classes, by label.
-    classes: BTreeMap<String, Share>,
-    /// What cases about single classes are worth, by label.
-    weights: BTreeMap<String, Weight>,
-}
+#[serde(try_from = "ThresholdSettings")]
+pub struct ThresholdConfig(ThresholdSettings);
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Fields {
-    score_min: Option<f32>,
-    margin_min: Option<f32>,
-    entropy_max: Option<f32>,
-    #[serde(default)]
-    classes: BTreeMap<String, Share>,
-    #[serde(default)]
-    weights: BTreeMap<String, Weight>,
-}
+/// Under a budget or a target so many answers are checked if nobody says how many.
+const SPOT_CHECKS: f32 = 0.01;
 
-impl TryFrom<Fields> for ThresholdConfig {
+impl TryFrom<ThresholdSettings> for ThresholdConfig {
     type Error = String;
 
-    fn try_from(fields: Fields) -> Result<Self, String> {
-        let Fields { score_min, margin_min, entropy_max, classes, weights } = fields;
-        let config = Self { score_min, margin_min, entropy_max, classes, weights };
-        config.over(None).map_err(|error| error.to_string())?;
-        Ok(config)
+    fn try_from(given: ThresholdSettings) -> Result<Self, String> {
+        let mode = given.mode.unwrap_or(ThresholdMode::Fixed);
+        if mode == ThresholdMode::Budget && given.budget.is_none_or(|budget| budget.is_none()) {
+            return Err("mode = \"budget\" needs a budget: share, cases_per_hour, cases_per_day, bytes_per_hour or \
+                        bytes_per_day, such as budget = { cases_per_day = 500 }"
+                .into());
+        }
+        if mode == ThresholdMode::Target && given.target.is_none() {
+            return Err("mode = \"target\" needs a target, such as target = { risk = 0.02, confidence = 0.95 }".into());
+        }
+        if let Some(target) = given.target {
+            if target.risk == Share::ZERO {
+                return Err("target.risk = 0 can never be shown by checks; give a number above 0, such as 0.02".into());
+            }
+            if target.confidence.value() > CONFIDENCE_MAX {
+                return Err(format!(
+                    "target.confidence = {} is more than checks can show; give {CONFIDENCE_MAX} or less",
+                    target.confidence.value()
+                ));
+            }
+        }
+        Ok(Self(given))
     }
 }
+
+/// Beyond it the number of checks would have no end.
+const CONFIDENCE_MAX: f32 = 0.9999;
 
 impl ThresholdConfig {
     /// Only a `score_min`.
     pub fn of(score_min: f32) -> Result<Self, InvalidSetting> {
-        let config = Self { score_min: Some(score_min), ..Self::default() };
-        config.over(None).map(|_| config)
+        let share = Share::new(score_min).map_err(|_| InvalidSetting {
+            field: "score_min",
+            value: score_min,
+            expected: "a number from 0 to 1",
+        })?;
+        Ok(Self(ThresholdSettings { score_min: Some(share), ..ThresholdSettings::default() }))
     }
 
-    /// With a bundle's suggestion for what is not given; `None` if nobody says a `score_min`. `said_as` gives the word
-    /// that an answer has for one of the model's own labels.
+    /// As it is given, without what the bundle suggests beside it.
+    #[must_use]
+    pub fn given(&self) -> &ThresholdSettings {
+        &self.0
+    }
+
+    /// With a bundle's suggestion for what is not given; `None` if nobody says a `score_min` and nothing finds one.
+    /// `said_as` gives the word that an answer has for one of the model's own labels.
     #[must_use]
     pub fn resolve<'a>(
         &'a self,
@@ -58,36 +71,59 @@ impl ThresholdConfig {
         labels: &[String],
         said_as: impl Fn(&'a str) -> &'a str,
     ) -> Option<Thresholds> {
-        let all = self.over(suggested).ok().flatten()?;
-        let own = |label: &&String| labels.is_empty() || labels.contains(label);
-        let classes = self.classes.iter().filter(|(label, _)| own(label));
-        let weights = self.weights.iter().filter(|(label, _)| own(label));
+        let rule = self.rule();
+        let all = self.over(suggested).or((rule.mode != ThresholdMode::Fixed).then_some(Limits::NONE))?;
+        let own = |label: &str| labels.is_empty() || labels.iter().any(|known| known == label);
+        let (classes, weights) = (of_labels(self.0.classes.as_ref()), of_labels(self.0.weights.as_ref()));
         Some(Thresholds {
             all,
-            labels: classes.map(|(label, share)| (said_as(label).to_owned(), *share)).collect(),
-            weights: weights.map(|(label, weight)| (said_as(label).to_owned(), *weight)).collect(),
-            scale: ThresholdScale::ONE,
+            labels: classes
+                .filter(|(label, _)| own(label))
+                .map(|(label, of)| (said_as(label).to_owned(), of))
+                .collect(),
+            weights: weights
+                .filter(|(label, _)| own(label))
+                .map(|(label, of)| (said_as(label).to_owned(), of))
+                .collect(),
+            rule,
         })
+    }
+
+    fn rule(&self) -> Rule {
+        let mode = self.0.mode.unwrap_or(ThresholdMode::Fixed);
+        let usual = if mode == ThresholdMode::Fixed { 0.0 } else { SPOT_CHECKS };
+        Rule {
+            mode,
+            allowance: self.0.budget.unwrap_or_default(),
+            target: self.0.target,
+            spot_checks: self.0.spot_checks.or_else(|| Share::new(usual).ok()).unwrap_or(Share::ZERO),
+            // Numbers are what their owner wants to be kept to.
+            on_shift: self.0.on_shift.unwrap_or(match mode {
+                ThresholdMode::Fixed => OnShift::Watch,
+                _ => OnShift::AskMore,
+            }),
+            scale: ThresholdScale::ONE,
+        }
     }
 
     /// What is in force where nothing is given: a bundle's suggestion.
     #[must_use]
     pub fn suggestion(&self, suggested: Option<Limits>) -> ThresholdSettings {
         let Some(suggested) = suggested else { return ThresholdSettings::default() };
-        let left = |given: Option<f32>, value: f32| Share::new(value).ok().filter(|_| given.is_none());
+        let left = |given: Option<Share>, value: f32| Share::new(value).ok().filter(|_| given.is_none());
         ThresholdSettings {
-            score_min: left(self.score_min, suggested.score_min()),
-            margin_min: left(self.margin_min, suggested.margin_min()),
-            entropy_max: left(self.entropy_max, suggested.entropy_max()),
+            score_min: left(self.0.score_min, suggested.score_min()),
+            margin_min: left(self.0.margin_min, suggested.margin_min()),
+            entropy_max: left(self.0.entropy_max, suggested.entropy_max()),
             ..ThresholdSettings::default()
         }
     }
 
     /// The fields that name a label the model does not have, so that they have no effect.
     pub fn unknown<'a>(&'a self, labels: &'a [String]) -> impl Iterator<Item = String> + 'a {
-        let classes = self.classes.keys().map(|label| ("classes", label));
-        let weights = self.weights.keys().map(|label| ("weights", label));
-        let unknown = classes.chain(weights).filter(|(_, label)| !labels.contains(label));
+        let classes = of_labels(self.0.classes.as_ref()).map(|(label, _)| ("classes", label));
+        let weights = of_labels(self.0.weights.as_ref()).map(|(label, _)| ("weights", label));
+        let unknown = classes.chain(weights).filter(|(_, label)| !labels.iter().any(|known| known == label));
         unknown.map(|(list, label)| format!("{list}.{label}"))
     }
 
@@ -106,40 +142,19 @@ impl ThresholdConfig {
             .then(|| format!("the model has no such label, so this has no effect: {first}; it has: {known}"))
     }
 
-    #[must_use]
-    pub fn score_min(&self) -> Option<f32> {
-        self.score_min
+    fn over(&self, suggested: Option<Limits>) -> Option<Limits> {
+        let given = |given: Option<Share>, suggested: Option<f32>| given.map(Share::value).or(suggested);
+        let score_min = given(self.0.score_min, suggested.map(|threshold| threshold.score_min()))?;
+        let margin_min = given(self.0.margin_min, suggested.map(|threshold| threshold.margin_min())).unwrap_or(0.0);
+        let entropy_max = given(self.0.entropy_max, suggested.map(|threshold| threshold.entropy_max())).unwrap_or(1.0);
+        let limits = Limits::new(score_min, margin_min, entropy_max).ok()?;
+        Some(suggested.map_or(limits, |suggested| limits.beside(&suggested)))
     }
+}
 
-    #[must_use]
-    pub fn margin_min(&self) -> Option<f32> {
-        self.margin_min
-    }
-
-    #[must_use]
-    pub fn entropy_max(&self) -> Option<f32> {
-        self.entropy_max
-    }
-
-    #[must_use]
-    pub fn classes(&self) -> &BTreeMap<String, Share> {
-        &self.classes
-    }
-
-    #[must_use]
-    pub fn weights(&self) -> &BTreeMap<String, Weight> {
-        &self.weights
-    }
-
-    fn over(&self, suggested: Option<Limits>) -> Result<Option<Limits>, InvalidSetting> {
-        let margin_min = self.margin_min.or(suggested.map(|threshold| threshold.margin_min())).unwrap_or(0.0);
-        let entropy_max = self.entropy_max.or(suggested.map(|threshold| threshold.entropy_max())).unwrap_or(1.0);
-        let score_min = self.score_min.or(suggested.map(|threshold| threshold.score_min()));
-        // Also without a score_min the others must be what they say.
-        let checked = Limits::new(score_min.unwrap_or(0.0), margin_min, entropy_max)?;
-        let checked = suggested.map_or(checked, |suggested| checked.beside(&suggested));
-        Ok(score_min.map(|_| checked))
-    }
+/// What is set to nothing is not set.
+fn of_labels<T: Copy>(map: Option<&BTreeMap<String, Option<T>>>) -> impl Iterator<Item = (&str, T)> {
+    map.into_iter().flatten().filter_map(|(label, value)| Some((label.as_str(), (*value)?)))
 }
 
 #[cfg(test)]
@@ -199,6 +214,31 @@ mod tests {
         assert_eq!(config("classes = { cat = 0.8 }").expect("valid").unknown_labels(&labels), None);
         let many: Vec<String> = (0..1000).map(|number| format!("l{number}")).collect();
         assert!(given.unknown_labels(&many).is_some_and(|sentence| sentence.contains("l7 and 992 more")));
+    }
+
+    #[test]
+    fn a_threshold_that_finds_its_own_score_needs_none_and_says_what_it_needs() {
+        let resolved = |text: &str| config(text).expect("valid").resolve(None, &[], |label| label);
+        let budget = resolved("mode = \"budget\"\nbudget = { cases_per_day = 500 }").expect("complete");
+        assert_eq!((budget.rule.mode, budget.rule.allowance.cases_per_day), (ThresholdMode::Budget, Some(500)));
+        assert_eq!(budget.rule.spot_checks.value(), SPOT_CHECKS);
+        let target = resolved("mode = \"target\"\ntarget = { risk = 0.02 }\nspot_checks = 0.1").expect("complete");
+        assert_eq!(target.rule.target.expect("given").confidence.value(), 0.95);
+        assert_eq!(target.rule.spot_checks.value(), 0.1);
+        let fixed = resolved("score_min = 0.5").expect("complete");
+        assert_eq!((fixed.rule.spot_checks, fixed.rule.on_shift), (Share::ZERO, OnShift::Watch));
+        for (text, part) in [
+            ("mode = \"budget\"", "needs a budget"),
+            ("mode = \"budget\"\nbudget = {}", "needs a budget"),
+            ("mode = \"target\"", "needs a target"),
+            ("target = { risk = 0.0 }", "target.risk = 0"),
+            ("target = { risk = 0.1, confidence = 1.0 }", "target.confidence = 1"),
+            ("mode = \"best\"", "best"),
+            ("budget = { case_per_day = 5 }", "case_per_day"),
+        ] {
+            let error = config(text).expect_err("refused").to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

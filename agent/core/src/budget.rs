@@ -20,8 +20,8 @@ use crate::clock::Moment;
 /// Twelve whole slots cover a period; the thirteenth is the one that is being filled.
 const SLOTS: usize = 13;
 
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Whose bill it is.
@@ -118,8 +118,9 @@ pub struct Spent {
     bytes_per_month: Slots,
 }
 
+/// An amount by time, for as long as a period looks back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Slots {
+pub(crate) struct Slots {
     /// The number of the newest slot since the powered clock began.
     newest: u64,
     /// Newest first.
@@ -145,7 +146,7 @@ impl Spent {
         let used = |ceiling, slots: &Slots, period, max| {
             let mut slots = slots.clone();
             slots.advance(now, period);
-            Used { ceiling, spent: slots.spent.iter().sum(), max }
+            Used { ceiling, spent: slots.sum(), max }
         };
         [
             used("cases_per_hour", &account.cases_per_hour, HOUR, ceilings.cases_per_hour),
@@ -275,9 +276,23 @@ impl Budget {
 }
 
 impl Slots {
-    fn add(&mut self, now: Moment, period: Duration, amount: u64) {
+    pub(crate) fn add(&mut self, now: Moment, period: Duration, amount: u64) {
         self.advance(now, period);
         self.spent[0] = self.spent[0].saturating_add(amount);
+    }
+
+    /// What is in the period that it was advanced to.
+    pub(crate) fn sum(&self) -> u64 {
+        self.spent.iter().fold(0, |sum, amount| sum.saturating_add(*amount))
+    }
+
+    /// Takes back what was spent last.
+    pub(crate) fn take_back(&mut self, mut amount: u64) {
+        for spent in &mut self.spent {
+            let taken = amount.min(*spent);
+            *spent -= taken;
+            amount -= taken;
+        }
     }
 
     /// As if the ceiling had been spent evenly until the slot before this one.
@@ -306,7 +321,7 @@ impl Slots {
         Some(Moment((self.newest + slots_later) * slot_ms(period)))
     }
 
-    fn advance(&mut self, now: Moment, period: Duration) {
+    pub(crate) fn advance(&mut self, now: Moment, period: Duration) {
         let newest = now.0 / slot_ms(period);
         let passed = newest.saturating_sub(self.newest);
         if passed == 0 {

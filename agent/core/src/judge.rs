@@ -4,15 +4,31 @@
 //! why". It knows measures, not kinds: what classes or boxes are is up to whoever reads a model's output. Whether the
 //! case can be sent now is up to `link`; whether there is room to keep it is up to `outbox`.
 //!
+//! What an answer must reach is one of three things: numbers ([`Limits`]), what a budget affords ([`allowance`]), or what
+//! spot checks have shown to be safe ([`evidence`]). [`Experience`] holds what that takes, for one version of a model.
+//!
 //! Invariant: stricter [`Limits`] never turn an answer that was deferred into one that is kept. Operators raise them
 //! from the field and must only ever get more second opinions by doing so.
+
+pub mod allowance;
+pub mod bins;
+pub mod calibration;
+pub mod evidence;
+mod experience;
+pub mod shift;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 
 pub use hedge_proto::Reason;
-use hedge_proto::{Doubt, Explanation, Measure, Outcome, Output, Share, ThresholdMode, Weight};
+use hedge_proto::{
+    Allowance, Doubt, Explanation, Measure, OnShift, Outcome, Output, Share, Target, ThresholdMode, Weight,
+};
+
+use self::allowance::Room;
+pub use self::experience::{Asked, Checks, Experience, Forecast, News};
+use self::shift::Change;
 
 /// A number in the configuration that cannot be meant.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -102,10 +118,47 @@ impl Limits {
         Self(self.0.map(|least| (least * scale.0).min(1.0)))
     }
 
+    /// The same, with only a part of the doubt that each measure may have. One that is not limited stays so.
+    #[must_use]
+    fn with_less_doubt(&self, part: f32) -> Self {
+        Self(self.0.map(|least| if least > 0.0 { 1.0 - (1.0 - least) * part } else { least }))
+    }
+
     /// The first measure that asks for a second opinion.
     fn exceeded(&self, doubt: &Doubt) -> Option<Measure> {
         doubt.iter().find(|(measure, value)| *value > self.most(*measure)).map(|(measure, _)| measure)
     }
+}
+
+/// How a model's answers are judged.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rule {
+    pub mode: ThresholdMode,
+    pub allowance: Allowance,
+    pub target: Option<Target>,
+    /// Which share of the answers that would stay is sent all the same.
+    pub spot_checks: Share,
+    pub on_shift: OnShift,
+    /// How strict all of it is taken now.
+    pub scale: ThresholdScale,
+}
+
+impl Rule {
+    /// By numbers, without spot checks.
+    pub const FIXED: Self = Self {
+        mode: ThresholdMode::Fixed,
+        allowance: Allowance {
+            share: None,
+            cases_per_hour: None,
+            cases_per_day: None,
+            bytes_per_hour: None,
+            bytes_per_day: None,
+        },
+        target: None,
+        spot_checks: Share::ZERO,
+        on_shift: OnShift::Watch,
+        scale: ThresholdScale::ONE,
+    };
 }
 
 /// A model's limits, with a `score_min` of their own for some labels.
@@ -116,8 +169,7 @@ pub struct Thresholds {
     pub labels: BTreeMap<String, Share>,
     /// What a case is worth, by the label that the answer names; 1 for all others.
     pub weights: BTreeMap<String, Weight>,
-    /// How strict all of them are taken now.
-    pub scale: ThresholdScale,
+    pub rule: Rule,
 }
 
 impl Thresholds {
@@ -129,19 +181,19 @@ impl Thresholds {
         let limits = score_min.reduce(f32::max).map_or(self.all, |score_min| self.all.with_score_min(score_min));
         let weights = said.labels().filter_map(|label| self.weights.get(label).copied());
         let weight = weights.reduce(|one, other| if other > one { other } else { one }).unwrap_or(Weight::ONE);
-        (limits.scaled(self.scale), weight)
+        (limits.scaled(self.rule.scale), weight)
     }
 
     /// What an answer that names no label must reach.
     #[must_use]
     pub fn general(&self) -> Limits {
-        self.all.scaled(self.scale)
+        self.all.scaled(self.rule.scale)
     }
 }
 
 impl From<Limits> for Thresholds {
     fn from(all: Limits) -> Self {
-        Self { all, labels: BTreeMap::new(), weights: BTreeMap::new(), scale: ThresholdScale::ONE }
+        Self { all, labels: BTreeMap::new(), weights: BTreeMap::new(), rule: Rule::FIXED }
     }
 }
 
@@ -171,52 +223,114 @@ impl ThresholdScale {
 /// What the device does with its own answer, together with the numbers it was decided by.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Judgement {
-    /// The measure for which the cloud is asked; the answer still counts until then, marked provisional. None if it
-    /// stands.
-    pub exceeded: Option<Measure>,
+    /// Why the cloud is asked; the answer still counts until then, marked provisional. None if it stands.
+    pub reason: Option<Reason>,
+    /// Whether what comes of it is a spot check: it was drawn by chance, whatever the answer.
+    pub check: bool,
     pub doubt: Doubt,
-    pub limits: Limits,
     pub weight: Weight,
+    /// How far the doubt is above what may stay: 0 to 1.
+    worth: f32,
+    bar: Bar,
+    /// How probable it is that the cloud says the same.
+    agreement: Option<f32>,
+    /// The alarm that this answer has raised.
+    pub alarm: Option<Change>,
+    /// Whether more is asked than usual, because the input looks unlike what was checked.
+    asked_more: bool,
 }
 
-/// Decides on one answer of the local model.
+/// What the answer had to reach.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Bar {
+    Limits { limits: Limits, exceeded: Option<Measure> },
+    Budget { room: Room, score_min: f32 },
+    Target { score_min: Option<f32>, checks: f64, missing: Option<u32>, target: Option<Target> },
+}
+
+/// Decides on one answer of the local model by numbers alone.
 ///
 /// If several measures exceed their limits, the first in [`Measure::ALL`] is the reason: it is the stronger one.
 #[must_use]
 pub fn judge(doubt: &Doubt, limits: &Limits, weight: Weight) -> Judgement {
-    Judgement { exceeded: limits.exceeded(doubt), doubt: *doubt, limits: *limits, weight }
+    let exceeded = limits.exceeded(doubt);
+    let above =
+        |(measure, doubt): (Measure, f32)| (doubt - limits.most(measure)) / limits.least(measure).max(ABOVE_MIN);
+    let worth = doubt.iter().map(above).fold(ABOVE_MIN, f32::max);
+    Judgement::new(exceeded.map(Reason::from), worth, doubt, weight, Bar::Limits { limits: *limits, exceeded })
 }
 
 impl Judgement {
+    fn new(reason: Option<Reason>, worth: f32, doubt: &Doubt, weight: Weight, bar: Bar) -> Self {
+        Self {
+            reason,
+            check: false,
+            doubt: *doubt,
+            weight,
+            worth,
+            bar,
+            agreement: None,
+            alarm: None,
+            asked_more: false,
+        }
+    }
+
     /// How much a second opinion is expected to help: how far the doubt is above its limit, from just above 0 to 1,
     /// times the weight of what the answer names. Cases are sent and evicted by it.
     #[must_use]
     pub fn priority(&self) -> f32 {
-        let above = |(measure, doubt): (Measure, f32)| {
-            (doubt - self.limits.most(measure)) / self.limits.least(measure).max(ABOVE_MIN)
-        };
-        let above = self.doubt.iter().map(above).fold(ABOVE_MIN, f32::max);
-        above.min(1.0) * self.weight.value()
+        self.worth.clamp(ABOVE_MIN, 1.0) * self.weight.value()
     }
 
     /// The decision in numbers and one sentence.
     #[must_use]
     pub fn explain(&self) -> Explanation {
         Explanation {
-            outcome: if self.exceeded.is_some() { Outcome::Defer } else { Outcome::Keep },
-            reason: self.exceeded.map(Reason::from),
+            outcome: if self.reason.is_some() { Outcome::Defer } else { Outcome::Keep },
+            reason: self.reason,
+            check: self.check,
             score: self.doubt.score(),
+            agreement: self.agreement,
             doubt: self.doubt,
-            threshold: self.limits.score_min(),
-            mode: ThresholdMode::Fixed,
+            threshold: self.score_min(),
+            mode: match self.bar {
+                Bar::Limits { .. } => ThresholdMode::Fixed,
+                Bar::Budget { .. } => ThresholdMode::Budget,
+                Bar::Target { .. } => ThresholdMode::Target,
+            },
             because: self.because(),
         }
     }
 
+    /// What the score had to reach.
+    fn score_min(&self) -> f32 {
+        match self.bar {
+            Bar::Limits { limits, .. } => limits.score_min(),
+            Bar::Budget { score_min, .. } => score_min,
+            // Nothing may stay.
+            Bar::Target { score_min, .. } => score_min.unwrap_or(1.0),
+        }
+    }
+
     fn because(&self) -> String {
-        let Some(measure) = self.exceeded else { return self.why_kept() };
+        let mut because = match self.bar {
+            Bar::Limits { limits, exceeded } => self.by_limits(&limits, exceeded),
+            Bar::Budget { room, score_min } => self.by_budget(&room, score_min),
+            Bar::Target { score_min, checks, missing, target } => self.by_target(score_min, checks, missing, target),
+        };
+        if self.reason == Some(Reason::SpotCheck) {
+            because += "; sent as a spot check, by chance";
+        }
+        if self.asked_more {
+            because += "; more is asked while the input looks unlike what the model was checked on";
+        }
+        because
+    }
+
+    fn by_limits(&self, limits: &Limits, exceeded: Option<Measure>) -> String {
+        let Some(measure) = exceeded else { return self.why_kept(limits.score_min()) };
         let doubt = self.doubt.get(measure).unwrap_or_default();
-        let (sure, least, most) = (1.0 - doubt, self.limits.least(measure), self.limits.most(measure));
+        let (sure, least, most) = (1.0 - doubt, limits.least(measure), limits.most(measure));
         match measure {
             Measure::Score => format!("score {sure:.3} is below score_min {least:.3}"),
             Measure::MeanShown => format!("the boxes' score {sure:.3} is below score_min {least:.3}"),
@@ -226,8 +340,7 @@ impl Judgement {
         }
     }
 
-    fn why_kept(&self) -> String {
-        let least = self.limits.score_min();
+    fn why_kept(&self, least: f32) -> String {
         match self.doubt.score() {
             None => "nothing of it is in doubt".to_string(),
             // A score_min is at most 1.
@@ -239,6 +352,37 @@ impl Judgement {
             }
         }
     }
+
+    fn by_budget(&self, room: &Room, least: f32) -> String {
+        let score = self.doubt.score().unwrap_or(1.0);
+        if let Some(limit) = room.reached {
+            return format!("score {score:.3}; the budget's {limit} is spent, so every answer stays");
+        }
+        let percent = room.share * 100.0;
+        let asks = self.reason.is_some_and(|reason| reason != Reason::SpotCheck);
+        let than = if asks { "is among the least sure" } else { "is not among the least sure" };
+        format!(
+            "score {score:.3} {than} of the last answers: the budget affords {percent:.1} % of them, those below about \
+             {least:.3}"
+        )
+    }
+
+    fn by_target(&self, least: Option<f32>, checks: f64, missing: Option<u32>, target: Option<Target>) -> String {
+        let score = self.doubt.score().unwrap_or(1.0);
+        let (risk, sure) =
+            target.map_or((0.0, 0.0), |target| (target.risk.value() * 100.0, target.confidence.value() * 100.0));
+        let promise =
+            format!("at most {risk:.1} % kept and contradicted, {sure:.0} % sure, by {checks:.0} spot checks");
+        let missing = match missing {
+            Some(missing) => format!("; this score needs at least {missing} more"),
+            None => String::new(),
+        };
+        match least {
+            None => format!("score {score:.3}; too few spot checks for any answer to stay ({promise}){missing}"),
+            Some(least) if missing.is_empty() => format!("score {score:.3} reached {least:.3} ({promise})"),
+            Some(least) => format!("score {score:.3} is below {least:.3} ({promise}){missing}"),
+        }
+    }
 }
 
 /// The explanation for an output that could not be read: always deferred.
@@ -247,7 +391,9 @@ pub fn explain_unusable(why: String, limits: &Limits) -> Explanation {
     Explanation {
         outcome: Outcome::Defer,
         reason: Some(Reason::Unusable),
+        check: false,
         score: None,
+        agreement: None,
         doubt: Doubt::NONE,
         threshold: limits.score_min(),
         mode: ThresholdMode::Fixed,

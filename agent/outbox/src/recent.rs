@@ -22,6 +22,7 @@ const LOG_BYTES_MAX: u64 = 256 * 1024 * 1024;
 pub struct Recent {
     /// As it was stored.
     pub header: Vec<u8>,
+    pub payload_bytes: u32,
     /// The verdict of the highest revision, if there is one.
     pub verdict: Option<Vec<u8>>,
 }
@@ -84,7 +85,7 @@ impl Looking<'_> {
         for (head, offset) in cases.into_iter().rev().take(cases_max - self.found.len()) {
             let Ok(header) = reader::read_header(file, &head, offset) else { continue };
             let verdict = self.verdicts.get(&head.key).and_then(|(_, at)| self.verdict(*at));
-            self.found.push(Recent { header, verdict });
+            self.found.push(Recent { header, payload_bytes: head.payload_bytes, verdict });
         }
         Ok(())
     }

@@ -86,7 +86,7 @@ pub(crate) fn case(sequence: u64) -> Case {
         said: None,
         doubt: Doubt::NONE,
         view: None,
-        decision: CaseDecision { reason: Reason::LowScore, threshold: 0.5, mode: ThresholdMode::Fixed },
+        decision: CaseDecision { reason: Reason::LowScore, check: false, threshold: 0.5, mode: ThresholdMode::Fixed },
         settings_version: 0,
         captured: local.captured,
         form: PayloadForm::Whole,
@@ -112,7 +112,9 @@ pub(crate) fn answer(id: CaseId, source: &str, reference: Option<String>, revisi
         decision: Explanation {
             outcome: Outcome::Defer,
             reason: None,
+            check: false,
             score: None,
+            agreement: None,
             doubt: Doubt::NONE,
             threshold: 0.5,
             mode: ThresholdMode::Fixed,

@@ -1,6 +1,7 @@
 //! Makes the parts from the configuration and connects them. Starts threads, but nothing is served yet.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,6 +30,7 @@ use crate::faults::Faults;
 use crate::figures::Figures;
 use crate::in_force::InForce;
 use crate::inference::{Judge, ModelSetup};
+use crate::learned::Learned;
 use crate::link::LinkView;
 use crate::pipeline::{Pipeline, loaded_models};
 use crate::privacy::Reducer;
@@ -83,7 +85,8 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let figures = Arc::new(Figures::default());
     figures.count_gone(gone);
     let (load, loaded) = watch::channel(0);
-    let judges = start_models(config, &figures, rest.as_ref(), &faults, &load)?;
+    let dir = closed.is_none().then_some(config.state_dir.as_path());
+    let learned = learned(config, dir, &clock)?;
     let (events, arrived) = mpsc::channel(EVENTS_MAX);
     let (link, link_view) = watch::channel(LinkView::starting(config.policies().offline));
     let (answers, locals) = (Answers::default(), Locals::new(figures.clone()));
@@ -93,12 +96,15 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         figures: figures.clone(),
         link: link_view.clone(),
         settings: settings.clone(),
+        learned: learned.clone(),
         news: watch::Sender::new(()),
         locals: locals.clone(),
         faults: faults.clone(),
         sinks: Arc::default(),
     };
+    // Before the models are there: they learn of it when they begin.
     verdicts.recall(clock.now());
+    let judges = start_models(config, &figures, rest.as_ref(), &faults, &load, &learned)?;
     let (desk, commands) = Desk::new();
     let reducer = Reducer::default();
     let addressees = Addressees { verdicts: verdicts.clone(), control: control.clone(), desk, events: events.clone() };
@@ -143,7 +149,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         clock: clock.clone(),
         judges,
         loaded,
-        outbox,
+        outbox: outbox.clone(),
         answers,
         locals,
         snapshots: Snapshots::default(),
@@ -158,7 +164,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         started: Instant::now(),
     });
     let renewer = renewer(config, &pipeline.link);
-    let keeper = Keeper { clock, state, spent: spent_view };
+    let keeper = Keeper { clock, state, spent: spent_view, learned: learned.into_values().collect(), outbox };
     let settings = Settings { control, requests, in_force, remembered };
     Ok(Parts { pipeline, uplink, keeper, driver, events: arrived, settings, sinks, commands, renewer, causes, closed })
 }
@@ -183,15 +189,23 @@ fn engine(
     Ok(Engine::new(clock.now(), setup))
 }
 
+fn learned(config: &Config, dir: Option<&Path>, clock: &Clock) -> Result<BTreeMap<Name, Learned>, StartError> {
+    let of = |model: &hedge_config::ModelConfig| {
+        Ok((model.name.clone(), Learned::new(model.name.clone(), dir, clock.clone(), random_u64()?)))
+    };
+    config.models.iter().map(of).collect()
+}
+
 fn start_models(
     config: &Config,
     figures: &Arc<Figures>,
     rest: Option<&(Duration, String)>,
     faults: &Faults,
     loaded: &watch::Sender<usize>,
+    learned: &BTreeMap<Name, Learned>,
 ) -> Result<BTreeMap<Name, Judge>, StartError> {
     let mut judges = BTreeMap::new();
-    for model in &config.models {
+    for (model, learned) in config.models.iter().filter_map(|model| Some((model, learned.get(&model.name)?.clone()))) {
         let judge = Judge::start(ModelSetup {
             name: model.name.clone(),
             bundle: model.bundle.clone(),
@@ -203,6 +217,7 @@ fn start_models(
             faults: faults.clone(),
             figures: figures.clone(),
             loaded: loaded.clone(),
+            learned,
         })?;
         judges.insert(model.name.clone(), judge);
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use hedge_proto::{
     BudgetFigures, LinkState, ModelFigures, ModelRef, Name, PrivacyFigures, QueueFigures, SampleFigures, Share,
-    Telemetry,
+    Telemetry, ThresholdMode,
 };
 
 use super::Pipeline;
@@ -75,12 +75,14 @@ fn model((name, judge): (&Name, &Judge)) -> (Name, Option<ModelRef>) {
 fn model_figures(pipeline: &Pipeline) -> BTreeMap<Name, ModelFigures> {
     let settings = pipeline.settings.borrow().clone();
     let figures = |(name, judge): (&Name, &Judge)| {
-        let given = settings.thresholds.get(name).and_then(|threshold| threshold.score_min());
+        let threshold = settings.thresholds.get(name).map(|threshold| threshold.given().clone()).unwrap_or_default();
+        let (given, mode) = (threshold.score_min, threshold.mode.unwrap_or(ThresholdMode::Fixed));
         let suggested = judge.card().and_then(|card| card.suggested).map(|threshold| threshold.score_min());
         let figures = ModelFigures {
             answer_s: judge.answered_at().map(|at| at.elapsed().as_secs()),
-            score_min: given.or(suggested).and_then(|value| Share::new(value).ok()),
+            score_min: given.or_else(|| Share::new(suggested?).ok()),
             suggested: given.is_none() && suggested.is_some(),
+            judge: judge.learned().look(|experience| experience.figures(mode)),
         };
         (name.clone(), figures)
     };

@@ -5,16 +5,16 @@ use hedge_inference::Region;
 use hedge_proto::{
     BrokerSettings, CeilingsSettings, LinkSettings, LogSettings, ModelSettings, OutboxSettings, RegionSettings,
     Settings, Share, SilentStateSettings, SinkSettings, SinkWants, SourceSettings, StateSettings, StatesSettings,
-    TelemetrySettings, ThresholdSettings, VerdictsSettings, WindowsSettings,
+    TelemetrySettings, VerdictsSettings, WindowsSettings,
 };
 
-use hedge_config::{BrokerConfig, Config, LinkConfig, SourceConfig, ThresholdConfig, VerdictsConfig};
+use hedge_config::{BrokerConfig, Config, LinkConfig, SourceConfig, VerdictsConfig};
 
 /// What `config` says of each remotely settable field.
 #[must_use]
 pub(super) fn effective(config: &Config) -> Settings {
     let model = |model: &hedge_config::ModelConfig| {
-        (model.name.clone(), Some(ModelSettings { threshold: Some(threshold(&model.threshold)) }))
+        (model.name.clone(), Some(ModelSettings { threshold: Some(model.threshold.given().clone()) }))
     };
     Settings {
         log: Some(LogSettings { level: Some(config.log.level.clone()) }),
@@ -90,21 +90,6 @@ fn broker_settings(config: &BrokerConfig, link: &LinkConfig) -> BrokerSettings {
         alpn: config.alpn.clone(),
         proxy: config.proxy.as_ref().map(ToString::to_string),
         keep_alive_s: Some(config.keep_alive_s.unwrap_or(profiles)),
-    }
-}
-
-/// What the bundle suggests beside it is reported on its own.
-fn threshold(config: &ThresholdConfig) -> ThresholdSettings {
-    let share = |value: Option<f32>| value.and_then(|value| Share::new(value).ok());
-    let (classes, weights) = (config.classes(), config.weights());
-    ThresholdSettings {
-        score_min: share(config.score_min()),
-        margin_min: share(config.margin_min()),
-        entropy_max: share(config.entropy_max()),
-        classes: (!classes.is_empty())
-            .then(|| classes.iter().map(|(label, share)| (label.clone(), Some(*share))).collect()),
-        weights: (!weights.is_empty())
-            .then(|| weights.iter().map(|(label, weight)| (label.clone(), Some(*weight))).collect()),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Sinks outside are served by `delivery`, from the disk, at their own pace.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -9,8 +10,8 @@ use hedge_core::agree::agree;
 use hedge_core::clock::Moment;
 use hedge_core::verdict::corrects;
 use hedge_proto::{
-    Answer, Authority, Case, CaseFate, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Outcome, PayloadForm, Share,
-    Verdict, from_cbor, to_cbor,
+    Answer, Authority, Case, CaseFate, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Name, Outcome, PayloadForm,
+    Share, Verdict, from_cbor, to_cbor,
 };
 use tokio::sync::watch;
 
@@ -19,6 +20,7 @@ use crate::answers::{ANSWER_AGE_MAX, Answers, Remembered};
 use crate::faults::Faults;
 use crate::figures::Figures;
 use crate::in_force::InForce;
+use crate::learned::{Learned, Recalled};
 use crate::link::LinkView;
 use hedge_outbox::{Applied, Outbox, ReadError, State, StoredCase};
 
@@ -39,6 +41,8 @@ pub struct Verdicts {
     pub figures: Arc<Figures>,
     pub link: watch::Receiver<LinkView>,
     pub settings: watch::Receiver<Arc<InForce>>,
+    /// What is learned of each model, which a verdict is a lesson for.
+    pub learned: BTreeMap<Name, Learned>,
     /// Changes when there is a correction for the sinks.
     pub news: watch::Sender<()>,
     /// Local answers for the sinks that want them.
@@ -64,8 +68,12 @@ impl Verdicts {
             }
         }
         Figures::count(&self.figures.verdicts);
-        match self.correction(key).await {
-            Ok(Some(correction)) => {
+        match self.closed(key).await {
+            Ok(Some((case, verdict))) => {
+                if let Some(learned) = self.learned_of(&case) {
+                    learned.learn(&case, &verdict);
+                }
+                let correction = self.correct(case, verdict);
                 if correction.changed {
                     Figures::count(&self.figures.corrected);
                 }
@@ -86,23 +94,34 @@ impl Verdicts {
     /// The correction of an answered case, made from what is on disk. `None` if there never will be one; an error if the
     /// disk cannot be read now.
     pub(super) async fn correction(&self, key: CaseKey) -> Result<Option<Answer>, std::io::Error> {
+        Ok(self.closed(key).await?.map(|(case, verdict)| self.correct(case, verdict)))
+    }
+
+    /// An answered case and its verdict, as they are on disk.
+    async fn closed(&self, key: CaseKey) -> Result<Option<(Case, Verdict)>, std::io::Error> {
         let reader = self.outbox.clone();
-        let made = match tokio::task::spawn_blocking(move || reader.read(key)).await? {
-            Ok(stored) => self.made(stored),
+        let read = match tokio::task::spawn_blocking(move || reader.read(key)).await? {
+            Ok(stored) => with_verdict(stored),
             Err(ReadError::Damaged) => Err(ReadError::Damaged.to_string()),
             Err(ReadError::Io(error)) => return Err(error),
         };
-        Ok(made
+        Ok(read
             .inspect_err(|reason| tracing::warn!(sequence = key.sequence, reason, "a correction cannot be delivered"))
             .ok())
     }
 
-    fn made(&self, stored: Option<StoredCase>) -> Result<Answer, String> {
-        let stored = stored.ok_or("it is no longer in the outbox")?;
-        let verdict = stored.verdict.ok_or("it has no verdict")?;
-        let case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
-        let verdict: Verdict = from_cbor(&verdict, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
-        Ok(correct(case, verdict, self.link.borrow().state, self.score_min()))
+    fn correct(&self, case: Case, verdict: Verdict) -> Answer {
+        correct(case, verdict, self.link.borrow().state, self.score_min())
+    }
+
+    /// Where the model that judged a case learns what came of it.
+    fn learned_of(&self, case: &Case) -> Option<&Learned> {
+        self.learned.get(&self.model_of(case)?)
+    }
+
+    fn model_of(&self, case: &Case) -> Option<Name> {
+        let source = Name::new(&case.source).ok()?;
+        Some(self.settings.borrow().sources.get(&source)?.model.clone())
     }
 
     fn score_min(&self) -> Share {
@@ -118,19 +137,32 @@ impl Verdicts {
             tracing::warn!(%error, "the log is not looked through for names: a repeated `ref` may be a new sample");
             Vec::new()
         });
+        let mut lessons: BTreeMap<Name, Vec<Recalled>> = BTreeMap::new();
         // The oldest first, as they came.
         for recent in recent.into_iter().rev() {
             let Ok(case) = from_cbor::<Case>(&recent.header, MESSAGE_BYTES_MAX) else { continue };
+            let verdict = recent.verdict.and_then(|verdict| from_cbor::<Verdict>(&verdict, MESSAGE_BYTES_MAX).ok());
+            if let Some(model) = self.model_of(&case) {
+                lessons.entry(model).or_default().push(Recalled {
+                    case: case.clone(),
+                    payload_bytes: u64::from(recent.payload_bytes),
+                    verdict: verdict.clone(),
+                });
+            }
             if case.reference.is_none() {
                 continue;
             }
-            let verdict = recent.verdict.and_then(|verdict| from_cbor::<Verdict>(&verdict, MESSAGE_BYTES_MAX).ok());
             self.answers.recall(Remembered {
                 // Of a poorer form the sum says nothing about the sample.
                 content: (case.form == PayloadForm::Whole).then_some(case.payload_sha256),
                 correction: verdict.map(|verdict| Arc::new(correct(case.clone(), verdict, link, self.score_min()))),
                 local: Arc::new(recalled(case, link)),
             });
+        }
+        for (model, cases) in lessons {
+            if let Some(learned) = self.learned.get(&model) {
+                learned.recall(cases);
+            }
         }
     }
 
@@ -151,6 +183,14 @@ impl Verdicts {
             self.forget_if_delivered(entry.key).await;
         }
     }
+}
+
+fn with_verdict(stored: Option<StoredCase>) -> Result<(Case, Verdict), String> {
+    let stored = stored.ok_or("it is no longer in the outbox")?;
+    let verdict = stored.verdict.ok_or("it has no verdict")?;
+    let case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
+    let verdict: Verdict = from_cbor(&verdict, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
+    Ok((case, verdict))
 }
 
 /// A bit no sink uses, so that every answered case lacks it.
@@ -218,6 +258,8 @@ fn explanation(case: &Case, authority: Authority) -> Explanation {
     Explanation {
         outcome: Outcome::Defer,
         reason: Some(case.decision.reason),
+        check: case.decision.check,
+        agreement: None,
         score: case.doubt.score().or_else(|| case.said.as_ref()?.score()),
         doubt: case.doubt,
         threshold: case.decision.threshold,

@@ -395,7 +395,12 @@ mod tests {
             said: None,
             doubt: Doubt::NONE,
             view: None,
-            decision: CaseDecision { reason: Reason::LowScore, threshold: 0.5, mode: ThresholdMode::Fixed },
+            decision: CaseDecision {
+                reason: Reason::LowScore,
+                check: false,
+                threshold: 0.5,
+                mode: ThresholdMode::Fixed,
+            },
             settings_version: 0,
             captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
             form: PayloadForm::Whole,

@@ -81,7 +81,7 @@ pub(crate) fn case() -> Case {
         said: Some(result("Coat")),
         doubt: Doubt::NONE.with(Measure::Score, 0.4).with(Measure::Margin, 0.7),
         view: None,
-        decision: CaseDecision { reason: Reason::LowScore, threshold: 0.75, mode: ThresholdMode::Fixed },
+        decision: CaseDecision { reason: Reason::LowScore, check: false, threshold: 0.75, mode: ThresholdMode::Fixed },
         settings_version: 7,
         captured: captured(),
         form: PayloadForm::Whole,
@@ -136,6 +136,8 @@ pub(super) fn answer() -> Examples {
         decision: Explanation {
             outcome: Outcome::Defer,
             reason: Some(Reason::LowScore),
+            check: false,
+            agreement: None,
             score: Some(0.5),
             doubt: Doubt::NONE.with(Measure::Score, 0.5).with(Measure::Margin, 0.75).with(Measure::Entropy, 0.5),
             threshold: 0.75,

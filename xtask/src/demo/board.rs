@@ -15,6 +15,12 @@ impl Line {
         matches!(self.status.link, LinkState::Offline | LinkState::Connecting)
     }
 
+    /// What the sorter says has changed in its input.
+    pub(super) fn shift_of_sorter(&self) -> Option<String> {
+        let mut judges = self.status.model_figures.values().filter_map(|model| model.judge.as_ref());
+        if self.device == "sorter" { judges.find_map(|judge| judge.shift.clone()) } else { None }
+    }
+
     fn text(&self) -> String {
         let Telemetry { link, samples, queue, .. } = &self.status;
         let link = link.name();

@@ -21,11 +21,11 @@ use anyhow::{Context, Result, bail};
 use hedge_tests::fashion::Fashion;
 use hedge_tests::{Tally, wait};
 
-use self::board::Board;
+use self::board::{Board, Line};
 use self::interrupt::Interrupt;
 use self::lane::Lane;
 use self::poster::Poster;
-use self::report::Report;
+use self::report::{JudgeReport, Report};
 use self::stand::Stand;
 use crate::{build, onnxruntime};
 
@@ -52,6 +52,39 @@ pub(crate) struct Arguments {
     /// Fashion-MNIST pictures per second.
     #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u32).range(1..=2000))]
     rate: u32,
+    /// How the sorter's threshold is set: by its bundle's number, by a budget of a tenth of its answers, or by a target
+    /// of 5 % kept and contradicted.
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
+    /// Makes the sorter's pictures noisy from half of the run on.
+    #[arg(long, requires = "run_for")]
+    shift: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+enum Mode {
+    #[default]
+    Fixed,
+    Budget,
+    Target,
+}
+
+impl Mode {
+    fn threshold(self) -> Option<&'static str> {
+        match self {
+            Self::Fixed => None,
+            Self::Budget => Some("threshold = { mode = \"budget\", budget = { share = 0.1 } }"),
+            Self::Target => Some("threshold = { mode = \"target\", target = { risk = 0.05, confidence = 0.9 } }"),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fixed => "fixed",
+            Self::Budget => "budget",
+            Self::Target => "target",
+        }
+    }
 }
 
 /// When the sorter's link is cut, and for how long.
@@ -103,7 +136,7 @@ fn watch(
     library: &std::path::Path,
     fashion: Fashion,
 ) -> Result<Report> {
-    let mut stand = Stand::start(dir, library, arguments.port)?;
+    let mut stand = Stand::start(dir, library, arguments.port, arguments.mode.threshold())?;
     board.say(&format!("Dashboard: {}", stand.cloud.dashboard()));
     if arguments.run_for.is_none() {
         board.say("Ctrl-C ends it");
@@ -114,14 +147,16 @@ fn watch(
     stand.open_shutters()?;
 
     let inputs = Inputs { poster: &poster, lane: &lane };
-    let mut run = Run { stand: &mut stand, inputs, tally: &mut tally, board, offline: Duration::ZERO };
-    run.until_over(arguments.run_for, interrupt)?;
+    let mut run = Run { stand: &mut stand, inputs, tally: &mut tally, board, offline: Duration::ZERO, shift: None };
+    let dark_at = arguments.run_for.filter(|_| arguments.shift).map(|run_for| run_for / 2);
+    run.until_over(arguments.run_for, dark_at, interrupt)?;
     run.stand.close_shutters()?;
     run.board.say("Inputs stopped; waiting for the last verdicts (Ctrl-C: not any longer)");
     poster.stop();
     lane.stop();
     let drained = run.drain(interrupt)?;
-    let offline = run.offline;
+    let (offline, shift) = (run.offline, run.shift.take());
+    let judge = JudgeReport { mode: arguments.mode.name(), halves: poster.halves(), shift };
     let (posted, fashion) = poster.finish(&mut tally)?;
     let frames = lane.finish(&mut tally)?;
 
@@ -134,7 +169,7 @@ fn watch(
         agreement = tally.agreement(&judge::references(dir, library, &frames)?);
     }
     stand.stop()?;
-    Ok(Report::new(&tally, waiting, offline, cloud, agreement))
+    Ok(Report::new(&tally, waiting, offline, cloud, agreement, judge))
 }
 
 /// What shows the devices their pictures.
@@ -151,13 +186,20 @@ struct Run<'a> {
     board: &'a mut Board,
     /// How long the sorter was seen without its link.
     offline: Duration,
+    /// The change in its input that the sorter has reported.
+    shift: Option<String>,
 }
 
 impl Run<'_> {
-    fn until_over(&mut self, run_for: Option<Duration>, interrupt: &Interrupt) -> Result<()> {
+    fn until_over(
+        &mut self,
+        run_for: Option<Duration>,
+        dark_at: Option<Duration>,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
         let start = Instant::now();
         let outage = Outage::within(run_for);
-        let (mut cut, mut mended) = (false, false);
+        let (mut cut, mut mended, mut dark) = (false, false, false);
         while !interrupt.is_set() && run_for.is_none_or(|run_for| start.elapsed() < run_for) {
             if !cut && start.elapsed() >= outage.from {
                 cut = true;
@@ -168,6 +210,11 @@ impl Run<'_> {
                 mended = true;
                 self.stand.link.pass();
                 self.board.say("The sorter's link is back: it drains its queue");
+            }
+            if !dark && dark_at.is_some_and(|at| start.elapsed() >= at) {
+                dark = true;
+                self.inputs.poster.shift();
+                self.board.say("The light goes: the sorter's pictures are noisy from now on");
             }
             self.tick()?;
         }
@@ -181,6 +228,12 @@ impl Run<'_> {
         let lines = self.stand.look()?;
         if lines.iter().any(|line| line.is_cut_off()) {
             self.offline += TICK;
+        }
+        if self.shift.is_none()
+            && let Some(shift) = lines.iter().find_map(Line::shift_of_sorter)
+        {
+            self.board.say(&format!("The sorter reports that its input has changed: {shift}"));
+            self.shift = Some(shift);
         }
         self.count()?;
         self.board.draw(&lines);

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use hedge_proto::Answer;
+use hedge_proto::{Answer, Outcome};
 use hedge_tests::fashion::Fashion;
 use hedge_tests::{Agent, Tally, wait};
 
@@ -20,7 +20,8 @@ const ANSWERS_MAX: usize = 4096;
 /// Posts until stopped.
 pub(super) struct Poster {
     shared: Arc<Shared>,
-    answers: Mutex<Receiver<(usize, Answer)>>,
+    answers: Mutex<Receiver<(usize, bool, Answer)>>,
+    halves: Mutex<Halves>,
     callers: Vec<JoinHandle<Result<()>>>,
     /// Which picture was posted how often.
     posted: Mutex<Vec<usize>>,
@@ -33,6 +34,16 @@ struct Shared {
     start: Instant,
     rate: u32,
     stop: AtomicBool,
+    /// From now on the pictures are noisy.
+    noisy: AtomicBool,
+}
+
+/// Answers to pictures before and after they became noisy.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Halves {
+    /// Answers, and how many of them were deferred.
+    pub(super) before: (u64, u64),
+    pub(super) after: (u64, u64),
 }
 
 impl Poster {
@@ -45,6 +56,7 @@ impl Poster {
             start: Instant::now(),
             rate,
             stop: AtomicBool::new(false),
+            noisy: AtomicBool::new(false),
         });
         let (sender, answers) = sync_channel(ANSWERS_MAX);
         let call = |_| {
@@ -52,18 +64,30 @@ impl Poster {
             std::thread::Builder::new().name("poster".into()).spawn(move || shared.post(&sender))
         };
         let callers = (0..CALLERS).map(call).collect::<Result<_, _>>()?;
-        Ok(Self { shared, answers: Mutex::new(answers), callers, posted })
+        Ok(Self { shared, answers: Mutex::new(answers), halves: Mutex::default(), callers, posted })
     }
 
     /// Moves the answers so far into the count.
     pub(super) fn collect(&self, tally: &mut Tally) -> Result<()> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut posted = self.posted.lock().unwrap_or_else(PoisonError::into_inner);
-        for (picture, answer) in answers.try_iter() {
+        let mut halves = self.halves.lock().unwrap_or_else(PoisonError::into_inner);
+        for (picture, noisy, answer) in answers.try_iter() {
+            let half = if noisy { &mut halves.after } else { &mut halves.before };
+            *half = (half.0 + 1, half.1 + u64::from(answer.decision.outcome == Outcome::Defer));
             tally.answered(&answer, Some(self.shared.fashion.label(picture)));
             posted[picture] += 1;
         }
         Ok(())
+    }
+
+    /// The light goes.
+    pub(super) fn shift(&self) {
+        self.shared.noisy.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn halves(&self) -> Halves {
+        *self.halves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// No further picture is posted.
@@ -89,14 +113,17 @@ impl Poster {
 }
 
 impl Shared {
-    fn post(&self, answers: &SyncSender<(usize, Answer)>) -> Result<()> {
+    fn post(&self, answers: &SyncSender<(usize, bool, Answer)>) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let due = Duration::from_secs_f64(number as f64 / f64::from(self.rate));
             wait::pause(due.saturating_sub(self.start.elapsed()));
             let picture = number % self.fashion.len();
-            let answer = self.agent.post("pictures", "", "image/png", &self.fashion.png(picture)?)?;
-            if answers.send((picture, answer)).is_err() {
+            let noisy = self.noisy.load(Ordering::Relaxed);
+            let png =
+                if noisy { self.fashion.noisy_png(picture, number as u64)? } else { self.fashion.png(picture)? };
+            let answer = self.agent.post("pictures", "", "image/png", &png)?;
+            if answers.send((picture, noisy, answer)).is_err() {
                 return Ok(()); // nobody counts any more
             }
         }

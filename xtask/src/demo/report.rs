@@ -6,6 +6,8 @@ use hedge_tests::Tally;
 use hedge_tests::tally::{Accuracy, Agreement, Totals};
 use serde_json::{Value, json};
 
+use super::poster::Halves;
+
 /// What arrived, counted outside the programs.
 pub(super) struct Report {
     totals: Totals,
@@ -18,6 +20,23 @@ pub(super) struct Report {
     cloud: Option<f64>,
     /// Of the camera that finds things, with the cloud's detector.
     detection: Option<Agreement>,
+    judge: JudgeReport,
+}
+
+/// How the sorter's threshold was set, and what came of it.
+pub(super) struct JudgeReport {
+    pub(super) mode: &'static str,
+    pub(super) halves: Halves,
+    pub(super) shift: Option<String>,
+}
+
+impl JudgeReport {
+    /// Of the answers before the pictures became noisy, and after.
+    fn shares(&self) -> (f64, Option<f64>) {
+        let share = |(answers, deferred): (u64, u64)| deferred as f64 / answers.max(1) as f64;
+        let Halves { before, after } = self.halves;
+        (share(before), (after.0 > 0).then(|| share(after)))
+    }
 }
 
 impl Report {
@@ -28,10 +47,11 @@ impl Report {
         offline: Duration,
         cloud: Option<f64>,
         detection: Option<Agreement>,
+        judge: JudgeReport,
     ) -> Self {
         let totals = tally.totals();
         let (pending, lost) = split(totals.missing, waiting);
-        Self { totals, pending, lost, offline, accuracy: tally.accuracy(), cloud, detection }
+        Self { totals, pending, lost, offline, accuracy: tally.accuracy(), cloud, detection, judge }
     }
 
     /// Every promise was kept, once.
@@ -61,6 +81,12 @@ impl Report {
                 "agreement": { "local": rounded(detection.local), "hybrid": rounded(detection.hybrid) },
                 "deferred_share": rounded(detection.deferred_share),
             })),
+            "judge": {
+                "mode": self.judge.mode,
+                "deferred_share": rounded(self.judge.shares().0),
+                "deferred_share_after_shift": self.judge.shares().1.map(rounded),
+                "shift": self.judge.shift,
+            },
         })
     }
 
@@ -106,6 +132,15 @@ impl Report {
                 detection.local,
                 detection.hybrid,
                 100.0 * detection.deferred_share
+            );
+        }
+        if let (before, Some(after)) = self.judge.shares() {
+            text += &format!(
+                "\n{}: {:.1} % of the sorter's answers were deferred, {:.1} % after its pictures became noisy; {}",
+                self.judge.mode,
+                100.0 * before,
+                100.0 * after,
+                if self.judge.shift.is_some() { "it reported the change" } else { "it did not report the change" },
             );
         }
         text

@@ -31,7 +31,8 @@ struct Device {
 }
 
 impl Stand {
-    pub(super) fn start(dir: &Path, library: &Path, port: Option<u16>) -> Result<Self> {
+    /// `threshold` is the sorter's, if it is not what its bundle suggests.
+    pub(super) fn start(dir: &Path, library: &Path, port: Option<u16>, threshold: Option<&str>) -> Result<Self> {
         let mut setup = CloudSetup::embedded(&["photo-large", "fashion-large", "objects-large"]);
         setup.listen = dashboard_address(port)?;
         setup.environment = vec![("ORT_DYLIB_PATH".into(), library.display().to_string())];
@@ -42,6 +43,7 @@ impl Stand {
         let sorter = AgentConfig::new(dir, "sorter")
             .broker(&format!("mqtt://{}", link.address()))
             .model("fashion-small")
+            .section(threshold.unwrap_or_default())
             .http_source("pictures")
             .corrections_file();
         let lane = AgentConfig::new(dir, "lane-camera")

@@ -115,7 +115,7 @@ proptest! {
     ) {
         let scale = |value| ThresholdScale::new(value).expect("valid");
         let [loose, strict] = [less.min(more), less.max(more)].map(|value| judge(&doubt, &limits.scaled(scale(value)), Weight::ONE));
-        prop_assert!(loose.exceeded.is_none() || strict.exceeded.is_some(), "{:?} {:?}", loose, strict);
+        prop_assert!(loose.reason.is_none() || strict.reason.is_some(), "{:?} {:?}", loose, strict);
     }
 
     #[test]
@@ -127,6 +127,6 @@ proptest! {
         let measure = Measure::ALL[which];
         let strict = limits.at_most(measure, Share::new(limits.most(measure) * by).expect("valid"));
         let [loose, strict] = [limits, strict].map(|limits| judge(&doubt, &limits, Weight::ONE));
-        prop_assert!(loose.exceeded.is_none() || strict.exceeded.is_some(), "{:?} {:?}", loose, strict);
+        prop_assert!(loose.reason.is_none() || strict.reason.is_some(), "{:?} {:?}", loose, strict);
     }
 }

@@ -52,6 +52,7 @@ fn the_newest_cases_are_known_again_with_their_verdicts_also_when_they_have_ende
     let (outbox, _) = bench.open();
     let recent = |sequence: u64, verdict: Option<&[u8]>| Recent {
         header: format!("header of {sequence}").into_bytes(),
+        payload_bytes: 100,
         verdict: verdict.map(<[u8]>::to_vec),
     };
     let wanted = [recent(4, None), recent(3, None), recent(2, Some(b"dog")), recent(1, None)];

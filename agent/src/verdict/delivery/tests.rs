@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use bytes::Bytes;
@@ -65,6 +65,7 @@ impl Bench {
             figures,
             link: watch::channel(LinkView::starting(Policies::DEFAULT.online)).1,
             settings: watch::channel(Arc::new(InForce::new(0, Config::default(), &BTreeSet::new()))).1,
+            learned: BTreeMap::new(),
             news: watch::Sender::new(()),
             faults: Default::default(),
             sinks: Arc::new(AtomicU8::new(u8::MAX)),

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions};
-use hedge_proto::{LinkState, Telemetry};
+use hedge_proto::{LinkState, Telemetry, ThresholdMode};
 
 use super::report::Report;
 use crate::client::Client;
@@ -300,8 +300,12 @@ fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String,
     }
     let known = bundle.model_ref();
     let golden = golden.len();
-    let by = if config.threshold.score_min().is_none() { ", which the bundle suggests" } else { "" };
-    let reach = format!("answers must reach {}{by}", threshold.all.score_min());
+    let by = if config.threshold.given().score_min.is_none() { ", which the bundle suggests" } else { "" };
+    let reach = match threshold.rule.mode {
+        ThresholdMode::Fixed => format!("answers must reach {}{by}", threshold.all.score_min()),
+        ThresholdMode::Budget => "a budget says what answers must reach".to_owned(),
+        ThresholdMode::Target => "a target says what answers must reach".to_owned(),
+    };
     Ok(format!(
         "{} {} ({}), {golden} of {golden} golden samples agree; {reach}",
         known.name, known.version, variant.name

@@ -128,7 +128,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let text = format!("state_dir = {:?}\n[[model]]\nname = \"m\"\nbundle = \"/b\"\n", dir.path());
         let file = ConfigFile::parse(&text, "agent.toml", std::iter::empty()).expect("valid");
-        let score_min = || in_force(&mut Report::default(), &file).models[0].threshold.score_min();
+        let score_min =
+            || in_force(&mut Report::default(), &file).models[0].threshold.given().score_min.map(|share| share.value());
         assert_eq!(score_min(), None);
         let settings = serde_json::json!({"model": {"m": {"threshold": {"score_min": 0.9}}}});
         let overlay = Overlay { version: 3, settings: Settings::read(settings).expect("valid") };

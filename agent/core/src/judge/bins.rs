@@ -1,0 +1,213 @@
+//! Doubt in steps, so that a device can count what it has seen without keeping any of it.
+//!
+//! Steps are even in log-odds: a model that is right 999 times in 1,000 has as many between 0.001 and 0.01 as another
+//! between 0.1 and 0.5. They are the same for every model and never change, so counts of devices can be added up and a
+//! threshold among them is chosen in advance, as a guarantee needs it.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// From log-odds of −14, below which a float32 score has no more digits, to 4 in steps of 3/32.
+pub const BINS: usize = 192;
+const FIRST: f32 = -14.0;
+const STEPS_PER_UNIT: f32 = 32.0 / 3.0;
+
+/// Which step a doubt falls into: greater is more doubtful. What is no number is the most.
+#[must_use]
+pub fn bin(doubt: f32) -> usize {
+    place(doubt).0
+}
+
+/// The step, and how far into it: 0 to 1.
+fn place(doubt: f32) -> (usize, f32) {
+    if doubt.is_nan() {
+        return (BINS - 1, 1.0);
+    }
+    let steps = (log_odds(doubt) - FIRST) * STEPS_PER_UNIT;
+    let step = steps.clamp(0.0, BINS as f32 - 1.0);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the steps there are")]
+    let whole = step as usize;
+    (whole, (steps - whole as f32).clamp(0.0, 1.0))
+}
+
+/// The greatest doubt of a step.
+#[must_use]
+pub fn upper(bin: usize) -> f32 {
+    at((bin + 1) as f32)
+}
+
+/// A doubt in the middle of a step.
+#[must_use]
+pub fn middle(bin: usize) -> f32 {
+    at(bin as f32 + 0.5)
+}
+
+fn at(steps: f32) -> f32 {
+    share(FIRST + steps / STEPS_PER_UNIT)
+}
+
+/// ln(p / (1 − p)), as far as steps tell apart.
+pub(super) fn log_odds(share: f32) -> f32 {
+    let share = share.clamp(1e-7, 1.0 - 1e-7);
+    libm::logf(share / (1.0 - share))
+}
+
+/// The share that has these log-odds.
+pub(super) fn share(log_odds: f32) -> f32 {
+    1.0 / (1.0 + libm::expf(-log_odds))
+}
+
+/// A count for each step. It may be a part of one: some counts fade.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Bins(Vec<f32>);
+
+impl Default for Bins {
+    fn default() -> Self {
+        Self(vec![0.0; BINS])
+    }
+}
+
+/// What was kept under other steps, or is no count, is none of ours.
+impl<'de> Deserialize<'de> for Bins {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let counts = Vec::<f32>::deserialize(deserializer)?;
+        if counts.len() == BINS && counts.iter().all(|count| count.is_finite() && *count >= 0.0) {
+            Ok(Self(counts))
+        } else {
+            Err(serde::de::Error::custom("not a count for each step of doubt"))
+        }
+    }
+}
+
+impl Bins {
+    pub fn add(&mut self, bin: usize, count: f32) {
+        self.0[bin.min(BINS - 1)] += count;
+    }
+
+    #[must_use]
+    pub fn get(&self, bin: usize) -> f32 {
+        self.0[bin]
+    }
+
+    #[must_use]
+    pub fn sum(&self) -> f32 {
+        self.0.iter().sum()
+    }
+
+    /// With the number of the step.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (usize, f32)> + '_ {
+        self.0.iter().copied().enumerate()
+    }
+
+    /// Which part of what was counted is less doubtful than this: 0 to 1. Between the ends of a step by how far into it
+    /// this is, so that more doubt never ranks lower.
+    #[must_use]
+    pub fn rank(&self, doubt: f32) -> f32 {
+        let (bin, into) = place(doubt);
+        let below: f32 = self.0[..bin].iter().sum();
+        let all = below + self.0[bin..].iter().sum::<f32>();
+        if all > 0.0 { ((below + into * self.0[bin]) / all).clamp(0.0, 1.0) } else { doubt.clamp(0.0, 1.0) }
+    }
+
+    /// The doubt that has this rank, or nearly.
+    #[must_use]
+    pub fn ranked(&self, rank: f32) -> f32 {
+        let (all, mut below) = (self.sum(), 0.0);
+        if all <= 0.0 {
+            return rank.clamp(0.0, 1.0);
+        }
+        for (bin, count) in self.iter() {
+            if below + count >= rank * all && count > 0.0 {
+                return at(bin as f32 + ((rank * all - below) / count).clamp(0.0, 1.0));
+            }
+            below += count;
+        }
+        1.0
+    }
+
+    pub(super) fn scale(&mut self, factor: f32) {
+        self.0.iter_mut().for_each(|count| *count *= factor);
+    }
+}
+
+/// What was seen lately: each answer counts a little less with every one that follows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recent {
+    bins: Bins,
+    /// What the next answer counts. It grows instead of all others fading, which is the same for ranks.
+    next: f32,
+}
+
+/// An answer counts 1/e after so many more.
+const MEMORY: f32 = 500.0;
+
+/// Well before a float loses the small counts beside the great ones.
+const NEXT_MAX: f32 = 1e4;
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self { bins: Bins::default(), next: 1.0 }
+    }
+}
+
+impl Recent {
+    pub fn saw(&mut self, doubt: f32) {
+        self.bins.add(bin(doubt), self.next);
+        self.next *= 1.0 + 1.0 / MEMORY;
+        if self.next.is_nan() || self.next >= NEXT_MAX {
+            self.bins.scale(1.0 / NEXT_MAX);
+            self.next = 1.0;
+        }
+    }
+
+    #[must_use]
+    pub fn bins(&self) -> &Bins {
+        &self.bins
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn steps_cover_every_doubt() {
+        for odd in [0.0, -1.0, f32::NEG_INFINITY, 1e-30] {
+            assert_eq!(bin(odd), 0);
+        }
+        for odd in [1.0, 2.0, f32::INFINITY, f32::NAN] {
+            assert_eq!(bin(odd), BINS - 1);
+        }
+        for at in 0..BINS {
+            assert_eq!(bin(middle(at)), at);
+        }
+    }
+
+    #[test]
+    fn what_was_kept_under_other_steps_is_refused() {
+        let read = |text: &str| serde_json::from_str::<Bins>(text);
+        assert!(read("[1.0,2.0]").is_err());
+        let kept = serde_json::to_string(&Bins::default()).expect("written");
+        assert_eq!(read(&kept).expect("reads back"), Bins::default());
+        assert!(read(&kept.replacen("0.0", "-1.0", 1)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn more_doubt_never_ranks_lower(
+            seen in prop::collection::vec(0.0_f32..1.0, 0..300),
+            (one, other) in (0.0_f32..1.0, 0.0_f32..1.0),
+        ) {
+            let mut recent = Recent::default();
+            seen.iter().for_each(|doubt| recent.saw(*doubt));
+            let rank = |doubt| recent.bins().rank(doubt);
+            prop_assert!(rank(one.min(other)) <= rank(one.max(other)));
+            prop_assert!((rank(recent.bins().ranked(0.8)) - 0.8).abs() < 0.02 || seen.is_empty());
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! What a device has learned of one version of a model, and how it judges by that.
+//!
+//! [`Experience::judge`] decides on one answer; [`Experience::learn`] takes in what came of a case. All of it is counts:
+//! no sample, and no score of any sample, is kept. A new version of the model begins with nothing.
+
+use alloc::borrow::ToOwned;
+use alloc::vec::Vec;
+
+use hedge_proto::{
+    Authority, CaseKey, Doubt, JudgeFigures, ModelRef, OnShift, Output, Reason, Share, ThresholdMode, Verdict, Weight,
+};
+use serde::{Deserialize, Serialize};
+
+use super::allowance::Account;
+use super::bins::{Recent, bin, log_odds, share, upper};
+use super::calibration::{Calibration, Fit, PERSON_COUNTS};
+use super::evidence::Certificate;
+use super::shift::{Change, Shift};
+use super::{Bar, Judgement, Limits, Rule, judge};
+use crate::agree::{agree, pairs};
+use crate::chance::Chance;
+use crate::clock::Moment;
+
+/// Cases whose end is waited for. Beyond them the oldest counts as lost.
+const OPEN_MAX: usize = 4096;
+
+/// Under a target one answer in so many is checked for ever, so that a certificate that becomes false is seen; four times
+/// as many while there are few.
+const CHECKS_MIN: f32 = 0.01;
+const MORE_CHECKS: f32 = 4.0;
+const FEW_CHECKS: f64 = 1000.0;
+
+/// Of a budget at most this part goes into spot checks.
+const CHECKS_OF_BUDGET: f32 = 0.2;
+
+/// While the input looks unlike what the model was checked on, a fixed threshold allows this part of the doubt.
+const DOUBT_IN_SHIFT: f32 = 0.5;
+
+/// Ranks of independent answers differ by so much on average, squared; those of frames that hardly change by less.
+const INDEPENDENT: f32 = 1.0 / 6.0;
+const ALIKE_STEP: f32 = 1.0 / 200.0;
+const SPACING_MAX: f32 = 100.0;
+
+/// A case that was made and has not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Open {
+    key: CaseKey,
+    bin: u8,
+    check: bool,
+    bytes: u32,
+    since_ms: u64,
+}
+
+/// Spot checks that were drawn, and what became of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Checks {
+    pub drawn: u64,
+    pub answered: u64,
+    pub lost: u64,
+    /// A sum of losses: of boxes an answer may be wrong in part.
+    pub contradicted: f64,
+    /// Answers since the last one.
+    since: u32,
+    /// Answers since the alarm looked at one.
+    unlooked: u32,
+    /// How much ranks differ from one answer to the next, squared, on average.
+    differs: Option<f32>,
+    last_rank: f32,
+}
+
+impl Checks {
+    fn saw(&mut self, rank: f32) {
+        let by = (rank - self.last_rank) * (rank - self.last_rank);
+        let before = self.differs.unwrap_or(INDEPENDENT);
+        (self.differs, self.last_rank) = (Some(before + ALIKE_STEP * (by - before)), rank);
+        self.since = self.since.saturating_add(1);
+    }
+
+    /// From one answer to another that is as good as independent of it.
+    fn spacing(&self) -> f32 {
+        let alike = (1.0 - self.differs.unwrap_or(INDEPENDENT) / INDEPENDENT).clamp(0.0, 0.98);
+        libm::roundf((1.0 + alike) / (1.0 - alike)).min(SPACING_MAX)
+    }
+}
+
+/// What is known of one version of a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Experience {
+    model: ModelRef,
+    /// Whose word the labels are.
+    cloud: Option<ModelRef>,
+    recent: Recent,
+    account: Account,
+    certificate: Certificate,
+    shift: Shift,
+    calibration: Calibration,
+    /// Of the calibration, as of the last labels.
+    #[serde(skip)]
+    fit: Option<Fit>,
+    /// Of single boxes, by their scores.
+    boxes: Calibration,
+    checks: Checks,
+    open: Vec<Open>,
+    /// When it last judged an answer.
+    judged_ms: u64,
+}
+
+/// What a verdict has changed beside the counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// More doubt than before may stay.
+    Certified,
+    /// Spot checks say that the certificate has become false.
+    Revoked,
+    /// Another model answers in the cloud: what the other one said is no evidence any more.
+    OtherCloud,
+}
+
+/// What is asked of one answer beside its doubt.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    pub limits: &'a Limits,
+    pub weight: Weight,
+    pub rule: &'a Rule,
+    pub now: Moment,
+}
+
+/// What other settings would do to answers like the last ones.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Forecast {
+    /// Of all answers.
+    pub deferred: f32,
+    /// Of all answers: kept and contradicted. `None` without enough verdicts.
+    pub contradicted: Option<f32>,
+}
+
+impl Experience {
+    #[must_use]
+    pub fn of(model: ModelRef) -> Self {
+        Self {
+            model,
+            cloud: None,
+            recent: Recent::default(),
+            account: Account::default(),
+            certificate: Certificate::default(),
+            shift: Shift::default(),
+            calibration: Calibration::default(),
+            fit: None,
+            boxes: Calibration::default(),
+            checks: Checks::default(),
+            open: Vec::new(),
+            judged_ms: 0,
+        }
+    }
+
+    /// What was kept, if it is about this model.
+    #[must_use]
+    pub fn resume(kept: Option<Self>, model: ModelRef) -> Self {
+        let mut kept = kept.filter(|kept| kept.model == model).unwrap_or_else(|| Self::of(model));
+        kept.fit = kept.calibration.fit();
+        kept
+    }
+
+    /// Decides on one answer.
+    pub fn judge(&mut self, doubt: &Doubt, asked: Asked<'_>, chance: &mut Chance) -> Judgement {
+        let Asked { limits, weight, rule, .. } = asked;
+        let raw = doubt.score().map_or(0.0, |score| 1.0 - score);
+        let alarm = self.changes(raw);
+        let asks_more = rule.on_shift == OnShift::AskMore && self.shift.raised().is_some();
+        if alarm.is_some() && asks_more {
+            self.certificate.revoke();
+        }
+        self.certificate.aim(rule.target.filter(|_| rule.mode == ThresholdMode::Target));
+        let mut judgement = match rule.mode {
+            ThresholdMode::Fixed if asks_more => judge(doubt, &limits.with_less_doubt(DOUBT_IN_SHIFT), weight),
+            ThresholdMode::Fixed => judge(doubt, limits, weight),
+            ThresholdMode::Budget => self.within_budget(doubt, weighed(raw, weight), asked),
+            ThresholdMode::Target => self.under_target(doubt, raw, asked),
+        };
+        self.judged_ms = asked.now.0;
+        let rank = self.recent.bins().rank(raw);
+        self.recent.saw(raw);
+        self.checks.saw(rank);
+        judgement.check = self.draws_check(&judgement, rule, asks_more, chance);
+        if judgement.check && judgement.reason.is_none() {
+            // Any of them may give way to a case, and any to another: what stays is a random sample, too.
+            #[expect(clippy::cast_possible_truncation, reason = "a share")]
+            let worth = chance.share() as f32;
+            (judgement.reason, judgement.worth) = (Some(Reason::SpotCheck), worth);
+        }
+        if let Bar::Budget { room, .. } = judgement.bar {
+            self.account.decided(room, judgement.reason.is_some());
+        }
+        if judgement.reason.is_some() {
+            self.account.case(asked.now);
+        }
+        Judgement { alarm, asked_more: asks_more, agreement: self.agreement(doubt), ..judgement }
+    }
+
+    /// The alarm that this answer raises. Frames that hardly differ are no new evidence: one in so many is looked at.
+    fn changes(&mut self, doubt: f32) -> Option<Change> {
+        self.checks.unlooked = self.checks.unlooked.saturating_add(1);
+        if (self.checks.unlooked as f32) < self.checks.spacing() {
+            return None;
+        }
+        self.checks.unlooked = 0;
+        if self.shift.saw(doubt) { self.shift.raised() } else { None }
+    }
+
+    fn within_budget(&mut self, doubt: &Doubt, weighed: f32, asked: Asked<'_>) -> Judgement {
+        let mut room = self.account.sample(asked.now, &asked.rule.allowance);
+        room.share = (room.share * asked.rule.scale.value()).min(1.0);
+        let rank = self.recent.bins().rank(weighed);
+        let defers = rank >= room.bar && room.share > 0.0 && room.reached.is_none();
+        let bar = Bar::Budget { room, score_min: 1.0 - self.recent.bins().ranked(room.bar) };
+        let worth = (rank - room.bar) / (1.0 - room.bar).max(0.01);
+        Judgement::new(defers.then_some(Reason::LowScore), worth, doubt, asked.weight, bar)
+    }
+
+    fn under_target(&self, doubt: &Doubt, raw: f32, asked: Asked<'_>) -> Judgement {
+        let scaled = (raw * asked.rule.scale.value()).min(1.0);
+        let keeps = asked.rule.scale.value() == 0.0 || self.certificate.keeps(bin(scaled));
+        let score_min = self.certificate.certified().map(|certified| 1.0 - upper(certified));
+        let bar = Bar::Target {
+            score_min,
+            checks: self.certificate.evidence().checks(),
+            missing: if keeps { None } else { self.certificate.missing(bin(scaled)) },
+            target: asked.rule.target,
+        };
+        let worth = self.recent.bins().rank(raw);
+        Judgement::new((!keeps).then_some(Reason::LowScore), worth, doubt, asked.weight, bar)
+    }
+
+    /// The chance depends on what was before, never on this answer: only then do the checks speak for all answers.
+    fn draws_check(&mut self, judgement: &Judgement, rule: &Rule, asks_more: bool, chance: &mut Chance) -> bool {
+        let more = if asks_more { MORE_CHECKS } else { 1.0 };
+        let rate = match (rule.mode, judgement.bar) {
+            (ThresholdMode::Target, _) if self.certificate.certified().is_none() => 1.0,
+            (ThresholdMode::Target, _) => {
+                let few = if self.certificate.evidence().checks() < FEW_CHECKS { MORE_CHECKS } else { 1.0 };
+                rule.spot_checks.value().max(CHECKS_MIN) * few.max(more)
+            }
+            (_, Bar::Budget { room, .. }) => {
+                let most = if room.reached.is_some() { 0.0 } else { CHECKS_OF_BUDGET * room.share };
+                (rule.spot_checks.value() * more).min(most)
+            }
+            _ => rule.spot_checks.value() * more,
+        };
+        let spacing = self.checks.spacing();
+        // The draw is made in any case, so that the same seed goes on alike.
+        let drawn = chance.share() < f64::from(rate);
+        let spaced = self.checks.since as f32 >= spacing;
+        if drawn && spaced && rule.scale.value() > 0.0 {
+            (self.checks.since, self.checks.drawn) = (0, self.checks.drawn + 1);
+            return true;
+        }
+        false
+    }
+
+    /// An output that cannot be read is deferred by no threshold, and costs as much.
+    pub fn unusable(&mut self, now: Moment) {
+        self.account.case(now);
+    }
+
+    /// A deferred answer became a case, and is so large.
+    pub fn opened(&mut self, key: CaseKey, (doubt, check): (&Doubt, bool), bytes: u64, now: Moment) {
+        self.account.bytes(now, bytes);
+        if self.open.len() >= OPEN_MAX {
+            // Too long ago to be waited for.
+            self.ended_unanswered(self.open[0].key);
+        }
+        self.open.push(Open {
+            key,
+            bin: u8::try_from(step(doubt)).unwrap_or(u8::MAX),
+            check,
+            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            since_ms: now.0,
+        });
+    }
+
+    /// A case that an earlier run has stored. Counted if that run did not come to keep what it knew of it: a crash spends
+    /// no budget twice and loses no spot check.
+    pub fn recalled(&mut self, key: CaseKey, doubt: (&Doubt, bool), bytes: u64, stored_at: Moment) {
+        if stored_at.0 > self.judged_ms && !self.is_open(key) {
+            self.account.case(stored_at);
+            self.opened(key, doubt, bytes, stored_at);
+        }
+    }
+
+    #[must_use]
+    pub fn is_open(&self, key: CaseKey) -> bool {
+        self.open.iter().any(|open| open.key == key)
+    }
+
+    /// Cases that were made before this and have not ended as far as is known here.
+    pub fn open_since_before(&self, moment: Moment) -> impl Iterator<Item = CaseKey> + '_ {
+        self.open.iter().filter(move |open| open.since_ms < moment.0).map(|open| open.key)
+    }
+
+    /// A case has ended without a verdict: refused, evicted, given up, lost. Its cost is given back, and a spot check
+    /// counts as one that was contradicted.
+    pub fn ended_unanswered(&mut self, key: CaseKey) -> Option<News> {
+        let open = self.close(key)?;
+        self.account.given_back(u64::from(open.bytes));
+        if !open.check {
+            return None;
+        }
+        self.checks.lost += 1;
+        self.checked(usize::from(open.bin), 1.0)
+    }
+
+    fn close(&mut self, key: CaseKey) -> Option<Open> {
+        let at = self.open.iter().position(|open| open.key == key)?;
+        Some(self.open.remove(at))
+    }
+
+    /// What the cloud, or a person, says of a case. `check` is whether it was a spot check; `local` and `doubt` are what
+    /// the device had said.
+    pub fn learn(&mut self, verdict: &Verdict, (local, doubt): (&Output, &Doubt), check: bool) -> Option<News> {
+        self.close(verdict.id.key);
+        let person = verdict.authority == Authority::Person;
+        let other = !person && self.cloud.as_ref().is_some_and(|known| *known != verdict.model);
+        if other {
+            self.certificate.revoke();
+            (self.calibration, self.boxes) = (Calibration::default(), Calibration::default());
+        }
+        if !person && self.cloud.as_ref() != Some(&verdict.model) {
+            self.cloud = Some(verdict.model.clone());
+        }
+        let step = step(doubt);
+        let (loss, weight) = (1.0 - agree(local, &verdict.said), if person { PERSON_COUNTS } else { 1.0 });
+        self.calibration.learn(step, loss, weight);
+        if let (Output::Boxes(local), Output::Boxes(cloud)) = (local, &verdict.said) {
+            for (found, pair) in local.iter().zip(pairs(local, cloud)) {
+                self.boxes.learn(bin(1.0 - found.score), if pair.is_some() { 0.0 } else { 1.0 }, weight);
+            }
+        }
+        self.fit = self.calibration.fit();
+        // A later word on the same sample is no second sample.
+        let news = if check && verdict.revision == 1 {
+            self.checks.answered += 1;
+            self.checks.contradicted += f64::from(loss);
+            self.checked(step, loss)
+        } else {
+            None
+        };
+        if other { Some(News::OtherCloud) } else { news }
+    }
+
+    fn checked(&mut self, step: usize, loss: f32) -> Option<News> {
+        let before = self.certificate.certified();
+        if self.certificate.checked(step, loss) {
+            return Some(News::Revoked);
+        }
+        (self.certificate.certified() > before).then_some(News::Certified)
+    }
+
+    /// What these settings would have done to answers like the last ones.
+    #[must_use]
+    pub fn what_if(&self, score_min: Share) -> Forecast {
+        let (bins, least) = (self.recent.bins(), 1.0 - score_min.value());
+        let all = bins.sum().max(f32::MIN_POSITIVE);
+        let contradicted = self.fit.as_ref().map(|fit| {
+            let kept = bins.iter().take(bin(least) + 1);
+            kept.map(|(bin, count)| count * (1.0 - fit.right(bin))).sum::<f32>() / all
+        });
+        Forecast { deferred: 1.0 - bins.rank(least), contradicted }
+    }
+
+    /// How probable it is that the cloud would say the same, by what it said before. `None` before it said enough.
+    #[must_use]
+    pub fn agreement(&self, doubt: &Doubt) -> Option<f32> {
+        Some(self.fit.as_ref()?.right(bin(1.0 - doubt.score()?)))
+    }
+
+    /// What the device tells about it.
+    #[must_use]
+    pub fn figures(&self, mode: ThresholdMode) -> JudgeFigures {
+        let (cases_per_day, bytes_per_day) = self.account.of_the_last_day();
+        let half = bin(self.recent.bins().ranked(0.5));
+        JudgeFigures {
+            mode,
+            score_min: match mode {
+                ThresholdMode::Fixed => None,
+                ThresholdMode::Budget => self.account.bar().map(|bar| 1.0 - self.recent.bins().ranked(bar)),
+                ThresholdMode::Target => self.certificate.certified().map(|certified| 1.0 - upper(certified)),
+            },
+            cases_per_day,
+            bytes_per_day,
+            checks: self.checks.answered,
+            checks_lost: self.checks.lost,
+            contradicted: self.checks.contradicted + self.checks.lost as f64,
+            checks_missing: self.certificate.missing(half),
+            shift: self.alarm().map(|change| change.name().to_owned()),
+            shift_suspicion: self.shift.suspicion(),
+            labels: self.calibration.labels(),
+            calibration_error: (self.calibration.labels() > 0.0).then(|| self.calibration.error(None)),
+            auroc: self.calibration.ranking(),
+        }
+    }
+
+    #[must_use]
+    pub fn model(&self) -> &ModelRef {
+        &self.model
+    }
+
+    #[must_use]
+    pub fn calibration(&self) -> &Calibration {
+        &self.calibration
+    }
+
+    #[must_use]
+    pub fn boxes(&self) -> &Calibration {
+        &self.boxes
+    }
+
+    #[must_use]
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    #[must_use]
+    pub fn shift(&self) -> &Shift {
+        &self.shift
+    }
+
+    #[must_use]
+    pub fn checks(&self) -> &Checks {
+        &self.checks
+    }
+
+    #[must_use]
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    #[must_use]
+    pub fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
+    /// The change in the input that is being seen.
+    #[must_use]
+    pub fn alarm(&self) -> Option<Change> {
+        self.shift.raised()
+    }
+}
+
+/// Where an answer stands; one that nothing is known of is all doubt.
+fn step(doubt: &Doubt) -> usize {
+    bin(doubt.score().map_or(1.0, |score| 1.0 - score))
+}
+
+/// A class of weight w has w times the odds of being asked about.
+fn weighed(doubt: f32, weight: Weight) -> f32 {
+    if weight == Weight::ONE { doubt } else { share(log_odds(doubt) + libm::logf(weight.value())) }
+}
+
+#[cfg(test)]
+mod tests;

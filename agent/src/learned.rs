@@ -1,0 +1,257 @@
+//! What is learned of each model: held for its thread, which judges by it, and for those who hear what came of its cases.
+//!
+//! Decides nothing, `hedge_core::judge` does. Each model has a file of its own, written whole and renamed over the old one.
+//! A file that is missing, damaged or about another version means that the model begins with nothing, which is safe: under
+//! a target no answer stays then, and a budget has its ceilings behind it.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hedge_core::chance::Chance;
+use hedge_core::clock::Moment;
+use hedge_core::judge::{Asked, Experience, Judgement, News};
+use hedge_proto::{Case, CaseKey, Doubt, ModelRef, Name, Verdict, from_cbor, to_cbor};
+
+use crate::clock::Clock;
+
+/// Many times what the counts take.
+const FILE_BYTES_MAX: usize = 4 << 20;
+
+/// What is learned of one model. Cheap to clone.
+#[derive(Clone)]
+pub struct Learned {
+    name: Name,
+    /// None where no folder can be used: what is learned is forgotten with the process.
+    file: Option<PathBuf>,
+    clock: Clock,
+    inner: Arc<Mutex<Inner>>,
+}
+
+struct Inner {
+    /// None before the model is loaded.
+    experience: Option<Experience>,
+    chance: Chance,
+    changed: bool,
+    /// What the log says of the cases that were stored last, until the model is loaded.
+    recalled: Vec<Recalled>,
+}
+
+/// A case of an earlier run.
+#[derive(Debug, Clone)]
+pub struct Recalled {
+    pub case: Case,
+    pub payload_bytes: u64,
+    pub verdict: Option<Verdict>,
+}
+
+impl Learned {
+    #[must_use]
+    pub fn new(name: Name, state_dir: Option<&Path>, clock: Clock, seed: u64) -> Self {
+        let file = state_dir.map(|dir| dir.join(format!("judge-{name}.cbor")));
+        let inner = Inner { experience: None, chance: Chance::from_seed(seed), changed: false, recalled: Vec::new() };
+        Self { name, file, clock, inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    /// The model is loaded, and is this one. Blocks on the disk.
+    pub fn begin(&self, model: ModelRef) {
+        let kept = self.file.as_deref().and_then(|file| match read(file) {
+            Ok(kept) => kept,
+            Err(reason) => {
+                tracing::warn!(model = %self.name, "what was learned of the model is lost: {reason}");
+                None
+            }
+        });
+        self.locked(|inner| {
+            // A model that is loaded again has not forgotten.
+            let kept = inner.experience.take().or(kept);
+            let mut experience = Experience::resume(kept, model);
+            for Recalled { case, payload_bytes, verdict } in std::mem::take(&mut inner.recalled) {
+                if case.model != *experience.model() {
+                    continue;
+                }
+                let (key, stored_at) = (case.id.key, Moment(case.captured.powered_ms));
+                experience.recalled(key, (&case.doubt, case.decision.check), payload_bytes, stored_at);
+                // What that run did not come to learn.
+                if let (Some(verdict), Some(local), true) = (&verdict, &case.said, experience.is_open(key)) {
+                    experience.learn(verdict, (local, &case.doubt), case.decision.check);
+                }
+            }
+            inner.experience = Some(experience);
+        });
+    }
+
+    /// Cases of earlier runs, the oldest first, before the model is loaded.
+    pub fn recall(&self, cases: Vec<Recalled>) {
+        self.locked(|inner| inner.recalled = cases);
+    }
+
+    /// Decides on one answer, and learns of its doubt. None before the model is loaded.
+    pub fn judge<'a>(&self, doubt: &Doubt, asked: impl FnOnce(Moment) -> Asked<'a>) -> Option<Judgement> {
+        let now = self.clock.now();
+        let judgement = self.locked(|inner| {
+            inner.changed = true;
+            let Inner { experience, chance, .. } = inner;
+            Some(experience.as_mut()?.judge(doubt, asked(now), chance))
+        })?;
+        if let Some(change) = judgement.alarm {
+            tracing::warn!(model = %self.name, "{}: spot checks will show what that means", change.sentence());
+        }
+        Some(judgement)
+    }
+
+    /// An output could not be read, and becomes a case.
+    pub fn unusable(&self) {
+        self.change(|experience, now| experience.unusable(now));
+    }
+
+    pub fn opened(&self, key: CaseKey, doubt: (&Doubt, bool), bytes: u64) {
+        self.change(|experience, now| experience.opened(key, doubt, bytes, now));
+    }
+
+    /// A case was not taken, or has gone without a verdict.
+    pub fn ended_unanswered(&self, key: CaseKey) {
+        let news = self.change(|experience, _| experience.ended_unanswered(key));
+        self.say(news.flatten());
+    }
+
+    /// What came of a case, if it is about the model as it is now.
+    pub fn learn(&self, case: &Case, verdict: &Verdict) {
+        let news = self.change(|experience, _| {
+            let local = case.said.as_ref().filter(|_| *experience.model() == case.model)?;
+            experience.learn(verdict, (local, &case.doubt), case.decision.check)
+        });
+        self.say(news.flatten());
+    }
+
+    /// Cases made before this whose end is not known here.
+    #[must_use]
+    pub fn open_since_before(&self, moment: Moment) -> Vec<CaseKey> {
+        self.look(|experience| experience.open_since_before(moment).collect()).unwrap_or_default()
+    }
+
+    /// None before the model is loaded.
+    pub fn look<T>(&self, f: impl FnOnce(&Experience) -> T) -> Option<T> {
+        self.locked(|inner| inner.experience.as_ref().map(f))
+    }
+
+    /// Writes it if it has changed. Blocks on the disk.
+    pub fn save(&self) {
+        let Some(file) = self.file.as_deref() else { return };
+        let bytes = self.locked(|inner| {
+            let changed = std::mem::take(&mut inner.changed);
+            inner.experience.as_ref().filter(|_| changed).map(to_cbor)
+        });
+        if let Some(bytes) = bytes
+            && let Err(error) = write(file, &bytes)
+        {
+            tracing::warn!(model = %self.name, %error, "what was learned of the model cannot be kept");
+            self.locked(|inner| inner.changed = true);
+        }
+    }
+
+    fn change<T>(&self, f: impl FnOnce(&mut Experience, Moment) -> T) -> Option<T> {
+        let now = self.clock.now();
+        self.locked(|inner| {
+            inner.changed = true;
+            inner.experience.as_mut().map(|experience| f(experience, now))
+        })
+    }
+
+    fn say(&self, news: Option<News>) {
+        match news {
+            None => {}
+            Some(News::Certified) => tracing::debug!(model = %self.name, "spot checks allow more answers to stay"),
+            Some(News::Revoked) => tracing::warn!(
+                model = %self.name,
+                "spot checks say that more answers are contradicted than the target allows: nothing stays until new ones \
+                 show what may"
+            ),
+            Some(News::OtherCloud) => tracing::warn!(
+                model = %self.name,
+                "another model answers in the cloud: what was learned from the one before is no evidence any more"
+            ),
+        }
+    }
+
+    fn locked<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+        f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn read(file: &Path) -> Result<Option<Experience>, String> {
+    let bytes = match fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("{}: {error}", file.display())),
+    };
+    match from_cbor(&bytes, FILE_BYTES_MAX) {
+        Ok(experience) => Ok(Some(experience)),
+        Err(error) => {
+            let aside = file.with_extension("cbor.damaged");
+            let kept =
+                fs::rename(file, &aside).map_or_else(|_| String::new(), |()| format!("; kept as {}", aside.display()));
+            Err(format!("{} is damaged ({error}){kept}", file.display()))
+        }
+    }
+}
+
+fn write(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = file.with_extension("cbor.new");
+    let mut new = File::create(&temporary)?;
+    new.write_all(bytes)?;
+    new.sync_all()?;
+    fs::rename(&temporary, file)?;
+    File::open(file.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use hedge_core::judge::{Limits, Rule};
+    use hedge_proto::{Measure, Weight};
+
+    use super::*;
+    use crate::clock::ClockMark;
+
+    fn learned(dir: &Path) -> Learned {
+        let learned =
+            Learned::new(Name::new("m").expect("valid"), Some(dir), Clock::resume(&ClockMark::default(), Moment(0)), 1);
+        learned.begin(ModelRef { name: "m".into(), version: "1".into() });
+        learned
+    }
+
+    fn judged(learned: &Learned) {
+        let doubt = Doubt::NONE.with(Measure::Score, 0.3);
+        let asked = |now| Asked { limits: &Limits::NONE, weight: Weight::ONE, rule: &Rule::FIXED, now };
+        learned.judge(&doubt, asked).expect("a model");
+    }
+
+    #[test]
+    fn what_was_learned_survives_a_restart_and_a_damaged_file_is_set_aside() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let first = learned(dir.path());
+        judged(&first);
+        first.save();
+        let before = first.look(Clone::clone).expect("learned");
+        assert!(learned(dir.path()).look(Clone::clone).expect("read") == before);
+        let file = dir.path().join("judge-m.cbor");
+        let bytes = fs::read(&file).expect("written");
+        fs::write(&file, &bytes[..bytes.len() / 2]).expect("torn");
+        assert!(learned(dir.path()).look(Clone::clone).expect("anew") != before);
+        assert!(dir.path().join("judge-m.cbor.damaged").exists());
+    }
+
+    #[test]
+    fn what_has_not_changed_is_not_written_again() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let learned = learned(dir.path());
+        learned.save();
+        assert!(!dir.path().join("judge-m.cbor").exists());
+        judged(&learned);
+        learned.save();
+        fs::remove_file(dir.path().join("judge-m.cbor")).expect("written");
+        learned.save();
+        assert!(!dir.path().join("judge-m.cbor").exists());
+    }
+}

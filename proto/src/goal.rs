@@ -1,0 +1,65 @@
+//! What a threshold may be steered to instead of being a number: a budget of cases, or a bound on the risk.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Share;
+#[cfg(test)]
+use crate::VERSION_MAX;
+
+/// How many cases, or how many of their bytes, a model's answers may cost. All that are given hold, in any hour and day
+/// of powered time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct Allowance {
+    /// Cases as a share of all answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
+    #[cfg_attr(test, schemars(range(min = 0, max = VERSION_MAX)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cases_per_hour: Option<u64>,
+    #[cfg_attr(test, schemars(range(min = 0, max = VERSION_MAX)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cases_per_day: Option<u64>,
+    #[cfg_attr(test, schemars(range(min = 0, max = VERSION_MAX)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_hour: Option<u64>,
+    #[cfg_attr(test, schemars(range(min = 0, max = VERSION_MAX)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_day: Option<u64>,
+}
+
+impl Allowance {
+    /// Whether it says nothing at all.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// On at most `risk` of all samples the device keeps an answer that the cloud would have contradicted. That is true with
+/// `confidence` at every moment, while the input stays like what was checked.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    pub risk: Share,
+    #[serde(default = "usual_confidence")]
+    pub confidence: Share,
+}
+
+fn usual_confidence() -> Share {
+    Share::new(0.95).unwrap_or(Share::ZERO)
+}
+
+/// What a device does while its input looks unlike what the model was checked on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum OnShift {
+    /// It is said, nothing else.
+    Watch,
+    /// A fixed threshold allows half of the doubt, a certificate is revoked, and four times as many spot checks are made.
+    #[default]
+    AskMore,
+}
