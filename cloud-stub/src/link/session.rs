@@ -21,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use super::stale::Stale;
 use super::unsent::{PassedOver, Unsent};
 use super::{Dial, Ends, LinkNow};
-use crate::intake::{Admission, Event, Shut};
+use crate::intake::{Admission, Event, Shut, Taking};
 use crate::message::{Incoming, Receipt, Settled};
 use crate::reply::Reply;
 use crate::wall_ms;
@@ -238,8 +238,8 @@ async fn send(
     let From { passed, others_say, stale } = from;
     // Whatever is heard from here on is heard over this connection.
     let since_ms = wall_ms();
-    let healthy = *ends.healthy.borrow_and_update();
-    if let Err(reason) = open(client, dial, healthy).await {
+    let taking = *ends.taking.borrow_and_update();
+    if let Err(reason) = open(client, dial, taking).await {
         return End::Broken(reason);
     }
     stale.listen(client, &dial.topics).await;
@@ -294,23 +294,23 @@ async fn send(
             }
             Some((other, state)) = others_say.recv() => stale.hear(other, state),
             () = contradicted.notified() => {
-                let healthy = *ends.healthy.borrow();
-                match publish_status(client, dial, healthy).await {
+                let taking = *ends.taking.borrow();
+                match publish_status(client, dial, taking).await {
                     Ok(told) => statuses.push(told),
                     Err(reason) => return End::Broken(reason),
                 }
             }
             _ = live.tick() => {
-                let healthy = *ends.healthy.borrow();
-                match publish_status(client, dial, healthy).await {
+                let taking = *ends.taking.borrow();
+                match publish_status(client, dial, taking).await {
                     Ok(told) => statuses.push(told),
                     Err(reason) => return End::Broken(reason),
                 }
                 stale.clear(client, &dial.topics).await;
             }
-            Ok(()) = ends.healthy.changed(), if more => {
-                let healthy = *ends.healthy.borrow();
-                match publish_status(client, dial, healthy).await {
+            Ok(()) = ends.taking.changed(), if more => {
+                let taking = *ends.taking.borrow();
+                match publish_status(client, dial, taking).await {
                     Ok(told) => statuses.push(told),
                     Err(reason) => return End::Broken(reason),
                 }
@@ -324,7 +324,7 @@ async fn send(
 }
 
 /// Subscribes, waits until everything is granted, and says that we are here.
-async fn open(client: &AsyncClient, dial: &Dial, healthy: bool) -> Result<(), String> {
+async fn open(client: &AsyncClient, dial: &Dial, taking: Taking) -> Result<(), String> {
     let topics = &dial.topics;
     let cases = match Name::new(SHARE_GROUP) {
         Ok(group) if dial.shared => topics.shared_fleet_filter(&group, "case"),
@@ -361,7 +361,7 @@ async fn open(client: &AsyncClient, dial: &Dial, healthy: bool) -> Result<(), St
             }
         }
     }
-    publish_status(client, dial, healthy).await?.await
+    publish_status(client, dial, taking).await?.await
 }
 
 /// The code of a refused subscription as it travels; the library keeps no number.
@@ -386,10 +386,10 @@ fn reason_code(code: SubscribeReasonCode) -> u8 {
 async fn publish_status(
     client: &AsyncClient,
     dial: &Dial,
-    healthy: bool,
+    taking: Taking,
 ) -> Result<impl Future<Output = Result<(), String>> + use<>, String> {
     let options = PublishOptions::new(QoS::AtLeastOnce).retained();
-    let status = dial.status(CloudState::Online, healthy);
+    let status = dial.status(CloudState::Online, taking);
     let notice =
         client.publish_tracked(dial.status_topic(), status, options).await.map_err(|error| error.to_string())?;
     Ok(async move {
@@ -433,7 +433,7 @@ fn worth_repeating(reply: &Reply, sent: &Sent) -> bool {
 async fn say_goodbye(client: &AsyncClient, events: &mut EventLoop, dial: &Dial) {
     let goodbye = async {
         let said = async {
-            let status = dial.status(CloudState::Offline, true);
+            let status = dial.status(CloudState::Offline, Taking::All);
             // Whoever is there hears it; whoever comes later finds nothing of an instance that has gone.
             for (payload, retained) in [(status, false), (Vec::new(), true)] {
                 let options = PublishOptions::new(QoS::AtLeastOnce).retain(retained);

@@ -7,6 +7,7 @@
     reason = "each test file uses a part of it; tests may panic"
 )]
 
+pub mod backend;
 pub mod double;
 
 use std::io::{BufRead, BufReader};
