@@ -83,8 +83,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     }
     let month = Month::at(wall_ms());
     let ledger = Ledger::new(config.money.and_then(|money| Micro::of(money.month_max)), month, writer.spent(month)?);
-    // A connection's receipts and those of the one before it.
-    let (settled, settled_inbox) = mpsc::channel(2 * usize::from(link::RECEIVE_MAX));
+    let (settled, settled_inbox) = mpsc::channel(intake::SETTLED_MAX);
     let (replies, replies_inbox) = mpsc::channel(link::REPLIES_MAX);
     let (commits, commits_seen) = watch::channel(0);
     let (taking, taking_seen) = watch::channel(Taking::All);
@@ -128,8 +127,15 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let naming = "to `hedge-cloud serve` with --page-name";
     let door = Door { listen: dashboard, names: args.page_name.clone(), naming, look_only: args.look_only };
     let page = view::router(&path, shown, door, operating, commits_seen)?;
-    let ends =
-        Ends { events: events.clone(), settled: settled_inbox, replies: replies_inbox, taking: taking_seen, shut, now };
+    let ends = Ends {
+        events: events.clone(),
+        settled: settled_inbox,
+        replies: replies_inbox,
+        taking: taking_seen,
+        shut,
+        memory: link::memory(),
+        now,
+    };
     let link = tokio::spawn(link::run(dial, ends));
     tokio::spawn(tick(events.clone()));
     tokio::spawn(hedge_listen::serve(listener, PAGE_BOUNDS, None, page, CancellationToken::new()));

@@ -11,8 +11,9 @@ use crate::answerers::Declined;
 use crate::store::Waiting;
 use crate::turns::{Tally, Turns};
 
-/// How many cases may wait for models before devices are told to wait: about 1 MiB of ids.
-const WAITING_MAX: usize = 10_000;
+/// How many cases may wait for models before devices are told to wait: about 20 MiB of ids. A fleet that comes back
+/// after an outage finds room for what it has kept; what is turned away travels twice.
+const WAITING_MAX: usize = 200_000;
 
 /// How many cases of tasks without a model are held.
 const HELD_MAX: usize = 1_000;
@@ -211,7 +212,7 @@ mod tests {
     #[test]
     fn a_device_has_no_more_waiting_than_its_model_does_in_a_while_and_others_still_find_room() {
         let (evil, good) = (DeviceId::new("evil").expect("valid"), DeviceId::new("good").expect("valid"));
-        for (took_ms, waiting) in [(0, 5_000), (1, 5_000), (20, 1_000), (60_000, WAITING_MIN)] {
+        for (took_ms, waiting) in [(0, 20_000), (2, 10_000), (20, 1_000), (60_000, WAITING_MIN)] {
             let mut lanes = Lanes::new(["t".to_owned()].into_iter(), Vec::new(), u64::MAX, |_| None);
             lanes.took("t", Duration::from_millis(took_ms));
             let taken = (0..20_000).take_while(|_| {

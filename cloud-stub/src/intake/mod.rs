@@ -48,9 +48,12 @@ pub use panels::{AnswererNow, Taking};
 /// How many events share one commit: a broker's window for a few hundred devices.
 const EVENTS_PER_COMMIT_MAX: usize = 256;
 
-/// How many events may lie before the intake. The broker's window ([`crate::link::RECEIVE_MAX`]) and the
-/// models' queues must fit, for neither may wait on the other. What does not fit is turned away by the link.
+/// How many events may lie before the intake. While there are more, nothing is read from the broker: brokers send more
+/// than the window they were told ([`crate::link::RECEIVE_MAX`]), and what they have sent must not be dropped.
 pub const EVENTS_MAX: usize = 1024;
+
+/// How many acknowledgements may lie before the link: one for each message that was read and is not in its hands again.
+pub const SETTLED_MAX: usize = 2 * (EVENTS_MAX + MESSAGES_MAX + EVENTS_PER_COMMIT_MAX);
 
 /// How many messages wait for their turn here: one device alone gets half, more than the broker's window.
 const MESSAGES_MAX: usize = 512;
@@ -225,8 +228,10 @@ impl Intake {
                     return Ok(());
                 }
             } else {
+                // What finds no place because of all the others stays where it is, and holds up the link, and the
+                // link the broker. One device that fills its own share is turned away.
                 let ready = std::iter::from_fn(|| events.try_recv().ok());
-                heard.extend(ready.take(EVENTS_PER_COMMIT_MAX));
+                heard.extend(ready.take(EVENTS_PER_COMMIT_MAX.min(self.messages.items_left())));
             }
             let mut others = Others::default();
             for event in heard.drain(..) {
@@ -424,9 +429,10 @@ impl Intake {
     }
 
     fn settle(&self, settled: Settled) {
-        // Room for every receipt of one connection; a full or closed channel means that connection has gone.
+        // There is room for every message that may have been read; without it this one comes again with the next
+        // connection.
         if self.outlets.settled.try_send(settled).is_err() {
-            tracing::debug!("an acknowledgement came too late for its connection");
+            tracing::warn!("a message could not be acknowledged; it comes again with the next connection");
         }
     }
 

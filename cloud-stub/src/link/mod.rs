@@ -18,13 +18,14 @@ pub use args::BrokerArgs;
 pub use endpoint::{Credentials, CredentialsError, Endpoint, InvalidEndpoint};
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_core::clock::doubled;
 use hedge_proto::{CloudState, CloudStatus, MESSAGE_BYTES_MAX, Name, Topic, Topics, WIRE_VERSION, to_json};
 use rumqttc::mqttbytes::v5::LastWill;
 use rumqttc::{AckMode, MqttOptions, QoS, Transport};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::intake::{Event, Shut, Taking};
@@ -183,7 +184,15 @@ pub struct Ends {
     pub taking: watch::Receiver<Taking>,
     /// Whose messages are turned away.
     pub shut: Shut,
+    /// KiB that messages may take until they are on record.
+    pub memory: Arc<Semaphore>,
     pub now: watch::Sender<LinkNow>,
+}
+
+/// What messages may take of the memory between the broker and the records.
+#[must_use]
+pub fn memory() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(session::MEMORY_KIB_MAX as usize))
 }
 
 /// Connects, and connects again, until every sender of replies has gone; then says goodbye.

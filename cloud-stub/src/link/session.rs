@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -14,8 +15,7 @@ use rumqttc::{
     PublishNoticeError, PublishOptions, QoS, SubscribeFilterInput,
 };
 use tokio::net::TcpStream;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::stale::Stale;
@@ -25,6 +25,9 @@ use crate::intake::{Admission, Event, Shut, Taking};
 use crate::message::{Incoming, Receipt, Settled};
 use crate::reply::Reply;
 use crate::wall_ms;
+
+/// What messages may take of the memory between the broker and the records.
+pub(super) const MEMORY_KIB_MAX: u32 = 256 * 1024;
 
 /// How many replies may be under way to the broker.
 const IN_FLIGHT_MAX: usize = 64;
@@ -57,8 +60,7 @@ pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &
     ends.now.send_replace(LinkNow::Connecting);
     let (client, mut events) = AsyncClient::builder(dial.options()).capacity(REQUESTS_MAX).build();
     let mut sending = Sending::default();
-    // Room for all that the broker may send unacknowledged.
-    let (passed_over, mut passed) = mpsc::channel(usize::from(super::RECEIVE_MAX));
+    let (passed_over, mut passed) = mpsc::channel(PASSED_OVER_MAX);
     let (others, mut others_say) = mpsc::channel(OTHERS_MAX);
     let inbox = Inbox {
         generation,
@@ -67,6 +69,7 @@ pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &
         passed_over,
         topics: dial.topics.clone(),
         shut: ends.shut.clone(),
+        memory: ends.memory.clone(),
         others,
     };
     let contradicted = Notify::new();
@@ -112,9 +115,15 @@ struct Inbox {
     passed_over: mpsc::Sender<Incoming>,
     topics: Topics,
     shut: Shut,
+    /// KiB that messages may take until they are on record.
+    memory: Arc<Semaphore>,
     /// What other instances say.
     others: mpsc::Sender<(Name, Option<CloudState>)>,
 }
+
+/// How many messages that are turned away may wait for their acknowledgement: far more than brokers were seen to send
+/// beyond the window they were told.
+const PASSED_OVER_MAX: usize = 4096;
 
 /// How many words of other instances may lie unread. What does not fit is said again by whoever is there.
 const OTHERS_MAX: usize = 256;
@@ -146,7 +155,7 @@ async fn receive(
         }
         let receipt = client.prepare_ack(&publish).map(|ack| Receipt { generation: inbox.generation, ack });
         let topic = String::from_utf8_lossy(&publish.topic).into_owned();
-        let message = Incoming { topic, payload: publish.payload, retained: publish.retain, receipt };
+        let message = Incoming { topic, payload: publish.payload, retained: publish.retain, receipt, share: None };
         let message =
             match about.as_ref().and_then(Topic::sender).map(|from| inbox.shut.way(from, std::time::Instant::now())) {
                 None | Some(Admission::In) => message,
@@ -161,14 +170,22 @@ async fn receive(
                     continue;
                 }
             };
-        if let Err(TrySendError::Full(Event::Message(message))) = inbox.intake.try_send(Event::Message(message)) {
-            tracing::warn!("a message was passed over: the intake takes no more now");
-            inbox.pass_over(message);
-        }
+        inbox.hand_over(message).await;
     }
 }
 
 impl Inbox {
+    /// Waits until the intake has room for it. Meanwhile nothing more is read, and the broker keeps what it has; the
+    /// intake never waits for this side, so that it is not for long.
+    async fn hand_over(&self, message: Incoming) {
+        let kib = u32::try_from(message.payload.len() / 1024 + 1).unwrap_or(u32::MAX).min(MEMORY_KIB_MAX);
+        let share = self.memory.clone().acquire_many_owned(kib).await.ok();
+        // The intake has gone only where the program is ending.
+        if self.intake.send(Event::Message(Incoming { share, ..message })).await.is_err() {
+            tracing::debug!("a message came after the intake's end");
+        }
+    }
+
     /// Has the sending side acknowledge it and tell its device.
     fn pass_over(&self, message: Incoming) {
         // What needs no acknowledgement is lost: its sender wanted it so. There is room for all the rest.

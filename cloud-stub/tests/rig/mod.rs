@@ -319,6 +319,13 @@ impl Device {
         self.say(&CaseMessage::Case(Box::new(case))).await;
     }
 
+    /// Sends a case and does not wait for the broker.
+    pub async fn throw(&self, case: Case) {
+        let (topic, message) = (Topic::UpCase(self.name.clone()), CaseMessage::Case(Box::new(case)));
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        self.client.publish(self.topics.text(&topic), to_cbor(&message), options).await.unwrap();
+    }
+
     pub async fn ask(&self, ids: Vec<CaseId>) {
         self.say(&CaseMessage::Ask { ids }).await;
     }

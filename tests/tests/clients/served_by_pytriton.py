@@ -5,6 +5,7 @@ usage: served_by_pytriton.py MODEL.onnx NAME INPUT OUTPUT PORT DIR
 
 import os
 import sys
+import tempfile
 
 import numpy as np
 import onnxruntime
@@ -32,7 +33,7 @@ config = TritonConfig(
     allow_grpc=False,
     allow_metrics=False,
 )
-with Triton(config=config, workspace=os.path.join(folder, "triton")) as triton:
+with Triton(config=config, workspace=os.path.join(tempfile.mkdtemp(dir=folder), "triton")) as triton:
     triton.bind(
         model_name=name,
         infer_func=infer,
