@@ -29,7 +29,7 @@ pub enum Command {
     Check(Check),
     /// All in one for a first hour: a broker with TLS, a model, the dashboard, and a pairing code for a device
     Quickstart(Box<Quickstart>),
-    /// A certificate authority for devices, for who has none
+    /// A certificate authority for devices, if you have none
     Ca(Ca),
     Device(Box<DeviceArgs>),
     /// What `serve` starts for cases that were left over: see `model::alone`
@@ -90,7 +90,7 @@ pub struct Serve {
     #[arg(long, value_name = "HOST", env = "HEDGE_CLOUD_HOST", value_delimiter = ',', default_value = "localhost")]
     pub host: Vec<String>,
 
-    /// How many days a device's certificate holds; it is renewed when a third is left
+    /// How many days a device's certificate is valid; it is renewed when a third is left
     #[arg(long, value_name = "DAYS", env = "HEDGE_CLOUD_CERTIFICATE_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3650))]
     pub certificate_days: u16,
 
@@ -98,12 +98,12 @@ pub struct Serve {
     #[arg(long, value_name = "DAYS", env = "HEDGE_CLOUD_GRACE_DAYS", default_value_t = 800, value_parser = clap::value_parser!(u16).range(0..=3650))]
     pub grace_days: u16,
 
-    /// Where the dashboard and its API listen. Whoever reaches it sees all samples: keep it on loopback, or behind
-    /// a proxy that asks who is there
+    /// Where the dashboard and its API listen. Anyone who reaches it sees all samples: keep it on loopback, or behind
+    /// a proxy with a login
     #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
-    /// A host name of a proxy in front of the dashboard that asks who is there. Without it, devices are changed only
+    /// A host name of a proxy with a login in front of the dashboard. Without it, devices are changed only
     /// where the dashboard listens on loopback and is opened by address or as localhost
     #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_PAGE_NAME", value_delimiter = ',')]
     pub page_name: Vec<String>,
@@ -282,7 +282,7 @@ pub enum CaCommand {
         /// The name the device gets; an enrolled device of this name is replaced
         #[arg(long, value_name = "NAME")]
         device: Option<Name>,
-        /// How long the code holds
+        /// How long the code is valid
         #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=10_080))]
         minutes: u16,
     },
@@ -300,11 +300,11 @@ pub enum CaCommand {
     },
     /// Make the next authority: it signs from now on, and both are trusted
     Rollover,
-    /// Trust an old authority no longer
+    /// Stop trusting an old authority
     Retire { number: u32 },
     /// List the devices
     Devices,
-    /// Give a device no further certificate; the guarded broker refuses it at once
+    /// Revoke a device: it gets no further certificate, and the guarded broker refuses it at once
     Revoke { device: Name },
 }
 

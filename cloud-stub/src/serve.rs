@@ -307,7 +307,9 @@ async fn tick(events: mpsc::Sender<Event>) {
 
 fn warn_about_exposure(dashboard: SocketAddr) {
     if !dashboard.ip().is_loopback() {
-        tracing::warn!("the dashboard on {dashboard} shows all samples to whoever reaches it; it asks for no password");
+        tracing::warn!(
+            "the dashboard on {dashboard} shows all samples to anyone who can reach it; it asks for no password"
+        );
     }
 }
 

@@ -183,7 +183,7 @@ enum ApiError {
     BadRequest(String),
     #[error("some fields are wrong")]
     WrongFields(Vec<FieldError>),
-    #[error("version {wanted} is wanted by now, and this was written on version {seen}; load the page anew")]
+    #[error("version {wanted} is wanted by now, and this was written on version {seen}; reload the page")]
     Outdated { seen: u64, wanted: u64 },
     #[error("{0} changes and commands are under way already; try again in a moment")]
     TooManyErrands(usize),

@@ -117,7 +117,7 @@ fn watch(
     let mut run = Run { stand: &mut stand, inputs, tally: &mut tally, board, offline: Duration::ZERO };
     run.until_over(arguments.run_for, interrupt)?;
     run.stand.close_shutters()?;
-    run.board.say("Inputs stopped; waiting for the last verdicts (Ctrl-C: not any longer)");
+    run.board.say("Inputs stopped; waiting for the last verdicts (Ctrl-C skips this)");
     poster.stop();
     lane.stop();
     let drained = run.drain(interrupt)?;
@@ -162,12 +162,12 @@ impl Run<'_> {
             if !cut && start.elapsed() >= outage.from {
                 cut = true;
                 self.stand.link.cut();
-                self.board.say("The sorter's link is cut: it answers on, and keeps what it would ask");
+                self.board.say("The sorter's link is cut: it keeps answering and queues its cases");
             }
             if !mended && start.elapsed() >= outage.to {
                 mended = true;
                 self.stand.link.pass();
-                self.board.say("The sorter's link is back: it drains its queue");
+                self.board.say("The sorter's link is back: it sends its queue");
             }
             self.tick()?;
         }
