@@ -90,14 +90,14 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let (answerers, answerers_seen) = watch::channel(Vec::new());
     let (now, link_now) = watch::channel(LinkNow::Connecting);
     let heard = Heard::default();
-    let outlets = Outlets { settled, replies, commits, taking, answerers, heard: heard.clone() };
+    let shut = Shut::default();
+    let outlets = Outlets { settled, replies, commits, taking, answerers, heard: heard.clone(), shut: shut.clone() };
     let payloads = Storage::open(&args.payloads_dir()).context("--payload-dir")?;
     let payloads_address = match args.payloads() {
         Some(setup) => Some(payloads::start(&setup, payloads.clone()).await?),
         None => None,
     };
-    let shut = Shut::default();
-    let work = Intake::new(writer, topics.clone(), keep(args), panels, ledger, payloads, outlets, shut.clone())?;
+    let work = Intake::new(writer, topics.clone(), keep(args), panels, ledger, payloads, outlets)?;
     let (intake_ended, intake) = oneshot::channel();
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
         // Nobody waits for it only when the process is ending anyway.

@@ -123,6 +123,11 @@ impl<T> Turns<T> {
         self.tally.items_left()
     }
 
+    #[must_use]
+    pub fn len_of(&self, device: &DeviceId) -> usize {
+        self.tally.items_of(device)
+    }
+
     /// Behind what waits of this device already. Whether there is room is the caller's to ask.
     pub fn put(&mut self, device: &DeviceId, item: T, bytes: u64) {
         self.queue(device, bytes).waiting.push_back((item, bytes));

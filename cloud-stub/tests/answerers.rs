@@ -1,4 +1,5 @@
 //! What answerers elsewhere do, and what becomes of the cases: servers that answer well, wrongly, slowly, or not at all.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests may panic, and say what they measured")]
 
 mod rig;
 

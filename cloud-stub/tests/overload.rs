@@ -1,4 +1,5 @@
 //! Overload is a state: it is waited out, and nothing that arrived is lost over it.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests may panic, and say what they measured")]
 
 mod rig;
 

@@ -59,6 +59,9 @@ pub const SETTLED_MAX: usize = 2 * (EVENTS_MAX + MESSAGES_MAX + EVENTS_PER_COMMI
 const MESSAGES_MAX: usize = 512;
 const MESSAGES_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
+/// How many messages of a device lie with the broker while it waits for a word of ours, at most.
+const DEVICE_WINDOW: usize = 64;
+
 /// After this long no further message joins a commit: what a good device may wait for a flood's turn.
 const BATCH_MAX: Duration = Duration::from_millis(10);
 
@@ -137,15 +140,23 @@ pub struct Outlets {
     /// How the answerers are.
     pub answerers: watch::Sender<Vec<AnswererNow>>,
     pub heard: Heard,
+    /// Whose messages are turned away where they come in.
+    pub shut: Shut,
 }
 
 /// What is committed besides messages.
 #[derive(Default)]
 struct Others {
     outcomes: Vec<Decided>,
-    /// With what became of each.
-    reviews: Vec<(Review, oneshot::Sender<Result<(), NotReviewed>>, Result<u64, NotReviewed>)>,
+    reviews: Vec<Reviewed>,
     is_tick: bool,
+}
+
+/// A person's word, whom to tell, and how many bytes the case's payload has if it was taken.
+struct Reviewed {
+    review: Review,
+    told: oneshot::Sender<Result<(), NotReviewed>>,
+    taken: Result<u64, NotReviewed>,
 }
 
 /// The intake before it runs.
@@ -182,7 +193,6 @@ impl Intake {
         ledger: Ledger,
         payloads: Storage,
         outlets: Outlets,
-        shut: Shut,
     ) -> Result<Self, StoreError> {
         let totals = writer.totals()?;
         let stands = |case: &Waiting| {
@@ -201,8 +211,8 @@ impl Intake {
             is_healthy: true,
             failures: HashMap::new(),
             payloads,
+            gate: Gate::new(outlets.shut.clone()),
             outlets,
-            gate: Gate::new(shut),
             messages: Turns::by_bytes(MESSAGES_MAX, MESSAGES_BYTES_MAX),
             ticks: 0,
             figures: (Instant::now(), false),
@@ -239,7 +249,9 @@ impl Intake {
                     Event::Message(message) => self.line_up(message),
                     Event::Outcome(outcome) => others.outcomes.extend(self.decide(outcome)),
                     Event::Questioned(questioned) => self.questioned(questioned),
-                    Event::Reviewed(review, told) => others.reviews.push((review, told, Ok(0))),
+                    Event::Reviewed(review, told) => {
+                        others.reviews.push(Reviewed { review, told, taken: Ok(0) });
+                    }
                     Event::Tick => others.is_tick = true,
                     Event::Stop => stopping = true,
                 }
@@ -257,7 +269,10 @@ impl Intake {
     /// Puts a message where it waits for its device's turn, or turns it away.
     fn line_up(&mut self, message: Incoming) {
         let (device, bytes) = (self.about(&message), message.payload.len() as u64);
-        if self.messages.has_room(&device, bytes) {
+        // A device that keeps to its side of the wire never has more than so many under way, and is not the one to pay
+        // while all of them together fill this place.
+        let keeps_to_its_side = self.messages.len_of(&device) < DEVICE_WINDOW && self.messages.items_left() > 0;
+        if keeps_to_its_side || self.messages.has_room(&device, bytes) {
             self.messages.put(&device, message, bytes);
         } else {
             self.gate.shut_out(&device, Instant::now());
@@ -327,11 +342,10 @@ impl Intake {
         }
         let is_recorded = committed.is_ok();
         others.outcomes.into_iter().for_each(|decided| self.close(decided, is_recorded));
-        for (review, told, taken) in others.reviews {
+        for Reviewed { review, told, taken } in others.reviews {
             let taken = if is_recorded { taken } else { Err(NotReviewed::NotRecorded) };
             if let Ok(bytes) = &taken {
-                let bytes = *bytes;
-                self.lanes.reviewed(&review.id.device, bytes);
+                self.lanes.reviewed(&review.id.device, *bytes);
             }
             if told.send(taken.map(drop)).is_err() {
                 tracing::debug!("who answered a case has closed the page meanwhile");
@@ -380,7 +394,7 @@ impl Intake {
         for decided in &others.outcomes {
             desk.outcome(decided)?;
         }
-        for (review, _, taken) in &mut others.reviews {
+        for Reviewed { review, taken, .. } in &mut others.reviews {
             *taken = desk.reviewed(review)?;
         }
         if others.is_tick {

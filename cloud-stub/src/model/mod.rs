@@ -122,7 +122,7 @@ pub enum Way {
     /// In this process, on a thread of its own, with a wait for more cases of the same run.
     Local(Box<dyn Answerer>, Duration),
     /// Elsewhere, with so many calls at once.
-    Remote(Remote, usize),
+    Remote(Box<Remote>, usize),
     /// A person, who may say these labels; any if there are none.
     Person(Vec<String>),
 }
@@ -222,7 +222,7 @@ pub fn load(config: &AnswererConfig, library: Option<&Path>) -> Result<Answering
         Kind::Person => (given(), Way::Person(config.labels.clone().unwrap_or_default())),
         Kind::OpenInference | Kind::Chat | Kind::Http => {
             let remote = Remote::new(config)?;
-            (remote.task().map_or_else(given, str::to_owned), Way::Remote(remote, config.concurrency()))
+            (remote.task().map_or_else(given, str::to_owned), Way::Remote(Box::new(remote), config.concurrency()))
         }
     };
     let (authority, price) = (config.authority(), config.price());
@@ -253,7 +253,7 @@ pub fn start<E: From<Box<Outcome>> + From<Questioned> + Send + 'static>(
                 Hands::Local(jobs)
             }
             Way::Remote(remote, places) => {
-                let (is_watched, remote) = (remote.is_watched(), Arc::new(remote));
+                let (is_watched, remote) = (remote.is_watched(), Arc::from(remote));
                 let calls = Arc::new(Calls { remote, events, seconds, runtime: runtime.clone(), task, place });
                 seats.push(Seat::remote(&name, places, price, now));
                 let asking = calls.clone();

@@ -6,7 +6,9 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use hedge_inference::{Bundle, ContentType, Task, Tensor, task::Tensors};
+use hedge_inference::model::shape_in_words;
+use hedge_inference::task::Tensors;
+use hedge_inference::{Bundle, ContentType, Task, Tensor};
 use hedge_proto::{Case, ModelRef, Output, in_one_line};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -181,7 +183,9 @@ impl OpenInference {
         let is_known = !port.shape.is_empty();
         if is_known && !fits(&port.shape, &input.shape) && !fits(&port.shape, input.shape.get(1..).unwrap_or_default())
         {
-            return Err(format!("its input has the shape {:?}, the bundle's {:?}", port.shape, input.shape));
+            let wanted: Vec<i64> = input.shape.iter().map(|side| i64::try_from(*side).unwrap_or(i64::MAX)).collect();
+            let (own, wanted) = (shape_in_words(&port.shape), shape_in_words(&wanted));
+            return Err(format!("its input has the shape {own}, the bundle's {wanted}"));
         }
         for name in self.task.reading.names() {
             let output = metadata.outputs.iter().find(|port| port.name == name);

@@ -38,7 +38,7 @@ impl Template {
     }
 
     pub(super) async fn answer(&self, case: &Case, payload: &[u8]) -> Result<Output, ModelFailure> {
-        let url = filled(&self.caller.url, case, "", |text| percent(text));
+        let url = filled(&self.caller.url, case, "", percent);
         let request = self.caller.post(&url);
         let request = match &self.body {
             Some(body) => {
