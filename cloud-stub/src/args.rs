@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use hedge_config::ConfigError;
 use hedge_proto::Name;
 
+use crate::answerers::Config;
 use crate::fleet::cli::DeviceArgs;
 use crate::link::{BrokerArgs, Endpoint};
 use crate::payloads::PayloadsSetup;
@@ -23,9 +25,11 @@ pub struct Cli {
 pub enum Command {
     /// Take cases from a broker, answer them, keep records, serve the dashboard
     Serve(Box<Serve>),
+    /// Say what is wrong with the configuration file, and how each answerer of it is
+    Check(Check),
     /// All in one for a first hour: a broker with TLS, a model, the dashboard, and a pairing code for a device
     Quickstart(Box<Quickstart>),
-    /// A certificate authority for devices, for who has none
+    /// A certificate authority for devices, if you have none
     Ca(Ca),
     Device(Box<DeviceArgs>),
     /// What `serve` starts for cases that were left over: see `model::alone`
@@ -86,7 +90,7 @@ pub struct Serve {
     #[arg(long, value_name = "HOST", env = "HEDGE_CLOUD_HOST", value_delimiter = ',', default_value = "localhost")]
     pub host: Vec<String>,
 
-    /// How many days a device's certificate holds; it is renewed when a third is left
+    /// How many days a device's certificate is valid; it is renewed when a third is left
     #[arg(long, value_name = "DAYS", env = "HEDGE_CLOUD_CERTIFICATE_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3650))]
     pub certificate_days: u16,
 
@@ -94,12 +98,12 @@ pub struct Serve {
     #[arg(long, value_name = "DAYS", env = "HEDGE_CLOUD_GRACE_DAYS", default_value_t = 800, value_parser = clap::value_parser!(u16).range(0..=3650))]
     pub grace_days: u16,
 
-    /// Where the dashboard and its API listen. Whoever reaches it sees all samples: keep it on loopback, or behind
-    /// a proxy that asks who is there
+    /// Where the dashboard and its API listen. Anyone who reaches it sees all samples: keep it on loopback, or behind
+    /// a proxy with a login
     #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
-    /// A host name of a proxy in front of the dashboard that asks who is there. Without it, devices are changed only
+    /// A host name of a proxy with a login in front of the dashboard. Without it, devices are changed only
     /// where the dashboard listens on loopback and is opened by address or as localhost
     #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_PAGE_NAME", value_delimiter = ',')]
     pub page_name: Vec<String>,
@@ -114,6 +118,9 @@ pub struct Serve {
 
     #[command(flatten)]
     pub models: Models,
+
+    #[command(flatten)]
+    pub config: ConfigFile,
 
     /// This instance's name: letters, digits, `.`, `_`, `-`
     #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_INSTANCE", default_value = "cloud-1")]
@@ -164,7 +171,8 @@ pub struct Serve {
 /// What answers.
 #[derive(Debug, Args)]
 pub struct Models {
-    /// A model bundle; give one per task. Cases of a task without a model are recorded and held
+    /// A model bundle; give one per task. Cases of a task without an answerer are recorded and held. Other kinds of
+    /// answerers, and several for one task, are given in the file of --config
     #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_MODEL", value_delimiter = ',')]
     pub model: Vec<PathBuf>,
 
@@ -221,6 +229,38 @@ pub struct Quickstart {
 }
 
 #[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub config: ConfigFile,
+
+    /// The ONNX Runtime library; by default it is searched for
+    #[arg(long, value_name = "SO", env = "HEDGE_CLOUD_LIBRARY")]
+    pub library: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// Which answerers there are: see docs/answerers.md [default: /etc/hedge-cloud/cloud.toml, if it is there]
+    #[arg(long = "config", value_name = "FILE", env = "HEDGE_CLOUD_CONFIG")]
+    pub path: Option<PathBuf>,
+}
+
+/// Where packages put it.
+const CONFIG_FILE: &str = "/etc/hedge-cloud/cloud.toml";
+
+impl ConfigFile {
+    /// What the file says, and the environment; nothing if there is none.
+    pub fn read(&self) -> Result<Config, ConfigError> {
+        // One that may not be looked at is there, and said to be.
+        let usual = || Some(PathBuf::from(CONFIG_FILE)).filter(|path| !matches!(path.try_exists(), Ok(false)));
+        match self.path.clone().or_else(usual) {
+            Some(path) => Config::load(&path, std::env::vars()),
+            None => Ok(Config::default()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
 pub struct Ca {
     /// Where the authority is kept: its keys are readable by its owner only
     #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_CA_DIR", default_value = CA_DIR, global = true)]
@@ -242,7 +282,7 @@ pub enum CaCommand {
         /// The name the device gets; an enrolled device of this name is replaced
         #[arg(long, value_name = "NAME")]
         device: Option<Name>,
-        /// How long the code holds
+        /// How long the code is valid
         #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=10_080))]
         minutes: u16,
     },
@@ -260,11 +300,11 @@ pub enum CaCommand {
     },
     /// Make the next authority: it signs from now on, and both are trusted
     Rollover,
-    /// Trust an old authority no longer
+    /// Stop trusting an old authority
     Retire { number: u32 },
     /// List the devices
     Devices,
-    /// Give a device no further certificate; the guarded broker refuses it at once
+    /// Revoke a device: it gets no further certificate, and the guarded broker refuses it at once
     Revoke { device: Name },
 }
 

@@ -17,7 +17,7 @@ pub fn host_and_port(authority: &str, default_port: u16) -> Result<(String, u16)
             let (host, rest) = v6.split_once(']').ok_or("its `[` has no `]`")?;
             // An interface may follow a link-local address.
             let address = host.split_once('%').map_or(host, |(address, _)| address);
-            address.parse::<Ipv6Addr>().map_err(|_| "what stands in its brackets is no IPv6 address")?;
+            address.parse::<Ipv6Addr>().map_err(|_| "its brackets hold no IPv6 address")?;
             match rest {
                 "" => (host, None),
                 rest => (host, Some(rest.strip_prefix(':').ok_or("a colon is missing between `]` and the port")?)),

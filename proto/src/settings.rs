@@ -69,7 +69,7 @@ pub struct LinkSettings {
     /// On trial, because it changes the keep-alive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<LinkProfile>,
-    /// Payload bytes that small cases may share a message up to; 0 for one case each.
+    /// Small cases share a message up to this many payload bytes; 0 for one case each.
     #[cfg_attr(test, schemars(range(min = 0, max = MESSAGE_BYTES_MAX)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_bytes_max: Option<u32>,
@@ -101,7 +101,7 @@ pub struct StatesSettings {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct StateSettings {
-    /// Each model's threshold counts so many times.
+    /// Each model's threshold is multiplied by this.
     #[cfg_attr(test, schemars(range(min = 0, max = 10)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threshold_scale: Option<f32>,
@@ -123,7 +123,7 @@ pub struct StateSettings {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SilentStateSettings {
-    /// Each model's threshold counts so many times.
+    /// Each model's threshold is multiplied by this.
     #[cfg_attr(test, schemars(range(min = 0, max = 10)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threshold_scale: Option<f32>,
@@ -359,7 +359,7 @@ pub struct SourceSettings {
     pub enabled: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<Name>,
-    /// At most one sample per so many milliseconds; the newest wins.
+    /// At most one sample per this number of milliseconds; the newest wins.
     #[cfg_attr(test, schemars(range(min = 0, max = 86_400_000)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval_ms: Option<u64>,

@@ -36,7 +36,8 @@ impl Starting {
                 if let Some(privacy) = std::fs::read(path).ok().and_then(|bytes| PrivacyConfig::of_damaged(&bytes)) {
                     file.hold_to(privacy);
                 }
-                let fault = format!("{error}; the last configuration that worked is in force until this is put right");
+                let fault =
+                    format!("{error}; the last configuration that worked stays in force until this is corrected");
                 Self { file, fault: Some(fault) }
             }
             Err(why) => {

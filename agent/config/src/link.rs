@@ -13,7 +13,7 @@ use super::StatesConfig;
 #[serde(deny_unknown_fields, default)]
 pub struct LinkConfig {
     pub profile: LinkProfile,
-    /// Payload bytes that small cases may share a message up to; 0 for one case each.
+    /// Small cases share a message up to this many payload bytes; 0 for one case each.
     pub batch_bytes_max: Option<u32>,
     pub ceilings: CeilingsConfig,
     /// When the radio is used, if not always.

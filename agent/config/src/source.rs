@@ -14,7 +14,7 @@ pub struct SourceConfig {
     pub name: Name,
     /// Names a `[[model]]`; the only one if not given.
     pub model: Option<Spanned<Name>>,
-    /// At most one sample per so many milliseconds; the newest wins.
+    /// At most one sample per this number of milliseconds; the newest wins.
     pub interval_ms: Option<u64>,
     /// Without a new sample for so long the source is a fault; 0 for one that may be quiet.
     quiet_after_s: Option<u32>,

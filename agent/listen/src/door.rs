@@ -47,7 +47,7 @@ pub enum Refused {
     LookOnly,
     #[error("the request does not come from this page: its origin is `{0}`")]
     Origin(String),
-    #[error("a web page of elsewhere made this request (its browser says `{0}`); only programs and own pages may")]
+    #[error("another website made this request (its browser says `{0}`); only programs and Hedge's own pages may")]
     Elsewhere(String),
     #[error("a request that changes something needs the header `{}`", OPERATE_HEADER)]
     NoHeader,

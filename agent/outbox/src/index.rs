@@ -182,7 +182,7 @@ fn load_block(id: BlockId, bytes: &[u8], table: &mut Table) -> Result<(), IndexE
     while !fields.0.is_empty() {
         let (slot, outcome) = block::decode(&mut fields).ok_or(IndexError::Wrong("a block is unreadable"))?;
         if !table.load(id.key(slot.index), Line { slot, outcome }) {
-            return Err(IndexError::Wrong("a case stands in it twice"));
+            return Err(IndexError::Wrong("it holds a case twice"));
         }
     }
     Ok(())

@@ -83,7 +83,7 @@ impl Desk {
         let stopping = self.stopping.load(Ordering::Acquire);
         if !stopping {
             // A message that ends the desk must not come again for ever.
-            tracing::error!("nobody takes commands any more; a restart of the agent heals that");
+            tracing::error!("commands are not carried out any more; restart the agent");
         }
         !stopping
     }

@@ -87,7 +87,7 @@ impl Health {
             synced_from_outside().await;
             if let Some(part) = self.healed(&mut seen).await {
                 match self.restart.ask() {
-                    Ok(()) => return tracing::warn!(%part, "this can be used again; the agent starts anew with it"),
+                    Ok(()) => return tracing::warn!(%part, "this can be used again; the agent restarts with it"),
                     Err(error) => tracing::warn!(error, %part, "this can be used again, after a restart"),
                 }
             }

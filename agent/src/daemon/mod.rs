@@ -97,7 +97,7 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
             notify::stopping();
         }
         Ending::Restart => {
-            tracing::info!("stopping, to start anew");
+            tracing::info!("stopping for a restart");
             notify::restarting();
         }
     }

@@ -52,7 +52,7 @@ pub(crate) fn resume(file: &ConfigFile, state: &mut StateFile, clock: &Clock) ->
     if remembered.started(clock.now())
         && let Err(error) = state.update(|state| state.settings = remembered.clone())
     {
-        tracing::error!(%error, "cannot write the state file; the trial of the settings goes on in memory");
+        tracing::error!(%error, "cannot write the state file; the trial of the settings continues in memory");
     }
     let (version, config) = match in_force(file, &remembered.book) {
         Ok(found) => found,

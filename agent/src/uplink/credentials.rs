@@ -118,7 +118,7 @@ fn certificates(field: &'static str, path: &Path) -> Result<Vec<CertificateDer<'
     match read {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         Ok(_) => Err(unreadable(field, path, &instead_of_certificate(&bytes, path))),
-        Err(error) => Err(unreadable(field, path, &format!("its PEM is damaged ({error}); copy the whole file anew"))),
+        Err(error) => Err(unreadable(field, path, &format!("its PEM is damaged ({error}); copy the whole file again"))),
     }
 }
 
@@ -128,7 +128,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, OptionsError> {
         return Err(unreadable("key_file", path, &what));
     }
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
-        unreadable("key_file", path, &format!("its PEM is damaged ({error}); copy the whole file anew"))
+        unreadable("key_file", path, &format!("its PEM is damaged ({error}); copy the whole file again"))
     })
 }
 

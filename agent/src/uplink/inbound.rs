@@ -206,8 +206,9 @@ impl Shared {
         Figures::count(&self.setup.figures.unread);
         tracing::warn!(topic, %error, "unreadable message dropped");
         if let DecodeError::Bound(what) = error {
-            let sentence =
-                format!("the cloud sends an answer that is not taken ({what}); its case waits: mend the cloud");
+            let sentence = format!(
+                "the cloud sends an answer that this device rejects ({what}); the case waits: repair the cloud"
+            );
             self.setup.faults.set(&Part::Wire, sentence);
         }
     }

@@ -204,7 +204,7 @@ impl End {
                 (Loss::Broken, Some(*trouble))
             }
             Self::Silent => {
-                tracing::info!("the broker has acknowledged nothing for too long; dialling anew");
+                tracing::info!("the broker has acknowledged nothing for too long; dialling again");
                 (Loss::Broken, Some(Trouble::NoAnswer))
             }
             Self::Left => (Loss::Broken, None),

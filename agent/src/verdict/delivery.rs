@@ -198,9 +198,7 @@ impl Delivery {
             Err(SinkError::Refused(reason)) => {
                 self.count(|sink| sink.refused += 1);
                 self.patience.refused(delivery, self.now());
-                self.say(&format!(
-                    "{reason}; a correction that is refused is kept and offered again, ever more slowly"
-                ));
+                self.say(&format!("{reason}; a refused correction is kept and offered again, less and less often"));
                 if self.patience.takes_nothing() { Err(Stopped::Refusing) } else { Ok(true) }
             }
             Err(SinkError::Away(reason)) => {

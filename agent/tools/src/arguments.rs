@@ -24,25 +24,25 @@ pub enum Command {
     Run(ConfigArgument),
     /// Answer picture files once with a model bundle and explain each decision.
     Infer(infer::InferArgs),
-    /// Look at everything this device needs, from the configuration to the broker's topics, and say what to do.
+    /// Test everything this device needs, from the configuration to the broker's topics, and say what to do.
     Check(check::CheckArgs),
-    /// Write one file to send along with a question: everything about this device but secrets and samples.
+    /// Write one file to attach to a question: everything about this device except secrets and samples.
     Support(support::SupportArgs),
     /// Measure how fast this board answers, for how long, and which variant of the model suits it.
     Bench(bench::BenchArgs),
     /// Hand the pictures that another program writes to a running agent.
     Feed(feed::FeedArgs),
-    /// See and mend the queue of cases, whether the agent runs or not.
+    /// Show and repair the queue of cases, whether the agent runs or not.
     Queue(queue::QueueArgs),
     /// Enrol this device with a pairing code of `hedge-cloud`, and write what it needs to run.
     Setup(setup::SetupArgs),
-    /// Undo what was set from afar, when nothing else helps.
+    /// Remove all remote settings, when nothing else helps.
     #[command(subcommand)]
     Settings(settings::SettingsCommand),
-    /// See who changed settings and gave commands.
+    /// Show who changed settings and gave commands.
     #[command(subcommand)]
     Log(log::LogCommand),
-    /// Print what can be set from afar, as JSON Schema.
+    /// Print the settings that can be changed remotely, as JSON Schema.
     Schema,
     /// Make, inspect and calibrate model bundles.
     #[command(subcommand)]

@@ -33,7 +33,7 @@ pub struct FeedArgs {
     /// How the pictures follow each other
     #[arg(long, default_value = "mjpeg")]
     pub format: StreamFormat,
-    /// At most one picture in so many milliseconds; the newest wins
+    /// At most one picture in this number of milliseconds; the newest wins
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     pub interval_ms: u64,
     /// The program and its arguments, after `--`

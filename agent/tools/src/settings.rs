@@ -19,8 +19,7 @@ use hedge_outbox::Outbox;
 /// What is done with the settings.
 #[derive(Debug, clap::Subcommand)]
 pub enum SettingsCommand {
-    /// Take everything that was set from afar out of force, for good: the local file alone counts, and versions begin
-    /// anew. Noted in the audit log.
+    /// Remove all remote settings: only the local file counts, and versions start again. Noted in the audit log.
     Reset(ResetArgs),
 }
 
@@ -43,7 +42,7 @@ pub async fn run(command: &SettingsCommand) -> anyhow::Result<ExitCode> {
             "version {version} is out of force; the local file alone counts. The next document may have any version \
              but this one. The broker may still hold it; an empty retained message on down/desired takes it back."
         ),
-        None => "nothing from afar was in force; versions begin anew".to_owned(),
+        None => "no remote settings were in force; versions start again".to_owned(),
     };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)

@@ -91,7 +91,7 @@ fn read_document(file: &Path) -> anyhow::Result<DocumentMut> {
         return Ok(DocumentMut::new());
     }
     let text = read_text(file).with_context(|| format!("cannot read {}", file.display()))?;
-    text.parse().with_context(|| format!("{} cannot be read; mend it or move it away", file.display()))
+    text.parse().with_context(|| format!("{} cannot be read; correct it or move it away", file.display()))
 }
 
 fn refuse_to_overwrite(

@@ -158,7 +158,7 @@ impl Enroller {
         let (_, held) = x509_parser::parse_x509_certificate(&der).map_err(|error| bad(&error))?;
         if !is_signed_by_any(&held, &authority.roots()?) {
             return Err(Refused::Device(
-                "this certificate is not from this authority; pair the device anew".to_owned(),
+                "this certificate is not from this authority; pair the device again".to_owned(),
             ));
         }
         let device = common_name(&der).ok_or_else(|| bad(&"it names no device"))?;
@@ -166,7 +166,7 @@ impl Enroller {
         if hex(&held.public_key().subject_public_key.data) != key {
             return Err(Refused::Device("`request` is not signed with the key of `certificate`".to_owned()));
         }
-        let again = format!("pair it anew with `hedge-cloud ca claim --device {device}`");
+        let again = format!("pair it again with `hedge-cloud ca claim --device {device}`");
         let Some(mut record) = registry.device(&device)?.filter(|record| record.key == key && !record.revoked) else {
             return Err(Refused::Device(format!("`{device}` with this key is revoked or not known; {again}")));
         };

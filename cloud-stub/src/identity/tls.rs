@@ -38,7 +38,7 @@ pub fn fresh_certificate(
             tokio::time::sleep(FRESH_EVERY).await;
             match Authority::open(authority.dir()).and_then(|authority| issue(&authority, &hosts)) {
                 Ok(new) => *shown.0.write().unwrap_or_else(PoisonError::into_inner) = new,
-                Err(error) => tracing::error!("the server's certificate cannot be made anew: {error}"),
+                Err(error) => tracing::error!("the server's certificate cannot be renewed: {error}"),
             }
         }
     });

@@ -68,11 +68,11 @@ pub enum Held {
 /// Why a piece was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum PieceError {
-    #[error("the piece begins elsewhere than the {0} bytes that are here end")]
+    #[error("the piece does not begin where the {0} bytes that are here end")]
     Elsewhere(u64),
     #[error("the payload has {0} bytes, more than the {PAYLOAD_BYTES_MAX} that are taken")]
     TooLarge(u64),
-    #[error("the piece goes on beyond the payload's end")]
+    #[error("the piece extends beyond the payload's end")]
     TooLong,
     #[error("what has come has another SHA-256 sum; begin again")]
     WrongSum,

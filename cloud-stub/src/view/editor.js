@@ -117,7 +117,7 @@ function makeField(path, schema, trial, changed) {
       const isSuggested = inForce === undefined && suggested !== undefined;
       if (isSuggested) inForce = suggested;
       if (!choices) input.placeholder = inForce === undefined ? "" : show(inForce);
-      const origin = wanted !== undefined && same(wanted, inForce) ? "from afar" : isSuggested ? "the bundle suggests it" : wanted === undefined && inForce !== undefined ? "its own file" : "";
+      const origin = wanted !== undefined && same(wanted, inForce) ? "remote setting" : isSuggested ? "the bundle suggests it" : wanted === undefined && inForce !== undefined ? "its own file" : "";
       const amount = /^bytes_/.test(path[path.length - 1]) && typeof inForce === "number" ? bytes(inForce) : "";
       now.replaceChildren(inForce === undefined ? make("i", "", "not set") : make("span", "", show(inForce)),
         make("small", "", [amount, origin].filter(Boolean).join(" · ")));
@@ -162,7 +162,7 @@ export function makeEditor(root, schema, publish) {
   text.spellcheck = false;
   text.rows = 18;
   text.setAttribute("aria-label", "all wanted settings as JSON");
-  const writing = make("div", "document", make("p", "hint", "Everything that is wanted from afar. What is left out is as in the device's own file."), text);
+  const writing = make("div", "document", make("p", "hint", "All wanted remote settings. What is left out keeps the value of the device's own file."), text);
   writing.hidden = true;
   const tabs = ["Form", "Document"].map((name) => {
     const tab = make("button", "", name);
@@ -312,7 +312,7 @@ export function makeEditor(root, schema, publish) {
       const dirty = inside.filter(([name]) => drafts.has(name)).length;
       const wrong = inside.filter(([, field]) => field.box.classList.contains("bad-field")).length;
       group.querySelector(".count").replaceChildren(
-        set ? make("span", "", `${set} from afar`) : "", dirty ? make("span", "pill warn", `${dirty} changed`) : "", wrong ? make("span", "pill bad", `${wrong} wrong`) : "");
+        set ? make("span", "", `${set} set remotely`) : "", dirty ? make("span", "pill warn", `${dirty} changed`) : "", wrong ? make("span", "pill bad", `${wrong} wrong`) : "");
     }
   }
 

@@ -22,7 +22,7 @@ function drawFigures(f) {
     figure(number(f.cases), "cases taken", f.cases ? `${bytes(f.received_bytes)} of samples` : "no data yet"),
     figure(number(f.answered), "answered", f.repeated ? `${number(f.repeated)} asked again` : ""),
     figure(number(f.waiting), "waiting for an answer", f.tasks.length ? "" : "no model here: they are held"),
-    figure(percent(f.agreed, compared), "agreement", compared ? `cloud corrected ${number(f.disagreed)} of ${number(compared)}` : "no data yet"),
+    figure(percent(f.agreed, compared), "agreement", compared ? `${number(f.disagreed)} corrected` : "no data yet"),
     figure(bytes(f.payload_bytes), "samples kept", ""),
     figure(number(aside), "set aside", why || "nothing"),
     ...(f.malformed ? [figure(number(f.malformed), f.malformed === 1 ? "unreadable message" : "unreadable messages", "of devices; no cases")] : []),
@@ -59,7 +59,7 @@ function deviceCard(d) {
       cell("kept", s ? percent(s.kept, s.kept + s.deferred) : "–"),
       cell("deferred", shown((x) => x.deferred)),
       cell("corrected", shown((x) => x.corrected))),
-    make("div", "foot", make("span", queued ? "queue some" : "queue", queue), t ? age(d.telemetry_ms, "figures of ", " ago") : null, stamp, cases, settings));
+    make("div", "foot", make("span", queued ? "queue some" : "queue", queue), stamp, cases, settings));
   card.title = d.models.map((m) => `${m.name} ${m.version}`).join(", ");
   card.classList.toggle("chosen", onlyDevice === d.device);
   return card;
@@ -81,44 +81,47 @@ function shot(c) {
     image.decoding = "async";
     image.addEventListener("load", () => {
       if (image.naturalWidth <= 96) image.classList.add("tiny");
-      fitBoxes(box);
+      if (finds(c)) fitFrame(image.parentElement);
     });
     image.addEventListener("error", () => box.replaceChildren(make("span", "", "the picture cannot be shown")));
     image.src = `/api/cases/${encodeURIComponent(c.id)}/payload`;
-    box.append(image, drawBoxes(c));
+    box.append(finds(c) ? make("div", "frame", image, drawBoxes(c)) : image);
   }
   return box;
 }
 
 // What each side found, over the picture: the device's boxes broken, the cloud's solid. Only the whole picture has the
 // places that boxes are given in.
+const NAMED_MAX = 6; // More names than these would hide the picture; the others are read by pointing at the box.
+
 function drawBoxes(c) {
-  // The page's template holds the shapes: made by name here, they would be no drawing.
-  const svg = at("boxes").content.firstElementChild.cloneNode(true);
-  const shape = svg.firstElementChild;
-  svg.replaceChildren();
+  const frame = make("div", "boxes");
   const sides = c.form === "crop" ? [] : [["device", things(c.local)], ["cloud", c.verdict ? things(c.verdict.result) : []]];
   for (const [side, found] of sides) {
-    for (const { label, score, place } of found) {
-      const rect = shape.cloneNode(true);
-      rect.classList.add(side);
-      for (const [name, value] of [["x", place.left], ["y", place.top], ["width", place.width], ["height", place.height]]) rect.setAttribute(name, value);
-      rect.firstElementChild.textContent = `${side}: ${label} ${Math.round(score * 100)} %`;
-      svg.append(rect);
-    }
+    found.forEach(({ label, score, place }, index) => {
+      const name = `${label} ${Math.round(score * 100)} %`;
+      const box = make("i", `box by-${side}`, index < NAMED_MAX ? make("span", "", name) : null);
+      box.title = `${side}: ${name}`;
+      box.classList.toggle("right", place.left > 0.6);
+      for (const edge of ["left", "top", "width", "height"]) box.style[edge] = `${place[edge] * 100}%`;
+      frame.append(box);
+    });
   }
-  return svg;
+  return frame;
 }
 
-// The picture is cut to its frame, and the boxes are to be cut with it.
-function fitBoxes(shot) {
-  const [image, svg] = [shot.querySelector("img"), shot.querySelector(".boxes")];
-  if (!image || !svg || !image.naturalWidth) return;
-  const [width, height] = [image.naturalWidth, image.naturalHeight];
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.setAttribute("preserveAspectRatio", image.classList.contains("tiny") ? "xMidYMid meet" : "xMidYMid slice");
-  for (const rect of svg.children) rect.setAttribute("transform", `scale(${width} ${height})`);
+// Boxes are parts of the picture, so the picture is shown whole, and its frame has its shape.
+const FRAME_HEIGHT_PX = 190;
+
+function fitFrame(frame) {
+  const image = frame.querySelector("img");
+  if (!image || !image.naturalWidth) return;
+  const shape = image.naturalWidth / image.naturalHeight;
+  frame.style.aspectRatio = shape;
+  frame.style.width = `min(100%, ${FRAME_HEIGHT_PX * shape}px)`;
 }
+
+const finds = (c) => Boolean((c.local && c.local.detect) || (c.verdict && c.verdict.result.detect));
 
 function things(said) {
   return said && said.detect ? said.detect.found : [];
@@ -173,8 +176,8 @@ function cloudSide(c) {
 
 function mark(c) {
   const share = c.local && c.local.detect && typeof c.agreement === "number" ? ` ${Math.round(c.agreement * 100)} %` : "";
-  if (c.agrees === true) return make("span", "pill mark good", `✓ agrees${share}`);
-  if (c.agrees === false) return make("span", "pill mark bad", share ? `✗ agrees${share}` : "✗ corrected");
+  if (c.agrees === true) return make("span", "pill mark good", share ? `✓ agreement${share}` : "✓ agrees");
+  if (c.agrees === false) return make("span", "pill mark bad", share ? `✗ agreement${share}` : "✗ corrected");
   if (c.state === "dead" || c.state === "failed") return make("span", "pill mark bad", c.state === "dead" ? "set aside" : "failed");
   if (c.verdict && c.verdict.authority === "device") return make("span", "pill mark quiet", "noted");
   return c.state === "waiting" ? make("span", "pill mark quiet", "waiting") : make("span", "pill mark quiet", "answered");
@@ -186,7 +189,7 @@ function caseCard(c) {
   said.title = `${none ? "" : headline(c.local)} (${c.local_model.name} ${c.local_model.version})`;
   const why = make("span", "chip", REASONS[c.reason] || c.reason);
   why.title = `threshold ${c.threshold.toFixed(2)}, ${c.mode}`;
-  return make("article", "case",
+  return make("article", finds(c) ? "case finds" : "case",
     shot(c),
     make("div", "body",
       make("div", "meta", make("span", "who", `${c.device} · ${c.source}`), age(c.received_ms, "", " ago")),
@@ -205,10 +208,10 @@ function drawList(parent, items, key, draw) {
     if (old && old.dataset.text === text) return old;
     const element = draw(item);
     if (old && old.querySelector("img") && element.querySelector("img")) {
-      const [shot, boxes] = [old.querySelector(".shot"), element.querySelector(".boxes")];
-      element.querySelector(".shot").replaceWith(shot);
-      shot.querySelector(".boxes").replaceWith(boxes);
-      fitBoxes(shot);
+      const [image, fresh] = [old.querySelector("img"), element.querySelector("img")];
+      const frame = fresh.parentElement;
+      fresh.replaceWith(image);
+      if (finds(item)) fitFrame(frame);
     }
     if (!old && before.size) element.classList.add("new");
     element.dataset.key = item[key];

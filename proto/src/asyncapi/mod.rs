@@ -279,7 +279,7 @@ fn message(channel: &Channel, generator: &mut SchemaGenerator) -> Value {
             "by": {"type": "string", "description": "MQTT 5 user property: who says so, where the document does not."}
         }});
         message["correlationId"] = json!({
-            "description": "The command's id; MQTT 5 correlation data stands for an absent one, and comes back with the reply.",
+            "description": "The command's id; MQTT 5 correlation data replaces an absent one, and comes back with the reply.",
             "location": "$message.payload#/id",
         });
         message["bindings"] = json!({"mqtt": {
@@ -324,13 +324,13 @@ fn document() -> Value {
         "info": {
             "title": "Hedge over MQTT",
             "version": WIRE_VERSION.to_string(),
-            "description": "What devices, clouds and operators say to each other. `version` is that of the wire. A configured prefix stands in front of every address. Operations are named by who does them: `device…`, `cloud…`, `operator…`.",
+            "description": "What devices, clouds and operators say to each other. `version` is that of the wire. A configured prefix comes before every address. Operations are named by who does them: `device…`, `cloud…`, `operator…`.",
             "license": {"name": "MIT OR Apache-2.0"},
         },
         "defaultContentType": "application/json",
         "servers": {
             "broker": server("mqtts", "Any MQTT 5 broker. Devices show their certificate, or user and password."),
-            "plain": server("mqtt", "The same without TLS, for a trusted network: whoever is on the way can read pictures."),
+            "plain": server("mqtt", "The same without TLS, for a trusted network: anyone on the way can read pictures."),
         },
         "channels": channels,
         "operations": operations,

@@ -151,7 +151,7 @@ fn watch(
     let dark_at = arguments.run_for.filter(|_| arguments.shift).map(|run_for| run_for / 2);
     run.until_over(arguments.run_for, dark_at, interrupt)?;
     run.stand.close_shutters()?;
-    run.board.say("Inputs stopped; waiting for the last verdicts (Ctrl-C: not any longer)");
+    run.board.say("Inputs stopped; waiting for the last verdicts (Ctrl-C skips this)");
     poster.stop();
     lane.stop();
     let drained = run.drain(interrupt)?;
@@ -204,12 +204,12 @@ impl Run<'_> {
             if !cut && start.elapsed() >= outage.from {
                 cut = true;
                 self.stand.link.cut();
-                self.board.say("The sorter's link is cut: it answers on, and keeps what it would ask");
+                self.board.say("The sorter's link is cut: it keeps answering and queues its cases");
             }
             if !mended && start.elapsed() >= outage.to {
                 mended = true;
                 self.stand.link.pass();
-                self.board.say("The sorter's link is back: it drains its queue");
+                self.board.say("The sorter's link is back: it sends its queue");
             }
             if !dark && dark_at.is_some_and(|at| start.elapsed() >= at) {
                 dark = true;

@@ -79,7 +79,7 @@ impl Book {
         let newest = self.overlays().map(|known| known.version).max().unwrap_or(0);
         if version < newest && newest == VERSION_MAX {
             return Weighed::Refused(format!(
-                "no version is left after {newest}; `hedge-agent settings reset` on the device begins anew"
+                "no version is left after {newest}; `hedge-agent settings reset` on the device starts again"
             ));
         }
         if version < newest {

@@ -20,7 +20,7 @@ pub struct InspectArgs {
     /// The ONNX Runtime library [default: searched for]
     #[arg(long, value_name = "FILE")]
     pub library: Option<PathBuf>,
-    /// Also measure the time of an inference, over so many runs
+    /// Also measure the time of an inference, averaged over this number of runs
     #[arg(long, value_name = "RUNS", value_parser = clap::value_parser!(u16).range(1..))]
     pub time: Option<u16>,
 }

@@ -40,7 +40,7 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 /// Goes as far as it gets. `status` is the running agent's.
 pub(super) async fn check(report: &mut Report, config: &Config, status: Option<&Telemetry>) {
     let Some(broker) = &config.broker else {
-        return report.ok("broker", "none is configured: the device answers on its own");
+        return report.ok("broker", "none is configured: the device answers by itself");
     };
     let Ok(device) = config.device_id() else { return };
     let Some(socket) = reach(report, broker).await else { return };

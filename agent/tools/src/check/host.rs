@@ -52,7 +52,7 @@ pub(super) async fn agent(report: &mut Report, agent: Option<&Client>) -> Option
         report.failed(
             format!("agent, {part}"),
             sentence,
-            "the running agent says so, and heals by itself once it is put right",
+            "the running agent reports it; the fault clears once the cause is gone",
         );
     }
     if status.queue.dead > 0 {

@@ -92,13 +92,13 @@ fn in_force(report: &mut Report, file: &ConfigFile) -> Config {
     match settings::in_force(file, &state.state().settings.book) {
         Ok((0, config)) => config,
         Ok((version, config)) => {
-            report.ok("settings", format!("version {version} from afar is in force over the file"));
+            report.ok("settings", format!("version {version} of the remote settings is in force over the file"));
             config
         }
         Err(errors) => {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
             let advice = "set them again, or end them with `hedge-agent settings reset`; the file alone is in force";
-            report.warning("settings", format!("those from afar do not fit the file: {}", errors.join("; ")), advice);
+            report.warning("settings", format!("the remote ones do not fit the file: {}", errors.join("; ")), advice);
             file.config.clone()
         }
     }

@@ -53,7 +53,7 @@ pub enum QueueCommand {
         #[arg(long, conflicts_with = "ids")]
         all_dead: bool,
     },
-    /// End cases for good: they are neither sent nor answered.
+    /// Delete cases: they are neither sent nor answered.
     Drop {
         #[arg(required_unless_present = "all_dead")]
         ids: Vec<Id>,

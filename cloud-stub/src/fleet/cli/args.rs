@@ -15,7 +15,7 @@ const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
 const AFTER: &str = "\
 Settings are named as in the device's configuration file, with dots; a part that has a dot itself is quoted:
-model.\"photo.v2\".threshold.score_min. What is settable from afar is in docs/fleet.md.
+model.\"photo.v2\".threshold.score_min. docs/settings.md lists the remote settings.
 
 Examples:
   hedge-cloud device list
