@@ -3,7 +3,7 @@
 //! Sinks outside are served by `delivery`, from the disk, at their own pace.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use hedge_core::agree::agree;
 use hedge_core::clock::Moment;
@@ -46,7 +46,7 @@ pub struct Verdicts {
     /// Where it is noted that a sink cannot be used or takes nothing.
     pub faults: Faults,
     /// One bit for each configured sink: a case is forgotten when all of them are set.
-    pub sinks: Arc<AtomicU8>,
+    pub sinks: Arc<AtomicU16>,
 }
 
 impl Verdicts {
@@ -147,14 +147,11 @@ impl Verdicts {
 
     /// Forgets what was delivered before, under this or another configuration of sinks.
     pub async fn forget_all_delivered(&self) {
-        for entry in self.outbox.undelivered(NO_SINK, usize::MAX) {
+        for entry in self.outbox.all_answered() {
             self.forget_if_delivered(entry.key).await;
         }
     }
 }
-
-/// A bit no sink uses, so that every answered case lacks it.
-const NO_SINK: u8 = 7;
 
 fn correct(case: Case, verdict: Verdict, link: LinkState, score_min: Share) -> Answer {
     let Verdict { revision, authority, task, said, model, .. } = verdict;
