@@ -190,7 +190,9 @@ impl FileAnswer {
                     Outcome::Keep => "keeps its answer",
                     Outcome::Defer => "asks the cloud",
                 };
-                writeln!(out, "  {verdict}: {}", decision.because)?;
+                let nothing = matches!(&self.said, Some(Output::Boxes(found)) if found.is_empty());
+                let nothing = if nothing { "no box is shown; how far the best hidden one is from it: " } else { "" };
+                writeln!(out, "  {verdict}: {nothing}{}", decision.because)?;
             }
             None => writeln!(out, "  the agent would not answer: {NO_THRESHOLD}")?,
         }

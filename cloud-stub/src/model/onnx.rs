@@ -6,7 +6,7 @@ use std::path::Path;
 use hedge_inference::{
     Bundle, BundleError, ContentType, FeatureError, Model, ModelError, Region, Runtime, SessionOptions,
 };
-use hedge_proto::{Case, Output, PayloadForm, Rect, in_one_line};
+use hedge_proto::{Case, PayloadForm, Rect, in_one_line};
 
 use super::{Answerer, ModelFailure, Opinion};
 
@@ -73,7 +73,7 @@ impl Answerer for Onnx {
         let outputs = self.model.run(&tensor).map_err(|error| failed(&error))?;
         let (said, _) = self.model.task().read(&outputs, &tensor.frame).map_err(|error| failed(&error))?;
         let said = match (case.form, case.view) {
-            (PayloadForm::Crop, Some(view)) => within(said, &view),
+            (PayloadForm::Crop, Some(view)) => said.within(&view),
             _ => said,
         };
         Ok(Opinion { said, model: self.bundle.model_ref() })
@@ -92,18 +92,4 @@ fn region(case: &Case) -> Result<Option<Region>, String> {
     let [left, top, width, height] = [left, top, width, height].map(f64::from);
     let region = Region::new(left, top, width, height);
     region.map(Some).map_err(|error| format!("the case's `view` cannot be meant: {error}"))
-}
-
-/// What was found in a part of a picture, at its places in the whole.
-fn within(said: Output, view: &Rect) -> Output {
-    match said {
-        Output::Boxes(mut found) => {
-            for Rect { left, top, width, height } in found.iter_mut().map(|one| &mut one.place) {
-                (*left, *width) = (view.left + *left * view.width, *width * view.width);
-                (*top, *height) = (view.top + *top * view.height, *height * view.height);
-            }
-            Output::Boxes(found)
-        }
-        said @ Output::Classes(_) => said,
-    }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::features::Input;
 use crate::inside::BundleFile;
-use crate::task::Reading;
+use crate::task::{Kind, Reading};
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,26 +34,6 @@ pub struct Manifest {
     pub cloud_labels: BTreeMap<String, String>,
     #[serde(default, rename = "golden")]
     pub goldens: Vec<Golden>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// One label for the whole sample.
-    Classify,
-    /// A label and a place for each thing in a picture.
-    Detect,
-}
-
-impl Kind {
-    /// As the manifest says it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Classify => "classify",
-            Self::Detect => "detect",
-        }
-    }
 }
 
 /// One file with the weights. Variants differ in speed and size, not in what they were taught.
