@@ -198,7 +198,9 @@ impl Driver {
 }
 
 fn not_read(version: u16) -> String {
-    format!("the cloud does not read version {version} of the wire, which some cases need: they wait; update the cloud")
+    format!(
+        "version {version} of the wire is needed, and the cloud does not read such cases: they wait; update the cloud"
+    )
 }
 
 fn too_large(Limit { from_bytes, bytes_max, .. }: Limit) -> String {
