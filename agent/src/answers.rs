@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hedge_proto::{Answer, CaseId, CaseKey, Digest, Found, LabelScore, Name, Output};
+use hedge_proto::{Answer, CaseId, CaseKey, Digest, Name};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
@@ -221,13 +221,7 @@ fn bytes_of(answer: &Answer) -> usize {
     let text = |text: &str| text.len() + BESIDE;
     let Answer { id, reference, source, task, model, said, decision, captured, metadata, .. } = answer;
     let texts = [id.device.as_str(), source, task, &model.name, &model.version, &decision.because, &captured.boot];
-    let said = match said {
-        None => 0,
-        Some(Output::Classes(scores)) => {
-            scores.iter().map(|score| size_of::<LabelScore>() + text(&score.label)).sum::<usize>()
-        }
-        Some(Output::Boxes(found)) => found.iter().map(|one| size_of::<Found>() + text(&one.label)).sum::<usize>(),
-    };
+    let said = said.as_ref().map_or(0, |said| said.memory_bytes(BESIDE));
     // A tree keeps its entries in nodes that are half full at worst.
     let entry = 2 * size_of::<(String, String)>();
     let metadata = metadata.iter().map(|(name, value)| entry + text(name) + text(value)).sum::<usize>();
@@ -240,6 +234,8 @@ fn bytes_of(answer: &Answer) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use hedge_proto::{LabelScore, Output};
+
     use super::*;
     use crate::capture::testing::{answer, id, name};
 

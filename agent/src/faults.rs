@@ -31,20 +31,22 @@ pub enum Part {
     Clock,
     /// What the cloud says and this version cannot read.
     Wire,
+    /// What the cloud does not read yet.
+    Cloud,
     /// What is too large to be sent now.
     Limit,
     /// How the last run ended.
     LastRun,
     Model(Name),
     /// A way out of the device, by its name in `[verdicts]`.
-    Sink(&'static str),
+    Sink(Name),
     /// A source that brings nothing, or nothing new.
     Source(Name),
 }
 
 impl Part {
     /// All that are not named by the configuration, so that a graph shows them before they happen.
-    pub const FIXED: [Self; 11] = [
+    pub const FIXED: [Self; 12] = [
         Self::Config,
         Self::Identity,
         Self::State,
@@ -54,6 +56,7 @@ impl Part {
         Self::Payloads,
         Self::Clock,
         Self::Wire,
+        Self::Cloud,
         Self::Limit,
         Self::LastRun,
     ];
@@ -71,6 +74,7 @@ impl fmt::Display for Part {
             Self::Payloads => "payloads",
             Self::Clock => "clock",
             Self::Wire => "wire",
+            Self::Cloud => "cloud",
             Self::Limit => "limit",
             Self::LastRun => "last_run",
             Self::Model(name) => return write!(f, "model.{name}"),

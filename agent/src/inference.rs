@@ -438,7 +438,7 @@ impl Loaded {
     fn thresholds(&self, name: &Name, threshold: &ThresholdConfig) -> Result<Thresholds, SampleError> {
         let resolved =
             threshold.resolve(self.bundle.threshold(), self.bundle.labels(), |own| self.bundle.cloud_label(own));
-        resolved.ok_or_else(|| SampleError::ModelFailed { model: name.to_string(), reason: NO_THRESHOLD.into() })
+        resolved.ok_or_else(|| SampleError::NoThreshold { model: name.to_string() })
     }
 
     fn card(&self, name: Name) -> ModelCard {

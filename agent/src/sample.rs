@@ -43,6 +43,9 @@ pub enum SampleError {
     /// The model, or what it needs, is not there yet; it is looked for again and again.
     #[error("model `{model}` is not loaded: {reason}")]
     NoModel { model: String, reason: Arc<str> },
+    /// Nobody has given the model one yet; settings may at any time.
+    #[error("model `{model}` cannot answer yet: {}", crate::inference::NO_THRESHOLD)]
+    NoThreshold { model: String },
     /// By the settings, or by an operator's command.
     #[error("source `{0}` takes no samples now: it is off or paused")]
     SourceOff(String),

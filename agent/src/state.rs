@@ -29,6 +29,8 @@ pub struct State {
     pub announced: Option<Announced>,
     /// Who the device was when that could be told last.
     pub device: Option<DeviceId>,
+    /// The numbers of sinks on disk, of those that were given one by their name; see `verdict::numbers`.
+    pub sinks: BTreeMap<Name, u8>,
     /// How many runs in a row ended in a crash or without memory; see `daemon::last_run`.
     pub crashes: u32,
     /// Cases that were stored when their folder went under the agent. The next start says how many are missing.

@@ -7,6 +7,7 @@
 
 pub mod bundle;
 pub mod features;
+mod inside;
 pub mod model;
 pub mod runtime;
 pub mod task;

@@ -402,11 +402,8 @@ impl Outline {
         if fits {
             Ok(port.element)
         } else {
-            Err(format!(
-                "`input.shape` is {:?} in the manifest, but the model takes {}",
-                wanted.shape,
-                shape_in_words(shape)
-            ))
+            let (given, takes) = (&wanted.shape, shape_in_words(shape));
+            Err(format!("`input.shape` is {given:?} in the manifest, but the model takes {takes}"))
         }
     }
 

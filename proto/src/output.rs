@@ -122,6 +122,28 @@ impl Output {
         }
     }
 
+    /// What its list takes in memory; `beside` is what an allocator keeps with each text.
+    #[must_use]
+    pub fn memory_bytes(&self, beside: usize) -> usize {
+        let texts = |text: &str, entry: usize| entry + text.len() + beside;
+        match self {
+            Self::Classes(scores) => scores.iter().map(|one| texts(&one.label, size_of::<LabelScore>())).sum(),
+            Self::Boxes(found) => found.iter().map(|one| texts(&one.label, size_of::<Found>())).sum(),
+        }
+    }
+
+    /// What was found in a part of a picture, at its places in the whole.
+    #[must_use]
+    pub fn within(mut self, view: &Rect) -> Self {
+        if let Self::Boxes(found) = &mut self {
+            for Rect { left, top, width, height } in found.iter_mut().map(|one| &mut one.place) {
+                (*left, *width) = (view.left + *left * view.width, *width * view.width);
+                (*top, *height) = (view.top + *top * view.height, *height * view.height);
+            }
+        }
+        self
+    }
+
     /// The labels it names: the best class, or each thing found.
     pub fn labels(&self) -> impl Iterator<Item = &str> {
         let (best, found) = match self {

@@ -264,6 +264,9 @@ pub struct VerdictsSettings {
     /// Answers on `up/answer/{source}`. May be given where the local file has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mqtt: Option<SinkSettings>,
+    /// By the name of a `[verdicts.sinks.NAME]` of the local file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sinks: Option<BTreeMap<Name, Option<SinkSettings>>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -39,8 +39,10 @@ pub struct MosquittoSetup<'a> {
     pub persistent: bool,
     /// An access list for all on the devices' listener.
     pub access: Option<&'a str>,
-    /// Larger packets are refused.
+    /// Larger packets are refused, which each client is told when it connects.
     pub packet_bytes_max: Option<u32>,
+    /// Messages with more are dropped, of which no client is told.
+    pub message_bytes_max: Option<u32>,
     /// Behind a link of its own: devices connect at its far address.
     pub far: Option<&'a CloudSide>,
 }
@@ -115,6 +117,14 @@ impl Mosquitto {
     /// `kill -9`; clients see their connections end.
     pub fn kill(&mut self) -> Result<()> {
         self.program.kill()
+    }
+
+    /// Killed and started again at the same address with another setup, without TLS.
+    pub fn start_again_with(&mut self, setup: &MosquittoSetup<'_>) -> Result<()> {
+        self.program.kill()?;
+        let text = configuration(&self.dir, self.inside, self.outside, setup, None)?;
+        std::fs::write(self.dir.join("mosquitto.conf"), text)?;
+        self.start_again()
     }
 
     /// After [`Self::kill`], at the same address.
@@ -198,6 +208,9 @@ fn configuration(
     }
     if let Some(bytes) = setup.packet_bytes_max {
         writeln!(text, "max_packet_size {bytes}")?;
+    }
+    if let Some(bytes) = setup.message_bytes_max {
+        writeln!(text, "message_size_limit {bytes}")?;
     }
     writeln!(text, "listener {} {}\nallow_anonymous true", inside.port(), inside.ip())?;
     writeln!(text, "listener {} {}", outside.port(), outside.ip())?;

@@ -23,6 +23,9 @@ const SLOW: Shape = Shape { latency: Duration::ZERO, bytes_per_s: Some(400_000) 
 
 const ARRIVES_WITHIN: Duration = Duration::from_secs(90);
 
+/// A broker that says nothing is found out by connections that end, and each dial waits longer.
+const LEARNED_WITHIN: Duration = Duration::from_secs(180);
+
 /// What is still on its way to a busy disk would be sent, too.
 const STORED_OR_REFUSED: &str = "[outbox]\nstore_wait_ms = 20_000";
 
@@ -147,6 +150,52 @@ fn or_waits_while_the_cloud_takes_less_and_there_is_no_other_way() -> Result<()>
     publish(mosquitto.inside(), "hedge/v1/cloud/small/status", &["-m", &String::from_utf8(to_json(&more))?])?;
     agent.wait_for_status("the large one is sent", ARRIVES_WITHIN, |status| status.queue.in_flight == 2)?;
     agent.stop()
+}
+
+/// A limit of the broker, told at the connection or kept to itself, makes no dead letter: the case waits, a fault says why,
+/// smaller ones travel on, and it goes when the limit does.
+#[test]
+fn or_waits_while_the_broker_takes_less() -> Result<()> {
+    if !skip::has_onnxruntime() || !skip::has_mosquitto() {
+        return Ok(());
+    }
+    for (told, setup) in [
+        (true, MosquittoSetup { packet_bytes_max: Some(12_000), ..Default::default() }),
+        (false, MosquittoSetup { message_bytes_max: Some(12_000), ..Default::default() }),
+    ] {
+        let dir = tempfile::tempdir()?;
+        let mut mosquitto = Mosquitto::start_with(dir.path(), &setup)?;
+        let cloud = Cloud::start(dir.path(), &CloudSetup::stub(&mosquitto.url(), "fashion", "Coat"))?;
+        let mut agent = AgentConfig::new(dir.path(), "device-1")
+            .model_keeping("fashion-small", 1.0)
+            .http_source("pictures")
+            .corrections_file()
+            .section(STORED_OR_REFUSED)
+            .broker(&mosquitto.url())
+            .start()?;
+        agent.wait_until_online()?;
+        let large = post_a_stored(&agent, 20_000)?;
+        agent.wait_for_status("a fault says why it waits", LEARNED_WITHIN, |status| {
+            status.faults.get("limit").is_some_and(|fault| fault.contains("give `[payloads] url` another way"))
+        })?;
+        let small = post_a_stored(&agent, 1_000)?;
+        agent.wait_for_correction(&small, LEARNED_WITHIN).with_context(|| format!("told: {told}"))?;
+        let status = agent.http.status()?;
+        ensure!((status.queue.waiting, status.queue.dead) == (1, 0), "told: {told}, {:?}", status.queue);
+        ensure!(agent.corrections()?.iter().all(|correction| correction.id != large));
+
+        mosquitto.start_again_with(&MosquittoSetup::default())?;
+        // A command of an operator, so that the test need not wait for the hour that a limit is believed.
+        if !told {
+            agent.stop()?;
+            agent.start_again()?;
+        }
+        agent.wait_for_correction(&large, LEARNED_WITHIN).with_context(|| cloud.log_end())?;
+        let dead = agent.http.status()?.queue.dead;
+        ensure!(dead == 0, "{dead} dead letters");
+        agent.stop()?;
+    }
+    Ok(())
 }
 
 fn post_a_stored_one(agent: &Agent) -> Result<CaseId> {

@@ -12,7 +12,9 @@ use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::mosquitto_client::{Heard, kept, publish};
 use hedge_tests::operated::DEVICE;
 use hedge_tests::program::Recipe;
-use hedge_tests::{Agent, Listener, Mosquitto, Operated, Operator, Porch, Scene, Tally, address, places, skip, wait};
+use hedge_tests::{
+    Agent, AgentConfig, Listener, Mosquitto, Operated, Operator, Porch, Scene, Tally, address, places, skip, wait,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -73,6 +75,10 @@ impl House {
 }
 
 fn start() -> Result<Option<(House, Operated)>> {
+    start_as(|scene| scene.doubter(DEVICE))
+}
+
+fn start_as(config: impl Fn(&Scene) -> AgentConfig) -> Result<Option<(House, Operated)>> {
     let Some(python) = std::env::var_os("HEDGETEST_PYTHON") else {
         skip::skipped("no Python environment with Jinja2; `cargo xtask test` makes one");
         return Ok(None);
@@ -84,8 +90,7 @@ fn start() -> Result<Option<(House, Operated)>> {
     let broker = scene.mosquitto.as_ref().map(Mosquitto::inside).context("mosquitto")?;
     let listener = Listener::start(broker, scene.dir())?;
     let operator = Operator::at(scene.broker()?)?;
-    let mut agent: Agent = scene
-        .doubter(DEVICE)
+    let mut agent: Agent = config(&scene)
         .broker(&format!("mqtt://{}", scene.broker()?))
         .section("[verdicts.mqtt]\nwanted = \"all\"")
         .section("[telemetry]\ninterval_s = 1")
@@ -93,6 +98,16 @@ fn start() -> Result<Option<(House, Operated)>> {
         .start()?;
     agent.wait_until_online()?;
     Ok(Some((House { python, broker, listener }, Operated { operator, agent, scene })))
+}
+
+#[test]
+fn a_threshold_that_only_the_bundle_suggests_is_shown() -> Result<()> {
+    let suggested = |scene: &Scene| {
+        AgentConfig::new(scene.dir(), DEVICE).model("fashion-small").http_source("pictures").corrections_file()
+    };
+    let Some((house, mut device)) = start_as(suggested)? else { return Ok(()) };
+    house.shows("threshold_fashion-small", "0.7563")?;
+    device.agent.stop()
 }
 
 #[test]

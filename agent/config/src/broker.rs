@@ -58,6 +58,11 @@ pub struct CredentialsConfig {
 }
 
 impl BrokerConfig {
+    /// The files whose content is a secret.
+    pub fn secret_files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.password_file.iter().chain(&self.key_file)
+    }
+
     /// How long the usual broker may be away; `None` if there is no other.
     #[must_use]
     pub fn recovery_after(&self) -> Option<Duration> {

@@ -116,6 +116,12 @@ impl ConfigFile {
                 merge(table.entry(section.clone()).or_insert(empty()), value);
             }
         }
+        let named = table.get("verdicts").and_then(|verdicts| verdicts.get("sinks")?.as_table());
+        if let Some((sink, _)) = named.into_iter().flatten().find(|(_, sink)| sink.get("kind").is_none()) {
+            let message = format!("the device has no [verdicts.sinks.{sink}]; sinks are made on the device");
+            let field = ["verdicts", "sinks", sink].map(str::to_owned).into();
+            return Err(Problem { field, span: None, message });
+        }
         for (sink, needs) in [("jsonl", "path"), ("webhook", "url"), ("command", "command")] {
             let given = |root: Option<&toml::Value>| root?.get(sink).cloned();
             let here = given(table.get("verdicts")).is_some_and(|sink| sink.get(needs).is_none());
@@ -287,7 +293,8 @@ mod tests {
         assert_eq!((thresholds.all.score_min(), thresholds.all.margin_min()), (0.9, 0.1));
         assert_eq!((config.sources[0].interval_ms, config.sources[0].enabled), (Some(500), false));
         assert_eq!(config.sources[1].name.as_str(), "app");
-        assert!(config.verdicts.mqtt.is_some() && config.verdicts.jsonl.is_some());
+        let names: Vec<&str> = config.verdicts.sinks.keys().map(hedge_proto::Name::as_str).collect();
+        assert_eq!(names, ["jsonl", "mqtt"]);
         let unchanged = overlaid(json!({"source": {"porch": null}, "link": null})).expect("valid");
         assert_eq!(unchanged.sources[0].interval_ms, None);
     }
@@ -299,7 +306,7 @@ mod tests {
                 "broker": {"url": "http://x", "credentials": "nobody", "proxy": "socks://y"},
                 "model": {"other": {"threshold": {"score_min": 0.5}}},
                 "source": {"porch": {"model": "n", "kind": "http"}, "new": {"interval_ms": 5}},
-                "verdicts": {"webhook": {"wanted": "all"}},
+                "verdicts": {"webhook": {"wanted": "all"}, "sinks": {"other": {"wanted": "all"}}},
             }),
             &[
                 ("broker.url", "mqtts://"),
@@ -309,6 +316,7 @@ mod tests {
                 ("source.porch.kind", "cannot be changed"),
                 ("source.porch.model", "the models are: m.1"),
                 ("source.new", "there is no source `new`"),
+                ("verdicts.sinks.other", "no [verdicts.sinks.other]"),
                 ("verdicts.webhook", "no [verdicts.webhook]"),
             ],
         );

@@ -51,7 +51,9 @@ pub use self::settings::{Seconds, SettingsConfig};
 pub use self::source::{Fate, Quiet, SourceConfig, SourceKind, StreamFormat};
 pub use self::states::{StateConfig, StatesConfig};
 pub use self::threshold::ThresholdConfig;
-pub use self::verdicts::{CommandSinkConfig, JsonlConfig, MqttSinkConfig, VerdictsConfig, WebhookConfig};
+pub use self::verdicts::{
+    CommandSinkConfig, JsonlConfig, KIND_TABLES, MqttSinkConfig, SinkConfig, VerdictsConfig, WebhookConfig,
+};
 
 /// Why the configuration cannot be used. The text names the file, the line and the field.
 #[derive(Debug, thiserror::Error)]
@@ -339,9 +341,9 @@ impl Config {
             let field = vec!["log".to_owned(), "level".to_owned()];
             return Err(Problem { field, span: None, message: error.to_string() });
         }
-        if self.verdicts.command.as_ref().is_some_and(|sink| sink.command.is_empty()) {
-            let field = vec!["verdicts".to_owned(), "command".to_owned()];
-            let message = "[verdicts.command] command is empty; name a program".to_owned();
+        if let Some((name, problem)) = self.verdicts.problem(self.broker.is_some()) {
+            let field = VerdictsConfig::table(name);
+            let message = format!("[{}]: {problem}", field.join("."));
             return Err(Problem { field, span: None, message });
         }
         let mut seen = BTreeSet::new();
@@ -364,10 +366,6 @@ impl Config {
                 problem.span = source.model.as_ref().map(Spanned::span);
                 return Err(problem);
             }
-        }
-        if self.broker.is_none() && self.verdicts.mqtt.as_ref().is_some_and(|sink| sink.broker.is_none()) {
-            let message = "there is no [broker] to publish on; give the sink a `broker` of its own".to_owned();
-            return Err(Problem { field: vec!["verdicts".to_owned(), "mqtt".to_owned()], span: None, message });
         }
         match &mut self.broker {
             Some(broker) => broker.resolve(&self.credentials),

@@ -98,6 +98,15 @@ impl Ceilings {
     }
 }
 
+/// A payload that has travelled `sends` times, the last time at `at_ms` of the powered clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repeated {
+    pub epoch: u64,
+    pub sequence: u64,
+    pub sends: u32,
+    pub at_ms: u64,
+}
+
 /// What has been spent, as it is kept over a restart: under the tariff in force, and beside it under others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -110,6 +119,9 @@ pub struct Spent {
     /// What was spent before is not known, also of tariffs that have not been in force since.
     #[serde(skip_serializing_if = "Option::is_none")]
     lost_at_ms: Option<u64>,
+    /// Beside the ceilings, the payloads that have travelled more than once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repeated: Vec<Repeated>,
     cases_per_hour: Slots,
     cases_per_day: Slots,
     cases_per_month: Slots,

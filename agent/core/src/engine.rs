@@ -212,9 +212,11 @@ impl Engine {
     /// Dials at once if there is a broker.
     #[must_use]
     pub fn new(now: Moment, setup: Setup) -> Self {
+        let mut uplink = Uplink::new(setup.batch_bytes_max);
+        uplink.recall_repeated(&setup.budget.spent().repeated);
         let mut engine = Self {
             link: Link::new(now, setup.has_broker, setup.recovery_after, setup.profile, setup.seed),
-            uplink: Uplink::new(setup.batch_bytes_max),
+            uplink,
             policies: setup.policies,
             budget: setup.budget,
             over_until: None,
@@ -274,6 +276,12 @@ impl Engine {
         self.link.wire_max()
     }
 
+    /// The version of the wire that cases wait for because the cloud does not read it.
+    #[must_use]
+    pub fn newer(&self, now: Moment) -> Option<u16> {
+        self.uplink.newer(now).filter(|version| *version > self.wire_max())
+    }
+
     /// The largest payload that cloud and broker take within a message, as far as that is known.
     #[must_use]
     pub fn payload_bytes_max(&self, now: Moment) -> Option<u64> {
@@ -294,8 +302,10 @@ impl Engine {
 
     /// What counts against the ceilings, to be kept over a restart.
     #[must_use]
-    pub fn spent(&self) -> &Spent {
-        self.budget.spent()
+    pub fn spent(&self, now: Moment) -> Spent {
+        let mut spent = self.budget.spent().clone();
+        spent.repeated = self.uplink.repeated(now);
+        spent
     }
 
     /// Cases sent whose verdict has not come.

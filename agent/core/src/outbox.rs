@@ -47,6 +47,14 @@ pub fn stored_too_early(now: Moment, age_max: Duration) -> Moment {
     now - age_max
 }
 
+/// Whether an earlier version gave a case up for its size: it waits again, for a limit is a property of a connection and
+/// not of a case. `reason` is its dead letter's.
+#[must_use]
+pub fn given_up_for_size(reason: &str) -> bool {
+    // "104823 bytes are more than the 100000 the broker takes"
+    reason.contains(" bytes are more than the ") || reason.starts_with("the cloud takes no payload of this size")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,6 +25,7 @@
 
 mod heard;
 mod limits;
+mod repeats;
 mod suspects;
 mod tracked;
 mod travel;
@@ -67,6 +68,8 @@ pub enum Publish {
     Unclear,
     /// Its payload could not be brought to the cloud first; nothing was said of the case.
     Stuck,
+    /// It did not set out: the cloud does not read this version of the wire.
+    Newer { version: u16 },
     /// The broker has refused it and said so.
     Refused,
     /// It did not set out: broker and cloud take messages of at most so many bytes now, if they say so.
@@ -105,6 +108,10 @@ pub struct Uplink {
     /// On their way when the connection ended, as far as that is known already.
     cut: Vec<CaseKey>,
     suspicion: Option<Suspicion>,
+    /// A version of the wire that a case needed and the cloud did not read, and how long that is believed.
+    newer: Option<(u16, Moment)>,
+    /// How often payloads travelled in an earlier run, and when they did last, of cases that were not in memory since.
+    repeated_before: BTreeMap<CaseKey, (u32, Moment)>,
     /// The largest payload that the broker was seen to take.
     carried_bytes: Option<u32>,
 }
@@ -135,6 +142,8 @@ impl Uplink {
             limit: None,
             cut: Vec::new(),
             suspicion: None,
+            newer: None,
+            repeated_before: BTreeMap::new(),
             carried_bytes: None,
         }
     }
@@ -201,7 +210,11 @@ impl Uplink {
             (Phase::Ready { not_before: now }, self.make_room(&case))
         };
         if room {
-            self.cases.insert(case.key, Tracked::new(now, case, phase));
+            let mut tracked = Tracked::new(now, case, phase);
+            if let Some(before) = self.repeated_before.remove(&case.key) {
+                (tracked.sends, tracked.sent_at) = before;
+            }
+            self.cases.insert(case.key, tracked);
         }
         room && had_room
     }
@@ -230,6 +243,12 @@ impl Uplink {
     #[must_use]
     pub fn limit(&self) -> Option<Limit> {
         self.limit
+    }
+
+    /// The version of the wire that cases wait for, as far as one was seen lately; a cloud may read it by now.
+    #[must_use]
+    pub fn newer(&self, now: Moment) -> Option<u16> {
+        self.newer.filter(|(_, until)| now < *until).map(|(version, _)| version)
     }
 
     /// Broker or cloud may take more now, or it is time to look: true if cases on the disk were kept back.

@@ -94,7 +94,7 @@ pub(crate) fn encode(slot: &Slot, outcome: Option<Outcome>, bytes: &mut Vec<u8>)
         bytes.extend(outcome.at.offset.to_le_bytes());
         bytes.extend(outcome.payload_bytes.to_le_bytes());
         bytes.extend(outcome.revision.to_le_bytes());
-        bytes.push(outcome.delivered);
+        bytes.extend(outcome.delivered.to_le_bytes());
     }
 }
 
@@ -112,7 +112,7 @@ pub(crate) fn decode(fields: &mut Fields<'_>) -> Option<(Slot, Option<Outcome>)>
     slot.payload_bytes = fields.u32()?;
     let outcome = if slot.stage.has_outcome() {
         let (at, payload_bytes, revision) = (fields.pointer()?, fields.u32()?, fields.u32()?);
-        let [delivered] = fields.take()?;
+        let delivered = u16::from_le_bytes(fields.take()?);
         Some(Outcome { at, payload_bytes, revision, delivered })
     } else {
         None

@@ -34,6 +34,14 @@ pub struct NewCase {
     pub payload: Bytes,
 }
 
+/// How many sinks can be told apart: each has a bit in [`State::Answered`].
+pub const SINKS_MAX: u8 = 16;
+
+/// The bit of sink `number`; none if there can be no such sink.
+pub(crate) fn sink_bit(number: u16) -> u16 {
+    1u16.checked_shl(number.into()).unwrap_or(0)
+}
+
 /// How far a case has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
@@ -45,7 +53,7 @@ pub enum State {
     /// The verdict is on disk; bit `n` of `delivered` is set once sink `n` has it.
     Answered {
         revision: u32,
-        delivered: u8,
+        delivered: u16,
     },
     /// Kept for inspection, never sent.
     Dead,

@@ -19,7 +19,7 @@ use super::shared::Shared;
 use super::table::{Changes, Table};
 
 /// Of the entries below. Another one is rebuilt, not converted.
-const FORMAT: u16 = 2;
+const FORMAT: u16 = 3;
 const SUMMARY_KEY: &[u8] = b"m";
 /// Sled keeps at least its dirty pages; more cache than this buys nothing for what is only written.
 const CACHE_BYTES: u64 = 256 * 1024;

@@ -70,6 +70,7 @@ use hedge_core::clock::Moment;
 use hedge_proto::{CaseKey, Refusal};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
+use self::case::sink_bit;
 use self::commit::Request;
 use self::disk::Place;
 use self::log::reader::RecordError;
@@ -79,8 +80,8 @@ use self::plan::{Ask, Done};
 use self::shared::Shared;
 
 pub use self::case::{
-    Applied, Drops, Entry, Figures, Limits, NewCase, OpenError, OpenReport, Progress, ReadError, State, StoreError,
-    StoredCase, Trouble,
+    Applied, Drops, Entry, Figures, Limits, NewCase, OpenError, OpenReport, Progress, ReadError, SINKS_MAX, State,
+    StoreError, StoredCase, Trouble,
 };
 pub use self::inspect::{Damage, Inspection};
 pub use self::log::record::HEADER_BYTES_MAX;
@@ -159,9 +160,15 @@ impl Outbox {
     /// Up to `n` answered cases whose verdict `sink` has not confirmed, the oldest verdict first.
     #[must_use]
     pub fn undelivered(&self, sink: u8, n: usize) -> Vec<Entry> {
-        let bit = sink_bit(sink);
+        let bit = sink_bit(sink.into());
         let lacking = |entry: &Entry| matches!(entry.state, State::Answered { delivered, .. } if delivered & bit == 0);
         self.inner.shared.table().walk(Class::Answered, n, lacking)
+    }
+
+    /// All answered cases, the oldest verdict first.
+    #[must_use]
+    pub fn all_answered(&self) -> Vec<Entry> {
+        self.inner.shared.table().walk(Class::Answered, usize::MAX, |_| true)
     }
 
     /// Up to `n` dead letters, the highest sort key first.
@@ -234,7 +241,7 @@ impl Outbox {
         }
     }
 
-    /// Notes that sink `sink` (0 to 7) has this revision.
+    /// Notes that sink `sink` (below [`SINKS_MAX`]) has this revision.
     pub async fn delivered(&self, key: CaseKey, revision: u32, sink: u8) -> Result<(), StoreError> {
         self.ask(Ask::Deliver { key, revision, sink }).await.map(drop)
     }
@@ -432,8 +439,4 @@ impl Future for Receipt {
             Err(_) => Err(Refusal::Stopping),
         })
     }
-}
-
-fn sink_bit(sink: u8) -> u8 {
-    1u8.checked_shl(u32::from(sink)).unwrap_or(0)
 }

@@ -3,7 +3,7 @@
 use hedge_core::clock::Moment;
 use hedge_proto::CaseKey;
 
-use super::case::{Entry, State};
+use super::case::{Entry, State, sink_bit};
 use super::log::Pointer;
 use super::log::record::{Head, record_bytes};
 use super::order::{Class, Rank};
@@ -53,7 +53,7 @@ pub(crate) struct Outcome {
     pub(crate) payload_bytes: u32,
     /// Of the verdict; for a dead case the number of the life that it does not reach.
     pub(crate) revision: u32,
-    pub(crate) delivered: u8,
+    pub(crate) delivered: u16,
 }
 
 /// A slot and what belongs to it.
@@ -177,7 +177,7 @@ impl Line {
     pub(crate) fn deliver(&mut self, head: &Head) {
         let answered = self.slot.stage == Stage::Answered;
         if let Some(outcome) = self.outcome.as_mut().filter(|outcome| answered && outcome.revision == head.count) {
-            outcome.delivered |= 1u8.checked_shl(u32::from(head.tag)).unwrap_or(0);
+            outcome.delivered |= sink_bit(head.tag);
         }
     }
 

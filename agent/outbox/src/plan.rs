@@ -12,7 +12,7 @@ use hedge_core::verdict::{Known, Ruling, rule};
 use hedge_proto::{CaseKey, Epoch, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::case::{Applied, Limits, StoreError};
+use super::case::{Applied, Limits, StoreError, sink_bit};
 use super::disk::Disk;
 use super::line::{Line, Stage};
 use super::log::record::{Head, Kind, Record};
@@ -176,7 +176,7 @@ pub(super) fn plan(table: &Table, room: &mut Room, taken: &HashSet<CaseKey>, ask
             if !awaits_delivery(&line, revision, sink) {
                 return Plan::Reply(Ok(Done::Written));
             }
-            let head = Head { count: revision, tag: sink, ..Head::mark(Kind::Delivered, key, moment) };
+            let head = Head { count: revision, tag: sink.into(), ..Head::mark(Kind::Delivered, key, moment) };
             Plan::mark(head, Done::Written)
         }
         (Ask::Forget(key), Some(_)) => Plan::mark(Head::mark(Kind::Forgotten, key, moment), Done::Written),
@@ -209,9 +209,7 @@ fn known(line: &Line) -> Known {
 
 fn awaits_delivery(line: &Line, revision: u32, sink: u8) -> bool {
     let answered = line.outcome.filter(|_| line.slot.stage == Stage::Answered);
-    answered.is_some_and(|outcome| {
-        outcome.revision == revision && outcome.delivered & 1u8.checked_shl(u32::from(sink)).unwrap_or(0) == 0
-    })
+    answered.is_some_and(|outcome| outcome.revision == revision && outcome.delivered & sink_bit(sink.into()) == 0)
 }
 
 impl Plan {

@@ -290,7 +290,7 @@ impl Capture {
             }
         });
         if ended.await.is_err() {
-            tracing::warn!("sources were still busy after {STOP_WAIT_MAX:?} and are cut off");
+            tracing::warn!("sources were still busy after {} s and are cut off", STOP_WAIT_MAX.as_secs());
         }
     }
 }
@@ -399,6 +399,7 @@ pub fn passes(error: &SampleError) -> bool {
         SampleError::Overloaded(_)
         | SampleError::ModelFailed { .. }
         | SampleError::NoModel { .. }
+        | SampleError::NoThreshold { .. }
         | SampleError::SourceOff(_)
         | SampleError::Unreachable(_)
         | SampleError::Stopping => true,

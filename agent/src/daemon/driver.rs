@@ -89,7 +89,7 @@ impl Driver {
 
     fn show_spent(&mut self) {
         self.spent_shown = Instant::now();
-        self.spent.send_replace(self.engine.spent().clone());
+        self.spent.send_replace(self.engine.spent(self.clock.now()));
     }
 
     fn until_wake(&self) -> Duration {
@@ -114,6 +114,8 @@ impl Driver {
             self.with_uplink(|uplink| uplink.send(sends, payload_bytes_max, self.engine.wire_max()));
         }
         self.show_limit();
+        let newer = self.engine.newer(self.clock.now());
+        self.faults.note(&Part::Cloud, newer.map(not_read));
         let in_flight = self.engine.in_flight();
         self.link.send_if_modified(|view| std::mem::replace(&mut view.in_flight, in_flight) != in_flight);
     }
@@ -193,6 +195,12 @@ impl Driver {
             }
         });
     }
+}
+
+fn not_read(version: u16) -> String {
+    format!(
+        "version {version} of the wire is needed, and the cloud does not read such cases: they wait; update the cloud"
+    )
 }
 
 fn too_large(Limit { from_bytes, bytes_max, .. }: Limit) -> String {

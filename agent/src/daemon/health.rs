@@ -3,13 +3,16 @@
 //! What a start could not use (configuration, identity, state folder) is looked at again and again; once it can be
 //! used the agent starts anew, in the same process. Everything else heals while it runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use hedge_proto::{LinkState, Name};
 use rustix::fs::StatVfsMountFlags;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Restart, last_run, notify};
@@ -17,6 +20,7 @@ use crate::audit::Audit;
 use crate::clock::{Clock, synced_from_outside};
 use crate::commands::journal_opens;
 use crate::faults::{Faults, Part};
+use crate::inference::Judge;
 use crate::pipeline::Pipeline;
 use crate::state::StateFile;
 use crate::uplink::{Uplink, payloads_fault};
@@ -27,6 +31,12 @@ use hedge_outbox::{Limits, OpenError, Outbox, Trouble};
 
 /// How often it is looked. A look costs a few system calls.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How long one round waits for models that are being loaded.
+const LOOK_WAIT: Duration = Duration::from_secs(1);
+
+/// The largest bundle on a slow card takes seconds.
+pub(super) const SLOW_AFTER: Duration = Duration::from_secs(60);
 
 /// What a start could not use.
 pub(super) enum Cause {
@@ -61,12 +71,13 @@ pub(super) struct Health {
 impl Health {
     /// Looks every few seconds until told to stop.
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let mut shown_until = Some(tokio::time::Instant::now() + last_run::SHOWN);
+        let mut shown_until = Some(Instant::now() + last_run::SHOWN);
         // A file that is being written may be valid half-way: it must be the same twice.
         let mut seen: Option<String> = None;
         let mut trouble = self.outbox.trouble();
         let mut settings = self.pipeline.settings.clone();
         let mut sources = BTreeSet::new();
+        let mut looks = Looks::default();
         loop {
             self.look_at_the_state_folder().await;
             // What the look itself found is no reason to look again at once.
@@ -74,15 +85,12 @@ impl Health {
             self.faults.note(&Part::Clock, clock_fault());
             self.faults.note(&Part::Disk, disk_fault(&self.state_dir, &self.limits));
             self.faults.note(&Part::Payloads, self.payloads.as_ref().and_then(payloads_fault));
-            if shown_until.take_if(|until| *until <= tokio::time::Instant::now()).is_some() {
+            if shown_until.take_if(|until| *until <= Instant::now()).is_some() {
                 self.faults.clear(&Part::LastRun);
                 self.forget_crashes();
             }
-            for judge in self.pipeline.judges.values() {
-                // It loads a model that is missing, if the time has come; a busy one is looked at again.
-                judge.look().await;
-            }
-            note_models(&self.pipeline);
+            looks.look(&self.pipeline.judges).await;
+            note_models(&self.pipeline, &looks);
             sources = note_sources(&self.pipeline, &sources);
             synced_from_outside().await;
             if let Some(part) = self.healed(&mut seen).await {
@@ -91,17 +99,17 @@ impl Health {
                     Err(error) => tracing::warn!(error, %part, "this can be used again, after a restart"),
                 }
             }
-            let next = tokio::time::Instant::now() + LOOK_EVERY;
+            let next = Instant::now() + LOOK_EVERY;
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     // A threshold may be what was missing; nothing else is looked at any sooner for it.
                     changed = settings.changed() => match changed {
-                        Ok(()) => note_models(&self.pipeline),
+                        Ok(()) => note_models(&self.pipeline, &looks),
                         Err(_) => return,
                     },
                     Ok(()) = trouble.changed() => break,
-                    () = tokio::time::sleep_until(next) => break,
+                    () = sleep_until(next) => break,
                 }
             }
         }
@@ -197,6 +205,38 @@ impl Health {
     }
 }
 
+/// The looks at models under way: each waits for its model's thread, which may never come back from loading a file.
+#[derive(Default)]
+pub(super) struct Looks(BTreeMap<Name, (Instant, JoinHandle<()>)>);
+
+impl Looks {
+    /// Has each model loaded that is missing, if its time has come. One whose last look has not ended is not asked
+    /// again, for its thread has a bounded queue that samples need, too.
+    async fn look(&mut self, judges: &BTreeMap<Name, Judge>) {
+        self.0.retain(|_, (_, task)| !task.is_finished());
+        for (name, judge) in judges {
+            let judge = judge.clone();
+            self.0
+                .entry(name.clone())
+                .or_insert_with(|| (Instant::now(), tokio::spawn(async move { judge.look().await })));
+        }
+        // Most end at once, and then what they found is said now rather than with the next look.
+        let all = join_all(self.0.values_mut().map(|(_, task)| task));
+        drop(timeout(LOOK_WAIT, all).await);
+        self.0.retain(|_, (_, task)| !task.is_finished());
+    }
+
+    /// The models that are not done with loading, and what is to be said of them.
+    fn slow(&self) -> impl Iterator<Item = (Name, String)> {
+        let slow = self.0.iter().filter(|(_, (since, _))| since.elapsed() >= SLOW_AFTER);
+        slow.map(|(name, (since, _))| {
+            let seconds = since.elapsed().as_secs() / 60 * 60;
+            let advice = "its samples are refused until it is; see whether its disk answers, then restart the agent";
+            (name.clone(), format!("it has been loading for more than {seconds} s; {advice}"))
+        })
+    }
+}
+
 /// What is wrong with what is written to the state folder.
 fn state_fault(outbox: &Outbox, dir: &std::path::Path, state: &Mutex<StateFile>, audit: &Audit) -> Option<String> {
     let trouble = outbox.trouble().borrow().clone();
@@ -223,11 +263,13 @@ fn state_fault(outbox: &Outbox, dir: &std::path::Path, state: &Mutex<StateFile>,
 }
 
 /// Notes of each model why it cannot answer, or what of its threshold has no effect.
-pub(super) fn note_models(pipeline: &Pipeline) {
+pub(super) fn note_models(pipeline: &Pipeline, looks: &Looks) {
+    let slow: BTreeMap<Name, String> = looks.slow().collect();
     let settings = pipeline.settings.borrow().clone();
     for (name, judge) in &pipeline.judges {
         let threshold = settings.thresholds.get(name).cloned().unwrap_or_default();
-        pipeline.faults.note(&Part::Model(name.clone()), judge.fault(&threshold));
+        let fault = judge.fault(&threshold).or_else(|| slow.get(name).cloned());
+        pipeline.faults.note(&Part::Model(name.clone()), fault);
     }
 }
 
@@ -328,6 +370,8 @@ fn status_line(state: LinkState, reason: &str, faults: &hedge_proto::Faults) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inference::ModelSetup;
+    use tokio::sync::watch;
 
     #[test]
     fn systemd_is_told_what_is_wrong_before_the_link() {
@@ -338,6 +382,41 @@ mod tests {
             status_line(LinkState::Offline, "no network", &faults),
             "degraded: disk: full; link offline: no network"
         );
+    }
+
+    #[tokio::test]
+    async fn a_model_that_hangs_while_it_is_loaded_holds_up_no_look_and_is_said() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        // To open a pipe that nobody writes to never ends, as a read from a dying card.
+        let made = std::process::Command::new("mkfifo").arg(dir.path().join("manifest.toml")).status();
+        assert!(made.expect("mkfifo").success());
+        let name = Name::new("m").expect("a name");
+        let (loaded, _) = watch::channel(0);
+        let judge = Judge::start(ModelSetup {
+            name: name.clone(),
+            bundle: dir.path().to_owned(),
+            variant: None,
+            threads: 1,
+            hung_after: Duration::from_secs(60),
+            library: None,
+            rest: None,
+            faults: Faults::default(),
+            figures: Arc::default(),
+            loaded,
+            learned: Learned::new(name.clone(), None, Clock::resume(&ClockMark::default(), Moment(0)), 1),
+        });
+        let judges = BTreeMap::from([(name.clone(), judge.expect("a thread"))]);
+        let mut looks = Looks::default();
+        for _ in 0..2 {
+            timeout(LOOK_WAIT * 20, looks.look(&judges)).await.expect("a look ends");
+        }
+        assert_eq!((looks.0.len(), looks.slow().count()), (1, 0), "one look for each model");
+        let begun = Instant::now().checked_sub(SLOW_AFTER * 2).expect("a time");
+        looks.0.values_mut().for_each(|(since, _)| *since = begun);
+        let slow: Vec<(Name, String)> = looks.slow().collect();
+        assert!(slow.len() == 1 && slow[0].1.contains("120 s"), "{slow:?}");
+        // Its thread ends with it.
+        drop(std::fs::OpenOptions::new().write(true).open(dir.path().join("manifest.toml")));
     }
 
     #[test]

@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use hedge_proto::LinkState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::health::{Cause, Health};
@@ -31,8 +32,10 @@ use crate::commands::{DeskSetup, DeskTask, Effects};
 use crate::control::Control;
 use crate::faults::Part;
 use crate::home_assistant::HomeAssistant;
+use crate::inference::Judge;
 use crate::log::{self, LogLevel};
 use crate::pipeline::Pipeline;
+use crate::queue::Queue;
 use crate::restart::Restart;
 use crate::settings::SettingsTask;
 use crate::uplink::{Uplink, watch_network};
@@ -102,7 +105,7 @@ pub async fn run(starting: Starting) -> Result<Ending, StartError> {
         }
     }
     if tokio::time::timeout(STOP_MAX, running.stop()).await.is_err() {
-        tracing::warn!("not everything stopped within {STOP_MAX:?}; what was stored is safe");
+        tracing::warn!("not everything stopped within {} s; what was stored is safe", STOP_MAX.as_secs());
     }
     Ok(ending)
 }
@@ -218,15 +221,15 @@ impl Running {
     /// Waits for the models, says that the device is there, and has its health looked after from then on.
     async fn settle(&self, health: Health) {
         let (pipeline, uplink, stop) = (&self.pipeline, &self.uplink, &self.stop);
-        for judge in pipeline.judges.values() {
-            judge.settle().await;
-        }
-        health::note_models(pipeline);
+        // One that hangs while it loads is a fault of its own; the device is there all the same.
+        drop(timeout(health::SLOW_AFTER, join_all(pipeline.judges.values().map(Judge::settle))).await);
+        health::note_models(pipeline, &health::Looks::default());
         if let Some(uplink) = uplink {
             // Not connected yet is no matter: the status is published with every connection.
             drop(uplink.say_online().await);
         }
         notify::ready();
+        tokio::spawn(revive(pipeline.queue()));
         tokio::spawn(presence::run(pipeline.link.clone(), uplink.clone(), stop.clone()));
         tokio::spawn(health::tell(pipeline.clone(), uplink.clone(), stop.clone()));
         tokio::spawn(health.run(stop.clone()));
@@ -331,6 +334,15 @@ async fn report(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, stop: Cancellat
 }
 
 /// SIGHUP, which `systemctl reload` sends, reads the configuration file again.
+/// What an earlier version gave up for its size waits again.
+async fn revive(queue: Queue) {
+    match queue.revive().await {
+        Ok(0) => {}
+        Ok(cases) => tracing::info!(cases, "an earlier version gave cases up for their size: they wait again"),
+        Err(error) => tracing::warn!(%error, "dead letters cannot be looked at; cases given up for their size stay so"),
+    }
+}
+
 async fn reload_on(mut hang_up: Signal, control: Control, stop: CancellationToken) {
     loop {
         tokio::select! {

@@ -163,7 +163,7 @@ pub(super) fn identify(config: &Config, store: &mut Store, faults: &Faults) -> I
     };
     let cause = Cause::Identity(Box::new(config.clone()));
     if let Some(device) = store.state.state().device.clone() {
-        faults.set(&Part::Identity, format!("{error}; the device keeps its name `{device}`"));
+        faults.set(&Part::Identity, format!("{error}; the device goes on as `{device}`"));
         store.causes.push(cause);
         return Identified { device, is_guess: false };
     }

@@ -73,7 +73,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let (mut in_force, remembered) = settings::resume(file, &mut state, &clock);
     if is_guess {
         in_force.config.broker = None;
-        in_force.config.verdicts.mqtt.take_if(|sink| sink.broker.is_none());
+        in_force.config.verdicts.sinks.retain(|_, sink| !sink.on_uplink());
     }
     let in_force = watch::Sender::new(Arc::new(in_force));
     let settings = in_force.subscribe();
@@ -127,7 +127,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
             models: Box::new(move || loaded_models(&judges)),
         })
     });
-    let sinks = Sinks::start(&config.verdicts, verdicts, uplink.clone(), device.clone(), stop.clone());
+    let sinks = Sinks::start(&config.verdicts, verdicts, state.clone(), uplink.clone(), device.clone(), stop.clone());
     let driver = Driver {
         engine: engine(config, &clock, spent_before, uplink.is_some(), outbox.figures().waiting)?,
         clock: clock.clone(),

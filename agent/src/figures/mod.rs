@@ -137,11 +137,11 @@ impl Figures {
     }
 
     /// Changes what is counted of a sink, which begins with this.
-    pub fn sink(&self, name: &str, change: impl FnOnce(&mut SinkFigures)) {
+    pub fn sink(&self, name: &Name, change: impl FnOnce(&mut SinkFigures)) {
         let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
-        match sinks.get_mut(name) {
+        match sinks.get_mut(name.as_str()) {
             Some(figures) => change(figures),
-            None => change(sinks.entry(name.to_owned()).or_default()),
+            None => change(sinks.entry(name.to_string()).or_default()),
         }
     }
 

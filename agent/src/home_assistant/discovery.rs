@@ -44,7 +44,7 @@ pub(super) fn announcement(config: &Config, device: &DeviceId) -> Option<Announc
         entities.threshold(&model.name, &reported, &desired);
     }
     // Answers that go to another broker cannot be seen at this one.
-    let answers = config.verdicts.mqtt.as_ref().is_some_and(|sink| sink.broker.is_none());
+    let answers = config.verdicts.on_uplink();
     let command = text(Topic::DownCommand(device.clone()));
     for source in &config.sources {
         entities.paused(&source.name, &reported, &command);
@@ -170,7 +170,12 @@ impl Entities<'_> {
             ),
             " | to_json }}",
         ];
-        let value = format!("{{{{ value_json.settings.model['{model}'].threshold.score_min | default('None') }}}}");
+        // What nobody has set is the bundle's suggestion, and in force all the same.
+        let value = format!(
+            "{{% set suggested = (value_json.suggested | default({{}}, true))['{model}'] | default({{}}, true) %}}\
+             {{{{ value_json.settings.model['{model}'].threshold.score_min \
+             | default(suggested.score_min | default('None')) }}}}"
+        );
         self.add(
             format!("threshold_{model}"),
             json!({

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hedge_core::clock::Moment;
 use hedge_core::engine::Event;
+use hedge_core::outbox::given_up_for_size;
 use hedge_core::uplink::Waiting;
 use hedge_proto::{Case, CaseId, CaseKey, DeviceId, MESSAGE_BYTES_MAX, from_cbor};
 use tokio::sync::mpsc;
@@ -157,6 +158,25 @@ impl Queue {
         Ok(changed)
     }
 
+    /// Lets the dead letters wait again that an earlier version made of cases for their size. Returns how many.
+    pub async fn revive(&self) -> Result<usize, QueueError> {
+        let queue = self.clone();
+        let given_up = |stored: &StoredCase| stored.dead.as_deref().is_some_and(given_up_for_size);
+        let look = move || {
+            let dead = queue.outbox.dead_letters(usize::MAX).into_iter().map(|entry| entry.key);
+            dead.filter(|key| matches!(queue.outbox.look(*key), Ok(Some(stored)) if given_up(&stored)))
+                .map(Id)
+                .collect()
+        };
+        let ids: Vec<Id> = tokio::task::spawn_blocking(look).await.map_err(std::io::Error::other)?;
+        let mut revived = 0;
+        for ids in ids.chunks(CHANGES_MAX) {
+            let changed = self.requeue(&Selection { ids: ids.to_vec(), all_dead: false }).await?;
+            revived += changed.iter().filter(|one| one.problem.is_none()).count();
+        }
+        Ok(revived)
+    }
+
     /// Ends cases for good: they are neither sent nor answered.
     pub async fn drop_cases(&self, selection: &Selection) -> Result<Vec<Changed>, QueueError> {
         let mut changed = Vec::new();
@@ -262,6 +282,30 @@ mod tests {
         payload_bytes_max: 1024,
         when_full: WhenFull::RefuseNew,
     };
+
+    #[tokio::test]
+    async fn what_an_earlier_version_gave_up_for_its_size_waits_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let queue = Queue::stopped(dir.path(), LIMITS, DeviceId::new("dev").expect("valid")).expect("opened");
+        let key = |sequence| CaseKey { epoch: Epoch(1), sequence };
+        let reasons = [
+            "104823 bytes are more than the 100000 the broker takes",
+            "2000823 bytes are more than the 100000 that broker and cloud take; give `[payloads] url` another way for it",
+            "the cloud takes no payload of this size (413)",
+            "unreadable",
+        ];
+        for (sequence, reason) in (0..).zip(reasons) {
+            let (stored_at, payload) = (Moment(0), Bytes::from_static(b"sample"));
+            let case = NewCase { key: key(sequence), sort_key: 0.0, stored_at, header: Vec::new(), payload };
+            queue.outbox.store(case).await.expect("stored");
+            queue.outbox.dead(key(sequence), reason).await.expect("buried");
+        }
+        assert_eq!(queue.revive().await.expect("looked at"), 3);
+        let dead: Vec<_> = queue.ids(Some(Stage::Dead)).iter().map(|id| id.0.sequence).collect();
+        assert_eq!((dead, queue.ids(Some(Stage::Waiting)).len()), (vec![3], 3));
+        assert_eq!(queue.revive().await.expect("looked at"), 0);
+        queue.close().await;
+    }
 
     #[tokio::test]
     async fn all_dead_letters_are_dropped_in_one_go_and_nothing_else() {

@@ -4,11 +4,13 @@ use hedge_core::policy::{Policies, Policy};
 use hedge_inference::Region;
 use hedge_proto::{
     BrokerSettings, CeilingsSettings, LinkSettings, LogSettings, ModelSettings, OutboxSettings, RegionSettings,
-    Settings, Share, SilentStateSettings, SinkSettings, SinkWants, SourceSettings, StateSettings, StatesSettings,
+    Settings, Share, SilentStateSettings, SinkSettings, SourceSettings, StateSettings, StatesSettings,
     TelemetrySettings, VerdictsSettings, WindowsSettings,
 };
 
-use hedge_config::{BrokerConfig, Config, LinkConfig, SourceConfig, VerdictsConfig};
+use std::collections::BTreeMap;
+
+use hedge_config::{BrokerConfig, Config, KIND_TABLES, LinkConfig, SinkConfig, SourceConfig, VerdictsConfig};
 
 /// What `config` says of each remotely settable field.
 #[must_use]
@@ -72,12 +74,17 @@ fn states(policies: &Policies) -> StatesSettings {
 }
 
 fn verdicts(config: &VerdictsConfig) -> VerdictsSettings {
-    let sink = |wanted: Option<SinkWants>| wanted.map(|wanted| SinkSettings { wanted: Some(wanted) });
+    let shown = |sink: &SinkConfig| SinkSettings { wanted: Some(sink.wanted()) };
+    let of_kind =
+        |table: &str| config.sinks.iter().find(|(name, _)| name.as_str() == table).map(|(_, sink)| shown(sink));
+    let own = config.sinks.iter().filter(|(name, _)| !KIND_TABLES.contains(&name.as_str()));
+    let named: BTreeMap<_, _> = own.map(|(name, sink)| (name.clone(), Some(shown(sink)))).collect();
     VerdictsSettings {
-        jsonl: sink(config.jsonl.as_ref().map(|sink| sink.wanted)),
-        webhook: sink(config.webhook.as_ref().map(|sink| sink.wanted)),
-        command: sink(config.command.as_ref().map(|sink| sink.wanted)),
-        mqtt: sink(config.mqtt.as_ref().map(|sink| sink.wanted)),
+        jsonl: of_kind("jsonl"),
+        webhook: of_kind("webhook"),
+        command: of_kind("command"),
+        mqtt: of_kind("mqtt"),
+        sinks: (!named.is_empty()).then_some(named),
     }
 }
 

@@ -52,7 +52,11 @@ pub(super) async fn run(
                 // The end of this connection, or a newer report, brings the next try; a refusal would only be repeated.
                 Err(error) => {
                     again = matches!(error, PublishError::NotConnected);
-                    tracing::debug!(%error, "the report was not acknowledged");
+                    if matches!(error, PublishError::Refused(_) | PublishError::TooLarge { .. }) {
+                        tracing::warn!(%error, "the broker does not take the retained report of settings (up/reported)");
+                    } else {
+                        tracing::debug!(%error, "the report was not acknowledged");
+                    }
                 }
             }
         }

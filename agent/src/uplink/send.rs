@@ -56,9 +56,8 @@ impl Shared {
         for (key, read) in read {
             match read {
                 Read::Case(case) if case.v > wire_max => {
-                    let version = case.v;
-                    tracing::warn!(id = %case.id, version, wire_max, "the cloud does not read such cases; update it: they wait");
-                    self.tell(Event::Published { keys: vec![key], outcome: Publish::Stuck }).await;
+                    let outcome = Publish::Newer { version: case.v };
+                    self.tell(Event::Published { keys: vec![key], outcome }).await;
                 }
                 Read::Case(case) => cases.push(self.keep_within(ceiling, *case).await),
                 Read::Gone => self.tell(Event::Closed { key, spoken: false }).await,

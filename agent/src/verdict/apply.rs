@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use hedge_core::agree::agree;
 use hedge_core::clock::Moment;
@@ -50,7 +50,7 @@ pub struct Verdicts {
     /// Where it is noted that a sink cannot be used or takes nothing.
     pub faults: Faults,
     /// One bit for each configured sink: a case is forgotten when all of them are set.
-    pub sinks: Arc<AtomicU8>,
+    pub sinks: Arc<AtomicU16>,
 }
 
 impl Verdicts {
@@ -179,7 +179,7 @@ impl Verdicts {
 
     /// Forgets what was delivered before, under this or another configuration of sinks.
     pub async fn forget_all_delivered(&self) {
-        for entry in self.outbox.undelivered(NO_SINK, usize::MAX) {
+        for entry in self.outbox.all_answered() {
             self.forget_if_delivered(entry.key).await;
         }
     }
@@ -192,9 +192,6 @@ fn with_verdict(stored: Option<StoredCase>) -> Result<(Case, Verdict), String> {
     let verdict: Verdict = from_cbor(&verdict, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
     Ok((case, verdict))
 }
-
-/// A bit no sink uses, so that every answered case lacks it.
-const NO_SINK: u8 = 7;
 
 fn correct(case: Case, verdict: Verdict, link: LinkState, score_min: Share) -> Answer {
     let Verdict { revision, authority, task, said, model, .. } = verdict;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BATCH_MAX, Sink, SinkError, Verdicts};
 use crate::faults::Part;
+use hedge_config::VerdictsConfig;
 use hedge_outbox::{Entry, State};
 use hedge_proto::SinkWants;
 
@@ -41,7 +42,6 @@ type Offered = (CaseKey, u32);
 pub struct Delivery {
     verdicts: Verdicts,
     sink: Sink,
-    wanted: SinkWants,
     patience: Patience<Offered>,
     begun: Instant,
     /// What was said to be wrong, and when.
@@ -58,14 +58,14 @@ enum Stopped {
 
 impl Delivery {
     #[must_use]
-    pub fn new(verdicts: Verdicts, sink: Sink, wanted: SinkWants) -> Self {
-        Self { verdicts, sink, wanted, patience: Patience::default(), begun: Instant::now(), said: None }
+    pub fn new(verdicts: Verdicts, sink: Sink) -> Self {
+        Self { verdicts, sink, patience: Patience::default(), begun: Instant::now(), said: None }
     }
 
     /// Delivers until told to stop. What is under way then is offered again at the next start.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut news = self.verdicts.news.subscribe();
-        let (locals, number) = (self.verdicts.locals.clone(), self.sink.number());
+        let (locals, number) = (self.verdicts.locals.clone(), self.sink.number);
         // How long to wait for the sink, if it must be waited for.
         let mut wait = self.look_and_deliver(&stop).await;
         loop {
@@ -114,7 +114,7 @@ impl Delivery {
 
     fn wait(&mut self) -> Duration {
         let wait = self.patience.wait();
-        if matches!(self.sink, Sink::Jsonl(_)) { wait.min(LOOK_AGAIN) } else { wait }
+        if self.sink.is_file() { wait.min(LOOK_AGAIN) } else { wait }
     }
 
     fn next_look(&self) -> Duration {
@@ -125,7 +125,7 @@ impl Delivery {
     /// Delivers the oldest corrections that are due. Returns how many were settled or refused.
     async fn deliver_batch(&mut self) -> Result<usize, Stopped> {
         let now = self.now();
-        let all = self.verdicts.outbox.undelivered(self.sink.number(), BATCH_MAX + self.patience.aside());
+        let all = self.verdicts.outbox.undelivered(self.sink.number, BATCH_MAX + self.patience.aside());
         let due = all.into_iter().filter(|entry| self.patience.may_offer(offered(entry), now)).take(BATCH_MAX);
         let due: Vec<Entry> = due.collect();
         // Whatever is due was answered locally before, so that answer is here by now.
@@ -135,7 +135,7 @@ impl Delivery {
         let (mut settled, mut wanted) = (Vec::new(), Vec::new());
         for entry in due {
             match self.verdicts.correction(entry.key).await {
-                Ok(Some(answer)) if self.wanted.takes(&answer) => wanted.push((entry, Arc::new(answer))),
+                Ok(Some(answer)) if self.sink.wanted.takes(&answer) => wanted.push((entry, Arc::new(answer))),
                 Ok(_) => settled.push(entry),
                 // It stays; the next look tries again.
                 Err(error) => tracing::debug!(%error, "a correction cannot be read now"),
@@ -156,7 +156,7 @@ impl Delivery {
         let confirmed = try_join_all(settled.iter().map(|entry| self.confirm(entry))).await;
         if let Err(error) = confirmed {
             // The sink has it; that it has is noted once the disk takes it, and it may be offered again.
-            tracing::warn!(sink = self.sink.name(), error, "what was delivered cannot be noted now");
+            tracing::warn!(sink = %self.sink.name, error, "what was delivered cannot be noted now");
             return Err(Stopped::Away);
         }
         let refused = usize::from(matches!(stopped, Ok(true)));
@@ -165,7 +165,7 @@ impl Delivery {
 
     /// Delivers the local answers that are there: one comes before its correction.
     async fn deliver_locals(&mut self) -> Result<(), Stopped> {
-        let (locals, number) = (self.verdicts.locals.clone(), self.sink.number());
+        let (locals, number) = (self.verdicts.locals.clone(), self.sink.number);
         // Not without end: corrections must have their turn.
         let mut left = locals.waiting(number);
         while left > 0 {
@@ -203,7 +203,7 @@ impl Delivery {
             }
             Err(SinkError::Away(reason)) => {
                 // Most are away for a moment only.
-                if self.patience.has_waited() || matches!(self.sink, Sink::Jsonl(_)) {
+                if self.patience.has_waited() || self.sink.is_file() {
                     self.say(&format!("{reason}; answers wait"));
                 }
                 Err(Stopped::Away)
@@ -218,7 +218,7 @@ impl Delivery {
     }
 
     fn count(&self, change: impl FnOnce(&mut hedge_proto::SinkFigures)) {
-        self.verdicts.figures.sink(self.sink.name(), change);
+        self.verdicts.figures.sink(&self.sink.name, change);
     }
 
     /// Notes what is wrong, unless something was said a moment ago.
@@ -228,11 +228,10 @@ impl Delivery {
             return;
         }
         self.said = Some((reason.to_owned(), Instant::now()));
-        let waits = match self.sink {
-            Sink::Jsonl(_) if self.wanted == SinkWants::All => ", and so do the pictures of folders",
-            _ => "",
-        };
-        self.verdicts.faults.set(&self.part(), format!("verdicts.{}: {reason}{waits}", self.sink.name()));
+        let folders_wait = self.sink.is_file() && self.sink.wanted == SinkWants::All;
+        let waits = if folders_wait { ", and so do the pictures of folders" } else { "" };
+        let table = VerdictsConfig::table(&self.sink.name).join(".");
+        self.verdicts.faults.set(&self.part(), format!("{table}: {reason}{waits}"));
     }
 
     /// The sink is there; it is well unless it refuses something that is still wanted.
@@ -252,7 +251,7 @@ impl Delivery {
     }
 
     fn part(&self) -> Part {
-        Part::Sink(self.sink.name())
+        Part::Sink(self.sink.name.clone())
     }
 
     fn now(&self) -> Moment {
@@ -262,20 +261,20 @@ impl Delivery {
     async fn confirm(&self, entry: &Entry) -> Result<(), String> {
         let State::Answered { revision, .. } = entry.state else { return Ok(()) };
         let outbox = &self.verdicts.outbox;
-        outbox.delivered(entry.key, revision, self.sink.number()).await.map_err(|error| error.to_string())?;
+        outbox.delivered(entry.key, revision, self.sink.number).await.map_err(|error| error.to_string())?;
         self.verdicts.forget_if_delivered(entry.key).await;
         Ok(())
     }
 
     /// Brings out what waits in memory, and says what could not be.
     async fn finish(mut self) {
-        let number = self.sink.number();
+        let number = self.sink.number;
         if self.verdicts.locals.waiting(number) > 0 {
             drop(timeout(STOP_WAIT, self.deliver_locals()).await);
             let left = self.verdicts.locals.waiting(number);
             if left > 0 {
                 tracing::warn!(
-                    sink = self.sink.name(),
+                    sink = %self.sink.name,
                     left,
                     "local answers were not delivered when this sink stopped"
                 );

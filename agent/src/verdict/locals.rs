@@ -7,12 +7,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hedge_proto::{Answer, Output};
+use hedge_proto::{Answer, Name, Output, SinkWants};
 use tokio::sync::{Notify, watch};
 
-use super::{JSONL, MQTT, sink_name};
+use super::Sink;
 use crate::figures::Figures;
-use hedge_proto::SinkWants;
 
 /// Answers that may wait for one sink: about 2 MB. At a thousand answers a second a file may pause for a second.
 const WAITING_MAX: usize = 1024;
@@ -26,6 +25,9 @@ pub struct Locals {
 
 /// What one sink is to have.
 struct Queue {
+    name: Name,
+    /// Folders wait for it.
+    is_file: bool,
     wanted: SinkWants,
     waiting: VecDeque<Waiting>,
     /// So many of the first are being delivered.
@@ -50,17 +52,19 @@ impl Locals {
         Self { queues: Arc::default(), figures }
     }
 
-    /// From now on sink `number` is to have what it wants; what waits for it already goes on waiting.
-    pub fn serve(&self, number: u8, wanted: SinkWants) {
+    /// From now on a sink is to have what it wants; what waits for it already goes on waiting.
+    pub fn serve(&self, sink: &Sink) {
         let mut queues = self.queues();
-        let kept = queues.remove(&number);
-        let wants_any = match wanted {
+        let kept = queues.remove(&sink.number).filter(|kept| kept.name == sink.name);
+        let wants_any = match sink.wanted {
             SinkWants::All => true,
-            SinkWants::Changed => number == MQTT,
+            SinkWants::Changed => sink.tells_changes(),
             SinkWants::Corrections => false,
         };
         if wants_any {
-            queues.insert(number, Queue { wanted, ..kept.unwrap_or_default() });
+            let mut queue = kept.unwrap_or_else(|| Queue::new(sink));
+            (queue.wanted, queue.is_file) = (sink.wanted, sink.is_file());
+            queues.insert(sink.number, queue);
         }
     }
 
@@ -71,14 +75,14 @@ impl Locals {
 
     /// Hands an answer to every sink that wants it. `waited_for`: its source calls [`Self::written`] next.
     pub fn pass_on(&self, answer: &Arc<Answer>, waited_for: bool) {
-        for (number, queue) in self.queues().iter_mut() {
+        for queue in self.queues().values_mut() {
             if !queue.takes(answer) {
                 continue;
             }
             queue.came += 1;
-            queue.waiting.push_back(Waiting { answer: answer.clone(), waited_for: waited_for && *number == JSONL });
+            queue.waiting.push_back(Waiting { answer: answer.clone(), waited_for: waited_for && queue.is_file });
             if queue.waiting.len() > WAITING_MAX && queue.drop_oldest() {
-                self.figures.sink(sink_name(*number), |sink| sink.lost += 1);
+                self.figures.sink(&queue.name, |sink| sink.lost += 1);
             }
             queue.more.notify_one();
         }
@@ -86,9 +90,15 @@ impl Locals {
 
     /// Returns once the files of this machine have every answer passed on before, or are no longer to have it.
     pub async fn written(&self) {
-        let file = self.queues().get(&JSONL).map(|queue| (queue.came, queue.done.subscribe()));
-        let Some((came, mut done)) = file else { return };
-        drop(done.wait_for(|done| *done >= came).await);
+        let files: Vec<_> = {
+            let queues = self.queues();
+            let files = queues.values().filter(|queue| queue.is_file);
+            files.map(|queue| (queue.came, queue.done.subscribe())).collect()
+        };
+        for (came, mut done) in files {
+            // An error: it is no longer to have them.
+            drop(done.wait_for(|done| *done >= came).await);
+        }
     }
 
     /// The first answers that wait for a sink. They stay until [`Self::done`] is said of them.
@@ -129,10 +139,12 @@ impl Locals {
     }
 }
 
-impl Default for Queue {
-    fn default() -> Self {
+impl Queue {
+    fn new(sink: &Sink) -> Self {
         Self {
-            wanted: SinkWants::All,
+            name: sink.name.clone(),
+            is_file: sink.is_file(),
+            wanted: sink.wanted,
             waiting: VecDeque::new(),
             under_way: 0,
             came: 0,
@@ -141,9 +153,7 @@ impl Default for Queue {
             more: Arc::default(),
         }
     }
-}
 
-impl Queue {
     /// All are taken, or only what differs from the source's last word.
     fn takes(&mut self, answer: &Answer) -> bool {
         if self.wanted == SinkWants::All {
@@ -168,8 +178,22 @@ impl Queue {
 mod tests {
     use std::time::Duration;
 
+    use super::super::{CommandSink, Jsonl, MqttSink, Way};
     use super::*;
     use crate::capture::testing::{answer, id};
+
+    const JSONL: u8 = 0;
+    const WEBHOOK: u8 = 1;
+    const MQTT: u8 = 3;
+
+    fn sink(number: u8, wanted: SinkWants) -> Sink {
+        let (name, way) = match number {
+            JSONL => ("jsonl", Way::Jsonl(Jsonl::new("/nowhere".into(), 1))),
+            WEBHOOK => ("webhook", Way::Command(CommandSink::new(&[]))),
+            _ => ("mqtt", Way::Mqtt(MqttSink::on_uplink(None))),
+        };
+        Sink { name: Name::new(name).expect("a name"), number, wanted, way }
+    }
 
     fn give(locals: &Locals, n: u64, waited_for: bool) {
         locals.pass_on(&Arc::new(answer(id(n), "cam", None, 0)), waited_for);
@@ -182,7 +206,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_folder_waits_for_the_file_and_no_other_answer_pushes_its_own_out() {
         let locals = Locals::default();
-        locals.serve(JSONL, SinkWants::All);
+        locals.serve(&sink(JSONL, SinkWants::All));
         give(&locals, 0, true);
         for n in 1..=2 * WAITING_MAX as u64 {
             give(&locals, n, false);
@@ -196,7 +220,7 @@ mod tests {
         locals.done(JSONL, WAITING_MAX);
         written.await;
         // Another sink holds up nobody, and one that is gone neither.
-        locals.serve(super::super::WEBHOOK, SinkWants::All);
+        locals.serve(&sink(WEBHOOK, SinkWants::All));
         give(&locals, 9999, true);
         locals.done(JSONL, 1);
         locals.written().await;
@@ -209,7 +233,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_under_way_is_neither_dropped_nor_delivered_twice() {
         let locals = Locals::default();
-        locals.serve(JSONL, SinkWants::All);
+        locals.serve(&sink(JSONL, SinkWants::All));
         (0..WAITING_MAX as u64).for_each(|n| give(&locals, n, false));
         assert_eq!(locals.first(JSONL, 2).len(), 2);
         give(&locals, 5000, false);
@@ -220,8 +244,8 @@ mod tests {
     #[test]
     fn an_mqtt_sink_that_wants_changes_gets_what_differs_from_the_last_word_once() {
         let locals = Locals::default();
-        locals.serve(MQTT, SinkWants::Changed);
-        locals.serve(JSONL, SinkWants::Changed);
+        locals.serve(&sink(MQTT, SinkWants::Changed));
+        locals.serve(&sink(JSONL, SinkWants::Changed));
         for (n, label) in [(0, "cat"), (1, "cat"), (2, "dog")] {
             let said = Some(Output::label(label));
             locals.pass_on(&Arc::new(Answer { said, ..answer(id(n), "cam", None, 0) }), false);

@@ -10,13 +10,14 @@ mod delivery;
 mod jsonl;
 mod locals;
 mod mqtt;
+mod numbers;
 mod sinks;
 mod webhook;
 
 use std::sync::Arc;
 
 use hedge_core::link::Profile;
-use hedge_proto::{Answer, DeviceId};
+use hedge_proto::{Answer, DeviceId, Name, SinkWants};
 
 pub use self::apply::Verdicts;
 pub use self::command::CommandSink;
@@ -27,8 +28,7 @@ pub use self::mqtt::MqttSink;
 pub use self::sinks::Sinks;
 pub use self::webhook::Webhook;
 use crate::uplink::{Meter, Uplink, options};
-use hedge_config::{BrokerConfig, VerdictsConfig};
-use hedge_proto::SinkWants;
+use hedge_config::{BrokerConfig, SinkConfig, VerdictsConfig};
 
 /// Why an answer was not delivered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,37 +44,20 @@ pub enum SinkError {
     Offline,
 }
 
-/// One way out. They share nothing, so that none holds up another.
-pub enum Sink {
+/// One way out, and who it is. They share nothing, so that none holds up another.
+pub struct Sink {
+    name: Name,
+    /// Its bit in the outbox's record of who has a correction.
+    number: u8,
+    wanted: SinkWants,
+    way: Way,
+}
+
+enum Way {
     Jsonl(Jsonl),
     Webhook(Webhook),
     Command(CommandSink),
     Mqtt(MqttSink),
-}
-
-// On disk: a number is never given to another sink.
-const JSONL: u8 = 0;
-const WEBHOOK: u8 = 1;
-const COMMAND: u8 = 2;
-const MQTT: u8 = 3;
-
-fn sink_name(number: u8) -> &'static str {
-    match number {
-        JSONL => "jsonl",
-        WEBHOOK => "webhook",
-        COMMAND => "command",
-        _ => "mqtt",
-    }
-}
-
-/// The bits of the configured sinks: who must have a correction before its case is forgotten.
-fn sink_bits(config: &VerdictsConfig) -> u8 {
-    let VerdictsConfig { score_min: _, jsonl, webhook, command, mqtt } = config;
-    let bit = |configured: bool, number: u8| u8::from(configured) << number;
-    bit(jsonl.is_some(), JSONL)
-        | bit(webhook.is_some(), WEBHOOK)
-        | bit(command.is_some(), COMMAND)
-        | bit(mqtt.is_some(), MQTT)
 }
 
 /// Whether the files a broker of a sink's own needs are there.
@@ -86,74 +69,53 @@ fn broker_files(config: &BrokerConfig) -> Result<(), String> {
 pub const BATCH_MAX: usize = 256;
 
 impl Sink {
-    /// The configured sink of this number with what it wants, if there is one. Nothing is opened or read yet.
-    fn configured(
-        number: u8,
-        config: &VerdictsConfig,
-        uplink: Option<&Uplink>,
-        device: &DeviceId,
-    ) -> Option<(Self, SinkWants)> {
-        Some(match (number, config) {
-            (JSONL, VerdictsConfig { jsonl: Some(jsonl), .. }) => {
-                (Self::Jsonl(Jsonl::new(jsonl.path.clone(), jsonl.bytes_max)), jsonl.wanted)
-            }
-            (WEBHOOK, VerdictsConfig { webhook: Some(webhook), .. }) => {
-                (Self::Webhook(Webhook::new(webhook.clone())), webhook.wanted)
-            }
-            (COMMAND, VerdictsConfig { command: Some(command), .. }) => {
-                (Self::Command(CommandSink::new(&command.command)), command.wanted)
-            }
-            (MQTT, VerdictsConfig { mqtt: Some(mqtt), .. }) => {
-                let sink = match &mqtt.broker {
-                    Some(broker) => MqttSink::on_broker(broker.clone(), device.clone()),
-                    None => MqttSink::on_uplink(uplink.cloned()),
-                };
-                (Self::Mqtt(sink), mqtt.wanted)
-            }
-            _ => return None,
-        })
+    /// Nothing is opened or read yet.
+    fn new(name: Name, number: u8, config: &SinkConfig, uplink: Option<&Uplink>, device: &DeviceId) -> Self {
+        let way = match config {
+            SinkConfig::Jsonl(file) => Way::Jsonl(Jsonl::new(file.path.clone(), file.bytes_max)),
+            SinkConfig::Webhook(webhook) => Way::Webhook(Webhook::new(webhook.clone())),
+            SinkConfig::Command(command) => Way::Command(CommandSink::new(&command.command)),
+            SinkConfig::Mqtt(mqtt) => Way::Mqtt(match &mqtt.broker {
+                Some(broker) => MqttSink::on_broker((**broker).clone(), device.clone()),
+                None => MqttSink::on_uplink(uplink.cloned()),
+            }),
+        };
+        Self { name, number, wanted: config.wanted(), way }
     }
 
     /// Whether the sink has what it needs: files, programs, addresses. Nothing is delivered.
     pub async fn look(&mut self) -> Result<(), String> {
-        match self {
-            Self::Jsonl(sink) => sink.look().await,
-            Self::Webhook(sink) => sink.look(),
-            Self::Command(sink) => sink.look(),
-            Self::Mqtt(sink) => sink.look(),
+        match &mut self.way {
+            Way::Jsonl(sink) => sink.look().await,
+            Way::Webhook(sink) => sink.look(),
+            Way::Command(sink) => sink.look(),
+            Way::Mqtt(sink) => sink.look(),
         }
     }
 
-    /// The sink's bit in the outbox's record of who has a correction.
-    #[must_use]
-    pub fn number(&self) -> u8 {
-        match self {
-            Self::Jsonl(_) => JSONL,
-            Self::Webhook(_) => WEBHOOK,
-            Self::Command(_) => COMMAND,
-            Self::Mqtt(_) => MQTT,
-        }
+    /// A file of this machine: folders wait for it, and it is there again as soon as somebody makes room.
+    fn is_file(&self) -> bool {
+        matches!(self.way, Way::Jsonl(_))
     }
 
-    /// What status, metrics and faults call it.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        sink_name(self.number())
+    /// Whether local answers that differ from a source's last word are changes to those who read it.
+    fn tells_changes(&self) -> bool {
+        matches!(self.way, Way::Mqtt(_))
     }
 
     /// Delivers one answer.
     pub async fn send(&mut self, answer: &Answer) -> Result<(), SinkError> {
-        match self {
-            Self::Jsonl(sink) => sink.send(answer).await,
-            Self::Webhook(sink) => sink.send(answer).await,
-            Self::Command(sink) => sink.send(answer).await,
-            Self::Mqtt(sink) => sink.send(answer).await,
+        match &mut self.way {
+            Way::Jsonl(sink) => sink.send(answer).await,
+            Way::Webhook(sink) => sink.send(answer).await,
+            Way::Command(sink) => sink.send(answer).await,
+            Way::Mqtt(sink) => sink.send(answer).await,
         }
     }
 
     /// Delivers answers in order. Returns how many of the first of them are delivered, and what stopped it.
     pub async fn send_all(&mut self, answers: &[Arc<Answer>]) -> (usize, Result<(), SinkError>) {
-        if let Self::Jsonl(sink) = self {
+        if let Way::Jsonl(sink) = &mut self.way {
             return match sink.send_all(answers).await {
                 Ok(()) => (answers.len(), Ok(())),
                 Err(error) => (0, Err(error)),
@@ -170,31 +132,20 @@ impl Sink {
 
 /// What `hedge-agent check` says of each configured sink: what it is, or what it lacks. Nothing is made or delivered.
 #[must_use]
-pub fn look(config: &VerdictsConfig) -> Vec<(&'static str, Result<String, String>)> {
-    let VerdictsConfig { jsonl, webhook, command, mqtt, .. } = config;
-    let mut looked = Vec::new();
-    if let Some(config) = jsonl {
-        looked.push((
-            sink_name(JSONL),
-            jsonl::appendable(&config.path).map(|()| format!("file {}", config.path.display())),
-        ));
-    }
-    if let Some(config) = webhook {
+pub fn look(config: &VerdictsConfig) -> Vec<(Name, Result<String, String>)> {
+    let look = |config: &SinkConfig| match config {
+        SinkConfig::Jsonl(file) => jsonl::appendable(&file.path).map(|()| format!("file {}", file.path.display())),
         // The address may hold a secret.
-        looked.push((
-            sink_name(WEBHOOK),
-            Webhook::new(config.clone()).look().map(|()| "its files can be read".to_owned()),
-        ));
-    }
-    if let Some(config) = command {
-        let sink = CommandSink::new(&config.command);
-        looked.push((sink_name(COMMAND), sink.look().map(|()| format!("program {}", sink.program()))));
-    }
-    if let Some(config) = mqtt {
-        let own = |broker: &BrokerConfig| broker_files(broker).map(|()| format!("broker {}", broker.url));
-        looked.push((sink_name(MQTT), config.broker.as_ref().map_or(Ok("the uplink's broker".to_owned()), own)));
-    }
-    looked
+        SinkConfig::Webhook(config) => Webhook::new(config.clone()).look().map(|()| "its files can be read".to_owned()),
+        SinkConfig::Command(config) => {
+            let sink = CommandSink::new(&config.command);
+            sink.look().map(|()| format!("program {}", sink.program()))
+        }
+        SinkConfig::Mqtt(config) => config.broker.as_ref().map_or(Ok("the uplink's broker".to_owned()), |broker| {
+            broker_files(broker).map(|()| format!("broker {}", broker.url))
+        }),
+    };
+    config.sinks.iter().map(|(name, config)| (name.clone(), look(config))).collect()
 }
 
 #[cfg(test)]

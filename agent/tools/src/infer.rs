@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::samples::tensors;
 use crate::{SAMPLE_BYTES_MAX, read_file};
 use hedge_agent::inference::{NO_THRESHOLD, Opinion};
-use hedge_config::ThresholdConfig;
+use hedge_config::{Config, ThresholdConfig};
 
 /// Answer files with a model and explain each decision; nothing is stored or sent.
 #[derive(Debug, clap::Args)]
@@ -28,6 +28,9 @@ pub struct InferArgs {
     /// The ONNX Runtime library [default: searched for]
     #[arg(long, value_name = "FILE")]
     pub library: Option<PathBuf>,
+    /// Use the threshold that this configuration of the agent gives the model with this bundle
+    #[arg(long, value_name = "FILE", conflicts_with = "score_min")]
+    pub config: Option<PathBuf>,
     /// What the best score must reach to be kept [default: the manifest's suggestion]
     #[arg(long, value_name = "0..1")]
     pub score_min: Option<f32>,
@@ -51,7 +54,10 @@ pub fn run(args: &InferArgs) -> anyhow::Result<ExitCode> {
 /// Like [`run`], into any writer.
 pub fn write_answers(args: &InferArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let bundle = Bundle::open(&args.bundle)?;
-    let asked = args.score_min.map(ThresholdConfig::of).transpose()?.unwrap_or_default();
+    let asked = match &args.config {
+        Some(file) => configured(file, &args.bundle)?,
+        None => args.score_min.map(ThresholdConfig::of).transpose()?.unwrap_or_default(),
+    };
     let thresholds = asked.resolve(bundle.threshold(), bundle.labels(), |own| bundle.cloud_label(own));
     let runtime = Runtime::find(args.library.as_deref())?;
     let mut model = Model::load(&runtime, &bundle, args.variant.as_deref(), &SessionOptions::default())?;
@@ -73,6 +79,18 @@ pub fn write_answers(args: &InferArgs, out: &mut impl Write) -> anyhow::Result<E
         }
     }
     Ok(code)
+}
+
+/// The threshold of the model that has this bundle.
+fn configured(file: &Path, bundle: &Path) -> anyhow::Result<ThresholdConfig> {
+    let config = Config::load(file, std::env::vars())?;
+    // However the two write the same folder.
+    let folder = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut models = config.models.into_iter();
+    let model = models.find(|model| folder(&model.bundle) == folder(bundle)).with_context(|| {
+        format!("{} has no [[model]] with the bundle {}; see `bundle` there", file.display(), bundle.display())
+    })?;
+    Ok(model.threshold)
 }
 
 #[derive(Serialize)]
@@ -172,7 +190,9 @@ impl FileAnswer {
                     Outcome::Keep => "keeps its answer",
                     Outcome::Defer => "asks the cloud",
                 };
-                writeln!(out, "  {verdict}: {}", decision.because)?;
+                let nothing = matches!(&self.said, Some(Output::Boxes(found)) if found.is_empty());
+                let nothing = if nothing { "no box is shown; how far the best hidden one is from it: " } else { "" };
+                writeln!(out, "  {verdict}: {nothing}{}", decision.because)?;
             }
             None => writeln!(out, "  the agent would not answer: {NO_THRESHOLD}")?,
         }

@@ -29,6 +29,28 @@ fn infer_prints_the_golden_answer_and_explains_itself() {
 }
 
 #[test]
+fn infer_decides_by_the_threshold_of_a_configuration() {
+    if !library_is_there() {
+        return;
+    }
+    let (bundle, cat) = (models().join("photo-small"), models().join("pictures/chelsea.png"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("agent.toml");
+    let model = |bundle: &Path| {
+        let bundle = bundle.display();
+        format!("[[model]]\nname = \"m\"\nbundle = \"{bundle}\"\nthreshold = {{ score_min = 0.4 }}\n")
+    };
+    std::fs::write(&file, model(&bundle)).expect("a file");
+    let arguments = ["infer", "--bundle", path(&bundle), "--config", path(&file), path(&cat)];
+    let (_, text) = run(&arguments).expect("answers");
+    assert!(text.contains("keeps its answer: score 0.473 reached 0.400"), "{text}");
+
+    std::fs::write(&file, model(Path::new("/elsewhere"))).expect("a file");
+    let error = run(&arguments).expect_err("no such model").to_string();
+    assert!(error.contains("agent.toml has no [[model]] with the bundle"), "{error}");
+}
+
+#[test]
 fn infer_goes_on_after_a_file_that_is_no_picture_and_says_so_in_its_exit_code() {
     if !library_is_there() {
         return;

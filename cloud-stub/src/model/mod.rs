@@ -333,15 +333,9 @@ fn region(case: &Case) -> Result<Option<Region>, String> {
 
 /// What was found in a part of a picture that came alone, at its places in the whole.
 fn placed(said: Output, case: &Case) -> Output {
-    match (said, case.view.filter(|_| case.form == PayloadForm::Crop)) {
-        (Output::Boxes(mut found), Some(view)) => {
-            for Rect { left, top, width, height } in found.iter_mut().map(|one| &mut one.place) {
-                (*left, *width) = (view.left + *left * view.width, *width * view.width);
-                (*top, *height) = (view.top + *top * view.height, *height * view.height);
-            }
-            Output::Boxes(found)
-        }
-        (said, _) => said,
+    match case.view.filter(|_| case.form == PayloadForm::Crop) {
+        Some(view) => said.within(&view),
+        None => said,
     }
 }
 
@@ -369,7 +363,7 @@ mod tests {
             said: None,
             doubt: Doubt::NONE,
             view: None,
-            decision: CaseDecision { reason: Reason::Unusable, threshold: 0.5, mode: ThresholdMode::Fixed },
+            decision: CaseDecision { reason: Reason::Unusable, check: false, threshold: 0.5, mode: ThresholdMode::Fixed },
             settings_version: 0,
             captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
             form: PayloadForm::Whole,

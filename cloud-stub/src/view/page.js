@@ -187,7 +187,7 @@ function caseCard(c) {
   const none = Array.isArray(c.local) && !c.local.length;
   const said = make("p", none ? "said none" : "said", none ? "no usable answer" : headline(c.local));
   said.title = `${none ? "" : headline(c.local)} (${c.local_model.name} ${c.local_model.version})`;
-  const why = make("span", "chip", REASONS[c.reason] || c.reason);
+  const why = make("span", "chip", REASONS[c.reason] || c.reason.replaceAll("_", " "));
   why.title = `threshold ${c.threshold.toFixed(2)}, ${c.mode}`;
   return make("article", finds(c) ? "case finds" : "case",
     shot(c),

@@ -4,20 +4,14 @@
 //! the bundle (labels, sums) is checked by [`super::Bundle::open`].
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
 
 use hedge_core::judge::Limits;
 use hedge_proto::{Digest, Found, Measure, Name, Share};
 use serde::Deserialize;
 
-use crate::features::{self, ContentType, FeatureError, Region, StageTimes, Tensor};
-use crate::task::Reading;
-
-/// The most values one input tensor holds: 64 MiB of f32, an RGB picture of 2300 × 2300.
-pub const TENSOR_VALUES_MAX: usize = 16 * 1024 * 1024;
-
-/// The most dimensions of an input tensor.
-const DIMENSIONS_MAX: usize = 6;
+use crate::features::Input;
+use crate::inside::BundleFile;
+use crate::task::{Kind, Reading};
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,26 +34,6 @@ pub struct Manifest {
     pub cloud_labels: BTreeMap<String, String>,
     #[serde(default, rename = "golden")]
     pub goldens: Vec<Golden>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// One label for the whole sample.
-    Classify,
-    /// A label and a place for each thing in a picture.
-    Detect,
-}
-
-impl Kind {
-    /// As the manifest says it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Classify => "classify",
-            Self::Detect => "detect",
-        }
-    }
 }
 
 /// One file with the weights. Variants differ in speed and size, not in what they were taught.
@@ -85,252 +59,6 @@ pub struct Golden {
     /// What is to be found, by variant; of a detector.
     #[serde(default)]
     pub found: BTreeMap<String, Vec<Found>>,
-}
-
-/// What the model takes.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(try_from = "InputFields")]
-pub struct Input {
-    pub name: String,
-    /// The whole shape, with a leading 1 for one sample at a time.
-    pub shape: Vec<usize>,
-    /// Absent if the model takes no pictures; tensors are always taken.
-    pub picture: Option<PictureInput>,
-}
-
-/// How a picture becomes the model's input: `value = (pixel - mean) / std`, pixels from 0 to 255.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PictureInput {
-    pub width: u32,
-    pub height: u32,
-    pub layout: Layout,
-    pub color: Color,
-    pub resize: Resize,
-    pub fit: Fit,
-    /// The share of both sides that the model sees of what `fit` leaves: its middle. 1 is all.
-    pub crop: f64,
-    /// The pixels of a letterbox that are none of the picture's.
-    pub pad: u8,
-    /// One number per channel.
-    pub mean: Vec<f32>,
-    pub std: Vec<f32>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Layout {
-    Nchw,
-    Nhwc,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Color {
-    Rgb,
-    Bgr,
-    Gray,
-}
-
-impl Layout {
-    /// As the manifest says it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Nchw => "nchw",
-            Self::Nhwc => "nhwc",
-        }
-    }
-}
-
-impl Resize {
-    /// As the manifest says it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Bicubic => "bicubic",
-            Self::Bilinear => "bilinear",
-        }
-    }
-}
-
-impl Fit {
-    /// As the manifest says it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::CentreCrop => "centre_crop",
-            Self::Stretch => "stretch",
-            Self::Letterbox => "letterbox",
-            Self::LetterboxTopLeft => "letterbox_top_left",
-        }
-    }
-}
-
-impl Color {
-    /// As the manifest says it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Rgb => "rgb",
-            Self::Bgr => "bgr",
-            Self::Gray => "gray",
-        }
-    }
-
-    #[must_use]
-    pub fn channels(self) -> usize {
-        match self {
-            Self::Rgb | Self::Bgr => 3,
-            Self::Gray => 1,
-        }
-    }
-}
-
-/// Both are antialiased: every source pixel counts when a picture shrinks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Resize {
-    #[default]
-    Bicubic,
-    Bilinear,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fit {
-    /// Cuts the longer sides off, keeping proportions.
-    #[default]
-    CentreCrop,
-    /// Shows the whole picture, out of proportion.
-    Stretch,
-    /// Shows the whole picture in proportion, in the middle of padding.
-    Letterbox,
-    /// The same with the picture in the corner that all counting begins at.
-    LetterboxTopLeft,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct InputFields {
-    name: String,
-    shape: Vec<usize>,
-    picture: Option<PictureFields>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PictureFields {
-    layout: Layout,
-    color: Color,
-    #[serde(default)]
-    resize: Resize,
-    #[serde(default)]
-    fit: Fit,
-    #[serde(default = "whole")]
-    crop: f64,
-    #[serde(default)]
-    pad: u8,
-    mean: PerChannel,
-    std: PerChannel,
-}
-
-fn whole() -> f64 {
-    1.0
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum PerChannel {
-    All(f32),
-    Each(Vec<f32>),
-}
-
-impl PerChannel {
-    fn spread(self, field: &str, channels: usize) -> Result<Vec<f32>, String> {
-        let values = match self {
-            Self::All(value) => vec![value; channels],
-            Self::Each(values) if values.len() == channels => values,
-            Self::Each(values) => {
-                let count = values.len();
-                return Err(format!(
-                    "`{field}` has {count} numbers for {channels} channels; give one for all or one for each"
-                ));
-            }
-        };
-        match values.iter().find(|value| !value.is_finite()) {
-            Some(value) => Err(format!("`{field}` holds {value}, which is not a number to calculate with")),
-            None => Ok(values),
-        }
-    }
-}
-
-impl TryFrom<InputFields> for Input {
-    type Error = String;
-
-    fn try_from(fields: InputFields) -> Result<Self, String> {
-        let InputFields { name, shape, picture } = fields;
-        if !(2..=DIMENSIONS_MAX).contains(&shape.len()) || shape[0] != 1 {
-            return Err(format!(
-                "`shape` = {shape:?} must start with 1 (one sample at a time) and have 2 to {DIMENSIONS_MAX} dimensions"
-            ));
-        }
-        match shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size)) {
-            Some(1..=TENSOR_VALUES_MAX) => {}
-            _ => return Err(format!("`shape` = {shape:?} must hold 1 to {TENSOR_VALUES_MAX} values")),
-        }
-        let picture = picture.map(|fields| PictureInput::new(fields, &shape)).transpose()?;
-        Ok(Self { name, shape, picture })
-    }
-}
-
-impl Input {
-    /// The input tensor for a sample. Needs no ONNX Runtime.
-    pub fn tensor(
-        &self,
-        content_type: &ContentType,
-        bytes: &[u8],
-        region: Option<&Region>,
-    ) -> Result<Tensor, FeatureError> {
-        features::tensor(self, content_type, bytes, region, &mut StageTimes::default())
-    }
-
-    /// The input tensors of a file: one of a picture, one or more of numbers.
-    pub fn samples(&self, bytes: &[u8]) -> Result<Vec<Tensor>, FeatureError> {
-        features::samples(self, bytes)
-    }
-}
-
-impl PictureInput {
-    fn new(fields: PictureFields, shape: &[usize]) -> Result<Self, String> {
-        let PictureFields { layout, color, resize, fit, crop, pad, mean, std } = fields;
-        let (channels, height, width) = match (layout, shape) {
-            (Layout::Nchw, &[_, channels, height, width]) | (Layout::Nhwc, &[_, height, width, channels]) => {
-                (channels, height, width)
-            }
-            _ => return Err(format!("a picture needs a `shape` of 4 dimensions, not {shape:?}")),
-        };
-        if channels != color.channels() {
-            return Err(format!(
-                "`shape` = {shape:?} as {} has {channels} channels, but `color` = \"{}\" has {}",
-                layout.word(),
-                color.word(),
-                color.channels()
-            ));
-        }
-        let mean = mean.spread("mean", channels)?;
-        let std = std.spread("std", channels)?;
-        if std.contains(&0.0) {
-            return Err("`std` is divided by and must not be 0".into());
-        }
-        if !(crop > 0.0 && crop <= 1.0) {
-            return Err(format!(
-                "`crop` = {crop} is not a share of the picture: above 0 and at most 1; 0.875 is \"resize to 256, crop 224\""
-            ));
-        }
-        // Within TENSOR_VALUES_MAX, so neither can exceed u32.
-        let side = |pixels: usize| u32::try_from(pixels).map_err(|error| error.to_string());
-        Ok(Self { width: side(width)?, height: side(height)?, layout, color, resize, fit, crop, pad, mean, std })
-    }
 }
 
 /// What the maker of the bundle suggests an answer should reach; the operator's own numbers win.
@@ -369,30 +97,5 @@ impl TryFrom<ThresholdFields> for SuggestedThreshold {
             limits = limits.at_most(*measure, most);
         }
         Ok(Self(limits))
-    }
-}
-
-/// A file inside the bundle's folder: a bundle stays whole when it is copied, and reads nothing else.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct BundleFile(PathBuf);
-
-impl BundleFile {
-    #[must_use]
-    pub fn as_path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for BundleFile {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let path = PathBuf::from(&text);
-        if !text.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_))) {
-            Ok(Self(path))
-        } else {
-            Err(format!("`{text}` is not the name of a file inside the bundle's folder"))
-        }
     }
 }

@@ -14,9 +14,11 @@ use hedge_core::judge::Limits;
 use hedge_proto::{Digest, ModelRef, labels_hash};
 use sha2::{Digest as _, Sha256};
 
-pub use manifest::{
-    BundleFile, Color, Fit, Golden, Input, Kind, Layout, Manifest, PictureInput, Resize, TENSOR_VALUES_MAX, Variant,
-};
+pub use manifest::{Golden, Manifest, Variant};
+
+pub use crate::features::{Color, Fit, Input, Layout, PictureInput, Resize, TENSOR_VALUES_MAX};
+pub use crate::inside::BundleFile;
+pub use crate::task::Kind;
 
 use crate::features::read_npy;
 use crate::task::{Reading, Task};

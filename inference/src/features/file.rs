@@ -1,7 +1,7 @@
 //! Samples in files whose bytes alone say what they are: pictures, `.npy`, numbers as text, raw f32.
 
+use super::Input;
 use super::{ContentType, FeatureError, StageTimes, Tensor, npy, tensor};
-use crate::bundle::Input;
 
 /// The input tensors of a file: one of a picture, one or more of numbers.
 pub(crate) fn samples(input: &Input, bytes: &[u8]) -> Result<Vec<Tensor>, FeatureError> {

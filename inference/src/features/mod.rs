@@ -6,6 +6,7 @@
 mod content;
 mod exif;
 mod file;
+mod input;
 mod jpeg;
 mod npy;
 mod picture;
@@ -20,13 +21,12 @@ use std::time::{Duration, Instant};
 
 pub use content::{ContentType, DIMENSIONS_MAX};
 pub(crate) use file::samples;
+pub use input::{Color, Fit, Input, Layout, PictureInput, Resize, TENSOR_VALUES_MAX};
 pub(crate) use npy::read as read_npy;
 pub use picture::Picture;
 pub use region::{InvalidRegion, Region};
 pub use tensor::Tensor;
 pub use thumbnail::{cropped, drawn, pixels_only, thumbnail};
-
-use crate::bundle::Input;
 
 /// The most pixels a picture may claim: what the largest camera modules for small boards deliver.
 pub const PIXELS_MAX: u64 = 64 * 1_000_000;

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::region::{Inside, Rect, Region};
 use super::resize::resize;
+use super::{Color, Layout, PictureInput, Resize};
 use super::{FeatureError, StageTimes, Tensor, check_pixels};
-use crate::bundle::{Color, Layout, PictureInput, Resize};
 
 /// A decoded picture as it lies in its file: 8 bits per sample, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -226,8 +226,8 @@ fn luma(red: u8, green: u8, blue: u8) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Fit, Resize};
     use super::*;
-    use crate::bundle::{Fit, Resize};
 
     fn wanted(width: u32, height: u32, color: Color, layout: Layout) -> PictureInput {
         let channels = color.channels();

@@ -24,7 +24,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture, FeatureError> {
     let mut pixels = vec![0; size];
     let info = reader.next_frame(&mut pixels).map_err(damaged)?;
     if info.bit_depth != BitDepth::Eight || (info.width, info.height) != (width, height) {
-        let what = format!("{:?} at {:?}", info.color_type, info.bit_depth);
+        let what = match info.bit_depth {
+            BitDepth::Eight => "a frame of another size than the picture".to_owned(),
+            depth => format!("{} bits a channel", depth as u8),
+        };
         return Err(FeatureError::Unsupported { format: "PNG", what });
     }
     pixels.truncate(info.buffer_size());

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::bundle::{Fit, PictureInput};
+use super::{Fit, PictureInput};
 
 /// A rectangle in fractions of the upright picture's width and height.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]

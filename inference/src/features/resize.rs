@@ -4,8 +4,8 @@
 //! and a golden photo got another answer. So this is plain arithmetic in their order: cut first, so that
 //! nothing outside shines in; then across, then down, each rounded to 8 bits, with weights of 22 bits.
 
+use super::Resize;
 use super::region::Rect;
-use crate::bundle::Resize;
 
 /// Bits of a weight behind the point: of 32 bits, 8 are the pixel's and 2 are for sign and overshoot.
 const FRACTION_BITS: u32 = 32 - 8 - 2;

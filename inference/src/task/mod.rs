@@ -103,6 +103,27 @@ impl Reading {
     }
 }
 
+/// What a model says, as the manifest names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// One label for the whole sample.
+    Classify,
+    /// A label and a place for each thing in a picture.
+    Detect,
+}
+
+impl Kind {
+    /// As the manifest says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Classify => "classify",
+            Self::Detect => "detect",
+        }
+    }
+}
+
 /// How one model's outputs become an answer.
 #[derive(Debug, Clone)]
 pub struct Task {

@@ -236,8 +236,9 @@ impl World {
             Step::Delivered(key) => self.device_writes(Op::Forget { key }),
             Step::Checkpoint => {
                 self.device.disk.checkpoint();
+                let now = self.device_now();
                 if let Some(engine) = &self.device.engine {
-                    self.device.spent = engine.spent().clone();
+                    self.device.spent = engine.spent(now);
                 }
                 self.device_after(CHECKPOINT_MS, Step::Checkpoint);
             }

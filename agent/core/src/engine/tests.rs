@@ -33,7 +33,15 @@ fn actions(engine: &mut Engine) -> Vec<Action> {
 }
 
 fn engine(open_cases: u64, ceilings: Ceilings) -> Engine {
-    let budget = Budget::resume(ceilings, Some(Spent::default()), Moment(0));
+    begun(Moment(0), open_cases, Budget::resume(ceilings, Some(Spent::default()), Moment(0)))
+}
+
+/// With what an earlier run has spent, and cases on the disk.
+fn restarted(now: Moment, budget: Budget) -> Engine {
+    begun(now, 1, budget)
+}
+
+fn begun(now: Moment, open_cases: u64, budget: Budget) -> Engine {
     let (profile, policies) = (Profile::LAN, Policies::DEFAULT);
     let setup = Setup {
         has_broker: true,
@@ -45,7 +53,7 @@ fn engine(open_cases: u64, ceilings: Ceilings) -> Engine {
         batch_bytes_max: 0,
         seed: 1,
     };
-    Engine::new(Moment(0), setup)
+    Engine::new(now, setup)
 }
 
 fn online(open_cases: u64) -> Engine {
@@ -315,6 +323,33 @@ fn a_payload_that_cannot_be_brought_waits_alone() {
     engine.handle(again, Event::Published { keys: vec![key(7)], outcome: Publish::Stuck });
     engine.handle(again + crate::uplink::STUCK_WAIT, Event::Tick);
     assert_eq!(actions(&mut engine), [], "each time longer");
+}
+
+#[test]
+fn a_case_that_the_cloud_does_not_read_yet_is_said_until_it_does() {
+    let mut engine = online(0);
+    engine.handle(Moment(3), Event::Stored(waiting(7, false)));
+    actions(&mut engine);
+    let newer = |version| Event::Published { keys: vec![key(7)], outcome: Publish::Newer { version } };
+    engine.handle(Moment(4), newer(hedge_proto::WIRE_VERSION + 1));
+    assert_eq!(engine.newer(Moment(5)), Some(hedge_proto::WIRE_VERSION + 1));
+    let status = Event::CloudStatus {
+        instance: hedge_proto::Name::new("cloud-1").expect("a name"),
+        status: CloudStatus {
+            state: CloudState::Online,
+            wire: vec![hedge_proto::WIRE_VERSION],
+            accept: None,
+            retry_after_s: None,
+            payload_bytes_max: None,
+        },
+        retained: false,
+    };
+    engine.handle(Moment(6), newer(hedge_proto::WIRE_VERSION));
+    engine.handle(Moment(7), status);
+    assert_eq!(engine.newer(Moment(7)), None, "the cloud reads it");
+    engine.handle(Moment(8), newer(hedge_proto::WIRE_VERSION + 1));
+    let gone = Moment(9) + crate::uplink::QUIET_MAX + crate::uplink::QUIET_MAX;
+    assert_eq!(engine.newer(gone), None, "no such case was seen for long");
 }
 
 #[test]

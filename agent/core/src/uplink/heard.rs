@@ -12,6 +12,8 @@ impl Uplink {
             Publish::Nobody | Publish::Refused => self.nobody_listens(now),
             Publish::Acknowledged => self.passed(keys),
             Publish::TooLarge { bytes_max } => self.exceeds(now, keys, bytes_max),
+            // A case is offered again at the latest after `QUIET_MAX`; one that is gone by then is no fault any more.
+            Publish::Newer { version } => self.newer = Some((version, now + QUIET_MAX + QUIET_MAX)),
             Publish::Named | Publish::Unclear | Publish::Stuck => {}
         }
         for key in keys {
@@ -23,10 +25,10 @@ impl Uplink {
                     self.cut.push(*key);
                     case.enter(now, Phase::Doubtful { not_before: now });
                 }
-                Publish::Stuck | Publish::Refused => {
+                Publish::Stuck | Publish::Newer { .. } | Publish::Refused => {
                     let not_before = now + doubled(STUCK_WAIT, case.stuck, QUIET_MAX);
                     case.stuck = case.stuck.saturating_add(1);
-                    case.sends -= u32::from(outcome == Publish::Stuck);
+                    case.sends -= u32::from(outcome != Publish::Refused);
                     case.enter(now, Phase::Ready { not_before });
                 }
                 Publish::TooLarge { .. } => {

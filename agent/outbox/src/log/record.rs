@@ -5,7 +5,7 @@
 //!  4 kind                  32 moment, ms           52 CRC-32C of the header
 //!  5 tag                   40 sort key, f64        56 CRC-32C of the 56 bytes before
 //!  6 life                                          60 header, then payload, then CRC-32C of the payload
-//!  7 reserved, 0
+//!  7 the tag's high byte
 //!  8 header length, 12 payload length; all little-endian, the case key as it sorts
 //! ```
 //! A record without payload ends after its header. The first CRC is sealed with the segment's salt and the
@@ -63,7 +63,7 @@ impl Kind {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Head {
     pub(crate) kind: Kind,
-    pub(crate) tag: u8,
+    pub(crate) tag: u16,
     pub(crate) life: u8,
     pub(crate) header_bytes: u16,
     pub(crate) payload_bytes: u32,
@@ -113,7 +113,9 @@ impl Head {
     pub(crate) fn encode(&self, seal: Seal) -> [u8; HEAD_BYTES] {
         let mut bytes = [0; HEAD_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
-        bytes[4..7].copy_from_slice(&[self.kind as u8, self.tag, self.life]);
+        // The first version wrote 0 into the last of these, and eight sinks at most into the tag.
+        let [tag, high] = self.tag.to_le_bytes();
+        bytes[4..8].copy_from_slice(&[self.kind as u8, tag, self.life, high]);
         bytes[8..12].copy_from_slice(&u32::from(self.header_bytes).to_le_bytes());
         bytes[12..16].copy_from_slice(&self.payload_bytes.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.key.to_bytes());
@@ -133,7 +135,7 @@ impl Head {
         }
         Some(Self {
             kind: Kind::from_byte(bytes[4])?,
-            tag: bytes[5],
+            tag: u16::from_le_bytes([bytes[5], bytes[7]]),
             life: bytes[6],
             header_bytes: u16::try_from(u32_at(bytes, 8)).ok()?,
             payload_bytes: u32_at(bytes, 12),

@@ -50,6 +50,7 @@ impl From<SampleError> for HttpError {
             SampleError::MetadataTooLarge { .. } => Self::bad_request(message),
             SampleError::Overloaded(_)
             | SampleError::NoModel { .. }
+            | SampleError::NoThreshold { .. }
             | SampleError::SourceOff(_)
             | SampleError::Unreachable(_)
             | SampleError::Stopping => Self::later(StatusCode::SERVICE_UNAVAILABLE, message),

@@ -252,10 +252,12 @@ async fn what_the_intake_refuses_says_whose_turn_it_is() {
     server.fake.decide(move |sample| match sample.reference.as_deref() {
         Some("busy") => Err(SampleError::Overloaded("m".to_owned())),
         Some("broken") => Err(failed()),
+        Some("undecided") => Err(SampleError::NoThreshold { model: "m".to_owned() }),
         Some("stopping") => Err(SampleError::Stopping),
         _ => Err(SampleError::Unusable("it ends too early".to_owned())),
     });
-    for (reference, expected) in [("busy", 503), ("broken", 500), ("stopping", 503), ("torn", 422)] {
+    for (reference, expected) in [("busy", 503), ("broken", 500), ("undecided", 503), ("stopping", 503), ("torn", 422)]
+    {
         let (status, body) = server.post(&format!("?ref={reference}"), JPEG).await;
         assert!(status == expected && body.starts_with("{\"error\":"), "{reference}: {status} {body}");
     }

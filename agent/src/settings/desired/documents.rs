@@ -21,6 +21,9 @@ pub(in crate::settings) const LOCAL: &str = r#"
     [verdicts.command]
     command = ["/bin/true"]
     [verdicts.mqtt]
+    [verdicts.sinks.shed]
+    kind = "webhook"
+    url = "http://127.0.0.1:1/shed"
     [[model]]
     name = "m.1"
     bundle = "/b"

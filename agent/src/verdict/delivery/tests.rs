@@ -1,10 +1,11 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use bytes::Bytes;
 use hedge_core::outbox::WhenFull;
 use hedge_core::policy::Policies;
-use hedge_proto::{Authority, Output, Verdict, to_cbor};
+use hedge_proto::{Authority, Name, Output, Verdict, to_cbor};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -13,8 +14,9 @@ use crate::answers::Answers;
 use crate::capture::testing::{answer, case, id};
 use crate::in_force::InForce;
 use crate::link::LinkView;
-use crate::verdict::{CommandSink, JSONL, Jsonl, Locals, WEBHOOK, Webhook};
-use hedge_config::{Config, WebhookConfig};
+use crate::state::StateFile;
+use crate::verdict::{Locals, Sinks, Way};
+use hedge_config::{CommandSinkConfig, Config, JsonlConfig, KIND_TABLES, SinkConfig, VerdictsConfig, WebhookConfig};
 use hedge_outbox::{Limits, NewCase, Outbox};
 
 const LIMITS: Limits = Limits {
@@ -68,14 +70,14 @@ impl Bench {
             learned: BTreeMap::new(),
             news: watch::Sender::new(()),
             faults: Default::default(),
-            sinks: Arc::new(AtomicU8::new(u8::MAX)),
+            sinks: Arc::new(AtomicU16::new(u16::MAX)),
         };
         Self { folder, verdicts, stop: CancellationToken::new() }
     }
 
-    fn start(&self, sink: Sink, wanted: SinkWants) -> JoinHandle<()> {
-        self.verdicts.locals.serve(sink.number(), wanted);
-        tokio::spawn(Delivery::new(self.verdicts.clone(), sink, wanted).run(self.stop.clone()))
+    fn start(&self, sink: Sink) -> JoinHandle<()> {
+        self.verdicts.locals.serve(&sink);
+        tokio::spawn(Delivery::new(self.verdicts.clone(), sink).run(self.stop.clone()))
     }
 
     async fn answered(&self, n: u64) {
@@ -116,6 +118,20 @@ impl Bench {
     }
 }
 
+const JSONL: u8 = 0;
+const WEBHOOK: u8 = 1;
+const COMMAND: u8 = 2;
+
+/// The sink of a kind's own table.
+fn sink(number: u8, config: &SinkConfig) -> Sink {
+    let name = Name::new(KIND_TABLES[usize::from(number)]).expect("a name");
+    Sink::new(name, number, config, None, &id(0).device)
+}
+
+fn file(path: &std::path::Path, wanted: SinkWants) -> SinkConfig {
+    SinkConfig::Jsonl(JsonlConfig { path: path.to_owned(), wanted, bytes_max: 1 << 20 })
+}
+
 /// A web server that answers with `status`, and with 204 for whoever is not the `poisoned` one if there is one.
 async fn receiver(status: &Arc<AtomicU16>, poisoned: Option<&'static str>) -> Sink {
     let status = status.clone();
@@ -129,14 +145,17 @@ async fn receiver(status: &Arc<AtomicU16>, poisoned: Option<&'static str>) -> Si
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}/hook", listener.local_addr().expect("an address"));
     tokio::spawn(async move { axum::serve(listener, routes).await });
-    Sink::Webhook(Webhook::new(WebhookConfig { url, wanted: SinkWants::default(), ca_file: None, token_file: None }))
+    sink(
+        WEBHOOK,
+        &SinkConfig::Webhook(WebhookConfig { url, wanted: SinkWants::default(), ca_file: None, token_file: None }),
+    )
 }
 
 #[tokio::test]
 async fn what_a_webhook_refuses_is_kept_said_counted_and_delivered_once_it_is_taken() {
     for refusal in [308, 400, 401, 403, 404] {
         let (bench, status) = (Bench::new(), Arc::new(AtomicU16::new(refusal)));
-        let delivery = bench.start(receiver(&status, None).await, SinkWants::Corrections);
+        let delivery = bench.start(receiver(&status, None).await);
         for n in 0..4 {
             bench.answered(n).await;
         }
@@ -159,7 +178,7 @@ async fn one_correction_that_is_never_taken_holds_up_no_other() {
     let (bench, status) = (Bench::new(), Arc::new(AtomicU16::new(400)));
     bench.verdicts.sinks.store(1 << WEBHOOK, Ordering::Relaxed);
     let sequence: &'static str = Box::leak(id(3).to_string().into_boxed_str());
-    bench.start(receiver(&status, Some(sequence)).await, SinkWants::Corrections);
+    bench.start(receiver(&status, Some(sequence)).await);
     for n in 0..CASES {
         bench.answered(n).await;
     }
@@ -178,8 +197,8 @@ async fn a_command_that_fails_on_one_correction_gets_the_others() {
     let bench = Bench::new();
     let out = bench.folder.path().join("taken");
     let script = format!("read line; case $line in *'{}'*) exit 3;; esac; echo >> {}", id(1), out.display());
-    let command = CommandSink::new(&["sh".to_owned(), "-c".to_owned(), script]);
-    bench.start(Sink::Command(command), SinkWants::Corrections);
+    let command = vec!["sh".to_owned(), "-c".to_owned(), script];
+    bench.start(sink(COMMAND, &SinkConfig::Command(CommandSinkConfig { command, wanted: SinkWants::default() })));
     for n in 0..4 {
         bench.answered(n).await;
     }
@@ -192,9 +211,9 @@ async fn a_sink_whose_file_is_missing_is_a_fault_of_its_own_and_heals() {
     let bench = Bench::new();
     let token = bench.folder.path().join("token");
     let status = Arc::new(AtomicU16::new(204));
-    let Sink::Webhook(webhook) = receiver(&status, None).await else { panic!("a webhook") };
-    let sink = Sink::Webhook(webhook.with_token(&token));
-    bench.start(sink, SinkWants::Corrections);
+    let sink = receiver(&status, None).await;
+    let Way::Webhook(webhook) = sink.way else { panic!("a webhook") };
+    bench.start(Sink { way: Way::Webhook(webhook.with_token(&token)), ..sink });
     bench.until("a fault", |bench| bench.fault("sink.webhook").is_some()).await;
     let fault = bench.fault("sink.webhook").expect("there");
     assert!(fault.contains(&format!("token_file = {}", token.display())), "{fault}");
@@ -209,7 +228,7 @@ async fn a_file_whose_folder_comes_later_gets_every_answer_that_was_waited_for()
     let bench = Bench::new();
     let place = bench.folder.path().join("later");
     let path = place.join("answers.jsonl");
-    let delivery = bench.start(Sink::Jsonl(Jsonl::new(path.clone(), 1 << 20)), SinkWants::All);
+    let delivery = bench.start(sink(JSONL, &file(&path, SinkWants::All)));
     bench.until("a fault", |bench| bench.fault("sink.jsonl").is_some()).await;
     assert!(bench.fault("sink.jsonl").expect("there").contains("folders"), "it says what else waits");
     bench.give(0, true);
@@ -231,16 +250,52 @@ async fn a_file_whose_folder_comes_later_gets_every_answer_that_was_waited_for()
 async fn a_sink_that_comes_late_to_its_turn_still_gets_each_answer_before_its_correction() {
     let bench = Bench::new();
     let path = bench.folder.path().join("answers.jsonl");
-    bench.verdicts.locals.serve(JSONL, SinkWants::All);
+    bench.verdicts.locals.serve(&sink(JSONL, &file(&path, SinkWants::All)));
     for n in 0..CASES {
         bench.give(n, false);
         bench.answered(n).await;
     }
-    bench.start(Sink::Jsonl(Jsonl::new(path.clone(), 1 << 20)), SinkWants::All);
+    bench.start(sink(JSONL, &file(&path, SinkWants::All)));
     bench.until("all are delivered", |bench| bench.undelivered(JSONL) == 0).await;
     let seen = bench.lines(&path);
     let place = |wanted| seen.iter().position(|one| *one == wanted);
     for n in 0..CASES {
         assert!(place((n, 0)).is_some() && place((n, 0)) < place((n, 1)), "{seen:?}");
     }
+}
+
+#[tokio::test]
+async fn sinks_of_one_kind_are_apart_and_one_that_is_renamed_or_removed_loses_and_blocks_nothing() {
+    let bench = Bench::new();
+    let path = |name: &str| bench.folder.path().join(name);
+    let config = |files: &[&str], away: bool| {
+        let name = |text: &str| Name::new(text).expect("a name");
+        let mut sinks: BTreeMap<Name, SinkConfig> =
+            files.iter().map(|text| (name(text), file(&path(text), SinkWants::Corrections))).collect();
+        if away {
+            let url = "http://127.0.0.1:1/".to_owned();
+            let webhook = WebhookConfig { url, wanted: SinkWants::default(), ca_file: None, token_file: None };
+            sinks.insert(name("webhook"), SinkConfig::Webhook(webhook));
+        }
+        VerdictsConfig { score_min: None, sinks }
+    };
+    let has_all =
+        |bench: &Bench, name: &str| path(name).exists() && bench.lines(&path(name)) == [(0, 1), (1, 1), (2, 1)];
+    let (state, _) = StateFile::open(&path("state")).expect("opens");
+    let (state, device) = (Arc::new(Mutex::new(state)), id(0).device);
+    let (verdicts, stop) = (bench.verdicts.clone(), bench.stop.clone());
+    let mut sinks = Sinks::start(&config(&["a", "b"], true), verdicts, state, None, device, stop);
+    for n in 0..3 {
+        bench.answered(n).await;
+    }
+    bench.until("both have all", |bench| has_all(bench, "a") && has_all(bench, "b")).await;
+    assert_eq!(bench.verdicts.outbox.figures().answered, 3, "they wait for the webhook");
+
+    sinks.apply(&config(&["a", "c"], true));
+    bench.until("the new name gets what waits", |bench| has_all(bench, "c")).await;
+    assert!(has_all(&bench, "a"), "and no other gets it twice");
+
+    sinks.apply(&config(&["a", "c"], false));
+    bench.until("nothing waits for a sink that is gone", |bench| bench.verdicts.outbox.figures().answered == 0).await;
+    assert_eq!(bench.fault("sink.webhook"), None);
 }

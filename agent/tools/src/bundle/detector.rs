@@ -438,7 +438,8 @@ impl fmt::Display for Detector {
             write!(f, ", unit = \"{unit}\"")?;
         }
         if !self.strides.is_empty() {
-            write!(f, ", strides = {:?}", self.strides)?;
+            let strides = &self.strides;
+            write!(f, ", strides = {strides:?}")?;
         }
         if self.bins > 1 {
             write!(f, ", bins = {}", self.bins)?;

@@ -61,18 +61,15 @@ fn write_facts(bundle: &Bundle, out: &mut impl Write) -> anyhow::Result<()> {
     let input = bundle.input();
     writeln!(out, "bundle     {} {} in {}", manifest.name, manifest.version, bundle.dir().display())?;
     writeln!(out, "task       {} ({} labels, hash {})", manifest.task, bundle.labels().len(), bundle.labels_hash())?;
-    writeln!(out, "input      {} {:?}", input.name, input.shape)?;
+    let shape = &input.shape;
+    writeln!(out, "input      {} {shape:?}", input.name)?;
     match &input.picture {
-        Some(picture) => writeln!(
-            out,
-            "pictures   {} {}, {} {}, (pixel - {:?}) / {:?}",
-            picture.color.word(),
-            picture.layout.word(),
-            picture.fit.word(),
-            picture.resize.word(),
-            picture.mean,
-            picture.std
-        )?,
+        Some(picture) => {
+            let (mean, std) = (&picture.mean, &picture.std);
+            let [color, layout] = [picture.color.word(), picture.layout.word()];
+            let [fit, resize] = [picture.fit.word(), picture.resize.word()];
+            writeln!(out, "pictures   {color} {layout}, {fit} {resize}, (pixel - {mean:?}) / {std:?}")?;
+        }
         None => writeln!(out, "pictures   none; takes tensors only")?,
     }
     match &manifest.output {

@@ -373,9 +373,9 @@ async fn clouds(report: &mut Report, connection: &mut Connection, broker: &Broke
                 report.ok("cloud", format!("instance `{instance}` is online"));
             }
             Ok(status) => {
+                let versions = status.wire.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 let text = format!(
-                    "instance `{instance}` reads wire versions {:?}, and this agent writes {WIRE_VERSION}",
-                    status.wire
+                    "instance `{instance}` reads the versions {versions} of the wire, and this agent writes up to {WIRE_VERSION}"
                 );
                 report.failed("cloud", text, "update the cloud, or install an older agent; cases wait until then");
             }

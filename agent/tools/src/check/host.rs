@@ -13,7 +13,7 @@ use hedge_agent::clock::{synced_from_outside, wall_is_synced};
 use hedge_agent::daemon::health::{clock_fault, disk_fault};
 use hedge_agent::uplink::{client_config, payloads_fault};
 use hedge_agent::verdict;
-use hedge_config::{Config, ModelConfig, SourceKind};
+use hedge_config::{Config, ModelConfig, SourceKind, VerdictsConfig};
 use hedge_identity::{Certificate, CertificateClock};
 use hedge_outbox::files::writable;
 
@@ -246,7 +246,10 @@ pub(super) fn sinks(report: &mut Report, config: &Config) {
             Err(error) => report.failed(
                 check,
                 error,
-                format!("put it right, or [verdicts.{name}]; the running agent uses it once it can"),
+                format!(
+                    "correct it, or [{}]; the running agent uses it once it can",
+                    VerdictsConfig::table(&name).join(".")
+                ),
             ),
         }
     }

@@ -38,7 +38,9 @@ pub(super) fn board(state_dir: &Path) -> String {
     if let Ok(stat) = rustix::fs::statvfs(state_dir) {
         let mib = |blocks: u64| blocks.saturating_mul(stat.f_frsize) >> 20;
         let (free, all) = (mib(stat.f_bavail), mib(stat.f_blocks));
-        text += &format!("== disk of {}\n{free} MiB of {all} MiB free, flags {:?}\n", state_dir.display(), stat.f_flag);
+        let mounted =
+            if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) { "read-only" } else { "writable" };
+        text += &format!("== disk of {}\n{free} MiB of {all} MiB free, mounted {mounted}\n", state_dir.display());
     }
     text
 }

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use hedge_config::{BrokerConfig, Config};
+use hedge_config::{BrokerConfig, Config, SinkConfig};
 
 /// What stands in a secret's place.
 pub(super) const MASK: &str = "***";
@@ -87,17 +87,12 @@ fn mask_line(line: &str, found: &mut Vec<String>) -> String {
 
 /// Every file whose content is a secret.
 fn secret_files(config: &Config) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    let mut brokers: Vec<&BrokerConfig> = config.broker.iter().collect();
-    brokers.extend(config.broker.iter().filter_map(|broker| broker.recovery.as_deref()));
-    brokers.extend(config.verdicts.mqtt.iter().filter_map(|sink| sink.broker.as_ref()));
-    for broker in brokers {
-        files.extend(broker.password_file.iter().chain(&broker.key_file).cloned());
-    }
+    let brokers = config.broker.iter().flat_map(|broker| [Some(broker), broker.recovery.as_deref()]).flatten();
+    let mut files: Vec<PathBuf> = brokers.flat_map(BrokerConfig::secret_files).cloned().collect();
+    files.extend(config.verdicts.sinks.values().flat_map(SinkConfig::secret_files).cloned());
     for credentials in config.credentials.values() {
         files.extend(credentials.password_file.iter().chain(&credentials.key_file).cloned());
     }
-    files.extend(config.verdicts.webhook.iter().filter_map(|sink| sink.token_file.clone()));
     files.extend(config.payloads.iter().filter_map(|payloads| payloads.token_file.clone()));
     files
 }

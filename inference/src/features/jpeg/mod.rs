@@ -50,7 +50,14 @@ pub(super) fn decode(bytes: &[u8], enough_eighths: impl Fn(u32, u32) -> u32) -> 
     let channels = match format {
         Some(PixelFormat::L8) => 1,
         Some(PixelFormat::RGB24) => 3,
-        other => return Err(FeatureError::Unsupported { format: "JPEG", what: format!("pixels as {other:?}") }),
+        other => {
+            let what = match other {
+                Some(PixelFormat::CMYK32) => "pixels in CMYK",
+                Some(PixelFormat::L16) => "gray of 16 bits",
+                _ => "pixels of an unknown kind",
+            };
+            return Err(FeatureError::Unsupported { format: "JPEG", what: what.to_owned() });
+        }
     };
     Ok(Picture { width: width.into(), height: height.into(), channels, pixels, orientation: parts.orientation })
 }

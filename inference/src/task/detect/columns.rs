@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer};
 
-use crate::bundle::BundleFile;
+use crate::inside::BundleFile;
 
 /// Where the boxes are and what their numbers mean.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

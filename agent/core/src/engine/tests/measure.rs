@@ -60,6 +60,26 @@ fn one_payload_travels_at_most_so_often_in_any_hour_whoever_asks() {
 }
 
 #[test]
+fn how_often_a_payload_travelled_is_known_after_a_restart() {
+    let mut engine = online(0);
+    engine.handle(Moment(3), sized(7, 100));
+    for at in 4..10 {
+        engine.handle(Moment(at), Event::Wanted { key: key(7) });
+        engine.handle(Moment(at), Event::Tick);
+    }
+    assert_eq!(sent(&mut engine).len(), 3, "what may travel at once");
+    let budget = Budget::resume(Ceilings::LAN, Some(engine.spent(Moment(10))), Moment(10));
+    let mut engine = restarted(Moment(10), budget);
+    engine.handle(Moment(11), Event::Connected { receive_maximum: 100 });
+    engine.handle(Moment(12), cloud(CloudState::Online));
+    engine.handle(Moment(13), Event::Stored(Waiting { payload_bytes: 100, ..waiting(7, true) }));
+    engine.handle(Moment(14), Event::Unknown { keys: vec![key(7)] });
+    assert!(sent(&mut engine).is_empty(), "it waits as it would have without the restart");
+    engine.handle(Moment(10) + crate::uplink::SEND_AGAIN_WAIT, Event::Tick);
+    assert_eq!(sent(&mut engine), [7]);
+}
+
+#[test]
 fn a_hostile_cloud_keeps_no_other_case_back() {
     let mut engine = online(0);
     for sequence in 0..100 {

@@ -58,6 +58,7 @@ fn walk(place: Place, found: &mut Vec<Place>) {
         let own = match place.path.last().map(String::as_str) {
             Some("model") => "m.1",
             Some("source") => "porch",
+            Some("sinks") => "shed",
             Some("classes" | "weights") => "cat",
             _ => "note",
         };
