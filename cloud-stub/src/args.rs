@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use hedge_config::ConfigError;
 use hedge_proto::Name;
 
+use crate::answerers::Config;
 use crate::fleet::cli::DeviceArgs;
 use crate::link::{BrokerArgs, Endpoint};
 use crate::payloads::PayloadsSetup;
@@ -23,6 +25,8 @@ pub struct Cli {
 pub enum Command {
     /// Take cases from a broker, answer them, keep records, serve the dashboard
     Serve(Box<Serve>),
+    /// Say what is wrong with the configuration file, and how each answerer of it is
+    Check(Check),
     /// All in one for a first hour: a broker with TLS, a model, the dashboard, and a pairing code for a device
     Quickstart(Box<Quickstart>),
     /// A certificate authority for devices, if you have none
@@ -115,6 +119,9 @@ pub struct Serve {
     #[command(flatten)]
     pub models: Models,
 
+    #[command(flatten)]
+    pub config: ConfigFile,
+
     /// This instance's name: letters, digits, `.`, `_`, `-`
     #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_INSTANCE", default_value = "cloud-1")]
     pub instance: Name,
@@ -164,7 +171,8 @@ pub struct Serve {
 /// What answers.
 #[derive(Debug, Args)]
 pub struct Models {
-    /// A model bundle; give one per task. Cases of a task without a model are recorded and held
+    /// A model bundle; give one per task. Cases of a task without an answerer are recorded and held. Other kinds of
+    /// answerers, and several for one task, are given in the file of --config
     #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_MODEL", value_delimiter = ',')]
     pub model: Vec<PathBuf>,
 
@@ -218,6 +226,38 @@ pub struct Quickstart {
     /// Passed on to `serve`
     #[arg(long, value_name = "TASK=LABEL", hide = true, value_parser = task_and_label)]
     pub answer_with: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub config: ConfigFile,
+
+    /// The ONNX Runtime library; by default it is searched for
+    #[arg(long, value_name = "SO", env = "HEDGE_CLOUD_LIBRARY")]
+    pub library: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// Which answerers there are: see docs/answerers.md [default: /etc/hedge-cloud/cloud.toml, if it is there]
+    #[arg(long = "config", value_name = "FILE", env = "HEDGE_CLOUD_CONFIG")]
+    pub path: Option<PathBuf>,
+}
+
+/// Where packages put it.
+const CONFIG_FILE: &str = "/etc/hedge-cloud/cloud.toml";
+
+impl ConfigFile {
+    /// What the file says, and the environment; nothing if there is none.
+    pub fn read(&self) -> Result<Config, ConfigError> {
+        // One that may not be looked at is there, and said to be.
+        let usual = || Some(PathBuf::from(CONFIG_FILE)).filter(|path| !matches!(path.try_exists(), Ok(false)));
+        match self.path.clone().or_else(usual) {
+            Some(path) => Config::load(&path, std::env::vars()),
+            None => Ok(Config::default()),
+        }
+    }
 }
 
 #[derive(Debug, Args)]

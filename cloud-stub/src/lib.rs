@@ -9,9 +9,11 @@
 //! over a bounded channel or looks at what it committed. [`fleet`] is for operators: it sets and commands devices over
 //! a connection of its own.
 
+pub mod answerers;
 pub mod args;
 pub mod broker;
 pub mod ca;
+pub mod check;
 pub mod fleet;
 pub mod identity;
 pub mod intake;

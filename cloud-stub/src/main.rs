@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use hedge_cloud::args::{Cli, Command, LogFormat};
 use hedge_cloud::fleet::cli::{self, DeviceArgs};
-use hedge_cloud::{ca, quickstart, serve};
+use hedge_cloud::{ca, check, quickstart, serve};
 use hedge_proto::in_one_line;
 use tracing_subscriber::EnvFilter;
 
@@ -28,6 +28,17 @@ fn main() -> ExitCode {
         Command::Quickstart(args) => {
             log_to_stderr(LogFormat::Text, "info");
             ended(quickstart::run(&args))
+        }
+        Command::Check(args) => {
+            log_to_stderr(LogFormat::Text, "warn");
+            match check::run(&args) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::from(FAILED),
+                Err(error) => {
+                    eprintln!("hedge-cloud: {}", in_one_line(&*error));
+                    ExitCode::from(NOT_STARTED)
+                }
+            }
         }
         Command::Ca(args) => {
             log_to_stderr(LogFormat::Text, "info");

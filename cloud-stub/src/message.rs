@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use rumqttc::ManualAck;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// The right to acknowledge one message, once, on the connection it came by.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub struct Incoming {
     pub retained: bool,
     /// To be settled exactly once; absent for QoS 0.
     pub receipt: Option<Receipt>,
+    /// Its share of the memory that messages may take between the broker and the records.
+    pub share: Option<OwnedSemaphorePermit>,
 }
 
 /// A message that needs nothing more from the broker.

@@ -17,15 +17,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::answerers::{Config, Ledger, Micro, Month};
 use crate::args::{Models, Serve};
 use crate::identity::{self, Authority, Registry, Terms, fresh_certificate, server_config};
-use crate::intake::{self, Event, Intake, IntakeError, Outlets, Shut};
+use crate::intake::{self, Event, Intake, IntakeError, Outlets, Shut, Taking};
 use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
-use crate::model::{self, Answerer, Fixed, Onnx};
+use crate::model::{self, Answerer, Answering, Fixed, Onnx};
 use crate::payloads::Storage;
 use crate::presence::Heard;
 use crate::store::{FILE_NAME, Keep, Writer};
-use crate::{broker, payloads, view};
+use crate::{broker, payloads, view, wall_ms};
 
 /// How long stopping may take before the process ends anyway. What is committed is safe at any moment.
 const STOP_MAX: Duration = Duration::from_secs(8);
@@ -64,7 +65,8 @@ struct Running {
 
 async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let topics = Topics::new(&args.broker.prefix).context("--prefix")?;
-    let models = load_models(&args.models)?;
+    let config = args.config.read()?;
+    let answerers = load_answerers(&args.models, &config)?;
     let path = prepare_state_dir(&args.state_dir)?;
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     let listener = Listener::tcp(args.listen).await.context("the dashboard")?;
@@ -74,26 +76,28 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let writer = Writer::open(&path)?;
     let (events, mut inbox) = mpsc::channel(intake::EVENTS_MAX);
     let model_seconds = model::seconds();
-    let workers = model::start(models, &events, &model_seconds)?;
-    let tasks: Vec<String> = workers.keys().cloned().collect();
+    let panels = model::start(answerers, &events, &model_seconds, &tokio::runtime::Handle::current())?;
+    let tasks: Vec<String> = panels.keys().cloned().collect();
     if tasks.is_empty() {
-        tracing::warn!("no model: cases are recorded and held; give one with --model");
+        tracing::warn!("no answerer: cases are recorded and held; give one with --model or --config");
     }
-    // A connection's receipts and those of the one before it.
-    let (settled, settled_inbox) = mpsc::channel(2 * usize::from(link::RECEIVE_MAX));
+    let month = Month::at(wall_ms());
+    let ledger = Ledger::new(config.money.and_then(|money| Micro::of(money.month_max)), month, writer.spent(month)?);
+    let (settled, settled_inbox) = mpsc::channel(intake::SETTLED_MAX);
     let (replies, replies_inbox) = mpsc::channel(link::REPLIES_MAX);
     let (commits, commits_seen) = watch::channel(0);
-    let (healthy, healthy_seen) = watch::channel(true);
+    let (taking, taking_seen) = watch::channel(Taking::All);
+    let (answerers, answerers_seen) = watch::channel(Vec::new());
     let (now, link_now) = watch::channel(LinkNow::Connecting);
     let heard = Heard::default();
-    let outlets = Outlets { settled, replies, commits, healthy, heard: heard.clone() };
+    let shut = Shut::default();
+    let outlets = Outlets { settled, replies, commits, taking, answerers, heard: heard.clone(), shut: shut.clone() };
     let payloads = Storage::open(&args.payloads_dir()).context("--payload-dir")?;
     let payloads_address = match args.payloads() {
         Some(setup) => Some(payloads::start(&setup, payloads.clone()).await?),
         None => None,
     };
-    let shut = Shut::default();
-    let work = Intake::new(writer, topics.clone(), keep(args), workers, payloads, outlets, shut.clone())?;
+    let work = Intake::new(writer, topics.clone(), keep(args), panels, ledger, payloads, outlets)?;
     let (intake_ended, intake) = oneshot::channel();
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
         // Nobody waits for it only when the process is ending anyway.
@@ -116,6 +120,8 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         link: link_now,
         heard,
         model_seconds,
+        answerers: answerers_seen,
+        events: events.clone(),
     };
     let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance);
     let naming = "to `hedge-cloud serve` with --page-name";
@@ -125,8 +131,9 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         events: events.clone(),
         settled: settled_inbox,
         replies: replies_inbox,
-        healthy: healthy_seen,
+        taking: taking_seen,
         shut,
+        memory: link::memory(),
         now,
     };
     let link = tokio::spawn(link::run(dial, ends));
@@ -223,6 +230,27 @@ async fn start_enrolment(args: &Serve) -> anyhow::Result<()> {
     let routes = identity::router(terms);
     tokio::spawn(hedge_listen::serve(listener, ENROL_BOUNDS, Some(tls), routes, CancellationToken::new()));
     Ok(())
+}
+
+/// The command line's, each for a task of its own, and behind them the file's.
+fn load_answerers(args: &Models, config: &Config) -> anyhow::Result<Vec<Answering>> {
+    let mut answerers: Vec<Answering> = Vec::new();
+    for model in load_models(args)? {
+        let task = model.task().to_owned();
+        if answerers.iter().any(|other| other.task == task) {
+            anyhow::bail!(
+                "two models answer the task `{task}`; give one with --model, and several in the file of --config"
+            );
+        }
+        let way = model::Way::Local(model, Duration::ZERO);
+        let (name, price) = ("command-line".to_owned(), Micro::default());
+        answerers.push(Answering { name, task, authority: hedge_proto::Authority::Model, price, way });
+    }
+    for answerer in &config.answerers {
+        let loaded = model::load(answerer, args.library.as_deref());
+        answerers.push(loaded.map_err(|why| anyhow::anyhow!("answerer `{}`: {why}", answerer.name))?);
+    }
+    Ok(answerers)
 }
 
 fn load_models(args: &Models) -> anyhow::Result<Vec<Box<dyn Answerer>>> {

@@ -63,6 +63,12 @@ impl Tally {
         self.all.items
     }
 
+    /// How many more things fit in, whoever they are from.
+    #[must_use]
+    pub fn items_left(&self) -> usize {
+        self.items_max.saturating_sub(self.all.items)
+    }
+
     #[must_use]
     pub fn items_of(&self, device: &DeviceId) -> usize {
         self.devices.get(device).map_or(0, |held| held.items)
@@ -109,6 +115,17 @@ impl<T> Turns<T> {
     #[must_use]
     pub fn has_room(&self, device: &DeviceId, bytes: u64) -> bool {
         self.tally.has_room(device, bytes)
+    }
+
+    /// How many more things fit in, whoever they are from.
+    #[must_use]
+    pub fn items_left(&self) -> usize {
+        self.tally.items_left()
+    }
+
+    #[must_use]
+    pub fn len_of(&self, device: &DeviceId) -> usize {
+        self.tally.items_of(device)
     }
 
     /// Behind what waits of this device already. Whether there is room is the caller's to ask.

@@ -54,6 +54,8 @@ pub struct Model {
     element: TensorElementType,
     task: Task,
     outputs: Vec<(String, Vec<i64>)>,
+    /// The file leaves open how many samples go in and come out at once.
+    is_batch_open: bool,
 }
 
 impl Model {
@@ -71,7 +73,8 @@ impl Model {
         let element = outline.check_input(bundle.input()).map_err(mismatch)?;
         let task = bundle.reading();
         let outputs = outline.check_outputs(&task).map_err(mismatch)?;
-        Ok(Self { session, input: bundle.input().clone(), element, task, outputs })
+        let is_batch_open = outline.is_batch_open(&task);
+        Ok(Self { session, input: bundle.input().clone(), element, task, outputs, is_batch_open })
     }
 
     /// The input tensor for a sample.
@@ -145,6 +148,38 @@ impl Model {
             tensors.0.push((name.to_owned(), numbers(value)?));
         }
         Ok(tensors)
+    }
+
+    /// Whether several samples may be run at once.
+    #[must_use]
+    pub fn takes_batches(&self) -> bool {
+        self.is_batch_open
+    }
+
+    /// Several samples in one run; the outputs of each, in order. All of them have the shape of this model's input.
+    pub fn run_all(&mut self, tensors: &[Tensor]) -> Result<Vec<Tensors>, ModelError> {
+        if tensors.len() < 2 || !self.is_batch_open {
+            return tensors.iter().map(|tensor| self.run(tensor)).collect();
+        }
+        let mut shape = self.input.shape.clone();
+        if let Some(batch) = shape.first_mut() {
+            *batch = tensors.len();
+        }
+        let data = tensors.iter().flat_map(|tensor| tensor.data.iter().copied()).collect();
+        let together = self.run(&Tensor::new(shape, data))?;
+        let mut apart = vec![Tensors::default(); tensors.len()];
+        for (name, tensor) in together.0 {
+            if tensor.shape.first() != Some(&tensors.len()) {
+                let problem = format!("`{name}` has the shape {:?} for {} samples", tensor.shape, tensors.len());
+                return Err(ModelError::Run(problem));
+            }
+            let own: Vec<usize> = std::iter::once(1).chain(tensor.shape.iter().skip(1).copied()).collect();
+            let numbers = tensor.data.chunks(own.iter().product::<usize>().max(1));
+            for (one, numbers) in apart.iter_mut().zip(numbers) {
+                one.0.push((name.clone(), Tensor::new(own.clone(), numbers.to_vec())));
+            }
+        }
+        Ok(apart)
     }
 
     /// How this model's outputs become an answer.
@@ -342,6 +377,12 @@ impl Outline {
     fn of(session: &Session) -> Self {
         let ports = |outlets: &[Outlet]| outlets.iter().map(Port::new).collect();
         Self { inputs: ports(session.inputs()), outputs: ports(session.outputs()) }
+    }
+
+    fn is_batch_open(&self, task: &Task) -> bool {
+        let is_open = |port: &Port| port.shape.as_ref().is_some_and(|shape| shape.first() == Some(&-1));
+        let is_read = |port: &&Port| task.reading.names().contains(&port.name.as_str());
+        self.inputs.iter().all(is_open) && self.outputs.iter().filter(is_read).all(is_open)
     }
 
     /// What the input holds.

@@ -1,4 +1,4 @@
-//! A Python environment for the tests that speak to Hedge through other people's clients.
+//! Python environments for the tests that speak to Hedge through other people's clients, and to other people's servers.
 
 use std::path::PathBuf;
 
@@ -21,25 +21,39 @@ const PACKAGES: &[&str] = &[
     "Jinja2==3.1.6",
 ];
 
-/// The interpreter of the environment, made on first use; `None` with a sentence on standard error where
+/// Real servers of the Open Inference Protocol, for the cloud's answerers; they want other versions than the clients.
+/// MLServer's workers crash with uvloop from 0.22 on.
+const SERVERS: &[&str] =
+    &["mlserver==1.7.1", "uvloop==0.21.0", "nvidia-pytriton==0.7.0", "onnxruntime==1.24.4", "numpy==1.26.4"];
+
+/// The interpreter of the environment with clients, made on first use; `None` with a sentence on standard error where
 /// Python cannot make one.
-pub(crate) fn interpreter() -> Result<Option<PathBuf>> {
+pub(crate) fn clients() -> Result<Option<PathBuf>> {
+    interpreter("python", PACKAGES)
+}
+
+/// The same with servers.
+pub(crate) fn servers() -> Result<Option<PathBuf>> {
+    interpreter("python-servers", SERVERS)
+}
+
+fn interpreter(name: &str, packages: &[&str]) -> Result<Option<PathBuf>> {
     let cache = places::root().join(".cache");
-    let dir = cache.join("python");
+    let dir = cache.join(name);
     let python = dir.join("bin/python");
     // Written last, and names what is inside: other pins make another environment.
     let complete = dir.join("complete");
-    let packages = PACKAGES.join("\n");
-    if std::fs::read_to_string(&complete).is_ok_and(|inside| inside == packages) {
+    let inside = packages.join("\n");
+    if std::fs::read_to_string(&complete).is_ok_and(|known| known == inside) {
         return Ok(Some(python));
     }
     std::fs::create_dir_all(&cache)?;
     let clear = command::program("python3").args(["-m", "venv", "--clear"]).arg(&dir).status();
     if !clear.is_ok_and(|status| status.success()) {
-        eprintln!("No Python environment for client tests; on Debian: apt-get install python3-venv");
+        eprintln!("No Python environment for tests; on Debian: apt-get install python3-venv");
         return Ok(None);
     }
-    command::run_aside(command::program(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
-    std::fs::write(complete, packages)?;
+    command::run_aside(command::program(&python).args(["-m", "pip", "install", "--quiet"]).args(packages))?;
+    std::fs::write(complete, inside)?;
     Ok(Some(python))
 }

@@ -15,7 +15,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let library = onnxruntime::library()?;
     let programs = build::programs_and_tests()?;
-    let python = python::interpreter()?;
+    let python = python::clients()?;
+    let servers = python::servers()?;
     let node_red = node::node_red()?;
     let machine = machine(&programs)?;
     let skipped = tempfile::NamedTempFile::new().context("cannot note skipped tests")?;
@@ -42,6 +43,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             .env("HEDGETEST_SKIPPED", skipped.path());
         if let Some(python) = &python {
             command.env("HEDGETEST_PYTHON", python);
+        }
+        if let Some(servers) = &servers {
+            command.env("HEDGETEST_SERVERS_PYTHON", servers);
         }
         if let Some(node_red) = &node_red {
             command.env("HEDGETEST_NODE_RED", node_red);

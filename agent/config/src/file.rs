@@ -41,20 +41,11 @@ impl ConfigFile {
         file: &str,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let at = |span: Option<std::ops::Range<usize>>, message: String| ConfigError::Invalid {
-            place: span.map_or_else(|| file.to_owned(), |span| format!("{file}:{}", line_of(text, span.start))),
-            message,
-        };
-        let wrong = |error: toml::de::Error| {
-            let field = error.span().map(|span| field_at(text, &span)).unwrap_or_default();
-            let colon = if field.is_empty() { "" } else { ": " };
-            at(error.span(), format!("{}{colon}{}", field.join("."), plain(error.message())))
-        };
-        let mut config: Config = toml::from_str(text).map_err(wrong)?;
-        config.resolve().map_err(|Problem { span, message, .. }| at(span, message))?;
-        let mut table: toml::Table = toml::from_str(text).map_err(wrong)?;
+        let mut config: Config = read_toml(text, file)?;
+        config.resolve().map_err(|Problem { span, message, .. }| ConfigError::at(text, file, span, message))?;
+        let mut table: toml::Table = read_toml(text, file)?;
         let mut not_settings = Vec::new();
-        for change in environment.filter_map(|(name, value)| Override::new(&name, &value)) {
+        for change in environment.filter_map(|(name, value)| ours(&name, &value)) {
             let mut changed = table.clone();
             change.apply(&mut changed);
             match read(&changed) {
@@ -143,6 +134,13 @@ impl ConfigFile {
     }
 }
 
+/// `HEDGE_CONFIG` is the program's own and not a value of the file; `HEDGE_CLOUD_…` are those of `hedge-cloud`, which
+/// an operator's shell may have on the same machine.
+fn ours(variable: &str, value: &str) -> Option<Override> {
+    let rest = variable.strip_prefix("HEDGE_")?;
+    (rest != "CONFIG" && !rest.starts_with("CLOUD_")).then(|| Override::new("HEDGE_", variable, value))?
+}
+
 /// Reads a merged table. It is written out and read as a file is, because only so errors say where.
 fn read(table: &toml::Table) -> Result<Config, Problem> {
     let whole = |message: String| Problem { field: Vec::new(), span: None, message };
@@ -216,6 +214,24 @@ fn take_out(overlay: &mut Value, field: &[String]) -> bool {
         return true;
     }
     object.remove(name).is_some()
+}
+
+/// Reads a document into what it means; what is wrong is said with the file's name, the line and the field.
+pub fn read_toml<T: serde::de::DeserializeOwned>(text: &str, file: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let field = error.span().map(|span| field_at(text, &span)).unwrap_or_default();
+        let colon = if field.is_empty() { "" } else { ": " };
+        ConfigError::at(text, file, error.span(), format!("{}{colon}{}", field.join("."), plain(error.message())))
+    })
+}
+
+impl ConfigError {
+    /// What is wrong at a place of the file `text`.
+    #[must_use]
+    pub fn at(text: &str, file: &str, span: Option<std::ops::Range<usize>>, message: String) -> Self {
+        let place = span.map_or_else(|| file.to_owned(), |span| format!("{file}:{}", line_of(text, span.start)));
+        Self::Invalid { place, message }
+    }
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

@@ -37,14 +37,15 @@ use toml::Spanned;
 pub use self::broker::{
     BrokerConfig, BrokerTransport, BrokerUrl, CredentialsConfig, EnrolmentConfig, IdentityFrom, ProxyUrl,
 };
-pub use self::file::ConfigFile;
+pub use self::file::{ConfigFile, read_toml};
 pub use self::home_assistant::HomeAssistantConfig;
 pub use self::kept::Starting;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig};
 pub use self::log::{LogConfig, LogError, LogFormat, log_filter};
 pub use self::outbox::{OutboxConfig, WhenFullName};
-pub use self::overrides::NoSetting;
+pub use self::overrides::{NoSetting, Override};
 pub use self::payloads::{PayloadsConfig, PayloadsUrl};
+pub use self::place::span_of;
 pub use self::privacy::PrivacyConfig;
 pub use self::settings::{Seconds, SettingsConfig};
 pub use self::source::{Fate, Quiet, SourceConfig, SourceKind, StreamFormat};

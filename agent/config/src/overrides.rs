@@ -1,17 +1,18 @@
 //! `HEDGE_…` variables of the environment, each one value of the file.
 
-/// One `HEDGE_…` variable. `HEDGE_CONFIG` is the program's own and not a value of the file; `HEDGE_CLOUD_…` are those of
-/// `hedge-cloud`, which an operator's shell may have on the same machine.
-pub(super) struct Override {
-    pub(super) variable: String,
-    path: Vec<String>,
+/// One variable that stands for a value of the file: `HEDGE_BROKER__URL` for `url` in `[broker]`.
+pub struct Override {
+    pub variable: String,
+    /// Names from the outermost to the value's own.
+    pub path: Vec<String>,
     value: toml::Value,
 }
 
 impl Override {
-    pub(super) fn new(variable: &str, value: &str) -> Option<Self> {
-        let ours = |rest: &&str| *rest != "CONFIG" && !rest.starts_with("CLOUD_");
-        let path = variable.strip_prefix("HEDGE_").filter(ours)?;
+    /// `None` for a variable without the prefix.
+    #[must_use]
+    pub fn new(prefix: &str, variable: &str, value: &str) -> Option<Self> {
+        let path = variable.strip_prefix(prefix)?;
         // A value that reads as TOML is taken as such; anything else is a text.
         let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
             .ok()
@@ -22,7 +23,12 @@ impl Override {
     }
 
     pub(super) fn apply(&self, table: &mut toml::Table) {
-        let Some((last, parents)) = self.path.split_last() else { return };
+        self.apply_below(0, table);
+    }
+
+    /// Sets the value in a table that is `depth` names further in than the file.
+    pub fn apply_below(&self, depth: usize, table: &mut toml::Table) {
+        let Some((last, parents)) = self.path.get(depth..).and_then(<[String]>::split_last) else { return };
         let mut table = table;
         for parent in parents {
             let entry = table.entry(parent.clone()).or_insert_with(|| toml::Value::Table(toml::Table::new()));

@@ -13,6 +13,32 @@ pub(super) fn field_at(text: &str, at: &Range<usize>) -> Vec<String> {
     search.found
 }
 
+/// Where a field stands: its key, or the innermost table on the way to it that there is. An entry of a list goes by its
+/// `name` or its number.
+#[must_use]
+pub fn span_of(text: &str, path: &[String]) -> Option<Range<usize>> {
+    let document = DeTable::parse(text).ok()?;
+    let (mut table, mut found, mut path) = (document.get_ref(), None, path.iter());
+    while let Some(name) = path.next() {
+        let Some((key, value)) = table.get_key_value(name.as_str()) else { break };
+        found = Some(key.span());
+        let mut value = value;
+        if let DeValue::Array(list) = value.get_ref()
+            && let Some(entry) = path.next()
+        {
+            let by_name = |item: &&Spanned<DeValue<'_>>| {
+                item.get_ref().get("name").and_then(|name| name.get_ref().as_str()) == Some(entry)
+            };
+            let by_number = || entry.parse().ok().and_then(|number: usize| list.get(number));
+            let Some(item) = list.iter().find(by_name).or_else(by_number) else { break };
+            (value, found) = (item, Some(item.span()));
+        }
+        let DeValue::Table(inner) = value.get_ref() else { break };
+        table = inner;
+    }
+    found
+}
+
 struct Search<'a> {
     at: &'a Range<usize>,
     path: Vec<String>,

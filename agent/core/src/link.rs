@@ -520,6 +520,8 @@ impl Link {
             (LinkState::Degraded, "connected to the broker; no cloud has said it is there")
         } else if self.readers().next().is_none() {
             (LinkState::Degraded, "the cloud does not read this agent's messages; update the cloud")
+        } else if self.accept_per_s() == Some(0.0) {
+            (LinkState::Degraded, "the cloud takes no cases now")
         } else if self.late {
             (LinkState::Degraded, "the cloud's answers are late")
         } else {

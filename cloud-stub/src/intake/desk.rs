@@ -6,7 +6,7 @@ use std::time::Instant;
 use hedge_core::agree::{AGREES_MIN, agree};
 use hedge_proto::{
     Authority, Case, CaseId, CaseMessage, DecodeError, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage,
-    Message as _, PayloadForm, Telemetry, Topic, Topics, Verdict, WIRE_VERSION, newer, to_cbor,
+    Message as _, ModelRef, Output, PayloadForm, Telemetry, Topic, Topics, Verdict, WIRE_VERSION, newer, to_cbor,
 };
 
 use serde_bytes::ByteBuf;
@@ -14,9 +14,11 @@ use serde_bytes::ByteBuf;
 use super::decide::{self, Arrived, BUSY_S, HOLD_S, Step, Told, dead, failed};
 use super::gate::Gate;
 use super::lanes::Lanes;
+use super::outcome::{Decided, Next};
 use super::settings::{self, Document};
+use super::{NotReviewed, Review};
 use crate::message::Incoming;
-use crate::model::{ModelFailure, Outcome};
+use crate::model::{ModelFailure, Outcome, Panels};
 use crate::payloads::Storage;
 use crate::presence::Heard;
 use crate::reply::Replies;
@@ -62,6 +64,7 @@ impl Effects {
 pub(super) struct Desk<'a, 'w> {
     pub(super) batch: &'a Batch<'w>,
     pub(super) topics: &'a Topics,
+    pub(super) panels: &'a Panels,
     pub(super) lanes: &'a mut Lanes,
     pub(super) gate: &'a mut Gate,
     pub(super) payloads: &'a Storage,
@@ -231,7 +234,7 @@ impl Desk<'_, '_> {
         self.totals.received_bytes += bytes;
         self.totals.payload_bytes += bytes;
         self.effects.replies.add(from, DownMessage::Received { ids: vec![case.id.clone()] });
-        self.take_work(Waiting { id: case.id, task: case.task, bytes });
+        self.take_work(Waiting::new(case.id, case.task, bytes));
         Ok(())
     }
 
@@ -342,42 +345,66 @@ impl Desk<'_, '_> {
         Ok(admitted)
     }
 
-    pub(super) fn outcome(&mut self, outcome: &Outcome) -> Result<(), StoreError> {
-        let Outcome { case, opinion, .. } = outcome;
-        self.totals.waiting = self.totals.waiting.saturating_sub(1);
+    /// What came of asking one answerer, and what becomes of the case.
+    pub(super) fn outcome(&mut self, Decided { outcome, next, authority, .. }: &Decided) -> Result<(), StoreError> {
+        let Outcome { case, opinion, .. } = &**outcome;
+        match next {
+            Next::Again => return Ok(()),
+            Next::Pass { by, .. } => return self.batch.decline(&case.id, by),
+            Next::Close => {}
+        }
         let message = match opinion {
-            Ok(opinion) => {
-                let verdict = Verdict {
-                    v: opinion.said.wire_version(),
-                    id: case.id.clone(),
-                    revision: 1,
-                    authority: Authority::Model,
-                    task: case.task.clone(),
-                    said: opinion.said.clone(),
-                    model: opinion.model.clone(),
-                };
-                let agrees = case.said.as_ref().map(|own| agree(own, &verdict.said) >= AGREES_MIN);
-                self.batch.answer(&verdict, agrees, self.now_ms)?;
-                self.totals.answered += 1;
-                self.totals.agreed += u64::from(agrees == Some(true));
-                self.totals.disagreed += u64::from(agrees == Some(false));
-                DownMessage::Verdict(verdict)
-            }
-            Err(ModelFailure::Failed(reason)) => {
-                let reason = shortened(reason);
+            Ok(opinion) => return self.answer(case, &opinion.said, *authority, opinion.model.clone()),
+            Err(failure @ ModelFailure::Failed(_)) => {
+                let reason = shortened(&failure.to_string());
                 self.batch.fail(&case.id, &reason)?;
                 self.totals.failed += 1;
                 failed(&case.id, &reason)
             }
-            Err(ModelFailure::Dead(reason)) => {
-                let reason = shortened(reason);
+            Err(failure) => {
+                let reason = shortened(&failure.to_string());
                 self.batch.kill(&case.id, &reason)?;
                 self.totals.dead += 1;
                 dead(&case.id, &reason)
             }
         };
+        self.totals.waiting = self.totals.waiting.saturating_sub(1);
         self.effects.replies.add(&case.id.device, message);
         Ok(())
+    }
+
+    fn answer(&mut self, case: &Case, said: &Output, authority: Authority, model: ModelRef) -> Result<(), StoreError> {
+        let verdict = Verdict {
+            v: said.wire_version(),
+            id: case.id.clone(),
+            revision: 1,
+            authority,
+            task: case.task.clone(),
+            said: said.clone(),
+            model,
+        };
+        let agrees = case.said.as_ref().map(|own| agree(own, &verdict.said) >= AGREES_MIN);
+        self.batch.answer(&verdict, agrees, self.now_ms)?;
+        self.totals.waiting = self.totals.waiting.saturating_sub(1);
+        self.totals.answered += 1;
+        self.totals.agreed += u64::from(agrees == Some(true));
+        self.totals.disagreed += u64::from(agrees == Some(false));
+        self.effects.replies.add(&case.id.device, DownMessage::Verdict(verdict));
+        Ok(())
+    }
+
+    /// A person's word on a case that waits for one; how many bytes its payload has.
+    pub(super) fn reviewed(&mut self, review: &Review) -> Result<Result<u64, NotReviewed>, StoreError> {
+        let Some((case, bytes)) = self.batch.under_review(&review.id)? else { return Ok(Err(NotReviewed::NotWaiting)) };
+        let workers = self.panels.get(&case.task).into_iter().flat_map(|panel| &panel.workers);
+        let labels: Vec<&str> = workers.flat_map(|worker| &worker.labels).map(String::as_str).collect();
+        let unknown = review.said.labels().find(|said| !labels.is_empty() && !labels.contains(said));
+        if let Some(said) = unknown {
+            return Ok(Err(NotReviewed::NoLabel { said: said.to_owned(), labels: labels.join(", ") }));
+        }
+        let person = ModelRef { name: review.by.clone(), version: String::new() };
+        self.answer(&case, &review.said, Authority::Person, person)?;
+        Ok(Ok(bytes))
     }
 
     pub(super) fn prune(&mut self, keep: &Keep) -> Result<(), StoreError> {

@@ -7,14 +7,19 @@ use std::time::Duration;
 use hedge_proto::{CaseId, DeviceId};
 
 use super::decide::Room;
+use crate::answerers::Declined;
 use crate::store::Waiting;
 use crate::turns::{Tally, Turns};
 
-/// How many cases may wait for models before devices are told to wait: about 1 MiB of ids.
-const WAITING_MAX: usize = 10_000;
+/// How many cases may wait for models before devices are told to wait: about 20 MiB of ids. A fleet that comes back
+/// after an outage finds room for what it has kept; what is turned away travels twice.
+const WAITING_MAX: usize = 200_000;
 
 /// How many cases of tasks without a model are held.
 const HELD_MAX: usize = 1_000;
+
+/// How many cases wait for people.
+const REVIEW_MAX: usize = 10_000;
 
 /// How much work for a model a device may have waiting, by what its cases took so far. A model is kept busy by this
 /// until whoever was told to wait ([`super::decide::BUSY_S`]) comes again; more would only be a longer wait.
@@ -30,11 +35,23 @@ pub(super) struct Entry {
     pub(super) bytes: u64,
     /// A process before this one had it when it ended.
     pub(super) left_over: bool,
+    /// Who will not answer it.
+    pub(super) declined: Declined,
+    /// How often an answerer that had nothing else has ended over it.
+    pub(super) ends: u8,
 }
 
+impl Entry {
+    pub(super) fn new(id: CaseId, bytes: u64) -> Self {
+        Self { id, bytes, left_over: false, declined: Declined::default(), ends: 0 }
+    }
+}
+
+#[derive(Default)]
 struct Lane {
-    waiting: Turns<Entry>,
-    /// What a case takes, smoothed.
+    /// By who will not answer them: what waits for one that is down holds up nothing that another may have.
+    waiting: BTreeMap<Declined, Turns<Entry>>,
+    /// What a case takes of all answerers together, smoothed.
     took: Duration,
 }
 
@@ -51,21 +68,35 @@ pub(super) struct Lanes {
     /// Cases without a verdict: those that wait, and those that a model has.
     open: Tally,
     held: Tally,
+    /// Those that wait for a person.
+    review: Tally,
 }
 
 impl Lanes {
-    /// `bytes_max`: how many payload bytes may wait, in all.
-    pub(super) fn new(tasks: impl Iterator<Item = String>, left_over: Vec<Waiting>, bytes_max: u64) -> Self {
+    /// `bytes_max`: how many payload bytes may wait, in all. `stands` says where a case that is left over does: `None`,
+    /// if it waits for a person.
+    pub(super) fn new(
+        tasks: impl Iterator<Item = String>,
+        left_over: Vec<Waiting>,
+        bytes_max: u64,
+        stands: impl Fn(&Waiting) -> Option<Declined>,
+    ) -> Self {
         let mut lanes = Self {
-            lanes: tasks
-                .map(|task| (task, Lane { waiting: Turns::one_each(usize::MAX, u64::MAX), took: Duration::ZERO }))
-                .collect(),
+            lanes: tasks.map(|task| (task, Lane::default())).collect(),
             open: Tally::new(WAITING_MAX, bytes_max),
             held: Tally::new(HELD_MAX, bytes_max),
+            review: Tally::new(REVIEW_MAX, bytes_max),
         };
-        for Waiting { id, task, bytes } in left_over {
-            lanes.reserve(&task, &id.device, bytes);
-            lanes.put(&task, Entry { id, bytes, left_over: true });
+        for case in left_over {
+            let stands = stands(&case);
+            let Waiting { id, task, bytes, .. } = case;
+            match stands {
+                Some(declined) => {
+                    lanes.reserve(&task, &id.device, bytes);
+                    lanes.put(&task, Entry { left_over: true, declined, ..Entry::new(id, bytes) });
+                }
+                None => lanes.review.add(&id.device, bytes),
+            }
         }
         lanes
     }
@@ -105,22 +136,64 @@ impl Lanes {
         self.tally_mut(task).remove(device, bytes);
     }
 
-    /// A case that has its place.
+    /// A case that has its place, behind what waits of its device.
     pub(super) fn put(&mut self, task: &str, entry: Entry) {
-        if let Some(lane) = self.lanes.get_mut(task) {
-            lane.waiting.put(&entry.id.device.clone(), entry, 0);
+        if let Some(waiting) = self.waiting(task, entry.declined) {
+            waiting.put(&entry.id.device.clone(), entry, 0);
         }
     }
 
+    /// In front of what waits of its device.
     pub(super) fn put_back(&mut self, task: &str, entry: Entry) {
-        if let Some(lane) = self.lanes.get_mut(task) {
-            lane.waiting.put_back(&entry.id.device.clone(), entry, 0);
+        if let Some(waiting) = self.waiting(task, entry.declined) {
+            waiting.put_back(&entry.id.device.clone(), entry, 0);
         }
     }
 
-    /// The next case of a device for which the model has room.
-    pub(super) fn next(&mut self, task: &str, has_room: impl FnMut(&DeviceId) -> bool) -> Option<Entry> {
-        self.lanes.get_mut(task)?.waiting.pop_of(has_room)
+    fn waiting(&mut self, task: &str, declined: Declined) -> Option<&mut Turns<Entry>> {
+        let lane = self.lanes.get_mut(task)?;
+        Some(lane.waiting.entry(declined).or_insert_with(|| Turns::one_each(usize::MAX, u64::MAX)))
+    }
+
+    /// By whom cases of a task have been declined that wait.
+    pub(super) fn declined(&self, task: &str) -> Vec<Declined> {
+        let waiting = self.lanes.get(task).into_iter().flat_map(|lane| &lane.waiting);
+        waiting.filter(|(_, turns)| !turns.is_empty()).map(|(declined, _)| *declined).collect()
+    }
+
+    /// The next case of a device for which there is room.
+    pub(super) fn next(
+        &mut self,
+        task: &str,
+        declined: Declined,
+        has_room: impl FnMut(&DeviceId) -> bool,
+    ) -> Option<Entry> {
+        self.lanes.get_mut(task)?.waiting.get_mut(&declined)?.pop_of(has_room)
+    }
+
+    /// The next case for the review queue, where there is room for it: its place is there from now on.
+    pub(super) fn next_to_review(&mut self, task: &str, declined: Declined) -> Option<Entry> {
+        let review = &self.review;
+        let entry =
+            self.lanes.get_mut(task)?.waiting.get_mut(&declined)?.pop_of(|device| review.has_room(device, 0))?;
+        self.open.remove(&entry.id.device, entry.bytes);
+        self.review.add(&entry.id.device, entry.bytes);
+        Some(entry)
+    }
+
+    /// It was not put into the review queue after all.
+    pub(super) fn back_from_review(&mut self, task: &str, entry: Entry) {
+        self.reviewed(&entry.id.device, entry.bytes);
+        self.open.add(&entry.id.device, entry.bytes);
+        self.put_back(task, entry);
+    }
+
+    pub(super) fn reviewed(&mut self, device: &DeviceId, bytes: u64) {
+        self.review.remove(device, bytes);
+    }
+
+    pub(super) fn in_review(&self) -> usize {
+        self.review.items()
     }
 
     pub(super) fn held(&self) -> usize {
@@ -139,8 +212,8 @@ mod tests {
     #[test]
     fn a_device_has_no_more_waiting_than_its_model_does_in_a_while_and_others_still_find_room() {
         let (evil, good) = (DeviceId::new("evil").expect("valid"), DeviceId::new("good").expect("valid"));
-        for (took_ms, waiting) in [(0, 5_000), (1, 5_000), (20, 1_000), (60_000, WAITING_MIN)] {
-            let mut lanes = Lanes::new(["t".to_owned()].into_iter(), Vec::new(), u64::MAX);
+        for (took_ms, waiting) in [(0, 20_000), (2, 10_000), (20, 1_000), (60_000, WAITING_MIN)] {
+            let mut lanes = Lanes::new(["t".to_owned()].into_iter(), Vec::new(), u64::MAX, |_| None);
             lanes.took("t", Duration::from_millis(took_ms));
             let taken = (0..20_000).take_while(|_| {
                 let is_free = lanes.room("t", &evil, 10) == Room::Free;

@@ -3,7 +3,7 @@
 //! ```text
 //! message ─► gate ─► turns by device ─┐
 //!               └► turned away: busy  ├─► decide ─► one commit ─► PUBACK ─► replies ─► jobs for the models
-//! outcome of a model ─────────────────┘
+//! outcome of an answerer, a person's ─┘
 //! ```
 //! Events that lie ready share a commit, at most as many as are decided in `BATCH_MAX`: whoever floods waits for its
 //! next turn, and nobody waits for it. Nothing is acknowledged or answered before it, so a message is
@@ -17,15 +17,20 @@ pub mod decide;
 mod desk;
 mod gate;
 mod lanes;
+mod outcome;
+mod panels;
 mod settings;
 
 use std::time::{Duration, Instant};
 
-use hedge_proto::{DeviceId, DownMessage, Topic, Topics};
-use tokio::sync::{mpsc, watch};
+use std::collections::HashMap;
 
+use hedge_proto::{CaseId, DeviceId, DownMessage, Output, Topic, Topics};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::answerers::{Declined, Ledger};
 use crate::message::{Incoming, Settled};
-use crate::model::{Job, Outcome, Workers};
+use crate::model::{Outcome, Panels, Questioned};
 use crate::payloads::Storage;
 use crate::presence::Heard;
 use crate::reply::Reply;
@@ -37,17 +42,25 @@ use desk::{Desk, Effects};
 use gate::Gate;
 pub use gate::{Admission, Shut};
 use lanes::{Entry, Lanes};
+use outcome::Decided;
+pub use panels::{AnswererNow, Taking};
 
 /// How many events share one commit: a broker's window for a few hundred devices.
 const EVENTS_PER_COMMIT_MAX: usize = 256;
 
-/// How many events may lie before the intake. The broker's window ([`crate::link::RECEIVE_MAX`]) and the
-/// models' queues must fit, for neither may wait on the other. What does not fit is turned away by the link.
+/// How many events may lie before the intake. While there are more, nothing is read from the broker: brokers send more
+/// than the window they were told ([`crate::link::RECEIVE_MAX`]), and what they have sent must not be dropped.
 pub const EVENTS_MAX: usize = 1024;
+
+/// How many acknowledgements may lie before the link: one for each message that was read and is not in its hands again.
+pub const SETTLED_MAX: usize = 2 * (EVENTS_MAX + MESSAGES_MAX + EVENTS_PER_COMMIT_MAX);
 
 /// How many messages wait for their turn here: one device alone gets half, more than the broker's window.
 const MESSAGES_MAX: usize = 512;
 const MESSAGES_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// How many messages of a device lie with the broker while it waits for a word of ours, at most.
+const DEVICE_WINDOW: usize = 64;
 
 /// After this long no further message joins a commit: what a good device may wait for a flood's turn.
 const BATCH_MAX: Duration = Duration::from_millis(10);
@@ -65,10 +78,34 @@ const FIGURES_EVERY: Duration = Duration::from_millis(50);
 pub enum Event {
     Message(Incoming),
     Outcome(Box<Outcome>),
+    /// What came of asking an answerer whether it is alive.
+    Questioned(Questioned),
+    /// A person's word on a case, and whom to tell what became of it.
+    Reviewed(Review, oneshot::Sender<Result<(), NotReviewed>>),
     /// Time to look after the records.
     Tick,
     /// No more is taken in. What lies before this is still committed.
     Stop,
+}
+
+/// A person's word on a case that waits for one.
+#[derive(Debug)]
+pub struct Review {
+    pub id: CaseId,
+    pub said: Output,
+    /// Who says so.
+    pub by: String,
+}
+
+/// Why a person's word was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotReviewed {
+    #[error("`{said}` is none of the labels: {labels}")]
+    NoLabel { said: String, labels: String },
+    #[error("no such case waits for a person; somebody else may have answered it")]
+    NotWaiting,
+    #[error("it cannot be recorded now; try again in a moment")]
+    NotRecorded,
 }
 
 /// Why the intake ends before it is told to.
@@ -78,6 +115,12 @@ pub enum IntakeError {
     Store(#[from] StoreError),
     #[error("the model for `{0}` has died; see the log above for why")]
     ModelGone(String),
+}
+
+impl From<Questioned> for Event {
+    fn from(questioned: Questioned) -> Self {
+        Self::Questioned(questioned)
+    }
 }
 
 impl From<Box<Outcome>> for Event {
@@ -92,9 +135,28 @@ pub struct Outlets {
     pub replies: mpsc::Sender<Reply>,
     /// Counts commits, for those who show the records.
     pub commits: watch::Sender<u64>,
-    /// Whether the records can be written.
-    pub healthy: watch::Sender<bool>,
+    /// What devices are told to do with new cases.
+    pub taking: watch::Sender<Taking>,
+    /// How the answerers are.
+    pub answerers: watch::Sender<Vec<AnswererNow>>,
     pub heard: Heard,
+    /// Whose messages are turned away where they come in.
+    pub shut: Shut,
+}
+
+/// What is committed besides messages.
+#[derive(Default)]
+struct Others {
+    outcomes: Vec<Decided>,
+    reviews: Vec<Reviewed>,
+    is_tick: bool,
+}
+
+/// A person's word, whom to tell, and how many bytes the case's payload has if it was taken.
+struct Reviewed {
+    review: Review,
+    told: oneshot::Sender<Result<(), NotReviewed>>,
+    taken: Result<u64, NotReviewed>,
 }
 
 /// The intake before it runs.
@@ -104,7 +166,14 @@ pub struct Intake {
     topics: Topics,
     keep: Keep,
     lanes: Lanes,
-    workers: Workers,
+    panels: Panels,
+    ledger: Ledger,
+    /// What was asked of an answerer and has not come back.
+    under_way: HashMap<CaseId, Entry>,
+    /// Whether the records can be written.
+    is_healthy: bool,
+    /// What was said last when an answerer failed, by task and place.
+    failures: HashMap<(String, usize), String>,
     payloads: Storage,
     outlets: Outlets,
     gate: Gate,
@@ -120,23 +189,30 @@ impl Intake {
         writer: Writer,
         topics: Topics,
         keep: Keep,
-        workers: Workers,
+        panels: Panels,
+        ledger: Ledger,
         payloads: Storage,
         outlets: Outlets,
-        shut: Shut,
     ) -> Result<Self, StoreError> {
         let totals = writer.totals()?;
-        let lanes = Lanes::new(workers.keys().cloned(), writer.waiting()?, keep.payload_bytes_max);
+        let stands = |case: &Waiting| {
+            panels.get(&case.task).map_or(Some(Declined::default()), |panel| panels::stands(panel, case))
+        };
+        let lanes = Lanes::new(panels.keys().cloned(), writer.waiting()?, keep.payload_bytes_max, stands);
         Ok(Self {
             writer,
             totals,
             topics,
             keep,
             lanes,
-            workers,
+            panels,
+            ledger,
+            under_way: HashMap::new(),
+            is_healthy: true,
+            failures: HashMap::new(),
             payloads,
+            gate: Gate::new(outlets.shut.clone()),
             outlets,
-            gate: Gate::new(shut),
             messages: Turns::by_bytes(MESSAGES_MAX, MESSAGES_BYTES_MAX),
             ticks: 0,
             figures: (Instant::now(), false),
@@ -145,10 +221,11 @@ impl Intake {
 
     /// Works until [`Event::Stop`] or until every sender has gone. Blocks: give it a thread.
     pub fn run(mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), IntakeError> {
-        if self.lanes.open() + self.lanes.held() > 0 {
+        if self.lanes.open() + self.lanes.held() + self.lanes.in_review() > 0 {
             tracing::info!(
                 unanswered = self.lanes.open(),
                 without_model = self.lanes.held(),
+                in_review = self.lanes.in_review(),
                 "cases left over from the last run"
             );
         }
@@ -161,16 +238,26 @@ impl Intake {
                     return Ok(());
                 }
             } else {
+                // What finds no place because of all the others stays where it is, and holds up the link, and the
+                // link the broker. One device that fills its own share is turned away.
                 let ready = std::iter::from_fn(|| events.try_recv().ok());
-                heard.extend(ready.take(EVENTS_PER_COMMIT_MAX));
+                heard.extend(ready.take(EVENTS_PER_COMMIT_MAX.min(self.messages.items_left())));
             }
-            let mut others = Vec::new();
+            let mut others = Others::default();
             for event in heard.drain(..) {
                 match event {
                     Event::Message(message) => self.line_up(message),
+                    Event::Outcome(outcome) => others.outcomes.extend(self.decide(outcome)),
+                    Event::Questioned(questioned) => self.questioned(questioned),
+                    Event::Reviewed(review, told) => {
+                        others.reviews.push(Reviewed { review, told, taken: Ok(0) });
+                    }
+                    Event::Tick => others.is_tick = true,
                     Event::Stop => stopping = true,
-                    other => others.push(other),
                 }
+            }
+            if others.is_tick {
+                self.look_after_answerers();
             }
             self.take(others);
             if !stopping {
@@ -182,7 +269,10 @@ impl Intake {
     /// Puts a message where it waits for its device's turn, or turns it away.
     fn line_up(&mut self, message: Incoming) {
         let (device, bytes) = (self.about(&message), message.payload.len() as u64);
-        if self.messages.has_room(&device, bytes) {
+        // A device that keeps to its side of the wire never has more than so many under way, and is not the one to pay
+        // while all of them together fill this place.
+        let keeps_to_its_side = self.messages.len_of(&device) < DEVICE_WINDOW && self.messages.items_left() > 0;
+        if keeps_to_its_side || self.messages.has_room(&device, bytes) {
             self.messages.put(&device, message, bytes);
         } else {
             self.gate.shut_out(&device, Instant::now());
@@ -228,14 +318,14 @@ impl Intake {
     }
 
     /// One commit, and what follows from it.
-    fn take(&mut self, others: Vec<Event>) {
+    fn take(&mut self, mut others: Others) {
         let before = self.totals;
         let mut effects = Effects::default();
         let now = Instant::now();
         let mut messages: Vec<Incoming> =
             std::iter::from_fn(|| self.next_message(now)).take(EVENTS_PER_COMMIT_MAX).collect();
         let mut decided = 0;
-        let committed = self.commit(&others, &messages, &mut decided, &mut effects);
+        let committed = self.commit(&mut others, &messages, &mut decided, &mut effects);
         if committed.is_err() {
             // All of them are told to come again; looking at the rest now would fail in the same way.
             decided = messages.len();
@@ -250,14 +340,15 @@ impl Intake {
                 self.settle(Settled { receipt, taken: committed.is_ok() });
             }
         }
-        for event in others {
-            let Event::Outcome(outcome) = event else { continue };
-            let (case, bytes) = (outcome.case, outcome.payload_bytes);
-            self.lanes.took(&case.task, outcome.took);
-            if committed.is_ok() {
-                self.lanes.release(&case.task, &case.id.device, bytes);
-            } else {
-                self.lanes.put_back(&case.task, Entry { id: case.id, bytes, left_over: false });
+        let is_recorded = committed.is_ok();
+        others.outcomes.into_iter().for_each(|decided| self.close(decided, is_recorded));
+        for Reviewed { review, told, taken } in others.reviews {
+            let taken = if is_recorded { taken } else { Err(NotReviewed::NotRecorded) };
+            if let Ok(bytes) = &taken {
+                self.lanes.reviewed(&review.id.device, *bytes);
+            }
+            if told.send(taken.map(drop)).is_err() {
+                tracing::debug!("who answered a case has closed the page meanwhile");
             }
         }
         match committed {
@@ -269,7 +360,8 @@ impl Intake {
                 for waiting in &effects.new_work {
                     self.lanes.release(&waiting.task, &waiting.id.device, waiting.bytes);
                 }
-                self.outlets.healthy.send_if_modified(|healthy| std::mem::replace(healthy, false));
+                self.is_healthy = false;
+                self.tell();
                 effects.into_busy().into_messages().into_iter().for_each(|reply| self.reply(reply));
             }
         }
@@ -278,7 +370,7 @@ impl Intake {
     /// Decides on `others`, and on messages by turns for as long as there is time. `true`: something was written.
     fn commit(
         &mut self,
-        others: &[Event],
+        others: &mut Others,
         messages: &[Incoming],
         decided: &mut usize,
         effects: &mut Effects,
@@ -289,6 +381,7 @@ impl Intake {
         let mut desk = Desk {
             batch: &batch,
             topics: &self.topics,
+            panels: &self.panels,
             lanes: &mut self.lanes,
             gate: &mut self.gate,
             payloads: &self.payloads,
@@ -298,19 +391,19 @@ impl Intake {
             now_ms,
             begun,
         };
-        for event in others {
-            match event {
-                Event::Outcome(outcome) => desk.outcome(outcome)?,
-                Event::Tick => {
-                    self.ticks += 1;
-                    if self.ticks % PRUNE_TICKS == 1 {
-                        desk.prune(&self.keep)?;
-                        if let Err(error) = self.payloads.prune(now_ms) {
-                            tracing::warn!("old payloads cannot be looked for: {error}");
-                        }
-                    }
+        for decided in &others.outcomes {
+            desk.outcome(decided)?;
+        }
+        for Reviewed { review, taken, .. } in &mut others.reviews {
+            *taken = desk.reviewed(review)?;
+        }
+        if others.is_tick {
+            self.ticks += 1;
+            if self.ticks % PRUNE_TICKS == 1 {
+                desk.prune(&self.keep)?;
+                if let Err(error) = self.payloads.prune(now_ms) {
+                    tracing::warn!("old payloads cannot be looked for: {error}");
                 }
-                Event::Message(_) | Event::Stop => {}
             }
         }
         for message in messages {
@@ -323,12 +416,13 @@ impl Intake {
         let (at, changed) = self.figures;
         let figures = changed || self.totals != before;
         // While nothing can be written, each try is also a question whether it can be again.
-        let tries = !*self.outlets.healthy.borrow();
+        let tries = !self.is_healthy;
         if !tries && !batch.has_changed() && (!figures || begun.saturating_duration_since(at) < FIGURES_EVERY) {
             self.figures = (at, figures);
             return Ok(false);
         }
         batch.set_totals(&self.totals)?;
+        panels::keep_spent(&batch, &self.panels, &self.ledger)?;
         batch.commit()?;
         self.figures = (begun, false);
         Ok(true)
@@ -336,20 +430,23 @@ impl Intake {
 
     fn follow(&mut self, effects: Effects, changed: bool) {
         if changed {
-            self.outlets.healthy.send_if_modified(|healthy| !std::mem::replace(healthy, true));
+            if !std::mem::replace(&mut self.is_healthy, true) {
+                self.tell();
+            }
             self.outlets.commits.send_modify(|commits| *commits += 1);
         }
         effects.taken_payloads.iter().for_each(|sum| self.payloads.remove(*sum));
-        for Waiting { id, task, bytes } in effects.new_work {
-            self.lanes.put(&task, Entry { id, bytes, left_over: false });
+        for Waiting { id, task, bytes, .. } in effects.new_work {
+            self.lanes.put(&task, Entry::new(id, bytes));
         }
         effects.replies.into_messages().into_iter().for_each(|reply| self.reply(reply));
     }
 
     fn settle(&self, settled: Settled) {
-        // Room for every receipt of one connection; a full or closed channel means that connection has gone.
+        // There is room for every message that may have been read; without it this one comes again with the next
+        // connection.
         if self.outlets.settled.try_send(settled).is_err() {
-            tracing::debug!("an acknowledgement came too late for its connection");
+            tracing::warn!("a message could not be acknowledged; it comes again with the next connection");
         }
     }
 
@@ -359,53 +456,10 @@ impl Intake {
             tracing::debug!("a reply was dropped: the link takes no more now");
         }
     }
-
-    /// Gives the models what they can take.
-    fn dispatch(&mut self) -> Result<(), IntakeError> {
-        if !*self.outlets.healthy.borrow() {
-            return Ok(());
-        }
-        for (task, worker) in &self.workers {
-            while let Some(entry) = self.lanes.next(task, |device| worker.has_room(device)) {
-                let job = match prepare(&mut self.writer, &mut self.totals, &entry) {
-                    Ok(Some(job)) => job,
-                    Ok(None) => {
-                        self.lanes.release(task, &entry.id.device, entry.bytes);
-                        continue;
-                    }
-                    Err(error) => {
-                        tracing::error!("{error}; the models wait");
-                        self.lanes.put_back(task, entry);
-                        self.outlets.healthy.send_replace(false);
-                        return Ok(());
-                    }
-                };
-                if !worker.put(job) {
-                    return Err(IntakeError::ModelGone(task.clone()));
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Under whose name messages wait whose topics name no device.
 fn nobody() -> DeviceId {
     #[expect(clippy::expect_used, reason = "a dash is a name")]
     DeviceId::new("-").expect("a name")
-}
-
-/// Fetches a case for its model; `None` if it can no longer be run.
-fn prepare(writer: &mut Writer, totals: &mut Totals, entry: &Entry) -> Result<Option<Job>, StoreError> {
-    if let Some((case, payload)) = writer.load(&entry.id)? {
-        return Ok(Some(Job { case, payload, left_over: entry.left_over }));
-    }
-    tracing::warn!(case = %entry.id, "the payload is no longer here; the case cannot be answered");
-    let batch = writer.batch()?;
-    batch.fail(&entry.id, "the payload is no longer kept here")?;
-    totals.waiting = totals.waiting.saturating_sub(1);
-    totals.failed += 1;
-    batch.set_totals(totals)?;
-    batch.commit()?;
-    Ok(None)
 }

@@ -18,16 +18,17 @@ pub use args::BrokerArgs;
 pub use endpoint::{Credentials, CredentialsError, Endpoint, InvalidEndpoint};
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_core::clock::doubled;
 use hedge_proto::{CloudState, CloudStatus, MESSAGE_BYTES_MAX, Name, Topic, Topics, WIRE_VERSION, to_json};
 use rumqttc::mqttbytes::v5::LastWill;
 use rumqttc::{AckMode, MqttOptions, QoS, Transport};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use crate::intake::{Event, Shut};
+use crate::intake::{Event, Shut, Taking};
 use crate::message::Settled;
 use crate::reply::Reply;
 
@@ -57,6 +58,9 @@ const STABLE: Duration = Duration::from_secs(60);
 
 const KEEP_ALIVE_S: u16 = 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How many cases a second a device may send while some tasks have nobody who answers.
+const SLOWLY_PER_S: f32 = 1.0;
 
 /// How long devices are told to wait while the records cannot be written.
 const UNHEALTHY_RETRY_S: u32 = 60;
@@ -119,7 +123,7 @@ impl Dial {
             .set_max_request_batch(RECEIVE_MAX.into())
             .set_last_will(LastWill::new(
                 self.status_topic(),
-                self.status(CloudState::Offline, true),
+                self.status(CloudState::Offline, Taking::All),
                 QoS::AtLeastOnce,
                 true,
                 None,
@@ -131,14 +135,19 @@ impl Dial {
         self.topics.text(&Topic::CloudStatus(self.instance.clone()))
     }
 
-    fn status(&self, state: CloudState, healthy: bool) -> Vec<u8> {
+    fn status(&self, state: CloudState, taking: Taking) -> Vec<u8> {
         let online = state == CloudState::Online;
+        let accept = match taking {
+            Taking::All => None,
+            Taking::Slowly => Some(SLOWLY_PER_S),
+            Taking::Nothing | Taking::Unhealthy => Some(0.0),
+        };
         to_json(&CloudStatus {
             state,
             // What is older is read for good.
             wire: if online { (1..=WIRE_VERSION).collect() } else { Vec::new() },
-            accept: (online && !healthy).then_some(0.0),
-            retry_after_s: (online && !healthy).then_some(UNHEALTHY_RETRY_S),
+            accept: accept.filter(|_| online),
+            retry_after_s: (online && taking == Taking::Unhealthy).then_some(UNHEALTHY_RETRY_S),
             payload_bytes_max: online.then_some(PAYLOAD_BYTES_MAX),
         })
     }
@@ -172,10 +181,18 @@ pub struct Ends {
     pub events: mpsc::Sender<Event>,
     pub settled: mpsc::Receiver<Settled>,
     pub replies: mpsc::Receiver<Reply>,
-    pub healthy: watch::Receiver<bool>,
+    pub taking: watch::Receiver<Taking>,
     /// Whose messages are turned away.
     pub shut: Shut,
+    /// KiB that messages may take until they are on record.
+    pub memory: Arc<Semaphore>,
     pub now: watch::Sender<LinkNow>,
+}
+
+/// What messages may take of the memory between the broker and the records.
+#[must_use]
+pub fn memory() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(session::MEMORY_KIB_MAX as usize))
 }
 
 /// Connects, and connects again, until every sender of replies has gone; then says goodbye.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -14,17 +15,19 @@ use rumqttc::{
     PublishNoticeError, PublishOptions, QoS, SubscribeFilterInput,
 };
 use tokio::net::TcpStream;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::stale::Stale;
 use super::unsent::{PassedOver, Unsent};
 use super::{Dial, Ends, LinkNow};
-use crate::intake::{Admission, Event, Shut};
+use crate::intake::{Admission, Event, Shut, Taking};
 use crate::message::{Incoming, Receipt, Settled};
 use crate::reply::Reply;
 use crate::wall_ms;
+
+/// What messages may take of the memory between the broker and the records.
+pub(super) const MEMORY_KIB_MAX: u32 = 256 * 1024;
 
 /// How many replies may be under way to the broker.
 const IN_FLIGHT_MAX: usize = 64;
@@ -57,8 +60,7 @@ pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &
     ends.now.send_replace(LinkNow::Connecting);
     let (client, mut events) = AsyncClient::builder(dial.options()).capacity(REQUESTS_MAX).build();
     let mut sending = Sending::default();
-    // Room for all that the broker may send unacknowledged.
-    let (passed_over, mut passed) = mpsc::channel(usize::from(super::RECEIVE_MAX));
+    let (passed_over, mut passed) = mpsc::channel(PASSED_OVER_MAX);
     let (others, mut others_say) = mpsc::channel(OTHERS_MAX);
     let inbox = Inbox {
         generation,
@@ -67,6 +69,7 @@ pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &
         passed_over,
         topics: dial.topics.clone(),
         shut: ends.shut.clone(),
+        memory: ends.memory.clone(),
         others,
     };
     let contradicted = Notify::new();
@@ -112,9 +115,15 @@ struct Inbox {
     passed_over: mpsc::Sender<Incoming>,
     topics: Topics,
     shut: Shut,
+    /// KiB that messages may take until they are on record.
+    memory: Arc<Semaphore>,
     /// What other instances say.
     others: mpsc::Sender<(Name, Option<CloudState>)>,
 }
+
+/// How many messages that are turned away may wait for their acknowledgement: far more than brokers were seen to send
+/// beyond the window they were told.
+const PASSED_OVER_MAX: usize = 4096;
 
 /// How many words of other instances may lie unread. What does not fit is said again by whoever is there.
 const OTHERS_MAX: usize = 256;
@@ -146,7 +155,7 @@ async fn receive(
         }
         let receipt = client.prepare_ack(&publish).map(|ack| Receipt { generation: inbox.generation, ack });
         let topic = String::from_utf8_lossy(&publish.topic).into_owned();
-        let message = Incoming { topic, payload: publish.payload, retained: publish.retain, receipt };
+        let message = Incoming { topic, payload: publish.payload, retained: publish.retain, receipt, share: None };
         let message =
             match about.as_ref().and_then(Topic::sender).map(|from| inbox.shut.way(from, std::time::Instant::now())) {
                 None | Some(Admission::In) => message,
@@ -161,14 +170,22 @@ async fn receive(
                     continue;
                 }
             };
-        if let Err(TrySendError::Full(Event::Message(message))) = inbox.intake.try_send(Event::Message(message)) {
-            tracing::warn!("a message was passed over: the intake takes no more now");
-            inbox.pass_over(message);
-        }
+        inbox.hand_over(message).await;
     }
 }
 
 impl Inbox {
+    /// Waits until the intake has room for it. Meanwhile nothing more is read, and the broker keeps what it has; the
+    /// intake never waits for this side, so that it is not for long.
+    async fn hand_over(&self, message: Incoming) {
+        let kib = u32::try_from(message.payload.len() / 1024 + 1).unwrap_or(u32::MAX).min(MEMORY_KIB_MAX);
+        let share = self.memory.clone().acquire_many_owned(kib).await.ok();
+        // The intake has gone only where the program is ending.
+        if self.intake.send(Event::Message(Incoming { share, ..message })).await.is_err() {
+            tracing::debug!("a message came after the intake's end");
+        }
+    }
+
     /// Has the sending side acknowledge it and tell its device.
     fn pass_over(&self, message: Incoming) {
         // What needs no acknowledgement is lost: its sender wanted it so. There is room for all the rest.
@@ -238,8 +255,8 @@ async fn send(
     let From { passed, others_say, stale } = from;
     // Whatever is heard from here on is heard over this connection.
     let since_ms = wall_ms();
-    let healthy = *ends.healthy.borrow_and_update();
-    if let Err(reason) = open(client, dial, healthy).await {
+    let taking = *ends.taking.borrow_and_update();
+    if let Err(reason) = open(client, dial, taking).await {
         return End::Broken(reason);
     }
     stale.listen(client, &dial.topics).await;
@@ -294,23 +311,23 @@ async fn send(
             }
             Some((other, state)) = others_say.recv() => stale.hear(other, state),
             () = contradicted.notified() => {
-                let healthy = *ends.healthy.borrow();
-                match publish_status(client, dial, healthy).await {
+                let taking = *ends.taking.borrow();
+                match publish_status(client, dial, taking).await {
                     Ok(told) => statuses.push(told),
                     Err(reason) => return End::Broken(reason),
                 }
             }
             _ = live.tick() => {
-                let healthy = *ends.healthy.borrow();
-                match publish_status(client, dial, healthy).await {
+                let taking = *ends.taking.borrow();
+                match publish_status(client, dial, taking).await {
                     Ok(told) => statuses.push(told),
                     Err(reason) => return End::Broken(reason),
                 }
                 stale.clear(client, &dial.topics).await;
             }
-            Ok(()) = ends.healthy.changed(), if more => {
-                let healthy = *ends.healthy.borrow();
-                match publish_status(client, dial, healthy).await {
+            Ok(()) = ends.taking.changed(), if more => {
+                let taking = *ends.taking.borrow();
+                match publish_status(client, dial, taking).await {
                     Ok(told) => statuses.push(told),
                     Err(reason) => return End::Broken(reason),
                 }
@@ -324,7 +341,7 @@ async fn send(
 }
 
 /// Subscribes, waits until everything is granted, and says that we are here.
-async fn open(client: &AsyncClient, dial: &Dial, healthy: bool) -> Result<(), String> {
+async fn open(client: &AsyncClient, dial: &Dial, taking: Taking) -> Result<(), String> {
     let topics = &dial.topics;
     let cases = match Name::new(SHARE_GROUP) {
         Ok(group) if dial.shared => topics.shared_fleet_filter(&group, "case"),
@@ -361,7 +378,7 @@ async fn open(client: &AsyncClient, dial: &Dial, healthy: bool) -> Result<(), St
             }
         }
     }
-    publish_status(client, dial, healthy).await?.await
+    publish_status(client, dial, taking).await?.await
 }
 
 /// The code of a refused subscription as it travels; the library keeps no number.
@@ -386,10 +403,10 @@ fn reason_code(code: SubscribeReasonCode) -> u8 {
 async fn publish_status(
     client: &AsyncClient,
     dial: &Dial,
-    healthy: bool,
+    taking: Taking,
 ) -> Result<impl Future<Output = Result<(), String>> + use<>, String> {
     let options = PublishOptions::new(QoS::AtLeastOnce).retained();
-    let status = dial.status(CloudState::Online, healthy);
+    let status = dial.status(CloudState::Online, taking);
     let notice =
         client.publish_tracked(dial.status_topic(), status, options).await.map_err(|error| error.to_string())?;
     Ok(async move {
@@ -433,7 +450,7 @@ fn worth_repeating(reply: &Reply, sent: &Sent) -> bool {
 async fn say_goodbye(client: &AsyncClient, events: &mut EventLoop, dial: &Dial) {
     let goodbye = async {
         let said = async {
-            let status = dial.status(CloudState::Offline, true);
+            let status = dial.status(CloudState::Offline, Taking::All);
             // Whoever is there hears it; whoever comes later finds nothing of an instance that has gone.
             for (payload, retained) in [(status, false), (Vec::new(), true)] {
                 let options = PublishOptions::new(QoS::AtLeastOnce).retain(retained);

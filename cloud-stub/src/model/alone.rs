@@ -188,7 +188,8 @@ pub fn serve(mut model: Box<dyn Answerer>) -> io::Result<()> {
         let word = match model.answer(&case, &payload) {
             Ok(opinion) => Word::Opinion(opinion),
             Err(ModelFailure::Dead(reason)) => Word::Dead(reason),
-            Err(ModelFailure::Failed(reason)) => Word::Failed(reason),
+            // A model in this process is neither down nor busy.
+            Err(failure) => Word::Failed(failure.to_string()),
         };
         write(&mut stdout, &to_cbor(&word))?;
     }

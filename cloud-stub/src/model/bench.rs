@@ -1,7 +1,7 @@
 //! What lies before one model: cases with their payloads, a few ahead, taken in turns by device.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hedge_proto::DeviceId;
 
@@ -10,7 +10,7 @@ use crate::turns::Turns;
 
 /// How many cases may lie before one model. One device alone gets half of it: enough to keep the model busy during a
 /// commit.
-const JOBS_MAX: usize = 64;
+pub(super) const JOBS_MAX: usize = 64;
 
 /// How many bytes of payloads.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -83,6 +83,19 @@ impl Taker {
         let (mut state, _) =
             self.0.changed.wait_timeout_while(state, wait, waiting).unwrap_or_else(PoisonError::into_inner);
         if state.over { Err(Over) } else { Ok(state.jobs.pop()) }
+    }
+}
+
+impl Taker {
+    /// More cases for the same run, until there are `most` or the wait is over.
+    pub(super) fn take_more(&self, jobs: &mut Vec<Job>, most: usize, wait: Duration) {
+        let until = Instant::now() + wait;
+        while jobs.len() < most {
+            match self.take(until.saturating_duration_since(Instant::now())) {
+                Ok(Some(job)) => jobs.push(job),
+                _ => return,
+            }
+        }
     }
 }
 

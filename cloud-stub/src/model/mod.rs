@@ -1,29 +1,42 @@
-//! Runs each task's model on a thread of its own, so that no model holds up the intake or another model.
+//! Runs answerers: local models each on a thread of its own, those elsewhere as calls over HTTP, so that none holds up
+//! the intake or another.
 //!
-//! What is run, and in which order, is the intake's decision; a worker answers one job after another and
-//! hands back what came out.
+//! Who is asked, and in which order, is decided by the intake and [`crate::answerers`]; an answerer answers one case after
+//! another and hands back what came out.
 
 pub mod alone;
 mod bench;
+mod call;
+mod chat;
 mod fixed;
 mod onnx;
+mod open_inference;
+mod remote;
+mod template;
 
 pub use bench::Jobs;
 pub use fixed::Fixed;
 pub use onnx::{Onnx, OnnxError};
+pub use remote::{Questioned, Remote};
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hedge_proto::{Case, ModelRef, Output};
+use hedge_inference::{Region, Runtime, SessionOptions};
+use hedge_proto::{Authority, Case, DeviceId, ModelRef, Output, PayloadForm, Rect, in_one_line};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use crate::answerers::{AnswererConfig, Kind, Micro, Route, Seat};
 use alone::Alone;
 use bench::Taker;
+use remote::Calls;
 
 /// What a model says about one case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,15 +45,26 @@ pub struct Opinion {
     pub model: ModelRef,
 }
 
-/// Why a model has no answer, sorted by what the intake does next.
+/// Why an answerer has no verdict, sorted by what the intake does next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelFailure {
-    /// The payload can never be answered: it cannot be decoded, or has the wrong shape.
+    /// It can never answer this case: it cannot be decoded, has the wrong shape, or is not what it answers. The next
+    /// answerer may.
     #[error("{0}")]
     Dead(String),
     /// This run failed; another may not.
     #[error("{0}")]
     Failed(String),
+    /// It wants to be left alone for a while, for so long if it says how long. The case waits.
+    #[error("{why}")]
+    Later { after: Option<Duration>, why: String },
+    /// It does not answer anything now. The case waits.
+    #[error("{why}")]
+    Down {
+        why: String,
+        /// The case had reached it, and may be why.
+        had_it: bool,
+    },
 }
 
 /// The one thing a model does here.
@@ -49,6 +73,16 @@ pub trait Answerer: Send {
     fn task(&self) -> &str;
 
     fn answer(&mut self, case: &Case, payload: &[u8]) -> Result<Opinion, ModelFailure>;
+
+    /// How many cases it answers in one run.
+    fn batch_max(&self) -> usize {
+        1
+    }
+
+    /// Answers several at once, in order.
+    fn answer_all(&mut self, jobs: &[Job]) -> Vec<Result<Opinion, ModelFailure>> {
+        jobs.iter().map(|job| self.answer(&job.case, &job.payload)).collect()
+    }
 
     /// The arguments of `hedge-cloud` that load the same model in a process of its own.
     fn alone(&self) -> Vec<OsString>;
@@ -67,21 +101,98 @@ pub struct Job {
 pub struct Outcome {
     pub case: Case,
     pub payload_bytes: u64,
+    /// Whose it is: the answerer's place in its task's route.
+    pub place: usize,
     pub took: Duration,
     pub opinion: Result<Opinion, ModelFailure>,
 }
 
-/// Two models were given for one task.
-#[derive(Debug, thiserror::Error)]
-pub enum WorkersError {
-    #[error("two models answer the task `{0}`; give one model per task")]
-    TaskTwice(String),
-    #[error("a thread for the model of `{task}` cannot be started: {source}")]
-    Thread { task: String, source: std::io::Error },
+/// An answerer before it works.
+pub struct Answering {
+    pub name: String,
+    pub task: String,
+    pub authority: Authority,
+    /// Of one call.
+    pub price: Micro,
+    pub way: Way,
 }
 
-/// Where jobs are put, by task. Dropping them ends the workers.
-pub type Workers = BTreeMap<String, Jobs>;
+/// Where it works.
+pub enum Way {
+    /// In this process, on a thread of its own, with a wait for more cases of the same run.
+    Local(Box<dyn Answerer>, Duration),
+    /// Elsewhere, with so many calls at once.
+    Remote(Box<Remote>, usize),
+    /// A person, who may say these labels; any if there are none.
+    Person(Vec<String>),
+}
+
+/// An answerer at work. Dropping it ends its thread.
+pub struct Worker {
+    pub authority: Authority,
+    /// What a person may say; any label if there are none.
+    pub labels: Vec<String>,
+    hands: Hands,
+}
+
+enum Hands {
+    Local(Jobs),
+    Remote { put: Box<dyn Fn(Job) + Send>, question: Box<dyn Fn() + Send>, is_watched: bool, places: usize },
+    Person,
+}
+
+impl Worker {
+    #[must_use]
+    pub fn has_room(&self, device: &DeviceId) -> bool {
+        match &self.hands {
+            Hands::Local(jobs) => jobs.has_room(device),
+            Hands::Remote { .. } | Hands::Person => true,
+        }
+    }
+
+    /// `false`: its thread has gone.
+    #[must_use]
+    pub fn put(&self, job: Job) -> bool {
+        match &self.hands {
+            Hands::Local(jobs) => return jobs.put(job),
+            Hands::Remote { put, .. } => put(job),
+            Hands::Person => {}
+        }
+        true
+    }
+
+    /// Asks whether it is alive; what comes of it is an event.
+    pub fn question(&self) {
+        if let Hands::Remote { question, .. } = &self.hands {
+            question();
+        }
+    }
+
+    /// How many cases it works on at once.
+    #[must_use]
+    pub fn at_once(&self) -> u32 {
+        match self.hands {
+            Hands::Remote { places, .. } => u32::try_from(places).unwrap_or(u32::MAX).max(1),
+            Hands::Local(_) | Hands::Person => 1,
+        }
+    }
+
+    /// Asked from time to time also while all is well.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        matches!(self.hands, Hands::Remote { is_watched: true, .. })
+    }
+}
+
+/// The answerers of one task.
+pub struct Panel {
+    pub route: Route,
+    /// In the order of the route.
+    pub workers: Vec<Worker>,
+}
+
+/// Who answers, by task. Dropping them ends their threads.
+pub type Panels = BTreeMap<String, Panel>;
 
 /// How long models take for one case, by task. Clones count together.
 pub type Seconds = Family<Vec<(&'static str, String)>, Histogram, fn() -> Histogram>;
@@ -94,30 +205,83 @@ pub fn seconds() -> Seconds {
     Seconds::new_with_constructor(|| Histogram::new(BOUNDS_S))
 }
 
-/// Starts one thread per model. Outcomes go to `events`.
-pub fn start<E: From<Box<Outcome>> + Send + 'static>(
-    models: Vec<Box<dyn Answerer>>,
+/// Loads what the configuration names of an answerer; nothing is dialled. What is wrong names its field.
+pub fn load(config: &AnswererConfig, library: Option<&Path>) -> Result<Answering, String> {
+    let given = || config.task.clone().unwrap_or_default();
+    let (task, way) = match config.kind {
+        Kind::Onnx => {
+            let runtime = Runtime::find(library).map_err(|error| in_one_line(&error))?;
+            let dir = config.bundle.clone().unwrap_or_default();
+            let options = SessionOptions { threads: config.threads.unwrap_or(1) };
+            let model = Onnx::load(&runtime, library, &dir, options)
+                .map_err(|error| format!("bundle = {}: {}", dir.display(), in_one_line(&error)))?;
+            let model = model.batching(config.batch_max.map_or(1, usize::from));
+            let wait = Duration::from_millis(config.batch_wait_ms.unwrap_or(0).into());
+            (model.task().to_owned(), Way::Local(Box::new(model), wait))
+        }
+        Kind::Person => (given(), Way::Person(config.labels.clone().unwrap_or_default())),
+        Kind::OpenInference | Kind::Chat | Kind::Http => {
+            let remote = Remote::new(config)?;
+            (remote.task().map_or_else(given, str::to_owned), Way::Remote(Box::new(remote), config.concurrency()))
+        }
+    };
+    let (authority, price) = (config.authority(), config.price());
+    Ok(Answering { name: config.name.to_string(), task, authority, price, way })
+}
+
+/// Starts every answerer. What comes of their work goes to `events`.
+pub fn start<E: From<Box<Outcome>> + From<Questioned> + Send + 'static>(
+    answerers: Vec<Answering>,
     events: &mpsc::Sender<E>,
     seconds: &Seconds,
-) -> Result<Workers, WorkersError> {
-    let mut workers = Workers::new();
-    for model in models {
-        let task = model.task().to_owned();
-        let (jobs, taker) = bench::bench();
-        if workers.insert(task.clone(), jobs).is_some() {
-            return Err(WorkersError::TaskTwice(task));
-        }
-        let (events, seconds) = (events.clone(), seconds.get_or_create_owned(&vec![("task", task.clone())]));
-        std::thread::Builder::new()
-            .name(format!("model {task}"))
-            .spawn(move || work(model, &taker, &events, &seconds))
-            .map_err(|source| WorkersError::Thread { task, source })?;
+    runtime: &Handle,
+) -> std::io::Result<Panels> {
+    let (now, mut seats, mut panels) = (Instant::now(), BTreeMap::<String, Vec<Seat>>::new(), Panels::new());
+    for Answering { name, task, authority, price, way } in answerers {
+        let panel =
+            panels.entry(task.clone()).or_insert_with(|| Panel { route: Route::default(), workers: Vec::new() });
+        let seats = seats.entry(task.clone()).or_default();
+        let seconds = seconds.get_or_create_owned(&vec![("task", task.clone()), ("answerer", name.clone())]);
+        let (events, place, mut labels) = (events.clone(), panel.workers.len(), Vec::new());
+        let hands = match way {
+            Way::Local(model, wait) => {
+                let (jobs, taker) = bench::bench();
+                std::thread::Builder::new()
+                    .name(format!("model {task}"))
+                    .spawn(move || work(model, wait, place, &taker, &events, &seconds))?;
+                seats.push(Seat::local(&name, bench::JOBS_MAX));
+                Hands::Local(jobs)
+            }
+            Way::Remote(remote, places) => {
+                let (is_watched, remote) = (remote.is_watched(), Arc::from(remote));
+                let calls = Arc::new(Calls { remote, events, seconds, runtime: runtime.clone(), task, place });
+                seats.push(Seat::remote(&name, places, price, now));
+                let asking = calls.clone();
+                Hands::Remote {
+                    put: Box::new(move |job| calls.put(job)),
+                    question: Box::new(move || asking.question()),
+                    is_watched,
+                    places,
+                }
+            }
+            Way::Person(may_say) => {
+                labels = may_say;
+                seats.push(Seat::person(&name));
+                Hands::Person
+            }
+        };
+        panel.workers.push(Worker { authority, labels, hands });
     }
-    Ok(workers)
+    for (panel, seats) in panels.values_mut().zip(seats.into_values()) {
+        panel.route = Route::new(seats);
+    }
+    Ok(panels)
 }
 
 fn work<E: From<Box<Outcome>>>(
     mut model: Box<dyn Answerer>,
+    wait: Duration,
+    place: usize,
     jobs: &Taker,
     events: &mpsc::Sender<E>,
     seconds: &Histogram,
@@ -125,16 +289,88 @@ fn work<E: From<Box<Outcome>>>(
     let mut alone = Alone::new(model.alone());
     while let Ok(job) = jobs.take(alone::IDLE_MAX) {
         alone.rest();
-        let Some(Job { case, payload, left_over }) = job else { continue };
+        let Some(job) = job else { continue };
+        let mut together = vec![job];
+        if model.batch_max() > 1 {
+            jobs.take_more(&mut together, model.batch_max(), wait);
+        }
+        let (left_over, mut together): (Vec<Job>, Vec<Job>) = together.into_iter().partition(|job| job.left_over);
+        let mut outcomes = Vec::new();
+        for job in left_over {
+            let begun = Instant::now();
+            match alone.answer(&job.case, &job.payload) {
+                Some(opinion) => outcomes.push((job, begun.elapsed(), opinion)),
+                None => together.push(job),
+            }
+        }
         let begun = Instant::now();
-        let opinion = if left_over { alone.answer(&case, &payload) } else { None };
-        let opinion = opinion.unwrap_or_else(|| model.answer(&case, &payload));
-        let took = begun.elapsed();
-        seconds.observe(took.as_secs_f64());
-        let outcome = Outcome { case, payload_bytes: payload.len() as u64, took, opinion };
-        if events.blocking_send(E::from(Box::new(outcome))).is_err() {
-            // The intake has gone; what is unanswered is picked up at the next start.
-            return;
+        let opinions = match together.as_slice() {
+            [only] => vec![model.answer(&only.case, &only.payload)],
+            several => model.answer_all(several),
+        };
+        let each = begun.elapsed() / u32::try_from(together.len().max(1)).unwrap_or(u32::MAX);
+        outcomes.extend(together.into_iter().zip(opinions).map(|(job, opinion)| (job, each, opinion)));
+        for (Job { case, payload, .. }, took, opinion) in outcomes {
+            seconds.observe(took.as_secs_f64());
+            let outcome = Outcome { case, payload_bytes: payload.len() as u64, place, took, opinion };
+            if events.blocking_send(E::from(Box::new(outcome))).is_err() {
+                // The intake has gone; what is unanswered is picked up at the next start.
+                return;
+            }
+        }
+    }
+}
+
+/// The part of the payload that the device judged: its view, unless that is all that came.
+fn region(case: &Case) -> Result<Option<Region>, String> {
+    let Some(Rect { left, top, width, height }) = case.view.filter(|_| case.form != PayloadForm::Crop) else {
+        return Ok(None);
+    };
+    let [left, top, width, height] = [left, top, width, height].map(f64::from);
+    let region = Region::new(left, top, width, height);
+    region.map(Some).map_err(|error| format!("the case's `view` cannot be meant: {error}"))
+}
+
+/// What was found in a part of a picture that came alone, at its places in the whole.
+fn placed(said: Output, case: &Case) -> Output {
+    match case.view.filter(|_| case.form == PayloadForm::Crop) {
+        Some(view) => said.within(&view),
+        None => said,
+    }
+}
+
+fn unreadable_type() -> ModelFailure {
+    ModelFailure::Dead("its content type is neither a picture nor a tensor this model can read".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use hedge_proto::{
+        Captured, CaseDecision, CaseId, CaseKey, Digest, Doubt, Epoch, Reason, ThresholdMode, WIRE_VERSION, labels_hash,
+    };
+
+    use super::*;
+
+    pub(super) fn case(task: &str) -> Case {
+        Case {
+            v: WIRE_VERSION,
+            id: CaseId { device: DeviceId::new("d").expect("valid"), key: CaseKey { epoch: Epoch(1), sequence: 1 } },
+            reference: None,
+            source: "s".to_owned(),
+            task: task.to_owned(),
+            labels_hash: labels_hash(&["a"]),
+            model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
+            said: None,
+            doubt: Doubt::NONE,
+            view: None,
+            decision: CaseDecision { reason: Reason::Unusable, threshold: 0.5, mode: ThresholdMode::Fixed },
+            settings_version: 0,
+            captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
+            form: PayloadForm::Whole,
+            content_type: "image/png".to_owned(),
+            payload_sha256: Digest::of(b"p"),
+            payload: None,
+            metadata: Default::default(),
         }
     }
 }

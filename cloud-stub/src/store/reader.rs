@@ -96,6 +96,17 @@ impl Reader {
             .collect()
     }
 
+    /// Cases that wait for a person, oldest first.
+    pub fn to_review(&self, limit: u32) -> Result<Vec<CaseRow>, StoreError> {
+        self.connection
+            .prepare_cached(&format!(
+                "SELECT {CASE_COLUMNS} WHERE c.review = 1 AND c.state = 0 ORDER BY c.seq LIMIT ?1"
+            ))?
+            .query_map([limit], |row| Ok(case_row(row)))?
+            .map(|row| row?)
+            .collect()
+    }
+
     pub fn case(&self, id: &CaseId) -> Result<Option<CaseRow>, StoreError> {
         self.connection
             .prepare_cached(&format!("SELECT {CASE_COLUMNS} WHERE c.id = ?1"))?

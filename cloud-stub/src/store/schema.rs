@@ -62,6 +62,17 @@ CREATE TABLE device_events (
 );
 CREATE INDEX device_events_by_device ON device_events (device, seq);
 ",
+    r"
+ALTER TABLE cases ADD COLUMN declined TEXT;      -- names, between commas, of the answerers that will not answer it
+ALTER TABLE cases ADD COLUMN review INTEGER NOT NULL DEFAULT 0; -- 1: it waits for a person
+CREATE INDEX cases_for_review ON cases (seq) WHERE review = 1;
+CREATE TABLE spent (
+    month    INTEGER NOT NULL,                   -- 202611
+    answerer TEXT NOT NULL,
+    micro    INTEGER NOT NULL,                   -- millionths
+    PRIMARY KEY (month, answerer)
+) WITHOUT ROWID;
+",
 ];
 
 /// How long a statement waits for another connection's lock. Readers never block the writer in WAL mode.

@@ -1,11 +1,14 @@
 //! The one owner of all changes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use hedge_proto::{
     Case, CaseId, DeviceId, DeviceStatus, Digest, PayloadForm, Telemetry, Verdict, from_cbor, to_cbor, to_json,
 };
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+
+use crate::answerers::{Micro, Month};
 
 use super::{Known, Standing, State, StoreError, Totals, count, damaged, schema, sql};
 
@@ -24,6 +27,18 @@ pub struct Waiting {
     pub task: String,
     /// Of its payload.
     pub bytes: u64,
+    /// Names of the answerers that will not answer it.
+    pub declined: Vec<String>,
+    /// It waits for a person.
+    pub review: bool,
+}
+
+impl Waiting {
+    /// One that nobody has looked at.
+    #[must_use]
+    pub fn new(id: CaseId, task: String, bytes: u64) -> Self {
+        Self { id, task, bytes, declined: Vec::new(), review: false }
+    }
 }
 
 /// The most rows one pruning step removes, so that no commit takes long.
@@ -61,14 +76,26 @@ impl Writer {
 
     /// All cases without a verdict, oldest first.
     pub fn waiting(&self) -> Result<Vec<Waiting>, StoreError> {
-        let mut statement =
-            self.connection.prepare("SELECT id, task, payload_bytes FROM cases WHERE state = 0 ORDER BY seq")?;
-        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?)))?;
+        let mut statement = self
+            .connection
+            .prepare("SELECT id, task, payload_bytes, declined, review FROM cases WHERE state = 0 ORDER BY seq")?;
+        let rows = statement.query_map([], |row| {
+            let declined: Option<String> = row.get(3)?;
+            Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?, declined.unwrap_or_default(), row.get(4)?))
+        })?;
         rows.map(|row| {
-            let (id, task, bytes) = row?;
-            Ok(Waiting { id: id.parse().map_err(damaged)?, task, bytes: count(bytes) })
+            let (id, task, bytes, declined, review) = row?;
+            let declined = declined.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+            Ok(Waiting { id: id.parse().map_err(damaged)?, task, bytes: count(bytes), declined, review })
         })
         .collect()
+    }
+
+    /// What a month's calls have cost, by answerer.
+    pub fn spent(&self, month: Month) -> Result<BTreeMap<String, Micro>, StoreError> {
+        let mut statement = self.connection.prepare("SELECT answerer, micro FROM spent WHERE month = ?1")?;
+        let rows = statement.query_map([month.0], |row| Ok((row.get(0)?, Micro(count(row.get(1)?)))))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// A case and its payload; `None` once the payload has gone.
@@ -132,7 +159,7 @@ impl Batch<'_> {
             .transaction
             .prepare_cached("SELECT task, payload_bytes FROM cases WHERE id = ?1")?
             .query_row([id.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok(Waiting { id: id.clone(), task, bytes: count(bytes) })
+        Ok(Waiting::new(id.clone(), task, count(bytes)))
     }
 
     /// Takes a new case in as waiting. `header` is the case without its payload.
@@ -178,7 +205,7 @@ impl Batch<'_> {
             )?
             .execute(params![seq, verdict.revision, sql(now_ms), to_cbor(verdict)])?;
         self.transaction
-            .prepare_cached("UPDATE cases SET state = 1, reason = NULL, agrees = ?2 WHERE seq = ?1")?
+            .prepare_cached("UPDATE cases SET state = 1, reason = NULL, agrees = ?2, review = 0 WHERE seq = ?1")?
             .execute(params![seq, agrees])?;
         if let Some(agrees) = agrees {
             self.transaction
@@ -206,11 +233,42 @@ impl Batch<'_> {
     }
 
     fn set_state(&self, id: &CaseId, state: State, reason: Option<&str>) -> Result<(), StoreError> {
-        self.transaction.prepare_cached("UPDATE cases SET state = ?2, reason = ?3 WHERE id = ?1")?.execute(params![
-            id.to_string(),
-            state as i64,
-            reason
-        ])?;
+        // Who tries a case again asks everybody again.
+        self.transaction
+            .prepare_cached("UPDATE cases SET state = ?2, reason = ?3, declined = NULL, review = 0 WHERE id = ?1")?
+            .execute(params![id.to_string(), state as i64, reason])?;
+        Ok(())
+    }
+
+    /// Notes that an answerer will not answer a case; another is asked.
+    pub fn decline(&self, id: &CaseId, answerer: &str) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached("UPDATE cases SET declined = IFNULL(declined, '') || ?2 || ',' WHERE id = ?1")?
+            .execute(params![id.to_string(), answerer])?;
+        Ok(())
+    }
+
+    /// Puts a case into the review queue: it waits for a person.
+    pub fn review(&self, id: &CaseId) -> Result<(), StoreError> {
+        self.transaction.prepare_cached("UPDATE cases SET review = 1 WHERE id = ?1")?.execute([id.to_string()])?;
+        Ok(())
+    }
+
+    /// A case that waits for a person, and how many bytes its payload has.
+    pub fn under_review(&self, id: &CaseId) -> Result<Option<(Case, u64)>, StoreError> {
+        let row = self
+            .transaction
+            .prepare_cached("SELECT header, payload_bytes FROM cases WHERE id = ?1 AND review = 1 AND state = 0")?
+            .query_row([id.to_string()], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?)))
+            .optional()?;
+        row.map(|(header, bytes)| Ok((from_cbor(&header, ROW_BYTES_MAX).map_err(damaged)?, count(bytes)))).transpose()
+    }
+
+    /// Notes what an answerer's calls have cost in a month so far.
+    pub fn set_spent(&self, month: Month, answerer: &str, spent: Micro) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached("INSERT OR REPLACE INTO spent (month, answerer, micro) VALUES (?1, ?2, ?3)")?
+            .execute(params![month.0, answerer, sql(spent.0)])?;
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! the tasks that have a model; devices are counted, never named.
 
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
@@ -15,6 +16,8 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use super::{ApiError, DeviceView, View};
+use crate::answerers::Condition;
+use crate::intake::AnswererNow;
 use crate::link::LinkNow;
 use crate::store::Totals;
 use crate::wall_ms;
@@ -42,6 +45,7 @@ pub(super) async fn metrics(State(view): State<View>) -> Result<impl IntoRespons
     page.register("broker_connected", "1 while the broker is reached", gauge(u64::from(connected)));
     page.register("tasks", "Tasks that have a model here", gauge(view.shown.tasks.len() as u64));
     page.register("model_seconds", "Time the model takes for one case", view.shown.model_seconds.clone());
+    register_answerers(&mut page, &view.shown.answerers.borrow());
     page.register("records_bytes", "Size of the records on the disk", gauge(records_bytes));
     if let Some(bytes) = resident_bytes() {
         page.register("resident_memory_bytes", "Memory of the process", gauge(bytes));
@@ -59,6 +63,23 @@ pub(super) async fn metrics(State(view): State<View>) -> Result<impl IntoRespons
 fn register_devices(page: &mut Registry, devices: &[&'static str]) {
     let by_state = DEVICE_STATES.map(|state| (state, devices.iter().filter(|device| **device == state).count() as u64));
     page.register("devices", "Devices by the state of their link", gauges("state", &by_state));
+}
+
+fn register_answerers(page: &mut Registry, answerers: &[AnswererNow]) {
+    type Named = [(&'static str, String); 2];
+    let (up, spent) = (Family::<Named, Gauge>::default(), Family::<Named, Gauge<f64, AtomicU64>>::default());
+    for one in answerers {
+        let labels = [("task", one.task.clone()), ("answerer", one.name.clone())];
+        up.get_or_create(&labels).set(i64::from(one.condition == Condition::Up));
+        spent.get_or_create(&labels).set(one.spent);
+    }
+    page.register("answerer_up", "1 while the answerer can be asked", up);
+    page.register("answerer_spent_this_month", "What its calls have cost since the month began (UTC)", spent);
+    if let Some(most) = answerers.iter().find_map(|one| one.month_max) {
+        let ceiling = Gauge::<f64, AtomicU64>::default();
+        ceiling.set(most);
+        page.register("spent_this_month_max", "What all calls of a month may cost", ceiling);
+    }
 }
 
 fn register_totals(page: &mut Registry, now: &Totals) {

@@ -8,11 +8,12 @@ mod device;
 mod live;
 mod metrics;
 mod operate;
+mod review;
 mod shape;
 
 pub use device::{DevicePage, HistoryView};
 pub use operate::Operating;
-pub use shape::{CaseView, DeviceView, FiguresView, VerdictView};
+pub use shape::{AnswererView, CaseView, DeviceView, FiguresView, VerdictView};
 
 use std::path::Path as FilePath;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,8 +32,9 @@ use axum::{Json, Router};
 use hedge_listen::{Door, Refused};
 use hedge_proto::{CaseId, DeviceId, FieldError, Name, SETTINGS_SCHEMA};
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
+use crate::intake::{AnswererNow, Event, NotReviewed};
 use crate::link::LinkNow;
 use crate::model::Seconds;
 use crate::presence::Heard;
@@ -59,6 +61,9 @@ pub struct Shown {
     pub link: watch::Receiver<LinkNow>,
     pub heard: Heard,
     pub model_seconds: Seconds,
+    pub answerers: watch::Receiver<Vec<AnswererNow>>,
+    /// The way of a person's word into the records.
+    pub events: mpsc::Sender<Event>,
 }
 
 /// What every request sees.
@@ -88,6 +93,9 @@ struct View {
 /// | `/api/cases/{id}` | one [`CaseView`] |
 /// | `/api/cases/{id}/payload` | the sample itself, while it is kept |
 /// | `/api/figures` | [`FiguresView`] |
+/// | `/api/answerers` | how each answerer is: a list of [`AnswererView`] |
+/// | `/api/review?limit=24` | the cases that wait for a person, oldest first: a list of [`CaseView`] |
+/// | `/api/review/{id}` | POST `{"label": "…"}` or `{"found": […]}`, and `by`: a person's word on one of them |
 /// | `/events` | server-sent events `figures`, `devices`, `cases`, each with the JSON of the path above |
 /// | `/metrics` | figures as Prometheus text |
 /// | `/healthz` | `ok`, or 503 while the broker is not reached |
@@ -116,6 +124,9 @@ pub fn router(
         .route("/api/cases/{id}", get(case))
         .route("/api/cases/{id}/payload", get(payload))
         .route("/api/figures", get(figures))
+        .route("/api/answerers", get(answerers))
+        .route("/api/review", get(review::waiting))
+        .route("/api/review/{id}", post(review::answer))
         .route("/events", get(live::events))
         .layer(DefaultBodyLimit::max(operate::BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(door, let_in));
@@ -189,6 +200,8 @@ enum ApiError {
     #[error("{0} pages are being served live already; close one")]
     TooManyPages(usize),
     #[error(transparent)]
+    NotReviewed(#[from] NotReviewed),
+    #[error(transparent)]
     Records(StoreError),
     #[error("this program is stopping")]
     Stopping,
@@ -202,12 +215,14 @@ impl IntoResponse for ApiError {
             Self::NoCase(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
             Self::PayloadGone(_) => StatusCode::GONE,
             Self::BadName(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::WrongFields(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Outdated { .. } => StatusCode::CONFLICT,
+            Self::WrongFields(_) | Self::NotReviewed(NotReviewed::NoLabel { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Outdated { .. } | Self::NotReviewed(NotReviewed::NotWaiting) => StatusCode::CONFLICT,
             Self::NoBroker(_) => StatusCode::BAD_GATEWAY,
-            Self::TooManyPages(_) | Self::TooManyErrands(_) | Self::NoChance(_) | Self::Stopping => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NotReviewed(NotReviewed::NotRecorded)
+            | Self::TooManyPages(_)
+            | Self::TooManyErrands(_)
+            | Self::NoChance(_)
+            | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             Self::Records(error) => {
                 tracing::error!("{error}");
                 StatusCode::INTERNAL_SERVER_ERROR
@@ -279,6 +294,10 @@ async fn payload(State(view): State<View>, Path(id): Path<String>) -> Result<Res
 async fn figures(State(view): State<View>) -> Result<Json<FiguresView>, ApiError> {
     let totals = view.records.read(Reader::totals).await?;
     Ok(Json(FiguresView::new(totals, &view.shown, wall_ms())))
+}
+
+async fn answerers(State(view): State<View>) -> Json<Vec<AnswererView>> {
+    Json(view.shown.answerers.borrow().iter().map(AnswererView::from).collect())
 }
 
 async fn healthz(State(view): State<View>) -> (StatusCode, String) {

@@ -80,7 +80,7 @@ impl Operating {
         doing.await.map_err(|_| ApiError::Stopping)?
     }
 
-    fn who(&self, by: Option<String>) -> Result<String, ApiError> {
+    pub(super) fn who(&self, by: Option<String>) -> Result<String, ApiError> {
         let by = by.filter(|by| !by.is_empty()).unwrap_or_else(|| self.by.clone());
         if by.len() <= COMMAND_ID_BYTES_MAX {
             return Ok(by);
@@ -184,7 +184,7 @@ pub(super) async fn command(
     Ok(Json(view.operating.act(device, |_| Ok(errand)).await?))
 }
 
-fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     from_json(body, BODY_BYTES_MAX).map_err(|error| ApiError::BadRequest(error.to_string()))
 }
 

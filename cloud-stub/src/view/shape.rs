@@ -10,6 +10,8 @@ use hedge_proto::{
 use serde::Serialize;
 
 use super::Shown;
+use crate::answerers::Condition;
+use crate::intake::AnswererNow;
 use crate::link::LinkNow;
 use crate::store::{CaseRow, DeviceRow, Standing, Totals};
 
@@ -48,6 +50,37 @@ pub struct DeviceView {
     pub outcome: Option<String>,
     /// Grows with its history of settings and commands.
     pub events: u64,
+}
+
+/// One answerer of a task.
+#[derive(Debug, Serialize)]
+pub struct AnswererView {
+    pub name: String,
+    pub task: String,
+    /// `up`, `starting`, `down` or `no_money`.
+    pub state: &'static str,
+    /// Why it is not up.
+    pub why: Option<String>,
+    /// In how many milliseconds it is asked again, if it is down.
+    pub retry_ms: Option<u128>,
+    /// What its calls have cost this month, and what all together may cost.
+    pub spent: f64,
+    pub month_max: Option<f64>,
+}
+
+impl From<&AnswererNow> for AnswererView {
+    fn from(now: &AnswererNow) -> Self {
+        let retry_ms = if let Condition::Resting(rest) = now.condition { Some(rest.as_millis()) } else { None };
+        Self {
+            name: now.name.clone(),
+            task: now.task.clone(),
+            state: now.condition.word(),
+            why: now.why.clone(),
+            retry_ms,
+            spent: now.spent,
+            month_max: now.month_max,
+        }
+    }
 }
 
 /// How late a device that rests its radio may be: a dial takes 30 s, and the first may fail.

@@ -7,6 +7,7 @@
     reason = "each test file uses a part of it; tests may panic"
 )]
 
+pub mod backend;
 pub mod double;
 
 use std::io::{BufRead, BufReader};
@@ -316,6 +317,13 @@ impl Device {
 
     pub async fn send(&self, case: Case) {
         self.say(&CaseMessage::Case(Box::new(case))).await;
+    }
+
+    /// Sends a case and does not wait for the broker.
+    pub async fn throw(&self, case: Case) {
+        let (topic, message) = (Topic::UpCase(self.name.clone()), CaseMessage::Case(Box::new(case)));
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        self.client.publish(self.topics.text(&topic), to_cbor(&message), options).await.unwrap();
     }
 
     pub async fn ask(&self, ids: Vec<CaseId>) {

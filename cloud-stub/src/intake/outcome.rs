@@ -1,0 +1,81 @@
+//! What becomes of a case that an answerer was asked about.
+
+use std::time::Instant;
+
+use hedge_proto::Authority;
+
+use super::lanes::Entry;
+use crate::answerers::{Choice, Declined, Ending, Ledger};
+use crate::model::{ModelFailure, Outcome, Panel};
+
+/// How often an answerer that had been alive just before, and had nothing else, may end over a case.
+const ENDS_MAX: u8 = 3;
+
+/// One outcome, decided.
+pub(super) struct Decided {
+    pub(super) outcome: Box<Outcome>,
+    /// The case as it waited.
+    pub(super) entry: Entry,
+    pub(super) next: Next,
+    pub(super) authority: Authority,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Next {
+    /// It is answered, or will not be.
+    Close,
+    /// This answerer will not answer it, and another may.
+    Pass { by: String, declined: Declined },
+    /// It waits until an answerer is there again.
+    Again,
+}
+
+/// Takes note of how a call ended and decides what becomes of its case. `chance` is between 0 and 1.
+pub(super) fn decide(
+    mut outcome: Box<Outcome>,
+    mut entry: Entry,
+    panel: &mut Panel,
+    ledger: &mut Ledger,
+    now: Instant,
+    chance: f64,
+) -> Decided {
+    let place = outcome.place;
+    let ending = match &outcome.opinion {
+        Ok(_) | Err(ModelFailure::Dead(_) | ModelFailure::Failed(_)) => Ending::Answered,
+        Err(ModelFailure::Later { after, .. }) => Ending::Later(*after),
+        Err(ModelFailure::Down { .. }) => Ending::Down,
+    };
+    let was_alone = panel.route.ended(place, ending, now, chance);
+    let (name, price) =
+        panel.route.seats().get(place).map_or_else(Default::default, |seat| (seat.name.clone(), seat.price));
+    let was_made = match &outcome.opinion {
+        Err(ModelFailure::Later { .. }) => false,
+        Err(ModelFailure::Down { had_it, .. }) => *had_it,
+        _ => true,
+    };
+    if !was_made {
+        ledger.give_back(&name, price);
+    }
+    if let Err(ModelFailure::Down { why, had_it: true }) = &outcome.opinion
+        && was_alone
+    {
+        entry.ends += 1;
+        if entry.ends >= ENDS_MAX {
+            let why = format!("`{name}` failed {ENDS_MAX} times while it had this case alone, the last time: {why}");
+            outcome.opinion = Err(ModelFailure::Dead(why));
+        }
+    }
+    let next = match &outcome.opinion {
+        Ok(_) => Next::Close,
+        Err(ModelFailure::Later { .. } | ModelFailure::Down { .. }) => Next::Again,
+        Err(ModelFailure::Dead(_) | ModelFailure::Failed(_)) => {
+            let declined = entry.declined.with(place);
+            match panel.route.choose(declined, ledger) {
+                Choice::Nobody => Next::Close,
+                Choice::Ask(_) | Choice::Review(_) | Choice::Wait => Next::Pass { by: name, declined },
+            }
+        }
+    };
+    let authority = panel.workers.get(place).map_or(Authority::Model, |worker| worker.authority);
+    Decided { outcome, entry, next, authority }
+}

@@ -1,0 +1,320 @@
+//! Gives cases to answerers, takes them back, and tells how the answerers are.
+
+use std::time::Instant;
+
+use super::lanes::Entry;
+use super::outcome::{self, Decided, Next};
+use super::{Intake, IntakeError};
+use crate::answerers::{Choice, Condition, Declined, Ending, Ledger, Month, Seat};
+use crate::model::{Job, ModelFailure, Outcome, Panel, Panels, Questioned, Worker};
+use crate::store::{Batch, StoreError, Totals, Waiting, Writer};
+use crate::wall_ms;
+
+/// Every how many ticks an answerer that can be asked for nothing is asked whether it is still ready.
+const WATCH_TICKS: u64 = 10;
+
+/// What devices are told to do with new cases.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Taking {
+    #[default]
+    All,
+    /// Some tasks have nobody who answers now.
+    Slowly,
+    /// No task has anybody who answers now: cases wait on their devices, the most valuable first.
+    Nothing,
+    /// Nothing can be recorded.
+    Unhealthy,
+}
+
+/// How an answerer is, for people.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnswererNow {
+    pub name: String,
+    pub task: String,
+    pub condition: Condition,
+    /// Why it is not up.
+    pub why: Option<String>,
+    /// What its calls have cost this month, and what all together may cost.
+    pub spent: f64,
+    pub month_max: Option<f64>,
+}
+
+/// Where a case that is left over stands in its task's route; `None` if it waits for a person who is still there.
+pub(super) fn stands(panel: &Panel, case: &Waiting) -> Option<Declined> {
+    let seats = panel.route.seats();
+    if case.review && seats.iter().any(Seat::is_person) {
+        return None;
+    }
+    let has_declined = |(place, _): &(usize, _)| case.declined.contains(&seats[*place].name);
+    let declined = seats.iter().enumerate().filter(has_declined);
+    Some(declined.fold(Declined::default(), |declined, (place, _)| declined.with(place)))
+}
+
+/// Notes what was spent, in the same commit as what it was spent on.
+pub(super) fn keep_spent(batch: &Batch<'_>, panels: &Panels, ledger: &Ledger) -> Result<(), StoreError> {
+    let seats = panels.values().flat_map(|panel| panel.route.seats());
+    for seat in seats.filter(|seat| seat.price.0 > 0) {
+        batch.set_spent(ledger.month(), &seat.name, ledger.spent_on(&seat.name))?;
+    }
+    Ok(())
+}
+
+/// Between 0 and 1; 0 where the system has no chance, which costs only the jitter.
+fn chance() -> f64 {
+    f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX)
+}
+
+impl Intake {
+    /// What a call that has ended means; nothing if nobody waits for it.
+    pub(super) fn decide(&mut self, outcome: Box<Outcome>) -> Option<Decided> {
+        let entry = self.under_way.remove(&outcome.case.id)?;
+        let (task, place) = (outcome.case.task.clone(), outcome.place);
+        let panel = self.panels.get_mut(&task)?;
+        if let Err(failure @ (ModelFailure::Later { .. } | ModelFailure::Down { .. })) = &outcome.opinion {
+            self.failures.insert((task, place), failure.to_string());
+        }
+        Some(outcome::decide(outcome, entry, panel, &mut self.ledger, Instant::now(), chance()))
+    }
+
+    /// Puts a case where it belongs after its outcome was recorded, or was not.
+    pub(super) fn close(&mut self, decided: Decided, is_recorded: bool) {
+        let Decided { outcome, mut entry, next, .. } = decided;
+        let task = &outcome.case.task;
+        entry.left_over = false;
+        match next {
+            _ if !is_recorded => self.lanes.put_back(task, entry),
+            Next::Close => {
+                self.lanes.took(task, outcome.took / self.places(task, outcome.place));
+                self.lanes.release(task, &entry.id.device, entry.bytes);
+            }
+            Next::Pass { declined, .. } => self.lanes.put(task, Entry { declined, ends: 0, ..entry }),
+            // Behind the others of its device: one that its answerer cannot bear does not keep them waiting.
+            Next::Again => self.lanes.put(task, entry),
+        }
+    }
+
+    /// How many cases an answerer works on at once.
+    fn places(&self, task: &str, place: usize) -> u32 {
+        let worker = self.panels.get(task).and_then(|panel| panel.workers.get(place));
+        worker.map_or(1, Worker::at_once)
+    }
+
+    pub(super) fn questioned(&mut self, questioned: Questioned) {
+        let Questioned { task, place, alive } = questioned;
+        let Some(panel) = self.panels.get_mut(&task) else { return };
+        let ending = match &alive {
+            Ok(()) => Ending::Answered,
+            Err(ModelFailure::Later { after, .. }) => Ending::Later(*after),
+            Err(_) => Ending::Down,
+        };
+        if let Err(failure) = &alive {
+            self.failures.insert((task, place), failure.to_string());
+        }
+        panel.route.questioned(place, ending, Instant::now(), chance());
+        self.show_answerers();
+    }
+
+    /// Once a second: asks those whose rest is over, and tells devices and people how the answerers are.
+    pub(super) fn look_after_answerers(&mut self) {
+        let now = Instant::now();
+        self.ledger.turn(Month::at(wall_ms()));
+        for panel in self.panels.values_mut() {
+            panel
+                .route
+                .to_question(now)
+                .into_iter()
+                .filter_map(|place| panel.workers.get(place))
+                .for_each(|worker| worker.question());
+            if self.ticks.is_multiple_of(WATCH_TICKS) {
+                let watched = panel.workers.iter().enumerate().filter(|(_, worker)| worker.is_watched());
+                let up = watched.filter(|(place, _)| panel.route.condition(*place, &self.ledger, now) == Condition::Up);
+                up.for_each(|(_, worker)| worker.question());
+            }
+        }
+        self.show_answerers();
+        self.tell();
+    }
+
+    fn show_answerers(&mut self) {
+        let (now, before) = (Instant::now(), self.outlets.answerers.borrow().clone());
+        let mut answerers = Vec::new();
+        for (task, panel) in &self.panels {
+            for (place, seat) in panel.route.seats().iter().enumerate() {
+                let condition = panel.route.condition(place, &self.ledger, now);
+                let why = self.failures.get(&(task.clone(), place)).filter(|_| condition != Condition::Up);
+                answerers.push(AnswererNow {
+                    name: seat.name.clone(),
+                    task: task.clone(),
+                    condition,
+                    why: why.cloned(),
+                    spent: self.ledger.spent_on(&seat.name).as_sum(),
+                    month_max: self.ledger.month_max().map(|most| most.as_sum()),
+                });
+            }
+        }
+        for one in &answerers {
+            let known = before.iter().find(|known| known.name == one.name && known.task == one.task);
+            one.log(known.map(|known| known.condition));
+        }
+        self.outlets.answerers.send_if_modified(|shown| {
+            *shown != answerers && {
+                *shown = answerers;
+                true
+            }
+        });
+    }
+
+    /// Tells devices what is taken now, if that has changed.
+    pub(super) fn tell(&mut self) {
+        let now = Instant::now();
+        let stuck = self
+            .panels
+            .values_mut()
+            .map(|panel| panel.route.is_stuck(&self.ledger, now))
+            .filter(|stuck| *stuck)
+            .count();
+        let taking = match stuck {
+            _ if !self.is_healthy => Taking::Unhealthy,
+            0 => Taking::All,
+            stuck if stuck == self.panels.len() => Taking::Nothing,
+            _ => Taking::Slowly,
+        };
+        self.outlets.taking.send_if_modified(|known| std::mem::replace(known, taking) != taking);
+    }
+
+    /// Gives the answerers what they can take.
+    pub(super) fn dispatch(&mut self) -> Result<(), IntakeError> {
+        if !self.is_healthy {
+            return Ok(());
+        }
+        let (mut paid, mut to_review) = (Vec::new(), Vec::new());
+        for (task, panel) in &mut self.panels {
+            for declined in self.lanes.declined(task) {
+                loop {
+                    let place = match panel.route.choose(declined, &self.ledger) {
+                        Choice::Ask(place) => place,
+                        Choice::Review(_) => {
+                            let Some(entry) = self.lanes.next_to_review(task, declined) else { break };
+                            to_review.push((task.clone(), entry));
+                            continue;
+                        }
+                        Choice::Wait | Choice::Nobody => break,
+                    };
+                    let (worker, seat) = (&panel.workers[place], &panel.route.seats()[place]);
+                    let Some(entry) = self.lanes.next(task, declined, |device| worker.has_room(device)) else { break };
+                    let job = match prepare(&mut self.writer, &mut self.totals, &entry) {
+                        Ok(Some(job)) => job,
+                        Ok(None) => {
+                            self.lanes.release(task, &entry.id.device, entry.bytes);
+                            continue;
+                        }
+                        Err(error) => {
+                            tracing::error!("{error}; the models wait");
+                            self.lanes.put_back(task, entry);
+                            self.is_healthy = false;
+                            break;
+                        }
+                    };
+                    let price = seat.price;
+                    self.ledger.pay(&seat.name, price);
+                    panel.route.started(place);
+                    if price.0 > 0 {
+                        paid.push((task.clone(), place, job, entry));
+                        continue;
+                    }
+                    self.under_way.insert(entry.id.clone(), entry);
+                    if !worker.put(job) {
+                        return Err(IntakeError::ModelGone(task.clone()));
+                    }
+                }
+            }
+        }
+        self.put_recorded(paid, to_review)?;
+        if !self.is_healthy {
+            self.tell();
+        }
+        Ok(())
+    }
+
+    /// What costs money, or leaves the lanes, is on record before it happens.
+    fn put_recorded(
+        &mut self,
+        paid: Vec<(String, usize, Job, Entry)>,
+        to_review: Vec<(String, Entry)>,
+    ) -> Result<(), IntakeError> {
+        if paid.is_empty() && to_review.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.record_paid(&to_review) {
+            tracing::error!("{error}; the answerers wait");
+            self.is_healthy = false;
+            for (task, entry) in to_review {
+                self.lanes.back_from_review(&task, entry);
+            }
+            for (task, place, _, entry) in paid {
+                if let Some(panel) = self.panels.get_mut(&task) {
+                    panel.route.ended(place, Ending::Answered, Instant::now(), 0.0);
+                    let seat = &panel.route.seats()[place];
+                    self.ledger.give_back(&seat.name, seat.price);
+                }
+                self.lanes.put_back(&task, entry);
+            }
+            return Ok(());
+        }
+        for (task, place, job, entry) in paid {
+            self.under_way.insert(entry.id.clone(), entry);
+            if !self.panels.get(&task).is_some_and(|panel| panel.workers[place].put(job)) {
+                return Err(IntakeError::ModelGone(task));
+            }
+        }
+        Ok(())
+    }
+
+    fn record_paid(&mut self, to_review: &[(String, Entry)]) -> Result<(), StoreError> {
+        let batch = self.writer.batch()?;
+        keep_spent(&batch, &self.panels, &self.ledger)?;
+        to_review.iter().try_for_each(|(_, entry)| batch.review(&entry.id))?;
+        batch.commit()
+    }
+}
+
+impl AnswererNow {
+    /// Says what has changed.
+    fn log(&self, before: Option<Condition>) {
+        if before.map(Condition::word) == Some(self.condition.word()) {
+            return;
+        }
+        let (answerer, task) = (self.name.as_str(), self.task.as_str());
+        match self.condition {
+            Condition::Up if before.is_some() => tracing::info!(answerer, task, "it answers"),
+            Condition::Resting(rest) => {
+                let why = self.why.as_deref().unwrap_or("not asked yet");
+                tracing::warn!(answerer, task, retry_ms = rest.as_millis(), "its cases wait: {why}");
+            }
+            Condition::NoMoney => {
+                let most = self.month_max.unwrap_or(0.0);
+                tracing::warn!(
+                    answerer,
+                    task,
+                    "this month's {most} are spent; the next answerer or the queue takes over"
+                );
+            }
+            Condition::Up | Condition::Questioned => {}
+        }
+    }
+}
+
+/// Fetches a case for an answerer; `None` if it can no longer be run.
+fn prepare(writer: &mut Writer, totals: &mut Totals, entry: &Entry) -> Result<Option<Job>, StoreError> {
+    if let Some((case, payload)) = writer.load(&entry.id)? {
+        return Ok(Some(Job { case, payload, left_over: entry.left_over }));
+    }
+    tracing::warn!(case = %entry.id, "the payload is no longer here; the case cannot be answered");
+    let batch = writer.batch()?;
+    batch.fail(&entry.id, "the payload is no longer kept here")?;
+    totals.waiting = totals.waiting.saturating_sub(1);
+    totals.failed += 1;
+    batch.set_totals(totals)?;
+    batch.commit()?;
+    Ok(None)
+}

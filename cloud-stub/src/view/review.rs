@@ -1,0 +1,58 @@
+//! The review queue: cases that wait for a person's word, and the word.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
+use hedge_proto::{BOXES_MAX, CaseId, Found, Output};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::{ApiError, CASES_LIMIT, CASES_LIMIT_MAX, CaseView, View, Wanted};
+use crate::intake::{Event, Review};
+
+/// `GET /api/review`
+pub(super) async fn waiting(
+    State(view): State<View>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Vec<CaseView>>, ApiError> {
+    let limit = wanted.limit.unwrap_or(CASES_LIMIT).min(CASES_LIMIT_MAX);
+    let rows = view.records.read(move |reader| reader.to_review(limit)).await?;
+    let of_device =
+        |row: &crate::store::CaseRow| wanted.device.as_ref().is_none_or(|device| row.case.id.device == *device);
+    Ok(Json(rows.into_iter().filter(of_device).map(CaseView::from).collect()))
+}
+
+/// What a person says: a label, or what there is to be found, which may be nothing.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Word {
+    label: Option<String>,
+    found: Option<Vec<Found>>,
+    by: Option<String>,
+}
+
+/// `POST /api/review/{id}`
+pub(super) async fn answer(
+    State(view): State<View>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<Value>, ApiError> {
+    view.door.lets_act(&headers)?;
+    let id: CaseId = id.parse()?;
+    let Word { label, found, by } = super::operate::read(&body)?;
+    let said = match (label, found) {
+        (Some(label), None) if !label.trim().is_empty() => Output::label(label.trim()),
+        (None, Some(found)) if found.len() <= BOXES_MAX => Output::Boxes(found),
+        (None, Some(_)) => return Err(ApiError::BadRequest(format!("`found` takes {BOXES_MAX} boxes at most"))),
+        _ => return Err(ApiError::BadRequest("give either `label` or `found`".to_owned())),
+    };
+    let by = view.operating.who(by)?;
+    let (told, taken) = oneshot::channel();
+    let review = Review { id: id.clone(), said, by };
+    view.shown.events.send(Event::Reviewed(review, told)).await.map_err(|_| ApiError::Stopping)?;
+    taken.await.map_err(|_| ApiError::Stopping)??;
+    Ok(Json(json!({"id": id.to_string(), "outcome": "answered"})))
+}
