@@ -369,8 +369,12 @@ fn status_line(state: LinkState, reason: &str, faults: &hedge_proto::Faults) -> 
 
 #[cfg(test)]
 mod tests {
+    use hedge_core::clock::Moment;
+
     use super::*;
+    use crate::clock::ClockMark;
     use crate::inference::ModelSetup;
+    use crate::learned::Learned;
     use tokio::sync::watch;
 
     #[test]
