@@ -29,7 +29,7 @@ fn case(n: u64) -> Case {
         said: Some(Output::label("sandal")),
         doubt: Doubt::NONE,
         view: None,
-        decision: CaseDecision { reason: Reason::LowScore, threshold: 0.8, mode: ThresholdMode::Fixed },
+        decision: CaseDecision { reason: Reason::LowScore, check: false, threshold: 0.8, mode: ThresholdMode::Fixed },
         settings_version: 0,
         captured: Captured { powered_ms: 1, boot: "b".to_owned(), wall_ms: None, synced: false },
         form: PayloadForm::Whole,

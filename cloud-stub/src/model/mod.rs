@@ -363,7 +363,12 @@ mod tests {
             said: None,
             doubt: Doubt::NONE,
             view: None,
-            decision: CaseDecision { reason: Reason::Unusable, check: false, threshold: 0.5, mode: ThresholdMode::Fixed },
+            decision: CaseDecision {
+                reason: Reason::Unusable,
+                check: false,
+                threshold: 0.5,
+                mode: ThresholdMode::Fixed,
+            },
             settings_version: 0,
             captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
             form: PayloadForm::Whole,
