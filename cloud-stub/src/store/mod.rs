@@ -7,6 +7,7 @@
 //! Crash rule: SQLite in WAL mode with `synchronous = FULL`, so what a commit returned for survives a power
 //! cut. A case, its payload and the totals change in one transaction.
 
+mod checkpoint;
 mod reader;
 mod schema;
 mod totals;

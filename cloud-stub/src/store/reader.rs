@@ -75,10 +75,12 @@ const CASE_COLUMNS: &str = "c.header, c.received_ms, c.state, c.reason, c.agrees
      FROM cases c LEFT JOIN verdicts v ON v.seq = c.seq \
      AND v.revision = (SELECT MAX(revision) FROM verdicts w WHERE w.seq = c.seq)";
 
-const DEVICE_COLUMNS: &str = "device, status, status_ms, telemetry, telemetry_ms, cases, agreed, disagreed, case_ms, \
+const DEVICE_COLUMNS: &str = "device, status, status_ms, telemetry, telemetry_ms, IFNULL(n.cases, 0), \
+     IFNULL(n.agreed, 0), IFNULL(n.disagreed, 0), n.case_ms, \
      json_extract(reported, '$.version'), json_extract(desired, '$.version'), \
      json_extract(reported, '$.last.outcome'), \
-     (SELECT MAX(seq) FROM device_events e WHERE e.device = devices.device) FROM devices";
+     (SELECT MAX(seq) FROM device_events e WHERE e.device = devices.device) \
+     FROM devices LEFT JOIN device_cases n USING (device)";
 
 impl Reader {
     /// Opens records that a [`super::Writer`] has opened before.

@@ -73,6 +73,16 @@ CREATE TABLE spent (
     PRIMARY KEY (month, answerer)
 ) WITHOUT ROWID;
 ",
+    r"
+CREATE TABLE device_cases (                      -- beside `devices`: its long documents are not written anew with each case
+    device    TEXT PRIMARY KEY,
+    cases     INTEGER NOT NULL DEFAULT 0,
+    agreed    INTEGER NOT NULL DEFAULT 0,
+    disagreed INTEGER NOT NULL DEFAULT 0,
+    case_ms   INTEGER
+) WITHOUT ROWID;
+INSERT INTO device_cases SELECT device, cases, agreed, disagreed, case_ms FROM devices WHERE cases > 0;
+",
 ];
 
 /// How long a statement waits for another connection's lock. Readers never block the writer in WAL mode.
@@ -81,15 +91,26 @@ const BUSY_WAIT: Duration = Duration::from_secs(5);
 /// The write-ahead log is cut back to this after a checkpoint.
 const WAL_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
+/// The writer itself moves the log into the database from this length on: 256 MiB, should nobody else do it.
+const WAL_PAGES_MAX: u32 = 65_536;
+
 /// Opens the database for writing, making or upgrading its tables.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let failed = |source| StoreError::Open { path: path.to_owned(), source };
-    let mut connection = Connection::open(path).map_err(failed)?;
-    connection.busy_timeout(BUSY_WAIT).map_err(failed)?;
+    let mut connection = connect(path)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+    connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES_MAX).map_err(failed)?;
+    upgrade(&mut connection, path)?;
+    Ok(connection)
+}
+
+/// One more connection that writes.
+pub(super) fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let failed = |source| StoreError::Open { path: path.to_owned(), source };
+    let connection = Connection::open(path).map_err(failed)?;
+    connection.busy_timeout(BUSY_WAIT).map_err(failed)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX).map_err(failed)?;
-    upgrade(&mut connection, path)?;
     Ok(connection)
 }
 
@@ -142,7 +163,9 @@ mod tests {
         drop(old);
         let new = open(&path).expect("opened");
         let found: (i64, Option<String>) = new
-            .query_row("SELECT cases, reported FROM devices", [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .query_row("SELECT n.cases, reported FROM devices JOIN device_cases n USING (device)", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
             .expect("there");
         assert_eq!(found, (3, None));
     }

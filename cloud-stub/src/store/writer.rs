@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehav
 
 use crate::answerers::{Micro, Month};
 
+use super::checkpoint::Checkpoints;
 use super::{Known, Standing, State, StoreError, Totals, count, damaged, schema, sql};
 
 /// How much is kept, and how long. Payloads go first; verdicts and the ids they belong to stay longest.
@@ -53,12 +54,13 @@ const ROW_BYTES_MAX: usize = 1024 * 1024;
 /// All writing goes through here, from one thread.
 pub struct Writer {
     connection: Connection,
+    _checkpoints: Option<Checkpoints>,
 }
 
 impl Writer {
     /// Opens the records, making or upgrading them.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { connection: schema::open(path)? })
+        Ok(Self { connection: schema::open(path)?, _checkpoints: Checkpoints::start(path) })
     }
 
     /// Changes that become durable together, or not at all: dropping a batch undoes it.
@@ -187,9 +189,10 @@ impl Batch<'_> {
                 .prepare_cached("INSERT INTO payloads (seq, bytes) VALUES (?1, ?2)")?
                 .execute(params![seq, payload])?;
         }
+        self.transaction.prepare_cached("INSERT OR IGNORE INTO devices (device) VALUES (?1)")?.execute([device])?;
         self.transaction
             .prepare_cached(
-                "INSERT INTO devices (device, cases, case_ms) VALUES (?1, 1, ?2) \
+                "INSERT INTO device_cases (device, cases, case_ms) VALUES (?1, 1, ?2) \
                  ON CONFLICT (device) DO UPDATE SET cases = cases + 1, case_ms = ?2",
             )?
             .execute(params![device, sql(now_ms)])?;
@@ -210,7 +213,7 @@ impl Batch<'_> {
         if let Some(agrees) = agrees {
             self.transaction
                 .prepare_cached(
-                    "UPDATE devices SET agreed = agreed + ?2, disagreed = disagreed + 1 - ?2 WHERE device = ?1",
+                    "UPDATE device_cases SET agreed = agreed + ?2, disagreed = disagreed + 1 - ?2 WHERE device = ?1",
                 )?
                 .execute(params![verdict.id.device.as_str(), agrees])?;
         }
