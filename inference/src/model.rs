@@ -170,7 +170,8 @@ impl Model {
         let mut apart = vec![Tensors::default(); tensors.len()];
         for (name, tensor) in together.0 {
             if tensor.shape.first() != Some(&tensors.len()) {
-                let problem = format!("`{name}` has the shape {:?} for {} samples", tensor.shape, tensors.len());
+                let shape = &tensor.shape;
+                let problem = format!("`{name}` has the shape {shape:?} for {} samples", tensors.len());
                 return Err(ModelError::Run(problem));
             }
             let own: Vec<usize> = std::iter::once(1).chain(tensor.shape.iter().skip(1).copied()).collect();
