@@ -168,16 +168,18 @@ mod tests {
 
     #[test]
     fn the_json_has_the_keys_that_scripts_read() {
-        let mut report =
-            Report::new(&Tally::default(), 0, Duration::from_secs(7), Some(0.9), Some(Agreement::default()));
+        let judge = JudgeReport { mode: "budget", halves: Halves::default(), shift: None };
+        let agreement = Some(Agreement::default());
+        let mut report = Report::new(&Tally::default(), 0, Duration::from_secs(7), Some(0.9), agreement, judge);
         report.accuracy = Some(Accuracy::default());
         let json = report.json();
         let mut wanted = vec!["samples", "kept", "deferred", "verdicts", "corrected"];
-        wanted.extend(["pending", "lost", "duplicates", "offline_s", "accuracy", "detection"]);
+        wanted.extend(["pending", "lost", "duplicates", "offline_s", "accuracy", "detection", "judge"]);
         wanted.sort_unstable();
         assert_eq!(keys(&json), wanted);
         assert_eq!(keys(&json["accuracy"]), ["cloud", "deferred_share", "hybrid", "local"]);
         assert_eq!(keys(&json["detection"]), ["agreement", "deferred_share"]);
+        assert_eq!(keys(&json["judge"]), ["deferred_share", "deferred_share_after_shift", "mode", "shift"]);
         assert_eq!(keys(&json["detection"]["agreement"]), ["hybrid", "local"]);
         assert_eq!(json["offline_s"], 7);
     }
