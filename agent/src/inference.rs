@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::faults::{Faults, Part};
 use crate::figures::{Figures, Timed};
 use crate::learned::Learned;
-use crate::sample::SampleError;
+use crate::sample::{NO_THRESHOLD, SampleError};
 use hedge_config::ThresholdConfig;
 
 /// Samples that may wait for one model. More would only be answered late; the sender is told instead.
@@ -116,10 +116,6 @@ pub struct Judge {
 /// A model that has answered before fails when it has answered none of so many samples in a row; one that never did,
 /// with the first.
 const FAILURES_MAX: u32 = 5;
-
-/// Said of a model that nobody gives a threshold, in its answers and its fault.
-pub const NO_THRESHOLD: &str =
-    "no threshold: give the model one, or put one into the manifest with `hedge-agent bundle calibrate`";
 
 /// How the model has answered.
 #[derive(Clone, Default)]

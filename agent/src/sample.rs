@@ -6,6 +6,10 @@ use bytes::Bytes;
 use hedge_inference::ContentType;
 use hedge_proto::{Metadata, Name};
 
+/// Said of a model that nobody gives a threshold, in its answers and its fault.
+pub const NO_THRESHOLD: &str =
+    "no threshold: give the model one, or put one into the manifest with `hedge-agent bundle calibrate`";
+
 /// One input as a source hands it over. Nothing in it has been decoded yet.
 #[derive(Debug, Clone)]
 pub struct NewSample {
@@ -44,7 +48,7 @@ pub enum SampleError {
     #[error("model `{model}` is not loaded: {reason}")]
     NoModel { model: String, reason: Arc<str> },
     /// Nobody has given the model one yet; settings may at any time.
-    #[error("model `{model}` cannot answer yet: {}", crate::inference::NO_THRESHOLD)]
+    #[error("model `{model}` cannot answer yet: {}", NO_THRESHOLD)]
     NoThreshold { model: String },
     /// By the settings, or by an operator's command.
     #[error("source `{0}` takes no samples now: it is off or paused")]

@@ -27,7 +27,7 @@ use hedge_proto::{
 };
 
 use self::allowance::Room;
-pub use self::experience::{Asked, Checks, Experience, Forecast, News};
+pub use self::experience::{Asked, Checks, Experience, News};
 use self::shift::Change;
 
 /// A number in the configuration that cannot be meant.

@@ -13,7 +13,8 @@ use serde::Serialize;
 
 use crate::samples::tensors;
 use crate::{SAMPLE_BYTES_MAX, read_file};
-use hedge_agent::inference::{NO_THRESHOLD, Opinion};
+use hedge_agent::inference::Opinion;
+use hedge_agent::sample::NO_THRESHOLD;
 use hedge_config::{Config, ThresholdConfig};
 
 /// Answer files with a model and explain each decision; nothing is stored or sent.

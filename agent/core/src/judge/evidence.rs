@@ -62,16 +62,6 @@ impl Evidence {
         self.checks
     }
 
-    /// The loss of all checks up to this step of doubt.
-    #[must_use]
-    pub fn lost_up_to(&self, bin: usize) -> f64 {
-        let of = |(level, bins): (usize, &Bins)| {
-            let share = (level + 1) as f64 / LEVELS as f64;
-            bins.iter().take(bin + 1).map(|(_, count)| f64::from(count) * share).sum::<f64>()
-        };
-        self.lost.iter().enumerate().map(of).sum()
-    }
-
     /// The loosest threshold that is certified; those up to `from` already are.
     fn certified(&self, from: Option<usize>, target: Target) -> Option<usize> {
         let bets = Bets::on(target);

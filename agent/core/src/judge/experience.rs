@@ -7,7 +7,7 @@ use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 
 use hedge_proto::{
-    Authority, CaseKey, Doubt, JudgeFigures, ModelRef, OnShift, Output, Reason, Share, ThresholdMode, Verdict, Weight,
+    Authority, CaseKey, Doubt, JudgeFigures, ModelRef, OnShift, Output, Reason, ThresholdMode, Verdict, Weight,
 };
 use serde::{Deserialize, Serialize};
 
@@ -124,15 +124,6 @@ pub struct Asked<'a> {
     pub weight: Weight,
     pub rule: &'a Rule,
     pub now: Moment,
-}
-
-/// What other settings would do to answers like the last ones.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Forecast {
-    /// Of all answers.
-    pub deferred: f32,
-    /// Of all answers: kept and contradicted. `None` without enough verdicts.
-    pub contradicted: Option<f32>,
 }
 
 impl Experience {
@@ -354,18 +345,6 @@ impl Experience {
             return Some(News::Revoked);
         }
         (self.certificate.certified() > before).then_some(News::Certified)
-    }
-
-    /// What these settings would have done to answers like the last ones.
-    #[must_use]
-    pub fn what_if(&self, score_min: Share) -> Forecast {
-        let (bins, least) = (self.recent.bins(), 1.0 - score_min.value());
-        let all = bins.sum().max(f32::MIN_POSITIVE);
-        let contradicted = self.fit.as_ref().map(|fit| {
-            let kept = bins.iter().take(bin(least) + 1);
-            kept.map(|(bin, count)| count * (1.0 - fit.right(bin))).sum::<f32>() / all
-        });
-        Forecast { deferred: 1.0 - bins.rank(least), contradicted }
     }
 
     /// How probable it is that the cloud would say the same, by what it said before. `None` before it said enough.
