@@ -1,7 +1,7 @@
 use alloc::vec;
 use core::time::Duration;
 
-use hedge_proto::{Allowance, CaseId, DeviceId, Epoch, LabelScore, Measure, Target};
+use hedge_proto::{Allowance, CaseId, DeviceId, Epoch, LabelScore, Measure, Share, Target};
 use proptest::prelude::*;
 
 use super::*;
