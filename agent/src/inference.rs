@@ -3,8 +3,10 @@
 //! The thread owns the session and the judge, so a sample is judged from first byte to decision under one set
 //! of settings. What happens to a deferred sample is not its business.
 
+mod record;
+
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +16,7 @@ use hedge_proto::{Digest, Doubt, Explanation, ModelRef, Name, Output, Rect, Weig
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use self::record::{Record, Work};
 use crate::faults::{Faults, Part};
 use crate::figures::{Figures, Timed};
 use crate::learned::Learned;
@@ -117,52 +120,6 @@ pub struct Judge {
 /// with the first.
 const FAILURES_MAX: u32 = 5;
 
-/// How the model has answered.
-#[derive(Clone, Default)]
-struct Record(Arc<Mutex<Answering>>);
-
-#[derive(Default)]
-struct Answering {
-    last: Option<Instant>,
-    /// Since then, without an answer in between.
-    failures: u32,
-    /// Why the last of them failed.
-    reason: Arc<str>,
-    /// Why it is not loaded.
-    missing: Option<Arc<str>>,
-}
-
-impl Record {
-    fn with<T>(&self, f: impl FnOnce(&mut Answering) -> T) -> T {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn answered(&self) {
-        self.with(|record| (record.last, record.failures) = (Some(Instant::now()), 0));
-    }
-
-    fn failed(&self, reason: &str) {
-        self.with(|record| {
-            record.failures = record.failures.saturating_add(1);
-            record.reason = reason.into();
-        });
-    }
-}
-
-/// Since when the thread works on one sample; `None` while it waits for the next.
-#[derive(Clone, Default)]
-struct Work(Arc<Mutex<Option<Instant>>>);
-
-impl Work {
-    fn set(&self, since: Option<Instant>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
-    }
-
-    fn since(&self) -> Option<Instant> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// How to load one model.
 pub struct ModelSetup {
     pub name: Name,
@@ -203,7 +160,7 @@ impl Judge {
         let thread = std::thread::Builder::new().name(format!("model-{}", setup.name));
         thread.spawn(move || {
             let loaded = Err(Missing { reason: Arc::from("it is being loaded"), again_at: Instant::now() });
-            Bench { setup, card, work, record, loaded }.serve(queue)
+            ModelThread { setup, card, work, record, loaded }.serve(queue)
         })?;
         Ok(judge)
     }
@@ -303,7 +260,7 @@ impl Judge {
 }
 
 /// The thread's own things.
-struct Bench {
+struct ModelThread {
     setup: ModelSetup,
     card: Arc<std::sync::OnceLock<ModelCard>>,
     work: Work,
@@ -322,7 +279,7 @@ struct Loaded {
     bundle: Bundle,
 }
 
-impl Bench {
+impl ModelThread {
     fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
         match self.setup.rest.take() {
             Some((rest, reason)) => self.missing(&reason, rest),

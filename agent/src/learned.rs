@@ -4,14 +4,15 @@
 //! A file that is missing, damaged or about another version means that the model begins with nothing, which is safe: under
 //! a target no answer stays then, and a budget has its ceilings behind it.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hedge_core::chance::Chance;
 use hedge_core::clock::Moment;
 use hedge_core::judge::{Asked, Experience, Judgement, News};
+use hedge_outbox::files::replace;
 use hedge_proto::{Case, CaseKey, Doubt, ModelRef, Name, Verdict, from_cbor, to_cbor};
 
 use crate::clock::Clock;
@@ -33,6 +34,9 @@ struct Inner {
     /// None before the model is loaded.
     experience: Option<Experience>,
     chance: Chance,
+    /// It was judged by since it was written.
+    used: bool,
+    /// And that has come to something that is not to be forgotten: a case, or the end of one.
     changed: bool,
     /// What the log says of the cases that were stored last, until the model is loaded.
     recalled: Vec<Recalled>,
@@ -50,7 +54,8 @@ impl Learned {
     #[must_use]
     pub fn new(name: Name, state_dir: Option<&Path>, clock: Clock, seed: u64) -> Self {
         let file = state_dir.map(|dir| dir.join(format!("judge-{name}.cbor")));
-        let inner = Inner { experience: None, chance: Chance::from_seed(seed), changed: false, recalled: Vec::new() };
+        let chance = Chance::from_seed(seed);
+        let inner = Inner { experience: None, chance, used: false, changed: false, recalled: Vec::new() };
         Self { name, file, clock, inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -91,9 +96,10 @@ impl Learned {
     pub fn judge<'a>(&self, doubt: &Doubt, asked: impl FnOnce(Moment) -> Asked<'a>) -> Option<Judgement> {
         let now = self.clock.now();
         let judgement = self.locked(|inner| {
-            inner.changed = true;
-            let Inner { experience, chance, .. } = inner;
-            Some(experience.as_mut()?.judge(doubt, asked(now), chance))
+            let judgement = inner.experience.as_mut()?.judge(doubt, asked(now), &mut inner.chance);
+            inner.used = true;
+            inner.changed |= judgement.reason.is_some();
+            Some(judgement)
         })?;
         if let Some(change) = judgement.alarm {
             tracing::warn!(model = %self.name, "{}: spot checks will show what that means", change.sentence());
@@ -107,7 +113,14 @@ impl Learned {
     }
 
     pub fn opened(&self, key: CaseKey, doubt: (&Doubt, bool), bytes: u64) {
-        self.change(|experience, now| experience.opened(key, doubt, bytes, now));
+        let news = self.change(|experience, now| experience.opened(key, doubt, bytes, now));
+        self.say(news.flatten());
+    }
+
+    /// A case is on its way, or has been.
+    pub fn sent(&self, key: CaseKey) {
+        // Not worth a write: it is seen again after a restart.
+        self.locked(|inner| inner.experience.as_mut().map(|experience| experience.sent(key)));
     }
 
     /// A case was not taken, or has gone without a verdict.
@@ -136,15 +149,18 @@ impl Learned {
         self.locked(|inner| inner.experience.as_ref().map(f))
     }
 
-    /// Writes it if it has changed. Blocks on the disk.
-    pub fn save(&self) {
+    /// Writes it if there is something that is not to be forgotten, or `also_if_used`: for a card's sake not after
+    /// every few answers. Blocks on the disk.
+    pub fn save(&self, also_if_used: bool) {
         let Some(file) = self.file.as_deref() else { return };
         let bytes = self.locked(|inner| {
-            let changed = std::mem::take(&mut inner.changed);
-            inner.experience.as_ref().filter(|_| changed).map(to_cbor)
+            let wanted = inner.changed || (inner.used && also_if_used);
+            let bytes = inner.experience.as_ref().filter(|_| wanted).map(to_cbor)?;
+            (inner.used, inner.changed) = (false, false);
+            Some(bytes)
         });
         if let Some(bytes) = bytes
-            && let Err(error) = write(file, &bytes)
+            && let Err(error) = replace(file, &bytes)
         {
             tracing::warn!(model = %self.name, %error, "what was learned of the model cannot be kept");
             self.locked(|inner| inner.changed = true);
@@ -197,15 +213,6 @@ fn read(file: &Path) -> Result<Option<Experience>, String> {
     }
 }
 
-fn write(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = file.with_extension("cbor.new");
-    let mut new = File::create(&temporary)?;
-    new.write_all(bytes)?;
-    new.sync_all()?;
-    fs::rename(&temporary, file)?;
-    File::open(file.parent().unwrap_or(Path::new(".")))?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
     use hedge_core::judge::{Limits, Rule};
@@ -232,7 +239,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary folder");
         let first = learned(dir.path());
         judged(&first);
-        first.save();
+        first.save(true);
         let before = first.look(Clone::clone).expect("learned");
         assert!(learned(dir.path()).look(Clone::clone).expect("read") == before);
         let file = dir.path().join("judge-m.cbor");
@@ -246,12 +253,15 @@ mod tests {
     fn what_has_not_changed_is_not_written_again() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let learned = learned(dir.path());
-        learned.save();
-        assert!(!dir.path().join("judge-m.cbor").exists());
+        let is_written = |also_if_used| {
+            learned.save(also_if_used);
+            fs::remove_file(dir.path().join("judge-m.cbor")).is_ok()
+        };
+        assert!(!is_written(true));
         judged(&learned);
-        learned.save();
-        fs::remove_file(dir.path().join("judge-m.cbor")).expect("written");
-        learned.save();
-        assert!(!dir.path().join("judge-m.cbor").exists());
+        assert!(!is_written(false), "an answer that stayed");
+        assert!(is_written(true) && !is_written(true));
+        learned.unusable();
+        assert!(is_written(false) && !is_written(false), "a case");
     }
 }

@@ -4,12 +4,13 @@
 //! afresh, which is safe for everything in it; a damaged file is kept beside it for inspection.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use hedge_core::budget::Spent;
 use hedge_core::control::settings::Book;
+use hedge_outbox::files::replace;
 use hedge_proto::{DeviceId, LastDesired, Name};
 use serde::{Deserialize, Serialize};
 
@@ -132,19 +133,10 @@ impl StateFile {
         if let Some(why) = &self.refused {
             return Err(io::Error::other(why.clone()));
         }
-        let written = self.try_write();
+        let written =
+            serde_json::to_vec(&self.state).map_err(io::Error::from).and_then(|bytes| replace(&self.path, &bytes));
         self.trouble = written.as_ref().err().map(|error| format!("{}: {error}", self.path.display()));
         written
-    }
-
-    fn try_write(&self) -> io::Result<()> {
-        let temporary = self.path.with_extension("json.new");
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(&self.state)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)?;
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        File::open(dir)?.sync_all()
     }
 }
 

@@ -30,11 +30,9 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Whether it says nothing at all.
-    #[must_use]
-    pub fn is_none(&self) -> bool {
-        *self == Self::default()
-    }
+    /// It says nothing at all.
+    pub const NONE: Self =
+        Self { share: None, cases_per_hour: None, cases_per_day: None, bytes_per_hour: None, bytes_per_day: None };
 }
 
 /// On at most `risk` of all samples the device keeps an answer that the cloud would have contradicted. That is true with

@@ -356,6 +356,9 @@ pub struct JudgeFigures {
     /// The expected calibration error of the scores as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration_error: Option<f32>,
+    /// The same of single boxes, which are right if the cloud has found them, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub box_calibration_error: Option<f32>,
     /// How probable it is that a contradicted answer is more doubtful than another; a half is chance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auroc: Option<f32>,

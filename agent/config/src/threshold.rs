@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hedge_core::judge::{InvalidSetting, Limits, Rule, ThresholdScale, Thresholds};
-use hedge_proto::{OnShift, Share, ThresholdMode, ThresholdSettings};
+use hedge_proto::{Allowance, OnShift, Share, ThresholdMode, ThresholdSettings};
 use serde::Deserialize;
 
 /// What is not given is the bundle's suggestion.
@@ -19,7 +19,7 @@ impl TryFrom<ThresholdSettings> for ThresholdConfig {
 
     fn try_from(given: ThresholdSettings) -> Result<Self, String> {
         let mode = given.mode.unwrap_or(ThresholdMode::Fixed);
-        if mode == ThresholdMode::Budget && given.budget.is_none_or(|budget| budget.is_none()) {
+        if mode == ThresholdMode::Budget && given.budget.is_none_or(|budget| budget == Allowance::NONE) {
             return Err("mode = \"budget\" needs a budget: share, cases_per_hour, cases_per_day, bytes_per_hour or \
                         bytes_per_day, such as budget = { cases_per_day = 500 }"
                 .into());

@@ -298,12 +298,11 @@ impl Slots {
         self.spent.iter().fold(0, |sum, amount| sum.saturating_add(*amount))
     }
 
-    /// Takes back what was spent last.
-    pub(crate) fn take_back(&mut self, mut amount: u64) {
-        for spent in &mut self.spent {
-            let taken = amount.min(*spent);
-            *spent -= taken;
-            amount -= taken;
+    /// Takes back what was spent at that time. What has left the period frees no room in it.
+    pub(crate) fn take_back(&mut self, at: Moment, period: Duration, amount: u64) {
+        let age = self.newest.saturating_sub(at.0 / slot_ms(period));
+        if let Some(spent) = usize::try_from(age).ok().and_then(|age| self.spent.get_mut(age)) {
+            *spent = spent.saturating_sub(amount);
         }
     }
 

@@ -27,7 +27,7 @@ use hedge_proto::{
 };
 
 use self::allowance::Room;
-pub use self::experience::{Asked, Checks, Experience, News};
+pub use self::experience::{Asked, Experience, News};
 use self::shift::Change;
 
 /// A number in the configuration that cannot be meant.
@@ -147,13 +147,7 @@ impl Rule {
     /// By numbers, without spot checks.
     pub const FIXED: Self = Self {
         mode: ThresholdMode::Fixed,
-        allowance: Allowance {
-            share: None,
-            cases_per_hour: None,
-            cases_per_day: None,
-            bytes_per_hour: None,
-            bytes_per_day: None,
-        },
+        allowance: Allowance::NONE,
         target: None,
         spot_checks: Share::ZERO,
         on_shift: OnShift::Watch,

@@ -5,13 +5,13 @@
 //! record begins with a new journal.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use hedge_core::control::commands::Record;
 use hedge_proto::to_json;
 
-use hedge_outbox::files::is_at;
+use hedge_outbox::files::{is_at, replace};
 
 /// A journal has this many lines before it is looked at whether it could be shorter.
 const LINES_MIN: usize = 300;
@@ -117,13 +117,8 @@ impl Journal {
 
     /// Replaces the journal by one that holds only these.
     pub(super) fn rewrite(&mut self, records: &[Record]) -> io::Result<()> {
-        let new = self.path.with_extension("jsonl.new");
-        let mut file = File::create(&new)?;
         let bytes: Vec<u8> = records.iter().flat_map(line).collect();
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        replace(&self.path, &bytes)?;
         (self.file, self.lines, self.broken) = (open(&self.path)?, records.len(), false);
         Ok(())
     }

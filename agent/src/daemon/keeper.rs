@@ -29,7 +29,8 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Saves what has changed, and now and then while `cases_wait`: a power cut loses at most so much ageing.
+    /// Saves what has changed; now and then also what was only used, and the clock while `cases_wait`: a power cut loses
+    /// at most so much ageing.
     pub(super) async fn run(mut self, cases_wait: impl Fn() -> bool, stop: CancellationToken) {
         let mut since_saved = Duration::ZERO;
         loop {
@@ -38,17 +39,19 @@ impl Keeper {
                 () = tokio::time::sleep(SAVE_INTERVAL) => since_saved += SAVE_INTERVAL,
             }
             self.look_for_ends();
-            self.save_learned().await;
+            self.save_learned(since_saved >= MARK_INTERVAL).await;
             let spent = self.spent.has_changed().unwrap_or(false);
             if spent || (since_saved >= MARK_INTERVAL && cases_wait()) {
                 self.save_state().await;
+            }
+            if since_saved >= MARK_INTERVAL {
                 since_saved = Duration::ZERO;
             }
         }
     }
 
     pub(super) async fn save(&mut self) {
-        self.save_learned().await;
+        self.save_learned(true).await;
         self.save_state().await;
     }
 
@@ -58,16 +61,23 @@ impl Keeper {
         let before = self.clock.now() - STORED_WITHIN;
         for learned in &self.learned {
             for key in learned.open_since_before(before) {
-                if self.outbox.lookup(key).is_none_or(|entry| entry.state == State::Dead) {
-                    learned.ended_unanswered(key);
+                match self.outbox.lookup(key).map(|entry| entry.state) {
+                    Some(State::Waiting) => {}
+                    // Of a verdict is heard elsewhere.
+                    Some(State::Sent | State::Received | State::Answered { .. }) => learned.sent(key),
+                    Some(State::Dead) => {
+                        learned.sent(key);
+                        learned.ended_unanswered(key);
+                    }
+                    None => learned.ended_unanswered(key),
                 }
             }
         }
     }
 
-    async fn save_learned(&self) {
+    async fn save_learned(&self, also_if_used: bool) {
         let learned = self.learned.clone();
-        let saved = tokio::task::spawn_blocking(move || learned.iter().for_each(Learned::save));
+        let saved = tokio::task::spawn_blocking(move || learned.iter().for_each(|learned| learned.save(also_if_used)));
         if let Err(error) = saved.await {
             tracing::error!(%error, "keeping what was learned ended badly");
         }

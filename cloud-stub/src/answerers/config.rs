@@ -56,56 +56,30 @@ impl Kind {
         }
     }
 
-    /// The fields it has besides `name` and `kind`: those it needs, and those it may have.
-    fn fields(self) -> (&'static [&'static str], &'static [&'static str]) {
+    /// The fields that it needs besides `name` and `kind`.
+    fn needs(self) -> &'static [&'static str] {
         match self {
-            Self::Onnx => (&["bundle"], &["threads", "batch_max", "batch_wait_ms", "authority"]),
-            Self::OpenInference => (
-                &["bundle", "url", "model"],
-                &[
-                    "version",
-                    "tensors",
-                    "headers",
-                    "token_file",
-                    "ca_file",
-                    "concurrency",
-                    "deadline_ms",
-                    "authority",
-                    "price",
-                ],
-            ),
-            Self::Chat => (
-                &["task", "url", "model", "labels"],
-                &[
-                    "prompt",
-                    "extra",
-                    "headers",
-                    "token_file",
-                    "ca_file",
-                    "concurrency",
-                    "deadline_ms",
-                    "authority",
-                    "price",
-                ],
-            ),
-            Self::Http => (
-                &["task", "url", "label"],
-                &[
-                    "body",
-                    "content_type",
-                    "score",
-                    "labels",
-                    "headers",
-                    "token_file",
-                    "ca_file",
-                    "concurrency",
-                    "deadline_ms",
-                    "authority",
-                    "price",
-                ],
-            ),
-            Self::Person => (&["task"], &["labels"]),
+            Self::Onnx => &["bundle"],
+            Self::OpenInference => &["bundle", "url", "model"],
+            Self::Chat => &["task", "url", "model", "labels"],
+            Self::Http => &["task", "url", "label"],
+            Self::Person => &["task"],
         }
+    }
+
+    /// The fields that it may have beside these.
+    fn may_have(self) -> Vec<&'static str> {
+        /// Of all that are called over HTTP.
+        const CALLED: [&str; 7] =
+            ["headers", "token_file", "ca_file", "concurrency", "deadline_ms", "authority", "price"];
+        let (own, called): (&[&str], &[&str]) = match self {
+            Self::Onnx => (&["threads", "batch_max", "batch_wait_ms", "authority"], &[]),
+            Self::OpenInference => (&["version", "tensors"], &CALLED),
+            Self::Chat => (&["prompt", "extra"], &CALLED),
+            Self::Http => (&["body", "content_type", "score", "labels"], &CALLED),
+            Self::Person => (&["labels"], &[]),
+        };
+        [own, called].concat()
     }
 }
 
@@ -315,13 +289,13 @@ impl AnswererConfig {
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
-        let (given, (needs, may)) = (self.given(), self.kind.fields());
+        let (given, needs, may) = (self.given(), self.kind.needs(), self.kind.may_have());
         let kind = self.kind.name();
         if let Some(missing) = needs.iter().find(|field| !given.contains(field)) {
             return Err((missing, format!("an answerer of the kind `{kind}` needs it")));
         }
         if let Some(odd) = given.iter().find(|field| !needs.contains(field) && !may.contains(field)) {
-            let known: Vec<&str> = needs.iter().chain(may).copied().collect();
+            let known: Vec<&str> = needs.iter().chain(&may).copied().collect();
             return Err((
                 odd,
                 format!("an answerer of the kind `{kind}` has no such field, but: {}", known.join(", ")),

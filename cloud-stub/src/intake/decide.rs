@@ -187,41 +187,14 @@ pub(super) fn failed(id: &CaseId, reason: &str) -> DownMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hedge_proto::{
-        Authority, Captured, CaseDecision, CaseKey, Doubt, Epoch, ModelRef, Name, Output, PayloadForm, Reason,
-        ThresholdMode, Verdict, labels_hash,
-    };
+    use hedge_proto::{Authority, Name, Output, Verdict};
 
     fn device(name: &str) -> DeviceId {
         Name::new(name).expect("valid")
     }
 
     fn case() -> Case {
-        Case {
-            v: WIRE_VERSION,
-            id: CaseId { device: device("d"), key: CaseKey { epoch: Epoch(1), sequence: 1 } },
-            reference: None,
-            source: "s".to_owned(),
-            task: "t".to_owned(),
-            labels_hash: labels_hash(&["a"]),
-            model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
-            said: None,
-            doubt: Doubt::NONE,
-            view: None,
-            decision: CaseDecision {
-                reason: Reason::Unusable,
-                check: false,
-                threshold: 0.5,
-                mode: ThresholdMode::Fixed,
-            },
-            settings_version: 0,
-            captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
-            form: PayloadForm::Whole,
-            content_type: "image/png".to_owned(),
-            payload_sha256: Digest::of(b"p"),
-            payload: None,
-            metadata: Default::default(),
-        }
+        crate::store::testing::case(1)
     }
 
     fn verdict() -> Verdict {

@@ -345,37 +345,9 @@ fn unreadable_type() -> ModelFailure {
 
 #[cfg(test)]
 mod tests {
-    use hedge_proto::{
-        Captured, CaseDecision, CaseId, CaseKey, Digest, Doubt, Epoch, Reason, ThresholdMode, WIRE_VERSION, labels_hash,
-    };
-
     use super::*;
 
     pub(super) fn case(task: &str) -> Case {
-        Case {
-            v: WIRE_VERSION,
-            id: CaseId { device: DeviceId::new("d").expect("valid"), key: CaseKey { epoch: Epoch(1), sequence: 1 } },
-            reference: None,
-            source: "s".to_owned(),
-            task: task.to_owned(),
-            labels_hash: labels_hash(&["a"]),
-            model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
-            said: None,
-            doubt: Doubt::NONE,
-            view: None,
-            decision: CaseDecision {
-                reason: Reason::Unusable,
-                check: false,
-                threshold: 0.5,
-                mode: ThresholdMode::Fixed,
-            },
-            settings_version: 0,
-            captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
-            form: PayloadForm::Whole,
-            content_type: "image/png".to_owned(),
-            payload_sha256: Digest::of(b"p"),
-            payload: None,
-            metadata: Default::default(),
-        }
+        Case { task: task.to_owned(), ..crate::store::testing::case(1) }
     }
 }

@@ -10,6 +10,8 @@
 mod checkpoint;
 mod reader;
 mod schema;
+#[cfg(test)]
+pub(crate) mod testing;
 mod totals;
 mod writer;
 

@@ -438,39 +438,9 @@ fn known_columns(row: &Row<'_>) -> rusqlite::Result<(i64, Vec<u8>, i64, Option<S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::testing::case;
     use crate::store::{FILE_NAME, Reader};
-    use hedge_proto::{
-        Authority, Captured, CaseDecision, CaseKey, Doubt, Epoch, ModelRef, Name, Output, PayloadForm, Reason,
-        ThresholdMode, WIRE_VERSION, labels_hash,
-    };
-
-    fn case(sequence: u64) -> Case {
-        Case {
-            v: WIRE_VERSION,
-            id: CaseId { device: Name::new("d").expect("valid"), key: CaseKey { epoch: Epoch(1), sequence } },
-            reference: None,
-            source: "s".to_owned(),
-            task: "t".to_owned(),
-            labels_hash: labels_hash(&["a"]),
-            model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
-            said: None,
-            doubt: Doubt::NONE,
-            view: None,
-            decision: CaseDecision {
-                reason: Reason::LowScore,
-                check: false,
-                threshold: 0.5,
-                mode: ThresholdMode::Fixed,
-            },
-            settings_version: 0,
-            captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
-            form: PayloadForm::Whole,
-            content_type: "image/png".to_owned(),
-            payload_sha256: Digest::of(b"p"),
-            payload: None,
-            metadata: Default::default(),
-        }
-    }
+    use hedge_proto::{Authority, ModelRef, Name, Output, WIRE_VERSION};
 
     fn verdict(id: CaseId, revision: u32) -> Verdict {
         let said = Output::label(&format!("revision {revision}"));

@@ -104,12 +104,12 @@ impl Account {
         self.case_bytes = Some(before + BYTES_STEP * (bytes as f32 - before));
     }
 
-    /// A case that was made has come to nothing: it was not taken, or gave way before it was sent.
-    pub fn given_back(&mut self, bytes: u64) {
-        self.cases_per_hour.take_back(1);
-        self.cases_per_day.take_back(1);
-        self.bytes_per_hour.take_back(bytes);
-        self.bytes_per_day.take_back(bytes);
+    /// A case that was made at that time has come to nothing.
+    pub fn given_back(&mut self, at: Moment, bytes: u64) {
+        self.cases_per_hour.take_back(at, HOUR, 1);
+        self.cases_per_day.take_back(at, DAY, 1);
+        self.bytes_per_hour.take_back(at, HOUR, bytes);
+        self.bytes_per_day.take_back(at, DAY, bytes);
     }
 
     /// The rank from which on answers are deferred. None before the first.
@@ -179,10 +179,22 @@ mod tests {
         account.case(Moment(0));
         account.bytes(Moment(0), 100);
         assert_eq!(account.sample(Moment(1), &allowance).reached, Some("cases_per_hour"));
-        account.given_back(100);
+        account.given_back(Moment(0), 100);
         assert_eq!(account.sample(Moment(2), &allowance).reached, None);
-        account.given_back(100);
+        account.given_back(Moment(0), 100);
         assert_eq!(account.of_the_last_day(), (0, 0), "and no more than was spent");
+    }
+
+    #[test]
+    fn what_comes_to_nothing_later_frees_no_room_in_another_hour() {
+        let allowance = Allowance { cases_per_hour: Some(1), ..Allowance::default() };
+        let mut account = Account::default();
+        let (long_ago, now) = (Moment(0), Moment(7_200_000));
+        account.case(long_ago);
+        account.case(now);
+        account.given_back(long_ago, 0);
+        assert_eq!(account.sample(now, &allowance).reached, Some("cases_per_hour"));
+        assert_eq!(account.of_the_last_day().0, 1, "of the day it does");
     }
 
     proptest! {

@@ -157,7 +157,7 @@ impl Recent {
     pub fn saw(&mut self, doubt: f32) {
         self.bins.add(bin(doubt), self.next);
         self.next *= 1.0 + 1.0 / MEMORY;
-        if self.next.is_nan() || self.next >= NEXT_MAX {
+        if self.next >= NEXT_MAX {
             self.bins.scale(1.0 / NEXT_MAX);
             self.next = 1.0;
         }

@@ -32,16 +32,8 @@ pub struct Calibration {
     wrong: Bins,
 }
 
-/// One bar of a reliability diagram: what was said and what was found.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Reliability {
-    pub said: f32,
-    pub found: f32,
-    pub labels: f32,
-}
-
-/// The diagram has so many bars of the same width.
-const BARS: usize = 15;
+/// The error is an average over scores in so many ranges of the same width.
+const RANGES: usize = 15;
 
 impl Calibration {
     /// `loss`: how much of the answer was wrong.
@@ -110,25 +102,19 @@ impl Calibration {
         blocks.into_iter().flat_map(share).collect()
     }
 
-    /// The bars under a fit; without one, of the scores as they are.
-    #[must_use]
-    pub fn reliability(&self, fit: Option<&Fit>) -> Vec<Reliability> {
-        let mut bars = [(0.0_f32, 0.0_f32, 0.0_f32); BARS];
-        for (bin, labels) in self.labels.iter().filter(|(_, labels)| *labels > 0.0) {
-            let said = fit.map_or(1.0 - middle(bin), |fit| fit.right(bin));
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the bars")]
-            let bar = &mut bars[((said * BARS as f32) as usize).min(BARS - 1)];
-            *bar = (bar.0 + labels, bar.1 + labels * said, bar.2 + labels - self.wrong.get(bin));
-        }
-        let shown = bars.into_iter().filter(|bar| bar.0 > 0.0);
-        shown.map(|(labels, said, right)| Reliability { said: said / labels, found: right / labels, labels }).collect()
-    }
-
-    /// How far what is said is from what is found, on average: the expected calibration error.
+    /// How far what is said is from what is found, on average: the expected calibration error. Without a fit that of the
+    /// scores as they are.
     #[must_use]
     pub fn error(&self, fit: Option<&Fit>) -> f32 {
-        let labels = self.labels().max(f32::MIN_POSITIVE);
-        self.reliability(fit).iter().map(|bar| (bar.said - bar.found).abs() * bar.labels / labels).sum()
+        // What was said too much, of all labels in a range.
+        let mut off = [0.0_f32; RANGES];
+        for (bin, labels) in self.labels.iter().filter(|(_, labels)| *labels > 0.0) {
+            let said = fit.map_or(1.0 - middle(bin), |fit| fit.right(bin));
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the ranges")]
+            let range = ((said * RANGES as f32) as usize).min(RANGES - 1);
+            off[range] += labels * said - (labels - self.wrong.get(bin));
+        }
+        off.iter().map(|off| off.abs()).sum::<f32>() / self.labels().max(f32::MIN_POSITIVE)
     }
 
     /// How probable it is that a wrong answer is more doubtful than a right one (the area under the ROC curve): 1/2 is

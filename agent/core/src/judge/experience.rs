@@ -47,6 +47,7 @@ struct Open {
     key: CaseKey,
     bin: u8,
     check: bool,
+    sent: bool,
     bytes: u32,
     since_ms: u64,
 }
@@ -54,12 +55,12 @@ struct Open {
 /// Spot checks that were drawn, and what became of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Checks {
-    pub drawn: u64,
-    pub answered: u64,
-    pub lost: u64,
+struct Checks {
+    drawn: u64,
+    answered: u64,
+    lost: u64,
     /// A sum of losses: of boxes an answer may be wrong in part.
-    pub contradicted: f64,
+    contradicted: f64,
     /// Answers since the last one.
     since: u32,
     /// Answers since the alarm looked at one.
@@ -255,19 +256,24 @@ impl Experience {
     }
 
     /// A deferred answer became a case, and is so large.
-    pub fn opened(&mut self, key: CaseKey, (doubt, check): (&Doubt, bool), bytes: u64, now: Moment) {
+    pub fn opened(&mut self, key: CaseKey, (doubt, check): (&Doubt, bool), bytes: u64, now: Moment) -> Option<News> {
         self.account.bytes(now, bytes);
-        if self.open.len() >= OPEN_MAX {
-            // Too long ago to be waited for.
-            self.ended_unanswered(self.open[0].key);
-        }
+        // Made too long ago to be waited for.
+        let oldest = (self.open.len() >= OPEN_MAX).then(|| self.open[0].key);
+        let news = oldest.and_then(|oldest| {
+            // It may still be.
+            self.sent(oldest);
+            self.ended_unanswered(oldest)
+        });
         self.open.push(Open {
             key,
             bin: u8::try_from(step(doubt)).unwrap_or(u8::MAX),
             check,
+            sent: false,
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             since_ms: now.0,
         });
+        news
     }
 
     /// A case that an earlier run has stored. Counted if that run did not come to keep what it knew of it: a crash spends
@@ -289,11 +295,20 @@ impl Experience {
         self.open.iter().filter(move |open| open.since_ms < moment.0).map(|open| open.key)
     }
 
-    /// A case has ended without a verdict: refused, evicted, given up, lost. Its cost is given back, and a spot check
-    /// counts as one that was contradicted.
+    /// A case is on its way, or has been: what it cost is not given back.
+    pub fn sent(&mut self, key: CaseKey) {
+        if let Some(open) = self.open.iter_mut().find(|open| open.key == key) {
+            open.sent = true;
+        }
+    }
+
+    /// A case has ended without a verdict: refused, evicted, given up, lost. What it cost is given back unless it was
+    /// sent, and a spot check counts as one that was contradicted.
     pub fn ended_unanswered(&mut self, key: CaseKey) -> Option<News> {
         let open = self.close(key)?;
-        self.account.given_back(u64::from(open.bytes));
+        if !open.sent {
+            self.account.given_back(Moment(open.since_ms), u64::from(open.bytes));
+        }
         if !open.check {
             return None;
         }
@@ -348,8 +363,7 @@ impl Experience {
     }
 
     /// How probable it is that the cloud would say the same, by what it said before. `None` before it said enough.
-    #[must_use]
-    pub fn agreement(&self, doubt: &Doubt) -> Option<f32> {
+    fn agreement(&self, doubt: &Doubt) -> Option<f32> {
         Some(self.fit.as_ref()?.right(bin(1.0 - doubt.score()?)))
     }
 
@@ -358,6 +372,7 @@ impl Experience {
     pub fn figures(&self, mode: ThresholdMode) -> JudgeFigures {
         let (cases_per_day, bytes_per_day) = self.account.of_the_last_day();
         let half = bin(self.recent.bins().ranked(0.5));
+        let error = |calibration: &Calibration| (calibration.labels() > 0.0).then(|| calibration.error(None));
         JudgeFigures {
             mode,
             score_min: match mode {
@@ -374,7 +389,8 @@ impl Experience {
             shift: self.alarm().map(|change| change.name().to_owned()),
             shift_suspicion: self.shift.suspicion(),
             labels: self.calibration.labels(),
-            calibration_error: (self.calibration.labels() > 0.0).then(|| self.calibration.error(None)),
+            calibration_error: error(&self.calibration),
+            box_calibration_error: error(&self.boxes),
             auroc: self.calibration.ranking(),
         }
     }
@@ -382,41 +398,6 @@ impl Experience {
     #[must_use]
     pub fn model(&self) -> &ModelRef {
         &self.model
-    }
-
-    #[must_use]
-    pub fn calibration(&self) -> &Calibration {
-        &self.calibration
-    }
-
-    #[must_use]
-    pub fn boxes(&self) -> &Calibration {
-        &self.boxes
-    }
-
-    #[must_use]
-    pub fn certificate(&self) -> &Certificate {
-        &self.certificate
-    }
-
-    #[must_use]
-    pub fn shift(&self) -> &Shift {
-        &self.shift
-    }
-
-    #[must_use]
-    pub fn checks(&self) -> &Checks {
-        &self.checks
-    }
-
-    #[must_use]
-    pub fn account(&self) -> &Account {
-        &self.account
-    }
-
-    #[must_use]
-    pub fn recent(&self) -> &Recent {
-        &self.recent
     }
 
     /// The change in the input that is being seen.

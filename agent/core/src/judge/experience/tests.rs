@@ -136,9 +136,9 @@ fn spot_checks_are_part_of_a_budget() {
     world.run(1000);
     let share = world.deferred(2000);
     assert!((share - 0.1).abs() < 0.02, "{share}");
-    let drawn = world.experience.checks().drawn;
+    let drawn = world.experience.checks.drawn;
     assert!((40..=80).contains(&drawn), "a fifth of a tenth of 3000: {drawn}");
-    assert_eq!(world.experience.checks().answered, drawn);
+    assert_eq!(world.experience.checks.answered, drawn);
 }
 
 #[test]
@@ -158,11 +158,11 @@ fn a_shift_raises_the_alarm_and_takes_the_certificate() {
     let mut world = World::new(asks_more, 3);
     world.run(3000);
     assert_eq!(world.alarms, 0);
-    let certified = world.experience.certificate().certified();
+    let certified = world.experience.certificate.certified();
     world.shift = 8.0;
     world.run(400);
     assert_eq!(world.alarms, 1);
-    assert!(world.experience.certificate().certified() < certified);
+    assert!(world.experience.certificate.certified() < certified);
     assert!(world.experience.alarm() == Some(Change::MoreDoubt));
 }
 
@@ -187,12 +187,12 @@ fn an_alarm_that_is_only_watched_changes_nothing() {
 fn another_model_in_the_cloud_and_another_version_here_begin_with_nothing() {
     let mut world = World::new(target(0.05), 4);
     world.run(1500);
-    assert!(world.experience.certificate().certified().is_some());
+    assert!(world.experience.certificate.certified().is_some());
     let kept = world.experience.clone();
     world.cloud = model("larger", "1");
     world.run(100);
     assert!(world.news.contains(&News::OtherCloud));
-    assert!(world.experience.certificate().evidence().checks() < 200.0);
+    assert!(world.experience.certificate.evidence().checks() < 200.0);
     assert_eq!(Experience::resume(Some(kept.clone()), model("small", "1")), kept);
     assert_eq!(Experience::resume(Some(kept), model("small", "2")), Experience::of(model("small", "2")));
 }
@@ -211,11 +211,29 @@ fn a_spot_check_that_is_lost_counts_as_contradicted_and_a_case_that_is_lost_is_g
     assert_eq!(experience.open_since_before(Moment(2)).count(), 1);
     assert_eq!(experience.ended_unanswered(key(1)), None);
     assert_eq!(experience.open_since_before(Moment(2)).count(), 0);
-    assert_eq!(experience.account().of_the_last_day(), (0, 0));
-    let checks = (experience.checks().lost, experience.certificate().evidence().checks());
+    assert_eq!(experience.account.of_the_last_day(), (0, 0));
+    let checks = (experience.checks.lost, experience.certificate.evidence().checks());
     assert_eq!(checks, (1, 1.0));
     assert_eq!(experience.ended_unanswered(key(1)), None, "once");
-    assert_eq!(experience.checks().lost, 1);
+    assert_eq!(experience.checks.lost, 1);
+    experience.account.case(Moment(1));
+    experience.opened(key(2), (&doubt(0.9), false), 500, Moment(1));
+    experience.sent(key(2));
+    experience.ended_unanswered(key(2));
+    assert_eq!(experience.account.of_the_last_day(), (1, 500), "what was sent has been spent");
+}
+
+#[test]
+fn of_too_many_open_cases_the_oldest_is_waited_for_no_longer_and_costs_what_it_did() {
+    let mut experience = experience();
+    let more = 3;
+    for sequence in 0..OPEN_MAX as u64 + more {
+        experience.account.case(Moment(0));
+        experience.opened(key(sequence), (&doubt(0.9), sequence == 0), 1, Moment(0));
+    }
+    assert_eq!(experience.open_since_before(Moment(1)).count(), OPEN_MAX);
+    assert_eq!(experience.account.of_the_last_day().0, OPEN_MAX as u64 + more);
+    assert_eq!(experience.checks.lost, 1);
 }
 
 #[test]
@@ -227,7 +245,7 @@ fn a_case_that_a_crash_made_forget_is_counted_once() {
     for (known, at) in [(key(1), 1000), (key(2), 1500), (key(2), 1500)] {
         experience.recalled(known, (&doubt(0.5), true), 500, Moment(at));
     }
-    assert_eq!(experience.account().of_the_last_day(), (2, 1000));
+    assert_eq!(experience.account.of_the_last_day(), (2, 1000));
     assert_eq!(experience.open_since_before(Moment(9000)).count(), 2);
 }
 
@@ -238,8 +256,8 @@ fn a_persons_word_counts_more_for_calibration_and_is_no_second_spot_check() {
     experience.learn(&verdict(1, "cat", &by, Authority::Model), (&label("cat"), &doubt(0.4)), true);
     let person = Verdict { revision: 2, ..verdict(1, "dog", &model("anna", ""), Authority::Person) };
     assert_eq!(experience.learn(&person, (&label("cat"), &doubt(0.4)), true), None);
-    assert_eq!(experience.calibration().labels(), 1.0 + PERSON_COUNTS);
-    assert_eq!(experience.checks().answered, 1);
+    assert_eq!(experience.calibration.labels(), 1.0 + PERSON_COUNTS);
+    assert_eq!(experience.checks.answered, 1);
 }
 
 #[test]
@@ -253,7 +271,7 @@ fn frames_that_hardly_change_are_checked_seldom() {
             let asked = Asked { limits: &Limits::NONE, weight: Weight::ONE, rule: &rule, now: Moment(0) };
             experience.judge(&doubt(value), asked, &mut chance);
         }
-        experience.checks().drawn
+        experience.checks.drawn
     };
     let (still, moving) = (drawn(true), drawn(false));
     assert!(still * 10 < moving, "{still} of frames that stand still, {moving} of others");
@@ -308,7 +326,7 @@ proptest! {
                     experience.learn(&verdict, (&label("cat"), &doubt), what == 2);
                 }
             }
-            prop_assert!((0.0..=1.0).contains(&experience.recent().bins().rank(0.5)));
+            prop_assert!((0.0..=1.0).contains(&experience.recent.bins().rank(0.5)));
         }
     }
 
