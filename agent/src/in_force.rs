@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use hedge_core::privacy::Ceiling;
 use hedge_inference::Region;
-use hedge_proto::{Metadata, Name};
+use hedge_proto::{Case, Metadata, Name, Output, Payload};
 
 use hedge_config::{Config, ThresholdConfig};
 
@@ -45,6 +46,19 @@ impl InForce {
         let threshold = |model: &hedge_config::ModelConfig| (model.name.clone(), Arc::new(model.threshold.clone()));
         let thresholds = config.models.iter().map(threshold).collect();
         Self { version, sources, thresholds, paused: paused.clone(), config }
+    }
+
+    /// The most that may leave of this case's sample. A class whose samples never leave may have become one after the case
+    /// was stored.
+    #[must_use]
+    pub fn ceiling_of(&self, case: &Case) -> Ceiling {
+        let mut stays = self.thresholds.values().flat_map(|threshold| threshold.never_leaving());
+        let labels = case.said.iter().flat_map(Output::labels).collect::<Vec<_>>();
+        if stays.any(|label| labels.contains(&label)) {
+            Ceiling(Payload::Nothing)
+        } else {
+            self.config.privacy.ceiling()
+        }
     }
 
     /// Whether going from `before` to this could leave the device without a connection.

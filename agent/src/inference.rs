@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_core::judge::{Asked, Judgement, Limits, ThresholdScale, Thresholds, explain_unusable, judge};
+use hedge_core::judge::{
+    Asked, Familiar, Forecast, Judgement, Limits, ThresholdScale, Thresholds, explain_unusable, judge,
+};
 use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Task, Tensor, Tensors};
-use hedge_proto::{Digest, Doubt, Explanation, ModelRef, Name, Output, Rect, Weight, in_one_line};
+use hedge_proto::{Digest, Doubt, Explanation, ModelRef, Name, Output, Reason, Rect, in_one_line};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -51,12 +53,11 @@ impl Opinion {
         outputs: &Tensors,
         frame: &Rect,
         thresholds: &Thresholds,
-        judge: impl FnOnce(&Doubt, &Limits, Weight) -> Judgement,
+        judge: impl FnOnce(&Doubt, &Asked<'_>) -> Judgement,
     ) -> Self {
         match task.read(outputs, frame) {
             Ok((said, doubt)) => {
-                let (limits, weight) = thresholds.of(&said);
-                let judgement = judge(&doubt, &limits, weight);
+                let judgement = judge(&doubt, &thresholds.of(&said));
                 Self { said: Some(said), explanation: judgement.explain(), priority: judgement.priority() }
             }
             Err(error) => Self {
@@ -160,7 +161,7 @@ impl Judge {
         let thread = std::thread::Builder::new().name(format!("model-{}", setup.name));
         thread.spawn(move || {
             let loaded = Err(Missing { reason: Arc::from("it is being loaded"), again_at: Instant::now() });
-            ModelThread { setup, card, work, record, loaded }.serve(queue)
+            ModelThread { setup, card, work, record, familiar: Familiar::default(), loaded }.serve(queue)
         })?;
         Ok(judge)
     }
@@ -209,6 +210,17 @@ impl Judge {
                 None => format!("it has answered no sample yet: {}; {advice}", record.reason),
             })
         })
+    }
+
+    /// What this threshold would have made of the answers of the last day.
+    pub fn forecast(&self, threshold: &ThresholdConfig) -> Result<Option<Forecast>, String> {
+        let card = self.card().ok_or("the model is not loaded")?;
+        if let Some(unknown) = threshold.unknown_labels(&card.labels) {
+            return Err(unknown);
+        }
+        let thresholds = threshold.resolve(card.suggested, &card.labels, |label| label).ok_or(NO_THRESHOLD)?;
+        let asked = Asked { rule: &thresholds.rule, ..Asked::of(thresholds.general()) };
+        Ok(self.learned.forecast(&asked))
     }
 
     /// What is wrong with it under this threshold, if anything is.
@@ -265,6 +277,7 @@ struct ModelThread {
     card: Arc<std::sync::OnceLock<ModelCard>>,
     work: Work,
     record: Record,
+    familiar: Familiar,
     loaded: Result<Loaded, Missing>,
 }
 
@@ -352,15 +365,19 @@ impl ModelThread {
         let outputs = loaded.run(&name, &tensor).inspect_err(|error| record.failed(&error.to_string()))?;
         figures.took(Timed::Tensor, decoded - begun);
         figures.took(Timed::Inference, decoded.elapsed());
-        let rule = &thresholds.rule;
-        let opinion =
-            Opinion::by(loaded.model.task(), &outputs, &tensor.frame, &thresholds, |doubt, limits, weight| {
-                let learned = learned.judge(doubt, |now| Asked { limits, weight, rule, now });
-                // It was begun when the model was loaded.
-                learned.unwrap_or_else(|| judge(doubt, limits, weight))
-            });
+        let mut opinion = Opinion::by(loaded.model.task(), &outputs, &tensor.frame, &thresholds, |doubt, asked| {
+            // It was begun when the model was loaded.
+            learned.judge(doubt, *asked).unwrap_or_else(|| judge(doubt, asked))
+        });
         match &opinion.said {
-            Some(_) => record.answered(),
+            Some(said) => {
+                record.answered();
+                self.familiar.saw(said);
+                // A spot check speaks for all answers: what it is about must not decide whether it gives way to others.
+                if opinion.explanation.reason.is_some_and(|reason| reason != Reason::SpotCheck) {
+                    opinion.priority *= self.familiar.worth(said);
+                }
+            }
             None => {
                 learned.unusable();
                 record.failed(&opinion.explanation.because);

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hedge_core::chance::Chance;
 use hedge_core::clock::Moment;
-use hedge_core::judge::{Asked, Experience, Judgement, News};
+use hedge_core::judge::{Asked, Experience, Forecast, Judgement, News, Past};
 use hedge_outbox::files::replace;
 use hedge_proto::{Case, CaseKey, Doubt, ModelRef, Name, Verdict, from_cbor, to_cbor};
 
@@ -33,6 +33,8 @@ pub struct Learned {
 struct Inner {
     /// None before the model is loaded.
     experience: Option<Experience>,
+    /// Of this run: it decides nothing, and is not worth a card's writes.
+    past: Past,
     chance: Chance,
     /// It was judged by since it was written.
     used: bool,
@@ -55,7 +57,14 @@ impl Learned {
     pub fn new(name: Name, state_dir: Option<&Path>, clock: Clock, seed: u64) -> Self {
         let file = state_dir.map(|dir| dir.join(format!("judge-{name}.cbor")));
         let chance = Chance::from_seed(seed);
-        let inner = Inner { experience: None, chance, used: false, changed: false, recalled: Vec::new() };
+        let inner = Inner {
+            experience: None,
+            past: Past::default(),
+            chance,
+            used: false,
+            changed: false,
+            recalled: Vec::new(),
+        };
         Self { name, file, clock, inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -93,10 +102,11 @@ impl Learned {
     }
 
     /// Decides on one answer, and learns of its doubt. None before the model is loaded.
-    pub fn judge<'a>(&self, doubt: &Doubt, asked: impl FnOnce(Moment) -> Asked<'a>) -> Option<Judgement> {
+    pub fn judge(&self, doubt: &Doubt, asked: Asked<'_>) -> Option<Judgement> {
         let now = self.clock.now();
         let judgement = self.locked(|inner| {
-            let judgement = inner.experience.as_mut()?.judge(doubt, asked(now), &mut inner.chance);
+            let judgement = inner.experience.as_mut()?.judge(doubt, asked, now, &mut inner.chance);
+            inner.past.saw(doubt, now);
             inner.used = true;
             inner.changed |= judgement.reason.is_some();
             Some(judgement)
@@ -147,6 +157,13 @@ impl Learned {
     /// None before the model is loaded.
     pub fn look<T>(&self, f: impl FnOnce(&Experience) -> T) -> Option<T> {
         self.locked(|inner| inner.experience.as_ref().map(f))
+    }
+
+    /// What these settings would have made of the answers of the last day. None before the first.
+    #[must_use]
+    pub fn forecast(&self, asked: &Asked<'_>) -> Option<Forecast> {
+        let now = self.clock.now();
+        self.locked(|inner| inner.experience.as_ref()?.forecast(&inner.past, asked, now))
     }
 
     /// Writes it if there is something that is not to be forgotten, or `also_if_used`: for a card's sake not after
@@ -215,8 +232,8 @@ fn read(file: &Path) -> Result<Option<Experience>, String> {
 
 #[cfg(test)]
 mod tests {
-    use hedge_core::judge::{Limits, Rule};
-    use hedge_proto::{Measure, Weight};
+    use hedge_core::judge::Limits;
+    use hedge_proto::Measure;
 
     use super::*;
     use crate::clock::ClockMark;
@@ -230,8 +247,7 @@ mod tests {
 
     fn judged(learned: &Learned) {
         let doubt = Doubt::NONE.with(Measure::Score, 0.3);
-        let asked = |now| Asked { limits: &Limits::NONE, weight: Weight::ONE, rule: &Rule::FIXED, now };
-        learned.judge(&doubt, asked).expect("a model");
+        learned.judge(&doubt, Asked::of(Limits::NONE)).expect("a model");
     }
 
     #[test]

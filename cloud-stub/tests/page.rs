@@ -205,6 +205,56 @@ async fn an_open_page_is_told_of_a_case_by_itself() {
     }
 }
 
+#[tokio::test]
+async fn a_page_that_stays_open_hears_only_what_is_new() {
+    let dir = TempDir::new().expect("a directory");
+    let (cloud, device) = cloud_and_device(&dir).await;
+    device.send(device.case(0, b"picture")).await;
+    cloud.figure("answered", 1).await;
+    let mut stream = TcpStream::connect(cloud.dashboard).await.expect("a connection");
+    stream.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("written");
+    let mut lines = BufReader::new(stream).lines();
+    let mut event = async |name: &str| loop {
+        let line = timeout(PATIENCE, lines.next_line()).await.expect(name).expect("text").expect("more");
+        if line == format!("event: {name}") {
+            return lines.next_line().await.expect("text").expect("more");
+        }
+    };
+    assert!(event("cases").await.contains(&device.id(0).to_string()));
+    device.send(device.case(1, b"picture")).await;
+    loop {
+        let told = event("changed_cases").await;
+        assert!(!told.contains(&device.id(0).to_string()), "{told}");
+        if told.contains(&device.id(1).to_string()) && told.contains("\"verdict\":{") {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_of_cases_costs_a_few_kilobytes_a_picture() {
+    let photo: &[u8] = include_bytes!("../../models/photo-small/golden/rocket.jpg");
+    let dir = TempDir::new().expect("a directory");
+    let (cloud, device) = cloud_and_device(&dir).await;
+    let mut case = device.case(0, photo);
+    case.content_type = "image/jpeg".to_owned();
+    device.send(case).await;
+    device.send(device.case(1, b"\x89PNG not really")).await;
+    let mut numbers = device.case(2, b"numbers");
+    numbers.content_type = "application/vnd.hedge.tensor; dtype=f32; shape=1,2".to_owned();
+    device.send(numbers).await;
+    cloud.figure("cases", 3).await;
+    for _ in 0..2 {
+        let (code, head, body) = cloud.get_raw(&format!("/api/cases/{}/preview", device.id(0))).await;
+        assert!(code == 200 && head.contains("content-type: image/jpeg") && head.contains("immutable"), "{head}");
+        assert!(body.starts_with(&[0xff, 0xd8]) && body.len() <= 8 << 10, "{} of {} bytes", body.len(), photo.len());
+    }
+    // What is small goes as it came, and the browser says what it thinks of it.
+    assert_eq!(cloud.get_raw(&format!("/api/cases/{}/preview", device.id(1))).await.2, b"\x89PNG not really");
+    let (code, _, body) = cloud.get_raw(&format!("/api/cases/{}/preview", device.id(2))).await;
+    assert!(code == 404 && String::from_utf8_lossy(&body).contains("no picture"));
+}
+
 /// A cloud, and a device that takes what it is told in this manner, known to it.
 async fn cloud_and_double(dir: &TempDir, manner: Manner) -> (Cloud, Double) {
     let cloud = Cloud::start(&Broker::Embedded, dir.path());

@@ -15,7 +15,7 @@ mod text;
 
 pub use bundle::{Bundle, BundleError};
 pub use features::{
-    ContentType, FeatureError, Picture, Region, StageTimes, Tensor, cropped, drawn, pixels_only, thumbnail,
+    ContentType, FeatureError, Picture, Region, StageTimes, Tensor, cropped, drawn, pixels_only, preview, thumbnail,
 };
 pub use model::{Model, ModelError, SessionOptions};
 pub use runtime::{Runtime, RuntimeError, probe_if_asked};

@@ -156,7 +156,7 @@ pub struct CommandMessage {
 }
 
 /// What a command asks for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "command", content = "args", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Order {
@@ -166,6 +166,8 @@ pub enum Order {
     Status,
     /// The last decisions, newest first.
     Explain(ExplainArgs),
+    /// What another threshold would have made of the answers of the last day.
+    WhatIf(WhatIfArgs),
     /// Send what waits now, without the waits of earlier failures.
     Drain,
     /// Take no samples: from one source, or from all.
@@ -200,6 +202,16 @@ impl Default for ExplainArgs {
     fn default() -> Self {
         Self { last: 10 }
     }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct WhatIfArgs {
+    pub model: Name,
+    /// What is not given is as it is in force.
+    #[serde(default)]
+    pub threshold: ThresholdSettings,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -299,7 +311,10 @@ impl Order {
     /// Whether running it twice is as good as once, so that it needs no id.
     #[must_use]
     pub fn changes_nothing(&self) -> bool {
-        matches!(self, Self::Ping | Self::Status | Self::Explain(_) | Self::QueueStats | Self::DeadLetters)
+        matches!(
+            self,
+            Self::Ping | Self::Status | Self::Explain(_) | Self::WhatIf(_) | Self::QueueStats | Self::DeadLetters
+        )
     }
 }
 

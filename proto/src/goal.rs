@@ -61,3 +61,29 @@ pub enum OnShift {
     #[default]
     AskMore,
 }
+
+/// What happens to answers that name a class, whatever the threshold says of them. Of several classes in one picture the
+/// last one here counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ClassPolicy {
+    /// They stay, however unsure, and are no spot checks.
+    NeverAsk,
+    /// They are sent, however sure, while the budget and the outbox take them.
+    AlwaysAsk,
+    /// They stay, and the sample never leaves the device. Only the local file can take this back.
+    NeverLeave,
+}
+
+impl ClassPolicy {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NeverAsk => "never_ask",
+            Self::AlwaysAsk => "always_ask",
+            Self::NeverLeave => "never_leave",
+        }
+    }
+}

@@ -43,7 +43,7 @@ pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json, to_value};
 pub use control::{
     COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, Confirm, Desired, ExplainArgs, LastDesired, LogLevelArgs,
     Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX, VersionArgs,
-    highest_after,
+    WhatIfArgs, highest_after,
 };
 pub use digest::{Digest, InvalidDigest};
 pub use document::readable;
@@ -51,7 +51,7 @@ pub use doubt::{Doubt, Measure};
 pub use enrolment::{
     ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
 };
-pub use goal::{Allowance, OnShift, Target};
+pub use goal::{Allowance, ClassPolicy, OnShift, Target};
 pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
 pub use newer::newer;
 pub use output::{BOXES_MAX, Found, LabelScore, Output, Rect, said};

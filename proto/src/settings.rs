@@ -11,7 +11,7 @@ use core::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Allowance, Answer, Metadata, Name, OnShift, Share, Target, ThresholdMode, Weight};
+use crate::{Allowance, Answer, ClassPolicy, Metadata, Name, OnShift, Share, Target, ThresholdMode, Weight};
 #[cfg(test)]
 use crate::{MESSAGE_BYTES_MAX, VERSION_MAX};
 
@@ -348,6 +348,9 @@ pub struct ThresholdSettings {
     /// What a case about this class is worth beside others, by its label: cases are sent and kept by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<BTreeMap<String, Option<Weight>>>,
+    /// What happens to answers that name this class, by its label, whatever the rest says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policies: Option<BTreeMap<String, Option<ClassPolicy>>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -99,6 +99,18 @@ fn questions_are_answered() -> Result<()> {
     ensure!(stand.done("5", "dead_letters", &none)?["cases"] == json!([]));
     ensure!(stand.done("6", "requeue", &none)?["cases"] == json!([]));
     ensure!(stand.done("7", "drain", &none)?["waiting"].is_u64());
+    let what_if = |model: &str, threshold: Value| json!({"model": model, "threshold": threshold});
+    let foreseen = stand.done("10", "what_if", &what_if("fashion-small", json!({"score_min": 0.0})))?;
+    ensure!(foreseen["in_force"]["deferred"].as_f64() > Some(0.5), "{foreseen}");
+    ensure!(foreseen["then"]["deferred"] == 0.0 && foreseen["then"]["answers"].as_u64() > Some(0), "{foreseen}");
+    for (id, model, threshold, part) in [
+        ("11", "fashion", json!({}), "no model named `fashion`"),
+        ("12", "fashion-small", json!({"mode": "target"}), "needs a target"),
+        ("13", "fashion-small", json!({"classes": {"unicorn": 0.5}}), "classes.unicorn"),
+    ] {
+        let refused = stand.order(id, "what_if", &what_if(model, threshold))?;
+        ensure!(refused.reason.as_ref().is_some_and(|why| why.contains(part)), "{refused:?}");
+    }
     let unknown = stand.order("9", "requeue", &json!({"ids": ["nonsense"]}))?;
     ensure!(unknown.outcome == CommandOutcome::Failed && unknown.reason.context("why")?.contains("nonsense"));
     stand.agent.stop()

@@ -11,7 +11,9 @@ use hedge_tests::fashion::noise_png;
 use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::webhook::Webhook;
 use hedge_tests::wire::Eavesdropper;
-use hedge_tests::{Agent, AgentConfig, FaultProxy, Listener, Mosquitto, Operator, Scene, mosquitto_client, skip, wait};
+use hedge_tests::{
+    Agent, AgentConfig, FaultProxy, Listener, Mosquitto, Operator, Scene, Tally, mosquitto_client, skip, wait,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -213,5 +215,61 @@ fn a_case_stored_before_the_ceiling_was_lowered_leaves_under_the_lower_one() -> 
     ensure!(check_without("the link", &bytes[..before], &signs()).is_err(), "a thumbnail would be seen");
     check_without("the link", &bytes, &[traces(&first), traces(&second)].concat())?;
     check_without("the link under the lower ceiling", &bytes[before..], &signs())?;
+    agent.stop()
+}
+
+#[test]
+fn a_class_that_never_leaves_stays_whatever_is_asked_and_whatever_was_stored_before() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let scene = Scene::stub(&MosquittoSetup::default())?;
+    let link = FaultProxy::start(scene.broker()?)?;
+    link.cut();
+    let heard = Eavesdropper::start(inside(&scene)?, scene.dir())?;
+    let config = |policies: &str| -> AgentConfig {
+        let threshold = format!("threshold = {{ score_min = 1.0, policies = {{ {policies} }} }}");
+        let config = AgentConfig::new(scene.dir(), "device-1").model("fashion-small").section(&threshold);
+        config.http_source("pictures").corrections_file().broker(&format!("mqtt://{}", link.address()))
+    };
+    let mut tally = Tally::default();
+    let label = |answer: &Answer| answer.said.as_ref().and_then(|said| said.labels().next().map(str::to_owned));
+
+    let mut agent = config("").start()?;
+    let stored = (0..12).map(|index| scene.post(&agent, index, &mut tally)).collect::<Result<Vec<_>>>()?;
+    let stored: Vec<Answer> = stored.into_iter().filter(|answer| answer.case == Some(CaseFate::Stored)).collect();
+    let kept_back = stored.first().and_then(label).context("an answer with a label")?;
+    ensure!(stored.iter().any(|answer| label(answer).as_ref() != Some(&kept_back)), "all are {kept_back}");
+    agent.stop()?;
+
+    let mut agent = config(&format!("\"{kept_back}\" = \"never_leave\"")).start()?;
+    link.pass();
+    for answer in &stored {
+        agent.wait_for_correction(&answer.id, CORRECTED_WITHIN)?;
+    }
+    for case in heard.cases()? {
+        let stays = case.said.as_ref().is_some_and(|said| said.labels().any(|label| label == kept_back));
+        let form = if stays { PayloadForm::Nothing } else { PayloadForm::Whole };
+        ensure!(case.form == form, "{} left as {:?}", case.id, case.form);
+    }
+    let again: Vec<Answer> = (0..12).map(|index| scene.post(&agent, index, &mut tally)).collect::<Result<_>>()?;
+    let mut seen = 0;
+    for answer in again.iter().filter(|answer| label(answer).as_ref() == Some(&kept_back)) {
+        let because = &answer.decision.because;
+        ensure!(answer.case.is_none() && because.contains("never leaves this device"), "{answer:?}");
+        seen += 1;
+    }
+    ensure!(seen > 0, "no {kept_back} was seen again");
+
+    // It is taken back by the device's own file alone.
+    let operator = Operator::at(inside(&scene)?)?;
+    let freed = json!({kept_back.as_str(): "always_ask"});
+    operator.desire("device-1", 1, json!({"model": {"fashion-small": {"threshold": {"policies": freed}}}}))?;
+    let report = operator.wait_for_report("device-1", "refused", SOON, |report| report.last.is_some())?;
+    let last = report.last.context("an outcome")?;
+    ensure!(
+        last.outcome == SettingsOutcome::Refused && format!("{:?}", last.errors).contains("never_leave"),
+        "{last:?}"
+    );
     agent.stop()
 }

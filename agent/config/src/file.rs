@@ -94,7 +94,10 @@ impl ConfigFile {
         let mut errors = Vec::new();
         loop {
             match self.read_overlaid(&overlay) {
-                Ok(config) if errors.is_empty() => return Ok(config),
+                Ok(config) if errors.is_empty() => {
+                    errors.extend(self.let_leave(&config));
+                    return if errors.is_empty() { Ok(config) } else { Err(errors) };
+                }
                 Ok(_) => return Err(errors),
                 Err(Problem { field, message, .. }) => {
                     errors.push(FieldError::new(field.join("."), message));
@@ -104,6 +107,24 @@ impl ConfigFile {
                 }
             }
         }
+    }
+
+    /// What never leaves the device by this file, and would with `config`. A stay is decided on the device alone.
+    fn let_leave(&self, config: &Config) -> Vec<FieldError> {
+        let Ok(own) = read(&self.table) else { return Vec::new() };
+        let with = |name| config.models.iter().find(|model| model.name == name);
+        let freed = own.models.iter().flat_map(|model| {
+            let kept: Vec<&str> =
+                with(model.name.clone()).map(|model| model.threshold.never_leaving().collect()).unwrap_or_default();
+            let freed = model.threshold.never_leaving().filter(move |label| !kept.contains(label));
+            freed.map(|label| (&model.name, label))
+        });
+        freed
+            .map(|(model, label)| {
+                let reason = "the device's own file says never_leave, which only that file can take back";
+                FieldError::new(format!("model.{model}.threshold.policies.{label}"), reason)
+            })
+            .collect()
     }
 
     fn read_overlaid(&self, overlay: &Value) -> Result<Config, Problem> {
@@ -158,7 +179,7 @@ fn empty() -> toml::Value {
 }
 
 /// Lays tables over tables; anything else takes the place of what was there. `null` leaves it.
-fn merge(place: &mut toml::Value, overlay: &Value) {
+pub(crate) fn merge(place: &mut toml::Value, overlay: &Value) {
     match overlay {
         Value::Null => {}
         Value::Object(fields) => {
@@ -274,6 +295,27 @@ mod tests {
         for (field, part) in expected {
             let found = errors.iter().any(|error| error.field == *field && error.reason.contains(part));
             assert!(found, "no `{field}` with `{part}` in {errors:?}");
+        }
+    }
+
+    #[test]
+    fn a_class_that_never_leaves_by_the_file_leaves_by_no_overlay_and_one_may_be_added() {
+        let text = LOCAL.replace("margin_min = 0.1", "margin_min = 0.1, policies = { person = \"never_leave\" }");
+        let file = ConfigFile::parse(&text, "agent.toml", std::iter::empty()).expect("valid");
+        let name = file.overlaid(&Settings::default()).expect("valid").models.last().expect("one").name.clone();
+        let overlaid = |policies: Value| {
+            let settings = json!({"model": {name.as_str(): {"threshold": {"policies": policies}}}});
+            file.overlaid(&Settings::read(settings).expect("settings"))
+        };
+        for freed in ["always_ask", "never_ask"] {
+            let errors = overlaid(json!({"person": freed})).expect_err("refused");
+            assert_eq!(errors[0].field, format!("model.{name}.threshold.policies.person"));
+            assert!(errors[0].reason.contains("never_leave"), "{errors:?}");
+        }
+        for kept in [json!({"person": null}), json!({"person": "never_leave", "dog": "never_leave"})] {
+            let config = overlaid(kept).expect("valid");
+            let model = config.models.iter().find(|model| model.name == name).expect("there");
+            assert!(model.threshold.never_leaving().any(|label| label == "person"));
         }
     }
 

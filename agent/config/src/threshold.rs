@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use hedge_core::judge::{InvalidSetting, Limits, Rule, ThresholdScale, Thresholds};
-use hedge_proto::{Allowance, OnShift, Share, ThresholdMode, ThresholdSettings};
+use hedge_proto::{Allowance, ClassPolicy, OnShift, Share, ThresholdMode, ThresholdSettings, to_value};
 use serde::Deserialize;
+
+use crate::file::merge;
 
 /// What is not given is the bundle's suggestion.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -56,6 +58,14 @@ impl ThresholdConfig {
         Ok(Self(ThresholdSettings { score_min: Some(share), ..ThresholdSettings::default() }))
     }
 
+    /// The same with other fields over it, each by itself.
+    pub fn with(&self, other: &ThresholdSettings) -> Result<Self, String> {
+        let mut all = toml::Value::Table(toml::Table::new());
+        merge(&mut all, &to_value(&self.0));
+        merge(&mut all, &to_value(other));
+        all.try_into().map_err(|error: toml::de::Error| error.message().to_owned())
+    }
+
     /// As it is given, without what the bundle suggests beside it.
     #[must_use]
     pub fn given(&self) -> &ThresholdSettings {
@@ -74,19 +84,19 @@ impl ThresholdConfig {
         let rule = self.rule();
         let all = self.over(suggested).or((rule.mode != ThresholdMode::Fixed).then_some(Limits::NONE))?;
         let own = |label: &str| labels.is_empty() || labels.iter().any(|known| known == label);
-        let (classes, weights) = (of_labels(self.0.classes.as_ref()), of_labels(self.0.weights.as_ref()));
         Some(Thresholds {
             all,
-            labels: classes
-                .filter(|(label, _)| own(label))
-                .map(|(label, of)| (said_as(label).to_owned(), of))
-                .collect(),
-            weights: weights
-                .filter(|(label, _)| own(label))
-                .map(|(label, of)| (said_as(label).to_owned(), of))
-                .collect(),
+            labels: by_word(self.0.classes.as_ref(), own, &said_as),
+            weights: by_word(self.0.weights.as_ref(), own, &said_as),
+            policies: by_word(self.0.policies.as_ref(), own, &said_as),
             rule,
         })
+    }
+
+    /// The labels whose samples never leave the device.
+    pub fn never_leaving(&self) -> impl Iterator<Item = &str> {
+        let policies = of_labels(self.0.policies.as_ref());
+        policies.filter(|(_, policy)| *policy == ClassPolicy::NeverLeave).map(|(label, _)| label)
     }
 
     fn rule(&self) -> Rule {
@@ -123,7 +133,9 @@ impl ThresholdConfig {
     pub fn unknown<'a>(&'a self, labels: &'a [String]) -> impl Iterator<Item = String> + 'a {
         let classes = of_labels(self.0.classes.as_ref()).map(|(label, _)| ("classes", label));
         let weights = of_labels(self.0.weights.as_ref()).map(|(label, _)| ("weights", label));
-        let unknown = classes.chain(weights).filter(|(_, label)| !labels.iter().any(|known| known == label));
+        let policies = of_labels(self.0.policies.as_ref()).map(|(label, _)| ("policies", label));
+        let said = classes.chain(weights).chain(policies);
+        let unknown = said.filter(|(_, label)| !labels.iter().any(|known| known == label));
         unknown.map(|(list, label)| format!("{list}.{label}"))
     }
 
@@ -150,6 +162,17 @@ impl ThresholdConfig {
         let limits = Limits::new(score_min, margin_min, entropy_max).ok()?;
         Some(suggested.map_or(limits, |suggested| limits.beside(&suggested)))
     }
+}
+
+/// What is said of the model's own labels, by the word that an answer has for each. Where one word stands for several
+/// labels, the last counts.
+fn by_word<'a, T: Copy>(
+    map: Option<&'a BTreeMap<String, Option<T>>>,
+    own: impl Fn(&str) -> bool,
+    said_as: impl Fn(&'a str) -> &'a str,
+) -> BTreeMap<String, T> {
+    let of = of_labels(map).filter(|(label, _)| own(label));
+    of.map(|(label, of)| (said_as(label).to_owned(), of)).collect()
 }
 
 /// What is set to nothing is not set.
@@ -194,20 +217,27 @@ mod tests {
     #[test]
     fn a_threshold_for_a_label_is_looked_up_by_the_word_that_answers_have_for_it() {
         let labels = ["crane", "dog", "crane"].map(str::to_owned);
-        let given = config("score_min = 0.5\nclasses = { crane = 0.9 }\nweights = { crane = 3 }").expect("valid");
+        let given = config(
+            "score_min = 0.5\nclasses = { crane = 0.9 }\nweights = { crane = 3 }\npolicies = { crane = \"never_ask\" }",
+        )
+        .expect("valid");
         let word = |own| if own == "crane" { "bird" } else { own };
         let thresholds = given.resolve(None, &labels, word).expect("complete");
-        assert_eq!(thresholds.of(&Output::label("bird")).0.score_min(), 0.9);
-        assert_eq!(thresholds.of(&Output::label("dog")).0.score_min(), 0.5);
-        assert_eq!(thresholds.of(&Output::label("bird")).1.value(), 3.0);
+        assert_eq!(thresholds.of(&Output::label("bird")).limits.score_min(), 0.9);
+        assert_eq!(thresholds.of(&Output::label("dog")).limits.score_min(), 0.5);
+        assert_eq!(thresholds.of(&Output::label("bird")).weight.value(), 3.0);
+        assert_eq!(thresholds.of(&Output::label("bird")).policy, Some(ClassPolicy::NeverAsk));
+        assert_eq!(thresholds.of(&Output::label("dog")).policy, None);
     }
 
     #[test]
     fn a_label_that_the_model_does_not_have_is_named() {
-        let given = config("classes = { cow = 0.9, cat = 0.8 }\nweights = { cwo = 2 }").expect("valid");
+        let given =
+            config("classes = { cow = 0.9, cat = 0.8 }\nweights = { cwo = 2 }\npolicies = { man = \"always_ask\" }")
+                .expect("valid");
         let labels = ["cat".to_owned(), "dog".to_owned()];
         let sentence = given.unknown_labels(&labels).expect("said");
-        for part in ["threshold.classes.cow", "threshold.weights.cwo", "it has: cat, dog"] {
+        for part in ["threshold.classes.cow", "threshold.weights.cwo", "threshold.policies.man", "it has: cat, dog"] {
             assert!(sentence.contains(part), "{sentence}");
         }
         assert!(!sentence.contains("classes.cat"), "{sentence}");
@@ -242,11 +272,25 @@ mod tests {
     }
 
     #[test]
+    fn a_threshold_with_other_fields_over_it_keeps_the_rest() {
+        let given = config("score_min = 0.5\nclasses = { cat = 0.9 }\nbudget = { share = 0.1 }").expect("valid");
+        let over = |text: &str| given.with(&serde_json::from_str(text).expect("settings"));
+        let both =
+            over(r#"{"mode": "budget", "budget": {"cases_per_day": 9}, "classes": {"dog": 0.8}}"#).expect("fits");
+        let budget = both.given().budget.expect("given");
+        assert_eq!((budget.share.map(Share::value), budget.cases_per_day), (Some(0.1), Some(9)));
+        assert_eq!(of_labels(both.given().classes.as_ref()).count(), 2);
+        assert_eq!(both.given().score_min.map(Share::value), Some(0.5));
+        assert!(over(r#"{"mode": "target"}"#).is_err_and(|why| why.contains("needs a target")));
+    }
+
+    #[test]
     fn a_number_out_of_range_is_named() {
         for (text, part) in [
             ("entropy_max = 7.0", "entropy_max = 7"),
             ("classes = { cat = 1.5 }", "1.5"),
             ("weights = { cat = 0 }", "0.01 to 100"),
+            ("policies = { cat = \"never\" }", "never_ask"),
             ("scor_min = 1", "scor_min"),
         ] {
             let error = config(text).expect_err("refused").to_string();

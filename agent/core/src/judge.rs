@@ -15,6 +15,8 @@ pub mod bins;
 pub mod calibration;
 pub mod evidence;
 mod experience;
+mod novelty;
+mod past;
 pub mod shift;
 
 use alloc::collections::BTreeMap;
@@ -23,11 +25,13 @@ use alloc::string::{String, ToString};
 
 pub use hedge_proto::Reason;
 use hedge_proto::{
-    Allowance, Doubt, Explanation, Measure, OnShift, Outcome, Output, Share, Target, ThresholdMode, Weight,
+    Allowance, ClassPolicy, Doubt, Explanation, Measure, OnShift, Outcome, Output, Share, Target, ThresholdMode, Weight,
 };
 
 use self::allowance::Room;
-pub use self::experience::{Asked, Experience, News};
+pub use self::experience::{Experience, News};
+pub use self::novelty::Familiar;
+pub use self::past::{Forecast, Past};
 use self::shift::Change;
 
 /// A number in the configuration that cannot be meant.
@@ -163,19 +167,39 @@ pub struct Thresholds {
     pub labels: BTreeMap<String, Share>,
     /// What a case is worth, by the label that the answer names; 1 for all others.
     pub weights: BTreeMap<String, Weight>,
+    /// What happens to an answer that names this label, whatever the rest says.
+    pub policies: BTreeMap<String, ClassPolicy>,
     pub rule: Rule,
 }
 
-impl Thresholds {
-    /// What this answer must reach, and what its case would be worth. Of several labels the strictest and the worthiest
-    /// counts.
+/// What is asked of one answer, and what its case would be worth.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    pub limits: Limits,
+    pub weight: Weight,
+    pub policy: Option<ClassPolicy>,
+    pub rule: &'a Rule,
+}
+
+impl Asked<'_> {
+    /// Only these limits.
     #[must_use]
-    pub fn of(&self, said: &Output) -> (Limits, Weight) {
+    pub fn of(limits: Limits) -> Self {
+        Self { limits, weight: Weight::ONE, policy: None, rule: &Rule::FIXED }
+    }
+}
+
+impl Thresholds {
+    /// What is asked of this answer. Of several labels the strictest and the worthiest counts. A policy is about the label
+    /// that is the answer, or any that is in the picture.
+    #[must_use]
+    pub fn of(&self, said: &Output) -> Asked<'_> {
         let score_min = said.labels().filter_map(|label| self.labels.get(label)).map(|share| share.value());
         let limits = score_min.reduce(f32::max).map_or(self.all, |score_min| self.all.with_score_min(score_min));
         let weights = said.labels().filter_map(|label| self.weights.get(label).copied());
         let weight = weights.reduce(|one, other| if other > one { other } else { one }).unwrap_or(Weight::ONE);
-        (limits.scaled(self.rule.scale), weight)
+        let policy = said.labels().filter_map(|label| self.policies.get(label).copied()).max();
+        Asked { limits: limits.scaled(self.rule.scale), weight, policy, rule: &self.rule }
     }
 
     /// What an answer that names no label must reach.
@@ -187,7 +211,7 @@ impl Thresholds {
 
 impl From<Limits> for Thresholds {
     fn from(all: Limits) -> Self {
-        Self { all, labels: BTreeMap::new(), weights: BTreeMap::new(), rule: Rule::FIXED }
+        Self { all, labels: BTreeMap::new(), weights: BTreeMap::new(), policies: BTreeMap::new(), rule: Rule::FIXED }
     }
 }
 
@@ -232,6 +256,8 @@ pub struct Judgement {
     pub alarm: Option<Change>,
     /// Whether more is asked than usual, because the input looks unlike what was checked.
     asked_more: bool,
+    /// What has decided, whatever the bar.
+    policy: Option<ClassPolicy>,
 }
 
 /// What the answer had to reach.
@@ -246,7 +272,11 @@ enum Bar {
 ///
 /// If several measures exceed their limits, the first in [`Measure::ALL`] is the reason: it is the stronger one.
 #[must_use]
-pub fn judge(doubt: &Doubt, limits: &Limits, weight: Weight) -> Judgement {
+pub fn judge(doubt: &Doubt, asked: &Asked<'_>) -> Judgement {
+    by_limits(doubt, &asked.limits, asked.weight).under(asked.policy)
+}
+
+fn by_limits(doubt: &Doubt, limits: &Limits, weight: Weight) -> Judgement {
     let exceeded = limits.exceeded(doubt);
     let above =
         |(measure, doubt): (Measure, f32)| (doubt - limits.most(measure)) / limits.least(measure).max(ABOVE_MIN);
@@ -266,7 +296,21 @@ impl Judgement {
             agreement: None,
             alarm: None,
             asked_more: false,
+            policy: None,
         }
+    }
+
+    /// The same under what is wanted for the class.
+    fn under(mut self, policy: Option<ClassPolicy>) -> Self {
+        self.policy = policy;
+        match policy {
+            None => {}
+            // It spends what is there, not more.
+            Some(ClassPolicy::AlwaysAsk) if matches!(self.bar, Bar::Budget { room, .. } if room.reached.is_some()) => {}
+            Some(ClassPolicy::AlwaysAsk) => (self.reason, self.worth) = (Some(Reason::Policy), 1.0),
+            Some(ClassPolicy::NeverAsk | ClassPolicy::NeverLeave) => self.reason = None,
+        }
+        self
     }
 
     /// How much a second opinion is expected to help: how far the doubt is above its limit, from just above 0 to 1,
@@ -314,6 +358,18 @@ impl Judgement {
         };
         if self.reason == Some(Reason::SpotCheck) {
             because += "; sent as a spot check, by chance";
+        }
+        if let Some(policy) = self.policy {
+            because += match policy {
+                ClassPolicy::AlwaysAsk if self.reason.is_none() => {
+                    "; the policy always_ask for its class waits for that"
+                }
+                ClassPolicy::AlwaysAsk => "; sent all the same: the policy for its class is always_ask",
+                ClassPolicy::NeverAsk => "; it stays in any case: the policy for its class is never_ask",
+                ClassPolicy::NeverLeave => {
+                    "; it stays in any case: the policy for its class is never_leave, so its sample never leaves this device"
+                }
+            };
         }
         if self.asked_more {
             because += "; more is asked while the input looks unlike what the model was checked on";

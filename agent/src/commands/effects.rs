@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_core::engine::Event;
-use hedge_proto::{Answer, LogLevelArgs, Order, RequeueArgs, to_value};
+use hedge_proto::{Answer, LogLevelArgs, Name, Order, RequeueArgs, WhatIfArgs, to_value};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -14,6 +14,7 @@ use crate::control::Control;
 use crate::pipeline::Pipeline;
 use crate::queue::{Id, Selection, Stage};
 use crate::restart::Restart;
+use hedge_config::ThresholdConfig;
 
 /// How long a source may take to bring a picture.
 const SNAPSHOT_WAIT_MAX: Duration = Duration::from_secs(20);
@@ -40,6 +41,7 @@ impl CarriesOut for Effects {
                 told.map_err(|_| "the agent is stopping".to_owned())?;
                 Ok(json!({"waiting": self.pipeline.outbox.figures().waiting}))
             }
+            Order::WhatIf(args) => self.what_if(args),
             Order::Pause(args) => self.control.pause(args.source).await.map(nothing),
             Order::Resume(args) => self.control.resume(args.source).await.map(nothing),
             Order::QueueStats => document(&self.pipeline.queue().stats()),
@@ -91,6 +93,22 @@ impl Effects {
         });
         let decisions: Vec<Value> = decisions.collect();
         json!({"decisions": decisions, "models": to_value(&self.pipeline.status().model_figures)})
+    }
+
+    /// What the threshold in force makes of the answers of the last day, and what another would have made of them.
+    fn what_if(&self, WhatIfArgs { model, threshold }: WhatIfArgs) -> Result<Value, String> {
+        let judge = self.pipeline.judges.get(&model).ok_or_else(|| {
+            let known: Vec<&str> = self.pipeline.judges.keys().map(Name::as_str).collect();
+            format!("model: there is no model named `{model}`; the models are: {}", known.join(", "))
+        })?;
+        let in_force = self.pipeline.settings.borrow().thresholds.get(&model).cloned().unwrap_or_default();
+        let wanted = in_force.with(&threshold).map_err(|reason| format!("threshold: {reason}"))?;
+        let of =
+            |threshold: &ThresholdConfig| judge.forecast(threshold).map_err(|reason| format!("threshold: {reason}"));
+        let then =
+            of(&wanted)?.ok_or_else(|| format!("model `{model}` has answered nothing since the agent started"))?;
+        // What is in force may lack what the other has.
+        Ok(json!({"in_force": to_value(&of(&in_force).ok().flatten()), "then": to_value(&then)}))
     }
 
     async fn requeue(&self, args: RequeueArgs) -> Result<Value, String> {

@@ -69,7 +69,9 @@ impl<L: Fn(&Name) -> Option<Arc<[String]>>> Device<'_, L> {
             let (Some(threshold), Some(labels)) = (threshold, (self.labels)(name)) else { continue };
             let classes = threshold.classes.iter().flatten().filter(|(_, share)| share.is_some());
             let weights = threshold.weights.iter().flatten().filter(|(_, weight)| weight.is_some());
+            let policies = threshold.policies.iter().flatten().filter(|(_, policy)| policy.is_some());
             let said = classes.map(|(label, _)| ("classes", label)).chain(weights.map(|(label, _)| ("weights", label)));
+            let said = said.chain(policies.map(|(label, _)| ("policies", label)));
             for (list, label) in said.filter(|(_, label)| !labels.contains(*label)) {
                 let field = format!("model.{name}.threshold.{list}.{label}");
                 errors.push(FieldError::new(field, "the model has no such label"));

@@ -1,7 +1,7 @@
 //! Brings cases from the disk into messages, within what may leave the device and what broker and cloud take.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use futures_util::future::join_all;
 use hedge_core::engine::Event;
@@ -50,7 +50,7 @@ impl Shared {
 
     /// Publishes cases in one message, and tells the engine what became of each.
     async fn send_cases(&self, read: Vec<(CaseKey, Read)>) {
-        let ceiling = self.ceiling();
+        let settings = self.setup.settings.borrow().clone();
         let mut cases = Vec::with_capacity(read.len());
         let wire_max = self.wire_max.load(Ordering::Relaxed);
         for (key, read) in read {
@@ -59,7 +59,7 @@ impl Shared {
                     let outcome = Publish::Newer { version: case.v };
                     self.tell(Event::Published { keys: vec![key], outcome }).await;
                 }
-                Read::Case(case) => cases.push(self.keep_within(ceiling, *case).await),
+                Read::Case(case) => cases.push(self.keep_within(settings.ceiling_of(&case), *case).await),
                 Read::Gone => self.tell(Event::Closed { key, spoken: false }).await,
                 Read::Later(error) => {
                     tracing::warn!(id = %self.id(key), error, "a case cannot be read now; it will be tried again");
@@ -90,8 +90,8 @@ impl Shared {
             Ok(bytes) => bytes,
             Err(error) => return self.send_apart(message, keys, &error).await,
         };
-        if self.ceiling() < ceiling {
-            tracing::info!("less may leave the device than when these cases were read; they are read again");
+        if !Arc::ptr_eq(&settings, &self.setup.settings.borrow()) {
+            tracing::info!("the settings have changed since these cases were read; they are read again");
             return self.tell(Event::Published { keys, outcome: Publish::Stuck }).await;
         }
         self.setup.outbox.mark(keys.iter().map(|key| (*key, Progress::Sent)).collect()).await;
@@ -162,11 +162,6 @@ impl Shared {
             }
             _ => self.tell(Event::Published { keys, outcome: Publish::Nobody }).await,
         }
-    }
-
-    /// The most of a sample that may leave the device now.
-    fn ceiling(&self) -> Ceiling {
-        self.setup.settings.borrow().config.privacy.ceiling()
     }
 
     /// The case with what may leave of its payload: it may have been stored under a higher ceiling.

@@ -171,11 +171,12 @@ async function start() {
   document.title = `${NAME} · Hedge`;
   at("name").textContent = NAME;
   const schema = await (await fetch("/api/settings-schema")).json();
-  editor = makeEditor(at("editor"), schema, (request) => post("settings", request));
+  editor = makeEditor(at("editor"), schema, (request) => post("settings", request), (request) => post("commands", request));
   commands = makeCommands(at("commands"), (request) => post("commands", request));
   listen({
     figures: (f) => { setClock(f.now_ms); at("instance").textContent = `${f.instance} on ${f.broker}`; drawNotice(f); },
     devices: heard,
+    changed_devices: heard,
   });
 }
 

@@ -146,8 +146,20 @@ function option(value, text) {
   return element;
 }
 
-// `publish` sends a request and gives a report.
-export function makeEditor(root, schema, publish) {
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+// What a device foresees of a threshold, in a line.
+function foreseen(model, { in_force: before, then }) {
+  const both = (text) => (before ? `${text(then)} (now ${text(before)})` : text(then));
+  const parts = [`${both((f) => percent(f.deferred))} of the answers sent`, `${both((f) => String(Math.round(f.cases_per_day)))} cases a day`];
+  if (then.bytes_per_day !== undefined) parts.push(`${both((f) => bytes(Math.round(f.bytes_per_day ?? 0)))} a day`);
+  parts.push(then.contradicted === undefined ? "how many would be contradicted is not known yet"
+    : `${both((f) => percent(f.contradicted ?? 0))} kept that the cloud would contradict`);
+  return `${model}: ${parts.join(", ")}. By the last ${then.answers} answers.`;
+}
+
+// `publish` sends a request and gives a report; `command` does so with a command.
+export function makeEditor(root, schema, publish, command) {
   let page = null;
   let fields = new Map(); // by quoted name
   let drafts = new Map(); // what was typed and is not published: by quoted name, `undefined` for the file's
@@ -190,10 +202,13 @@ export function makeEditor(root, schema, publish) {
   publishing.type = "button";
   const discard = make("button", "", "Discard");
   discard.type = "button";
+  const foresee = make("button", "", "What if");
+  foresee.type = "button";
+  foresee.title = "What these thresholds would have made of the last day";
   const labelled = (text, input) => { const label = make("label", "", text); label.htmlFor = input.id; return make("span", "pair", label, input); };
   const building = labelled("Builds on", onto);
   const note = make("p", "hint");
-  const bar = make("div", "bar", note, said, review, make("div", "row", labelled("Your name", by), labelled("A trial is confirmed by", confirm), building, make("span", "gap"), discard, publishing));
+  const bar = make("div", "bar", note, said, review, make("div", "row", labelled("Your name", by), labelled("A trial is confirmed by", confirm), building, make("span", "gap"), foresee, discard, publishing));
   const box = make("div", "tabs", ...tabs);
   box.setAttribute("role", "group");
   box.setAttribute("aria-label", "how to edit");
@@ -262,7 +277,7 @@ export function makeEditor(root, schema, publish) {
   function adder(node) {
     const what = node.path[node.path.length - 1];
     const input = make("input");
-    input.placeholder = { classes: "a class's label", source: "a new source's name" }[what] || "name";
+    input.placeholder = { classes: "a class's label", weights: "a class's label", policies: "a class's label", source: "a new source's name" }[what] || "name";
     input.setAttribute("aria-label", `add to ${node.path.join(" ")}`);
     const button = make("button", "", "Add");
     button.type = "button";
@@ -333,6 +348,8 @@ export function makeEditor(root, schema, publish) {
     bar.classList.toggle("ready", dirty);
     publishing.disabled = busy || !dirty || Boolean(page && page.look_only);
     discard.disabled = busy || !dirty;
+    foresee.hidden = isDocument() || !Object.keys(thresholds()).length;
+    foresee.disabled = publishing.disabled;
     publishing.textContent = busy ? "Waiting for the device…" : "Publish";
     const lines = isDocument() ? [] : [...drafts].map(([name, value]) => {
       const before = fields.has(name) ? dig(wantedNow(), fields.get(name).path) : undefined;
@@ -384,6 +401,33 @@ export function makeEditor(root, schema, publish) {
     if (report.version) { drafts = new Map(); added = []; documentOf = report.version; }
   }
 
+  // The thresholds that are typed and not published, by model.
+  function thresholds() {
+    const models = {};
+    for (const [name, value] of drafts) {
+      const [group, model, part, ...rest] = fields.has(name) ? fields.get(name).path : [];
+      if (group !== "model" || part !== "threshold") continue;
+      let inner = models[model] = models[model] || {};
+      for (const key of rest.slice(0, -1)) inner = inner[key] = inner[key] || {};
+      inner[rest[rest.length - 1]] = value === undefined ? null : value;
+    }
+    return models;
+  }
+
+  async function ask() {
+    busy = true;
+    drawBar();
+    const lines = [];
+    for (const [model, threshold] of Object.entries(thresholds())) {
+      const report = await command({ command: "what_if", args: { model, threshold } });
+      const why = report.error || report.reason;
+      lines.push(make("p", why ? "wrong" : "", why || foreseen(model, report.result)));
+    }
+    said.replaceChildren(...lines);
+    busy = false;
+    drawBar();
+  }
+
   async function send() {
     const request = { confirm: confirm.value };
     if (isDocument()) {
@@ -408,6 +452,7 @@ export function makeEditor(root, schema, publish) {
   }
 
   publishing.addEventListener("click", send);
+  foresee.addEventListener("click", ask);
   form.addEventListener("submit", (event) => { event.preventDefault(); if (!publishing.disabled) send(); });
   text.addEventListener("input", drawBar);
   discard.addEventListener("click", () => {

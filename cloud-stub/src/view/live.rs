@@ -1,6 +1,6 @@
 //! Tells open pages what has changed, at most four times a second, from one reading of the records for all.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,9 +28,12 @@ const QUIET_MAX: Duration = Duration::from_secs(10);
 #[derive(Clone, Default)]
 struct Snapshot {
     figures: Arc<str>,
-    devices: Arc<str>,
-    cases: Arc<str>,
+    /// By name, and by id: in the order of the lists they stand in.
+    devices: Items,
+    cases: Items,
 }
+
+type Items = Arc<[(String, Arc<str>)]>;
 
 /// The way to the one that reads for all pages.
 #[derive(Clone)]
@@ -89,9 +92,17 @@ async fn read(records: &Records, shown: &Shown) -> Result<Snapshot, ApiError> {
     let cases: Vec<CaseView> = cases.into_iter().map(CaseView::from).collect();
     Ok(Snapshot {
         figures: json(&FiguresView::new(totals, shown, now_ms)),
-        devices: json(&devices),
-        cases: json(&cases),
+        devices: devices.iter().map(|device| (device.device.clone(), json(device))).collect(),
+        cases: cases.iter().map(|case| (case.id.to_string(), json(case))).collect(),
     })
+}
+
+/// A list of those that are not among `sent` as they are now; none if all are.
+fn changed(now: &Items, sent: &Items) -> Option<String> {
+    let sent: HashMap<&str, &Arc<str>> = sent.iter().map(|(key, text)| (key.as_str(), text)).collect();
+    let changed = now.iter().filter(|(key, text)| sent.get(key.as_str()).is_none_or(|sent| **sent != *text));
+    let changed: Vec<&str> = changed.map(|(_, text)| text.as_ref()).collect();
+    (!changed.is_empty()).then(|| format!("[{}]", changed.join(",")))
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Arc<str> {
@@ -101,19 +112,24 @@ fn json<T: serde::Serialize>(value: &T) -> Arc<str> {
 
 struct Page {
     latest: watch::Receiver<Snapshot>,
-    sent: Snapshot,
+    /// None before the first.
+    sent: Option<Snapshot>,
     ready: VecDeque<Event>,
     _place: OwnedSemaphorePermit,
 }
 
-/// `GET /events`: the whole of each changed part, under the names `figures`, `devices` and `cases`.
+/// What a page hears of each list: first all of it, then what has changed. A page that is open for hours costs little
+/// more than its news.
+const NAMES: [(&str, &str); 2] = [("devices", "changed_devices"), ("cases", "changed_cases")];
+
+/// `GET /events`
 pub(super) async fn events(
     State(view): State<View>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let Live { latest, joined, pages } = view.live;
     let place = pages.try_acquire_owned().map_err(|_| ApiError::TooManyPages(PAGES_MAX))?;
     joined.notify_one();
-    let page = Page { latest, sent: Snapshot::default(), ready: VecDeque::new(), _place: place };
+    let page = Page { latest, sent: None, ready: VecDeque::new(), _place: place };
     Ok(Sse::new(unfold(page, next)).keep_alive(KeepAlive::default()))
 }
 
@@ -121,16 +137,21 @@ async fn next(mut page: Page) -> Option<(Result<Event, Infallible>, Page)> {
     while page.ready.is_empty() {
         page.latest.changed().await.ok()?;
         let now = page.latest.borrow_and_update().clone();
-        for (name, new, old) in [
-            ("figures", &now.figures, &page.sent.figures),
-            ("devices", &now.devices, &page.sent.devices),
-            ("cases", &now.cases, &page.sent.cases),
-        ] {
-            if new != old {
-                page.ready.push_back(Event::default().event(name).data(new.as_ref()));
+        let event = |name: &str, data: &str| Event::default().event(name).data(data);
+        let old = page.sent.take();
+        if old.as_ref().is_none_or(|old| old.figures != now.figures) {
+            page.ready.push_back(event("figures", &now.figures));
+        }
+        let lists = |snapshot: &Snapshot| [snapshot.devices.clone(), snapshot.cases.clone()];
+        let before = old.as_ref().map_or_else(Default::default, lists);
+        for ((whole, some), (now, before)) in NAMES.into_iter().zip(lists(&now).iter().zip(&before)) {
+            match (changed(now, before), &old) {
+                (items, None) => page.ready.push_back(event(whole, items.as_deref().unwrap_or("[]"))),
+                (Some(items), Some(_)) => page.ready.push_back(event(some, &items)),
+                (None, Some(_)) => {}
             }
         }
-        page.sent = now;
+        page.sent = Some(now);
     }
     page.ready.pop_front().map(|event| (Ok(event), page))
 }

@@ -8,6 +8,7 @@ mod device;
 mod live;
 mod metrics;
 mod operate;
+mod preview;
 mod review;
 mod shape;
 
@@ -34,6 +35,7 @@ use hedge_proto::{CaseId, DeviceId, FieldError, Name, SETTINGS_SCHEMA};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
+use self::preview::Previews;
 use crate::intake::{AnswererNow, Event, NotReviewed};
 use crate::link::LinkNow;
 use crate::model::Seconds;
@@ -72,6 +74,7 @@ struct View {
     records: Records,
     shown: Arc<Shown>,
     live: live::Live,
+    previews: Arc<Previews>,
     started: Instant,
     records_path: Arc<FilePath>,
     door: Arc<Door>,
@@ -92,11 +95,12 @@ struct View {
 /// | `/api/cases?limit=24&device=D` | the latest cases, newest first: a list of [`CaseView`] |
 /// | `/api/cases/{id}` | one [`CaseView`] |
 /// | `/api/cases/{id}/payload` | the sample itself, while it is kept |
+/// | `/api/cases/{id}/preview` | its picture made small for lists, made once |
 /// | `/api/figures` | [`FiguresView`] |
 /// | `/api/answerers` | how each answerer is: a list of [`AnswererView`] |
 /// | `/api/review?limit=24` | the cases that wait for a person, oldest first: a list of [`CaseView`] |
 /// | `/api/review/{id}` | POST `{"label": "…"}` or `{"found": […]}`, and `by`: a person's word on one of them |
-/// | `/events` | server-sent events `figures`, `devices`, `cases`, each with the JSON of the path above |
+/// | `/events` | server-sent events `figures`, `devices` and `cases` with the JSON of the path above, and later `changed_devices` and `changed_cases`: those that are new or not as they were |
 /// | `/metrics` | figures as Prometheus text |
 /// | `/healthz` | `ok`, or 503 while the broker is not reached |
 ///
@@ -113,7 +117,9 @@ pub fn router(
     let shown = Arc::new(shown);
     let live = live::start(records.clone(), shown.clone(), commits);
     let door = Arc::new(door);
-    let view = View { records, shown, live, started: Instant::now(), records_path, door: door.clone(), operating };
+    let previews = Arc::default();
+    let view =
+        View { records, shown, live, previews, started: Instant::now(), records_path, door: door.clone(), operating };
     let pages = files()
         .route("/api/devices", get(devices))
         .route("/api/devices/{name}", get(device::device))
@@ -123,6 +129,7 @@ pub fn router(
         .route("/api/cases", get(cases))
         .route("/api/cases/{id}", get(case))
         .route("/api/cases/{id}/payload", get(payload))
+        .route("/api/cases/{id}/preview", get(preview::get))
         .route("/api/figures", get(figures))
         .route("/api/answerers", get(answerers))
         .route("/api/review", get(review::waiting))
@@ -195,6 +202,8 @@ enum ApiError {
     NoCase(String),
     #[error("the payload of `{0}` is no longer kept")]
     PayloadGone(CaseId),
+    #[error("what `{0}` sent is no picture")]
+    NoPicture(CaseId),
     #[error("{0}")]
     BadName(#[from] hedge_proto::InvalidId),
     #[error("{0} pages are being served live already; close one")]
@@ -212,7 +221,7 @@ impl IntoResponse for ApiError {
         let status = match &self {
             Self::Refused(Refused::Name { .. }) => StatusCode::MISDIRECTED_REQUEST,
             Self::Refused(_) => StatusCode::FORBIDDEN,
-            Self::NoCase(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
+            Self::NoCase(_) | Self::NoDevice(_) | Self::NoPicture(_) => StatusCode::NOT_FOUND,
             Self::PayloadGone(_) => StatusCode::GONE,
             Self::BadName(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::WrongFields(_) | Self::NotReviewed(NotReviewed::NoLabel { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -268,27 +277,34 @@ async fn case(State(view): State<View>, Path(id): Path<String>) -> Result<Json<C
 }
 
 async fn payload(State(view): State<View>, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let wanted: CaseId = id.parse()?;
-    let looked_up = wanted.clone();
-    let found = view.records.read(move |reader| Ok((reader.payload(&looked_up)?, reader.case(&looked_up)?))).await?;
-    let (content_type, bytes) = match found {
-        (Some(found), _) => found,
-        (None, Some(_)) => return Err(ApiError::PayloadGone(wanted)),
-        (None, None) => return Err(ApiError::NoCase(id)),
-    };
+    let (content_type, bytes) = sample(&view, &id.parse()?).await?;
     let (content_type, disposition) = match shape::picture_type(&content_type) {
         Some(picture) => (picture, "inline"),
         None => ("application/octet-stream", "attachment"),
     };
-    let headers: [(HeaderName, &str); 5] = [
+    Ok((sample_headers(content_type, disposition), bytes).into_response())
+}
+
+/// What came of a case's sample, and its type.
+async fn sample(view: &View, id: &CaseId) -> Result<(String, Vec<u8>), ApiError> {
+    let looked_up = id.clone();
+    let found = view.records.read(move |reader| Ok((reader.payload(&looked_up)?, reader.case(&looked_up)?))).await?;
+    match found {
+        (Some(found), _) => Ok(found),
+        (None, Some(_)) => Err(ApiError::PayloadGone(id.clone())),
+        (None, None) => Err(ApiError::NoCase(id.to_string())),
+    }
+}
+
+fn sample_headers<'a>(content_type: &'a str, disposition: &'a str) -> [(HeaderName, &'a str); 5] {
+    [
         (CONTENT_TYPE, content_type),
         (CONTENT_DISPOSITION, disposition),
         (CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         // A payload never changes under its id.
         (CACHE_CONTROL, "private, max-age=86400, immutable"),
-    ];
-    Ok((headers, bytes).into_response())
+    ]
 }
 
 async fn figures(State(view): State<View>) -> Result<Json<FiguresView>, ApiError> {

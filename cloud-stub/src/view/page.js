@@ -66,7 +66,12 @@ function deviceCard(d) {
 }
 
 function shot(c) {
-  const box = make("div", "shot");
+  const shown = c.form !== "nothing" && c.picture && c.payload_kept;
+  const box = make(shown ? "a" : "div", "shot");
+  if (shown) {
+    box.href = `/api/cases/${encodeURIComponent(c.id)}/payload`;
+    box.title = "as large as it came";
+  }
   if (c.form === "nothing") {
     box.classList.add("withheld");
     box.append(make("span", "", make("b", "", "stays on the device"), make("small", "", "nothing of the sample was sent")));
@@ -84,7 +89,8 @@ function shot(c) {
       if (finds(c)) fitFrame(image.parentElement);
     });
     image.addEventListener("error", () => box.replaceChildren(make("span", "", "the picture cannot be shown")));
-    image.src = `/api/cases/${encodeURIComponent(c.id)}/payload`;
+    image.loading = "lazy";
+    image.src = `/api/cases/${encodeURIComponent(c.id)}/preview`;
     box.append(finds(c) ? make("div", "frame", image, drawBoxes(c)) : image);
   }
   return box;
@@ -230,7 +236,8 @@ function drawList(parent, items, key, draw) {
 function drawDevices(devices) {
   latest.devices = devices;
   const order = { degraded: 0, offline: 0, online: 0, resting: 0, unknown: 0 };
-  drawList(at("devices"), [...devices].sort((a, b) => order[a.state] - order[b.state]), "device", deviceCard);
+  const inOrder = (a, b) => order[a.state] - order[b.state] || (a.device < b.device ? -1 : 1);
+  drawList(at("devices"), [...devices].sort(inOrder), "device", deviceCard);
 }
 
 const drawCases = (cases) => drawList(at("cases"), cases, "id", caseCard);
@@ -255,4 +262,18 @@ async function casesChanged(cases) {
 }
 
 at("filter").addEventListener("click", () => show(null));
-listen({ figures: drawFigures, devices: drawDevices, cases: casesChanged });
+const CASES_SHOWN = 24;
+
+// What is new or has changed takes its place in the list.
+function merged(list, changed, key) {
+  const fresh = new Map(changed.map((item) => [item[key], item]));
+  return [...changed.filter((item) => !list.some((old) => old[key] === item[key])), ...list.map((old) => fresh.get(old[key]) || old)];
+}
+
+listen({
+  figures: drawFigures,
+  devices: drawDevices,
+  cases: casesChanged,
+  changed_devices: (changed) => drawDevices(merged(latest.devices, changed, "device")),
+  changed_cases: (changed) => casesChanged(merged(latest.cases, changed, "id").sort((a, b) => b.received_ms - a.received_ms).slice(0, CASES_SHOWN)),
+});

@@ -8,7 +8,7 @@ use hedge_core::clock::Moment;
 use hedge_core::judge::{Asked, Experience, Limits, Rule};
 use hedge_inference::task::Reading;
 use hedge_inference::{Task, Tensor, Tensors};
-use hedge_proto::{Allowance, Doubt, Measure, ModelRef, Rect, Share, ThresholdMode, Weight};
+use hedge_proto::{Allowance, Doubt, Measure, ModelRef, Rect, Share, ThresholdMode};
 
 use crate::Fallible;
 
@@ -73,8 +73,8 @@ pub(crate) fn measure() -> Fallible<Cost> {
     let (mut chance, mut second) = (Chance::from_seed(2), 0);
     let mut judge = |doubt: &Doubt| {
         second += 1;
-        let asked = Asked { limits: &Limits::NONE, weight: Weight::ONE, rule: &rule, now: Moment(second * 1000) };
-        experience.judge(doubt, asked, &mut chance)
+        let asked = Asked { rule: &rule, ..Asked::of(Limits::NONE) };
+        experience.judge(doubt, asked, Moment(second * 1000), &mut chance)
     };
     classes.read(&logits, &Rect::WHOLE)?;
     boxes.read(&found, &Rect::WHOLE)?;

@@ -7,7 +7,7 @@ use hedge_core::judge::calibration::Calibration;
 use hedge_core::judge::evidence::Certificate;
 use hedge_core::judge::shift::Shift;
 use hedge_core::judge::{Asked, Experience, Limits, Rule};
-use hedge_proto::{Allowance, ModelRef, Share, Target, ThresholdMode, Weight};
+use hedge_proto::{Allowance, ModelRef, Share, Target, ThresholdMode};
 
 use crate::rank::by;
 use crate::trace::{Row, Trace, agreement};
@@ -59,8 +59,8 @@ pub(crate) fn budget(trace: &Trace) -> (f64, f64) {
         let mut asked = Vec::new();
         for at in 0_u64..6500 {
             let row = draw(if at < 3500 { unshifted } else { shifted }, &mut chance);
-            let asked_of = Asked { limits: &limits, weight: Weight::ONE, rule, now: Moment(at * 1000) };
-            let judgement = experience.judge(&row.doubt, asked_of, &mut chance);
+            let asked_of = Asked { rule, ..Asked::of(limits) };
+            let judgement = experience.judge(&row.doubt, asked_of, Moment(at * 1000), &mut chance);
             asked.push(f64::from(u8::from(judgement.reason.is_some())));
         }
         // The first answers are what a threshold is found from.

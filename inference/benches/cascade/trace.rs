@@ -12,9 +12,9 @@ use std::path::Path;
 
 use flate2::read::GzDecoder;
 use hedge_core::agree::agree;
-use hedge_core::judge::{Limits, judge};
+use hedge_core::judge::{Asked, Limits, judge};
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions, Tensor};
-use hedge_proto::{Doubt, Found, Measure, Output, Rect, Weight};
+use hedge_proto::{Doubt, Found, Measure, Output, Rect};
 use serde::Deserialize;
 
 use crate::Fallible;
@@ -223,5 +223,5 @@ pub(crate) fn of_bundles(models: &Path) -> Fallible<Trace> {
 
 /// Whether limits would ask the cloud.
 pub(crate) fn asks(row: &Row, limits: &Limits) -> bool {
-    judge(&row.doubt, limits, Weight::ONE).reason.is_some()
+    judge(&row.doubt, &Asked::of(*limits)).reason.is_some()
 }

@@ -215,6 +215,7 @@ pub(super) fn command() -> Examples {
         ("status", json!({"command": "status"})),
         ("explain", json!({"command": "explain", "args": {"last": 3}})),
         ("queue_stats", json!({"command": "queue_stats"})),
+        ("what_if", json!({"command": "what_if", "args": {"model": "animals", "threshold": {"score_min": 0.8}}})),
         ("dead_letters", json!({"command": "dead_letters"})),
         ("requeue", json!({"id": "1", "command": "requeue", "args": {"ids": [id()]}})),
         ("drain", json!({"id": "2", "command": "drain", "by": "ana", "issued_ms": 1_795_600_000_000_u64})),

@@ -61,20 +61,16 @@ impl Account {
             slots.sum() as f32 * (period.as_secs_f32() / seen.as_secs_f32())
         };
         let (per_hour, per_day) = (foretold(&self.samples_per_hour, HOUR), foretold(&self.samples_per_day, DAY));
-        let bytes = self.case_bytes.unwrap_or(1.0).max(1.0);
-        let mut room = Room { share: 1.0, bar: 0.0, reached: None };
-        if let Some(share) = allowance.share {
-            room.share = share.value();
-        }
-        for (name, limit, samples, spent, period, each) in [
-            ("cases_per_hour", allowance.cases_per_hour, per_hour, &mut self.cases_per_hour, HOUR, 1.0),
-            ("cases_per_day", allowance.cases_per_day, per_day, &mut self.cases_per_day, DAY, 1.0),
-            ("bytes_per_hour", allowance.bytes_per_hour, per_hour, &mut self.bytes_per_hour, HOUR, bytes),
-            ("bytes_per_day", allowance.bytes_per_day, per_day, &mut self.bytes_per_day, DAY, bytes),
+        let share = affords(allowance, per_hour, per_day, self.case_bytes);
+        let mut room = Room { share, bar: 0.0, reached: None };
+        for (name, limit, spent, period) in [
+            ("cases_per_hour", allowance.cases_per_hour, &mut self.cases_per_hour, HOUR),
+            ("cases_per_day", allowance.cases_per_day, &mut self.cases_per_day, DAY),
+            ("bytes_per_hour", allowance.bytes_per_hour, &mut self.bytes_per_hour, HOUR),
+            ("bytes_per_day", allowance.bytes_per_day, &mut self.bytes_per_day, DAY),
         ] {
             let Some(limit) = limit else { continue };
             spent.advance(now, period);
-            room.share = room.share.min(limit as f32 / each / samples.max(1.0));
             if spent.sum() >= limit {
                 room.reached.get_or_insert(name);
             }
@@ -118,11 +114,31 @@ impl Account {
         self.bar
     }
 
+    /// How large a case is. None before the first.
+    #[must_use]
+    pub fn case_bytes(&self) -> Option<f32> {
+        self.case_bytes
+    }
+
     /// Cases and bytes of the last day.
     #[must_use]
     pub fn of_the_last_day(&self) -> (u64, u64) {
         (self.cases_per_day.sum(), self.bytes_per_day.sum())
     }
+}
+
+/// Which share of so many answers an allowance affords, if its cases are so large.
+#[must_use]
+pub fn affords(allowance: &Allowance, per_hour: f32, per_day: f32, case_bytes: Option<f32>) -> f32 {
+    let bytes = case_bytes.unwrap_or(1.0).max(1.0);
+    let limits = [
+        (allowance.cases_per_hour, per_hour, 1.0),
+        (allowance.cases_per_day, per_day, 1.0),
+        (allowance.bytes_per_hour, per_hour, bytes),
+        (allowance.bytes_per_day, per_day, bytes),
+    ];
+    let of_limits = limits.iter().filter_map(|(limit, answers, each)| Some((*limit)? as f32 / each / answers.max(1.0)));
+    of_limits.fold(allowance.share.map_or(1.0, |share| share.value()), f32::min)
 }
 
 #[cfg(test)]

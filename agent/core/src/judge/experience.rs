@@ -16,7 +16,7 @@ use super::bins::{Recent, bin, log_odds, share, upper};
 use super::calibration::{Calibration, Fit, PERSON_COUNTS};
 use super::evidence::Certificate;
 use super::shift::{Change, Shift};
-use super::{Bar, Judgement, Limits, Rule, judge};
+use super::{Asked, Bar, Judgement, Rule, by_limits};
 use crate::agree::{agree, pairs};
 use crate::chance::Chance;
 use crate::clock::Moment;
@@ -92,8 +92,8 @@ pub struct Experience {
     /// Whose word the labels are.
     cloud: Option<ModelRef>,
     recent: Recent,
-    account: Account,
-    certificate: Certificate,
+    pub(super) account: Account,
+    pub(super) certificate: Certificate,
     shift: Shift,
     calibration: Calibration,
     /// Of the calibration, as of the last labels.
@@ -116,15 +116,6 @@ pub enum News {
     Revoked,
     /// Another model answers in the cloud: what the other one said is no evidence any more.
     OtherCloud,
-}
-
-/// What is asked of one answer beside its doubt.
-#[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
-    pub limits: &'a Limits,
-    pub weight: Weight,
-    pub rule: &'a Rule,
-    pub now: Moment,
 }
 
 impl Experience {
@@ -155,8 +146,8 @@ impl Experience {
     }
 
     /// Decides on one answer.
-    pub fn judge(&mut self, doubt: &Doubt, asked: Asked<'_>, chance: &mut Chance) -> Judgement {
-        let Asked { limits, weight, rule, .. } = asked;
+    pub fn judge(&mut self, doubt: &Doubt, asked: Asked<'_>, now: Moment, chance: &mut Chance) -> Judgement {
+        let Asked { limits, weight, policy, rule } = asked;
         let raw = doubt.score().map_or(0.0, |score| 1.0 - score);
         let alarm = self.changes(raw);
         let asks_more = rule.on_shift == OnShift::AskMore && self.shift.raised().is_some();
@@ -164,17 +155,19 @@ impl Experience {
             self.certificate.revoke();
         }
         self.certificate.aim(rule.target.filter(|_| rule.mode == ThresholdMode::Target));
-        let mut judgement = match rule.mode {
-            ThresholdMode::Fixed if asks_more => judge(doubt, &limits.with_less_doubt(DOUBT_IN_SHIFT), weight),
-            ThresholdMode::Fixed => judge(doubt, limits, weight),
-            ThresholdMode::Budget => self.within_budget(doubt, weighed(raw, weight), asked),
+        let judgement = match rule.mode {
+            ThresholdMode::Fixed if asks_more => by_limits(doubt, &limits.with_less_doubt(DOUBT_IN_SHIFT), weight),
+            ThresholdMode::Fixed => by_limits(doubt, &limits, weight),
+            ThresholdMode::Budget => self.within_budget(doubt, weighed(raw, weight), asked, now),
             ThresholdMode::Target => self.under_target(doubt, raw, asked),
         };
-        self.judged_ms = asked.now.0;
+        let mut judgement = judgement.under(policy);
+        self.judged_ms = now.0;
         let rank = self.recent.bins().rank(raw);
         self.recent.saw(raw);
         self.checks.saw(rank);
-        judgement.check = self.draws_check(&judgement, rule, asks_more, chance);
+        // An answer that a policy decides on is no example of those that are judged.
+        judgement.check = self.draws_check(&judgement, rule, asks_more, chance) && policy.is_none();
         if judgement.check && judgement.reason.is_none() {
             // Any of them may give way to a case, and any to another: what stays is a random sample, too.
             #[expect(clippy::cast_possible_truncation, reason = "a share")]
@@ -185,7 +178,7 @@ impl Experience {
             self.account.decided(room, judgement.reason.is_some());
         }
         if judgement.reason.is_some() {
-            self.account.case(asked.now);
+            self.account.case(now);
         }
         Judgement { alarm, asked_more: asks_more, agreement: self.agreement(doubt), ..judgement }
     }
@@ -200,8 +193,8 @@ impl Experience {
         if self.shift.saw(doubt) { self.shift.raised() } else { None }
     }
 
-    fn within_budget(&mut self, doubt: &Doubt, weighed: f32, asked: Asked<'_>) -> Judgement {
-        let mut room = self.account.sample(asked.now, &asked.rule.allowance);
+    fn within_budget(&mut self, doubt: &Doubt, weighed: f32, asked: Asked<'_>, now: Moment) -> Judgement {
+        let mut room = self.account.sample(now, &asked.rule.allowance);
         room.share = (room.share * asked.rule.scale.value()).min(1.0);
         let rank = self.recent.bins().rank(weighed);
         let defers = rank >= room.bar && room.share > 0.0 && room.reached.is_none();
@@ -231,13 +224,13 @@ impl Experience {
             (ThresholdMode::Target, _) if self.certificate.certified().is_none() => 1.0,
             (ThresholdMode::Target, _) => {
                 let few = if self.certificate.evidence().checks() < FEW_CHECKS { MORE_CHECKS } else { 1.0 };
-                rule.spot_checks.value().max(CHECKS_MIN) * few.max(more)
+                checks_in_the_long_run(rule) * few.max(more)
             }
             (_, Bar::Budget { room, .. }) => {
                 let most = if room.reached.is_some() { 0.0 } else { CHECKS_OF_BUDGET * room.share };
                 (rule.spot_checks.value() * more).min(most)
             }
-            _ => rule.spot_checks.value() * more,
+            _ => checks_in_the_long_run(rule) * more,
         };
         let spacing = self.checks.spacing();
         // The draw is made in any case, so that the same seed goes on alike.
@@ -363,7 +356,7 @@ impl Experience {
     }
 
     /// How probable it is that the cloud would say the same, by what it said before. `None` before it said enough.
-    fn agreement(&self, doubt: &Doubt) -> Option<f32> {
+    pub(super) fn agreement(&self, doubt: &Doubt) -> Option<f32> {
         Some(self.fit.as_ref()?.right(bin(1.0 - doubt.score()?)))
     }
 
@@ -404,6 +397,16 @@ impl Experience {
     #[must_use]
     pub fn alarm(&self) -> Option<Change> {
         self.shift.raised()
+    }
+}
+
+/// Which share of the answers that stay is checked, once enough is known and while nothing changes. Those under a budget
+/// are in it.
+pub(super) fn checks_in_the_long_run(rule: &Rule) -> f32 {
+    match rule.mode {
+        ThresholdMode::Fixed => rule.spot_checks.value(),
+        ThresholdMode::Budget => 0.0,
+        ThresholdMode::Target => rule.spot_checks.value().max(CHECKS_MIN),
     }
 }
 

@@ -15,7 +15,7 @@ fn doubt(score: f32, margin: f32, entropy: f32) -> Doubt {
 
 #[track_caller]
 fn check_reason(doubt: Doubt, limits: Limits, expected: Option<Reason>) {
-    assert_eq!(judge(&doubt, &limits, Weight::ONE).explain().reason, expected);
+    assert_eq!(judge(&doubt, &Asked::of(limits)).explain().reason, expected);
 }
 
 #[test]
@@ -46,24 +46,21 @@ fn a_label_with_a_limit_of_its_own_is_judged_by_it() {
     let share = |value| Share::new(value).expect("valid");
     let labels = [("cat".to_owned(), share(0.95)), ("dog".to_owned(), share(0.1))].into();
     let thresholds = Thresholds { labels, ..limits(0.5, 0.0, 1.0).into() };
-    let score_min = |label: &str| thresholds.of(&said(&[label, "cow"])).0.score_min();
+    let score_min = |label: &str| thresholds.of(&said(&[label, "cow"])).limits.score_min();
     assert_eq!(["cat", "dog", "cow"].map(score_min), [0.95, 0.1, 0.5]);
     let boxes = ["dog", "cat"].map(|label| hedge_proto::Found {
         label: label.to_owned(),
         score: 0.5,
         place: hedge_proto::Rect::WHOLE,
     });
-    assert_eq!(thresholds.of(&Output::Boxes(boxes.to_vec())).0.score_min(), 0.95, "the strictest of several");
+    assert_eq!(thresholds.of(&Output::Boxes(boxes.to_vec())).limits.score_min(), 0.95, "the strictest of several");
 }
 
 #[test]
 fn a_label_that_is_worth_more_goes_first_also_when_it_is_less_in_doubt() {
     let weights = [("cat".to_owned(), Weight::new(10.0).expect("valid"))].into();
     let thresholds = Thresholds { weights, ..limits(0.9, 0.0, 1.0).into() };
-    let priority = |label: &str, score: f32| {
-        let (limits, weight) = thresholds.of(&said(&[label]));
-        judge(&doubt(score, 1.0, 0.0), &limits, weight).priority()
-    };
+    let priority = |label: &str, score: f32| judge(&doubt(score, 1.0, 0.0), &thresholds.of(&said(&[label]))).priority();
     assert!(priority("cat", 0.8) > priority("dog", 0.4));
     assert!(priority("cat", 0.7) > priority("cat", 0.8));
     let (least, most) = PRIORITY_RANGE;
@@ -114,7 +111,7 @@ proptest! {
         (less, more) in (between(0.0, 10.0), between(0.0, 10.0)),
     ) {
         let scale = |value| ThresholdScale::new(value).expect("valid");
-        let [loose, strict] = [less.min(more), less.max(more)].map(|value| judge(&doubt, &limits.scaled(scale(value)), Weight::ONE));
+        let [loose, strict] = [less.min(more), less.max(more)].map(|value| judge(&doubt, &Asked::of(limits.scaled(scale(value)))));
         prop_assert!(loose.reason.is_none() || strict.reason.is_some(), "{:?} {:?}", loose, strict);
     }
 
@@ -126,7 +123,32 @@ proptest! {
     ) {
         let measure = Measure::ALL[which];
         let strict = limits.at_most(measure, Share::new(limits.most(measure) * by).expect("valid"));
-        let [loose, strict] = [limits, strict].map(|limits| judge(&doubt, &limits, Weight::ONE));
+        let [loose, strict] = [limits, strict].map(|limits| judge(&doubt, &Asked::of(limits)));
         prop_assert!(loose.reason.is_none() || strict.reason.is_some(), "{:?} {:?}", loose, strict);
     }
+}
+
+#[test]
+fn a_policy_for_a_class_decides_whatever_the_threshold_says() {
+    let policies =
+        [("cat", ClassPolicy::NeverAsk), ("dog", ClassPolicy::AlwaysAsk), ("person", ClassPolicy::NeverLeave)];
+    let policies = policies.map(|(label, policy)| (label.to_owned(), policy)).into();
+    let thresholds = Thresholds { policies, ..limits(0.5, 0.0, 1.0).into() };
+    let judged = |label: &str, score| judge(&doubt(score, 1.0, 0.0), &thresholds.of(&said(&[label]))).explain();
+    for (label, score, reason, part) in [
+        ("cow", 0.4, Some(Reason::LowScore), "below score_min"),
+        ("cat", 0.4, None, "never_ask"),
+        ("dog", 0.99, Some(Reason::Policy), "always_ask"),
+        ("person", 0.4, None, "never leaves this device"),
+    ] {
+        let explanation = judged(label, score);
+        assert_eq!((explanation.reason, explanation.outcome == Outcome::Defer), (reason, reason.is_some()), "{label}");
+        assert!(explanation.because.contains(part), "{}", explanation.because);
+    }
+    let boxes = ["dog", "person", "cat"].map(|label| hedge_proto::Found {
+        label: label.to_owned(),
+        score: 0.5,
+        place: hedge_proto::Rect::WHOLE,
+    });
+    assert_eq!(thresholds.of(&Output::Boxes(boxes.to_vec())).policy, Some(ClassPolicy::NeverLeave), "one is enough");
 }

@@ -36,8 +36,8 @@ pub(super) enum Settled {
     Changed,
 }
 
-const DONE: &str = "done";
-const FAILED: &str = "failed";
+pub(super) const DONE: &str = "done";
+pub(super) const FAILED: &str = "failed";
 
 /// Ends the name of the file that says why another one failed.
 const NOTE: &[u8] = b".error.txt";

@@ -12,6 +12,7 @@ use hedge_inference::ContentType;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use super::fate::{DONE, FAILED};
 use crate::capture::command::holds_whole_jpeg;
 use crate::sample::SampleError;
 
@@ -61,10 +62,12 @@ pub(super) struct Found {
     pub(super) name: OsString,
 }
 
-/// Whether a file of this name is meant for us.
+/// Whether a file of this name is meant for us. One that stands where our own folders belong is its owner's to take away.
 pub(super) fn is_wanted(name: &OsStr) -> bool {
     let name = name.as_bytes();
-    !name.starts_with(b".") && ![&b".part"[..], b".tmp", b"~"].iter().any(|ending| name.ends_with(ending))
+    ![DONE, FAILED].map(str::as_bytes).contains(&name)
+        && !name.starts_with(b".")
+        && ![&b".part"[..], b".tmp", b"~"].iter().any(|ending| name.ends_with(ending))
 }
 
 /// The `count_max` oldest files, oldest first.

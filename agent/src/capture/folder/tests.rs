@@ -418,7 +418,7 @@ async fn a_file_answered_but_not_moved_is_not_answered_again_after_a_restart() {
 #[tokio::test(start_paused = true)]
 async fn a_file_that_cannot_be_moved_away_is_answered_once() {
     let place = Place::new();
-    place.write("done", b"a file where the folder should be"); // itself no picture
+    place.write("done", b"a file where the folder should be");
     place.write_aged("a.jpg", 10);
     let running = place.start(None, Fate::Move);
     place.fake.until("the trouble", |fake| fake.said("cannot be moved away")).await;
@@ -432,7 +432,7 @@ async fn a_file_that_cannot_be_moved_away_is_answered_once() {
 #[test]
 fn unfinished_and_hidden_names_are_not_wanted() {
     assert!(super::files::is_wanted("a.jpg".as_ref()));
-    for left_alone in [".a.jpg", "a.jpg.part", "a.tmp", "a.jpg~"] {
+    for left_alone in [".a.jpg", "a.jpg.part", "a.tmp", "a.jpg~", "done", "failed"] {
         assert!(!super::files::is_wanted(Path::new(left_alone).as_os_str()), "{left_alone}");
     }
 }

@@ -132,6 +132,7 @@ fn an_unknown_label_of_the_local_file_refuses_no_document_that_does_not_name_it(
     for (wrong, field) in [
         (json!({"classes": {"cow": 0.9}}), "model.rgb.threshold.classes.cow"),
         (json!({"weights": {"dog": 2}}), "model.rgb.threshold.weights.dog"),
+        (json!({"policies": {"dog": "never_ask"}}), "model.rgb.threshold.policies.dog"),
     ] {
         let refusal = read(threshold(wrong)).expect_err("refused");
         assert_eq!(refusal.errors.iter().map(|error| error.field.as_str()).collect::<Vec<_>>(), [field]);

@@ -1,11 +1,11 @@
 use alloc::vec;
 use core::time::Duration;
 
-use hedge_proto::{Allowance, CaseId, DeviceId, Epoch, LabelScore, Measure, Share, Target};
+use hedge_proto::{Allowance, CaseId, ClassPolicy, DeviceId, Epoch, LabelScore, Measure, Share, Target};
 use proptest::prelude::*;
 
 use super::*;
-use crate::judge::ThresholdScale;
+use crate::judge::{Limits, Past, ThresholdScale};
 
 fn share(value: f32) -> Share {
     Share::new(value).expect("a share")
@@ -64,6 +64,7 @@ struct World {
     shift: f32,
     deferred: u32,
     kept_wrong: u32,
+    last: Doubt,
     news: Vec<News>,
     alarms: u32,
 }
@@ -81,6 +82,7 @@ impl World {
             shift: 1.0,
             deferred: 0,
             kept_wrong: 0,
+            last: Doubt::NONE,
             news: Vec::new(),
             alarms: 0,
         }
@@ -93,10 +95,11 @@ impl World {
             #[expect(clippy::cast_possible_truncation, reason = "a share")]
             let drawn = self.chance.share() as f32;
             let doubt = doubt((drawn.powi(4) * self.shift).min(1.0));
+            self.last = doubt;
             let wrong = self.chance.share() < f64::from((drawn.powi(4) * self.shift * self.shift).min(1.0));
             let limits = Limits::NONE.at_most(Measure::Score, share(0.3));
-            let asked = Asked { limits: &limits, weight: Weight::ONE, rule: &self.rule, now };
-            let judgement = self.experience.judge(&doubt, asked, &mut self.chance);
+            let asked = Asked { rule: &self.rule, ..Asked::of(limits) };
+            let judgement = self.experience.judge(&doubt, asked, now, &mut self.chance);
             self.alarms += u32::from(judgement.alarm.is_some());
             self.sequence += 1;
             if judgement.reason.is_none() {
@@ -174,11 +177,11 @@ fn an_alarm_that_is_only_watched_changes_nothing() {
     world.run(400);
     assert_eq!(world.alarms, 1);
     let limits = Limits::NONE.at_most(Measure::Score, share(0.3));
-    let asked = Asked { limits: &limits, weight: Weight::ONE, rule: &world.rule, now: Moment(0) };
-    assert_eq!(world.experience.judge(&doubt(0.29), asked, &mut world.chance).reason, None);
+    let asked = Asked { rule: &world.rule, ..Asked::of(limits) };
+    assert_eq!(world.experience.judge(&doubt(0.29), asked, Moment(0), &mut world.chance).reason, None);
     let rule = Rule { on_shift: OnShift::AskMore, ..Rule::FIXED };
-    let asked = Asked { limits: &limits, weight: Weight::ONE, rule: &rule, now: Moment(0) };
-    let judgement = world.experience.judge(&doubt(0.29), asked, &mut world.chance);
+    let asked = Asked { rule: &rule, ..Asked::of(limits) };
+    let judgement = world.experience.judge(&doubt(0.29), asked, Moment(0), &mut world.chance);
     assert_eq!(judgement.reason, Some(Reason::LowScore));
     assert!(judgement.explain().because.contains("unlike what the model was checked on"));
 }
@@ -202,11 +205,11 @@ fn a_spot_check_that_is_lost_counts_as_contradicted_and_a_case_that_is_lost_is_g
     let allowance = Allowance { cases_per_hour: Some(1), ..Allowance::default() };
     let rule = Rule { mode: ThresholdMode::Budget, allowance, ..Rule::FIXED };
     let (mut experience, mut chance) = (experience(), Chance::from_seed(5));
-    let asked = |rule| Asked { limits: &Limits::NONE, weight: Weight::ONE, rule, now: Moment(1) };
-    let judgement = experience.judge(&doubt(0.9), asked(&rule), &mut chance);
+    let asked = |rule| Asked { rule, ..Asked::of(Limits::NONE) };
+    let judgement = experience.judge(&doubt(0.9), asked(&rule), Moment(1), &mut chance);
     assert!(judgement.reason.is_some());
     experience.opened(key(1), (&doubt(0.9), true), 500, Moment(1));
-    let spent = experience.judge(&doubt(0.9), asked(&rule), &mut chance);
+    let spent = experience.judge(&doubt(0.9), asked(&rule), Moment(1), &mut chance);
     assert!(spent.reason.is_none() && spent.explain().because.contains("cases_per_hour is spent"));
     assert_eq!(experience.open_since_before(Moment(2)).count(), 1);
     assert_eq!(experience.ended_unanswered(key(1)), None);
@@ -239,8 +242,8 @@ fn of_too_many_open_cases_the_oldest_is_waited_for_no_longer_and_costs_what_it_d
 #[test]
 fn a_case_that_a_crash_made_forget_is_counted_once() {
     let (mut experience, mut chance) = (experience(), Chance::from_seed(5));
-    let asked = Asked { limits: &Limits::NONE, weight: Weight::ONE, rule: &budget(1.0), now: Moment(1000) };
-    experience.judge(&doubt(0.9), asked, &mut chance);
+    let asked = Asked { rule: &budget(1.0), ..Asked::of(Limits::NONE) };
+    experience.judge(&doubt(0.9), asked, Moment(1000), &mut chance);
     experience.opened(key(1), (&doubt(0.9), false), 500, Moment(1000));
     for (known, at) in [(key(1), 1000), (key(2), 1500), (key(2), 1500)] {
         experience.recalled(known, (&doubt(0.5), true), 500, Moment(at));
@@ -268,8 +271,8 @@ fn frames_that_hardly_change_are_checked_seldom() {
         for frame in 0_u32..4000 {
             #[expect(clippy::cast_possible_truncation, reason = "a share")]
             let value = if still { (frame / 400) as f32 / 20.0 + 0.01 } else { chance.share() as f32 };
-            let asked = Asked { limits: &Limits::NONE, weight: Weight::ONE, rule: &rule, now: Moment(0) };
-            experience.judge(&doubt(value), asked, &mut chance);
+            let asked = Asked { rule: &rule, ..Asked::of(Limits::NONE) };
+            experience.judge(&doubt(value), asked, Moment(0), &mut chance);
         }
         experience.checks.drawn
     };
@@ -307,8 +310,8 @@ proptest! {
         let (mut experience, mut chance, mut now) = (experience(), Chance::from_seed(1), Moment(0));
         for (at, (doubt, rule, what, step)) in steps.into_iter().enumerate() {
             now = now + Duration::from_millis(step);
-            let asked = Asked { limits: &Limits::NONE, weight: Weight::MAX, rule: &rule, now };
-            let judgement = experience.judge(&doubt, asked, &mut chance);
+            let asked = Asked { weight: Weight::MAX, rule: &rule, ..Asked::of(Limits::NONE) };
+            let judgement = experience.judge(&doubt, asked, now, &mut chance);
             let explained = judgement.explain();
             prop_assert!(explained.threshold.is_finite() && judgement.priority() > 0.0);
             experience.opened(key(at as u64), (&doubt, judgement.check), u64::MAX, now);
@@ -346,12 +349,57 @@ proptest! {
         let decide = |rule: &Rule| {
             let (mut experience, mut chance) = (world.experience.clone(), Chance::from_seed(seed));
             experience.account = Account::default();
-            let asked = Asked { limits: &Limits::NONE, weight: Weight::ONE, rule, now: Moment(0) };
-            experience.judge(&doubt(asked_of), asked, &mut chance).reason.is_some()
+            let asked = Asked { rule, ..Asked::of(Limits::NONE) };
+            experience.judge(&doubt(asked_of), asked, Moment(0), &mut chance).reason.is_some()
         };
         let unchecked = |rule| Rule { spot_checks: Share::ZERO, ..rule };
         let (less, more) = (one.min(other), one.max(other));
         prop_assert!(!decide(&unchecked(budget(less))) || decide(&unchecked(budget(more))), "a larger budget asks more");
         prop_assert!(!decide(&unchecked(target(more))) || decide(&unchecked(target(less))), "a smaller risk asks more");
+    }
+}
+
+#[test]
+fn a_class_that_always_asks_spends_the_budget_and_no_more_and_one_that_never_asks_is_no_spot_check() {
+    let rule = Rule { spot_checks: share(1.0), ..budget(1.0) };
+    let rule = Rule { allowance: Allowance { share: None, cases_per_hour: Some(3), ..rule.allowance }, ..rule };
+    let (mut experience, mut chance) = (experience(), Chance::from_seed(1));
+    let mut judged = |policy| {
+        let asked = Asked { policy: Some(policy), rule: &rule, ..Asked::of(Limits::NONE) };
+        experience.judge(&doubt(0.0), asked, Moment(1), &mut chance)
+    };
+    for _ in 0..100 {
+        let kept = judged(ClassPolicy::NeverAsk);
+        assert_eq!((kept.reason, kept.check), (None, false));
+    }
+    let asked = (0..10).filter(|_| judged(ClassPolicy::AlwaysAsk).reason == Some(Reason::Policy)).count();
+    assert_eq!(asked, 3, "the ceiling stands behind it");
+    assert!(judged(ClassPolicy::AlwaysAsk).explain().because.contains("waits for that"));
+}
+
+#[test]
+fn a_forecast_comes_true_for_numbers_a_budget_and_a_target() {
+    let mut world = World::new(Rule { spot_checks: share(0.2), ..Rule::FIXED }, 11);
+    let mut past = Past::default();
+    for sequence in 0..6000 {
+        let doubt = world.run(1).last;
+        past.saw(&doubt, Moment(sequence * 1000));
+    }
+    let now = Moment(world.sequence * 1000);
+    let fixed = Rule::FIXED;
+    for (rule, tolerance) in [(fixed, 0.02), (budget(0.15), 0.02), (target(0.1), 0.05)] {
+        let limits = Limits::NONE.at_most(Measure::Score, share(0.3));
+        let asked = Asked { rule: &rule, ..Asked::of(limits) };
+        let forecast = world.experience.forecast(&past, &asked, now).expect("answers");
+        assert!((5950..=6000).contains(&forecast.answers), "{forecast:?}");
+        // It begins with what the forecast knew.
+        let mut then = World { experience: world.experience.clone(), rule, ..World::new(rule, 12) };
+        then.sequence = world.sequence;
+        then.run(2000).run(4000);
+        let (deferred, wrong) = (then.deferred as f32 / 4000.0, then.kept_wrong as f32 / 4000.0);
+        let told = (forecast.deferred, forecast.contradicted.expect("labels"));
+        assert!((told.0 - deferred).abs() < tolerance, "{:?}: {told:?} and {deferred}", rule.mode);
+        assert!((told.1 - wrong).abs() < 0.02, "{:?}: {told:?} and {wrong}", rule.mode);
+        assert!(forecast.bytes_per_day.is_some_and(|bytes| (bytes / forecast.cases_per_day - 1000.0).abs() < 1.0));
     }
 }

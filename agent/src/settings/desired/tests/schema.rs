@@ -59,7 +59,7 @@ fn walk(place: Place, found: &mut Vec<Place>) {
             Some("model") => "m.1",
             Some("source") => "porch",
             Some("sinks") => "shed",
-            Some("classes" | "weights") => "cat",
+            Some("classes" | "weights" | "policies") => "cat",
             _ => "note",
         };
         let patterns = schema.get("patternProperties").and_then(Value::as_object).into_iter().flatten();
