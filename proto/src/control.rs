@@ -2,6 +2,7 @@
 //!
 //! Readers here refuse fields they do not know, by name: a misspelt command must not do half of what was meant.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -167,7 +168,7 @@ pub enum Order {
     /// The last decisions, newest first.
     Explain(ExplainArgs),
     /// What another threshold would have made of the answers of the last day.
-    WhatIf(WhatIfArgs),
+    WhatIf(Box<WhatIfArgs>),
     /// Send what waits now, without the waits of earlier failures.
     Drain,
     /// Take no samples: from one source, or from all.

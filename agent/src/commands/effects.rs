@@ -41,7 +41,7 @@ impl CarriesOut for Effects {
                 told.map_err(|_| "the agent is stopping".to_owned())?;
                 Ok(json!({"waiting": self.pipeline.outbox.figures().waiting}))
             }
-            Order::WhatIf(args) => self.what_if(args),
+            Order::WhatIf(args) => self.what_if(*args),
             Order::Pause(args) => self.control.pause(args.source).await.map(nothing),
             Order::Resume(args) => self.control.resume(args.source).await.map(nothing),
             Order::QueueStats => document(&self.pipeline.queue().stats()),
