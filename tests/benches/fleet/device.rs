@@ -165,16 +165,14 @@ impl Device {
                     let was_cut = self.serve(session, phase).await;
                     self.fleet.counts.connected.fetch_sub(1, Ordering::Relaxed);
                     self.uplink.disconnected(self.fleet.now(), None);
-                    count(&self.fleet.counts.cut, usize::from(was_cut));
+                    if !was_cut {
+                        continue;
+                    }
                 }
-                Err(error) => {
-                    count(&self.fleet.counts.cut, 1);
-                    eprintln!("{}: {error:#}", self.name);
-                }
+                Err(error) => eprintln!("{}: {error:#}", self.name),
             }
-            if *self.stage.borrow() != Stage::Away {
-                tokio::time::sleep(DIAL_PAUSE).await;
-            }
+            count(&self.fleet.counts.cut, 1);
+            tokio::time::sleep(DIAL_PAUSE).await;
         }
     }
 
@@ -182,6 +180,8 @@ impl Device {
         let (broker, topics) = (self.fleet.broker, &self.fleet.topics);
         let mut options = MqttOptions::new(self.name.as_str(), (broker.ip().to_string(), broker.port()));
         options.set_keep_alive(60).set_connect_timeout(CONNECT_TIMEOUT);
+        // The library keeps a place for each, 200 bytes long.
+        options.set_outgoing_inflight_upper_limit(u16::try_from(4 * WINDOW_MAX)?);
         options.set_socket_connector(async |address, options| {
             let stream = rumqttc::default_socket_connect(address, options).await?;
             stream.set_nodelay(true)?;
