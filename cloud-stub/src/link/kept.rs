@@ -5,8 +5,10 @@
 //! and one kind of message follows the other. Meanwhile news comes over both connections; what is read here last
 //! is never older than what the link has brought before.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hedge_proto::Topics;
 use rumqttc::mqttbytes::v5::Publish;
 use tokio::sync::mpsc;
@@ -62,7 +64,7 @@ impl Drop for Kept {
 /// How many messages the broker has kept.
 async fn read(way: &Way, topics: &Topics, intake: &mpsc::Sender<Event>) -> Result<u64, HearingError> {
     let mut hearing = Hearing::connect(way, topics, "reader", PACKET_BYTES_MAX).await?;
-    let mut to_intake = ToIntake(intake);
+    let mut to_intake = ToIntake { intake, seen: HashSet::new() };
     let mut unsettled = None;
     for filter in filters(topics) {
         hearing.subscribe(filter, &mut to_intake).await?;
@@ -76,15 +78,26 @@ async fn read(way: &Way, topics: &Topics, intake: &mpsc::Sender<Event>) -> Resul
     unsettled.map_or(Ok(messages), Err)
 }
 
-struct ToIntake<'a>(&'a mpsc::Sender<Event>);
+struct ToIntake<'a> {
+    intake: &'a mpsc::Sender<Event>,
+    /// Topics of which a kept message was passed on.
+    seen: HashSet<Bytes>,
+}
 
 impl Listener for ToIntake<'_> {
     async fn hear(&mut self, publish: Publish) {
+        if publish.retain {
+            self.seen.insert(publish.topic.clone());
+        } else if !self.seen.contains(&publish.topic) {
+            // The link brings it, too. Only what follows a kept message is needed here, for the link may have brought it
+            // before that one.
+            return;
+        }
         let topic = String::from_utf8_lossy(&publish.topic).into_owned();
         let (payload, retained) = (publish.payload, publish.retain);
         let message = Incoming { topic, payload, retained, receipt: None, share: None };
         // The intake has gone only where the program is ending.
-        drop(self.0.send(Event::Message(message)).await);
+        drop(self.intake.send(Event::Message(message)).await);
     }
 }
 

@@ -1,7 +1,7 @@
 //! One light device: a real session at the broker and the real decisions of `hedge-core`'s uplink about what is sent, asked
 //! about and held back. It has no disk, no model and no callers, so that thousands of them fit into one process.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use hedge_core::uplink::{Permission, Publish, READY_MAX, Step, Uplink, WINDOW_MA
 use hedge_proto::{
     Captured, Case, CaseDecision, CaseId, CaseKey, CaseMessage, CloudState, CloudStatus, DeviceId, DeviceState,
     DeviceStatus, Digest, Doubt, DownMessage, Epoch, LabelScore, Message as _, ModelRef, Output, PayloadForm, Reason,
-    ThresholdMode, Topic, Topics, WIRE_VERSION, from_cbor, labels_hash, to_cbor, to_json,
+    ThresholdMode, Topic, Topics, Verdict, WIRE_VERSION, from_cbor, labels_hash, to_cbor, to_json,
 };
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{Packet, PubAckReason, Publish as Heard};
@@ -60,6 +60,7 @@ pub(crate) struct Counts {
     pub(crate) asked: AtomicU64,
     pub(crate) busy: AtomicU64,
     pub(crate) answered: AtomicU64,
+    /// Second verdicts that say something else than the first. A device drops one that says the same.
     pub(crate) twice: AtomicU64,
     /// Of new cases, from the moment they were made, in microseconds.
     pub(crate) took: Mutex<Vec<u64>>,
@@ -109,7 +110,7 @@ pub(crate) struct Device {
     open: BTreeMap<CaseKey, Open>,
     /// Not in the uplink's memory yet.
     disk: VecDeque<CaseKey>,
-    answered: BTreeSet<CaseKey>,
+    answered: BTreeMap<CaseKey, Verdict>,
     clouds: BTreeMap<Vec<u8>, CloudStatus>,
     proven: bool,
     connection: u64,
@@ -142,7 +143,7 @@ impl Device {
             next: 0,
             open: BTreeMap::new(),
             disk: VecDeque::new(),
-            answered: BTreeSet::new(),
+            answered: BTreeMap::new(),
             clouds: BTreeMap::new(),
             proven: false,
             connection: 0,
@@ -375,17 +376,19 @@ impl Device {
                 eprintln!("{id} is dead: {reason}");
                 self.uplink.forget(id.key);
             }
-            DownMessage::Verdict(verdict) => self.answered(verdict.id.key),
+            DownMessage::Verdict(verdict) => self.answered(verdict),
         }
     }
 
-    fn answered(&mut self, key: CaseKey) {
+    fn answered(&mut self, verdict: Verdict) {
+        let key = verdict.id.key;
         self.uplink.forget(key);
         let Some(open) = self.open.remove(&key) else {
-            count(&self.fleet.counts.twice, usize::from(self.answered.contains(&key)));
+            let differs = self.answered.get(&key).is_some_and(|first| *first != verdict);
+            count(&self.fleet.counts.twice, usize::from(differs));
             return;
         };
-        self.answered.insert(key);
+        self.answered.insert(key, verdict);
         count(&self.fleet.counts.answered, 1);
         if let Some(made) = open.made {
             let took = u64::try_from(made.elapsed().as_micros()).unwrap_or(u64::MAX);
