@@ -35,7 +35,7 @@ const CONNECT_WAIT_MAX: Duration = Duration::from_secs(120);
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
 
 /// How many devices dial at the same time, except when they all come back at once.
-const DIALS_MAX: usize = 200;
+const DIALS_MAX: u64 = 200;
 
 #[derive(Parser)]
 struct Arguments {
@@ -159,9 +159,7 @@ fn measure(arguments: &Arguments, runtime: &tokio::runtime::Runtime) -> Result<V
     for number in 0..arguments.devices {
         let device = Device::new(fleet.clone(), stages.clone(), number)?;
         runtime.spawn(device.run(number as f64 / arguments.devices as f64));
-        wait_for("some devices connect", || {
-            number + 1 < counts.connected.load(Ordering::Relaxed) as usize + DIALS_MAX
-        })?;
+        wait_for("some devices connect", || number as u64 + 1 < counts.connected.load(Ordering::Relaxed) + DIALS_MAX)?;
     }
     let all = arguments.devices as u64;
     let are_connected = |wanted: u64| counts.connected.load(Ordering::Relaxed) == wanted;
