@@ -60,7 +60,8 @@ impl Publisher {
         self.run(&["pack", &places::model(model).display().to_string(), &name])?;
         let packed = self.dir.join(&name);
         let manifest = packed.join("manifest.toml");
-        let text = std::fs::read_to_string(&manifest)?.replacen("version = \"1\"", &format!("version = \"{version}\""), 1);
+        let text =
+            std::fs::read_to_string(&manifest)?.replacen("version = \"1\"", &format!("version = \"{version}\""), 1);
         std::fs::write(&manifest, text)?;
         change(&packed)?;
         self.run(&["sign", &name, "--key", "release.key"])?;

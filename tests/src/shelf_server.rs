@@ -19,8 +19,8 @@ pub enum Trouble {
     CutAfter(u64),
     /// The same, and it does not know ranges.
     CutAfterWithoutRanges(u64),
-    /// Every file goes on with zeros and has no end.
-    Endless,
+    /// Files whose path ends so go on with zeros and have no end.
+    Endless(&'static str),
 }
 
 /// Serves until it is dropped.
@@ -93,14 +93,16 @@ impl State {
         };
         let length = file.metadata()?.len();
         if begin > 0 && begin >= length {
-            return Ok(stream.write_all(b"HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?);
+            return Ok(stream
+                .write_all(b"HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?);
         }
         let status = if begin > 0 { "206 Partial Content" } else { "200 OK" };
+        let endless = matches!(trouble, Trouble::Endless(end) if path.ends_with(end));
         let mut head = format!("HTTP/1.1 {status}\r\nConnection: close\r\n");
         if begin > 0 {
             head += &format!("Content-Range: bytes {begin}-{}/{length}\r\n", length - 1);
         }
-        if trouble != Trouble::Endless {
+        if !endless {
             head += &format!("Content-Length: {}\r\n", length - begin);
         }
         stream.write_all(format!("{head}\r\n").as_bytes())?;
@@ -108,12 +110,12 @@ impl State {
         let mut body = Vec::new();
         match trouble {
             Trouble::CutAfter(most) | Trouble::CutAfterWithoutRanges(most) => file.take(most).read_to_end(&mut body)?,
-            Trouble::None | Trouble::Endless => file.read_to_end(&mut body)?,
+            Trouble::None | Trouble::Endless(_) => file.read_to_end(&mut body)?,
         };
         loop {
             stream.write_all(&body)?;
             self.bytes.fetch_add(body.len() as u64, Ordering::SeqCst);
-            if trouble != Trouble::Endless {
+            if !endless {
                 return Ok(());
             }
             body = vec![0; 64 * 1024];

@@ -47,12 +47,15 @@ impl Scene {
     fn command(&self, words: &[&str]) -> Result<Command> {
         let mut command = Command::new(places::program("hedge-agent")?);
         command.arg("bundle").args(words).args(["--config", &self.config.file().display().to_string()]);
-        command.env("HEDGE_BUNDLES_FROM", self.server.url());
         Ok(command)
     }
 
     fn update(&self, wanted: &str, words: &[&str]) -> Result<Output> {
-        Ok(self.command(&[&["update", MODEL, wanted], words].concat())?.output()?)
+        Ok(self.updating(wanted, words)?.output()?)
+    }
+
+    fn updating(&self, wanted: &str, words: &[&str]) -> Result<Command> {
+        self.command(&[&["update", MODEL, wanted, "--from", &self.server.url()], words].concat())
     }
 
     /// The version that is run; the bundle is whole.
@@ -113,6 +116,19 @@ fn a_bundle_is_fetched_tried_run_and_given_back() -> Result<()> {
     Ok(())
 }
 
+/// A file that was good when it was published, and was changed on the server since, or cut short.
+fn changed_and_cut(scene: &Scene, file: &Path) -> Result<()> {
+    let good = std::fs::read(file)?;
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    for wrong in [&bad[..], &good[..middle]] {
+        std::fs::write(file, wrong)?;
+        refused(scene, &scene.update("fashion-small/2", &[])?, "is not the file that was signed");
+    }
+    Ok(std::fs::write(file, good)?)
+}
+
 #[test]
 fn whatever_is_wrong_with_what_comes_the_bundle_that_is_run_stays() -> Result<()> {
     if !skip::has_onnxruntime() {
@@ -122,27 +138,10 @@ fn whatever_is_wrong_with_what_comes_the_bundle_that_is_run_stays() -> Result<()
     let (publisher, folder) = (&scene.publisher, scene.publisher.folder());
     let old_list = std::fs::read(folder.join("list.json"))?;
 
-    // Good when published, changed on the server since.
     publisher.publish("fashion-small", "2", |_| Ok(()), &[])?;
     let at = folder.join("fashion-small/2");
-    for file in ["int8.onnx", "manifest.toml", "model.sig"] {
-        let good = std::fs::read(at.join(file))?;
-        let mut bad = good.clone();
-        let middle = bad.len() / 2;
-        bad[middle] ^= 1;
-        std::fs::write(at.join(file), &bad)?;
-        refused(&scene, &scene.update("fashion-small/2", &[])?, "is not the file that was signed");
-        std::fs::write(at.join(file), &good[..good.len() / 2])?;
-        refused(&scene, &scene.update("fashion-small/2", &[])?, "is not the file that was signed");
-        std::fs::write(at.join(file), &good)?;
-    }
-    // Files of one version under the name of another.
-    let (one, two) = (folder.join("fashion-small/1/model.sig"), std::fs::read(at.join("model.sig"))?);
-    std::fs::copy(&one, at.join("model.sig"))?;
-    refused(&scene, &scene.update("fashion-small/2", &[])?, "is not the file that was signed");
-    std::fs::write(at.join("model.sig"), two)?;
 
-    // A list of before, one of nobody, and one that was tampered with.
+    // A list of before, one that was tampered with, and none.
     let list = std::fs::read(folder.join("list.json"))?;
     refused(&scene, &scene.update("fashion-small/9", &[])?, "no bundle fashion-small/9");
     std::fs::write(folder.join("list.json"), &old_list)?;
@@ -156,9 +155,32 @@ fn whatever_is_wrong_with_what_comes_the_bundle_that_is_run_stays() -> Result<()
     refused(&scene, &scene.update("fashion-small/2", &[])?, "no list.json");
     std::fs::write(folder.join("list.json"), &list)?;
 
-    scene.server.trouble(Trouble::Endless);
-    refused(&scene, &scene.update("fashion-small/2", &[])?, "more than");
-    scene.server.trouble(Trouble::None);
+    // The signature of one version under the name of another.
+    let good = std::fs::read(at.join("model.sig"))?;
+    std::fs::copy(folder.join("fashion-small/1/model.sig"), at.join("model.sig"))?;
+    refused(&scene, &scene.update("fashion-small/2", &[])?, "is not the file that was signed");
+    std::fs::write(at.join("model.sig"), good)?;
+
+    // What never ends. The server has no second root, but one of them is asked for.
+    let root = folder.join("root/2.json");
+    for end in ["root/2.json", "list.json", "model.sig", "int8.onnx"] {
+        if root.ends_with(end) {
+            std::fs::write(&root, "")?;
+        }
+        scene.server.trouble(Trouble::Endless(end));
+        refused(&scene, &scene.update("fashion-small/2", &[])?, "more than");
+        scene.server.trouble(Trouble::None);
+        if root.ends_with(end) {
+            std::fs::remove_file(&root)?;
+        }
+        // What comes in this order is on the device once it has come, and not asked for again.
+        let Some(file) = [at.join("model.sig"), at.join("int8.onnx")].into_iter().find(|path| path.ends_with(end))
+        else {
+            continue;
+        };
+        changed_and_cut(&scene, &file)?;
+    }
+    changed_and_cut(&scene, &at.join("manifest.toml"))?;
 
     publisher.publish("fashion-small", "3", |_| Ok(()), &["--device", "device-7"])?;
     refused(&scene, &scene.update("fashion-small/3", &[])?, "not for the device device-1");
@@ -253,7 +275,7 @@ fn killed_at_any_moment_one_whole_bundle_is_run() -> Result<()> {
         scene.publisher.publish("fashion-small", &version.to_string(), |_| Ok(()), &[])?;
         for step in 0.. {
             ensure!(step < 400, "it never comes through");
-            let mut child = scene.command(&["update", MODEL, &wanted])?.stdout(std::process::Stdio::null()).spawn()?;
+            let mut child = scene.updating(&wanted, &[])?.stdout(std::process::Stdio::null()).spawn()?;
             wait::pause(Duration::from_millis(step * 15));
             let ended = child.try_wait()?;
             child.kill()?;

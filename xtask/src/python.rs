@@ -20,6 +20,7 @@ const PACKAGES: &[&str] = &[
     "cbor2==6.2.1",
     "Jinja2==3.1.6",
     "model_signing==1.1.1",
+    "pyOpenSSL==26.4.0", // which model_signing imports and does not ask for
 ];
 
 /// Real servers of the Open Inference Protocol, for the cloud's answerers; they want other versions than the clients.

@@ -131,7 +131,7 @@ fn tensor(tensor: &[u8]) -> Result<(), String> {
             _ => {}
         }
     }
-    if values > (tensor.len() as u64).saturating_mul(VALUES_PER_BYTE_MAX) {
+    if values > (tensor.len() as u64).saturating_mul(VALUES_PER_BYTE_MAX).max(1) {
         return Err(format!("a tensor of it claims {values} values and brings {} bytes", tensor.len()));
     }
     Ok(())
@@ -223,10 +223,14 @@ fn varint(bytes: &mut &[u8]) -> Result<u64, String> {
 mod tests {
     use super::*;
 
+    #[expect(clippy::cast_possible_truncation, reason = "seven bits each")]
     fn message(number: u8, content: &[u8]) -> Vec<u8> {
         let length = u8::try_from(content.len()).expect("a short message");
         assert!(length < 0x80, "a varint of one byte");
-        [&[number << 3 | 2, length], content].concat()
+        // A tag of more than seven bits takes two bytes.
+        let tag = u16::from(number) << 3 | 2;
+        let tag = if tag < 0x80 { vec![tag as u8] } else { vec![(tag & 0x7f) as u8 | 0x80, (tag >> 7) as u8] };
+        [&tag[..], &[length], content].concat()
     }
 
     /// A model with this initializer and a node with this attribute.

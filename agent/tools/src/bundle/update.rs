@@ -42,7 +42,7 @@ pub struct UpdateArgs {
     #[arg(value_name = "NAME/VERSION", value_parser = name_and_version)]
     pub wanted: (Name, Name),
     /// The folder of published bundles: http://… or https://…
-    #[arg(long, value_name = "URL", env = "HEDGE_BUNDLES_FROM")]
+    #[arg(long, value_name = "URL")]
     pub from: String,
     /// The first root (root/1.json of that folder), which says whose signatures count; needed once
     #[arg(long, value_name = "FILE")]
@@ -185,20 +185,22 @@ async fn fetched(
     let shelf: Shelf = shelves.read()?;
     shelf.may_try(&held, args.again)?;
     let place = shelves.dir().join(held.folder());
-    if shelf.keeps(&held.folder()) {
-        // The one before: it lies here already, and is looked at as if it had just come.
-        return Ok(Ok((held, place)));
+    let part = shelves.dir().join(format!("{}.part", held.folder()));
+    // The one before lies here already, and is looked at as if it had just come.
+    let staged = if shelf.keeps(&held.folder()) { &place } else { &part };
+    if staged == &part && place.exists() && !part.exists() {
+        // Ended between its last two steps.
+        fs::rename(&place, &part).with_context(|| place.display().to_string())?;
     }
     writeln!(out, "listed     {name}/{version}, {} bytes", entry.bytes)?;
-    let part = shelves.dir().join(format!("{}.part", held.folder()));
-    take_files(&server, entry, &trusted, &part).await?;
-    match verify_folder(&part, &trusted.root().release.keys) {
+    take_files(&server, entry, &trusted, staged).await?;
+    match verify_folder(staged, &trusted.root().release.keys) {
         Ok(verified) if verified.signature == held.signature => {}
         Ok(_) => return Ok(Err((held, Bad("its signature is not the one that is listed".to_owned())))),
         Err(error) => return Ok(Err((held, Bad(error.to_string())))),
     }
-    sync(&part)?;
-    Ok(Ok((held, part)))
+    sync(staged)?;
+    Ok(Ok((held, staged.clone())))
 }
 
 /// Dates as the device can tell them; see [`Dates`].
