@@ -173,12 +173,11 @@ fn whatever_is_wrong_with_what_comes_the_bundle_that_is_run_stays() -> Result<()
         if root.ends_with(end) {
             std::fs::remove_file(&root)?;
         }
-        // What comes in this order is on the device once it has come, and not asked for again.
-        let Some(file) = [at.join("model.sig"), at.join("int8.onnx")].into_iter().find(|path| path.ends_with(end))
-        else {
-            continue;
-        };
-        changed_and_cut(&scene, &file)?;
+        // What has come is not asked for again, so each file in the order they come.
+        if end == "model.sig" {
+            changed_and_cut(&scene, &at.join("model.sig"))?;
+            changed_and_cut(&scene, &at.join("fp32.onnx"))?;
+        }
     }
     changed_and_cut(&scene, &at.join("manifest.toml"))?;
 

@@ -47,7 +47,7 @@ fn model_signing_verifies_ours_and_we_verify_theirs() -> Result<()> {
     let model_signing = |words: &[&str]| -> Result<Output> {
         Ok(Command::new(&python).current_dir(dir).args(["-m", "model_signing"]).args(words).output()?)
     };
-    let check = ["verify", "key", "--signature", "packed/model.sig", "--public-key", "release.pub", "packed"];
+    let check = ["verify", "key", "--signature", "packed/model.sig", "--public_key", "release.pub", "packed"];
     done(&model_signing(&check)?);
 
     // Theirs replaces ours, and is ours to check.
@@ -57,7 +57,7 @@ fn model_signing_verifies_ours_and_we_verify_theirs() -> Result<()> {
         "key",
         "--signature",
         "packed/model.sig",
-        "--private-key",
+        "--private_key",
         "release.key",
         "packed",
     ])?);

@@ -32,7 +32,7 @@ and for each model:
   hedge-cloud bundle publish packed --to bundles --key release.key
 
 A signature is in the format of OpenSSF Model Signing. Python's `model_signing` verifies it:
-  model_signing verify key --signature packed/model.sig --public-key release.pub packed
+  model_signing verify key --signature packed/model.sig --public_key release.pub packed
 
 docs/bundles.md says who keeps which key, and what to do when one is stolen.";
 
