@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use hedge_proto::Digest;
 use hedge_tests::publisher::Publisher;
 use hedge_tests::shelf_server::{ShelfServer, Trouble};
 use hedge_tests::{AgentConfig, places, skip, wait};
@@ -202,6 +203,30 @@ fn whatever_is_wrong_with_what_comes_the_bundle_that_is_run_stays() -> Result<()
     // After all this the good one is still taken.
     done(&scene.update("fashion-small/2", &[])?);
     assert_eq!(scene.runs()?, "2");
+    Ok(())
+}
+
+/// Made by models/recipes/hungry.py.
+const HUNGRY: &[u8] = include_bytes!("hungry.onnx");
+
+#[test]
+fn a_model_that_asks_for_all_memory_takes_only_its_trial_with_it() -> Result<()> {
+    if !skip::has_onnxruntime() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let greedy = |dir: &Path| -> Result<()> {
+        let (model, manifest) = (dir.join("int8.onnx"), dir.join("manifest.toml"));
+        let before = std::fs::read(&model)?;
+        let described = |model: &[u8]| (Digest::of(model).to_string(), format!("bytes = {}", model.len()));
+        let (old, new) = (described(&before), described(HUNGRY));
+        let text = std::fs::read_to_string(&manifest)?;
+        std::fs::write(manifest, text.replace(&old.0, &new.0).replace(&old.1, &new.1))?;
+        Ok(std::fs::write(model, HUNGRY)?)
+    };
+    scene.publisher.publish("fashion-small", "2", greedy, &[])?;
+    refused(&scene, &scene.update("fashion-small/2", &[])?, "allocate memory");
+    refused(&scene, &scene.update("fashion-small/2", &[])?, "has failed here");
     Ok(())
 }
 
