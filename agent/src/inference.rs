@@ -396,7 +396,9 @@ impl ModelThread {
 
 impl Loaded {
     fn new(setup: &ModelSetup) -> Result<Self, String> {
-        let bundle = Bundle::open(&setup.bundle).map_err(|error| error.to_string())?;
+        // A link that is changed meanwhile must not mix two bundles.
+        let dir = std::fs::canonicalize(&setup.bundle).unwrap_or_else(|_| setup.bundle.clone());
+        let bundle = Bundle::open(&dir).map_err(|error| error.to_string())?;
         let runtime = Runtime::find(setup.library.as_deref()).map_err(|error| error.to_string())?;
         let options = SessionOptions { threads: setup.threads };
         let model =

@@ -7,6 +7,7 @@
 pub mod answers;
 pub mod audit;
 pub mod board;
+pub mod bundles;
 pub mod capture;
 pub mod child;
 pub mod clock;

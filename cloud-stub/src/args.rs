@@ -9,6 +9,7 @@ use hedge_config::ConfigError;
 use hedge_proto::Name;
 
 use crate::answerers::Config;
+use crate::bundle::cli::BundleArgs;
 use crate::fleet::cli::DeviceArgs;
 use crate::link::{BrokerArgs, Endpoint};
 use crate::payloads::PayloadsSetup;
@@ -32,6 +33,7 @@ pub enum Command {
     /// A certificate authority for devices, if you have none
     Ca(Ca),
     Device(Box<DeviceArgs>),
+    Bundle(BundleArgs),
     /// What `serve` starts for cases that were left over: see `model::alone`
     #[command(name = crate::model::alone::COMMAND, hide = true)]
     Answer(Models),

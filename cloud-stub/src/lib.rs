@@ -12,6 +12,7 @@
 pub mod answerers;
 pub mod args;
 pub mod broker;
+pub mod bundle;
 pub mod ca;
 pub mod check;
 pub mod fleet;

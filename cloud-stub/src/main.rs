@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use hedge_cloud::args::{Cli, Command, LogFormat};
+use hedge_cloud::bundle::cli::BundleArgs;
 use hedge_cloud::fleet::cli::{self, DeviceArgs};
 use hedge_cloud::{ca, check, quickstart, serve};
 use hedge_proto::in_one_line;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
             ended(ca::run(&args).map_err(serve::ServeError::Run))
         }
         Command::Device(args) => device(&args),
+        Command::Bundle(args) => bundle(&args),
         Command::Answer(args) => {
             log_to_stderr(LogFormat::Text, "warn");
             ended(serve::answer(&args).map_err(serve::ServeError::Run))
@@ -78,6 +80,21 @@ fn device(args: &DeviceArgs) -> ExitCode {
         Err(error) => {
             eprintln!("hedge-cloud: {}", in_one_line(&*error));
             ExitCode::from(NOT_STARTED)
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a command's result goes to standard output")]
+fn bundle(args: &BundleArgs) -> ExitCode {
+    log_to_stderr(LogFormat::Text, "warn");
+    match hedge_cloud::bundle::cli::run(args) {
+        Ok(said) => {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("hedge-cloud: {}", in_one_line(&*error));
+            ExitCode::from(FAILED)
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hedge_proto::DeviceId;
 
 /// How many devices are kept in mind: names are free to make up.
-const DEVICES_MAX: usize = 10_000;
+const DEVICES_MAX: usize = 100_000;
 
 /// Clones share what was heard.
 #[derive(Debug, Clone, Default)]

@@ -3,10 +3,12 @@
 
 mod rig;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hedge_proto::{CloudState, DownMessage};
-use rig::{Broker, Cloud, Device, Mosquitto};
+use hedge_proto::{CloudState, DeviceId, DeviceState, DeviceStatus, DownMessage, Topic, to_json};
+use rig::{Broker, Cloud, Device, Mosquitto, PATIENCE};
+use rumqttc::{PublishOptions, QoS};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -52,4 +54,38 @@ async fn a_fleet_that_comes_back_at_once_is_answered_without_sending_anything_tw
         cloud.figure(figure, count).await;
     }
     assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
+}
+
+/// Far more than mosquitto's queue, as it comes, and the cloud's window hold together.
+const KEPT: usize = 10_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fresh_cloud_knows_every_device_that_an_ordinary_broker_keeps() {
+    if !Path::new(rig::MOSQUITTO).exists() {
+        eprintln!("skipped: mosquitto is not installed (apt-get install mosquitto)");
+        return;
+    }
+    let broker = Broker::Mosquitto(Mosquitto::start_with(rig::own_addr(), ""));
+    let Broker::Mosquitto(mosquitto) = &broker else { unreachable!() };
+    let speaker = Device::connect("speaker", mosquitto.addr).await;
+    let status = to_json(&DeviceStatus { state: DeviceState::Online, ..DeviceStatus::offline(1) });
+    for n in 1..KEPT {
+        let topic = speaker.topics.text(&Topic::UpStatus(DeviceId::new(&format!("device-{n}")).unwrap()));
+        let options = PublishOptions::new(QoS::AtLeastOnce).retained();
+        speaker.client.publish(topic, status.clone(), options).await.unwrap();
+    }
+    // The broker has them all once it has the last.
+    speaker.publish(&Topic::UpStatus(speaker.name.clone()), status, true).await;
+    let (dir, begun) = (TempDir::new().unwrap(), Instant::now());
+    let cloud = Cloud::start(&broker, dir.path());
+    let until = begun + 2 * PATIENCE;
+    loop {
+        let known = cloud.get("/api/devices").await.as_array().unwrap().len();
+        if known == KEPT {
+            break;
+        }
+        assert!(Instant::now() < until, "it knows {known} of {KEPT} devices");
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    println!("{KEPT} devices known after {:?}", begun.elapsed());
 }

@@ -10,6 +10,7 @@ pub mod features;
 mod inside;
 pub mod model;
 pub mod runtime;
+pub mod signing;
 pub mod task;
 mod text;
 

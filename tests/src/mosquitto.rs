@@ -43,6 +43,8 @@ pub struct MosquittoSetup<'a> {
     pub packet_bytes_max: Option<u32>,
     /// Messages with more are dropped, of which no client is told.
     pub message_bytes_max: Option<u32>,
+    /// What waits and is under way is bounded as in the configuration that the project ships, and no packet is logged.
+    pub shipped_limits: bool,
     /// Behind a link of its own: devices connect at its far address.
     pub far: Option<&'a CloudSide>,
 }
@@ -90,6 +92,11 @@ impl Mosquitto {
     #[must_use]
     pub fn inside(&self) -> SocketAddr {
         self.inside
+    }
+
+    /// The processor time it has used.
+    pub fn cpu(&self) -> Result<Duration> {
+        self.program.cpu()
     }
 
     /// `mqtt://…` for the cloud.
@@ -201,7 +208,13 @@ fn configuration(
     identity: Option<&Identity>,
 ) -> Result<String> {
     // Started as root it would become the user `mosquitto`, who cannot read the test's folder.
-    let mut text = "user root\nlog_type all\nper_listener_settings true\n".to_owned();
+    let log = if setup.shipped_limits { "warning" } else { "all" };
+    let mut text = format!("user root\nlog_type {log}\nper_listener_settings true\n");
+    if setup.shipped_limits {
+        let shipped = std::fs::read_to_string(places::root().join("examples/mosquitto/hedge.conf"))?;
+        let is_limit = |line: &&str| line.starts_with("max_") || line.starts_with("set_tcp_nodelay ");
+        shipped.lines().filter(is_limit).try_for_each(|line| writeln!(text, "{line}"))?;
+    }
     if setup.persistent {
         writeln!(text, "persistence true\npersistence_location {}/", dir.display())?;
         writeln!(text, "autosave_on_changes true\nautosave_interval 1")?;

@@ -23,6 +23,9 @@ enum Name {
     Footprint,
     /// Bytes a day of an idle, connected device.
     LinkIdle,
+    /// Light devices at mosquitto and hedge-cloud: cases a second, waits, costs; `-- --devices N --rate R --payload B`, or
+    /// `--herd CASES_EACH`.
+    Fleet,
     /// How well the judge ranks, keeps a budget and keeps a promise, replayed from traces: `-- --traces DIR` for others.
     Cascade,
     /// mAP@50 and F1 of the detectors on labelled photos, alone and together: `-- --labelled DIR`.
@@ -35,6 +38,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Name::Drain => ("hedge-tests", "drain"),
         Name::Footprint => ("hedge-tests", "footprint"),
         Name::LinkIdle => ("hedge-tests", "link_idle"),
+        Name::Fleet => ("hedge-tests", "fleet"),
         Name::Cascade => ("hedge-inference", "cascade"),
         Name::Detection => ("hedge-inference", "detection"),
     };

@@ -9,7 +9,7 @@ use crate::command;
 
 /// What is in it, pinned. tritonclient speaks the Open Inference Protocol; onnxruntime is the judge of its scores;
 /// requests and paho-mqtt are what `examples/python` is written with; jsonschema and cbor2 hold messages against the
-/// AsyncAPI document; Jinja2 fills in templates as Home Assistant does.
+/// AsyncAPI document; Jinja2 fills in templates as Home Assistant does; model_signing signs bundles as we do.
 const PACKAGES: &[&str] = &[
     "tritonclient[http]==2.60.0",
     "onnxruntime==1.24.4",
@@ -19,6 +19,8 @@ const PACKAGES: &[&str] = &[
     "jsonschema==4.26.0",
     "cbor2==6.2.1",
     "Jinja2==3.1.6",
+    "model_signing==1.1.1",
+    "pyOpenSSL==26.4.0", // which model_signing imports and does not ask for
 ];
 
 /// Real servers of the Open Inference Protocol, for the cloud's answerers; they want other versions than the clients.

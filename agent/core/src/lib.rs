@@ -22,5 +22,6 @@ pub mod link;
 pub mod outbox;
 pub mod policy;
 pub mod privacy;
+pub mod release;
 pub mod uplink;
 pub mod verdict;

@@ -27,6 +27,7 @@ use self::health::{Cause, Health};
 use self::keeper::Keeper;
 use self::wiring::Parts;
 use crate::audit::Audit;
+use crate::bundles;
 use crate::capture::{Capture, Intake};
 use crate::commands::{DeskSetup, DeskTask, Effects};
 use crate::control::Control;
@@ -229,6 +230,8 @@ impl Running {
             drop(uplink.say_online().await);
         }
         notify::ready();
+        let config = pipeline.settings.borrow().config.clone();
+        tokio::spawn(bundles::watch(config, pipeline.judges.clone()));
         tokio::spawn(revive(pipeline.queue()));
         tokio::spawn(presence::run(pipeline.link.clone(), uplink.clone(), stop.clone()));
         tokio::spawn(health::tell(pipeline.clone(), uplink.clone(), stop.clone()));

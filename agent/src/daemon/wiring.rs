@@ -22,6 +22,7 @@ use super::notify::Watchdog;
 use super::renewer::Renewer;
 use super::store::{self, Identified, Store};
 use crate::answers::Answers;
+use crate::bundles;
 use crate::capture::Snapshots;
 use crate::clock::Clock;
 use crate::commands::{Desk, Inbox};
@@ -79,7 +80,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let settings = in_force.subscribe();
     let config = &settings.borrow().config.clone();
     let (control, requests) = Control::new();
-    let spent_before = state.state().spent.clone();
+    let (spent_before, crashed) = (state.state().spent.clone(), state.state().crashes > 0);
     let state = Arc::new(Mutex::new(state));
     let (meter, (spent, spent_view)) = (Meter::default(), watch::channel(spent_before.clone().unwrap_or_default()));
     let figures = Arc::new(Figures::default());
@@ -104,6 +105,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     };
     // Before the models are there: they learn of it when they begin.
     verdicts.recall(clock.now());
+    bundles::start(config, crashed);
     let judges = start_models(config, &figures, rest.as_ref(), &faults, &load, &learned)?;
     let (desk, commands) = Desk::new();
     let reducer = Reducer::default();

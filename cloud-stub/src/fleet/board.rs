@@ -7,7 +7,7 @@ use hedge_proto::{Desired, DeviceId, DeviceState, DeviceStatus, Message as _, Re
 use crate::intake::decide;
 
 /// The most devices that are looked at: names are free to make up.
-const DEVICES_MAX: usize = 10_000;
+const DEVICES_MAX: usize = 100_000;
 
 /// What a device's link may be.
 pub const LINKS: [&str; 5] = ["online", "degraded", "over_budget", "offline", "unknown"];

@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::board::Device;
 use super::errand::{Ending, Errand, Report, Turn, What};
-use super::operator::{Heard, Operator, OperatorError};
+use super::operator::{Heard, Operator};
+use crate::link::HearingError;
 
 /// How many devices are waited for at once. A fleet that changes all at once also fails all at once.
 const UNDER_WAY_MAX: usize = 64;
@@ -162,7 +163,7 @@ impl<T: FnMut(Progress<'_>)> Errands<T> {
         late.into_iter().for_each(|report| self.end(report));
     }
 
-    fn stop(&mut self, broken: &OperatorError, waiting: VecDeque<Errand>) {
+    fn stop(&mut self, broken: &HearingError, waiting: VecDeque<Errand>) {
         let under_way: Vec<Report> = self
             .under_way
             .values()

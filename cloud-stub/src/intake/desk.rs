@@ -25,7 +25,7 @@ use crate::reply::Replies;
 use crate::store::{Batch, Keep, StoreError, Totals, Waiting};
 
 /// The most devices that are remembered without having sent a case: names are free to make up.
-const DEVICES_MAX: u64 = 10_000;
+const DEVICES_MAX: u64 = 100_000;
 
 /// How many ids of a question cost as much as one message.
 const IDS_PER_THING: usize = 16;
@@ -70,6 +70,8 @@ pub(super) struct Desk<'a, 'w> {
     pub(super) payloads: &'a Storage,
     pub(super) heard: &'a Heard,
     pub(super) totals: &'a mut Totals,
+    /// How many there are on record.
+    pub(super) devices: &'a mut u64,
     pub(super) effects: &'a mut Effects,
     pub(super) now_ms: u64,
     /// When this commit began.
@@ -110,7 +112,7 @@ impl Desk<'_, '_> {
                 Err(error) => error,
             },
             Some(Topic::UpReported(device)) => match settings::reported(payload) {
-                Ok(reported) => return self.reported(&device, reported),
+                Ok(reported) => return self.reported(&device, reported, message.retained),
                 Err(error) => error,
             },
             Some(Topic::DownDesired(device)) => match settings::desired(payload) {
@@ -127,7 +129,12 @@ impl Desk<'_, '_> {
             },
             _ => DecodeError::Malformed("no topic this program listens to".to_owned()),
         };
-        self.malformed(from.as_ref(), &message.topic, &error);
+        // What the broker keeps comes again at every connect, and was counted when it was news.
+        if message.retained {
+            tracing::warn!(topic = message.topic, "what the broker keeps here cannot be read: {error}");
+        } else {
+            self.malformed(from.as_ref(), &message.topic, &error);
+        }
         Ok(())
     }
 
@@ -142,7 +149,7 @@ impl Desk<'_, '_> {
     /// Counts what is no new case against its device.
     fn charge(&mut self, from: &DeviceId, things: usize) {
         let things = u32::try_from(things).unwrap_or(u32::MAX);
-        if !self.gate.charge(from, things, self.begun) {
+        if things > 0 && !self.gate.charge(from, things, self.begun) {
             self.effects.replies.add(from, DownMessage::Busy { after_s: BUSY_S });
         }
     }
@@ -290,7 +297,8 @@ impl Desk<'_, '_> {
         if status.state == DeviceState::Online && !retained {
             self.heard.note(device, self.now_ms);
         }
-        self.charge(device, 1);
+        // What the broker keeps comes at our connect, not at the device's will.
+        self.charge(device, usize::from(!retained));
         let on_record = self.batch.device_status(device)?;
         // A retained status comes again at every connect of ours; the time on record is when it was news.
         let news = on_record.as_ref() != Some(status) && decide::replaces(status, on_record.as_ref());
@@ -308,8 +316,8 @@ impl Desk<'_, '_> {
         Ok(())
     }
 
-    fn reported(&mut self, device: &DeviceId, told: Document) -> Result<(), StoreError> {
-        self.charge(device, 1);
+    fn reported(&mut self, device: &DeviceId, told: Document, retained: bool) -> Result<(), StoreError> {
+        self.charge(device, usize::from(!retained));
         let (on_record, _) = self.batch.settings_documents(device)?;
         // A retained document comes again at every connect of ours, and of the device.
         if on_record != told.json && self.admits(device)? {
@@ -338,10 +346,13 @@ impl Desk<'_, '_> {
     }
 
     fn admits(&mut self, device: &DeviceId) -> Result<bool, StoreError> {
-        let admitted = self.batch.is_device(device)? || self.batch.device_count()? < DEVICES_MAX;
-        if !admitted {
-            self.totals.refused += 1;
+        if self.batch.is_device(device)? {
+            return Ok(true);
         }
+        let admitted = *self.devices < DEVICES_MAX;
+        // One whose commit fails counts all the same, until the next start.
+        *self.devices += u64::from(admitted);
+        self.totals.refused += u64::from(!admitted);
         Ok(admitted)
     }
 

@@ -24,7 +24,7 @@ const THINGS_PER_S: u32 = 8;
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// How many devices are kept in mind before those that have been quiet are forgotten.
-const DEVICES_MAX: usize = 10_000;
+const DEVICES_MAX: usize = 100_000;
 
 /// Which devices are shut out. Clones share it: the link turns their messages away where they come in, which costs
 /// less than a broker takes to pass them on. Otherwise a flood would stand before everybody else's in its queue.

@@ -163,6 +163,8 @@ struct Reviewed {
 pub struct Intake {
     writer: Writer,
     totals: Totals,
+    /// How many are on record: to count them takes the longer the more there are.
+    devices: u64,
     topics: Topics,
     keep: Keep,
     lanes: Lanes,
@@ -194,7 +196,7 @@ impl Intake {
         payloads: Storage,
         outlets: Outlets,
     ) -> Result<Self, StoreError> {
-        let totals = writer.totals()?;
+        let (totals, devices) = (writer.totals()?, writer.device_count()?);
         let stands = |case: &Waiting| {
             panels.get(&case.task).map_or(Some(Declined::default()), |panel| panels::stands(panel, case))
         };
@@ -202,6 +204,7 @@ impl Intake {
         Ok(Self {
             writer,
             totals,
+            devices,
             topics,
             keep,
             lanes,
@@ -387,6 +390,7 @@ impl Intake {
             payloads: &self.payloads,
             heard: &self.outlets.heard,
             totals: &mut self.totals,
+            devices: &mut self.devices,
             effects,
             now_ms,
             begun,

@@ -10,12 +10,15 @@
 
 mod args;
 mod endpoint;
+mod hearing;
+mod kept;
 mod session;
 mod stale;
 mod unsent;
 
 pub use args::BrokerArgs;
 pub use endpoint::{Credentials, CredentialsError, Endpoint, InvalidEndpoint};
+pub use hearing::{Hearing, HearingError, Listener};
 
 use std::fmt;
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hedge_core::link::{Trouble, refusal};
 use hedge_proto::{CloudState, CloudStatus, Message as _, Name, Topic, Topics, to_cbor};
-use rumqttc::mqttbytes::v5::{Packet, PubAckReason, SubscribeReasonCode};
+use rumqttc::mqttbytes::v5::{Packet, PubAckReason, RetainForwardRule, SubscribeReasonCode};
 use rumqttc::{
     AsyncClient, ConnectionError, Event as Mqtt, EventLoop, ManualAck, NetworkOptions, NoticeFailureReason,
     PublishNoticeError, PublishOptions, QoS, SubscribeFilterInput,
@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use super::kept::{self, Kept};
 use super::stale::Stale;
 use super::unsent::{PassedOver, Unsent};
 use super::{Dial, Ends, LinkNow};
@@ -259,6 +260,7 @@ async fn send(
     if let Err(reason) = open(client, dial, taking).await {
         return End::Broken(reason);
     }
+    let _kept = Kept::read(dial.way.clone(), dial.topics.clone(), inbox.intake.clone());
     stale.listen(client, &dial.topics).await;
     tracing::info!(broker = %dial.way.endpoint, "connected");
     ends.now.send_replace(LinkNow::Connected { since_ms });
@@ -357,10 +359,12 @@ async fn open(client: &AsyncClient, dial: &Dial, taking: Taking) -> Result<(), S
         (dial.status_topic(), QoS::AtMostOnce),
     ];
     let wanted: Vec<QoS> = filters.iter().map(|(_, qos)| *qos).collect();
-    let own = dial.status_topic();
+    let (own, kept) = (dial.status_topic(), kept::filters(topics));
     let filters = filters.map(|(filter, qos)| {
         let no_local = filter == own;
-        SubscribeFilterInput::new(filter, qos).no_local(no_local)
+        // What is kept of devices is more than this connection's window holds, and is read beside it.
+        let rule = if kept.contains(&filter) { RetainForwardRule::Never } else { RetainForwardRule::default() };
+        SubscribeFilterInput::new(filter, qos).no_local(no_local).retain_forward_rule(rule)
     });
     let notice = client.subscribe_many_tracked(filters).await.map_err(|error| error.to_string())?;
     let granted = timeout(SETUP_WAIT_MAX, notice.wait_async()).await;

@@ -76,6 +76,11 @@ impl Writer {
         text.map_or_else(|| Ok(Totals::default()), |text| serde_json::from_str(&text).map_err(damaged))
     }
 
+    /// How many devices are on record. Looks at each of them.
+    pub fn device_count(&self) -> Result<u64, StoreError> {
+        Ok(count(self.connection.query_row("SELECT COUNT(*) FROM devices", [], |row| row.get(0))?))
+    }
+
     /// All cases without a verdict, oldest first.
     pub fn waiting(&self) -> Result<Vec<Waiting>, StoreError> {
         let mut statement = self
@@ -365,12 +370,6 @@ impl Batch<'_> {
             .prepare_cached("UPDATE devices SET status = NULL, status_ms = NULL WHERE device = ?1")?
             .execute([device.as_str()])?;
         Ok(())
-    }
-
-    /// How many devices are on record.
-    pub fn device_count(&self) -> Result<u64, StoreError> {
-        let devices = self.transaction.query_row("SELECT COUNT(*) FROM devices", [], |row| row.get(0))?;
-        Ok(count(devices))
     }
 
     pub fn is_device(&self, device: &DeviceId) -> Result<bool, StoreError> {

@@ -24,8 +24,9 @@ use crate::fleet::board::Device;
 use crate::fleet::carry_out::{Patience, carry_out};
 use crate::fleet::change::{Change, Edit, Onto, draft};
 use crate::fleet::errand::{Ending, Errand, Report};
-use crate::fleet::operator::{ACTING, Operator, OperatorError, Scope};
+use crate::fleet::operator::{ACTING, Operator, Scope};
 use crate::fleet::random_id;
+use crate::link::HearingError;
 use crate::link::Way;
 use crate::wall_ms;
 
@@ -188,8 +189,8 @@ pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Api
     from_json(body, BODY_BYTES_MAX).map_err(|error| ApiError::BadRequest(error.to_string()))
 }
 
-impl From<OperatorError> for ApiError {
-    fn from(error: OperatorError) -> Self {
+impl From<HearingError> for ApiError {
+    fn from(error: HearingError) -> Self {
         Self::NoBroker(error.to_string())
     }
 }

@@ -64,14 +64,14 @@ impl Mosquitto {
     }
 
     pub fn start_on(addr: SocketAddr) -> Self {
+        Self::start_with(addr, "max_inflight_messages 200\nmax_queued_messages 100000\n")
+    }
+
+    /// With further lines of its configuration.
+    pub fn start_with(addr: SocketAddr, more: &str) -> Self {
         let dir = TempDir::new().unwrap();
         let config = dir.path().join("mosquitto.conf");
-        let text = format!(
-            "listener {} {}\nallow_anonymous true\npersistence false\n\
-             max_inflight_messages 200\nmax_queued_messages 100000\n",
-            addr.port(),
-            addr.ip()
-        );
+        let text = format!("listener {} {}\nallow_anonymous true\npersistence false\n{more}", addr.port(), addr.ip());
         std::fs::write(&config, text).unwrap();
         let child = Command::new(MOSQUITTO).arg("-c").arg(&config).stderr(Stdio::null()).spawn().unwrap();
         let mosquitto = Self { child, addr, _dir: dir };

@@ -6,6 +6,7 @@
 pub mod labels;
 mod manifest;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -190,6 +191,19 @@ impl Bundle {
     #[must_use]
     pub fn variant_path(&self, variant: &Variant) -> PathBuf {
         self.dir.join(variant.file.as_path())
+    }
+
+    /// The names of all files that belong to it.
+    #[must_use]
+    pub fn files(&self) -> BTreeSet<&Path> {
+        let Manifest { labels, variants, goldens, output, .. } = &self.manifest;
+        let priors = match output {
+            Reading::Boxes(detect) => detect.boxes.priors.as_ref(),
+            Reading::Classes(_) => None,
+        };
+        let files = labels.iter().chain(variants.iter().map(|variant| &variant.file));
+        let files = files.chain(goldens.iter().map(|golden| &golden.file)).chain(priors.map(|priors| &priors.file));
+        files.map(BundleFile::as_path).chain([Path::new(MANIFEST)]).collect()
     }
 
     /// The bytes of a golden sample.

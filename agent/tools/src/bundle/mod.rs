@@ -1,13 +1,16 @@
-//! `hedge-agent bundle`: make, look at and calibrate model bundles.
+//! `hedge-agent bundle`: make, look at and calibrate model bundles, and take signed ones from afar.
 
 mod calibrate;
 mod calibration;
 mod detector;
 mod draft;
+mod fetch;
 mod init;
 mod inspect;
 mod preprocessing;
+mod proof;
 mod trial;
+mod update;
 
 use std::process::ExitCode;
 
@@ -15,13 +18,19 @@ pub use calibrate::CalibrateArgs;
 pub use draft::Size;
 pub use init::{InitArgs, Preset};
 pub use inspect::InspectArgs;
+pub use proof::ProveArgs;
+pub use update::{BackArgs, UpdateArgs};
 
-/// Make, look at and calibrate model bundles.
+/// Make, look at and calibrate model bundles; fetch signed ones.
 #[derive(Debug, clap::Subcommand)]
 pub enum BundleCommand {
     Init(Box<InitArgs>),
     Inspect(InspectArgs),
     Calibrate(CalibrateArgs),
+    Update(Box<UpdateArgs>),
+    Back(BackArgs),
+    #[command(name = proof::COMMAND, hide = true)]
+    Prove(ProveArgs),
 }
 
 /// Runs one of them and prints to standard output.
@@ -35,5 +44,8 @@ pub fn write_outcome(command: &BundleCommand, out: &mut impl std::io::Write) -> 
         BundleCommand::Init(args) => init::write(args, out),
         BundleCommand::Inspect(args) => inspect::write(args, out),
         BundleCommand::Calibrate(args) => calibrate::write(args, out),
+        BundleCommand::Update(args) => update::update(args, out),
+        BundleCommand::Back(args) => update::back(args, out),
+        BundleCommand::Prove(args) => proof::write(args, out),
     }
 }

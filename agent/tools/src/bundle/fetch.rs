@@ -1,0 +1,223 @@
+//! Fetches files over HTTP: goes on where it was cut off, takes no more than it was told to, and believes sums only.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use hedge_core::clock::doubled;
+use hedge_core::release::DOCUMENT_BYTES_MAX;
+use hedge_proto::{Digest, in_one_line};
+use reqwest::{Client, StatusCode, Url, header};
+use sha2::{Digest as _, Sha256};
+use tokio::time::{sleep, timeout};
+
+/// How long nothing may come before a connection counts as dead.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// The slowest a file may come, in bytes a second: below it a connection is given up and made anew.
+const BYTES_PER_S_MIN: u64 = 512;
+
+/// How often in a row a file is asked for without a single byte of it coming.
+const TRIES_MAX: u32 = 6;
+
+/// The first wait after a cut, and the longest; doubled each time that nothing comes.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// A server that bundles are fetched from.
+pub(super) struct Server {
+    client: Client,
+    base: Url,
+}
+
+/// Why a try ended, and whether another may help.
+enum Cut {
+    /// What is on the disk is good as far as it goes.
+    Again(String),
+    Never(anyhow::Error),
+}
+
+impl Server {
+    pub(super) fn new(base: &str) -> anyhow::Result<Self> {
+        // A base without a slash at its end would lose its last part.
+        let base = Url::parse(&format!("{}/", base.trim_end_matches('/'))).with_context(|| format!("--from {base}"))?;
+        // Sums are over the bytes as they lie on the server, so nothing is asked for compressed, nor unpacked.
+        let mut client = Client::builder().connect_timeout(SILENCE_MAX).redirect(reqwest::redirect::Policy::limited(3));
+        match base.scheme() {
+            "http" => client = client.tls_certs_only([]),
+            "https" => {}
+            _ => bail!("--from {base}: it is not http://… or https://…"),
+        }
+        Ok(Self { client: client.build()?, base })
+    }
+
+    fn url(&self, path: &str) -> anyhow::Result<Url> {
+        let mut url = self.base.clone();
+        // Segment by segment: what stands in a name is never read as part of the address.
+        url.path_segments_mut()
+            .map_err(|()| anyhow!("{} has no path", self.base))?
+            .pop_if_empty()
+            .extend(path.split('/'));
+        Ok(url)
+    }
+
+    /// A document, whole; `None` if there is none.
+    pub(super) async fn document(&self, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
+        let url = self.url(path)?;
+        let mut failures = 0;
+        loop {
+            match timeout(SILENCE_MAX, self.try_document(&url)).await {
+                Ok(Ok(found)) => return Ok(found),
+                Ok(Err(Cut::Never(error))) => return Err(error.context(url)),
+                Ok(Err(Cut::Again(why))) => again(&mut failures, &why).await.with_context(|| url.to_string())?,
+                Err(_) => again(&mut failures, "it takes too long").await.with_context(|| url.to_string())?,
+            }
+        }
+    }
+
+    async fn try_document(&self, url: &Url) -> Result<Option<Vec<u8>>, Cut> {
+        let cut = |error: reqwest::Error| Cut::Again(in_one_line(&error));
+        let mut response = self.client.get(url.clone()).send().await.map_err(cut)?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            status if status.is_server_error() => return Err(Cut::Again(format!("it answers {status}"))),
+            status => return Err(Cut::Never(anyhow!("it answers {status}"))),
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(cut)? {
+            if (bytes.len() + chunk.len()) as u64 > DOCUMENT_BYTES_MAX {
+                return Err(Cut::Never(anyhow!("it has more than {DOCUMENT_BYTES_MAX} bytes")));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(Some(bytes))
+    }
+
+    /// A file of at most `bytes_max` with this sum, into `to`, which may hold its beginning. Returns its size.
+    pub(super) async fn file(&self, path: &str, to: &Path, sum: Digest, bytes_max: u64) -> anyhow::Result<u64> {
+        let url = self.url(path)?;
+        let mut part = Part::open(to, bytes_max)?;
+        let mut failures = 0;
+        // A beginning may be damaged, by a power cut, say, or be of another file; a second is not.
+        let mut afresh = false;
+        loop {
+            if part.has(sum) {
+                part.file.sync_all().with_context(|| to.display().to_string())?;
+                return Ok(part.length);
+            }
+            let before = part.length;
+            match self.try_file(&url, &mut part, bytes_max).await {
+                Ok(()) if part.has(sum) => {}
+                Ok(()) => {
+                    ensure!(before > 0 && !afresh, "{url} is not the file that was signed");
+                    part.begin_again()?;
+                    afresh = true;
+                }
+                Err(Cut::Never(error)) => return Err(error.context(url)),
+                Err(Cut::Again(why)) => {
+                    failures = if part.length > before { 0 } else { failures };
+                    again(&mut failures, &why).await.with_context(|| url.to_string())?;
+                }
+            }
+        }
+    }
+
+    async fn try_file(&self, url: &Url, part: &mut Part, bytes_max: u64) -> Result<(), Cut> {
+        let cut = |error: reqwest::Error| Cut::Again(in_one_line(&error));
+        let disk = |error: std::io::Error| Cut::Never(error.into());
+        let begin = part.length;
+        let mut request = self.client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity");
+        if begin > 0 {
+            request = request.header(header::RANGE, format!("bytes={begin}-"));
+        }
+        let sent = timeout(SILENCE_MAX, request.send()).await.map_err(|_| Cut::Again("no answer comes".to_owned()))?;
+        let mut response = sent.map_err(cut)?;
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT if begin > 0 && begins_at(&response, begin) => {}
+            // Nothing is left to send: the sum says whether that is so.
+            StatusCode::RANGE_NOT_SATISFIABLE if begin > 0 => return Ok(()),
+            StatusCode::OK => part.begin_again().map_err(Cut::Never)?,
+            status if status.is_server_error() => return Err(Cut::Again(format!("it answers {status}"))),
+            status => return Err(Cut::Never(anyhow!("it answers {status}"))),
+        }
+        let slowest = SILENCE_MAX + Duration::from_secs(bytes_max.saturating_sub(part.length) / BYTES_PER_S_MIN);
+        let body = async {
+            loop {
+                let chunk = timeout(SILENCE_MAX, response.chunk()).await;
+                let chunk = chunk.map_err(|_| Cut::Again("nothing comes any more".to_owned()))?.map_err(cut)?;
+                let Some(chunk) = chunk else { return Ok(()) };
+                if part.length + chunk.len() as u64 > bytes_max {
+                    return Err(Cut::Never(anyhow!("it sends more than the {bytes_max} bytes that are signed for")));
+                }
+                // A server that goes back to the beginning at each cut would never come to an end.
+                if part.came + chunk.len() as u64 > bytes_max.saturating_mul(2) {
+                    return Err(Cut::Never(anyhow!("it has sent all of it twice, and never to the end")));
+                }
+                part.add(&chunk).map_err(disk)?;
+            }
+        };
+        timeout(slowest, body).await.unwrap_or_else(|_| Err(Cut::Again("it sends too slowly".to_owned())))
+    }
+}
+
+fn begins_at(response: &reqwest::Response, begin: u64) -> bool {
+    let range = response.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
+    range.is_some_and(|range| range.starts_with(&format!("bytes {begin}-")))
+}
+
+async fn again(failures: &mut u32, why: &str) -> anyhow::Result<()> {
+    *failures += 1;
+    ensure!(*failures < TRIES_MAX, "{why}; tried {TRIES_MAX} times, and what came is kept for the next time");
+    sleep(doubled(RETRY_MIN, *failures - 1, RETRY_MAX)).await;
+    Ok(())
+}
+
+/// A file's beginning, and the sum of it.
+struct Part {
+    file: File,
+    length: u64,
+    /// How many bytes have come, counted again when they come again.
+    came: u64,
+    sum: Sha256,
+}
+
+impl Part {
+    fn open(path: &Path, bytes_max: u64) -> anyhow::Result<Self> {
+        let at = || path.display().to_string();
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).with_context(at)?;
+        let mut part = Self { length: 0, came: 0, sum: Sha256::new(), file: file.try_clone().with_context(at)? };
+        let mut piece = vec![0; 64 * 1024];
+        loop {
+            match file.read(&mut piece).with_context(at)? {
+                0 => break,
+                read => part.sum.update(piece.get(..read).unwrap_or_default()),
+            }
+            part.length = file.metadata().with_context(at)?.len();
+        }
+        if part.length > bytes_max {
+            part.begin_again()?;
+        }
+        Ok(part)
+    }
+
+    fn add(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.sum.update(bytes);
+        self.length += bytes.len() as u64;
+        self.came += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn begin_again(&mut self) -> anyhow::Result<()> {
+        self.file.set_len(0)?;
+        (self.length, self.sum) = (0, Sha256::new());
+        Ok(())
+    }
+
+    fn has(&self, sum: Digest) -> bool {
+        Digest(self.sum.clone().finalize().into()) == sum
+    }
+}

@@ -1,0 +1,74 @@
+//! `hedge-cloud bundle`: signs model bundles, and keeps a folder of them that devices fetch from.
+//!
+//! ```text
+//! FOLDER/root/1.json, 2.json, …     whose signatures count, each signed by the one before it
+//! FOLDER/list.json                  which bundles there are, signed by release keys
+//! FOLDER/NAME/VERSION/…             a bundle: model.sig and what it names
+//! ```
+//! Any web server can serve the folder: what is in it is believed for its signatures only.
+
+pub mod cli;
+mod publish;
+mod root;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use hedge_core::release::{DOCUMENT_BYTES_MAX, Root, Trusted};
+use hedge_inference::signing::{Envelope, Payload};
+
+/// Where the root of this version is.
+fn root_path(folder: &Path, version: u64) -> PathBuf {
+    folder.join("root").join(format!("{version}.json"))
+}
+
+fn list_path(folder: &Path) -> PathBuf {
+    folder.join("list.json")
+}
+
+fn read_envelope(path: &Path, payload: Payload) -> anyhow::Result<Envelope> {
+    let shown = path.display();
+    let bytes = std::fs::metadata(path).with_context(|| shown.to_string())?.len();
+    anyhow::ensure!(bytes <= DOCUMENT_BYTES_MAX, "{shown} has {bytes} bytes, more than {DOCUMENT_BYTES_MAX}");
+    let text = std::fs::read(path).with_context(|| shown.to_string())?;
+    Envelope::read(payload, &text).map_err(|reason| anyhow::anyhow!("{shown}: {reason}"))
+}
+
+/// A root as the owner of the folder has it: signed as it says itself.
+fn read_root(path: &Path) -> anyhow::Result<Root> {
+    let envelope = read_envelope(path, Payload::Root)?;
+    let root: Root = serde_json::from_slice(envelope.bytes()).with_context(|| path.display().to_string())?;
+    root.check()?;
+    root.root.met_by("the root", &envelope.signers(&root.root.keys)).with_context(|| path.display().to_string())?;
+    Ok(root)
+}
+
+/// Follows the roots of a folder from the first, as a device does.
+fn trusted(folder: &Path) -> anyhow::Result<Trusted> {
+    let mut trusted = Trusted::begin(read_root(&root_path(folder, 1))?)?;
+    loop {
+        let path = root_path(folder, trusted.root().version + 1);
+        if !path.exists() {
+            return Ok(trusted);
+        }
+        let envelope = read_envelope(&path, Payload::Root)?;
+        let next = trusted.next_root(envelope.bytes(), |keys| envelope.signers(keys));
+        next.with_context(|| path.display().to_string())?;
+    }
+}
+
+/// Writes a file whole or not at all, so that who fetches it meanwhile gets the old or the new one.
+fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let write = || {
+        std::fs::create_dir_all(dir)?;
+        let new = path.with_extension("new");
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)?;
+        std::fs::File::open(dir)?.sync_all()
+    };
+    write().with_context(|| path.display().to_string())
+}
