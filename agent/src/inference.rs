@@ -16,7 +16,7 @@ use hedge_core::judge::{
 use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Task, Tensor, Tensors};
 use hedge_proto::{Digest, Doubt, Explanation, ModelRef, Name, Output, Reason, Rect, in_one_line};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use self::record::{Record, Work};
 use crate::faults::{Faults, Part};
@@ -83,6 +83,8 @@ pub struct ModelCard {
     pub outputs: Vec<(String, Vec<i64>)>,
     /// What the bundle suggests as a threshold.
     pub suggested: Option<Limits>,
+    /// The folder that it was read from, whatever link led there.
+    pub dir: PathBuf,
 }
 
 enum Job {
@@ -97,7 +99,12 @@ enum Job {
         region: Option<Region>,
         threshold: Arc<ThresholdConfig>,
         scale: ThresholdScale,
-        reply: oneshot::Sender<Result<Opinion, SampleError>>,
+        reply: oneshot::Sender<Result<(Opinion, Arc<ModelCard>), SampleError>>,
+    },
+    /// The samples after it are answered by another bundle.
+    Swap {
+        loaded: Box<Loaded>,
+        reply: oneshot::Sender<ModelRef>,
     },
     Run {
         tensor: Tensor,
@@ -110,11 +117,28 @@ enum Job {
 pub struct Judge {
     name: Name,
     jobs: mpsc::Sender<Job>,
-    card: Arc<std::sync::OnceLock<ModelCard>>,
+    place: Place,
+    card: watch::Receiver<Option<Arc<ModelCard>>>,
     work: Work,
     record: Record,
     hung_after: Duration,
     learned: Learned,
+}
+
+/// What is loaded, and how.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub bundle: PathBuf,
+    pub variant: Option<String>,
+    pub threads: u8,
+    pub library: Option<PathBuf>,
+}
+
+impl Place {
+    /// The folder that is meant now: a link that is changed while it is read must not mix two bundles.
+    fn dir(&self) -> PathBuf {
+        std::fs::canonicalize(&self.bundle).unwrap_or_else(|_| self.bundle.clone())
+    }
 }
 
 /// A model that has answered before fails when it has answered none of so many samples in a row; one that never did,
@@ -124,12 +148,9 @@ const FAILURES_MAX: u32 = 5;
 /// How to load one model.
 pub struct ModelSetup {
     pub name: Name,
-    pub bundle: PathBuf,
-    pub variant: Option<String>,
-    pub threads: u8,
+    pub place: Place,
     /// The longest it may work on one sample.
     pub hung_after: Duration,
-    pub library: Option<PathBuf>,
     /// How long it waits before it is loaded, and why.
     pub rest: Option<(Duration, String)>,
     /// Where it is noted that it is not loaded.
@@ -146,13 +167,14 @@ impl Judge {
     /// tried again; it does not keep the agent from starting.
     pub fn start(setup: ModelSetup) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel(WAITING_MAX);
-        let card = Arc::new(std::sync::OnceLock::new());
+        let (cards, card) = watch::channel(None);
         let work = Work::default();
         let record = Record::default();
         let judge = Self {
             name: setup.name.clone(),
             jobs,
-            card: card.clone(),
+            place: setup.place.clone(),
+            card,
             work: work.clone(),
             record: record.clone(),
             hung_after: setup.hung_after,
@@ -161,15 +183,15 @@ impl Judge {
         let thread = std::thread::Builder::new().name(format!("model-{}", setup.name));
         thread.spawn(move || {
             let loaded = Err(Missing { reason: Arc::from("it is being loaded"), again_at: Instant::now() });
-            ModelThread { setup, card, work, record, familiar: Familiar::default(), loaded }.serve(queue)
+            ModelThread { setup, cards, work, record, familiar: Familiar::default(), loaded }.serve(queue)
         })?;
         Ok(judge)
     }
 
     /// What is known of the model; `None` until it has been loaded once.
     #[must_use]
-    pub fn card(&self) -> Option<&ModelCard> {
-        self.card.get()
+    pub fn card(&self) -> Option<Arc<ModelCard>> {
+        self.card.borrow().clone()
     }
 
     /// What is learned of the model.
@@ -239,12 +261,38 @@ impl Judge {
 
     /// Has a missing model tried again if its time has come. A model that works is not disturbed.
     pub async fn look(&self) {
-        if self.card.get().is_none() {
+        if self.card().is_none() {
             self.settle().await;
         }
     }
 
-    /// Decodes and judges one sample.
+    /// Takes the bundle that stands at the model's place now, if that is another one. Samples are answered by the one
+    /// before until it is loaded, and further on if it cannot be; both are in memory only that long.
+    pub async fn reload(&self) -> Result<Option<ModelRef>, String> {
+        let late = |_| Err(format!("it was not loaded within {} s", self.hung_after.as_secs()));
+        timeout(self.hung_after, self.swap()).await.unwrap_or_else(late)
+    }
+
+    async fn swap(&self) -> Result<Option<ModelRef>, String> {
+        let Some(card) = self.card() else {
+            self.settle().await;
+            return Ok(None);
+        };
+        let (place, name) = (self.place.clone(), self.name.clone());
+        let loading = tokio::task::spawn_blocking(move || {
+            let dir = place.dir();
+            let bundle = Bundle::open(&dir).map_err(|error| error.to_string())?;
+            let same = dir == card.dir && bundle.model_ref() == card.model;
+            if same { Ok(None) } else { Loaded::new(&place, name).map(|loaded| Some(Box::new(loaded))) }
+        });
+        let Some(loaded) = loading.await.map_err(|error| error.to_string())?? else { return Ok(None) };
+        let (reply, swapped) = oneshot::channel();
+        let stopping = || SampleError::Stopping.to_string();
+        self.jobs.send(Job::Swap { loaded, reply }).await.map_err(|_| stopping())?;
+        swapped.await.map(Some).map_err(|_| stopping())
+    }
+
+    /// Decodes and judges one sample; what is said of the model is that of the one that did.
     pub async fn judge(
         &self,
         content_type: ContentType,
@@ -252,7 +300,7 @@ impl Judge {
         region: Option<Region>,
         threshold: Arc<ThresholdConfig>,
         scale: ThresholdScale,
-    ) -> Result<Opinion, SampleError> {
+    ) -> Result<(Opinion, Arc<ModelCard>), SampleError> {
         self.ask(|reply| Job::Judge { content_type, bytes, region, threshold, scale, reply }).await
     }
 
@@ -274,7 +322,7 @@ impl Judge {
 /// The thread's own things.
 struct ModelThread {
     setup: ModelSetup,
-    card: Arc<std::sync::OnceLock<ModelCard>>,
+    cards: watch::Sender<Option<Arc<ModelCard>>>,
     work: Work,
     record: Record,
     familiar: Familiar,
@@ -290,6 +338,7 @@ struct Missing {
 struct Loaded {
     model: Model,
     bundle: Bundle,
+    card: Arc<ModelCard>,
 }
 
 impl ModelThread {
@@ -305,6 +354,11 @@ impl ModelThread {
                 Job::Judge { content_type, bytes, region, threshold, scale, reply } => {
                     drop(reply.send(self.judge(&content_type, &bytes, region.as_ref(), (&threshold, scale))));
                 }
+                Job::Swap { loaded, reply } => {
+                    let model = loaded.card.model.clone();
+                    self.take(*loaded);
+                    drop(reply.send(model));
+                }
                 Job::Run { tensor, reply } => drop(reply.send(self.run(&tensor))),
             }
             self.work.set(None);
@@ -312,19 +366,23 @@ impl ModelThread {
     }
 
     fn load(&mut self) {
-        match Loaded::new(&self.setup) {
-            Ok(loaded) => {
-                let card = loaded.card(self.setup.name.clone());
-                tracing::info!(model = %card.name, version = card.model.version, task = card.task, "model loaded");
-                self.setup.learned.begin(card.model.clone());
-                self.card.get_or_init(|| card);
-                self.record.with(|record| record.missing = None);
-                self.setup.faults.clear(&Part::Model(self.setup.name.clone()));
-                self.loaded = Ok(loaded);
-                self.setup.loaded.send_modify(|count| *count += 1);
-            }
+        match Loaded::new(&self.setup.place, self.setup.name.clone()) {
+            Ok(loaded) => self.take(loaded),
             Err(reason) => self.missing(&reason, RELOAD_WAIT),
         }
+    }
+
+    fn take(&mut self, loaded: Loaded) {
+        let card = loaded.card.clone();
+        tracing::info!(model = %card.name, version = card.model.version, task = card.task, "model loaded");
+        self.setup.learned.begin(card.model.clone());
+        // What another one has answered says nothing of this one.
+        self.record.begin();
+        self.familiar = Familiar::default();
+        self.cards.send_replace(Some(card));
+        self.setup.faults.clear(&Part::Model(self.setup.name.clone()));
+        self.loaded = Ok(loaded);
+        self.setup.loaded.send_modify(|count| *count += 1);
     }
 
     fn missing(&mut self, reason: &str, rest: Duration) {
@@ -349,7 +407,7 @@ impl ModelThread {
         bytes: &[u8],
         region: Option<&Region>,
         (threshold, scale): (&ThresholdConfig, ThresholdScale),
-    ) -> Result<Opinion, SampleError> {
+    ) -> Result<(Opinion, Arc<ModelCard>), SampleError> {
         let (name, figures, work) = (self.setup.name.clone(), self.setup.figures.clone(), self.work.clone());
         let (record, learned) = (self.record.clone(), self.setup.learned.clone());
         let loaded = self.model()?;
@@ -365,6 +423,7 @@ impl ModelThread {
         let outputs = loaded.run(&name, &tensor).inspect_err(|error| record.failed(&error.to_string()))?;
         figures.took(Timed::Tensor, decoded - begun);
         figures.took(Timed::Inference, decoded.elapsed());
+        let card = loaded.card.clone();
         let mut opinion = Opinion::by(loaded.model.task(), &outputs, &tensor.frame, &thresholds, |doubt, asked| {
             // It was begun when the model was loaded.
             learned.judge(doubt, *asked).unwrap_or_else(|| judge(doubt, asked))
@@ -383,7 +442,7 @@ impl ModelThread {
                 record.failed(&opinion.explanation.because);
             }
         }
-        Ok(opinion)
+        Ok((opinion, card))
     }
 
     fn run(&mut self, tensor: &Tensor) -> Result<Tensors, SampleError> {
@@ -395,15 +454,15 @@ impl ModelThread {
 }
 
 impl Loaded {
-    fn new(setup: &ModelSetup) -> Result<Self, String> {
-        // A link that is changed meanwhile must not mix two bundles.
-        let dir = std::fs::canonicalize(&setup.bundle).unwrap_or_else(|_| setup.bundle.clone());
+    fn new(place: &Place, name: Name) -> Result<Self, String> {
+        let dir = place.dir();
         let bundle = Bundle::open(&dir).map_err(|error| error.to_string())?;
-        let runtime = Runtime::find(setup.library.as_deref()).map_err(|error| error.to_string())?;
-        let options = SessionOptions { threads: setup.threads };
+        let runtime = Runtime::find(place.library.as_deref()).map_err(|error| error.to_string())?;
+        let options = SessionOptions { threads: place.threads };
         let model =
-            Model::load(&runtime, &bundle, setup.variant.as_deref(), &options).map_err(|error| error.to_string())?;
-        Ok(Self { model, bundle })
+            Model::load(&runtime, &bundle, place.variant.as_deref(), &options).map_err(|error| error.to_string())?;
+        let card = Arc::new(card(name, dir, &bundle, &model));
+        Ok(Self { model, bundle, card })
     }
 
     /// What the settings ask of this model's answers.
@@ -413,24 +472,25 @@ impl Loaded {
         resolved.ok_or_else(|| SampleError::NoThreshold { model: name.to_string() })
     }
 
-    fn card(&self, name: Name) -> ModelCard {
-        ModelCard {
-            name,
-            model: self.bundle.model_ref(),
-            task: self.bundle.task().to_owned(),
-            labels: self.bundle.labels().into(),
-            labels_hash: self.bundle.labels_hash(),
-            input_name: self.model.input_name().to_owned(),
-            input_shape: self.model.input_shape().to_vec(),
-            outputs: self.model.outputs().to_vec(),
-            suggested: self.bundle.threshold(),
-        }
-    }
-
     fn run(&mut self, name: &Name, tensor: &Tensor) -> Result<Tensors, SampleError> {
         self.model
             .run(tensor)
             .map_err(|error| SampleError::ModelFailed { model: name.to_string(), reason: error.to_string().into() })
+    }
+}
+
+fn card(name: Name, dir: PathBuf, bundle: &Bundle, model: &Model) -> ModelCard {
+    ModelCard {
+        name,
+        model: bundle.model_ref(),
+        task: bundle.task().to_owned(),
+        labels: bundle.labels().into(),
+        labels_hash: bundle.labels_hash(),
+        input_name: model.input_name().to_owned(),
+        input_shape: model.input_shape().to_vec(),
+        outputs: model.outputs().to_vec(),
+        suggested: bundle.threshold(),
+        dir,
     }
 }
 
@@ -455,12 +515,14 @@ mod tests {
             input_shape: vec![1, 3],
             outputs: vec![(text("y"), vec![1, 3])],
             suggested,
+            dir: PathBuf::new(),
         };
         let jobs = mpsc::channel(1).0;
-        let card = Arc::new(std::sync::OnceLock::from(card));
+        let card = watch::channel(Some(Arc::new(card))).1;
+        let place = Place { bundle: PathBuf::new(), variant: None, threads: 1, library: None };
         let (work, record) = (Work::default(), Record::default());
         let learned = Learned::new(name.clone(), None, Clock::resume(&ClockMark::default(), Moment(0)), 1);
-        Judge { name, jobs, card, work, record, hung_after: Duration::from_secs(60), learned }
+        Judge { name, jobs, place, card, work, record, hung_after: Duration::from_secs(60), learned }
     }
 
     fn threshold(text: &str) -> ThresholdConfig {

@@ -78,6 +78,9 @@ impl Learned {
             }
         });
         self.locked(|inner| {
+            if inner.experience.as_ref().is_some_and(|before| *before.model() != model) {
+                inner.past = Past::default();
+            }
             // A model that is loaded again has not forgotten.
             let kept = inner.experience.take().or(kept);
             let mut experience = Experience::resume(kept, model);
@@ -122,8 +125,12 @@ impl Learned {
         self.change(|experience, now| experience.unusable(now));
     }
 
-    pub fn opened(&self, key: CaseKey, doubt: (&Doubt, bool), bytes: u64) {
-        let news = self.change(|experience, now| experience.opened(key, doubt, bytes, now));
+    /// A case was made. One about an answer of a model that was there before costs nothing of this one's.
+    pub fn opened(&self, case: &Case, bytes: u64) {
+        let news = self.change(|experience, now| {
+            let doubt = (&case.doubt, case.decision.check);
+            (*experience.model() == case.model).then(|| experience.opened(case.id.key, doubt, bytes, now)).flatten()
+        });
         self.say(news.flatten());
     }
 

@@ -77,7 +77,7 @@ struct Judged {
     captured: Captured,
     input: NewSample,
     metadata: Metadata,
-    card: ModelCard,
+    card: Arc<ModelCard>,
     /// The part of the picture that was judged, if not all of it.
     view: Option<Rect>,
     opinion: Opinion,
@@ -108,12 +108,11 @@ impl Pipeline {
             (link.state, link.policy.threshold)
         };
         let (content_type, bytes) = (input.content_type.clone(), input.bytes.clone());
-        let mut opinion = judge.judge(content_type, bytes, source.region, threshold, scale).await?;
+        let (mut opinion, card) = judge.judge(content_type, bytes, source.region, threshold, scale).await?;
         if scale != ThresholdScale::ONE {
             let (state, scale) = (state.name(), scale.value());
             opinion.explanation.because += &format!("; thresholds count {scale} times while the link is {state}");
         }
-        let card = judge.card().cloned().ok_or(SampleError::Stopping)?;
         let view = source.region.and_then(|region| region.view());
         let learned = judge.learned().clone();
         Ok(Judged { settings: settings.clone(), id, captured, input, metadata, card, view, opinion, learned })
@@ -136,7 +135,7 @@ impl Pipeline {
             urgent: judged.input.urgent,
         };
         let learned = judged.learned.clone();
-        learned.opened(key, (&case.doubt, case.decision.check), payload.bytes.len() as u64);
+        learned.opened(&case, payload.bytes.len() as u64);
         let submitted = Instant::now();
         let receipt = match self.outbox.submit(new) {
             Ok(receipt) => receipt,
@@ -294,7 +293,7 @@ impl Intake for Pipeline {
         let settings = self.settings.borrow().clone();
         let facts = |(name, judge): (&Name, &Judge)| {
             let threshold = settings.thresholds.get(name).cloned().unwrap_or_default();
-            Some(facts(judge.card()?, judge.cannot_answer(&threshold)))
+            Some(facts(&*judge.card()?, judge.cannot_answer(&threshold)))
         };
         self.judges.iter().filter_map(facts).collect()
     }
@@ -393,10 +392,10 @@ fn local_answer(judged: Judged, case: Option<CaseFate>, link: LinkState) -> Answ
         id: judged.id,
         reference: judged.input.reference,
         source: judged.input.source.to_string(),
-        task: judged.card.task,
+        task: judged.card.task.clone(),
         revision: 0,
         authority: Authority::Device,
-        model: judged.card.model,
+        model: judged.card.model.clone(),
         said: judged.opinion.said,
         provisional: matches!(case, Some(CaseFate::Stored | CaseFate::Pending)),
         changed: false,

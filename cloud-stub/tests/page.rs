@@ -232,6 +232,46 @@ async fn a_page_that_stays_open_hears_only_what_is_new() {
 }
 
 #[tokio::test]
+async fn a_fleet_is_listed_in_parts_and_what_is_wrong_comes_first() {
+    let dir = TempDir::new().expect("a directory");
+    let (cloud, device) = cloud_and_device(&dir).await;
+    let fault = [("disk".to_owned(), "it is full".to_owned())].into();
+    let others = [
+        ("yard-1", status(DeviceState::Offline, 1)),
+        ("yard-2", DeviceStatus { faults: fault, ..status(DeviceState::Online, 1) }),
+    ];
+    device.publish(&Topic::UpStatus(device.name.clone()), to_json(&status(DeviceState::Online, 1)), true).await;
+    for (name, status) in others {
+        let other = Device::connect(name, cloud.broker).await;
+        other.publish(&Topic::UpStatus(other.name.clone()), to_json(&status), true).await;
+    }
+    let until = std::time::Instant::now() + PATIENCE;
+    let fleet = loop {
+        let fleet = cloud.get("/api/figures").await["fleet"].clone();
+        if fleet["with_faults"] == 1 && fleet["offline"] == 1 && fleet["online"] == 2 {
+            break fleet;
+        }
+        assert!(std::time::Instant::now() < until, "{fleet}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let listed = async |query: &str| {
+        let (code, head, body) = cloud.get_raw(&format!("/api/devices?{query}")).await;
+        assert_eq!(code, 200, "{fleet}");
+        let devices: Vec<Value> = serde_json::from_slice(&body).expect("a list");
+        let count = head.lines().find_map(|line| line.strip_prefix("hedge-count: ")).expect("a count").to_owned();
+        let names: Vec<String> = devices.iter().map(|one| one["device"].as_str().expect("a name").to_owned()).collect();
+        (names.join(" "), count)
+    };
+    assert_eq!(listed("order=trouble").await, ("yard-1 yard-2 hall-1".to_owned(), "3".to_owned()));
+    assert_eq!(listed("order=trouble&offset=1&limit=1").await, ("yard-2".to_owned(), "3".to_owned()));
+    assert_eq!(listed("where=name=yard-*,link=online").await, ("yard-2".to_owned(), "1".to_owned()));
+    for (query, part) in [("where=link=up", "link is one of"), ("order=size", "name or trouble")] {
+        let (code, _, body) = cloud.get_raw(&format!("/api/devices?{query}")).await;
+        assert!(code == 400 && String::from_utf8_lossy(&body).contains(part), "{query}");
+    }
+}
+
+#[tokio::test]
 async fn a_list_of_cases_costs_a_few_kilobytes_a_picture() {
     let photo: &[u8] = include_bytes!("../../models/photo-small/golden/rocket.jpg");
     let dir = TempDir::new().expect("a directory");

@@ -104,7 +104,7 @@ fn a_bundle_is_fetched_tried_run_and_given_back() -> Result<()> {
     answered("1")?;
     scene.publisher.publish("fashion-small", "2", |_| Ok(()), &[])?;
     let said = done(&scene.update("fashion-small/2", &[])?);
-    ensure!(said.contains("promoted   fashion-small/2") && said.contains("restart the agent"), "{said}");
+    ensure!(said.contains("promoted   fashion-small/2") && said.contains("reload the agent"), "{said}");
     answered("2")?;
     let again = scene.update("fashion-small/2", &[])?;
     ensure!(String::from_utf8_lossy(&again.stderr).contains("current bundle already"), "{again:?}");

@@ -373,7 +373,7 @@ mod tests {
 
     use super::*;
     use crate::clock::ClockMark;
-    use crate::inference::ModelSetup;
+    use crate::inference::{ModelSetup, Place};
     use crate::learned::Learned;
     use tokio::sync::watch;
 
@@ -398,11 +398,8 @@ mod tests {
         let (loaded, _) = watch::channel(0);
         let judge = Judge::start(ModelSetup {
             name: name.clone(),
-            bundle: dir.path().to_owned(),
-            variant: None,
-            threads: 1,
+            place: Place { bundle: dir.path().to_owned(), variant: None, threads: 1, library: None },
             hung_after: Duration::from_secs(60),
-            library: None,
             rest: None,
             faults: Faults::default(),
             figures: Arc::default(),

@@ -30,7 +30,7 @@ use crate::control::{Control, Request};
 use crate::faults::Faults;
 use crate::figures::Figures;
 use crate::in_force::InForce;
-use crate::inference::{Judge, ModelSetup};
+use crate::inference::{Judge, ModelSetup, Place};
 use crate::learned::Learned;
 use crate::link::LinkView;
 use crate::pipeline::{Pipeline, loaded_models};
@@ -210,11 +210,13 @@ fn start_models(
     for (model, learned) in config.models.iter().filter_map(|model| Some((model, learned.get(&model.name)?.clone()))) {
         let judge = Judge::start(ModelSetup {
             name: model.name.clone(),
-            bundle: model.bundle.clone(),
-            variant: model.variant.clone(),
-            threads: model.threads,
+            place: Place {
+                bundle: model.bundle.clone(),
+                variant: model.variant.clone(),
+                threads: model.threads,
+                library: config.runtime.library.clone(),
+            },
             hung_after: model.hung_after(),
-            library: config.runtime.library.clone(),
             rest: rest.cloned(),
             faults: faults.clone(),
             figures: figures.clone(),

@@ -24,6 +24,11 @@ impl Record {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// A model was loaded that has answered nothing yet.
+    pub(super) fn begin(&self) {
+        self.with(|record| *record = Answering::default());
+    }
+
     pub(super) fn answered(&self) {
         self.with(|record| (record.last, record.failures) = (Some(Instant::now()), 0));
     }

@@ -2,9 +2,19 @@
 
 use std::str::FromStr;
 
-use hedge_proto::{DeviceId, SettingsOutcome};
+use hedge_proto::{DeviceId, ModelRef, SettingsOutcome};
 
 use super::board::{Device, LINKS};
+
+/// What conditions are about.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    pub name: &'a str,
+    pub link: &'a str,
+    pub models: &'a [ModelRef],
+    pub version: Option<&'a str>,
+    pub outcome: Option<SettingsOutcome>,
+}
 
 /// Conditions that must all hold; none at all is every device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,26 +56,31 @@ fn condition(text: &str) -> Result<Condition, String> {
 impl Where {
     #[must_use]
     pub fn holds(&self, name: &DeviceId, device: &Device) -> bool {
-        self.0.iter().all(|condition| condition.holds(name, device))
+        let status = device.status.as_ref();
+        let last = device.reported.as_ref().and_then(|reported| reported.last.as_ref());
+        self.holds_of(&Facts {
+            name: name.as_str(),
+            link: device.link(),
+            models: status.map_or(&[], |status| &status.models),
+            version: status.and_then(|status| status.version.as_deref()),
+            outcome: last.map(|last| last.outcome),
+        })
+    }
+
+    #[must_use]
+    pub fn holds_of(&self, facts: &Facts<'_>) -> bool {
+        self.0.iter().all(|condition| condition.holds(facts))
     }
 }
 
 impl Condition {
-    fn holds(&self, name: &DeviceId, device: &Device) -> bool {
-        let status = device.status.as_ref();
+    fn holds(&self, facts: &Facts<'_>) -> bool {
         match self {
-            Self::Name(pattern) => matches(pattern, name.as_str()),
-            Self::Link(link) => device.link() == link,
-            Self::Model(pattern) => {
-                status.is_some_and(|status| status.models.iter().any(|model| matches(pattern, &model.name)))
-            }
-            Self::Version(pattern) => {
-                status.and_then(|status| status.version.as_deref()).is_some_and(|version| matches(pattern, version))
-            }
-            Self::Outcome(outcome) => {
-                let last = device.reported.as_ref().and_then(|reported| reported.last.as_ref());
-                last.is_some_and(|last| last.outcome == *outcome)
-            }
+            Self::Name(pattern) => matches(pattern, facts.name),
+            Self::Link(link) => facts.link == link,
+            Self::Model(pattern) => facts.models.iter().any(|model| matches(pattern, &model.name)),
+            Self::Version(pattern) => facts.version.is_some_and(|version| matches(pattern, version)),
+            Self::Outcome(outcome) => facts.outcome == Some(*outcome),
         }
     }
 }

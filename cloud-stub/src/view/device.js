@@ -157,6 +157,17 @@ async function load() {
   commands.take(page);
 }
 
+// The server tells pages of so many devices by itself; about others they ask.
+const DEVICES_TOLD = 60;
+
+function heardFigures(f) {
+  setClock(f.now_ms);
+  at("instance").textContent = `${f.instance} on ${f.broker}`;
+  drawNotice(f);
+  const { with_faults, ...states } = f.fleet;
+  if (Object.values(states).reduce((sum, n) => sum + n, 0) > DEVICES_TOLD) load();
+}
+
 function heard(devices) {
   const mine = devices.find((d) => d.device === NAME);
   if (!mine) { if (!latest) load(); return; }
@@ -174,7 +185,7 @@ async function start() {
   editor = makeEditor(at("editor"), schema, (request) => post("settings", request), (request) => post("commands", request));
   commands = makeCommands(at("commands"), (request) => post("commands", request));
   listen({
-    figures: (f) => { setClock(f.now_ms); at("instance").textContent = `${f.instance} on ${f.broker}`; drawNotice(f); },
+    figures: heardFigures,
     devices: heard,
     changed_devices: heard,
   });

@@ -10,9 +10,9 @@ use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use futures_util::stream::{Stream, unfold};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{ApiError, CASES_LIMIT, CaseView, DeviceView, FiguresView, Records, Shown, View};
+use super::{ApiError, CASES_LIMIT, CaseView, DeviceView, FiguresView, FleetView, Records, Shown, View, all_devices};
 use crate::wall_ms;
 
 /// How many pages are served live at once.
@@ -20,6 +20,16 @@ const PAGES_MAX: usize = 64;
 
 /// The shortest time between two updates: faster than anyone reads.
 const PAUSE: Duration = Duration::from_millis(250);
+
+/// How many devices a page is told of, what is wrong first: the others it asks for.
+const DEVICES_SHOWN: usize = 60;
+
+/// Reading takes at most one part in so many of a processor: ten thousand devices take a while.
+const READING: u32 = 5;
+
+/// The most that is told to one page in a second, on average: who watches a busy fleet over a phone link must not pay
+/// for more than can be read.
+const BYTES_PER_S: u32 = 15_000;
 
 /// The figures go out at least this often, so that a page knows it is still live.
 const QUIET_MAX: Duration = Duration::from_secs(10);
@@ -65,11 +75,12 @@ async fn read_for_all(
         if pages.available_permits() == PAGES_MAX {
             joined.notified().await;
         }
+        let began = Instant::now();
         match read(&records, &shown).await {
             Ok(snapshot) => drop(sender.send_replace(snapshot)),
             Err(error) => tracing::error!("pages are not up to date: {error}"),
         }
-        sleep(PAUSE).await;
+        sleep(PAUSE.max(began.elapsed() * (READING - 1))).await;
         let changed = async {
             tokio::select! {
                 seen = commits.changed() => seen,
@@ -87,11 +98,13 @@ async fn read_for_all(
 async fn read(records: &Records, shown: &Shown) -> Result<Snapshot, ApiError> {
     let (totals, devices, cases) =
         records.read(|reader| Ok((reader.totals()?, reader.devices()?, reader.latest(None, CASES_LIMIT)?))).await?;
-    let now_ms = wall_ms();
-    let devices: Vec<DeviceView> = devices.into_iter().map(|row| DeviceView::new(row, shown, now_ms)).collect();
+    let mut devices = all_devices(devices, shown);
+    let fleet = FleetView::count(&devices);
+    devices.sort_by_key(DeviceView::trouble);
+    devices.truncate(DEVICES_SHOWN);
     let cases: Vec<CaseView> = cases.into_iter().map(CaseView::from).collect();
     Ok(Snapshot {
-        figures: json(&FiguresView::new(totals, shown, now_ms)),
+        figures: json(&FiguresView::new(totals, fleet, shown, wall_ms())),
         devices: devices.iter().map(|device| (device.device.clone(), json(device))).collect(),
         cases: cases.iter().map(|case| (case.id.to_string(), json(case))).collect(),
     })
@@ -115,6 +128,8 @@ struct Page {
     /// None before the first.
     sent: Option<Snapshot>,
     ready: VecDeque<Event>,
+    /// It has been told so much that it hears nothing before this.
+    full_until: Instant,
     _place: OwnedSemaphorePermit,
 }
 
@@ -129,15 +144,20 @@ pub(super) async fn events(
     let Live { latest, joined, pages } = view.live;
     let place = pages.try_acquire_owned().map_err(|_| ApiError::TooManyPages(PAGES_MAX))?;
     joined.notify_one();
-    let page = Page { latest, sent: None, ready: VecDeque::new(), _place: place };
+    let page = Page { latest, sent: None, ready: VecDeque::new(), full_until: Instant::now(), _place: place };
     Ok(Sse::new(unfold(page, next)).keep_alive(KeepAlive::default()))
 }
 
 async fn next(mut page: Page) -> Option<(Result<Event, Infallible>, Page)> {
     while page.ready.is_empty() {
+        sleep_until(page.full_until).await;
         page.latest.changed().await.ok()?;
         let now = page.latest.borrow_and_update().clone();
-        let event = |name: &str, data: &str| Event::default().event(name).data(data);
+        let mut bytes = 0;
+        let mut event = |name: &str, data: &str| {
+            bytes += data.len();
+            Event::default().event(name).data(data)
+        };
         let old = page.sent.take();
         if old.as_ref().is_none_or(|old| old.figures != now.figures) {
             page.ready.push_back(event("figures", &now.figures));
@@ -150,6 +170,11 @@ async fn next(mut page: Page) -> Option<(Result<Event, Infallible>, Page)> {
                 (Some(items), Some(_)) => page.ready.push_back(event(some, &items)),
                 (None, Some(_)) => {}
             }
+        }
+        // Not for the first, which is the page itself.
+        if old.is_some() {
+            page.full_until =
+                Instant::now() + Duration::from_secs(1) * u32::try_from(bytes).unwrap_or(u32::MAX) / BYTES_PER_S;
         }
         page.sent = Some(now);
     }

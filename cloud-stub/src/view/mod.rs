@@ -14,7 +14,7 @@ mod shape;
 
 pub use device::{DevicePage, HistoryView};
 pub use operate::Operating;
-pub use shape::{AnswererView, CaseView, DeviceView, FiguresView, VerdictView};
+pub use shape::{AnswererView, CaseView, DeviceView, FiguresView, FleetView, VerdictView};
 
 use std::path::Path as FilePath;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,11 +36,12 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
 use self::preview::Previews;
+use crate::fleet::select::Where;
 use crate::intake::{AnswererNow, Event, NotReviewed};
 use crate::link::LinkNow;
 use crate::model::Seconds;
 use crate::presence::Heard;
-use crate::store::{Reader, StoreError};
+use crate::store::{DeviceRow, Reader, StoreError};
 use crate::wall_ms;
 
 /// The most cases one answer of the API lists.
@@ -87,7 +88,7 @@ struct View {
 /// |---|---|
 /// | `/` | the page |
 /// | `/devices/{name}` | the page of one device |
-/// | `/api/devices` | all devices, by name: a list of [`DeviceView`] |
+/// | `/api/devices?where=link=offline&order=trouble&offset=0&limit=60` | all devices, or some, by name or with what is wrong first: a list of [`DeviceView`]; the header `Hedge-Count` says how many there are |
 /// | `/api/devices/{name}` | one [`DevicePage`] |
 /// | `/api/devices/{name}/settings` | POST: changes its settings; a [`Report`](crate::fleet::errand::Report) |
 /// | `/api/devices/{name}/commands` | POST: gives it a command; likewise |
@@ -252,10 +253,47 @@ fn file(content_type: &'static str, text: &'static str) -> Response {
     (headers, text).into_response()
 }
 
-async fn devices(State(view): State<View>) -> Result<Json<Vec<DeviceView>>, ApiError> {
-    let rows = view.records.read(Reader::devices).await?;
+/// Which devices are listed.
+#[derive(Deserialize)]
+struct Listed {
+    /// Conditions as `hedge-cloud device --where` takes them.
+    #[serde(rename = "where")]
+    conditions: Option<String>,
+    /// `trouble`: what is wrong comes first. By name otherwise.
+    order: Option<String>,
+    offset: Option<usize>,
+    limit: Option<usize>,
+}
+
+/// How many there are in all, whatever part of them is listed.
+const COUNT: HeaderName = HeaderName::from_static("hedge-count");
+
+async fn devices(
+    State(view): State<View>,
+    Query(listed): Query<Listed>,
+) -> Result<([(HeaderName, String); 1], Json<Vec<DeviceView>>), ApiError> {
+    let conditions: Where =
+        listed.conditions.as_deref().map_or(Ok(Where::default()), str::parse).map_err(ApiError::BadRequest)?;
+    let by_trouble = match listed.order.as_deref() {
+        None | Some("name") => false,
+        Some("trouble") => true,
+        Some(other) => return Err(ApiError::BadRequest(format!("order is name or trouble, not `{other}`"))),
+    };
+    let shown = view.shown.clone();
+    let mut devices = view.records.read(move |reader| Ok(all_devices(reader.devices()?, &shown))).await?;
+    devices.retain(|device| conditions.holds_of(&device.facts()));
+    if by_trouble {
+        devices.sort_by_key(DeviceView::trouble);
+    }
+    let count = devices.len().to_string();
+    let part = devices.into_iter().skip(listed.offset.unwrap_or(0)).take(listed.limit.unwrap_or(usize::MAX));
+    Ok(([(COUNT, count)], Json(part.collect())))
+}
+
+/// By name.
+fn all_devices(rows: Vec<DeviceRow>, shown: &Shown) -> Vec<DeviceView> {
     let now_ms = wall_ms();
-    Ok(Json(rows.into_iter().map(|row| DeviceView::new(row, &view.shown, now_ms)).collect()))
+    rows.into_iter().map(|row| DeviceView::new(row, shown, now_ms)).collect()
 }
 
 #[derive(Deserialize)]
@@ -308,8 +346,9 @@ fn sample_headers<'a>(content_type: &'a str, disposition: &'a str) -> [(HeaderNa
 }
 
 async fn figures(State(view): State<View>) -> Result<Json<FiguresView>, ApiError> {
-    let totals = view.records.read(Reader::totals).await?;
-    Ok(Json(FiguresView::new(totals, &view.shown, wall_ms())))
+    let (totals, devices) = view.records.read(|reader| Ok((reader.totals()?, reader.devices()?))).await?;
+    let fleet = FleetView::count(&all_devices(devices, &view.shown));
+    Ok(Json(FiguresView::new(totals, fleet, &view.shown, wall_ms())))
 }
 
 async fn answerers(State(view): State<View>) -> Json<Vec<AnswererView>> {

@@ -27,6 +27,7 @@ function drawFigures(f) {
     figure(number(aside), "set aside", why || "nothing"),
     ...(f.malformed ? [figure(number(f.malformed), f.malformed === 1 ? "unreadable message" : "unreadable messages", "of devices; no cases")] : []),
   );
+  if (!at("fleet").classList.contains("wrong")) drawFleet(f);
   drawNotice(f);
 }
 
@@ -233,12 +234,77 @@ function drawList(parent, items, key, draw) {
   if (place && document.activeElement !== place) place.focus({ preventScroll: true });
 }
 
+const DEVICES_SHOWN = 60;
+
+// What is wrong comes first, as the server sorts them.
+function trouble(d) {
+  if (d.state === "offline") return 0;
+  if (Object.keys(d.faults).length || (d.outcome && d.outcome !== "applied")) return 1;
+  return { degraded: 2, unknown: 3, resting: 4 }[d.state] || 5;
+}
+
 function drawDevices(devices) {
   latest.devices = devices;
-  const order = { degraded: 0, offline: 0, online: 0, resting: 0, unknown: 0 };
-  const inOrder = (a, b) => order[a.state] - order[b.state] || (a.device < b.device ? -1 : 1);
-  drawList(at("devices"), [...devices].sort(inOrder), "device", deviceCard);
+  if (asked.text || asked.offset) { findLater(); return; }
+  const inOrder = (a, b) => trouble(a) - trouble(b) || (a.device < b.device ? -1 : 1);
+  const sorted = [...devices].sort(inOrder).slice(0, DEVICES_SHOWN);
+  drawList(at("devices"), sorted, "device", deviceCard);
+  drawPages(latest.figures ? Object.values(inFleet(latest.figures)).reduce((sum, n) => sum + n, 0) : sorted.length);
 }
+
+const inFleet = ({ fleet: { with_faults, ...states } }) => states;
+
+function drawFleet(f) {
+  const parts = Object.entries(inFleet(f)).filter(([, n]) => n).map(([state, n]) => `${number(n)} ${state}`);
+  if (f.fleet.with_faults) parts.push(`${number(f.fleet.with_faults)} with faults`);
+  at("fleet").textContent = parts.join(" · ");
+}
+
+// What is asked for beside the first page of all.
+const asked = { text: "", offset: 0 };
+const FIND_PAUSE_MS = 2000;
+let finding = null;
+
+function findLater() {
+  if (!finding) finding = setTimeout(find, FIND_PAUSE_MS);
+}
+
+async function find() {
+  clearTimeout(finding);
+  finding = null;
+  if (!asked.text && !asked.offset) { at("fleet").classList.remove("wrong"); if (latest.figures) drawFleet(latest.figures); drawDevices(latest.devices); return; }
+  const { text, offset } = asked;
+  const query = new URLSearchParams({ order: "trouble", offset, limit: DEVICES_SHOWN });
+  if (text) query.set("where", text.includes("=") ? text : `name=*${text}*`);
+  try {
+    const response = await fetch(`/api/devices?${query}`);
+    const found = await response.json();
+    if (text !== asked.text || offset !== asked.offset) return;
+    at("fleet").classList.toggle("wrong", !response.ok);
+    if (!response.ok) { at("fleet").textContent = found.error; return; }
+    if (latest.figures) drawFleet(latest.figures);
+    drawList(at("devices"), found, "device", deviceCard);
+    drawPages(Number(response.headers.get("Hedge-Count")));
+  } catch { /* The live mark shows that the server is gone. */ }
+}
+
+function drawPages(count) {
+  const { offset, text } = asked;
+  const last = Math.min(offset + DEVICES_SHOWN, count);
+  at("pages").hidden = count <= DEVICES_SHOWN && !offset && !text;
+  at("where").textContent = count ? `${number(offset + 1)} to ${number(last)} of ${number(count)}` : "none is so";
+  at("before").disabled = offset === 0;
+  at("after").disabled = last >= count;
+}
+
+function turn(by) {
+  asked.offset = Math.max(0, asked.offset + by * DEVICES_SHOWN);
+  find();
+}
+
+at("before").addEventListener("click", () => turn(-1));
+at("after").addEventListener("click", () => turn(1));
+at("find").addEventListener("input", () => { asked.text = at("find").value.trim(); asked.offset = 0; find(); });
 
 const drawCases = (cases) => drawList(at("cases"), cases, "id", caseCard);
 

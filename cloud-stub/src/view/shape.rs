@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::Shown;
 use crate::answerers::Condition;
+use crate::fleet::select::Facts;
 use crate::intake::AnswererNow;
 use crate::link::LinkNow;
 use crate::store::{CaseRow, DeviceRow, Standing, Totals};
@@ -142,6 +143,60 @@ impl DeviceView {
             events: row.events,
         }
     }
+
+    /// The place among others where what is wrong comes first.
+    pub(super) fn trouble(&self) -> u8 {
+        let settings_failed = self.outcome.as_deref().is_some_and(|outcome| outcome != "applied");
+        match self.state {
+            "offline" => 0,
+            _ if !self.faults.is_empty() || settings_failed => 1,
+            "degraded" => 2,
+            "unknown" => 3,
+            "resting" => 4,
+            _ => 5,
+        }
+    }
+
+    pub(super) fn facts(&self) -> Facts<'_> {
+        let outcome = self.outcome.as_deref();
+        Facts {
+            name: &self.device,
+            link: self.state,
+            models: &self.models,
+            version: self.version.as_deref(),
+            outcome: outcome.and_then(|outcome| serde_json::from_value(outcome.into()).ok()),
+        }
+    }
+}
+
+/// How many devices are how.
+#[derive(Debug, Default, Serialize)]
+pub struct FleetView {
+    pub online: u64,
+    pub degraded: u64,
+    pub offline: u64,
+    pub resting: u64,
+    pub unknown: u64,
+    /// Whatever their link.
+    pub with_faults: u64,
+}
+
+impl FleetView {
+    pub(super) fn count(devices: &[DeviceView]) -> Self {
+        let mut fleet = Self::default();
+        for device in devices {
+            let count = match device.state {
+                "online" => &mut fleet.online,
+                "degraded" => &mut fleet.degraded,
+                "offline" => &mut fleet.offline,
+                "resting" => &mut fleet.resting,
+                _ => &mut fleet.unknown,
+            };
+            *count += 1;
+            fleet.with_faults += u64::from(!device.faults.is_empty());
+        }
+        fleet
+    }
 }
 
 /// One case, with what the device said and what was answered.
@@ -251,6 +306,7 @@ impl From<CaseRow> for CaseView {
 pub struct FiguresView {
     #[serde(flatten)]
     pub totals: Totals,
+    pub fleet: FleetView,
     pub instance: String,
     pub broker: String,
     /// `connected`, `connecting` or `broken`.
@@ -263,7 +319,7 @@ pub struct FiguresView {
 }
 
 impl FiguresView {
-    pub(super) fn new(totals: Totals, shown: &Shown, now_ms: u64) -> Self {
+    pub(super) fn new(totals: Totals, fleet: FleetView, shown: &Shown, now_ms: u64) -> Self {
         let (link, link_reason) = match &*shown.link.borrow() {
             LinkNow::Connected { .. } => ("connected", None),
             LinkNow::Connecting => ("connecting", None),
@@ -271,6 +327,7 @@ impl FiguresView {
         };
         Self {
             totals,
+            fleet,
             instance: shown.instance.to_string(),
             broker: shown.broker.clone(),
             link,

@@ -32,7 +32,7 @@ use super::fetch::Server;
 use super::proof;
 use crate::{ConfigArgument, read_file};
 
-/// Fetch a signed bundle, try it, and make it the one a model runs from the agent's next start on.
+/// Fetch a signed bundle, try it, and make it the one a model runs from the agent's next reload on.
 #[derive(Debug, clap::Args)]
 pub struct UpdateArgs {
     /// The model, as the configuration names it
@@ -54,7 +54,7 @@ pub struct UpdateArgs {
     pub config: ConfigArgument,
 }
 
-/// Run the bundle before the current one again, from the agent's next start on.
+/// Run the bundle before the current one again, from the agent's next reload on.
 #[derive(Debug, clap::Args)]
 pub struct BackArgs {
     /// The model, as the configuration names it
@@ -109,7 +109,7 @@ pub(super) fn update(args: &UpdateArgs, out: &mut impl Write) -> anyhow::Result<
 fn say_next(shelves: &Shelves, model: &ModelConfig, out: &mut impl Write) -> anyhow::Result<()> {
     let current = shelves.current();
     if model.bundle == current {
-        writeln!(out, "next       restart the agent")?;
+        writeln!(out, "next       reload the agent")?;
     } else {
         writeln!(
             out,
