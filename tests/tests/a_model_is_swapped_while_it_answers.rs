@@ -60,7 +60,8 @@ fn no_sample_fails_while_models_are_swapped_and_what_cannot_be_loaded_changes_no
     let picture = std::fs::read(places::model("fashion-small").join("golden/test-1.png"))?;
     let answer = |agent: &Agent| agent.http.post("door", "", "image/png", &picture);
     ensure!(answer(&agent)?.model.version == "1");
-    let process = Pid::from_raw(agent.program().id().try_into()?).context("a process")?;
+    let id = agent.program().id().context("a process")?;
+    let process = Pid::from_raw(id.try_into()?).context("a process")?;
 
     let (done, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     let swapped = std::thread::scope(|scope| -> Result<u64> {
