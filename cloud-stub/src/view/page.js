@@ -87,7 +87,8 @@ function shot(c) {
     image.decoding = "async";
     image.addEventListener("load", () => {
       if (image.naturalWidth <= 96) image.classList.add("tiny");
-      if (finds(c)) fitFrame(image.parentElement);
+      // It may have come after its card had gone.
+      if (finds(c) && image.parentElement) fitFrame(image.parentElement);
     });
     image.addEventListener("error", () => box.replaceChildren(make("span", "", "the picture cannot be shown")));
     image.loading = "lazy";
