@@ -16,13 +16,13 @@ use super::{ApiError, View, sample, sample_headers, shape};
 const SIDE_MAX: u32 = 192;
 
 /// A picture that is smaller already goes as it came.
-const BYTES_MAX: usize = 8 * 1024;
+const BYTES_MAX: u64 = 8 * 1024;
 
 /// How many are held, a few megabytes of them.
 const HELD_MAX: usize = 1000;
 
 /// How many are made at once: a page that opens must not take the processor from the cases.
-const MADE_AT_ONCE: usize = 1;
+const MADE_AT_ONCE: usize = 2;
 
 /// Those that were made last.
 pub(super) struct Previews {
@@ -61,16 +61,21 @@ pub(super) async fn get(State(view): State<View>, Path(id): Path<String>) -> Res
     if let Some(held) = view.previews.get(&wanted) {
         return Ok(jpeg(held));
     }
+    let looked_up = wanted.clone();
+    let known = view.records.read(move |reader| reader.case(&looked_up)).await?;
+    // What is small waits for nobody.
+    if known.is_some_and(|row| row.payload_bytes <= BYTES_MAX) {
+        let (content_type, bytes) = sample(&view, &wanted).await?;
+        let picture = shape::picture_type(&content_type).ok_or(ApiError::NoPicture(wanted))?;
+        return Ok((sample_headers(picture, "inline"), bytes).into_response());
+    }
+    // Read only then: many that wait must not hold many whole pictures.
     let _place = view.previews.places.acquire().await.map_err(|_| ApiError::Stopping)?;
     // Another page may have asked for it meanwhile.
     if let Some(held) = view.previews.get(&wanted) {
         return Ok(jpeg(held));
     }
     let (content_type, bytes) = sample(&view, &wanted).await?;
-    let Some(picture) = shape::picture_type(&content_type) else { return Err(ApiError::NoPicture(wanted)) };
-    if bytes.len() <= BYTES_MAX {
-        return Ok((sample_headers(picture, "inline"), bytes).into_response());
-    }
     let made = tokio::task::spawn_blocking(move || {
         let content_type = ContentType::parse(&content_type)?;
         preview(&content_type, &bytes, SIDE_MAX).ok().flatten()
