@@ -1,6 +1,6 @@
 // The settings of one device as a form made from their schema, or as the document itself. The device and the server
 // decide what is valid; this only sends what was changed and shows what they say at its field.
-import { bytes, make } from "/parts.js";
+import { bytes, make, number } from "/parts.js";
 
 // What most people come for stands first.
 const ORDER = ["model", "source", "link", "verdicts", "telemetry", "outbox", "broker", "log"];
@@ -151,11 +151,11 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 // What a device foresees of a threshold, in a line.
 function foreseen(model, { in_force: before, then }) {
   const both = (text) => (before ? `${text(then)} (now ${text(before)})` : text(then));
-  const parts = [`${both((f) => percent(f.deferred))} of the answers sent`, `${both((f) => String(Math.round(f.cases_per_day)))} cases a day`];
+  const parts = [`${both((f) => percent(f.deferred))} of the answers sent`, `${both((f) => number(Math.round(f.cases_per_day)))} cases a day`];
   if (then.bytes_per_day !== undefined) parts.push(`${both((f) => bytes(Math.round(f.bytes_per_day ?? 0)))} a day`);
   parts.push(then.contradicted === undefined ? "how many would be contradicted is not known yet"
     : `${both((f) => percent(f.contradicted ?? 0))} kept that the cloud would contradict`);
-  return `${model}: ${parts.join(", ")}. By the last ${then.answers} answers.`;
+  return `${model}: ${parts.join(", ")}. By the last ${number(then.answers)} answers.`;
 }
 
 // `publish` sends a request and gives a report; `command` does so with a command.
