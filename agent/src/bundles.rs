@@ -7,6 +7,7 @@
 //! ```
 //! Which version may run is up to `hedge_core::release::shelf`.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -127,8 +128,23 @@ pub fn start(config: &Config, crashed: bool) {
     }
 }
 
+/// Has every model take the bundle that stands at its place now. Waits for one after the other.
+pub async fn reload(config: Config, judges: &BTreeMap<Name, Judge>) -> Result<(), String> {
+    let (mut failed, mut swapped) = (Vec::new(), false);
+    for (name, judge) in judges {
+        match judge.reload().await {
+            Ok(model) => swapped |= model.is_some(),
+            Err(reason) => failed.push(format!("model `{name}`: {reason}; the one before answers on")),
+        }
+    }
+    if swapped {
+        tokio::spawn(watch(config, judges.clone()));
+    }
+    if failed.is_empty() { Ok(()) } else { Err(format!("the file is in force, but {}", failed.join("; "))) }
+}
+
 /// Ends the probation of a model's bundle with its first answer.
-pub async fn watch(config: Config, judges: std::collections::BTreeMap<Name, Judge>) {
+pub async fn watch(config: Config, judges: BTreeMap<Name, Judge>) {
     for model in &config.models {
         let (Some(shelves), Some(judge)) = (Shelves::configured(&config, model), judges.get(&model.name)) else {
             continue;

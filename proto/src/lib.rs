@@ -45,7 +45,7 @@ pub use control::{
     Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX, VersionArgs,
     WhatIfArgs, highest_after,
 };
-pub use digest::{Digest, InvalidDigest};
+pub use digest::{Digest, InvalidDigest, from_hex};
 pub use document::readable;
 pub use doubt::{Doubt, Measure};
 pub use enrolment::{

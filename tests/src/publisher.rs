@@ -1,7 +1,7 @@
 //! Somebody with keys who publishes bundles through `hedge-cloud bundle`.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use anyhow::{Result, ensure};
 
@@ -68,4 +68,12 @@ impl Publisher {
         self.run(&[&["publish", &name, "--to", "published", "--key", "release.key"], words].concat())?;
         Ok(())
     }
+}
+
+/// What a program that must have succeeded has printed.
+#[track_caller]
+pub fn done(output: &Output) -> String {
+    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(output.status.success(), "{out}{err}");
+    out
 }

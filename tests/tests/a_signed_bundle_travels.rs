@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hedge_proto::Digest;
-use hedge_tests::publisher::Publisher;
+use hedge_tests::publisher::{Publisher, done};
 use hedge_tests::shelf_server::{ShelfServer, Trouble};
 use hedge_tests::{AgentConfig, places, skip, wait};
 
@@ -65,13 +65,6 @@ impl Scene {
         let bundle = hedge_inference::Bundle::open(&current)?;
         Ok(bundle.manifest().version.to_string())
     }
-}
-
-#[track_caller]
-fn done(output: &Output) -> String {
-    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
-    assert!(output.status.success(), "{out}{err}");
-    out
 }
 
 /// It is refused for this reason, and version 1 is run on.

@@ -5,17 +5,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Result, ensure};
+use hedge_tests::publisher::done;
 use hedge_tests::{places, skip};
 
 fn bundle(dir: &Path, words: &[&str]) -> Result<Output> {
     Ok(Command::new(places::program("hedge-cloud")?).current_dir(dir).arg("bundle").args(words).output()?)
-}
-
-#[track_caller]
-fn done(output: &Output) -> String {
-    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
-    assert!(output.status.success(), "{out}{err}");
-    out
 }
 
 /// What it says while it refuses.

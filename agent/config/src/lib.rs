@@ -50,7 +50,7 @@ pub use self::privacy::PrivacyConfig;
 pub use self::settings::{Seconds, SettingsConfig};
 pub use self::source::{Fate, Quiet, SourceConfig, SourceKind, StreamFormat};
 pub use self::states::{StateConfig, StatesConfig};
-pub use self::threshold::ThresholdConfig;
+pub use self::threshold::{ThresholdConfig, unknown_labels};
 pub use self::verdicts::{
     CommandSinkConfig, JsonlConfig, KIND_TABLES, MqttSinkConfig, SinkConfig, VerdictsConfig, WebhookConfig,
 };

@@ -129,16 +129,6 @@ impl ThresholdConfig {
         }
     }
 
-    /// The fields that name a label the model does not have, so that they have no effect.
-    pub fn unknown<'a>(&'a self, labels: &'a [String]) -> impl Iterator<Item = String> + 'a {
-        let classes = of_labels(self.0.classes.as_ref()).map(|(label, _)| ("classes", label));
-        let weights = of_labels(self.0.weights.as_ref()).map(|(label, _)| ("weights", label));
-        let policies = of_labels(self.0.policies.as_ref()).map(|(label, _)| ("policies", label));
-        let said = classes.chain(weights).chain(policies);
-        let unknown = said.filter(|(_, label)| !labels.iter().any(|known| known == label));
-        unknown.map(|(list, label)| format!("{list}.{label}"))
-    }
-
     /// One sentence on the fields that have no effect, if there are any.
     #[must_use]
     pub fn unknown_labels(&self, labels: &[String]) -> Option<String> {
@@ -147,7 +137,7 @@ impl ThresholdConfig {
             let more = if all > names.len() { format!(" and {} more", all - names.len()) } else { String::new() };
             names.join(", ") + &more
         };
-        let unknown: Vec<String> = self.unknown(labels).map(|field| format!("threshold.{field}")).collect();
+        let unknown: Vec<String> = unknown_labels(&self.0, labels).map(|field| format!("threshold.{field}")).collect();
         let first = shown(unknown.iter().map(String::as_str).take(SHOWN).collect(), unknown.len());
         let known = shown(labels.iter().map(String::as_str).take(SHOWN).collect(), labels.len());
         (!unknown.is_empty())
@@ -162,6 +152,16 @@ impl ThresholdConfig {
         let limits = Limits::new(score_min, margin_min, entropy_max).ok()?;
         Some(suggested.map_or(limits, |suggested| limits.beside(&suggested)))
     }
+}
+
+/// The fields of a threshold that name a label the model does not have, so that they have no effect.
+pub fn unknown_labels<'a>(given: &'a ThresholdSettings, labels: &'a [String]) -> impl Iterator<Item = String> + 'a {
+    let classes = of_labels(given.classes.as_ref()).map(|(label, _)| ("classes", label));
+    let weights = of_labels(given.weights.as_ref()).map(|(label, _)| ("weights", label));
+    let policies = of_labels(given.policies.as_ref()).map(|(label, _)| ("policies", label));
+    let said = classes.chain(weights).chain(policies);
+    let unknown = said.filter(|(_, label)| !labels.iter().any(|known| known == label));
+    unknown.map(|(list, label)| format!("{list}.{label}"))
 }
 
 /// What is said of the model's own labels, by the word that an answer has for each. Where one word stands for several

@@ -336,7 +336,6 @@ async fn report(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, stop: Cancellat
     }
 }
 
-/// SIGHUP, which `systemctl reload` sends, reads the configuration file again.
 /// What an earlier version gave up for its size waits again.
 async fn revive(queue: Queue) {
     match queue.revive().await {
@@ -346,6 +345,7 @@ async fn revive(queue: Queue) {
     }
 }
 
+/// SIGHUP, which `systemctl reload` sends, reads the configuration file again and takes other bundles.
 async fn reload_on(mut hang_up: Signal, control: Control, stop: CancellationToken) {
     loop {
         tokio::select! {
@@ -357,7 +357,7 @@ async fn reload_on(mut hang_up: Signal, control: Control, stop: CancellationToke
             Ok(later) => {
                 tracing::warn!(fields = later.join(", "), "some of the file takes effect at the next start only");
             }
-            Err(reason) => tracing::error!(reason, "the configuration file cannot be used; the settings stay"),
+            Err(reason) => tracing::error!(reason, "reload: what could not be read again stays as it was"),
         }
     }
 }

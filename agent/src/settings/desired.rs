@@ -13,7 +13,7 @@ use hedge_proto::{
     from_json, readable,
 };
 
-use hedge_config::{Config, ConfigFile, log_filter};
+use hedge_config::{Config, ConfigFile, log_filter, unknown_labels};
 
 /// Of what a person reads in a report.
 const REASON_CHARS_MAX: usize = 300;
@@ -67,15 +67,9 @@ impl<L: Fn(&Name) -> Option<Arc<[String]>>> Device<'_, L> {
             let threshold = model.as_ref().and_then(|model| model.threshold.as_ref());
             // A model that is not loaded yet takes any label.
             let (Some(threshold), Some(labels)) = (threshold, (self.labels)(name)) else { continue };
-            let classes = threshold.classes.iter().flatten().filter(|(_, share)| share.is_some());
-            let weights = threshold.weights.iter().flatten().filter(|(_, weight)| weight.is_some());
-            let policies = threshold.policies.iter().flatten().filter(|(_, policy)| policy.is_some());
-            let said = classes.map(|(label, _)| ("classes", label)).chain(weights.map(|(label, _)| ("weights", label)));
-            let said = said.chain(policies.map(|(label, _)| ("policies", label)));
-            for (list, label) in said.filter(|(_, label)| !labels.contains(*label)) {
-                let field = format!("model.{name}.threshold.{list}.{label}");
-                errors.push(FieldError::new(field, "the model has no such label"));
-            }
+            errors.extend(unknown_labels(threshold, &labels).map(|field| {
+                FieldError::new(format!("model.{name}.threshold.{field}"), "the model has no such label")
+            }));
         }
         if errors.is_empty() { Ok(config) } else { Err(errors) }
     }

@@ -461,25 +461,9 @@ impl SettingsTask {
             tracing::warn!(%error, "this configuration cannot be kept as the last that worked");
         }
         tracing::info!(next_start = later.join(", "), "reload: the configuration file was read again");
-        self.reload_models().await?;
+        let config = self.in_force.borrow().config.clone();
+        bundles::reload(config, &self.pipeline.judges).await?;
         Ok(later)
-    }
-
-    /// Another bundle may stand where a model's is.
-    async fn reload_models(&self) -> Result<(), String> {
-        let mut failed = Vec::new();
-        let mut swapped = false;
-        for (name, judge) in &self.pipeline.judges {
-            match judge.reload().await {
-                Ok(model) => swapped |= model.is_some(),
-                Err(reason) => failed.push(format!("model `{name}`: {reason}; the one before answers on")),
-            }
-        }
-        if swapped {
-            let config = self.in_force.borrow().config.clone();
-            tokio::spawn(bundles::watch(config, self.pipeline.judges.clone()));
-        }
-        if failed.is_empty() { Ok(()) } else { Err(format!("the file is in force, but {}", failed.join("; "))) }
     }
 
     async fn reset(&mut self) -> Result<Option<u64>, String> {

@@ -12,7 +12,7 @@ use futures_util::stream::{Stream, unfold};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{ApiError, CASES_LIMIT, CaseView, DeviceView, FiguresView, FleetView, Records, Shown, View, all_devices};
+use super::{ApiError, CASES_LIMIT, CaseView, FiguresView, FleetView, Records, Shown, View, all_devices};
 use crate::wall_ms;
 
 /// How many pages are served live at once.
@@ -100,7 +100,7 @@ async fn read(records: &Records, shown: &Shown) -> Result<Snapshot, ApiError> {
         records.read(|reader| Ok((reader.totals()?, reader.devices()?, reader.latest(None, CASES_LIMIT)?))).await?;
     let mut devices = all_devices(devices, shown);
     let fleet = FleetView::count(&devices);
-    devices.sort_by_key(DeviceView::trouble);
+    devices.sort_by_key(|device| device.trouble);
     devices.truncate(DEVICES_SHOWN);
     let cases: Vec<CaseView> = cases.into_iter().map(CaseView::from).collect();
     Ok(Snapshot {

@@ -15,17 +15,13 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
-use super::{ApiError, DeviceView, View};
+use super::{ApiError, FleetView, View, all_devices};
 use crate::answerers::Condition;
 use crate::intake::AnswererNow;
 use crate::link::LinkNow;
 use crate::store::Totals;
-use crate::wall_ms;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// What a device can be; see [`DeviceView::state`].
-const DEVICE_STATES: [&str; 5] = ["online", "degraded", "offline", "resting", "unknown"];
 
 type Labels = [(&'static str, &'static str); 1];
 
@@ -33,8 +29,7 @@ pub(super) async fn metrics(State(view): State<View>) -> Result<impl IntoRespons
     let path = view.records_path.clone();
     let looked = view.records.read(move |reader| Ok((reader.totals()?, reader.devices()?, records_bytes(&path))));
     let (totals, devices, records_bytes) = looked.await?;
-    let now_ms = wall_ms();
-    let devices: Vec<_> = devices.into_iter().map(|row| DeviceView::new(row, &view.shown, now_ms).state).collect();
+    let fleet = FleetView::count(&all_devices(devices, &view.shown));
 
     let mut page = Registry::with_prefix("hedge_cloud");
     let connected = matches!(*view.shown.link.borrow(), LinkNow::Connected { .. });
@@ -50,7 +45,7 @@ pub(super) async fn metrics(State(view): State<View>) -> Result<impl IntoRespons
     if let Some(bytes) = resident_bytes() {
         page.register("resident_memory_bytes", "Memory of the process", gauge(bytes));
     }
-    register_devices(&mut page, &devices);
+    register_devices(&mut page, &fleet);
     register_totals(&mut page, &totals);
     let mut text = String::new();
     if encode(&mut text, &page).is_err() {
@@ -60,8 +55,14 @@ pub(super) async fn metrics(State(view): State<View>) -> Result<impl IntoRespons
     Ok(([(CONTENT_TYPE, OPENMETRICS)], text))
 }
 
-fn register_devices(page: &mut Registry, devices: &[&'static str]) {
-    let by_state = DEVICE_STATES.map(|state| (state, devices.iter().filter(|device| **device == state).count() as u64));
+fn register_devices(page: &mut Registry, fleet: &FleetView) {
+    let by_state = [
+        ("online", fleet.online),
+        ("degraded", fleet.degraded),
+        ("offline", fleet.offline),
+        ("resting", fleet.resting),
+        ("unknown", fleet.unknown),
+    ];
     page.register("devices", "Devices by the state of their link", gauges("state", &by_state));
 }
 

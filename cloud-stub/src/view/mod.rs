@@ -283,7 +283,7 @@ async fn devices(
     let mut devices = view.records.read(move |reader| Ok(all_devices(reader.devices()?, &shown))).await?;
     devices.retain(|device| conditions.holds_of(&device.facts()));
     if by_trouble {
-        devices.sort_by_key(DeviceView::trouble);
+        devices.sort_by_key(|device| device.trouble);
     }
     let count = devices.len().to_string();
     let part = devices.into_iter().skip(listed.offset.unwrap_or(0)).take(listed.limit.unwrap_or(usize::MAX));

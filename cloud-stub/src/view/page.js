@@ -237,17 +237,10 @@ function drawList(parent, items, key, draw) {
 
 const DEVICES_SHOWN = 60;
 
-// What is wrong comes first, as the server sorts them.
-function trouble(d) {
-  if (d.state === "offline") return 0;
-  if (Object.keys(d.faults).length || (d.outcome && d.outcome !== "applied")) return 1;
-  return { degraded: 2, unknown: 3, resting: 4 }[d.state] || 5;
-}
-
 function drawDevices(devices) {
   latest.devices = devices;
   if (asked.text || asked.offset) { findLater(); return; }
-  const inOrder = (a, b) => trouble(a) - trouble(b) || (a.device < b.device ? -1 : 1);
+  const inOrder = (a, b) => a.trouble - b.trouble || (a.device < b.device ? -1 : 1);
   const sorted = [...devices].sort(inOrder).slice(0, DEVICES_SHOWN);
   drawList(at("devices"), sorted, "device", deviceCard);
   drawPages(latest.figures ? Object.values(inFleet(latest.figures)).reduce((sum, n) => sum + n, 0) : sorted.length);

@@ -51,6 +51,8 @@ pub struct DeviceView {
     pub outcome: Option<String>,
     /// Grows with its history of settings and commands.
     pub events: u64,
+    /// Its place where what is wrong comes first.
+    pub trouble: u8,
 }
 
 /// One answerer of a task.
@@ -121,8 +123,18 @@ impl DeviceView {
             (_, false, true) => "degraded",
             (_, false, false) => "online",
         };
+        let settings_failed = row.outcome.as_deref().is_some_and(|outcome| outcome != "applied");
+        let trouble = match state {
+            "offline" => 0,
+            _ if !faults.is_empty() || settings_failed => 1,
+            "degraded" => 2,
+            "unknown" => 3,
+            "resting" => 4,
+            _ => 5,
+        };
         Self {
             device: row.device,
+            trouble,
             state,
             link_reason: row.telemetry.as_ref().map(|telemetry| telemetry.link_reason.clone()).unwrap_or_default(),
             connection,
@@ -141,19 +153,6 @@ impl DeviceView {
             wanted: row.wanted,
             outcome: row.outcome,
             events: row.events,
-        }
-    }
-
-    /// The place among others where what is wrong comes first.
-    pub(super) fn trouble(&self) -> u8 {
-        let settings_failed = self.outcome.as_deref().is_some_and(|outcome| outcome != "applied");
-        match self.state {
-            "offline" => 0,
-            _ if !self.faults.is_empty() || settings_failed => 1,
-            "degraded" => 2,
-            "unknown" => 3,
-            "resting" => 4,
-            _ => 5,
         }
     }
 

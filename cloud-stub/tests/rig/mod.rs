@@ -228,7 +228,8 @@ impl Cloud {
         async move {
             let until = Instant::now() + PATIENCE;
             loop {
-                let found = self.get("/api/figures").await[name].as_u64();
+                let found =
+                    self.get("/api/figures").await.pointer(&format!("/{name}")).and_then(serde_json::Value::as_u64);
                 if found == Some(wanted) {
                     return;
                 }

@@ -63,7 +63,9 @@ impl Familiar {
     pub fn worth(&mut self, said: &Output) -> f32 {
         let alike = self.cases.iter().map(|case| likeness(case, said)).fold(0.0, f32::max);
         let (least, most) = RARITY;
-        let rarity = said.labels().map(|label| self.rarity(label)).reduce(f32::max).unwrap_or(1.0).clamp(least, most);
+        let usual = self.seen.values().sum::<f32>() / self.seen.len().max(1) as f32;
+        let rarity =
+            said.labels().map(|label| self.rarity(label, usual)).reduce(f32::max).unwrap_or(1.0).clamp(least, most);
         if self.cases.len() == CASES_MAX {
             self.cases.pop_front();
         }
@@ -71,11 +73,10 @@ impl Familiar {
         (1.0 - alike * (1.0 - ALIKE)) * rarity
     }
 
-    /// 1 for a label that is seen as often as labels are on average.
-    fn rarity(&self, label: &str) -> f32 {
-        let all: f32 = self.seen.values().sum();
+    /// 1 for a label that is seen as often as is usual.
+    fn rarity(&self, label: &str, usual: f32) -> f32 {
         match self.seen.get(label) {
-            Some(count) if *count > 0.0 => libm::sqrtf(all / self.seen.len() as f32 / count),
+            Some(count) if *count > 0.0 => libm::sqrtf(usual / count),
             _ => RARITY.1,
         }
     }

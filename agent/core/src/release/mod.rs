@@ -20,7 +20,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-use hedge_proto::{DeviceId, Digest, Name};
+use hedge_proto::{DeviceId, Digest, Name, from_hex};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -62,19 +62,9 @@ impl Serialize for PublicKey {
 impl<'de> Deserialize<'de> for PublicKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
+        let point = from_hex(&text).filter(|point| point[0] == 4);
         let wrong = || serde::de::Error::custom("a key is 130 hexadecimal digits that begin with 04");
-        let mut point = [0; 65];
-        if text.len() != 130 || !text.starts_with("04") {
-            return Err(wrong());
-        }
-        for (byte, pair) in point.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let pair = core::str::from_utf8(pair).map_err(|_| wrong())?;
-            if !pair.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-                return Err(wrong());
-            }
-            *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
-        }
-        Ok(Self(point))
+        point.map(Self).ok_or_else(wrong)
     }
 }
 
