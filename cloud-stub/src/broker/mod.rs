@@ -15,11 +15,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hedge_listen::{Bounds, CancellationToken, Listener};
 use hedge_proto::Topics;
+use rmqtt::codec::v5::RetainHandling;
 use rmqtt::context::ServerContext;
+use rmqtt::hook::{Handler, HookResult, Parameter, ReturnType, Type};
 use rmqtt::net::Builder;
 use rmqtt::retain::{DefaultRetainStorage, RetainStorage};
 use rmqtt::server::MqttServer;
-use rmqtt::types::{Retain, TopicFilter, TopicName};
+use rmqtt::session::Session;
+use rmqtt::types::{Retain, Subscribe, TopicFilter, TopicName};
 
 use self::guard::{CLOUD_USER, Guard};
 use crate::identity::{AuthorityError, Registry};
@@ -83,7 +86,7 @@ pub async fn start(addr: SocketAddr) -> Result<SocketAddr, BrokerError> {
 async fn open(addr: SocketAddr, guard: Option<&Guard>) -> Result<SocketAddr, BrokerError> {
     let addr = with_port(addr)?;
     let context = ServerContext::new().busy_check_enable(false).build().await;
-    *context.extends.retain_mut().await = Box::new(Retained(DefaultRetainStorage::new()));
+    Retained::new().keep_for(&context).await;
     if let Some(guard) = guard {
         guard.stand_before(&context).await;
     }
@@ -121,7 +124,56 @@ fn with_port(addr: SocketAddr) -> Result<SocketAddr, BrokerError> {
 }
 
 /// The library's store of retained messages, switched on: by itself it keeps none.
-struct Retained(DefaultRetainStorage);
+///
+/// By itself the library also sends them in the background, so that a subscriber's own message, published after its
+/// subscription was granted, may come back before them, and whoever takes that for the end has missed some. Here they
+/// are on their way before the subscription is granted.
+#[derive(Clone)]
+struct Retained(Arc<DefaultRetainStorage>);
+
+impl Retained {
+    fn new() -> Self {
+        Self(Arc::new(DefaultRetainStorage::new()))
+    }
+
+    async fn keep_for(self, context: &ServerContext) {
+        *context.extends.retain_mut().await = Box::new(self.clone());
+        let register = context.extends.hook_mgr().register();
+        register.add(Type::SessionSubscribed, Box::new(self)).await;
+        register.start().await;
+    }
+
+    async fn send(&self, session: &Session, subscribe: &Subscribe) -> rmqtt::Result<()> {
+        let opts = &subscribe.opts;
+        if opts.shared_group().is_some() || opts.retain_handling() == Some(RetainHandling::NoAtSubscribe) {
+            return Ok(());
+        }
+        for (topic, Retain { from, mut publish, .. }) in self.0.get_message(&subscribe.topic_filter).await? {
+            publish.dup = false;
+            publish.retain = true;
+            publish.qos = publish.qos.less_value(opts.qos());
+            publish.topic = topic;
+            publish.packet_id = None;
+            let shared = session.scx.extends.shared().await;
+            if let Err((from, publish, why)) = shared.entry(session.id.clone()).publish(from, publish).await {
+                session.scx.extends.hook_mgr().message_dropped(Some(session.id.clone()), from, publish, why).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Handler for Retained {
+    async fn hook(&self, asked: &Parameter, before: Option<HookResult>) -> ReturnType {
+        if let Parameter::SessionSubscribed(session, subscribe) = asked
+            && let Err(error) = self.send(session, subscribe).await
+        {
+            tracing::error!("the embedded broker cannot read what it keeps: {error}");
+        }
+        (true, before)
+    }
+}
 
 #[async_trait]
 impl RetainStorage for Retained {
@@ -133,8 +185,9 @@ impl RetainStorage for Retained {
         self.0.set_with_timeout(topic, retain, expiry).await
     }
 
-    async fn get(&self, filter: &TopicFilter) -> rmqtt::Result<Vec<(TopicName, Retain)>> {
-        self.0.get_message(filter).await
+    /// Asked in the background, when all has been sent.
+    async fn get(&self, _: &TopicFilter) -> rmqtt::Result<Vec<(TopicName, Retain)>> {
+        Ok(Vec::new())
     }
 
     async fn count(&self) -> isize {
