@@ -4,6 +4,7 @@
 //! STATE/models/MODEL/shelf.json         which one is run, which one before: replaced as a whole, so it is the truth
 //! STATE/models/MODEL/current            a link to its folder; made right from shelf.json at every start
 //! STATE/models/MODEL/NAME-VERSION-SUM/  one bundle, synced before shelf.json names it
+//! STATE/models/MODEL/shelf.lock         held while shelf.json is changed
 //! ```
 //! Which version may run is up to `hedge_core::release::shelf`.
 
@@ -11,13 +12,17 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_config::Config;
-use hedge_core::release::shelf::Shelf;
+use hedge_core::release::comparison::Finding;
+use hedge_core::release::shelf::{Held, Shelf};
 use hedge_outbox::files::replace;
 use hedge_proto::Name;
+use tokio::sync::watch;
 
+use crate::in_force::InForce;
 use crate::inference::Judge;
 
 /// How often a bundle on probation is looked at.
@@ -52,6 +57,12 @@ impl Shelves {
         self.dir.join("current")
     }
 
+    /// Where this bundle lies.
+    #[must_use]
+    pub fn place(&self, held: &Held) -> PathBuf {
+        self.dir.join(held.folder())
+    }
+
     fn file(&self) -> PathBuf {
         self.dir.join("shelf.json")
     }
@@ -70,8 +81,22 @@ impl Shelves {
         }
     }
 
+    /// Changes what is known, if `f` does: the agent and a command may both want to. Blocks on the disk.
+    pub fn change<T>(&self, f: impl FnOnce(&mut Shelf) -> T) -> io::Result<T> {
+        fs::create_dir_all(&self.dir)?;
+        let lock = File::create(self.dir.join("shelf.lock"))?;
+        lock.lock()?;
+        let before = self.read()?;
+        let mut shelf = before.clone();
+        let result = f(&mut shelf);
+        if shelf != before {
+            self.write(&shelf)?;
+        }
+        Ok(result)
+    }
+
     /// Makes it so, durably: cut off anywhere, the one before or this one is run, and it is whole.
-    pub fn write(&self, shelf: &Shelf) -> io::Result<()> {
+    fn write(&self, shelf: &Shelf) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
         replace(&self.file(), &serde_json::to_vec(shelf).map_err(io::Error::other)?)?;
         self.link(shelf)
@@ -108,9 +133,8 @@ impl Shelves {
 
     /// The agent starts: the link is made right, and a bundle that never came as far as an answer is given back.
     fn start(&self, model: &Name, crashed: bool) -> io::Result<()> {
-        let mut shelf = self.read()?;
-        let went_back = crashed && shelf.crashed();
-        self.write(&shelf)?;
+        let (went_back, shelf) = self.change(|shelf| (crashed && shelf.crashed(), shelf.clone()))?;
+        self.link(&shelf)?;
         if went_back {
             tracing::error!(%model, "its bundle was given back: the agent crashed again and again before it had answered");
         }
@@ -128,7 +152,7 @@ pub fn start(config: &Config, crashed: bool) {
     }
 }
 
-/// Has every model take the bundle that stands at its place now. Waits for one after the other.
+/// Has every model take the bundle that stands at its place now, and compared with the one that it is to be compared with. Waits for one after the other.
 pub async fn reload(config: Config, judges: &BTreeMap<Name, Judge>) -> Result<(), String> {
     let (mut failed, mut swapped) = (Vec::new(), false);
     for (name, judge) in judges {
@@ -138,37 +162,125 @@ pub async fn reload(config: Config, judges: &BTreeMap<Name, Judge>) -> Result<()
         }
     }
     if swapped {
-        tokio::spawn(watch(config, judges.clone()));
+        watch(&config, judges);
+    }
+    for (model, shelves, judge) in looked_after(&config, judges) {
+        if let Err(reason) = compare(&shelves, judge).await {
+            failed.push(format!("model `{model}` is compared with no other bundle: {reason}"));
+        }
     }
     if failed.is_empty() { Ok(()) } else { Err(format!("the file is in force, but {}", failed.join("; "))) }
 }
 
-/// Ends the probation of a model's bundle with its first answer.
-pub async fn watch(config: Config, judges: BTreeMap<Name, Judge>) {
-    for model in &config.models {
-        let (Some(shelves), Some(judge)) = (Shelves::configured(&config, model), judges.get(&model.name)) else {
-            continue;
-        };
-        let Ok(true) = shelves.read().map(|shelf| shelf.on_probation()) else { continue };
-        let (judge, name) = (judge.clone(), model.name.clone());
-        tokio::spawn(async move {
-            while judge.answered_at().is_none() {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-            let proved =
-                shelves.read().and_then(|mut shelf| if shelf.answered() { shelves.write(&shelf) } else { Ok(()) });
-            match proved {
-                Ok(()) => tracing::info!(model = %name, "its new bundle has answered and is kept"),
-                Err(error) => tracing::warn!(model = %name, %error, "its bundle stays on probation"),
-            }
+/// The models whose bundles lie here.
+fn looked_after<'a>(
+    config: &Config,
+    judges: &'a BTreeMap<Name, Judge>,
+) -> impl Iterator<Item = (Name, Shelves, &'a Judge)> {
+    let of = |model| Some((Shelves::configured(config, model)?, model.name.clone()));
+    let all: Vec<_> = config.models.iter().filter_map(of).collect();
+    all.into_iter().filter_map(|(shelves, name)| Some((name.clone(), shelves, judges.get(&name)?)))
+}
+
+/// Looks after the bundles of models that run: ends their probation, has them compared, and does what follows from that.
+pub fn look_after(settings: &watch::Receiver<Arc<InForce>>, judges: &BTreeMap<Name, Judge>) {
+    let config = settings.borrow().config.clone();
+    watch(&config, judges);
+    for (model, shelves, judge) in looked_after(&config, judges) {
+        tokio::spawn(compare_on(model, shelves, judge.clone(), settings.clone()));
+    }
+}
+
+/// Ends the probation of bundles with their first answer.
+fn watch(config: &Config, judges: &BTreeMap<Name, Judge>) {
+    for (model, shelves, judge) in looked_after(config, judges) {
+        if let Ok(true) = shelves.read().map(|shelf| shelf.on_probation()) {
+            tokio::spawn(prove(model, shelves, judge.clone()));
+        }
+    }
+}
+
+async fn prove(model: Name, shelves: Shelves, judge: Judge) {
+    while judge.answered_at().is_none() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    match shelves.change(Shelf::answered) {
+        Ok(_) => tracing::info!(%model, "its new bundle has answered and is kept"),
+        Err(error) => tracing::warn!(%model, %error, "its bundle stays on probation"),
+    }
+}
+
+/// Has the bundle look on that the current one is to be compared with, or none.
+async fn compare(shelves: &Shelves, judge: &Judge) -> Result<(), String> {
+    let shelf = shelves.read().map_err(|error| error.to_string())?;
+    let whole = |dir: PathBuf| fs::canonicalize(&dir).unwrap_or(dir);
+    let rival = shelf.rival().map(|(held, role)| (whole(shelves.place(held)), role));
+    judge.compare_with(rival).await
+}
+
+/// Compares as long as the agent runs, and does what follows from what is found.
+async fn compare_on(model: Name, shelves: Shelves, judge: Judge, settings: watch::Receiver<Arc<InForce>>) {
+    let mut begins = true;
+    loop {
+        let begun = if begins { compare(&shelves, &judge).await } else { judge.compare_with(None).await };
+        if let Err(reason) = begun {
+            tracing::warn!(%model, "it is compared with no other bundle: {reason}");
+        }
+        let (dir, finding) = judge.learned().found().await;
+        let config = settings.borrow().config.clone();
+        let allowed = config.models.iter().any(|known| known.name == model && known.promote_by_evidence);
+        let folder = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let decided = shelves.change(|shelf| {
+            let before = shelf.clone();
+            (shelf.found(&folder, &finding, allowed), before, shelf.clone())
         });
+        let (is_another, before, after) = match decided {
+            Ok(decided) => decided,
+            Err(error) => {
+                tracing::error!(%model, %error, "what was found of its bundles cannot be kept");
+                continue;
+            }
+        };
+        say(&model, &before, &after, &finding);
+        // The one that looked on is in memory, unless it has been replaced just now.
+        if is_another && !judge.exchange().await {
+            let reloaded = judge.reload().await;
+            reloaded
+                .err()
+                .into_iter()
+                .for_each(|reason| tracing::error!(%model, "the other bundle is not run: {reason}"));
+        }
+        if after.on_probation() {
+            tokio::spawn(prove(model.clone(), shelves.clone(), judge.clone()));
+        }
+        // Where nothing has changed a person's word is waited for: what was found stays to be seen, what looked on goes.
+        begins = after.rival() != before.rival();
+    }
+}
+
+fn say(model: &Name, before: &Shelf, after: &Shelf, finding: &Finding) {
+    let version = |shelf: &Shelf| shelf.current.as_ref().map(|held| held.version.to_string()).unwrap_or_default();
+    let (was, is, why) = (version(before), version(after), finding.text());
+    if was != is {
+        match finding {
+            Finding::NewerWorse(_) => tracing::error!(%model, "its bundle {was} was given back for {is}: {why}"),
+            _ => tracing::warn!(%model, "its bundle {is} was promoted over {was}: {why}"),
+        }
+    } else if let Some(candidate) = &before.candidate {
+        let next = if after.candidate.is_none() {
+            "it is given up"
+        } else {
+            "`hedge-agent bundle promote` makes it the one that answers"
+        };
+        tracing::warn!(%model, "its candidate {}: {why}; {next}", candidate.version);
+    } else {
+        tracing::info!(%model, "its bundle {is} has proved itself: {why}");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hedge_core::release::shelf::Held;
     use hedge_proto::Digest;
 
     fn held(version: &str) -> Held {

@@ -3,6 +3,7 @@
 //! The thread owns the session and the judge, so a sample is judged from first byte to decision under one set
 //! of settings. What happens to a deferred sample is not its business.
 
+mod loaded;
 mod record;
 
 use std::path::PathBuf;
@@ -10,14 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_core::judge::{
-    Asked, Familiar, Forecast, Judgement, Limits, ThresholdScale, Thresholds, explain_unusable, judge,
-};
-use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Task, Tensor, Tensors};
-use hedge_proto::{Digest, Doubt, Explanation, ModelRef, Name, Output, Reason, Rect, in_one_line};
+use hedge_core::judge::{Asked, Familiar, Forecast, Judgement, ThresholdScale, Thresholds, explain_unusable, judge};
+use hedge_inference::{Bundle, ContentType, Region, Task, Tensor, Tensors};
+use hedge_proto::{Doubt, Explanation, ModelRef, Name, Output, Reason, Rect, RivalRole, in_one_line};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
+use self::loaded::Loaded;
+pub use self::loaded::{ModelCard, Place};
 use self::record::{Record, Work};
 use crate::faults::{Faults, Part};
 use crate::figures::{Figures, Timed};
@@ -39,13 +40,15 @@ pub struct Opinion {
     pub explanation: Explanation,
     /// How much a second opinion is expected to help.
     pub priority: f32,
+    /// What the bundle says that this one is compared with, where they differ.
+    pub rival: Option<Output>,
 }
 
 impl Opinion {
     /// What a model's outputs mean under these thresholds, by their numbers alone. `hedge-agent infer` asks here, too.
     #[must_use]
     pub fn new(task: &Task, outputs: &Tensors, frame: &Rect, thresholds: &Thresholds) -> Self {
-        Self::by(task, outputs, frame, thresholds, judge)
+        Self::by(task, outputs, frame, thresholds, |_, doubt, asked| judge(doubt, &asked))
     }
 
     fn by(
@@ -53,38 +56,22 @@ impl Opinion {
         outputs: &Tensors,
         frame: &Rect,
         thresholds: &Thresholds,
-        judge: impl FnOnce(&Doubt, &Asked<'_>) -> Judgement,
+        judge: impl FnOnce(&Output, &Doubt, Asked<'_>) -> Judgement,
     ) -> Self {
         match task.read(outputs, frame) {
             Ok((said, doubt)) => {
-                let judgement = judge(&doubt, &thresholds.of(&said));
-                Self { said: Some(said), explanation: judgement.explain(), priority: judgement.priority() }
+                let judgement = judge(&said, &doubt, thresholds.of(&said));
+                let (explanation, priority) = (judgement.explain(), judgement.priority());
+                Self { said: Some(said), explanation, priority, rival: None }
             }
             Err(error) => Self {
                 said: None,
                 explanation: explain_unusable(in_one_line(&error), &thresholds.general()),
                 priority: 1.0,
+                rival: None,
             },
         }
     }
-}
-
-/// What is known of a model without asking its thread.
-#[derive(Debug, Clone)]
-pub struct ModelCard {
-    pub name: Name,
-    pub model: ModelRef,
-    pub task: String,
-    pub labels: Arc<[String]>,
-    pub labels_hash: Digest,
-    pub input_name: String,
-    pub input_shape: Vec<usize>,
-    /// The outputs that are read, and their shapes: -1 where a size is open.
-    pub outputs: Vec<(String, Vec<i64>)>,
-    /// What the bundle suggests as a threshold.
-    pub suggested: Option<Limits>,
-    /// The folder that it was read from, whatever link led there.
-    pub dir: PathBuf,
 }
 
 enum Job {
@@ -106,6 +93,17 @@ enum Job {
         loaded: Box<Loaded>,
         reply: oneshot::Sender<ModelRef>,
     },
+    /// Another bundle looks at the samples, or none. Without a loaded one, that in this folder goes on if it is there.
+    /// Answers whether that is so now.
+    Compare {
+        with: Option<(PathBuf, RivalRole)>,
+        loaded: Option<Box<Loaded>>,
+        reply: oneshot::Sender<bool>,
+    },
+    /// The bundle that looked on answers from now on, and the one that answered looks on. Answers whether there was one.
+    Exchange {
+        reply: oneshot::Sender<bool>,
+    },
     Run {
         tensor: Tensor,
         reply: oneshot::Sender<Result<Tensors, SampleError>>,
@@ -123,22 +121,6 @@ pub struct Judge {
     record: Record,
     hung_after: Duration,
     learned: Learned,
-}
-
-/// What is loaded, and how.
-#[derive(Debug, Clone)]
-pub struct Place {
-    pub bundle: PathBuf,
-    pub variant: Option<String>,
-    pub threads: u8,
-    pub library: Option<PathBuf>,
-}
-
-impl Place {
-    /// The folder that is meant now: a link that is changed while it is read must not mix two bundles.
-    fn dir(&self) -> PathBuf {
-        std::fs::canonicalize(&self.bundle).unwrap_or_else(|_| self.bundle.clone())
-    }
 }
 
 /// A model that has answered before fails when it has answered none of so many samples in a row; one that never did,
@@ -183,7 +165,7 @@ impl Judge {
         let thread = std::thread::Builder::new().name(format!("model-{}", setup.name));
         thread.spawn(move || {
             let loaded = Err(Missing { reason: Arc::from("it is being loaded"), again_at: Instant::now() });
-            ModelThread { setup, cards, work, record, familiar: Familiar::default(), loaded }.serve(queue)
+            ModelThread { setup, cards, work, record, familiar: Familiar::default(), loaded, rival: None }.serve(queue)
         })?;
         Ok(judge)
     }
@@ -283,13 +265,38 @@ impl Judge {
             let dir = place.dir();
             let bundle = Bundle::open(&dir).map_err(|error| error.to_string())?;
             let same = dir == card.dir && bundle.model_ref() == card.model;
-            if same { Ok(None) } else { Loaded::new(&place, name).map(|loaded| Some(Box::new(loaded))) }
+            if same { Ok(None) } else { Loaded::new(dir, &place, name).map(|loaded| Some(Box::new(loaded))) }
         });
         let Some(loaded) = loading.await.map_err(|error| error.to_string())?? else { return Ok(None) };
         let (reply, swapped) = oneshot::channel();
         let stopping = || SampleError::Stopping.to_string();
         self.jobs.send(Job::Swap { loaded, reply }).await.map_err(|_| stopping())?;
         swapped.await.map(Some).map_err(|_| stopping())
+    }
+
+    /// Has the bundle in this folder look at what is answered, or none. Samples are answered while it is loaded.
+    pub async fn compare_with(&self, with: Option<(PathBuf, RivalRole)>) -> Result<(), String> {
+        if self.compare(with.clone(), None).await? {
+            return Ok(());
+        }
+        let Some((dir, _)) = &with else { return Ok(()) };
+        let (place, name, dir) = (self.place.clone(), self.name.clone(), dir.clone());
+        let loading = tokio::task::spawn_blocking(move || Loaded::new(dir, &place, name).map(Box::new));
+        let loaded = loading.await.map_err(|error| error.to_string())??;
+        self.compare(with, Some(loaded)).await.map(drop)
+    }
+
+    async fn compare(&self, with: Option<(PathBuf, RivalRole)>, loaded: Option<Box<Loaded>>) -> Result<bool, String> {
+        let (reply, known) = oneshot::channel();
+        let stopping = || SampleError::Stopping.to_string();
+        self.jobs.send(Job::Compare { with, loaded, reply }).await.map_err(|_| stopping())?;
+        known.await.map_err(|_| stopping())
+    }
+
+    /// Has the bundle that looked on answer, and the one that answered look on. False if none looks on.
+    pub async fn exchange(&self) -> bool {
+        let (reply, exchanged) = oneshot::channel();
+        self.jobs.send(Job::Exchange { reply }).await.is_ok() && exchanged.await.unwrap_or(false)
     }
 
     /// Decodes and judges one sample; what is said of the model is that of the one that did.
@@ -327,18 +334,14 @@ struct ModelThread {
     record: Record,
     familiar: Familiar,
     loaded: Result<Loaded, Missing>,
+    /// Looks at the same samples; nobody hears it.
+    rival: Option<Loaded>,
 }
 
 /// Why a model is not loaded, and when that is tried again.
 struct Missing {
     reason: Arc<str>,
     again_at: Instant,
-}
-
-struct Loaded {
-    model: Model,
-    bundle: Bundle,
-    card: Arc<ModelCard>,
 }
 
 impl ModelThread {
@@ -359,6 +362,12 @@ impl ModelThread {
                     self.take(*loaded);
                     drop(reply.send(model));
                 }
+                Job::Compare { with, loaded, reply } => {
+                    reply.send(self.compare(with, loaded.map(|loaded| *loaded))).ok();
+                }
+                Job::Exchange { reply } => {
+                    reply.send(self.exchange()).ok();
+                }
                 Job::Run { tensor, reply } => drop(reply.send(self.run(&tensor))),
             }
             self.work.set(None);
@@ -366,13 +375,20 @@ impl ModelThread {
     }
 
     fn load(&mut self) {
-        match Loaded::new(&self.setup.place, self.setup.name.clone()) {
+        match Loaded::new(self.setup.place.dir(), &self.setup.place, self.setup.name.clone()) {
             Ok(loaded) => self.take(loaded),
             Err(reason) => self.missing(&reason, RELOAD_WAIT),
         }
     }
 
     fn take(&mut self, loaded: Loaded) {
+        self.loaded = Ok(loaded);
+        self.announce();
+    }
+
+    /// Another model answers from now on.
+    fn announce(&mut self) {
+        let Ok(loaded) = &self.loaded else { return };
         let card = loaded.card.clone();
         tracing::info!(model = %card.name, version = card.model.version, task = card.task, "model loaded");
         self.setup.learned.begin(card.model.clone());
@@ -381,8 +397,26 @@ impl ModelThread {
         self.familiar = Familiar::default();
         self.cards.send_replace(Some(card));
         self.setup.faults.clear(&Part::Model(self.setup.name.clone()));
-        self.loaded = Ok(loaded);
         self.setup.loaded.send_modify(|count| *count += 1);
+    }
+
+    fn compare(&mut self, with: Option<(PathBuf, RivalRole)>, loaded: Option<Loaded>) -> bool {
+        self.rival = loaded
+            .or_else(|| self.rival.take())
+            .filter(|rival| with.as_ref().is_some_and(|(dir, _)| rival.card.dir == *dir));
+        if let (Some(rival), Some((_, role))) = (&self.rival, &with) {
+            tracing::info!(model = %rival.card.name, version = rival.card.model.version, "a bundle looks on");
+            self.setup.learned.begin_comparison(rival.card.model.clone(), rival.card.dir.clone(), *role);
+        }
+        self.rival.is_some() == with.is_some()
+    }
+
+    fn exchange(&mut self) -> bool {
+        let (Ok(_), Some(rival)) = (&self.loaded, self.rival.take()) else { return false };
+        let before = std::mem::replace(&mut self.loaded, Ok(rival));
+        self.rival = before.ok();
+        self.announce();
+        true
     }
 
     fn missing(&mut self, reason: &str, rest: Duration) {
@@ -410,23 +444,36 @@ impl ModelThread {
     ) -> Result<(Opinion, Arc<ModelCard>), SampleError> {
         let (name, figures, work) = (self.setup.name.clone(), self.setup.figures.clone(), self.work.clone());
         let (record, learned) = (self.record.clone(), self.setup.learned.clone());
+        self.model()?;
+        work.set(Some(Instant::now()));
+        let rival = self.rival_said(content_type, bytes, region);
         let loaded = self.model()?;
         let mut thresholds = loaded.thresholds(&name, threshold)?;
         thresholds.rule.scale = scale;
         let begun = Instant::now();
-        work.set(Some(begun));
         let tensor = loaded
             .model
             .tensor(content_type, bytes, region)
             .map_err(|error| SampleError::Unusable(error.to_string()))?;
         let decoded = Instant::now();
-        let outputs = loaded.run(&name, &tensor).inspect_err(|error| record.failed(&error.to_string()))?;
+        let differs = |said: Option<&Output>| {
+            let Some((rival, took)) = &rival else { return false };
+            learned.compared((said, begun.elapsed()), (rival.as_ref(), *took))
+        };
+        let outputs = loaded.run(&name, &tensor).inspect_err(|error| {
+            record.failed(&error.to_string());
+            differs(None);
+        })?;
         figures.took(Timed::Tensor, decoded - begun);
         figures.took(Timed::Inference, decoded.elapsed());
         let card = loaded.card.clone();
-        let mut opinion = Opinion::by(loaded.model.task(), &outputs, &tensor.frame, &thresholds, |doubt, asked| {
+        let mut contested = false;
+        let task = loaded.model.task();
+        let mut opinion = Opinion::by(task, &outputs, &tensor.frame, &thresholds, |said, doubt, asked| {
+            contested = differs(Some(said));
+            let asked = Asked { contested, ..asked };
             // It was begun when the model was loaded.
-            learned.judge(doubt, *asked).unwrap_or_else(|| judge(doubt, asked))
+            learned.judge(doubt, asked).unwrap_or_else(|| judge(doubt, &asked))
         });
         match &opinion.said {
             Some(said) => {
@@ -438,11 +485,26 @@ impl ModelThread {
                 }
             }
             None => {
+                differs(None);
                 learned.unusable();
                 record.failed(&opinion.explanation.because);
             }
         }
+        opinion.rival = rival.filter(|_| contested).and_then(|(said, _)| said);
         Ok((opinion, card))
+    }
+
+    /// What the bundle that looks on makes of the sample, and how long that took, if it is its turn.
+    fn rival_said(
+        &mut self,
+        content_type: &ContentType,
+        bytes: &[u8],
+        region: Option<&Region>,
+    ) -> Option<(Option<Output>, Duration)> {
+        let rival = self.rival.as_mut().filter(|_| self.setup.learned.compares_next())?;
+        let begun = Instant::now();
+        let said = rival.said(content_type, bytes, region);
+        Some((said, begun.elapsed()))
     }
 
     fn run(&mut self, tensor: &Tensor) -> Result<Tensors, SampleError> {
@@ -453,50 +515,10 @@ impl ModelThread {
     }
 }
 
-impl Loaded {
-    fn new(place: &Place, name: Name) -> Result<Self, String> {
-        let dir = place.dir();
-        let bundle = Bundle::open(&dir).map_err(|error| error.to_string())?;
-        let runtime = Runtime::find(place.library.as_deref()).map_err(|error| error.to_string())?;
-        let options = SessionOptions { threads: place.threads };
-        let model =
-            Model::load(&runtime, &bundle, place.variant.as_deref(), &options).map_err(|error| error.to_string())?;
-        let card = Arc::new(card(name, dir, &bundle, &model));
-        Ok(Self { model, bundle, card })
-    }
-
-    /// What the settings ask of this model's answers.
-    fn thresholds(&self, name: &Name, threshold: &ThresholdConfig) -> Result<Thresholds, SampleError> {
-        let resolved =
-            threshold.resolve(self.bundle.threshold(), self.bundle.labels(), |own| self.bundle.cloud_label(own));
-        resolved.ok_or_else(|| SampleError::NoThreshold { model: name.to_string() })
-    }
-
-    fn run(&mut self, name: &Name, tensor: &Tensor) -> Result<Tensors, SampleError> {
-        self.model
-            .run(tensor)
-            .map_err(|error| SampleError::ModelFailed { model: name.to_string(), reason: error.to_string().into() })
-    }
-}
-
-fn card(name: Name, dir: PathBuf, bundle: &Bundle, model: &Model) -> ModelCard {
-    ModelCard {
-        name,
-        model: bundle.model_ref(),
-        task: bundle.task().to_owned(),
-        labels: bundle.labels().into(),
-        labels_hash: bundle.labels_hash(),
-        input_name: model.input_name().to_owned(),
-        input_shape: model.input_shape().to_vec(),
-        outputs: model.outputs().to_vec(),
-        suggested: bundle.threshold(),
-        dir,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use hedge_core::clock::Moment;
+    use hedge_core::judge::Limits;
 
     use super::*;
     use crate::clock::{Clock, ClockMark};

@@ -8,12 +8,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hedge_core::chance::Chance;
 use hedge_core::clock::Moment;
 use hedge_core::judge::{Asked, Experience, Forecast, Judgement, News, Past};
+use hedge_core::release::comparison::{Comparison, Finding};
 use hedge_outbox::files::replace;
-use hedge_proto::{Case, CaseKey, Doubt, ModelRef, Name, Verdict, from_cbor, to_cbor};
+use hedge_proto::{Case, CaseKey, Doubt, ModelRef, Name, Output, RivalFigures, RivalRole, Verdict, from_cbor, to_cbor};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 
@@ -28,6 +32,8 @@ pub struct Learned {
     file: Option<PathBuf>,
     clock: Clock,
     inner: Arc<Mutex<Inner>>,
+    /// Another bundle has been found to be better, worse or alike.
+    found: Arc<Notify>,
 }
 
 struct Inner {
@@ -40,8 +46,18 @@ struct Inner {
     used: bool,
     /// And that has come to something that is not to be forgotten: a case, or the end of one.
     changed: bool,
+    /// Of this run: a comparison that is cut off begins again.
+    rival: Option<Rival>,
     /// What the log says of the cases that were stored last, until the model is loaded.
     recalled: Vec<Recalled>,
+}
+
+/// A bundle that the one that answers is compared with.
+struct Rival {
+    model: ModelRef,
+    dir: PathBuf,
+    begun: Instant,
+    comparison: Comparison,
 }
 
 /// A case of an earlier run.
@@ -63,9 +79,10 @@ impl Learned {
             chance,
             used: false,
             changed: false,
+            rival: None,
             recalled: Vec::new(),
         };
-        Self { name, file, clock, inner: Arc::new(Mutex::new(inner)) }
+        Self { name, file, clock, inner: Arc::new(Mutex::new(inner)), found: Arc::default() }
     }
 
     /// The model is loaded, and is this one. Blocks on the disk.
@@ -153,6 +170,63 @@ impl Learned {
             experience.learn(verdict, (local, &case.doubt), case.decision.check)
         });
         self.say(news.flatten());
+        if let Some(local) = &case.said {
+            self.with_rival(|rival| rival.comparison.answered(case.id.key, local, &verdict.said));
+        }
+    }
+
+    /// From now on this bundle looks at what the model answers. What was known of another is forgotten.
+    pub fn begin_comparison(&self, model: ModelRef, dir: PathBuf, role: RivalRole) {
+        let comparison = Comparison::new(role);
+        self.locked(|inner| inner.rival = Some(Rival { model, dir, begun: Instant::now(), comparison }));
+    }
+
+    /// Whether the bundle that looks on is to look at the next sample.
+    #[must_use]
+    pub fn compares_next(&self) -> bool {
+        self.locked(|inner| inner.rival.as_ref().is_some_and(|rival| rival.comparison.is_due(rival.begun.elapsed())))
+    }
+
+    /// What both made of a sample, and how long that took. Returns whether the cloud is to decide between them.
+    pub fn compared(&self, own: (Option<&Output>, Duration), rival: (Option<&Output>, Duration)) -> bool {
+        self.with_rival(|it| it.comparison.saw(own, rival)).unwrap_or(false)
+    }
+
+    /// They differ about this case.
+    pub fn contested(&self, key: CaseKey, rival: Output) {
+        self.with_rival(|it| it.comparison.opened(key, rival));
+    }
+
+    /// Waits until a comparison has ended. Returns the folder of the bundle that looked on, and what was found.
+    pub async fn found(&self) -> (PathBuf, Finding) {
+        loop {
+            self.found.notified().await;
+            let found = self.locked(|inner| {
+                let rival = inner.rival.as_ref()?;
+                Some((rival.dir.clone(), rival.comparison.finding()?))
+            });
+            if let Some(found) = found {
+                return found;
+            }
+        }
+    }
+
+    /// What is known of the bundle that looks on.
+    #[must_use]
+    pub fn rival(&self) -> Option<RivalFigures> {
+        self.locked(|inner| inner.rival.as_ref().map(|rival| rival.comparison.figures(rival.model.version.clone())))
+    }
+
+    fn with_rival<T>(&self, f: impl FnOnce(&mut Rival) -> T) -> Option<T> {
+        self.locked(|inner| {
+            let rival = inner.rival.as_mut()?;
+            let was_open = rival.comparison.finding().is_none();
+            let result = f(rival);
+            if was_open && rival.comparison.finding().is_some() {
+                self.found.notify_one();
+            }
+            Some(result)
+        })
     }
 
     /// Cases made before this whose end is not known here.

@@ -136,6 +136,9 @@ impl Pipeline {
         };
         let learned = judged.learned.clone();
         learned.opened(&case, payload.bytes.len() as u64);
+        if let Some(rival) = judged.opinion.rival.clone() {
+            learned.contested(key, rival);
+        }
         let submitted = Instant::now();
         let receipt = match self.outbox.submit(new) {
             Ok(receipt) => receipt,

@@ -65,8 +65,8 @@ pub use settings::{
 pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use status::{
     BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, JudgeFigures,
-    LatencyFigures, LinkState, ModelFigures, PrivacyFigures, QueueFigures, SampleFigures, SinkFigures, SourceFigures,
-    Telemetry, Throttling,
+    LatencyFigures, LinkState, ModelFigures, PrivacyFigures, QueueFigures, RivalFigures, RivalRole, SampleFigures,
+    SinkFigures, SourceFigures, Telemetry, Throttling,
 };
 pub use task::{ModelRef, Reason, labels_hash};
 pub use text::{NotText, in_one_line, text, without_mark};

@@ -319,6 +319,44 @@ pub struct ModelFigures {
     pub suggested: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judge: Option<JudgeFigures>,
+    /// The bundle that the one that answers is compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rival: Option<RivalFigures>,
+}
+
+/// A bundle that looks at the same samples as the one that answers, while nobody hears it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct RivalFigures {
+    pub version: String,
+    pub role: RivalRole,
+    /// Samples that both have looked at, and those about which they differed.
+    #[serde(default)]
+    pub compared: u32,
+    #[serde(default)]
+    pub differed: u32,
+    /// Of these, how many spoke for the newer bundle, and for the older one.
+    #[serde(default)]
+    pub newer: f64,
+    #[serde(default)]
+    pub older: f64,
+    /// How many times as long as the older one the newer one takes.
+    #[serde(default)]
+    pub slower: f64,
+    /// `better`, `worse` or `alike`: what is known of the newer one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finding: Option<String>,
+}
+
+/// Which of the two it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum RivalRole {
+    /// The newer one, before it is promoted.
+    Candidate,
+    /// The older one, after that.
+    Previous,
 }
 
 /// What is learned of a model, and how its threshold is set.

@@ -197,6 +197,9 @@ pub struct ModelConfig {
     /// A model that works on one sample for longer hangs, and systemd starts the agent again.
     #[serde(default = "a_minute")]
     pub hung_after_s: NonZeroU32,
+    /// A candidate that the cloud agrees with more often takes the current bundle's place by itself.
+    #[serde(default)]
+    pub promote_by_evidence: bool,
 }
 
 impl ModelConfig {

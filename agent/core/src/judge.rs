@@ -178,6 +178,8 @@ pub struct Asked<'a> {
     pub limits: Limits,
     pub weight: Weight,
     pub policy: Option<ClassPolicy>,
+    /// A bundle that is compared with this one says otherwise.
+    pub contested: bool,
     pub rule: &'a Rule,
 }
 
@@ -185,7 +187,7 @@ impl Asked<'_> {
     /// Only these limits.
     #[must_use]
     pub fn of(limits: Limits) -> Self {
-        Self { limits, weight: Weight::ONE, policy: None, rule: &Rule::FIXED }
+        Self { limits, weight: Weight::ONE, policy: None, contested: false, rule: &Rule::FIXED }
     }
 }
 
@@ -199,7 +201,7 @@ impl Thresholds {
         let weights = said.labels().filter_map(|label| self.weights.get(label).copied());
         let weight = weights.reduce(|one, other| if other > one { other } else { one }).unwrap_or(Weight::ONE);
         let policy = said.labels().filter_map(|label| self.policies.get(label).copied()).max();
-        Asked { limits: limits.scaled(self.rule.scale), weight, policy, rule: &self.rule }
+        Asked { limits: limits.scaled(self.rule.scale), weight, policy, contested: false, rule: &self.rule }
     }
 
     /// What an answer that names no label must reach.
@@ -258,6 +260,8 @@ pub struct Judgement {
     asked_more: bool,
     /// What has decided, whatever the bar.
     policy: Option<ClassPolicy>,
+    /// It is asked about only because two bundles differ.
+    contested: bool,
 }
 
 /// What the answer had to reach.
@@ -297,7 +301,18 @@ impl Judgement {
             alarm: None,
             asked_more: false,
             policy: None,
+            contested: false,
         }
+    }
+
+    /// The same where a bundle that is compared with this one says otherwise: the cloud decides between them, where a
+    /// policy or a budget does not forbid it.
+    fn settled_by_the_cloud(mut self) -> Self {
+        let is_spent = matches!(self.bar, Bar::Budget { room, .. } if room.reached.is_some());
+        if self.reason.is_none() && self.policy.is_none() && !is_spent {
+            (self.reason, self.worth, self.contested) = (Some(Reason::Policy), 1.0, true);
+        }
+        self
     }
 
     /// The same under what is wanted for the class.
@@ -358,6 +373,9 @@ impl Judgement {
         };
         if self.reason == Some(Reason::SpotCheck) {
             because += "; sent as a spot check, by chance";
+        }
+        if self.contested {
+            because += "; sent all the same: a bundle that is compared with this one says otherwise";
         }
         if let Some(policy) = self.policy {
             because += match policy {

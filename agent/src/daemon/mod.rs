@@ -230,8 +230,7 @@ impl Running {
             drop(uplink.say_online().await);
         }
         notify::ready();
-        let config = pipeline.settings.borrow().config.clone();
-        tokio::spawn(bundles::watch(config, pipeline.judges.clone()));
+        bundles::look_after(&pipeline.settings, &pipeline.judges);
         tokio::spawn(revive(pipeline.queue()));
         tokio::spawn(presence::run(pipeline.link.clone(), uplink.clone(), stop.clone()));
         tokio::spawn(health::tell(pipeline.clone(), uplink.clone(), stop.clone()));

@@ -83,6 +83,7 @@ fn model_figures(pipeline: &Pipeline) -> BTreeMap<Name, ModelFigures> {
             score_min: given.or_else(|| Share::new(suggested?).ok()),
             suggested: given.is_none() && suggested.is_some(),
             judge: judge.learned().look(|experience| experience.figures(mode)),
+            rival: judge.learned().rival(),
         };
         (name.clone(), figures)
     };

@@ -24,7 +24,7 @@ const BELOW: [(f64, f64); 4] = [(0.3, 0.3), (0.5, 0.3), (0.7, 0.3), (0.9, 0.1)];
 const ABOVE: f64 = 2.0;
 
 /// A certificate is revoked falsely in at most this share of devices' lives.
-const REVOKED_FALSELY: f64 = 0.05;
+const REVOKED_FALSELY: f64 = 0.1;
 
 /// A shift may come late. This part of the stake is on now; the rest is bet in parts that begin after so many checks each.
 const ON_NOW: f64 = 0.9;

@@ -147,7 +147,7 @@ impl Experience {
 
     /// Decides on one answer.
     pub fn judge(&mut self, doubt: &Doubt, asked: Asked<'_>, now: Moment, chance: &mut Chance) -> Judgement {
-        let Asked { limits, weight, policy, rule } = asked;
+        let Asked { limits, weight, policy, contested, rule } = asked;
         let raw = doubt.score().map_or(0.0, |score| 1.0 - score);
         let alarm = self.changes(raw);
         let asks_more = rule.on_shift == OnShift::AskMore && self.shift.raised().is_some();
@@ -173,6 +173,9 @@ impl Experience {
             #[expect(clippy::cast_possible_truncation, reason = "a share")]
             let worth = chance.share() as f32;
             (judgement.reason, judgement.worth) = (Some(Reason::SpotCheck), worth);
+        }
+        if contested && rule.scale.value() > 0.0 {
+            judgement = judgement.settled_by_the_cloud();
         }
         if let Bar::Budget { room, .. } = judgement.bar {
             self.account.decided(room, judgement.reason.is_some());

@@ -10,6 +10,7 @@
 //!
 //! Invariant: whatever is refused changes nothing, so a device that trusts a document goes on trusting it.
 
+pub mod comparison;
 pub mod shelf;
 #[cfg(test)]
 mod tests;

@@ -2,18 +2,27 @@
 //!
 //! ```text
 //!  wanted ──verified, tried──▶ current, on probation ──answers──▶ current ──the next is promoted──▶ previous ──▶ gone
-//!                 │                      │                           │                                 │
-//!                 ▼                      ▼ too many crashes          ▼ an operator's word              │
+//!                 │  ▲                   │                           │                                 │
+//!       in shadow ▼  │ better            ▼ too many crashes          ▼ worse than it was before,       │
+//!              candidate                 │                           │ or an operator's word           │
+//!                 │ worse                │                           │                                 │
+//!                 ▼                      ▼                           ▼                                 │
 //!              failed ◀──────────────────┴───────────────────────────┘◀── current again ◀──────────────┘
 //! ```
-//! What failed is remembered and not tried again by itself. Files and links are the shell's.
+//! What failed is remembered and not tried again by itself. Which of two is better is up to [`Comparison`]: between the
+//! candidate and the current one, and, once a bundle is promoted, between it and the one before. Files and links are the
+//! shell's.
+//!
+//! [`Comparison`]: super::comparison::Comparison
 
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use hedge_proto::{Digest, Name};
+use hedge_proto::{Digest, Name, RivalRole};
 use serde::{Deserialize, Serialize};
+
+use super::comparison::Finding;
 
 /// How often the agent may crash with a promoted bundle before it has answered a sample; one crash may be another's doing.
 pub const CRASHES_MAX: u32 = 1;
@@ -47,6 +56,8 @@ pub enum NotTried {
     Failed { name: Name, version: Name, reason: String },
     #[error("there is no previous bundle to go back to")]
     NoPrevious,
+    #[error("there is no candidate to promote")]
+    NoCandidate,
 }
 
 /// The versions of one model; kept over restarts.
@@ -55,6 +66,10 @@ pub enum NotTried {
 pub struct Shelf {
     pub current: Option<Held>,
     pub previous: Option<Held>,
+    /// It looks at what the current one answers, and nobody hears it.
+    pub candidate: Option<Held>,
+    /// The current bundle is compared with the previous one.
+    watched: bool,
     /// Crashes of the agent with the current bundle before it has answered; none once it has.
     probation: Option<u32>,
     failed: Vec<Failed>,
@@ -87,11 +102,56 @@ impl Shelf {
         self.failed.drain(..too_many);
     }
 
+    /// It was tried, and is to be compared with the current one before it runs. Another candidate is given up.
+    pub fn stage(&mut self, held: Held) {
+        self.failed.retain(|failed| failed.held != held);
+        self.candidate = Some(held);
+    }
+
+    /// The candidate runs from now on.
+    pub fn promote_candidate(&mut self) -> Result<(), NotTried> {
+        let candidate = self.candidate.clone().ok_or(NotTried::NoCandidate)?;
+        self.promote(candidate);
+        Ok(())
+    }
+
+    /// The bundle that the current one is compared with.
+    #[must_use]
+    pub fn rival(&self) -> Option<(&Held, RivalRole)> {
+        let previous = self.previous.as_ref().filter(|_| self.watched && self.current.is_some());
+        let candidate = self.candidate.as_ref().filter(|_| self.current.is_some());
+        candidate.map(|held| (held, RivalRole::Candidate)).or(previous.map(|held| (held, RivalRole::Previous)))
+    }
+
+    /// A comparison with the rival in this folder has ended. Returns whether another bundle is to run now; a candidate that is better
+    /// is promoted only where that is `allowed`, and waits for a person otherwise.
+    pub fn found(&mut self, folder: &str, finding: &Finding, allowed: bool) -> bool {
+        match self.rival() {
+            Some((held, role)) if held.folder() == folder => match (role, finding) {
+                (RivalRole::Candidate, Finding::NewerBetter(_)) => allowed && self.promote_candidate().is_ok(),
+                (RivalRole::Candidate, Finding::NewerWorse(why)) => {
+                    self.candidate.take().into_iter().for_each(|candidate| self.fail(candidate, why));
+                    false
+                }
+                (RivalRole::Previous, Finding::NewerWorse(why)) => self.back(why).is_ok(),
+                (RivalRole::Candidate, Finding::Alike) => false,
+                (RivalRole::Previous, Finding::NewerBetter(_) | Finding::Alike) => {
+                    self.watched = false;
+                    false
+                }
+            },
+            // Somebody has changed what is compared meanwhile.
+            _ => false,
+        }
+    }
+
     /// It was tried and is good: it runs from now on, and the one before it is kept.
     pub fn promote(&mut self, held: Held) {
         self.failed.retain(|failed| failed.held != held);
         if self.current.as_ref() != Some(&held) {
+            self.candidate = self.candidate.take().filter(|candidate| *candidate != held);
             self.previous = self.current.replace(held);
+            self.watched = self.previous.is_some();
         }
         self.probation = Some(0);
     }
@@ -102,7 +162,7 @@ impl Shelf {
         if let Some(current) = self.current.replace(previous) {
             self.fail(current, reason);
         }
-        self.probation = None;
+        (self.probation, self.watched) = (None, false);
         Ok(())
     }
 
@@ -127,7 +187,7 @@ impl Shelf {
     /// Whether the folder of this name belongs to a bundle that is kept.
     #[must_use]
     pub fn keeps(&self, folder: &str) -> bool {
-        self.current.iter().chain(&self.previous).any(|held| held.folder() == folder)
+        self.current.iter().chain(&self.previous).chain(&self.candidate).any(|held| held.folder() == folder)
     }
 }
 
@@ -175,6 +235,39 @@ mod tests {
         assert!(matches!(shelf.may_try(&held("2"), false), Err(NotTried::Failed { .. })));
         assert_eq!(shelf.back("again"), Err(NotTried::NoPrevious));
         assert_eq!(shelf.current, Some(held("1")), "it stays");
+    }
+
+    #[test]
+    fn a_candidate_is_promoted_by_evidence_where_that_is_allowed_and_given_up_when_it_is_worse() {
+        let why = || "seen".to_string();
+        let mut shelf = with_two();
+        shelf.stage(held("3"));
+        assert!(shelf.keeps(&held("3").folder()));
+        assert_eq!(shelf.rival(), Some((&held("3"), RivalRole::Candidate)));
+        assert!(!shelf.found(&held("3").folder(), &Finding::NewerBetter(why()), false), "a person promotes it");
+        assert!(!shelf.found(&held("1").folder(), &Finding::NewerWorse(why()), true), "that is not the rival");
+        assert!(shelf.found(&held("3").folder(), &Finding::NewerBetter(why()), true));
+        assert_eq!((&shelf.current, &shelf.previous, &shelf.candidate), (&Some(held("3")), &Some(held("2")), &None));
+        shelf.stage(held("4"));
+        assert!(!shelf.found(&held("4").folder(), &Finding::NewerWorse(why()), true));
+        assert_eq!((&shelf.current, &shelf.candidate), (&Some(held("3")), &None));
+        assert!(matches!(shelf.may_try(&held("4"), false), Err(NotTried::Failed { .. })));
+        assert_eq!(shelf.promote_candidate(), Err(NotTried::NoCandidate));
+    }
+
+    #[test]
+    fn a_promoted_bundle_that_is_worse_than_the_one_before_is_given_back() {
+        let mut shelf = with_two();
+        assert_eq!(shelf.rival(), Some((&held("1"), RivalRole::Previous)));
+        assert!(
+            shelf.found(&held("1").folder(), &Finding::NewerWorse("seen".to_string()), false),
+            "that needs nobody's leave"
+        );
+        assert_eq!((&shelf.current, shelf.rival()), (&Some(held("1")), None));
+        assert!(matches!(shelf.may_try(&held("2"), false), Err(NotTried::Failed { .. })));
+        let mut shelf = with_two();
+        assert!(!shelf.found(&held("1").folder(), &Finding::Alike, true));
+        assert_eq!((&shelf.current, shelf.rival()), (&Some(held("2")), None), "it has proved itself");
     }
 
     #[test]

@@ -14,12 +14,14 @@ mod update;
 
 use std::process::ExitCode;
 
+use hedge_core::release::shelf::Shelf;
+
 pub use calibrate::CalibrateArgs;
 pub use draft::Size;
 pub use init::{InitArgs, Preset};
 pub use inspect::InspectArgs;
 pub use proof::ProveArgs;
-pub use update::{BackArgs, UpdateArgs};
+pub use update::{ShelfArgs, UpdateArgs};
 
 /// Make, look at and calibrate model bundles; fetch signed ones.
 #[derive(Debug, clap::Subcommand)]
@@ -28,7 +30,10 @@ pub enum BundleCommand {
     Inspect(InspectArgs),
     Calibrate(CalibrateArgs),
     Update(Box<UpdateArgs>),
-    Back(BackArgs),
+    /// Make the candidate the bundle that is run, from the agent's next reload on
+    Promote(ShelfArgs),
+    /// Run the bundle before the current one again, from the agent's next reload on
+    Back(ShelfArgs),
     #[command(name = proof::COMMAND, hide = true)]
     Prove(ProveArgs),
 }
@@ -45,7 +50,10 @@ pub fn write_outcome(command: &BundleCommand, out: &mut impl std::io::Write) -> 
         BundleCommand::Inspect(args) => inspect::write(args, out),
         BundleCommand::Calibrate(args) => calibrate::write(args, out),
         BundleCommand::Update(args) => update::update(args, out),
-        BundleCommand::Back(args) => update::back(args, out),
+        BundleCommand::Promote(args) => update::turn(args, "promoted", Shelf::promote_candidate, out),
+        BundleCommand::Back(args) => {
+            update::turn(args, "back", |shelf| shelf.back("an operator went back to the one before"), out)
+        }
         BundleCommand::Prove(args) => proof::write(args, out),
     }
 }

@@ -1,4 +1,5 @@
-//! `bundle update`: fetches a signed bundle, tries it, and makes it the one that is run. `bundle back` undoes it.
+//! `bundle update`: fetches a signed bundle, tries it, and makes it the one that is run, or first lets it look on. `bundle
+//! promote` makes one that looks on the one that is run, `bundle back` undoes it.
 //!
 //! ```text
 //! root, next roots, list ─▶ the entry ─▶ model.sig ─▶ each file, by its sum ─▶ the folder as a whole
@@ -20,7 +21,7 @@ use hedge_agent::clock::Clock;
 use hedge_agent::state::StateFile;
 use hedge_config::{Config, ModelConfig};
 use hedge_core::clock::Moment;
-use hedge_core::release::shelf::{Held, Shelf};
+use hedge_core::release::shelf::{Held, NotTried, Shelf};
 use hedge_core::release::{Dates, Entry, Root, Trusted};
 use hedge_identity::{Certificate, built_ms, wall_ms};
 use hedge_inference::Bundle;
@@ -47,6 +48,9 @@ pub struct UpdateArgs {
     /// The first root (root/1.json of that folder), which says whose signatures count; needed once
     #[arg(long, value_name = "FILE")]
     pub root: Option<PathBuf>,
+    /// Let it look at what the current bundle answers first: a candidate, until it is promoted or given up
+    #[arg(long)]
+    pub shadow: bool,
     /// Try it although it has failed here before
     #[arg(long)]
     pub again: bool,
@@ -54,9 +58,9 @@ pub struct UpdateArgs {
     pub config: ConfigArgument,
 }
 
-/// Run the bundle before the current one again, from the agent's next reload on.
+/// Which model.
 #[derive(Debug, clap::Args)]
-pub struct BackArgs {
+pub struct ShelfArgs {
     /// The model, as the configuration names it
     #[arg(value_name = "MODEL")]
     pub model: Name,
@@ -97,12 +101,36 @@ pub(super) fn update(args: &UpdateArgs, out: &mut impl Write) -> anyhow::Result<
         fs::rename(&staged, &place).with_context(|| place.display().to_string())?;
     }
     File::open(shelves.dir())?.sync_all()?;
-    let mut shelf = shelves.read()?;
-    shelf.promote(held.clone());
-    shelves.write(&shelf)?;
+    // With nothing to compare it with it could only wait.
+    let (shadow, shelf) = shelves.change(|shelf| {
+        let shadow = args.shadow && shelf.current.is_some();
+        if shadow {
+            shelf.stage(held.clone())
+        } else {
+            shelf.promote(held.clone())
+        }
+        (shadow, shelf.clone())
+    })?;
     shelves.clear_away(&shelf)?;
-    writeln!(out, "promoted   {}/{} is {}", held.name, held.version, shelves.current().display())?;
-    say_next(&shelves, model, out)?;
+    if shadow {
+        writeln!(out, "candidate  {}/{} looks at what the current bundle answers", held.name, held.version)?;
+        return say_next(&shelves, model, out).map(|()| ExitCode::SUCCESS);
+    }
+    runs(&shelf, &shelves, model, "promoted", out)
+}
+
+/// Another bundle is the current one.
+fn runs(
+    shelf: &Shelf,
+    shelves: &Shelves,
+    model: &ModelConfig,
+    what: &str,
+    out: &mut impl Write,
+) -> anyhow::Result<ExitCode> {
+    if let Some(held) = &shelf.current {
+        writeln!(out, "{what:<11}{}/{} is {}", held.name, held.version, shelves.current().display())?;
+    }
+    say_next(shelves, model, out)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -121,19 +149,19 @@ fn say_next(shelves: &Shelves, model: &ModelConfig, out: &mut impl Write) -> any
     Ok(())
 }
 
-pub(super) fn back(args: &BackArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+/// Makes another bundle the current one that lies on the device already.
+pub(super) fn turn(
+    args: &ShelfArgs,
+    what: &str,
+    turn: impl FnOnce(&mut Shelf) -> Result<(), NotTried>,
+    out: &mut impl Write,
+) -> anyhow::Result<ExitCode> {
     let config = Config::load(&args.config.config, std::env::vars())?;
     let model = model_of(&config, &args.model)?;
     let shelves = Shelves::of(&config.state_dir, &model.name);
     let _alone = alone(&shelves)?;
-    let mut shelf = shelves.read()?;
-    shelf.back("an operator went back to the one before")?;
-    shelves.write(&shelf)?;
-    if let Some(held) = &shelf.current {
-        writeln!(out, "back       {}/{} is {}", held.name, held.version, shelves.current().display())?;
-    }
-    say_next(&shelves, model, out)?;
-    Ok(ExitCode::SUCCESS)
+    let shelf = shelves.change(|shelf| turn(shelf).map(|()| shelf.clone()))??;
+    runs(&shelf, &shelves, model, what, out)
 }
 
 fn model_of<'a>(config: &'a Config, name: &Name) -> anyhow::Result<&'a ModelConfig> {
@@ -160,10 +188,11 @@ fn alone(shelves: &Shelves) -> anyhow::Result<File> {
 
 /// Remembers that it failed. The files go: the next try fetches them again, if a person insists.
 fn failed(shelves: &Shelves, held: Held, reason: &str, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let mut shelf = shelves.read()?;
     writeln!(out, "failed     {}/{}: {reason}; the bundle that is run stays", held.name, held.version)?;
-    shelf.fail(held, reason);
-    shelves.write(&shelf)?;
+    let shelf = shelves.change(|shelf| {
+        shelf.fail(held, reason);
+        shelf.clone()
+    })?;
     shelves.clear_away(&shelf)?;
     Ok(ExitCode::FAILURE)
 }

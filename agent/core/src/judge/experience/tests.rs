@@ -120,6 +120,24 @@ impl World {
 }
 
 #[test]
+fn what_two_bundles_differ_about_is_asked_within_the_budget() {
+    let mut experience = experience();
+    let mut chance = Chance::from_seed(1);
+    let sure = Doubt::NONE.with(Measure::Score, 0.001);
+    let rule = Rule { allowance: Allowance { cases_per_day: Some(3), ..Allowance::NONE }, ..budget(0.001) };
+    let mut ask = |rule: &Rule, policy, at| {
+        let asked = Asked { contested: true, policy, rule, ..Asked::of(Limits::NONE) };
+        experience.judge(&sure, asked, Moment(at), &mut chance).explain()
+    };
+    let fixed = ask(&Rule::FIXED, None, 1);
+    assert_eq!(fixed.reason, Some(Reason::Policy));
+    assert!(fixed.because.contains("compared with this one says otherwise"), "{}", fixed.because);
+    assert_eq!(ask(&Rule::FIXED, Some(ClassPolicy::NeverLeave), 2).reason, None);
+    let cases = (3..100).filter(|at| ask(&rule, None, *at).reason.is_some()).count();
+    assert!((1..=3).contains(&cases), "{cases}");
+}
+
+#[test]
 fn a_budget_holds_when_the_input_becomes_harder_and_a_fixed_threshold_does_not() {
     let mut world = World::new(budget(0.2), 1);
     world.run(1000);
