@@ -54,6 +54,7 @@ pub const LOCAL_ONLY: &[(&str, &str)] = &[
     ("log.format", "the journal's readers are on the device"),
     ("model.*.bundle", "a model is code; bundles are delivered on the device"),
     ("model.*.variant", "a model is code; bundles are delivered on the device"),
+    ("model.*.promote_by_evidence", "which model answers is up to whoever owns the device"),
     ("model.*.hung_after_s", "the board's cores are the device's"),
     ("model.*.threads", "the board's cores are the device's"),
     ("source.*.path", "folders are the device's"),

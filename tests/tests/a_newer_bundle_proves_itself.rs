@@ -32,7 +32,12 @@ impl Device {
         let scene = Scene::mosquitto()?;
         let publisher = Publisher::new(scene.dir())?;
         for version in ["1", "2"] {
-            publisher.publish("fashion-small", version, |dir| if version == worse { spoil(dir) } else { Ok(()) }, &[])?;
+            publisher.publish(
+                "fashion-small",
+                version,
+                |dir| if version == worse { spoil(dir) } else { Ok(()) },
+                &[],
+            )?;
         }
         let server = ShelfServer::start(&publisher.folder())?;
         let config = AgentConfig::new(scene.dir(), "device-1");
