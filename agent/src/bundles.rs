@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use hedge_config::Config;
 use hedge_core::release::comparison::Finding;
-use hedge_core::release::shelf::{Held, Shelf};
+use hedge_core::release::shelf::{Held, NotTried, Shelf};
 use hedge_outbox::files::replace;
 use hedge_proto::Name;
 use tokio::sync::watch;
@@ -170,6 +170,31 @@ pub async fn reload(config: Config, judges: &BTreeMap<Name, Judge>) -> Result<()
         }
     }
     if failed.is_empty() { Ok(()) } else { Err(format!("the file is in force, but {}", failed.join("; "))) }
+}
+
+/// Has another bundle that lies on the device already be the one that is run.
+pub async fn turn(
+    config: Config,
+    judges: &BTreeMap<Name, Judge>,
+    model: &Name,
+    turn: impl FnOnce(&mut Shelf) -> Result<(), NotTried>,
+) -> Result<(), String> {
+    let found = looked_after(&config, judges).find(|(name, ..)| name == model);
+    let (_, shelves, judge) = found.ok_or_else(|| {
+        format!(
+            "model: `{model}` is no model here whose bundles came from afar, in the folder that `bundle update` keeps"
+        )
+    })?;
+    shelves.change(turn).map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    // Two copies are enough.
+    judge.compare_with(None).await?;
+    reload(config, judges).await
+}
+
+/// Whether the model's bundle was put there by hand, and nobody's signature was asked for.
+#[must_use]
+pub fn is_local(config: &Config, model: &hedge_config::ModelConfig) -> bool {
+    Shelves::configured(config, model).is_none()
 }
 
 /// The models whose bundles lie here.

@@ -185,6 +185,10 @@ pub enum Order {
     /// Answer a sample of this source now.
     Snapshot(SnapshotArgs),
     Restart,
+    /// Run the bundle that looked on until now.
+    Promote(ModelArgs),
+    /// Run the bundle before the current one again.
+    Back(ModelArgs),
     /// Keep the settings on trial.
     Confirm(VersionArgs),
     /// Give the settings on trial back.
@@ -258,6 +262,13 @@ pub struct SnapshotArgs {
 #[serde(deny_unknown_fields)]
 pub struct VersionArgs {
     pub version: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ModelArgs {
+    pub model: Name,
 }
 
 impl CommandMessage {

@@ -319,6 +319,9 @@ pub struct ModelFigures {
     pub suggested: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judge: Option<JudgeFigures>,
+    /// Its bundle was put there by hand: nobody's signature was asked for.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub local: bool,
     /// The bundle that the one that answers is compared with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rival: Option<RivalFigures>,

@@ -3,12 +3,13 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use hedge_proto::{Name, RivalRole};
 use hedge_tests::publisher::{Publisher, done};
 use hedge_tests::shelf_server::ShelfServer;
 use hedge_tests::{Agent, AgentConfig, Scene, Tally, places, skip, wait};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
 const MODEL: &str = "front";
 
@@ -77,12 +78,21 @@ impl Device {
         Ok(version)
     }
 
+    /// What comes of a command from afar.
+    fn order(&self, command: &str) -> Result<Value> {
+        self.scene.cloud.post("/api/devices/device-1/commands", &json!({"command": command, "args": {"model": MODEL}}))
+    }
+
     /// Versions that were tried and have failed.
     fn failed(&self) -> Result<String> {
         let shelf = self.config.state().join("models").join(MODEL).join("shelf.json");
-        let shelf: serde_json::Value = serde_json::from_slice(&std::fs::read(shelf)?)?;
+        let shelf: Value = serde_json::from_slice(&std::fs::read(shelf)?)?;
         Ok(shelf["failed"][0]["held"]["version"].as_str().unwrap_or("none").to_owned())
     }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Reads every picture as darker than it is. Scores differ then, so golden samples have labels only.
@@ -102,7 +112,9 @@ fn looks_on(agent: &Agent, role: RivalRole) -> Result<()> {
     let name = Name::new(MODEL)?;
     wait::until_true("another bundle looks on", WITHIN, || {
         let status = agent.http.status()?;
-        Ok(status.model_figures[&name].rival.as_ref().is_some_and(|rival| rival.role == role))
+        let figures = &status.model_figures[&name];
+        ensure!(!figures.local, "it was signed for");
+        Ok(figures.rival.as_ref().is_some_and(|rival| rival.role == role))
     })
 }
 
@@ -163,15 +175,23 @@ fn a_candidate_waits_for_a_person_and_a_worse_one_never_answers() -> Result<()> 
         device.show(&agent, SAMPLES)?;
         wait::until_true("it is said what was found", WITHIN, || Ok(agent.log().contains(word)))?;
         assert_eq!(device.show(&agent, 20)?, "1");
-        let promoted = device.bundle(&["promote", MODEL])?;
         if worse == "1" {
-            assert!(done(&promoted).contains("promoted   fashion-small/2"));
+            // From afar, and back on the device.
+            let reply = device.order("promote")?;
+            assert_eq!(
+                (&reply["outcome"], &reply["result"]["model"]["version"]),
+                (&json!("done"), &json!("2")),
+                "{reply}"
+            );
+            assert_eq!(device.show(&agent, 1)?, "2");
+            assert!(done(&device.bundle(&["back", MODEL])?).contains("back       fashion-small/1"));
             reload(&mut agent)?;
-            wait::until_true("version 2 answers", WITHIN, || Ok(device.show(&agent, 1)? == "2"))?;
+            wait::until_true("version 1 answers", WITHIN, || Ok(device.show(&agent, 1)? == "1"))?;
         } else {
-            let text = String::from_utf8_lossy(&promoted.stderr);
-            assert!(text.contains("there is no candidate to promote"), "{text}");
             assert_eq!(device.failed()?, "2");
+            for reason in [device.order("promote")?.to_string(), text(&device.bundle(&["promote", MODEL])?)] {
+                assert!(reason.contains("there is no candidate to promote"), "{reason}");
+            }
         }
         agent.stop()?;
     }

@@ -273,7 +273,11 @@ impl Config {
         keep("enrolment", self.enrolment != before.enrolment);
         keep("outbox", on_disk(&self) != on_disk(before));
         let loaded = |config: &Self| {
-            let without = |model: &ModelConfig| ModelConfig { threshold: ThresholdConfig::default(), ..model.clone() };
+            let without = |model: &ModelConfig| ModelConfig {
+                threshold: ThresholdConfig::default(),
+                promote_by_evidence: false,
+                ..model.clone()
+            };
             config.models.iter().map(without).collect::<Vec<_>>()
         };
         keep("model", loaded(&self) != loaded(before));

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_core::engine::Event;
+use hedge_core::release::shelf::{NotTried, Shelf};
 use hedge_proto::{Answer, LogLevelArgs, Name, Order, RequeueArgs, WhatIfArgs, to_value};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::CarriesOut;
+use crate::bundles;
 use crate::capture::Intake as _;
 use crate::control::Control;
+use crate::inference::Judge;
 use crate::pipeline::Pipeline;
 use crate::queue::{Id, Selection, Stage};
 use crate::restart::Restart;
@@ -69,6 +72,8 @@ impl CarriesOut for Effects {
                 // The next start writes the result.
                 std::future::pending().await
             }
+            Order::Promote(args) => self.turn(&args.model, Shelf::promote_candidate).await,
+            Order::Back(args) => self.turn(&args.model, Shelf::back_by_hand).await,
             Order::Confirm(args) => self.control.confirm(args.version).await.map(nothing),
             Order::Revert(args) => self.control.revert(args.version).await.map(nothing),
         }
@@ -109,6 +114,18 @@ impl Effects {
             of(&wanted)?.ok_or_else(|| format!("model `{model}` has answered nothing since the agent started"))?;
         // What is in force may lack what the other has.
         Ok(json!({"in_force": to_value(&of(&in_force).ok().flatten()), "then": to_value(&then)}))
+    }
+
+    /// Another bundle of this model runs from now on.
+    async fn turn(
+        &self,
+        model: &Name,
+        turn: impl FnOnce(&mut Shelf) -> Result<(), NotTried> + Send,
+    ) -> Result<Value, String> {
+        let config = self.pipeline.settings.borrow().config.clone();
+        bundles::turn(config, &self.pipeline.judges, model, turn).await?;
+        let runs = self.pipeline.judges.get(model).and_then(Judge::card);
+        Ok(json!({"model": runs.map(|card| to_value(&card.model))}))
     }
 
     async fn requeue(&self, args: RequeueArgs) -> Result<Value, String> {

@@ -12,6 +12,7 @@ use hedge_proto::{
 
 use super::Pipeline;
 use crate::board;
+use crate::bundles;
 use crate::figures::{Dropped, drop_name};
 use crate::inference::Judge;
 use hedge_outbox::Drops;
@@ -74,6 +75,9 @@ fn model((name, judge): (&Name, &Judge)) -> (Name, Option<ModelRef>) {
 
 fn model_figures(pipeline: &Pipeline) -> BTreeMap<Name, ModelFigures> {
     let settings = pipeline.settings.borrow().clone();
+    let is_local = |name: &Name| {
+        settings.config.models.iter().any(|model| model.name == *name && bundles::is_local(&settings.config, model))
+    };
     let figures = |(name, judge): (&Name, &Judge)| {
         let threshold = settings.thresholds.get(name).map(|threshold| threshold.given().clone()).unwrap_or_default();
         let (given, mode) = (threshold.score_min, threshold.mode.unwrap_or(ThresholdMode::Fixed));
@@ -83,6 +87,7 @@ fn model_figures(pipeline: &Pipeline) -> BTreeMap<Name, ModelFigures> {
             score_min: given.or_else(|| Share::new(suggested?).ok()),
             suggested: given.is_none() && suggested.is_some(),
             judge: judge.learned().look(|experience| experience.figures(mode)),
+            local: is_local(name),
             rival: judge.learned().rival(),
         };
         (name.clone(), figures)

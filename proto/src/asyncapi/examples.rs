@@ -225,6 +225,8 @@ pub(super) fn command() -> Examples {
         ("reload", json!({"id": "6", "command": "reload"})),
         ("log_level", json!({"id": "7", "command": "log_level", "args": {"level": "debug", "for_s": 300}})),
         ("restart", json!({"id": "8", "command": "restart"})),
+        ("promote", json!({"id": "11", "command": "promote", "args": {"model": "animals"}})),
+        ("back", json!({"id": "12", "command": "back", "args": {"model": "animals"}})),
         ("confirm", json!({"id": "9", "command": "confirm", "args": {"version": 8}})),
         ("revert", json!({"id": "10", "command": "revert", "args": {"version": 8}})),
     ]

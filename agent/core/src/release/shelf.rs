@@ -166,6 +166,11 @@ impl Shelf {
         Ok(())
     }
 
+    /// The same, by somebody's word.
+    pub fn back_by_hand(&mut self) -> Result<(), NotTried> {
+        self.back("an operator went back to the one before")
+    }
+
     /// The agent starts after a crash. Returns whether it goes back, because the current bundle never came as far as an
     /// answer. A start after a power cut or a word of somebody's is no sign of anything.
     pub fn crashed(&mut self) -> bool {

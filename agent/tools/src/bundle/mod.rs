@@ -51,9 +51,7 @@ pub fn write_outcome(command: &BundleCommand, out: &mut impl std::io::Write) -> 
         BundleCommand::Calibrate(args) => calibrate::write(args, out),
         BundleCommand::Update(args) => update::update(args, out),
         BundleCommand::Promote(args) => update::turn(args, "promoted", Shelf::promote_candidate, out),
-        BundleCommand::Back(args) => {
-            update::turn(args, "back", |shelf| shelf.back("an operator went back to the one before"), out)
-        }
+        BundleCommand::Back(args) => update::turn(args, "back", Shelf::back_by_hand, out),
         BundleCommand::Prove(args) => proof::write(args, out),
     }
 }
