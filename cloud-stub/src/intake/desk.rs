@@ -239,7 +239,7 @@ impl Desk<'_, '_> {
         self.totals.cases += 1;
         self.totals.waiting += 1;
         self.totals.received_bytes += bytes;
-        self.totals.payload_bytes += bytes;
+        self.totals.payload_bytes += signed(bytes);
         self.effects.replies.add(from, DownMessage::Received { ids: vec![case.id.clone()] });
         self.take_work(Waiting::new(case.id, case.task, bytes));
         Ok(())
@@ -268,7 +268,7 @@ impl Desk<'_, '_> {
     fn reopen(&mut self, from: &DeviceId, id: &CaseId) -> Result<(), StoreError> {
         let work = self.batch.as_waiting(id)?;
         self.batch.reopen(id)?;
-        self.totals.failed = self.totals.failed.saturating_sub(1);
+        self.totals.failed -= 1;
         self.totals.waiting += 1;
         self.effects.replies.add(from, DownMessage::Received { ids: vec![id.clone()] });
         self.take_work(work);
@@ -359,6 +359,11 @@ impl Desk<'_, '_> {
     /// What came of asking one answerer, and what becomes of the case.
     pub(super) fn outcome(&mut self, Decided { outcome, next, authority, .. }: &Decided) -> Result<(), StoreError> {
         let Outcome { case, opinion, .. } = &**outcome;
+        if !matches!(next, Next::Again) && !self.batch.is_ours(&case.id)? {
+            // Another instance took this one for dead and has its cases, or has answered this one already.
+            tracing::info!(case = %case.id, "an answer came when the case was no longer waiting for it here");
+            return Ok(());
+        }
         match next {
             Next::Again => return Ok(()),
             Next::Pass { by, .. } => return self.batch.decline(&case.id, by),
@@ -379,7 +384,7 @@ impl Desk<'_, '_> {
                 dead(&case.id, &reason)
             }
         };
-        self.totals.waiting = self.totals.waiting.saturating_sub(1);
+        self.totals.waiting -= 1;
         self.effects.replies.add(&case.id.device, message);
         Ok(())
     }
@@ -396,7 +401,7 @@ impl Desk<'_, '_> {
         };
         let agrees = case.said.as_ref().map(|own| agree(own, &verdict.said) >= AGREES_MIN);
         self.batch.answer(&verdict, agrees, self.now_ms)?;
-        self.totals.waiting = self.totals.waiting.saturating_sub(1);
+        self.totals.waiting -= 1;
         self.totals.answered += 1;
         self.totals.agreed += u64::from(agrees == Some(true));
         self.totals.disagreed += u64::from(agrees == Some(false));
@@ -419,10 +424,15 @@ impl Desk<'_, '_> {
     }
 
     pub(super) fn prune(&mut self, keep: &Keep) -> Result<(), StoreError> {
-        let removed = self.batch.prune(keep, self.totals.payload_bytes, self.now_ms)?;
-        self.totals.payload_bytes = self.totals.payload_bytes.saturating_sub(removed);
+        let removed = self.batch.prune(keep, self.now_ms)?;
+        self.totals.payload_bytes -= signed(removed);
         Ok(())
     }
+}
+
+/// Sizes come nowhere near the difference.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 fn shortened(reason: &str) -> String {

@@ -28,7 +28,7 @@ use std::collections::HashMap;
 use hedge_proto::{CaseId, DeviceId, DownMessage, Output, Topic, Topics};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::answerers::{Declined, Ledger};
+use crate::answerers::Ledger;
 use crate::message::{Incoming, Settled};
 use crate::model::{Outcome, Panels, Questioned};
 use crate::payloads::Storage;
@@ -197,9 +197,7 @@ impl Intake {
         outlets: Outlets,
     ) -> Result<Self, StoreError> {
         let (totals, devices) = (writer.totals()?, writer.device_count()?);
-        let stands = |case: &Waiting| {
-            panels.get(&case.task).map_or(Some(Declined::default()), |panel| panels::stands(panel, case))
-        };
+        let stands = |case: &Waiting| panels::stands_in(&panels, case);
         let lanes = Lanes::new(panels.keys().cloned(), writer.waiting()?, keep.payload_bytes_max, stands);
         Ok(Self {
             writer,
@@ -261,6 +259,7 @@ impl Intake {
             }
             if others.is_tick {
                 self.look_after_answerers();
+                self.keep_lease()?;
             }
             self.take(others);
             if !stopping {
@@ -380,7 +379,10 @@ impl Intake {
     ) -> Result<bool, StoreError> {
         let (now_ms, begun, before) = (wall_ms(), Instant::now(), self.totals);
         self.totals.busy += self.gate.shut.take_turned_away();
-        let batch = self.writer.batch()?;
+        let about: Vec<DeviceId> = messages.iter().map(|message| self.about(message)).collect();
+        let of_outcomes = others.outcomes.iter().map(|decided| &decided.outcome.case.id.device);
+        let of_reviews = others.reviews.iter().map(|reviewed| &reviewed.review.id.device);
+        let batch = self.writer.batch_about(about.iter().chain(of_outcomes).chain(of_reviews))?;
         let mut desk = Desk {
             batch: &batch,
             topics: &self.topics,
@@ -426,8 +428,9 @@ impl Intake {
             return Ok(false);
         }
         batch.set_totals(&self.totals)?;
-        panels::keep_spent(&batch, &self.panels, &self.ledger)?;
+        let spent = panels::keep_spent(&batch, &self.ledger)?;
         batch.commit()?;
+        self.ledger.recorded(spent);
         self.figures = (begun, false);
         Ok(true)
     }

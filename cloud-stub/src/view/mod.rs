@@ -16,7 +16,6 @@ pub use device::{DevicePage, HistoryView};
 pub use operate::Operating;
 pub use shape::{AnswererView, CaseView, DeviceView, FiguresView, FleetView, VerdictView};
 
-use std::path::Path as FilePath;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -41,7 +40,7 @@ use crate::intake::{AnswererNow, Event, NotReviewed};
 use crate::link::LinkNow;
 use crate::model::Seconds;
 use crate::presence::Heard;
-use crate::store::{DeviceRow, Reader, StoreError};
+use crate::store::{DeviceRow, Reader, RecordsAt, StoreError};
 use crate::wall_ms;
 
 /// The most cases one answer of the API lists.
@@ -77,7 +76,6 @@ struct View {
     live: live::Live,
     previews: Arc<Previews>,
     started: Instant,
-    records_path: Arc<FilePath>,
     door: Arc<Door>,
     operating: Operating,
 }
@@ -107,20 +105,19 @@ struct View {
 ///
 /// Errors are `{"error": "…"}` with a fitting status.
 pub fn router(
-    records: &FilePath,
+    records: &RecordsAt,
     shown: Shown,
     door: Door,
     operating: Operating,
     commits: watch::Receiver<u64>,
 ) -> Result<Router, StoreError> {
-    let records_path = Arc::from(records);
     let records = Records(Arc::new(Mutex::new(Reader::open(records)?)));
     let shown = Arc::new(shown);
     let live = live::start(records.clone(), shown.clone(), commits);
     let door = Arc::new(door);
     let previews = Arc::default();
     let view =
-        View { records, shown, live, previews, started: Instant::now(), records_path, door: door.clone(), operating };
+        View { records, shown, live, previews, started: Instant::now(), door: door.clone(), operating };
     let pages = files()
         .route("/api/devices", get(devices))
         .route("/api/devices/{name}", get(device::device))
