@@ -227,7 +227,7 @@ mod tests {
         };
         std::thread::scope(|scope| {
             let [one, two] = [("one", false), ("two", true)].map(|(name, way)| scope.spawn(move || busy(name, way)));
-            [one, two].map(|thread| thread.join().expect("ended"));
+            [one, two].into_iter().for_each(|thread| thread.join().expect("ended"));
         });
     }
 }

@@ -91,7 +91,7 @@ impl Server {
     fn dial(&self) -> Result<Client, StoreError> {
         let (config, tls) = (self.config.clone(), self.tls.clone());
         // `connect_timeout` does not bound a server that takes the connection and then says nothing.
-        let dial = runtime()?.spawn(tokio::time::timeout(2 * DIAL_MAX, async move {
+        let dial = async move {
             let (client, connection) = config.connect(tls).await?;
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
@@ -100,7 +100,8 @@ impl Server {
             });
             client.batch_execute(LIMITS).await?;
             Ok(client)
-        }));
+        };
+        let dial = runtime()?.spawn(async move { tokio::time::timeout(2 * DIAL_MAX, dial).await });
         let dialled = futures_executor::block_on(dial).map_err(super::damaged)?;
         dialled.map_err(|_| StoreError::Silent(self.to_string()))?.map_err(|error: Error| StoreError::Unreached {
             server: self.to_string(),
