@@ -50,7 +50,8 @@ fn written() -> u64 {
 #[test]
 fn a_case_writes_a_bounded_multiple_of_its_payload() {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut writer = Writer::open(&RecordsAt::File(dir.path().join(FILE_NAME)), &Name::new("cloud-1").expect("valid")).expect("records");
+    let mut writer = Writer::open(&RecordsAt::File(dir.path().join(FILE_NAME)), &Name::new("cloud-1").expect("valid"))
+        .expect("records");
     let batch = writer.batch().expect("a batch");
     for n in 0..DEVICES {
         let reported = format!("{{\"text\": \"{}\"}}", "x".repeat(DOCUMENT_BYTES));

@@ -118,7 +118,11 @@ fn the_open_cases_of_an_instance_that_died_are_answered_once_by_the_others() -> 
     let made = Stand::of(&stand.fleet.counts.made);
     wait::until_true("the others take over", PATIENCE, || Ok(Stand::of(&stand.fleet.counts.answered) > made))?;
     let took = stand.finish(Duration::from_secs(60))?;
-    eprintln!("all answered {} ms after the kill, {} ms after the last was made", killed.elapsed().as_millis(), took.as_millis());
+    eprintln!(
+        "all answered {} ms after the kill, {} ms after the last was made",
+        killed.elapsed().as_millis(),
+        took.as_millis()
+    );
     let (cloud, setup) = &mut stand.clouds[1];
     cloud.start_again(setup)?;
     stand.check_totals()

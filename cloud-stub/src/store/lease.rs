@@ -67,7 +67,9 @@ impl Drop for Writer {
         if matches!(self.sql, Sql::Server(_)) {
             let give_up = "UPDATE instances SET until_ms = 0 WHERE instance = ?1 AND process = ?2";
             if let Err(error) = self.sql.execute(give_up, &[(&self.instance).into(), self.lease.process.into()]) {
-                tracing::warn!("others were not told of the end of this instance, and see it in {LEASE_MS} ms: {error}");
+                tracing::warn!(
+                    "others were not told of the end of this instance, and see it in {LEASE_MS} ms: {error}"
+                );
             }
         }
     }
@@ -106,6 +108,8 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use hedge_proto::Name;
 
     use super::*;
@@ -140,7 +144,8 @@ mod tests {
         record(&mut one, 3000..3001);
         assert!(one.renew().expect("renewed").is_empty(), "it lives");
         forget(&dead);
-        let mut taken: Vec<_> = one.renew().expect("renewed").into_iter().chain(two.renew().expect("renewed")).collect();
+        let mut taken: Vec<_> =
+            one.renew().expect("renewed").into_iter().chain(two.renew().expect("renewed")).collect();
         assert_eq!((taken.len(), one.waiting().expect("read").len()), (3000, 2001));
         taken.sort_by_key(|waiting| waiting.id.key.sequence);
         taken.dedup_by_key(|waiting| waiting.id.key.sequence);
@@ -178,9 +183,19 @@ mod tests {
     #[test]
     fn two_instances_of_one_name_are_one_too_many() {
         let Some(records) = Records::on_server() else { return };
-        let mut first = open(&records.at, "one");
+        let (mut first, is_over) = (open(&records.at, "one"), AtomicBool::new(false));
         let name = Name::new("one").expect("valid");
-        assert!(matches!(Writer::open(&records.at, &name), Err(StoreError::NameTaken(name)) if name == "one"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    first.renew().expect("it lives");
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            });
+            let second = Writer::open(&records.at, &name);
+            is_over.store(true, Ordering::Relaxed);
+            assert!(matches!(second, Err(StoreError::NameTaken(name)) if name == "one"));
+        });
         forget(&first);
         let second = Writer::open(&records.at, &name).expect("the name is free again");
         assert!(matches!(first.renew(), Err(StoreError::Replaced(_))));

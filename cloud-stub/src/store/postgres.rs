@@ -59,10 +59,13 @@ impl std::fmt::Debug for Server {
 impl std::fmt::Display for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         use tokio_postgres::config::Host;
-        let host = self.config.get_hosts().first().map_or_else(|| "?".to_owned(), |host| match host {
-            Host::Tcp(name) => name.clone(),
-            Host::Unix(path) => path.display().to_string(),
-        });
+        let host = self.config.get_hosts().first().map_or_else(
+            || "?".to_owned(),
+            |host| match host {
+                Host::Tcp(name) => name.clone(),
+                Host::Unix(path) => path.display().to_string(),
+            },
+        );
         write!(f, "PostgreSQL at {host}, database {}", self.config.get_dbname().unwrap_or("?"))
     }
 }
@@ -103,10 +106,9 @@ impl Server {
         };
         let dial = runtime()?.spawn(async move { tokio::time::timeout(2 * DIAL_MAX, dial).await });
         let dialled = futures_executor::block_on(dial).map_err(super::damaged)?;
-        dialled.map_err(|_| StoreError::Silent(self.to_string()))?.map_err(|error: Error| StoreError::Unreached {
-            server: self.to_string(),
-            reason: said(&error),
-        })
+        dialled
+            .map_err(|_| StoreError::Silent(self.to_string()))?
+            .map_err(|error: Error| StoreError::Unreached { server: self.to_string(), reason: said(&error) })
     }
 }
 
@@ -130,7 +132,8 @@ fn runtime() -> Result<&'static Runtime, StoreError> {
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
     }
-    let built = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("records").enable_all().build();
+    let built =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("records").enable_all().build();
     let built = built.map_err(super::damaged)?;
     Ok(RUNTIME.get_or_init(|| built))
 }
@@ -168,10 +171,9 @@ impl Session {
         let lock = async { client.execute("SELECT pg_advisory_lock($1)", &[&UPGRADE_LOCK]).await };
         self.wait(lock)?.map_err(StoreError::from)?;
         let runner = refinery::Runner::new(layouts);
-        self.wait(runner.run_async(&mut client))?.map(drop).map_err(|error| StoreError::Layout {
-            server: self.server.to_string(),
-            reason: error.to_string(),
-        })
+        self.wait(runner.run_async(&mut client))?
+            .map(drop)
+            .map_err(|error| StoreError::Layout { server: self.server.to_string(), reason: error.to_string() })
     }
 
     /// Waits on this thread, which may be another runtime's.

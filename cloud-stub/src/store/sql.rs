@@ -68,7 +68,9 @@ impl Sql {
                 }
                 Ok(all)
             }
-            Self::Server(session) => session.rows(statement, values)?.iter().map(|row| read(&Row::Server(row))).collect(),
+            Self::Server(session) => {
+                session.rows(statement, values)?.iter().map(|row| read(&Row::Server(row))).collect()
+            }
         }
     }
 

@@ -3,10 +3,10 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
+use crate::answerers::{Micro, Month};
 use hedge_proto::{
     Case, CaseId, DeviceId, DeviceStatus, Digest, Name, PayloadForm, Telemetry, Verdict, from_cbor, to_cbor, to_json,
 };
-use crate::answerers::{Micro, Month};
 
 use super::checkpoint::Checkpoints;
 use super::lease::Lease;
@@ -206,7 +206,9 @@ impl Batch<'_> {
                 State::Waiting => Standing::Waiting,
                 State::Failed => Standing::Failed(reason),
                 State::Dead => Standing::Dead(reason),
-                State::Answered => Standing::Answered(from_cbor(&row.get::<Vec<u8>>(3)?, ROW_BYTES_MAX).map_err(damaged)?),
+                State::Answered => {
+                    Standing::Answered(from_cbor(&row.get::<Vec<u8>>(3)?, ROW_BYTES_MAX).map_err(damaged)?)
+                }
             };
             Ok(Known { payload_sha256: Digest(sum.as_slice().try_into().map_err(damaged)?), standing })
         })
@@ -544,10 +546,13 @@ mod tests {
                     batch.answer(&verdict(case(sequence).id, 1), None, 1000).expect("answered");
                 }
             }
+            let counted = |payload_bytes| Totals { payload_bytes, ..Totals::default() };
+            batch.set_totals(&counted(1000)).expect("counted");
             batch.commit().expect("committed");
             let keep = Keep { payload_bytes_max: 750, payload_age_ms: 1_000_000, record_age_ms: 2_000_000 };
             let batch = writer.batch().expect("a batch");
             assert_eq!(batch.prune(&keep, 2000).expect("pruned"), 300);
+            batch.set_totals(&counted(700)).expect("counted");
             batch.commit().expect("committed");
             let kept: Vec<u64> = (0..10).filter(|n| writer.load(&case(*n).id).expect("read").is_some()).collect();
             assert_eq!(kept, [0, 4, 5, 6, 7, 8, 9]);

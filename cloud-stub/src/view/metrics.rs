@@ -61,7 +61,11 @@ fn register_devices(page: &mut Registry, fleet: &FleetView) {
         ("resting", fleet.resting),
         ("unknown", fleet.unknown),
     ];
-    page.register("devices", "Devices by the state of their link", gauges("state", &by_state.map(|(state, devices)| (state, signed(devices)))));
+    page.register(
+        "devices",
+        "Devices by the state of their link",
+        gauges("state", &by_state.map(|(state, devices)| (state, signed(devices)))),
+    );
 }
 
 fn register_answerers(page: &mut Registry, answerers: &[AnswererNow]) {
@@ -83,7 +87,12 @@ fn register_answerers(page: &mut Registry, answerers: &[AnswererNow]) {
 
 fn register_totals(page: &mut Registry, now: &Totals) {
     page.register("received_cases", "Cases taken into the records", ConstCounter::new(now.cases));
-    let outcomes = [("waiting", now.waiting), ("answered", signed(now.answered)), ("failed", now.failed), ("dead", signed(now.dead))];
+    let outcomes = [
+        ("waiting", now.waiting),
+        ("answered", signed(now.answered)),
+        ("failed", now.failed),
+        ("dead", signed(now.dead)),
+    ];
     page.register("case_outcomes", "Cases by what has become of them", gauges("outcome", &outcomes));
     let verdicts = [("agreed", now.agreed), ("disagreed", now.disagreed)];
     page.register("verdicts", "Verdicts by whether they say the same as the device", counters("verdict", &verdicts));

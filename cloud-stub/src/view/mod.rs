@@ -116,8 +116,7 @@ pub fn router(
     let live = live::start(records.clone(), shown.clone(), commits);
     let door = Arc::new(door);
     let previews = Arc::default();
-    let view =
-        View { records, shown, live, previews, started: Instant::now(), door: door.clone(), operating };
+    let view = View { records, shown, live, previews, started: Instant::now(), door: door.clone(), operating };
     let pages = files()
         .route("/api/devices", get(devices))
         .route("/api/devices/{name}", get(device::device))
