@@ -88,7 +88,13 @@ impl Stand {
         self.stage.send_replace(Stage::Finishing);
         let counts = &self.fleet.counts;
         let is_done = || Ok(Self::of(&counts.answered) == Self::of(&counts.made));
-        wait::until_true("every case is answered", bound, is_done)?;
+        if let Err(error) = wait::until_true("every case is answered", bound, is_done) {
+            let (answered, made) = (Self::of(&counts.answered), Self::of(&counts.made));
+            let logs = self.clouds.iter().map(|(cloud, setup)| format!("\n{}:\n{}", setup.instance, cloud.log_end()));
+            let figures = self.clouds.iter().map(|(cloud, _)| format!("{:?}", cloud.get("/api/figures")));
+            let said: String = logs.chain(figures).collect();
+            return Err(error.context(format!("{answered} of {made} are answered; {said}")));
+        }
         ensure!(Self::of(&counts.twice) == 0, "{} have two answers", Self::of(&counts.twice));
         Ok(begun.elapsed())
     }

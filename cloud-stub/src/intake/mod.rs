@@ -183,6 +183,8 @@ pub struct Intake {
     ticks: u64,
     /// When figures were committed last, and whether they have changed since.
     figures: (Instant, bool),
+    /// What a commit that failed had taken in. A server may have carried it out all the same, and not been heard.
+    in_doubt: Option<Vec<Waiting>>,
 }
 
 impl Intake {
@@ -217,6 +219,7 @@ impl Intake {
             messages: Turns::by_bytes(MESSAGES_MAX, MESSAGES_BYTES_MAX),
             ticks: 0,
             figures: (Instant::now(), false),
+            in_doubt: None,
         })
     }
 
@@ -362,6 +365,7 @@ impl Intake {
                 for waiting in &effects.new_work {
                     self.lanes.release(&waiting.task, &waiting.id.device, waiting.bytes);
                 }
+                self.in_doubt.get_or_insert_default().append(&mut effects.new_work);
                 self.is_healthy = false;
                 self.tell();
                 effects.into_busy().into_messages().into_iter().for_each(|reply| self.reply(reply));
@@ -377,6 +381,7 @@ impl Intake {
         decided: &mut usize,
         effects: &mut Effects,
     ) -> Result<bool, StoreError> {
+        self.clear_doubt()?;
         let (now_ms, begun, before) = (wall_ms(), Instant::now(), self.totals);
         self.totals.busy += self.gate.shut.take_turned_away();
         let about: Vec<DeviceId> = messages.iter().map(|message| self.about(message)).collect();
@@ -433,6 +438,28 @@ impl Intake {
         self.ledger.recorded(spent);
         self.figures = (begun, false);
         Ok(true)
+    }
+
+    /// Finds out what became of commits that failed.
+    fn clear_doubt(&mut self) -> Result<(), StoreError> {
+        let Some(doubtful) = self.in_doubt.clone() else { return Ok(()) };
+        let batch = self.writer.batch_about(doubtful.iter().map(|waiting| &waiting.id.device))?;
+        let mut recorded = Vec::new();
+        for waiting in doubtful {
+            if batch.is_ours(&waiting.id)? {
+                recorded.push(waiting);
+            }
+        }
+        drop(batch);
+        let busy = self.totals.busy;
+        self.totals = self.writer.totals()?;
+        self.totals.busy = self.totals.busy.max(busy);
+        self.in_doubt = None;
+        for Waiting { id, task, bytes, .. } in recorded {
+            self.lanes.reserve(&task, &id.device, bytes);
+            self.lanes.put(&task, Entry::new(id, bytes));
+        }
+        Ok(())
     }
 
     fn follow(&mut self, effects: Effects, changed: bool) {

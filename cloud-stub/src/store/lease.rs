@@ -8,6 +8,10 @@
 //! One lease for all that an instance has: what it takes in costs no further renewal. The server's clock is the only one
 //! that counts. Who was taken for dead and lives finds its cases gone, and its answers to them are not recorded.
 //!
+//! A commit whose outcome was not heard may still be carried out when the server comes to it. So each connection gets a
+//! number of its own, and a commit that begins with another number than the one on record fails: from then on it is
+//! certain what became of the one before.
+//!
 //! Invariant: a case has one answer on record, whoever was asked about it. The case's row says whose it is, and is looked
 //! at in the commit that answers it.
 
@@ -29,9 +33,17 @@ const TAKEN_OVER_MAX: u32 = 2000;
 /// By the server's clock, in milliseconds.
 const NOW: &str = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
 
+/// Ends a commit of a connection that is no longer this instance's: nothing can be divided by zero.
+pub(super) const FENCED: &str = "UPDATE instances SET process = process / \
+     (CASE WHEN process = ?2 THEN 1 ELSE 0 END) WHERE instance = ?1";
+
 /// This process's claim to its name.
 pub(super) struct Lease {
-    process: i64,
+    pub(super) process: i64,
+    /// What `process` is about to be: the server may have heard it already.
+    next: Option<i64>,
+    /// Whose number it is.
+    connection: u64,
     /// Nothing is taken over before this: the server was away, and the others come back, too.
     rests_until: Option<Instant>,
 }
@@ -40,11 +52,14 @@ impl Lease {
     /// The records in a file have one writer: what anybody left over is its.
     pub(super) fn take(sql: &Sql, instance: &str) -> Result<Self, StoreError> {
         let process = i64::from(getrandom::u32().map_err(damaged)?);
-        let lease = Self { process, rests_until: None };
-        if let Sql::File(_) = sql {
-            sql.execute("UPDATE cases SET instance = ?1 WHERE state = 0 AND instance != ?1", &[instance.into()])?;
-            return Ok(lease);
-        }
+        let mut lease = Self { process, next: None, connection: 0, rests_until: None };
+        let session = match sql {
+            Sql::Server(session) => session,
+            Sql::File(_) => {
+                sql.execute("UPDATE cases SET instance = ?1 WHERE state = 0 AND instance != ?1", &[instance.into()])?;
+                return Ok(lease);
+            }
+        };
         let claim = format!(
             "INSERT INTO instances (instance, process, until_ms) VALUES (?1, ?2, {NOW} + ?3) ON CONFLICT (instance) \
              DO UPDATE SET process = excluded.process, until_ms = excluded.until_ms WHERE instances.until_ms <= {NOW} \
@@ -57,6 +72,7 @@ impl Lease {
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+        lease.connection = session.number()?;
         Ok(lease)
     }
 }
@@ -76,11 +92,34 @@ impl Drop for Writer {
 }
 
 impl Writer {
+    /// With a new connection, ends whatever the one before may still want to change.
+    pub(super) fn fence(&mut self) -> Result<(), StoreError> {
+        let Sql::Server(session) = &self.sql else { return Ok(()) };
+        let connection = session.number()?;
+        if connection == self.lease.connection {
+            return Ok(());
+        }
+        let next = match self.lease.next {
+            Some(next) => next,
+            None => i64::from(getrandom::u32().map_err(damaged)?),
+        };
+        self.lease.next = Some(next);
+        // It waits for a commit that is being carried out.
+        let fence = "UPDATE instances SET process = ?3 WHERE instance = ?1 AND process IN (?2, ?3) RETURNING process";
+        let values = [(&self.instance).into(), self.lease.process.into(), next.into()];
+        if !self.sql.exists(fence, &values)? {
+            return Err(StoreError::Replaced(self.instance.clone()));
+        }
+        self.lease = Lease { process: next, next: None, connection, rests_until: self.lease.rests_until };
+        Ok(())
+    }
+
     /// Once a second: says that this instance lives, and takes over what those had that do not.
     pub fn renew(&mut self) -> Result<Vec<Waiting>, StoreError> {
         if let Sql::File(_) = self.sql {
             return Ok(Vec::new());
         }
+        self.fence()?;
         let renew = format!(
             "UPDATE instances SET until_ms = {NOW} + ?3 \
              FROM (SELECT until_ms FROM instances WHERE instance = ?1) AS before \

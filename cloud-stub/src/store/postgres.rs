@@ -152,6 +152,8 @@ pub(super) struct Session {
     /// When a dial failed last.
     failed: Cell<Option<Instant>>,
     is_in_commit: Cell<bool>,
+    /// How often it was dialled.
+    dialled: Cell<u64>,
 }
 
 impl Session {
@@ -161,6 +163,7 @@ impl Session {
             open: RefCell::new(None),
             failed: Cell::new(None),
             is_in_commit: Cell::new(false),
+            dialled: Cell::new(0),
         }
     }
 
@@ -194,8 +197,15 @@ impl Session {
         let dialled = self.server.dial();
         self.failed.set(dialled.is_err().then(Instant::now));
         let client = Arc::new(dialled?);
+        self.dialled.set(self.dialled.get() + 1);
         *self.open.borrow_mut() = Some(Open { client, statements: HashMap::new(), pending: Vec::new() });
         Ok(())
+    }
+
+    /// Grows with each connection.
+    pub(super) fn number(&self) -> Result<u64, StoreError> {
+        self.dial()?;
+        Ok(self.dialled.get())
     }
 
     /// Works on the connection; one that does not answer is closed.

@@ -9,7 +9,7 @@ use hedge_proto::{
 };
 
 use super::checkpoint::Checkpoints;
-use super::lease::Lease;
+use super::lease::{self, Lease};
 use super::postgres::Session;
 use super::sql::{Row, Sql, Value};
 use super::{Known, RecordsAt, Standing, State, StoreError, Totals, count, damaged, schema};
@@ -99,9 +99,11 @@ impl Writer {
 
     /// The same, while no other instance changes anything of these devices.
     pub fn batch_about<'d>(&mut self, devices: impl Iterator<Item = &'d DeviceId>) -> Result<Batch<'_>, StoreError> {
+        self.fence()?;
         self.sql.begin()?;
         let batch = Batch { sql: &self.sql, instance: &self.instance, changed: Cell::new(false), committed: false };
         if let Sql::Server(session) = &self.sql {
+            session.execute(lease::FENCED, &[(&self.instance).into(), self.lease.process.into()])?;
             let mut keys: Vec<i64> = devices.map(lock_key).collect();
             keys.sort_unstable();
             keys.dedup();
