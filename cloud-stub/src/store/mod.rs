@@ -9,6 +9,7 @@
 
 mod checkpoint;
 mod reader;
+mod review;
 mod schema;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -16,6 +17,7 @@ mod totals;
 mod writer;
 
 pub use reader::{CaseRow, DeviceEvent, DeviceRow, Reader, SettingsRow};
+pub use review::{CaseList, Closed, Place, Sought};
 pub use totals::Totals;
 pub use writer::{Batch, EVENTS_PER_DEVICE_MAX, Keep, Waiting, Writer};
 

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, Telemetry, Verdict, from_cbor, from_json};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{Standing, State, StoreError, Totals, count, damaged, schema};
 
-const ROW_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const ROW_BYTES_MAX: usize = 1024 * 1024;
 
 /// One case as recorded, without its payload.
 #[derive(Debug, Clone)]
@@ -24,6 +24,13 @@ pub struct CaseRow {
     pub payload_bytes: u64,
     /// The payload is still here.
     pub payload_kept: bool,
+}
+
+impl CaseRow {
+    #[must_use]
+    pub fn verdict(&self) -> Option<&Verdict> {
+        if let Standing::Answered(verdict) = &self.standing { Some(verdict) } else { None }
+    }
 }
 
 /// One device as recorded.
@@ -67,10 +74,10 @@ pub struct DeviceEvent {
 
 /// Sees each commit as a whole.
 pub struct Reader {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
-const CASE_COLUMNS: &str = "c.header, c.received_ms, c.state, c.reason, c.agrees, c.payload_bytes, \
+pub(super) const CASE_COLUMNS: &str = "c.header, c.received_ms, c.state, c.reason, c.agrees, c.payload_bytes, \
      EXISTS (SELECT 1 FROM payloads p WHERE p.seq = c.seq), v.verdict, v.given_ms \
      FROM cases c LEFT JOIN verdicts v ON v.seq = c.seq \
      AND v.revision = (SELECT MAX(revision) FROM verdicts w WHERE w.seq = c.seq)";
@@ -86,16 +93,6 @@ impl Reader {
     /// Opens records that a [`super::Writer`] has opened before.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Ok(Self { connection: schema::open_for_reading(path)? })
-    }
-
-    /// The latest cases, newest first, of one device or all.
-    pub fn latest(&self, device: Option<&DeviceId>, limit: u32) -> Result<Vec<CaseRow>, StoreError> {
-        let filter = if device.is_some() { "WHERE c.device = ?2" } else { "WHERE ?2 IS NULL" };
-        self.connection
-            .prepare_cached(&format!("SELECT {CASE_COLUMNS} {filter} ORDER BY c.seq DESC LIMIT ?1"))?
-            .query_map(params![limit, device.map(DeviceId::as_str)], |row| Ok(case_row(row)))?
-            .map(|row| row?)
-            .collect()
     }
 
     /// Cases that wait for a person, oldest first.
@@ -180,7 +177,7 @@ impl Reader {
     }
 }
 
-fn case_row(row: &Row<'_>) -> Result<CaseRow, StoreError> {
+pub(super) fn case_row(row: &Row<'_>) -> Result<CaseRow, StoreError> {
     let header: Vec<u8> = row.get(0)?;
     let reason: Option<String> = row.get(3)?;
     let verdict: Option<Vec<u8>> = row.get(7)?;

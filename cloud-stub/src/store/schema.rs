@@ -83,6 +83,13 @@ CREATE TABLE device_cases (                      -- beside `devices`: its long d
 ) WITHOUT ROWID;
 INSERT INTO device_cases SELECT device, cases, agreed, disagreed, case_ms FROM devices WHERE cases > 0;
 ",
+    r"
+CREATE INDEX cases_disagreed ON cases (seq) WHERE agrees = 0;
+CREATE TABLE corrections (                       -- words on closed cases that their devices may not have heard
+    seq   INTEGER PRIMARY KEY,
+    at_ms INTEGER NOT NULL
+);
+",
 ];
 
 /// How long a statement waits for another connection's lock. Readers never block the writer in WAL mode.

@@ -53,7 +53,7 @@ const ROW_BYTES_MAX: usize = 1024 * 1024;
 
 /// All writing goes through here, from one thread.
 pub struct Writer {
-    connection: Connection,
+    pub(super) connection: Connection,
     _checkpoints: Option<Checkpoints>,
 }
 
@@ -118,7 +118,7 @@ impl Writer {
 
 /// Changes on their way into one commit.
 pub struct Batch<'w> {
-    transaction: Transaction<'w>,
+    pub(super) transaction: Transaction<'w>,
     changes_before: u64,
 }
 
@@ -414,7 +414,7 @@ impl Batch<'_> {
         // sum stays right.
         let old = "SELECT seq FROM (SELECT seq, received_ms, state FROM cases ORDER BY seq LIMIT ?2) \
                    WHERE received_ms < ?1 AND state != 0 AND seq NOT IN (SELECT seq FROM payloads)";
-        for table in ["verdicts", "cases"] {
+        for table in ["corrections", "verdicts", "cases"] {
             self.transaction
                 .prepare_cached(&format!("DELETE FROM {table} WHERE seq IN ({old})"))?
                 .execute(params![sql(too_old_ms), PRUNE_ROWS_MAX])?;
@@ -438,7 +438,7 @@ fn known_columns(row: &Row<'_>) -> rusqlite::Result<(i64, Vec<u8>, i64, Option<S
 mod tests {
     use super::*;
     use crate::store::testing::case;
-    use crate::store::{FILE_NAME, Reader};
+    use crate::store::{FILE_NAME, Reader, Sought};
     use hedge_proto::{Authority, ModelRef, Name, Output, WIRE_VERSION};
 
     fn verdict(id: CaseId, revision: u32) -> Verdict {
@@ -476,7 +476,7 @@ mod tests {
         assert_eq!(batch.known(&case(1).id).expect("read"), answered);
         batch.commit().expect("committed");
         let reader = Reader::open(&dir.path().join(FILE_NAME)).expect("records");
-        assert_eq!(reader.latest(None, 10).expect("read").len(), 1);
+        assert_eq!(reader.find(&Sought::default(), 10).expect("read").expect("a list").rows.len(), 1);
     }
 
     #[test]
