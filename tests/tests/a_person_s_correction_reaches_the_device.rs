@@ -94,5 +94,5 @@ fn wait_for(agent: &mut Agent, id: &CaseId, revision: u32) -> Result<Answer> {
 /// How many labels the device's calibration has.
 fn labels(agent: &Agent) -> Result<f64> {
     let figures = agent.http.status()?.model_figures;
-    Ok(figures.values().filter_map(|model| model.judge.as_ref()).map(|judge| judge.labels).sum())
+    Ok(figures.values().filter_map(|model| model.judge.as_ref()).map(|judge| f64::from(judge.labels)).sum())
 }

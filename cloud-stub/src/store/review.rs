@@ -295,3 +295,80 @@ impl Batch<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::FILE_NAME;
+    use crate::store::testing::case;
+    use hedge_proto::{ModelRef, Output};
+
+    /// Ten cases, one a second; of those with an even number the verdict contradicts the device, of each third a person
+    /// says `c`.
+    fn records() -> (tempfile::TempDir, Reader) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(FILE_NAME);
+        let mut writer = Writer::open(&path).expect("records");
+        let batch = writer.batch().expect("a batch");
+        for n in 0..10 {
+            let case = Case { said: Some(Output::label("a")), ..case(n) };
+            batch.record(&case, b"p", n * 1000).expect("recorded");
+            let by_person = n % 3 == 0;
+            let verdict = Verdict {
+                v: case.v,
+                id: case.id,
+                revision: 1,
+                authority: if by_person { Authority::Person } else { Authority::Model },
+                task: case.task,
+                said: Output::label(if by_person { "c" } else { "b" }),
+                model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
+            };
+            batch.answer(&verdict, Some(n % 2 == 1), n * 1000).expect("answered");
+        }
+        batch.commit().expect("committed");
+        let reader = Reader::open(&path).expect("records");
+        (dir, reader)
+    }
+
+    fn found(reader: &Reader, sought: &Sought, limit: u32) -> Vec<u64> {
+        let list = reader.find(sought, limit).expect("read").expect("a list");
+        list.rows.iter().map(|row| row.case.id.key.sequence).collect()
+    }
+
+    #[test]
+    fn cases_are_found_by_what_was_said_by_whom_and_when() {
+        let (_dir, reader) = records();
+        let every = Sought::default();
+        assert_eq!(found(&reader, &every, 3), [9, 8, 7]);
+        assert_eq!(found(&reader, &Sought { agrees: Some(false), ..every.clone() }, 9), [8, 6, 4, 2, 0]);
+        assert_eq!(found(&reader, &Sought { label: Some("c".to_owned()), ..every.clone() }, 9), [9, 6, 3, 0]);
+        assert_eq!(found(&reader, &Sought { label: Some("a".to_owned()), ..every.clone() }, 9).len(), 9);
+        assert_eq!(found(&reader, &Sought { authority: Some(Authority::Person), ..every.clone() }, 2), [9, 6]);
+        let between = Sought { since_ms: Some(2001), until_ms: Some(5000), ..every.clone() };
+        assert_eq!(found(&reader, &between, 9), [4, 3]);
+        assert_eq!(found(&reader, &Sought { task: Some("other".to_owned()), ..every.clone() }, 9), [0; 0]);
+        assert_eq!(found(&reader, &Sought { waits_for_person: true, ..every.clone() }, 9), [0; 0]);
+        let other = DeviceId::new("other").expect("valid");
+        assert_eq!(found(&reader, &Sought { device: Some(other), ..every }, 9), [0; 0]);
+    }
+
+    #[test]
+    fn each_case_has_one_before_and_one_after_it_in_the_order_of_the_list() {
+        let (_dir, reader) = records();
+        for disagreements_first in [false, true] {
+            let sought = |place| Sought { disagreements_first, place, ..Sought::default() };
+            let all = found(&reader, &sought(Place::Top), 100);
+            if disagreements_first {
+                assert_eq!(all, [8, 6, 4, 2, 0, 9, 7, 5, 3, 1]);
+            }
+            for (at, n) in all.iter().enumerate() {
+                let id = || case(*n).id;
+                assert_eq!(found(&reader, &sought(Place::After(id())), 100), all[at + 1..]);
+                let before: Vec<u64> = all[..at].iter().rev().copied().collect();
+                assert_eq!(found(&reader, &sought(Place::Before(id())), 100), before);
+            }
+        }
+        let unknown = Sought { place: Place::After(case(99).id), ..Sought::default() };
+        assert!(reader.find(&unknown, 1).expect("read").is_none());
+    }
+}

@@ -166,6 +166,7 @@ fn files() -> Router<View> {
         .route("/case-parts.js", get(|| async { file(SCRIPT, include_str!("case-parts.js")) }))
         .route("/cases.js", get(|| async { file(SCRIPT, include_str!("cases.js")) }))
         .route("/case.js", get(|| async { file(SCRIPT, include_str!("case.js")) }))
+        .route("/sought.js", get(|| async { file(SCRIPT, include_str!("sought.js")) }))
         .route("/boxes.js", get(|| async { file(SCRIPT, include_str!("boxes.js")) }))
         .route("/devices/{name}", get(|| async { file(HTML, include_str!("device.html")) }))
         .route("/device.css", get(|| async { file(CSS, include_str!("device.css")) }))
