@@ -509,7 +509,7 @@ async fn a_person_may_correct_a_case_that_is_closed() {
     let (status, why) = cloud.post(&path, json!({"label": "boot", "by": "bob", "seen": 1})).await;
     assert_eq!(status, 409, "{why}");
     assert_eq!(cloud.post(&path, json!({"label": "boot", "by": "bob", "seen": 2})).await.0, 200);
-    let words = &cloud.get(&format!("/api/cases/{}", device.id(0))).await["words"];
+    let words = cloud.get(&format!("/api/cases/{}/words", device.id(0))).await;
     assert_eq!((&words[1]["model"]["name"], &words[2]["model"]["name"]), (&json!("ann"), &json!("bob")));
     let (status, why) = cloud.post("/api/review/hall-1.0000000000000007.9", json!({"label": "boot"})).await;
     assert_eq!(status, 409, "{why}");

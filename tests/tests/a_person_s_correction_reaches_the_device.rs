@@ -29,8 +29,8 @@ fn it_comes_out_of_the_sink_and_counts_in_the_calibration() -> Result<()> {
     // A person counts for more than one word of a model.
     wait::until_true("it counts in the calibration", CORRECTION_WAIT_MAX, || Ok(labels(&agent)? > before + 1.0))?;
 
-    let record = scene.cloud.get(&format!("/api/cases/{id}"))?;
-    let words: Vec<(&Value, &Value, &Value)> = record["words"]
+    let record = scene.cloud.get(&format!("/api/cases/{id}/words"))?;
+    let words: Vec<(&Value, &Value, &Value)> = record
         .as_array()
         .context("what was said of it")?
         .iter()
@@ -38,7 +38,7 @@ fn it_comes_out_of_the_sink_and_counts_in_the_calibration() -> Result<()> {
         .collect();
     let expected = [(json!(1), json!("model"), json!("fashion-large")), (json!(2), json!("person"), json!("ann"))];
     assert_eq!(words, expected.iter().map(|(a, b, c)| (a, b, c)).collect::<Vec<_>>());
-    assert!(record["words"][1]["given_ms"].as_u64() >= record["words"][0]["given_ms"].as_u64());
+    assert!(record[1]["given_ms"].as_u64() >= record[0]["given_ms"].as_u64());
 
     // Who saw an older word than the last is told so, and nothing changes.
     let late = correct(&scene.cloud, &id, json!({"label": said, "by": "bob", "seen": 1}))?;

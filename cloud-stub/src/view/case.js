@@ -36,7 +36,11 @@ function say(text, kind = "") {
 // The case that is asked for next may have come already.
 const fetched = new Map();
 const whole = (id) => {
-  if (!fetched.has(id)) fetched.set(id, get(api(id)));
+  const both = async () => {
+    const [c, words] = await Promise.all([get(api(id)), get(`${api(id)}/words`)]);
+    return { ...c, words: Array.isArray(words) ? words : [] };
+  };
+  if (!fetched.has(id)) fetched.set(id, both());
   return fetched.get(id);
 };
 

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderName;
 use hedge_proto::{Authority, CaseId, DeviceId};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{ApiError, CASES_LIMIT, CASES_LIMIT_MAX, CaseView, VerdictView, View};
 use crate::store::{CaseList, Place, Sought};
@@ -86,22 +86,21 @@ pub(super) async fn list(State(view): State<View>, Query(wanted): Query<Wanted>)
     Ok((next, Json(rows.into_iter().map(CaseView::from).collect())))
 }
 
-/// A case, with all that was ever said of it.
-#[derive(Serialize)]
-pub(super) struct OneCase {
-    #[serde(flatten)]
-    case: CaseView,
-    /// The first word first.
-    words: Vec<VerdictView>,
+/// `GET /api/cases/{id}`
+pub(super) async fn one(State(view): State<View>, Path(id): Path<String>) -> Result<Json<CaseView>, ApiError> {
+    let wanted: CaseId = id.parse()?;
+    let row = view.records.read(move |reader| reader.case(&wanted)).await?;
+    row.map(|row| Json(CaseView::from(row))).ok_or(ApiError::NoCase(id))
 }
 
-/// `GET /api/cases/{id}`
-pub(super) async fn one(State(view): State<View>, Path(id): Path<String>) -> Result<Json<OneCase>, ApiError> {
+/// `GET /api/cases/{id}/words`
+pub(super) async fn words(
+    State(view): State<View>,
+    Path(id): Path<String>,
+) -> Result<Json<Vec<VerdictView>>, ApiError> {
     let wanted: CaseId = id.parse()?;
-    let (row, words) = view.records.read(move |reader| Ok((reader.case(&wanted)?, reader.words(&wanted)?))).await?;
-    let case = CaseView::from(row.ok_or(ApiError::NoCase(id))?);
-    let words = words.into_iter().map(|(verdict, given_ms)| VerdictView::new(verdict, Some(given_ms))).collect();
-    Ok(Json(OneCase { case, words }))
+    let words = view.records.read(move |reader| reader.words(&wanted)).await?;
+    Ok(Json(words.into_iter().map(|(verdict, given_ms)| VerdictView::new(verdict, Some(given_ms))).collect()))
 }
 
 /// Which task is meant.

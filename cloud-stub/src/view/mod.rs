@@ -99,7 +99,8 @@ struct View {
 /// | `/api/settings-schema` | what can be set, as JSON Schema |
 /// | `/cases`, `/cases/{id}` | the page of cases, and of one |
 /// | `/api/cases?limit=24&device=D` | the latest cases, newest first, or those that [`cases`] says how to find: a list of [`CaseView`]; the header `Hedge-Next` names the one behind which there may be more |
-/// | `/api/cases/{id}` | one [`CaseView`], with all that was ever said of it |
+/// | `/api/cases/{id}` | one [`CaseView`] |
+/// | `/api/cases/{id}/words` | all that was ever said of it, the first word first: a list of [`VerdictView`] |
 /// | `/api/cases/{id}/payload` | the sample itself, while it is kept |
 /// | `/api/cases/{id}/preview` | its picture made small for lists, made once |
 /// | `/api/labels?task=T` | what may be said in a task, as far as its answerers tell |
@@ -135,6 +136,7 @@ pub fn router(
         .route("/api/settings-schema", get(|| async { ([(CONTENT_TYPE, "application/schema+json")], SETTINGS_SCHEMA) }))
         .route("/api/cases", get(cases::list))
         .route("/api/cases/{id}", get(cases::one))
+        .route("/api/cases/{id}/words", get(cases::words))
         .route("/api/cases/{id}/payload", get(payload))
         .route("/api/cases/{id}/preview", get(preview::get))
         .route("/api/labels", get(cases::labels))
