@@ -80,6 +80,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let model_seconds = model::seconds();
     let panels = model::start(answerers, &events, &model_seconds, &tokio::runtime::Handle::current())?;
     let tasks: Vec<String> = panels.keys().cloned().collect();
+    let labels = panels.iter().map(|(task, panel)| (task.clone(), panel.labels.clone())).collect();
     if tasks.is_empty() {
         tracing::warn!("no answerer: cases are recorded and held; give one with --model or --config");
     }
@@ -119,6 +120,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         instance: args.instance.clone(),
         broker: dial.way.endpoint.to_string(),
         tasks,
+        labels,
         link: link_now,
         heard,
         model_seconds,

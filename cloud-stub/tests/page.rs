@@ -486,3 +486,36 @@ async fn refusals_trials_and_replies_are_shown_as_the_device_says_them() {
     let schema = cloud.get("/api/settings-schema").await;
     assert_eq!(schema["title"], "Settings");
 }
+
+#[tokio::test]
+async fn a_person_may_correct_a_case_that_is_closed() {
+    let dir = TempDir::new().expect("a directory");
+    let (cloud, mut device) = cloud_and_device(&dir).await;
+    device.send(device.case(0, b"\x89PNG not really")).await;
+    cloud.figure("disagreed", 1).await;
+    for _ in 0..2 {
+        device.hears().await;
+    }
+    let path = format!("/api/review/{}", device.id(0));
+    let word = json!({"label": "sandal", "by": "ann", "seen": 1});
+    for _ in 0..2 {
+        assert_eq!(cloud.post(&path, word.clone()).await.0, 200, "a click that came twice is one");
+    }
+    let hedge_proto::DownMessage::Verdict(verdict) = device.hears().await else { panic!("no verdict") };
+    assert_eq!((verdict.revision, verdict.authority), (2, hedge_proto::Authority::Person));
+    let figures = cloud.get("/api/figures").await;
+    assert_eq!((&figures["answered"], &figures["agreed"], &figures["disagreed"]), (&json!(1), &json!(1), &json!(0)));
+    assert_eq!(cloud.get("/api/devices").await[0]["agreed"], 1);
+    let (status, why) = cloud.post(&path, json!({"label": "boot", "by": "bob", "seen": 1})).await;
+    assert_eq!(status, 409, "{why}");
+    assert_eq!(cloud.post(&path, json!({"label": "boot", "by": "bob", "seen": 2})).await.0, 200);
+    let words = cloud.get(&format!("/api/cases/{}/words", device.id(0))).await;
+    assert_eq!((&words[1]["model"]["name"], &words[2]["model"]["name"]), (&json!("ann"), &json!("bob")));
+    let (status, why) = cloud.post("/api/review/hall-1.0000000000000007.9", json!({"label": "boot"})).await;
+    assert_eq!(status, 409, "{why}");
+    let found = cloud.get("/api/cases?label=boot&authority=person&order=disagreement").await;
+    assert_eq!(found.as_array().map(Vec::len), Some(1));
+    for query in ["authority=anna", "after=x", "colour=red"] {
+        assert_eq!(cloud.get_raw(&format!("/api/cases?{query}")).await.0, 400, "{query}");
+    }
+}

@@ -18,6 +18,7 @@ mod checkpoint;
 mod lease;
 mod postgres;
 mod reader;
+mod review;
 mod schema;
 mod sql;
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod totals;
 mod writer;
 
 pub use reader::{CaseRow, DeviceEvent, DeviceRow, Reader, SettingsRow};
+pub use review::{CaseList, Closed, Place, Sought};
 pub use totals::Totals;
 pub use writer::{Batch, EVENTS_PER_DEVICE_MAX, Keep, Waiting, Writer};
 

@@ -310,11 +310,22 @@ impl Session {
 
 /// A value that is under way.
 #[derive(Debug)]
-enum Owned {
+pub(super) enum Owned {
     Nothing,
     Number(i64),
     Text(String),
     Bytes(Vec<u8>),
+}
+
+impl Owned {
+    pub(super) fn as_value(&self) -> Value<'_> {
+        match self {
+            Self::Nothing => Value::Nothing,
+            Self::Number(number) => Value::Number(*number),
+            Self::Text(text) => Value::Text(text),
+            Self::Bytes(bytes) => Value::Bytes(bytes),
+        }
+    }
 }
 
 impl From<&Value<'_>> for Owned {
@@ -334,13 +345,7 @@ impl ToSql for Owned {
         kind: &tokio_postgres::types::Type,
         out: &mut bytes::BytesMut,
     ) -> Result<tokio_postgres::types::IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        match self {
-            Self::Nothing => Value::Nothing,
-            Self::Number(number) => Value::Number(*number),
-            Self::Text(text) => Value::Text(text),
-            Self::Bytes(bytes) => Value::Bytes(bytes),
-        }
-        .to_sql(kind, out)
+        self.as_value().to_sql(kind, out)
     }
 
     fn accepts(_: &tokio_postgres::types::Type) -> bool {

@@ -19,6 +19,8 @@ CREATE TABLE cases (
 CREATE INDEX cases_by_state ON cases (instance, seq) WHERE state = 0;
 CREATE INDEX cases_by_device ON cases (device, seq);
 CREATE INDEX cases_for_review ON cases (seq) WHERE review = 1;
+CREATE INDEX cases_disagreed ON cases (seq) WHERE agrees = 0;
+CREATE TABLE corrections (seq BIGINT PRIMARY KEY, at_ms BIGINT NOT NULL);
 CREATE TABLE payloads (seq BIGINT PRIMARY KEY, bytes BYTEA NOT NULL);
 -- Pictures do not get smaller.
 ALTER TABLE payloads ALTER COLUMN bytes SET STORAGE EXTERNAL;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::sql::{Row, Sql};
 use super::{RecordsAt, Standing, State, StoreError, Totals, count, damaged};
 
-const ROW_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const ROW_BYTES_MAX: usize = 1024 * 1024;
 
 /// One case as recorded, without its payload.
 #[derive(Debug, Clone)]
@@ -22,6 +22,13 @@ pub struct CaseRow {
     pub payload_bytes: u64,
     /// The payload is still here.
     pub payload_kept: bool,
+}
+
+impl CaseRow {
+    #[must_use]
+    pub fn verdict(&self) -> Option<&Verdict> {
+        if let Standing::Answered(verdict) = &self.standing { Some(verdict) } else { None }
+    }
 }
 
 /// One device as recorded.
@@ -65,11 +72,11 @@ pub struct DeviceEvent {
 
 /// Sees each commit as a whole.
 pub struct Reader {
-    sql: Sql,
+    pub(super) sql: Sql,
     at: RecordsAt,
 }
 
-const CASE_COLUMNS: &str = "c.header, c.received_ms, c.state, c.reason, c.agrees, c.payload_bytes, \
+pub(super) const CASE_COLUMNS: &str = "c.header, c.received_ms, c.state, c.reason, c.agrees, c.payload_bytes, \
      (SELECT p.seq FROM payloads p WHERE p.seq = c.seq), v.verdict, v.given_ms \
      FROM cases c LEFT JOIN verdicts v ON v.seq = c.seq \
      AND v.revision = (SELECT MAX(revision) FROM verdicts w WHERE w.seq = c.seq)";
@@ -86,19 +93,6 @@ impl Reader {
     /// Opens records that a [`super::Writer`] has opened before.
     pub fn open(at: &RecordsAt) -> Result<Self, StoreError> {
         Ok(Self { sql: at.open_for_reading()?, at: at.clone() })
-    }
-
-    /// The latest cases, newest first, of one device or all.
-    pub fn latest(&self, device: Option<&DeviceId>, limit: u32) -> Result<Vec<CaseRow>, StoreError> {
-        let order = "ORDER BY c.seq DESC LIMIT ?1";
-        match device {
-            None => self.sql.rows(&format!("SELECT {CASE_COLUMNS} {order}"), &[limit.into()], case_row),
-            Some(device) => self.sql.rows(
-                &format!("SELECT {CASE_COLUMNS} WHERE c.device = ?2 {order}"),
-                &[limit.into(), device.as_str().into()],
-                case_row,
-            ),
-        }
     }
 
     /// Cases that wait for a person, oldest first.
@@ -187,7 +181,7 @@ impl Reader {
     }
 }
 
-fn case_row(row: &Row<'_>) -> Result<CaseRow, StoreError> {
+pub(super) fn case_row(row: &Row<'_>) -> Result<CaseRow, StoreError> {
     let header: Vec<u8> = row.get(0)?;
     let reason: Option<String> = row.get(3)?;
     let verdict: Option<Vec<u8>> = row.get(7)?;

@@ -84,6 +84,13 @@ CREATE TABLE device_cases (                      -- beside `devices`: its long d
 INSERT INTO device_cases SELECT device, cases, agreed, disagreed, case_ms FROM devices WHERE cases > 0;
 ",
     r"
+CREATE INDEX cases_disagreed ON cases (seq) WHERE agrees = 0;
+CREATE TABLE corrections (                       -- words on closed cases that their devices may not have heard
+    seq   INTEGER PRIMARY KEY,
+    at_ms INTEGER NOT NULL
+);
+",
+    r"
 ALTER TABLE cases ADD COLUMN instance TEXT NOT NULL DEFAULT ''; -- of state 0: who is to answer it
 ALTER TABLE totals RENAME TO totals_of_one;
 CREATE TABLE totals (instance TEXT PRIMARY KEY, json TEXT NOT NULL); -- what each has counted: the sum is what is so

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Counts since the records began. They only grow, except `waiting`, `failed` and `payload_bytes`: of one instance alone
-/// these may be below zero, for one closes what another has taken in.
+/// Counts since the records began. What is `i64` does not only grow, and of one instance alone may be
+/// below zero: one closes, or a person corrects there, what another has counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Totals {
@@ -12,13 +12,13 @@ pub struct Totals {
     /// Cases that have a verdict.
     pub answered: u64,
     /// Verdicts that say the same as the device, and those that do not.
-    pub agreed: u64,
-    pub disagreed: u64,
+    pub agreed: i64,
+    pub disagreed: i64,
     /// Cases without a verdict that will get one; those of tasks without a model included.
     pub waiting: i64,
     /// Cases the model could not answer (they may be tried again), and those that never will be.
     pub failed: i64,
-    pub dead: u64,
+    pub dead: i64,
     /// Cases that came again and were answered from the records.
     pub repeated: u64,
     /// Cases turned away: another payload under a known id, a foreign device's id, a wrong version or hash.
@@ -54,6 +54,14 @@ impl Totals {
             payload_bytes: sum.payload_bytes + one.payload_bytes,
         });
         // Records of before this was counted exactly may be a few short.
-        Self { waiting: sum.waiting.max(0), failed: sum.failed.max(0), payload_bytes: sum.payload_bytes.max(0), ..sum }
+        Self {
+            agreed: sum.agreed.max(0),
+            disagreed: sum.disagreed.max(0),
+            waiting: sum.waiting.max(0),
+            failed: sum.failed.max(0),
+            dead: sum.dead.max(0),
+            payload_bytes: sum.payload_bytes.max(0),
+            ..sum
+        }
     }
 }

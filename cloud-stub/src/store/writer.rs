@@ -163,7 +163,7 @@ const PRUNE_LOCK: i64 = 0x6865_6467_6501;
 
 /// Changes on their way into one commit.
 pub struct Batch<'w> {
-    sql: &'w Sql,
+    pub(super) sql: &'w Sql,
     instance: &'w str,
     changed: Cell<bool>,
     committed: bool,
@@ -191,7 +191,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn change(&self, statement: &str, values: &[Value<'_>]) -> Result<(), StoreError> {
+    pub(super) fn change(&self, statement: &str, values: &[Value<'_>]) -> Result<(), StoreError> {
         self.changed.set(true);
         self.sql.execute(statement, values)
     }
@@ -463,7 +463,7 @@ impl Batch<'_> {
                    AND NOT EXISTS (SELECT 1 FROM payloads p WHERE p.seq = oldest.seq)";
         let values = [too_old_ms.into(), PRUNE_ROWS_MAX.into()];
         if self.sql.exists(&format!("{old} LIMIT 1"), &values)? {
-            for table in ["verdicts", "cases"] {
+            for table in ["corrections", "verdicts", "cases"] {
                 self.change(&format!("DELETE FROM {table} WHERE seq IN ({old})"), &values)?;
             }
         }
@@ -474,8 +474,8 @@ impl Batch<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Reader;
     use crate::store::testing::{Records, case, everywhere};
+    use crate::store::{Reader, Sought};
     use hedge_proto::{Authority, ModelRef, Output, WIRE_VERSION};
 
     fn verdict(id: CaseId, revision: u32) -> Verdict {
@@ -514,7 +514,7 @@ mod tests {
             assert_eq!(batch.known(&case(1).id).expect("read"), answered);
             batch.commit().expect("committed");
             let reader = Reader::open(&records.at).expect("records");
-            assert_eq!(reader.latest(None, 10).expect("read").len(), 1);
+            assert_eq!(reader.find(&Sought::default(), 10).expect("read").expect("a list").rows.len(), 1);
         });
     }
 

@@ -87,14 +87,10 @@ fn register_answerers(page: &mut Registry, answerers: &[AnswererNow]) {
 
 fn register_totals(page: &mut Registry, now: &Totals) {
     page.register("received_cases", "Cases taken into the records", ConstCounter::new(now.cases));
-    let outcomes = [
-        ("waiting", now.waiting),
-        ("answered", signed(now.answered)),
-        ("failed", now.failed),
-        ("dead", signed(now.dead)),
-    ];
+    let outcomes =
+        [("waiting", now.waiting), ("answered", signed(now.answered)), ("failed", now.failed), ("dead", now.dead)];
     page.register("case_outcomes", "Cases by what has become of them", gauges("outcome", &outcomes));
-    let verdicts = [("agreed", now.agreed), ("disagreed", now.disagreed)];
+    let verdicts = [("agreed", now.agreed.unsigned_abs()), ("disagreed", now.disagreed.unsigned_abs())];
     page.register("verdicts", "Verdicts by whether they say the same as the device", counters("verdict", &verdicts));
     let away = [("refused", now.refused), ("malformed", now.malformed), ("newer", now.newer), ("busy", now.busy)];
     page.register("turned_away", "Messages and cases that were not taken", counters("reason", &away));

@@ -4,6 +4,7 @@
 //! have sent is untrusted here: the page writes it as text, payloads are served as pictures only when they say they
 //! are, and never as anything a browser would run.
 
+mod cases;
 mod device;
 mod live;
 mod metrics;
@@ -16,6 +17,7 @@ pub use device::{DevicePage, HistoryView};
 pub use operate::Operating;
 pub use shape::{AnswererView, CaseView, DeviceView, FiguresView, FleetView, VerdictView};
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -30,7 +32,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hedge_listen::{Door, Refused};
-use hedge_proto::{CaseId, DeviceId, FieldError, Name, SETTINGS_SCHEMA};
+use hedge_proto::{CaseId, FieldError, Name, SETTINGS_SCHEMA};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
@@ -60,6 +62,8 @@ pub struct Shown {
     pub broker: String,
     /// Tasks that have a model here.
     pub tasks: Vec<String>,
+    /// What may be said in each of them, as far as that is known.
+    pub labels: BTreeMap<String, Vec<String>>,
     pub link: watch::Receiver<LinkNow>,
     pub heard: Heard,
     pub model_seconds: Seconds,
@@ -91,14 +95,17 @@ struct View {
 /// | `/api/devices/{name}/settings` | POST: changes its settings; a [`Report`](crate::fleet::errand::Report) |
 /// | `/api/devices/{name}/commands` | POST: gives it a command; likewise |
 /// | `/api/settings-schema` | what can be set, as JSON Schema |
-/// | `/api/cases?limit=24&device=D` | the latest cases, newest first: a list of [`CaseView`] |
+/// | `/cases`, `/cases/{id}` | the page of cases, and of one |
+/// | `/api/cases?limit=24&device=D` | the latest cases, newest first, or those that [`cases`] says how to find: a list of [`CaseView`]; the header `Hedge-Next` names the one behind which there may be more |
 /// | `/api/cases/{id}` | one [`CaseView`] |
+/// | `/api/cases/{id}/words` | all that was ever said of it, the first word first: a list of [`VerdictView`] |
 /// | `/api/cases/{id}/payload` | the sample itself, while it is kept |
 /// | `/api/cases/{id}/preview` | its picture made small for lists, made once |
+/// | `/api/labels?task=T` | what may be said in a task, as far as its answerers tell |
 /// | `/api/figures` | [`FiguresView`] |
 /// | `/api/answerers` | how each answerer is: a list of [`AnswererView`] |
 /// | `/api/review?limit=24` | the cases that wait for a person, oldest first: a list of [`CaseView`] |
-/// | `/api/review/{id}` | POST `{"label": "…"}` or `{"found": […]}`, and `by`: a person's word on one of them |
+/// | `/api/review/{id}` | POST `{"label": "…"}` or `{"found": […]}`, `by`, and `seen`, the revision that is corrected: a person's word on one of them, or on a case that is closed |
 /// | `/events` | server-sent events `figures`, `devices` and `cases` with the JSON of the path above, and later `changed_devices` and `changed_cases`: those that are new or not as they were |
 /// | `/metrics` | figures as Prometheus text |
 /// | `/healthz` | `ok`, or 503 while the broker is not reached |
@@ -123,10 +130,12 @@ pub fn router(
         .route("/api/devices/{name}/settings", post(operate::settings))
         .route("/api/devices/{name}/commands", post(operate::command))
         .route("/api/settings-schema", get(|| async { ([(CONTENT_TYPE, "application/schema+json")], SETTINGS_SCHEMA) }))
-        .route("/api/cases", get(cases))
-        .route("/api/cases/{id}", get(case))
+        .route("/api/cases", get(cases::list))
+        .route("/api/cases/{id}", get(cases::one))
+        .route("/api/cases/{id}/words", get(cases::words))
         .route("/api/cases/{id}/payload", get(payload))
         .route("/api/cases/{id}/preview", get(preview::get))
+        .route("/api/labels", get(cases::labels))
         .route("/api/figures", get(figures))
         .route("/api/answerers", get(answerers))
         .route("/api/review", get(review::waiting))
@@ -149,6 +158,14 @@ fn files() -> Router<View> {
         .route("/page.css", get(|| async { file(CSS, include_str!("page.css")) }))
         .route("/page.js", get(|| async { file(SCRIPT, include_str!("page.js")) }))
         .route("/parts.js", get(|| async { file(SCRIPT, include_str!("parts.js")) }))
+        .route("/cases", get(|| async { file(HTML, include_str!("cases.html")) }))
+        .route("/cases/{id}", get(|| async { file(HTML, include_str!("case.html")) }))
+        .route("/cases.css", get(|| async { file(CSS, include_str!("cases.css")) }))
+        .route("/case-parts.js", get(|| async { file(SCRIPT, include_str!("case-parts.js")) }))
+        .route("/cases.js", get(|| async { file(SCRIPT, include_str!("cases.js")) }))
+        .route("/case.js", get(|| async { file(SCRIPT, include_str!("case.js")) }))
+        .route("/sought.js", get(|| async { file(SCRIPT, include_str!("sought.js")) }))
+        .route("/boxes.js", get(|| async { file(SCRIPT, include_str!("boxes.js")) }))
         .route("/devices/{name}", get(|| async { file(HTML, include_str!("device.html")) }))
         .route("/device.css", get(|| async { file(CSS, include_str!("device.css")) }))
         .route("/device.js", get(|| async { file(SCRIPT, include_str!("device.js")) }))
@@ -222,7 +239,9 @@ impl IntoResponse for ApiError {
             Self::PayloadGone(_) => StatusCode::GONE,
             Self::BadName(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::WrongFields(_) | Self::NotReviewed(NotReviewed::NoLabel { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Outdated { .. } | Self::NotReviewed(NotReviewed::NotWaiting) => StatusCode::CONFLICT,
+            Self::Outdated { .. } | Self::NotReviewed(NotReviewed::NotWaiting | NotReviewed::Outdated { .. }) => {
+                StatusCode::CONFLICT
+            }
             Self::NoBroker(_) => StatusCode::BAD_GATEWAY,
             Self::NotReviewed(NotReviewed::NotRecorded)
             | Self::TooManyPages(_)
@@ -290,24 +309,6 @@ async fn devices(
 fn all_devices(rows: Vec<DeviceRow>, shown: &Shown) -> Vec<DeviceView> {
     let now_ms = wall_ms();
     rows.into_iter().map(|row| DeviceView::new(row, shown, now_ms)).collect()
-}
-
-#[derive(Deserialize)]
-struct Wanted {
-    limit: Option<u32>,
-    device: Option<DeviceId>,
-}
-
-async fn cases(State(view): State<View>, Query(wanted): Query<Wanted>) -> Result<Json<Vec<CaseView>>, ApiError> {
-    let limit = wanted.limit.unwrap_or(CASES_LIMIT).min(CASES_LIMIT_MAX);
-    let rows = view.records.read(move |reader| reader.latest(wanted.device.as_ref(), limit)).await?;
-    Ok(Json(rows.into_iter().map(CaseView::from).collect()))
-}
-
-async fn case(State(view): State<View>, Path(id): Path<String>) -> Result<Json<CaseView>, ApiError> {
-    let wanted: CaseId = id.parse()?;
-    let row = view.records.read(move |reader| reader.case(&wanted)).await?;
-    row.map(|row| Json(CaseView::from(row))).ok_or(ApiError::NoCase(id))
 }
 
 async fn payload(State(view): State<View>, Path(id): Path<String>) -> Result<Response, ApiError> {
