@@ -116,7 +116,7 @@ impl RecordsAt {
     fn open_for_reading(&self) -> Result<Sql, StoreError> {
         Ok(match self {
             Self::File(path) => Sql::File(schema::open_for_reading(path)?),
-            Self::Server(server) => Sql::Server(postgres::Session::new(server)),
+            Self::Server(server) => Sql::Server(Box::new(postgres::Session::new(server))),
         })
     }
 }

@@ -11,7 +11,7 @@ use super::{StoreError, sql};
 /// Records that are open.
 pub(super) enum Sql {
     File(rusqlite::Connection),
-    Server(Session),
+    Server(Box<Session>),
 }
 
 /// A value of a statement.

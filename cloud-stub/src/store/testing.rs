@@ -101,7 +101,7 @@ impl Records {
         let until = Instant::now() + Duration::from_secs(60);
         while self.at.open_for_reading().expect("a session").exists("SELECT 1", &[]).is_err() {
             assert!(Instant::now() < until, "the server does not start");
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::park_timeout(Duration::from_millis(50));
         }
     }
 

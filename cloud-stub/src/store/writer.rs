@@ -84,7 +84,7 @@ impl Writer {
             RecordsAt::Server(server) => {
                 let session = Session::new(server);
                 session.upgrade(&schema::server_steps().map_err(damaged)?)?;
-                (Sql::Server(session), None)
+                (Sql::Server(Box::new(session)), None)
             }
         };
         let instance = instance.to_string();
