@@ -6,6 +6,7 @@
 
 mod cases;
 mod device;
+mod export;
 mod live;
 mod metrics;
 mod operate;
@@ -35,7 +36,7 @@ use axum::{Json, Router};
 use hedge_listen::{Door, Refused};
 use hedge_proto::{CaseId, FieldError, Name, SETTINGS_SCHEMA};
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::preview::Previews;
 use crate::fleet::select::Where;
@@ -80,6 +81,7 @@ struct View {
     shown: Arc<Shown>,
     live: live::Live,
     previews: Arc<Previews>,
+    exports: Arc<Semaphore>,
     started: Instant,
     records_path: Arc<FilePath>,
     door: Arc<Door>,
@@ -103,6 +105,7 @@ struct View {
 /// | `/api/cases/{id}/words` | all that was ever said of it, the first word first: a list of [`VerdictView`] |
 /// | `/api/cases/{id}/payload` | the sample itself, while it is kept |
 /// | `/api/cases/{id}/preview` | its picture made small for lists, made once |
+/// | `/api/export?format=jsonl` | a training set as a tar archive: see [`crate::export`]; `format` is `jsonl`, `coco` or `csv`, and cases are found as in `/api/cases` |
 /// | `/api/labels?task=T` | what may be said in a task, as far as its answerers tell |
 /// | `/api/figures` | [`FiguresView`] |
 /// | `/api/answerers` | how each answerer is: a list of [`AnswererView`] |
@@ -126,8 +129,9 @@ pub fn router(
     let live = live::start(records.clone(), shown.clone(), commits);
     let door = Arc::new(door);
     let previews = Arc::default();
-    let view =
-        View { records, shown, live, previews, started: Instant::now(), records_path, door: door.clone(), operating };
+    let exports = Arc::new(Semaphore::new(export::EXPORTS_MAX));
+    let (started, door_of_all) = (Instant::now(), door.clone());
+    let view = View { records, shown, live, previews, exports, started, records_path, door: door_of_all, operating };
     let pages = files()
         .route("/api/devices", get(devices))
         .route("/api/devices/{name}", get(device::device))
@@ -140,6 +144,7 @@ pub fn router(
         .route("/api/cases/{id}/payload", get(payload))
         .route("/api/cases/{id}/preview", get(preview::get))
         .route("/api/labels", get(cases::labels))
+        .route("/api/export", get(export::archive))
         .route("/api/figures", get(figures))
         .route("/api/answerers", get(answerers))
         .route("/api/review", get(review::waiting))
@@ -224,6 +229,8 @@ enum ApiError {
     NoPicture(CaseId),
     #[error("{0}")]
     BadName(#[from] hedge_proto::InvalidId),
+    #[error("{0} training sets are being written already; try again when one is done")]
+    TooManyExports(usize),
     #[error("{0} pages are being served live already; close one")]
     TooManyPages(usize),
     #[error(transparent)]
@@ -249,6 +256,7 @@ impl IntoResponse for ApiError {
             Self::NoBroker(_) => StatusCode::BAD_GATEWAY,
             Self::NotReviewed(NotReviewed::NotRecorded)
             | Self::TooManyPages(_)
+            | Self::TooManyExports(_)
             | Self::TooManyErrands(_)
             | Self::NoChance(_)
             | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
