@@ -200,3 +200,75 @@ fn size(picture: &[u8]) -> Option<(u32, u32)> {
         at += 2 + usize::from(u16::from_be_bytes([high, low]));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Standing;
+    use crate::store::testing::case;
+    use hedge_proto::{Authority, Rect, Verdict};
+
+    #[test]
+    fn boxes_are_in_pixels_of_their_picture_and_each_label_has_one_number() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut labels = Labels::new(Format::Coco, dir.path()).expect("files");
+        let png = [&b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"[..], &200u32.to_be_bytes(), &100u32.to_be_bytes()].concat();
+        let found = |label: &str| Found {
+            label: label.to_owned(),
+            score: 1.0,
+            place: Rect { left: 0.5, top: 0.25, width: 0.25, height: 0.5 },
+        };
+        for sequence in 0..2 {
+            let case = case(sequence);
+            let verdict = Verdict {
+                v: 2,
+                id: case.id.clone(),
+                revision: 2,
+                authority: Authority::Person,
+                task: case.task.clone(),
+                said: Output::Boxes(vec![found("cat"), found("dog")]),
+                model: case.model.clone(),
+            };
+            let row = CaseRow {
+                case,
+                received_ms: 0,
+                standing: Standing::Answered(verdict),
+                given_ms: Some(1),
+                agrees: None,
+                payload_bytes: 1,
+                payload_kept: true,
+            };
+            labels.add(&row, &Picture { file: format!("pictures/{sequence}.png"), bytes: png.clone() }).expect("added");
+        }
+        let (name, mut file) = labels.finish().expect("finished");
+        file.rewind().expect("from its beginning");
+        let coco: Value = serde_json::from_reader(file).expect("JSON");
+        assert_eq!(name, "annotations.json");
+        assert_eq!((&coco["images"][1]["id"], &coco["images"][1]["width"]), (&json!(2), &json!(200)));
+        assert_eq!(coco["categories"], json!([{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]));
+        let boxes = coco["annotations"].as_array().expect("boxes");
+        let numbers: Vec<_> = boxes.iter().map(|one| (&one["id"], &one["image_id"], &one["category_id"])).collect();
+        let wanted = [(1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2)].map(|(a, b, c)| (json!(a), json!(b), json!(c)));
+        assert_eq!(numbers, wanted.iter().map(|(a, b, c)| (a, b, c)).collect::<Vec<_>>());
+        assert_eq!(boxes[0]["bbox"], json!([100.0, 25.0, 50.0, 50.0]));
+    }
+
+    #[test]
+    fn a_field_of_a_table_is_neither_two_nor_a_formula() {
+        for (text, written) in
+            [("cat", "cat"), ("a,b", "\"a,b\""), ("=1+1", "'=1+1"), ("-0.5", "-0.5"), ("\"", "\"\"\"\"")]
+        {
+            assert_eq!(quoted(text), written);
+        }
+    }
+
+    #[test]
+    fn no_picture_s_head_is_read_beyond_its_end() {
+        let jpeg = [0xFF, 0xD8, 0xFF, 0xE0, 0, 4, 1, 2, 0xFF, 0xC0, 0, 17, 8, 0, 100, 0, 200, 3];
+        assert_eq!(size(&jpeg), Some((200, 100)));
+        for end in 0..jpeg.len() - 1 {
+            assert!(end >= 17 || size(&jpeg[..end]).is_none(), "{end}");
+        }
+        assert_eq!(size(b"\x89PNG"), None);
+    }
+}
