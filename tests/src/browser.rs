@@ -96,14 +96,6 @@ impl Browser {
         devtools("Emulation.setDeviceMetricsOverride", size)
     }
 
-    /// A picture of the page as PNG in base64.
-    pub fn picture(&self) -> Result<String> {
-        let mut answer = self.http.get(format!("{}/screenshot", self.session)).call()?;
-        let text = answer.body_mut().with_config().limit(64 << 20).read_to_string()?;
-        let value: Value = serde_json::from_str(&text)?;
-        Ok(value["value"].as_str().context("a picture")?.to_owned())
-    }
-
     /// What scripts and the browser have complained about since this was asked last.
     pub fn complaints(&self) -> Result<Vec<String>> {
         let entries = self.tell("se/log", json!({"type": "browser"}))?;
