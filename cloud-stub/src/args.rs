@@ -10,6 +10,7 @@ use hedge_proto::Name;
 
 use crate::answerers::Config;
 use crate::bundle::cli::BundleArgs;
+use crate::export::cli::ExportArgs;
 use crate::fleet::cli::DeviceArgs;
 use crate::link::{BrokerArgs, Endpoint};
 use crate::payloads::PayloadsSetup;
@@ -31,6 +32,7 @@ pub enum Command {
     Check(Check),
     /// All in one for a first hour: a broker with TLS, a model, the dashboard, and a pairing code for a device
     Quickstart(Box<Quickstart>),
+    Export(ExportArgs),
     /// A certificate authority for devices, if you have none
     Ca(Ca),
     Device(Box<DeviceArgs>),

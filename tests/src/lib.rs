@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod agent;
+pub mod browser;
 pub mod certificates;
 pub mod cloud;
 pub mod connect_proxy;

@@ -113,6 +113,15 @@ impl RecordsAt {
         Ok(Self::Server(Box::new(Server::read(url, tls).map_err(StoreError::Address)?)))
     }
 
+    /// Where what is made of them may lie for a while.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        match self {
+            Self::File(path) => path.parent().unwrap_or(path).to_owned(),
+            Self::Server(_) => std::env::temp_dir(),
+        }
+    }
+
     fn open_for_reading(&self) -> Result<Sql, StoreError> {
         Ok(match self {
             Self::File(path) => Sql::File(schema::open_for_reading(path)?),

@@ -1,7 +1,7 @@
 // Lists cases that are looked for. What is looked for stands in the address, so that it can be sent to a colleague.
 import { at, drawNotice, listen, make, setClock } from "/parts.js";
 import { caseCard, drawList } from "/case-parts.js";
-import { ask, fromAddress, toAddress } from "/sought.js";
+import { ask, fromAddress, toAddress, toQuery } from "/sought.js";
 
 const CASES_SHOWN = 24;
 const form = at("sought");
@@ -18,6 +18,7 @@ function draw() {
     return card;
   }, () => toAddress(sought));
   at("more").hidden = !next;
+  for (const format of ["jsonl", "coco", "csv"]) at(`as-${format}`).href = `/api/export?format=${format}&${toQuery(sought)}`;
 }
 
 async function load(after) {

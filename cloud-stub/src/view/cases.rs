@@ -7,12 +7,15 @@ use hedge_proto::{Authority, CaseId, DeviceId};
 use serde::Deserialize;
 
 use super::{ApiError, CASES_LIMIT, CASES_LIMIT_MAX, CaseView, VerdictView, View};
+use crate::export::Format;
 use crate::store::{CaseList, Place, Sought};
 
 /// What is asked for.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Wanted {
+    /// Of a training set; nothing for a list.
+    pub(super) format: Option<Format>,
     pub(super) limit: Option<u32>,
     pub(super) device: Option<DeviceId>,
     task: Option<String>,

@@ -6,6 +6,7 @@
 
 mod cases;
 mod device;
+mod export;
 mod live;
 mod metrics;
 mod operate;
@@ -34,7 +35,7 @@ use axum::{Json, Router};
 use hedge_listen::{Door, Refused};
 use hedge_proto::{CaseId, FieldError, Name, SETTINGS_SCHEMA};
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::preview::Previews;
 use crate::fleet::select::Where;
@@ -79,6 +80,8 @@ struct View {
     shown: Arc<Shown>,
     live: live::Live,
     previews: Arc<Previews>,
+    exports: Arc<Semaphore>,
+    records_at: RecordsAt,
     started: Instant,
     door: Arc<Door>,
     operating: Operating,
@@ -101,6 +104,7 @@ struct View {
 /// | `/api/cases/{id}/words` | all that was ever said of it, the first word first: a list of [`VerdictView`] |
 /// | `/api/cases/{id}/payload` | the sample itself, while it is kept |
 /// | `/api/cases/{id}/preview` | its picture made small for lists, made once |
+/// | `/api/export?format=jsonl` | a training set as a tar archive: see [`crate::export`]; `format` is `jsonl`, `coco` or `csv`, and cases are found as in `/api/cases` |
 /// | `/api/labels?task=T` | what may be said in a task, as far as its answerers tell |
 /// | `/api/figures` | [`FiguresView`] |
 /// | `/api/answerers` | how each answerer is: a list of [`AnswererView`] |
@@ -118,12 +122,15 @@ pub fn router(
     operating: Operating,
     commits: watch::Receiver<u64>,
 ) -> Result<Router, StoreError> {
+    let records_at = records.clone();
     let records = Records(Arc::new(Mutex::new(Reader::open(records)?)));
     let shown = Arc::new(shown);
     let live = live::start(records.clone(), shown.clone(), commits);
     let door = Arc::new(door);
     let previews = Arc::default();
-    let view = View { records, shown, live, previews, started: Instant::now(), door: door.clone(), operating };
+    let exports = Arc::new(Semaphore::new(export::EXPORTS_MAX));
+    let (started, door_of_all) = (Instant::now(), door.clone());
+    let view = View { records, shown, live, previews, exports, records_at, started, door: door_of_all, operating };
     let pages = files()
         .route("/api/devices", get(devices))
         .route("/api/devices/{name}", get(device::device))
@@ -136,6 +143,7 @@ pub fn router(
         .route("/api/cases/{id}/payload", get(payload))
         .route("/api/cases/{id}/preview", get(preview::get))
         .route("/api/labels", get(cases::labels))
+        .route("/api/export", get(export::archive))
         .route("/api/figures", get(figures))
         .route("/api/answerers", get(answerers))
         .route("/api/review", get(review::waiting))
@@ -220,6 +228,8 @@ enum ApiError {
     NoPicture(CaseId),
     #[error("{0}")]
     BadName(#[from] hedge_proto::InvalidId),
+    #[error("{0} training sets are being written already; try again when one is done")]
+    TooManyExports(usize),
     #[error("{0} pages are being served live already; close one")]
     TooManyPages(usize),
     #[error(transparent)]
@@ -245,6 +255,7 @@ impl IntoResponse for ApiError {
             Self::NoBroker(_) => StatusCode::BAD_GATEWAY,
             Self::NotReviewed(NotReviewed::NotRecorded)
             | Self::TooManyPages(_)
+            | Self::TooManyExports(_)
             | Self::TooManyErrands(_)
             | Self::NoChance(_)
             | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
