@@ -1,7 +1,7 @@
 //! The command line. Everything is checked before anything is opened or dialled.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -10,9 +10,11 @@ use hedge_proto::Name;
 
 use crate::answerers::Config;
 use crate::bundle::cli::BundleArgs;
+use crate::export::cli::ExportArgs;
 use crate::fleet::cli::DeviceArgs;
 use crate::link::{BrokerArgs, Endpoint};
 use crate::payloads::PayloadsSetup;
+use crate::store::{FILE_NAME, RecordsAt, StoreError};
 
 /// The cloud side of Hedge: answers the cases devices are not sure about, and sets and commands devices.
 #[derive(Debug, Parser)]
@@ -30,6 +32,7 @@ pub enum Command {
     Check(Check),
     /// All in one for a first hour: a broker with TLS, a model, the dashboard, and a pairing code for a device
     Quickstart(Box<Quickstart>),
+    Export(ExportArgs),
     /// A certificate authority for devices, if you have none
     Ca(Ca),
     Device(Box<DeviceArgs>),
@@ -119,6 +122,9 @@ pub struct Serve {
     pub state_dir: PathBuf,
 
     #[command(flatten)]
+    pub records: RecordsArgs,
+
+    #[command(flatten)]
     pub models: Models,
 
     #[command(flatten)]
@@ -168,6 +174,29 @@ pub struct Serve {
     /// How logs are written
     #[arg(long, value_name = "FORMAT", env = "HEDGE_CLOUD_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// Where the records are, if not in the state directory.
+#[derive(Debug, Args)]
+pub struct RecordsArgs {
+    /// Keep the records in this PostgreSQL database, which any number of instances may share, instead of in --state-dir:
+    /// postgres://USER:PASSWORD@HOST/DATABASE. With TLS, unless the host is this machine or `?sslmode=disable` is added
+    #[arg(long = "records", value_name = "URL", env = "HEDGE_CLOUD_RECORDS", hide_env_values = true)]
+    pub url: Option<String>,
+
+    /// The authority whose certificate that server shows (PEM) [default: those the system trusts]
+    #[arg(long = "records-ca", value_name = "FILE", env = "HEDGE_CLOUD_RECORDS_CA", requires = "url")]
+    pub authority: Option<PathBuf>,
+}
+
+impl RecordsArgs {
+    /// Where they are; `state_dir` has the file.
+    pub fn at(&self, state_dir: &Path) -> Result<RecordsAt, StoreError> {
+        match &self.url {
+            Some(url) => RecordsAt::server(url, self.authority.as_deref()),
+            None => Ok(RecordsAt::File(state_dir.join(FILE_NAME))),
+        }
+    }
 }
 
 /// What answers.

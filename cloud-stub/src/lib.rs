@@ -15,6 +15,7 @@ pub mod broker;
 pub mod bundle;
 pub mod ca;
 pub mod check;
+pub mod export;
 pub mod fleet;
 pub mod identity;
 pub mod intake;

@@ -41,6 +41,19 @@ fn main() -> ExitCode {
                 }
             }
         }
+        Command::Export(args) => {
+            log_to_stderr(LogFormat::Text, "warn");
+            match hedge_cloud::export::cli::run(&args) {
+                Ok(said) => {
+                    eprintln!("{said}");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => {
+                    eprintln!("hedge-cloud: {}", in_one_line(&*error));
+                    ExitCode::from(FAILED)
+                }
+            }
+        }
         Command::Ca(args) => {
             log_to_stderr(LogFormat::Text, "info");
             ended(ca::run(&args).map_err(serve::ServeError::Run))

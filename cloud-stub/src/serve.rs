@@ -25,7 +25,7 @@ use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
 use crate::model::{self, Answerer, Answering, Fixed, Onnx};
 use crate::payloads::Storage;
 use crate::presence::Heard;
-use crate::store::{FILE_NAME, Keep, Writer};
+use crate::store::{Keep, Writer};
 use crate::{broker, payloads, view, wall_ms};
 
 /// How long stopping may take before the process ends anyway. What is committed is safe at any moment.
@@ -67,17 +67,20 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let topics = Topics::new(&args.broker.prefix).context("--prefix")?;
     let config = args.config.read()?;
     let answerers = load_answerers(&args.models, &config)?;
-    let path = prepare_state_dir(&args.state_dir)?;
+    let records = args.records.at(&args.state_dir)?;
+    prepare_state_dir(&args.state_dir)?;
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     let listener = Listener::tcp(args.listen).await.context("the dashboard")?;
     let dashboard = listener.address().unwrap_or(args.listen);
     warn_about_exposure(dashboard);
 
-    let writer = Writer::open(&path)?;
+    // It waits for a server, and for the end of a process that had this name.
+    let writer = tokio::task::block_in_place(|| Writer::open(&records, &args.instance))?;
     let (events, mut inbox) = mpsc::channel(intake::EVENTS_MAX);
     let model_seconds = model::seconds();
     let panels = model::start(answerers, &events, &model_seconds, &tokio::runtime::Handle::current())?;
     let tasks: Vec<String> = panels.keys().cloned().collect();
+    let labels = panels.iter().map(|(task, panel)| (task.clone(), panel.labels.clone())).collect();
     if tasks.is_empty() {
         tracing::warn!("no answerer: cases are recorded and held; give one with --model or --config");
     }
@@ -117,6 +120,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         instance: args.instance.clone(),
         broker: dial.way.endpoint.to_string(),
         tasks,
+        labels,
         link: link_now,
         heard,
         model_seconds,
@@ -126,7 +130,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance);
     let naming = "to `hedge-cloud serve` with --page-name";
     let door = Door { listen: dashboard, names: args.page_name.clone(), naming, look_only: args.look_only };
-    let page = view::router(&path, shown, door, operating, commits_seen)?;
+    let page = view::router(&records, shown, door, operating, commits_seen)?;
     let ends = Ends {
         events: events.clone(),
         settled: settled_inbox,
@@ -278,12 +282,11 @@ pub fn answer(args: &Models) -> anyhow::Result<()> {
     Ok(model::alone::serve(model)?)
 }
 
-fn prepare_state_dir(dir: &Path) -> anyhow::Result<std::path::PathBuf> {
+fn prepare_state_dir(dir: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     // Samples are for nobody else's eyes.
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.with_context(|| format!("the state directory {} cannot be made", dir.display()))?;
-    Ok(dir.join(FILE_NAME))
+    made.with_context(|| format!("the state directory {} cannot be made", dir.display()))
 }
 
 fn keep(args: &Serve) -> Keep {

@@ -1,9 +1,9 @@
 //! What a case costs on the disk. Alone in its file: what is written is counted for the whole process.
 #![allow(clippy::print_stdout, reason = "the figure is worth having")]
 
-use hedge_cloud::store::{FILE_NAME, Writer};
+use hedge_cloud::store::{FILE_NAME, RecordsAt, Writer};
 use hedge_proto::{
-    Authority, Captured, Case, CaseDecision, CaseId, CaseKey, DeviceId, Digest, Doubt, Epoch, ModelRef, Output,
+    Authority, Captured, Case, CaseDecision, CaseId, CaseKey, DeviceId, Digest, Doubt, Epoch, ModelRef, Name, Output,
     PayloadForm, Reason, ThresholdMode, Verdict, labels_hash,
 };
 
@@ -50,7 +50,8 @@ fn written() -> u64 {
 #[test]
 fn a_case_writes_a_bounded_multiple_of_its_payload() {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut writer = Writer::open(&dir.path().join(FILE_NAME)).expect("records");
+    let mut writer = Writer::open(&RecordsAt::File(dir.path().join(FILE_NAME)), &Name::new("cloud-1").expect("valid"))
+        .expect("records");
     let batch = writer.batch().expect("a batch");
     for n in 0..DEVICES {
         let reported = format!("{{\"text\": \"{}\"}}", "x".repeat(DOCUMENT_BYTES));

@@ -142,7 +142,18 @@ async fn the_page_needs_nothing_from_elsewhere_and_never_writes_markup() {
     let dir = TempDir::new().expect("a directory");
     let (cloud, _device) = cloud_and_device(&dir).await;
     let scripts = ["/page.js", "/parts.js", "/device.js", "/editor.js", "/commands.js"];
-    for path in ["/", "/devices/hall-1", "/page.css", "/device.css"].into_iter().chain(scripts) {
+    let of_cases = ["/cases.js", "/case.js", "/case-parts.js", "/boxes.js", "/sought.js"];
+    let scripts = scripts.into_iter().chain(of_cases);
+    let pages = [
+        "/",
+        "/devices/hall-1",
+        "/cases",
+        "/cases/hall-1.0000000000000007.0",
+        "/page.css",
+        "/device.css",
+        "/cases.css",
+    ];
+    for path in pages.into_iter().chain(scripts) {
         let (code, head, body) = cloud.get_raw(path).await;
         let text = String::from_utf8(body).expect("text");
         assert_eq!(code, 200, "{path}");
@@ -485,4 +496,117 @@ async fn refusals_trials_and_replies_are_shown_as_the_device_says_them() {
     }
     let schema = cloud.get("/api/settings-schema").await;
     assert_eq!(schema["title"], "Settings");
+}
+
+#[tokio::test]
+async fn a_person_may_correct_a_case_that_is_closed() {
+    let dir = TempDir::new().expect("a directory");
+    let (cloud, mut device) = cloud_and_device(&dir).await;
+    device.send(device.case(0, b"\x89PNG not really")).await;
+    cloud.figure("disagreed", 1).await;
+    for _ in 0..2 {
+        device.hears().await;
+    }
+    let path = format!("/api/review/{}", device.id(0));
+    let word = json!({"label": "sandal", "by": "ann", "seen": 1});
+    for _ in 0..2 {
+        assert_eq!(cloud.post(&path, word.clone()).await.0, 200, "a click that came twice is one");
+    }
+    let hedge_proto::DownMessage::Verdict(verdict) = device.hears().await else { panic!("no verdict") };
+    assert_eq!((verdict.revision, verdict.authority), (2, hedge_proto::Authority::Person));
+    let figures = cloud.get("/api/figures").await;
+    assert_eq!((&figures["answered"], &figures["agreed"], &figures["disagreed"]), (&json!(1), &json!(1), &json!(0)));
+    assert_eq!(cloud.get("/api/devices").await[0]["agreed"], 1);
+    let (status, why) = cloud.post(&path, json!({"label": "boot", "by": "bob", "seen": 1})).await;
+    assert_eq!(status, 409, "{why}");
+    assert_eq!(cloud.post(&path, json!({"label": "boot", "by": "bob", "seen": 2})).await.0, 200);
+    let words = cloud.get(&format!("/api/cases/{}/words", device.id(0))).await;
+    assert_eq!((&words[1]["model"]["name"], &words[2]["model"]["name"]), (&json!("ann"), &json!("bob")));
+    let (status, why) = cloud.post("/api/review/hall-1.0000000000000007.9", json!({"label": "boot"})).await;
+    assert_eq!(status, 409, "{why}");
+    let found = cloud.get("/api/cases?label=boot&authority=person&order=disagreement").await;
+    assert_eq!(found.as_array().map(Vec::len), Some(1));
+    for query in ["authority=anna", "after=x", "colour=red"] {
+        assert_eq!(cloud.get_raw(&format!("/api/cases?{query}")).await.0, 400, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn an_export_has_each_answered_picture_once_and_no_device_in_both_halves() {
+    let dir = TempDir::new().expect("a directory");
+    let cloud = Cloud::start(&Broker::Embedded, dir.path());
+    cloud.connected().await;
+    let mut cases = 0;
+    for n in 0..12 {
+        let device = Device::connect(&format!("hall-{n}"), cloud.broker).await;
+        for sequence in 0..3 {
+            device.send(device.case(sequence, format!("\x7fPNG not really {n} {sequence}").as_bytes())).await;
+            cases += 1;
+        }
+        let mut numbers = device.case(3, b"numbers");
+        numbers.content_type = "application/vnd.hedge.tensor; dtype=f32; shape=1,2".to_owned();
+        device.send(numbers).await;
+    }
+    cloud.figure("answered", cases + 12).await;
+    let (code, head, archive) = cloud.get_raw("/api/export?format=csv").await;
+    assert_eq!(code, 200, "{head}");
+    let unpacked = TempDir::new().expect("a directory");
+    let chunks = dechunked(&archive);
+    tar::Archive::new(&*chunks).unpack(unpacked.path()).expect("a tar archive");
+    let counts: Value =
+        serde_json::from_slice(&std::fs::read(unpacked.path().join("counts.json")).expect("counts")).expect("JSON");
+    assert_eq!(counts["left_out"], json!({"no_picture": 12}));
+    let mut devices = [std::collections::BTreeSet::new(), std::collections::BTreeSet::new()];
+    let mut pictures = 0;
+    for (half, devices) in ["train", "test"].into_iter().zip(&mut devices) {
+        let dir = unpacked.path().join(half);
+        let labels = std::fs::read_to_string(dir.join("labels.csv")).expect("both halves have devices");
+        let lines: Vec<Vec<&str>> = labels.lines().skip(1).map(|line| line.split(',').collect()).collect();
+        assert_eq!(counts[half], lines.len());
+        for line in lines {
+            let (file, device, label) = (line[0], line[2], line[5]);
+            assert_eq!(label, "boot");
+            devices.insert(device.to_owned());
+            let picture = std::fs::read_to_string(dir.join(file)).expect("its picture");
+            let number = device.trim_start_matches("hall-");
+            assert!(picture.starts_with(&format!("\x7fPNG not really {number} ")), "{picture}");
+            pictures += 1;
+        }
+    }
+    assert_eq!(pictures, cases);
+    assert!(devices[0].is_disjoint(&devices[1]), "{devices:?}");
+    assert_eq!(devices[0].len() + devices[1].len(), 12);
+
+    // The same from the command line, beside the running cloud.
+    let file = unpacked.path().join("set.tar");
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_hedge-cloud"))
+        .args(["export", "--format", "jsonl", "--device", "hall-0", "--state-dir"])
+        .arg(dir.path())
+        .arg("--out")
+        .arg(&file)
+        .output()
+        .expect("it runs");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let mut set = tar::Archive::new(std::fs::File::open(&file).expect("an archive"));
+    let names: Vec<String> = set
+        .entries()
+        .expect("entries")
+        .map(|entry| entry.expect("one").path().expect("a path").display().to_string())
+        .collect();
+    assert_eq!(names.iter().filter(|name| name.ends_with(".png")).count(), 3, "{names:?}");
+    assert_eq!(names.iter().filter(|name| name.ends_with("labels.jsonl")).count(), 1, "{names:?}");
+}
+
+/// The body of an answer in chunks.
+fn dechunked(mut body: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::new();
+    loop {
+        let head = body.windows(2).position(|two| two == b"\r\n").expect("a chunk's length");
+        let length = usize::from_str_radix(std::str::from_utf8(&body[..head]).expect("text"), 16).expect("a length");
+        if length == 0 {
+            return whole;
+        }
+        whole.extend(&body[head + 2..head + 2 + length]);
+        body = &body[head + 2 + length + 2..];
+    }
 }

@@ -46,8 +46,17 @@ const CORE_MAY_USE: &[&str] = &[
 ];
 
 /// Painful to cross-compile, or a second way to do TLS.
-const AGENT_MUST_NOT_USE: &[&str] =
-    &["aws-lc-rs", "aws-lc-sys", "native-tls", "openssl", "openssl-sys", "rmqtt", "rusqlite", "libsqlite3-sys"];
+const AGENT_MUST_NOT_USE: &[&str] = &[
+    "aws-lc-rs",
+    "aws-lc-sys",
+    "native-tls",
+    "openssl",
+    "openssl-sys",
+    "rmqtt",
+    "rusqlite",
+    "libsqlite3-sys",
+    "tokio-postgres",
+];
 
 /// hedge-core can reach no crate that does IO.
 pub fn core_is_pure() -> Result<()> {

@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod agent;
+pub mod browser;
 pub mod certificates;
 pub mod cloud;
 pub mod connect_proxy;
@@ -28,6 +29,7 @@ pub mod operator;
 pub mod peer;
 pub mod places;
 pub mod porch;
+pub mod postgres;
 pub mod program;
 pub mod publisher;
 pub mod recipes;
@@ -57,6 +59,7 @@ pub use namespace::CloudSide;
 pub use operated::Operated;
 pub use operator::Operator;
 pub use porch::Porch;
+pub use postgres::Postgres;
 pub use scene::Scene;
 pub use scrape::Scrape;
 pub use sink::Sink;

@@ -42,6 +42,12 @@ fn beside_this_program() -> Result<PathBuf> {
     Ok(dir.to_owned())
 }
 
+/// The script of axe-core named by `HEDGETEST_AXE`, if it is there.
+#[must_use]
+pub fn axe() -> Option<PathBuf> {
+    std::env::var_os("HEDGETEST_AXE").map(PathBuf::from).filter(|path| path.is_file())
+}
+
 /// The ONNX Runtime library named by `ORT_DYLIB_PATH`, if it is there.
 #[must_use]
 pub fn onnxruntime() -> Option<PathBuf> {

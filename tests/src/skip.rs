@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::machine::Machine;
 use crate::namespace::CloudSide;
-use crate::{Ext4, mosquitto, places};
+use crate::{Ext4, browser, mosquitto, places, postgres};
 
 /// Notes that the calling test did not run. Panics in CI.
 ///
@@ -44,6 +44,26 @@ pub fn has_mosquitto() -> bool {
     let here = mosquitto::is_installed();
     if !here {
         skipped("mosquitto is not installed; on Debian: apt-get install mosquitto");
+    }
+    here
+}
+
+/// Whether PostgreSQL is installed; notes the skip if not.
+#[track_caller]
+pub fn has_postgres() -> bool {
+    let here = postgres::is_installed();
+    if !here {
+        skipped("PostgreSQL is not installed; on Debian: apt-get install postgresql");
+    }
+    here
+}
+
+/// Whether Chromium and its driver are installed; notes the skip if not.
+#[track_caller]
+pub fn has_browser() -> bool {
+    let here = Path::new(browser::CHROMEDRIVER).is_file();
+    if !here {
+        skipped("no browser is installed; on Debian: apt-get install --no-install-recommends chromium chromium-driver");
     }
     here
 }

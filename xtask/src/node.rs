@@ -1,4 +1,5 @@
-//! Node-RED, for the test that runs the flow in `examples/node-red`.
+//! What comes from npm: Node-RED, for the test that runs the flow in `examples/node-red`, and axe-core, which looks for
+//! what keeps people from using a page.
 
 use std::path::PathBuf;
 
@@ -9,23 +10,35 @@ use crate::command;
 
 const NODE_RED: &str = "node-red@4.1.15";
 
-/// The program to give to `node`, installed on first use; `None` with a sentence on standard error where there is no npm.
+const AXE: &str = "axe-core@4.14.1";
+
+/// The program to give to `node`.
 pub(crate) fn node_red() -> Result<Option<PathBuf>> {
-    let dir = places::root().join(".cache/node-red");
-    let program = dir.join("node_modules/node-red/red.js");
+    installed(NODE_RED, "node-red", "node_modules/node-red/red.js")
+}
+
+/// The script to run in a page.
+pub(crate) fn axe() -> Result<Option<PathBuf>> {
+    installed(AXE, "axe", "node_modules/axe-core/axe.min.js")
+}
+
+/// A file of a package, which is installed on first use; `None` with a sentence on standard error where there is no npm.
+fn installed(package: &str, folder: &str, file: &str) -> Result<Option<PathBuf>> {
+    let dir = places::root().join(".cache").join(folder);
+    let program = dir.join(file);
     // Written last, and names what is inside: another version is installed anew.
     let complete = dir.join("complete");
-    if std::fs::read_to_string(&complete).is_ok_and(|inside| inside == NODE_RED) {
+    if std::fs::read_to_string(&complete).is_ok_and(|inside| inside == package) {
         return Ok(Some(program));
     }
     if !command::works(command::program("npm").arg("--version")) {
-        eprintln!("No Node-RED for its test; on Debian: apt-get install --no-install-recommends nodejs npm");
+        eprintln!("No {package} for its test; on Debian: apt-get install --no-install-recommends nodejs npm");
         return Ok(None);
     }
     std::fs::create_dir_all(&dir)?;
     command::run_aside(
-        command::program("npm").args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(&dir).arg(NODE_RED),
+        command::program("npm").args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(&dir).arg(package),
     )?;
-    std::fs::write(complete, NODE_RED)?;
+    std::fs::write(complete, package)?;
     Ok(Some(program))
 }

@@ -18,6 +18,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let python = python::clients()?;
     let servers = python::servers()?;
     let node_red = node::node_red()?;
+    let axe = node::axe()?;
     let machine = machine(&programs)?;
     let skipped = tempfile::NamedTempFile::new().context("cannot note skipped tests")?;
 
@@ -49,6 +50,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
         if let Some(node_red) = &node_red {
             command.env("HEDGETEST_NODE_RED", node_red);
+        }
+        if let Some(axe) = &axe {
+            command.env("HEDGETEST_AXE", axe);
         }
         if let Some((tree, packages)) = &machine {
             command.env("HEDGETEST_TREE", tree).env("HEDGETEST_PACKAGES", packages);

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use bytes::Bytes;
 use hedge_core::agree::agree;
 use hedge_core::clock::Moment;
 use hedge_core::verdict::corrects;
 use hedge_proto::{
-    Answer, Authority, Case, CaseFate, CaseKey, Explanation, LinkState, MESSAGE_BYTES_MAX, Name, Outcome, PayloadForm,
-    Share, Verdict, from_cbor, to_cbor,
+    Answer, Authority, Case, CaseFate, CaseKey, Epoch, Explanation, LinkState, MESSAGE_BYTES_MAX, Name, Outcome,
+    PayloadForm, Share, Verdict, from_cbor, to_cbor,
 };
 use tokio::sync::watch;
 
@@ -22,11 +23,14 @@ use crate::figures::Figures;
 use crate::in_force::InForce;
 use crate::learned::{Learned, Recalled};
 use crate::link::LinkView;
-use hedge_outbox::{Applied, Outbox, ReadError, State, StoredCase};
+use hedge_outbox::{Applied, NewCase, Outbox, ReadError, Recent, State, StoredCase};
 
 /// How many of the cases that were stored last are looked through for names at a start: a second's reading of a log
 /// on an SD card.
 const RECALLED_MAX: usize = 4096;
+
+/// What sets the key of a case that was brought back apart from those of all runs.
+const AGAIN: u64 = 0xA6A1_0000_0000_0000;
 
 /// Why a verdict is not durable. It must come again.
 #[derive(Debug, thiserror::Error)]
@@ -57,9 +61,15 @@ impl Verdicts {
     /// Stores the verdict and, if it counts, corrects the answer. Done means durable, or late and counted; false if the
     /// case is as open as before.
     pub async fn apply(&self, verdict: Verdict) -> Result<bool, ApplyError> {
-        let key = verdict.id.key;
-        let applied = self.outbox.answered(key, verdict.revision, to_cbor(&verdict)).await;
-        match applied.map_err(|error| ApplyError(error.to_string()))? {
+        let mut key = verdict.id.key;
+        let mut applied = self.answered(key, &verdict).await?;
+        if applied == Applied::Unknown
+            && let Some(again) = self.bring_back(&verdict).await?
+        {
+            key = again;
+            applied = self.answered(key, &verdict).await?;
+        }
+        match applied {
             Applied::New => {}
             Applied::Late | Applied::Unknown => {
                 Figures::count(&self.figures.late_verdicts);
@@ -89,6 +99,46 @@ impl Verdicts {
         let verdicts = self.clone();
         tokio::spawn(async move { verdicts.forget_if_delivered(key).await });
         Ok(true)
+    }
+
+    async fn answered(&self, key: CaseKey, verdict: &Verdict) -> Result<Applied, ApplyError> {
+        let applied = self.outbox.answered(key, verdict.revision, to_cbor(verdict)).await;
+        applied.map_err(|error| ApplyError(error.to_string()))
+    }
+
+    /// Stores a case again that every sink has had, and that a person corrects now, as the log still has it. It gets a key
+    /// of its own, since that of a forgotten case must not be used again; one and the same for each revision, so that a
+    /// word that comes again finds it. Should the agent end before it is answered, the cloud is asked, and says the same.
+    async fn bring_back(&self, verdict: &Verdict) -> Result<Option<CaseKey>, ApplyError> {
+        let has_it = |known: Remembered| known.correction.is_some_and(|known| known.revision >= verdict.revision);
+        if verdict.authority != Authority::Person || self.answers.get(&verdict.id).is_some_and(has_it) {
+            return Ok(None);
+        }
+        let CaseKey { epoch, sequence } = verdict.id.key;
+        let key = CaseKey { epoch: Epoch(epoch.0 ^ AGAIN ^ u64::from(verdict.revision)), sequence };
+        if self.outbox.lookup(key).is_some() {
+            return Ok(Some(key));
+        }
+        let (outbox, id) = (self.outbox.clone(), verdict.id.clone());
+        let find = move || {
+            let cases = outbox.recent(RECALLED_MAX, Moment(0))?.into_iter();
+            let mut cases =
+                cases.filter_map(|one| Some((from_cbor::<Case>(&one.header, MESSAGE_BYTES_MAX).ok()?, one)));
+            Ok::<_, std::io::Error>(cases.find(|(case, _)| case.id == id))
+        };
+        let found = tokio::task::spawn_blocking(find).await.map_err(std::io::Error::from).flatten();
+        let Some((case, Recent { header, .. })) = found.map_err(|error| ApplyError(error.to_string()))? else {
+            tracing::warn!(id = %verdict.id, "a person corrects a case that is no longer in the log");
+            return Ok(None);
+        };
+        let stored_at = Moment(case.captured.powered_ms);
+        let again = NewCase { key, sort_key: 0.0, stored_at, header, payload: Bytes::new() };
+        // Without room it is no reason to hold up the verdicts behind it.
+        let stored = self.outbox.store(again).await;
+        Ok(stored
+            .inspect_err(|refusal| tracing::warn!(id = %verdict.id, "the outbox keeps no word of a person: {}", refusal.sentence()))
+            .ok()
+            .map(|()| key))
     }
 
     /// The correction of an answered case, made from what is on disk. `None` if there never will be one; an error if the

@@ -48,13 +48,16 @@ impl Month {
 pub struct Ledger {
     month_max: Option<Micro>,
     month: Month,
+    /// All instances' together, as far as it is known here.
     spent: BTreeMap<String, Micro>,
+    /// What of it is not on record yet.
+    unrecorded: BTreeMap<String, i64>,
 }
 
 impl Ledger {
     #[must_use]
     pub fn new(month_max: Option<Micro>, month: Month, spent: BTreeMap<String, Micro>) -> Self {
-        Self { month_max, month, spent }
+        Self { month_max, month, spent, unrecorded: BTreeMap::new() }
     }
 
     /// Begins anew with a new month. A clock that was set back does not.
@@ -62,6 +65,7 @@ impl Ledger {
         if month > self.month {
             self.month = month;
             self.spent.clear();
+            self.unrecorded.clear();
         }
     }
 
@@ -94,6 +98,7 @@ impl Ledger {
         if price.0 > 0 {
             let own = self.spent.entry(answerer.to_owned()).or_default();
             own.0 = own.0.saturating_add(price.0);
+            self.note(answerer, signed(price));
         }
     }
 
@@ -101,8 +106,40 @@ impl Ledger {
     pub fn give_back(&mut self, answerer: &str, price: Micro) {
         if let Some(own) = self.spent.get_mut(answerer) {
             own.0 = own.0.saturating_sub(price.0);
+            self.note(answerer, -signed(price));
         }
     }
+
+    fn note(&mut self, answerer: &str, micro: i64) {
+        let unrecorded = self.unrecorded.entry(answerer.to_owned()).or_default();
+        *unrecorded = unrecorded.saturating_add(micro);
+    }
+
+    /// What is to be added to the records. In order of names: two instances that pay the same answerers wait for each
+    /// other in one direction only.
+    #[must_use]
+    pub fn unrecorded(&self) -> &BTreeMap<String, i64> {
+        &self.unrecorded
+    }
+
+    /// `on_record` is what the records say, now that what was to be added was.
+    pub fn recorded(&mut self, on_record: BTreeMap<String, Micro>) {
+        self.unrecorded.clear();
+        self.spent.extend(on_record);
+    }
+
+    /// Other instances have paid, too.
+    pub fn refresh(&mut self, mut on_record: BTreeMap<String, Micro>) {
+        for (answerer, micro) in &self.unrecorded {
+            let sum = on_record.entry(answerer.clone()).or_default();
+            sum.0 = sum.0.saturating_add_signed(*micro);
+        }
+        self.spent = on_record;
+    }
+}
+
+fn signed(price: Micro) -> i64 {
+    i64::try_from(price.0).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -130,6 +167,18 @@ mod tests {
         assert_eq!(ledger.spent(), Micro(990_000), "a clock set back forgets nothing");
         ledger.turn(Month(202_312));
         assert_eq!((ledger.spent(), ledger.month()), (Micro(0), Month(202_312)));
+    }
+
+    #[test]
+    fn what_another_instance_has_spent_counts_and_what_is_not_on_record_stays() {
+        let cent = Micro::of(0.01).expect("a sum");
+        let mut ledger = Ledger::new(Micro::of(1.0), Month(202_311), BTreeMap::new());
+        ledger.pay("big", cent);
+        ledger.refresh(BTreeMap::from([("big".to_owned(), Micro(980_000))]));
+        assert_eq!((ledger.spent(), ledger.affords(cent)), (Micro(990_000), true));
+        assert_eq!(ledger.unrecorded().get("big"), Some(&10_000));
+        ledger.recorded(BTreeMap::from([("big".to_owned(), Micro(1_000_000))]));
+        assert!(ledger.unrecorded().is_empty() && !ledger.affords(cent));
     }
 
     #[test]

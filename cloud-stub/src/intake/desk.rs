@@ -11,12 +11,13 @@ use hedge_proto::{
 
 use serde_bytes::ByteBuf;
 
+use super::Review;
+use super::corrections::Corrections;
 use super::decide::{self, Arrived, BUSY_S, HOLD_S, Step, Told, dead, failed};
 use super::gate::Gate;
 use super::lanes::Lanes;
 use super::outcome::{Decided, Next};
 use super::settings::{self, Document};
-use super::{NotReviewed, Review};
 use crate::message::Incoming;
 use crate::model::{ModelFailure, Outcome, Panels};
 use crate::payloads::Storage;
@@ -68,6 +69,7 @@ pub(super) struct Desk<'a, 'w> {
     pub(super) lanes: &'a mut Lanes,
     pub(super) gate: &'a mut Gate,
     pub(super) payloads: &'a Storage,
+    pub(super) corrections: &'a mut Corrections,
     pub(super) heard: &'a Heard,
     pub(super) totals: &'a mut Totals,
     /// How many there are on record.
@@ -239,7 +241,7 @@ impl Desk<'_, '_> {
         self.totals.cases += 1;
         self.totals.waiting += 1;
         self.totals.received_bytes += bytes;
-        self.totals.payload_bytes += bytes;
+        self.totals.payload_bytes += signed(bytes);
         self.effects.replies.add(from, DownMessage::Received { ids: vec![case.id.clone()] });
         self.take_work(Waiting::new(case.id, case.task, bytes));
         Ok(())
@@ -268,7 +270,7 @@ impl Desk<'_, '_> {
     fn reopen(&mut self, from: &DeviceId, id: &CaseId) -> Result<(), StoreError> {
         let work = self.batch.as_waiting(id)?;
         self.batch.reopen(id)?;
-        self.totals.failed = self.totals.failed.saturating_sub(1);
+        self.totals.failed -= 1;
         self.totals.waiting += 1;
         self.effects.replies.add(from, DownMessage::Received { ids: vec![id.clone()] });
         self.take_work(work);
@@ -305,6 +307,10 @@ impl Desk<'_, '_> {
         if news && self.admits(device)? {
             self.batch.set_device_status(device, status, self.now_ms)?;
         }
+        if status.state == DeviceState::Online {
+            let is_new_connection = on_record.is_none_or(|known| known.connection != status.connection);
+            self.correct_again(device, is_new_connection)?;
+        }
         Ok(())
     }
 
@@ -313,7 +319,7 @@ impl Desk<'_, '_> {
         if self.admits(device)? {
             self.batch.set_telemetry(device, telemetry, self.now_ms)?;
         }
-        Ok(())
+        self.correct_again(device, false)
     }
 
     fn reported(&mut self, device: &DeviceId, told: Document, retained: bool) -> Result<(), StoreError> {
@@ -359,13 +365,24 @@ impl Desk<'_, '_> {
     /// What came of asking one answerer, and what becomes of the case.
     pub(super) fn outcome(&mut self, Decided { outcome, next, authority, .. }: &Decided) -> Result<(), StoreError> {
         let Outcome { case, opinion, .. } = &**outcome;
+        if !matches!(next, Next::Again) && !self.batch.is_ours(&case.id)? {
+            // Another instance took this one for dead and has its cases, or has answered this one already.
+            tracing::info!(case = %case.id, "an answer came when the case was no longer waiting for it here");
+            return Ok(());
+        }
         match next {
             Next::Again => return Ok(()),
             Next::Pass { by, .. } => return self.batch.decline(&case.id, by),
             Next::Close => {}
         }
         let message = match opinion {
-            Ok(opinion) => return self.answer(case, &opinion.said, *authority, opinion.model.clone()),
+            Ok(opinion) => {
+                let word =
+                    Word { said: &opinion.said, authority: *authority, model: opinion.model.clone(), revision: 1 };
+                self.closes(case, word)?;
+                self.totals.waiting -= 1;
+                return Ok(());
+            }
             Err(failure @ ModelFailure::Failed(_)) => {
                 let reason = shortened(&failure.to_string());
                 self.batch.fail(&case.id, &reason)?;
@@ -379,16 +396,18 @@ impl Desk<'_, '_> {
                 dead(&case.id, &reason)
             }
         };
-        self.totals.waiting = self.totals.waiting.saturating_sub(1);
+        self.totals.waiting -= 1;
         self.effects.replies.add(&case.id.device, message);
         Ok(())
     }
 
-    fn answer(&mut self, case: &Case, said: &Output, authority: Authority, model: ModelRef) -> Result<(), StoreError> {
+    /// Records a word on a case that has none yet, or none of this revision, and tells the device.
+    pub(super) fn closes(&mut self, case: &Case, word: Word<'_>) -> Result<(), StoreError> {
+        let Word { said, authority, model, revision } = word;
         let verdict = Verdict {
             v: said.wire_version(),
             id: case.id.clone(),
-            revision: 1,
+            revision,
             authority,
             task: case.task.clone(),
             said: said.clone(),
@@ -396,32 +415,37 @@ impl Desk<'_, '_> {
         };
         let agrees = case.said.as_ref().map(|own| agree(own, &verdict.said) >= AGREES_MIN);
         self.batch.answer(&verdict, agrees, self.now_ms)?;
-        self.totals.waiting = self.totals.waiting.saturating_sub(1);
-        self.totals.answered += 1;
-        self.totals.agreed += u64::from(agrees == Some(true));
-        self.totals.disagreed += u64::from(agrees == Some(false));
+        self.totals.answered += u64::from(revision == 1);
+        self.totals.agreed += i64::from(agrees == Some(true));
+        self.totals.disagreed += i64::from(agrees == Some(false));
         self.effects.replies.add(&case.id.device, DownMessage::Verdict(verdict));
         Ok(())
     }
 
-    /// A person's word on a case that waits for one; how many bytes its payload has.
-    pub(super) fn reviewed(&mut self, review: &Review) -> Result<Result<u64, NotReviewed>, StoreError> {
-        let Some((case, bytes)) = self.batch.under_review(&review.id)? else { return Ok(Err(NotReviewed::NotWaiting)) };
-        let workers = self.panels.get(&case.task).into_iter().flat_map(|panel| &panel.workers);
-        let labels: Vec<&str> = workers.flat_map(|worker| &worker.labels).map(String::as_str).collect();
-        let unknown = review.said.labels().find(|said| !labels.is_empty() && !labels.contains(said));
-        if let Some(said) = unknown {
-            return Ok(Err(NotReviewed::NoLabel { said: said.to_owned(), labels: labels.join(", ") }));
-        }
-        let person = ModelRef { name: review.by.clone(), version: String::new() };
-        self.answer(&case, &review.said, Authority::Person, person)?;
-        Ok(Ok(bytes))
-    }
-
     pub(super) fn prune(&mut self, keep: &Keep) -> Result<(), StoreError> {
-        let removed = self.batch.prune(keep, self.totals.payload_bytes, self.now_ms)?;
-        self.totals.payload_bytes = self.totals.payload_bytes.saturating_sub(removed);
+        let removed = self.batch.prune(keep, self.now_ms)?;
+        self.totals.payload_bytes -= signed(removed);
         Ok(())
+    }
+}
+
+/// Sizes come nowhere near the difference.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// What somebody says of a case.
+pub(super) struct Word<'a> {
+    pub(super) said: &'a Output,
+    pub(super) authority: Authority,
+    pub(super) model: ModelRef,
+    pub(super) revision: u32,
+}
+
+impl<'a> Word<'a> {
+    pub(super) fn of(review: &'a Review) -> Self {
+        let person = ModelRef { name: review.by.clone(), version: String::new() };
+        Self { said: &review.said, authority: Authority::Person, model: person, revision: 1 }
     }
 }
 

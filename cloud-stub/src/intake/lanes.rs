@@ -87,18 +87,23 @@ impl Lanes {
             held: Tally::new(HELD_MAX, bytes_max),
             review: Tally::new(REVIEW_MAX, bytes_max),
         };
+        lanes.take_over(left_over, stands);
+        lanes
+    }
+
+    /// Takes in what another process had when it ended.
+    pub(super) fn take_over(&mut self, left_over: Vec<Waiting>, stands: impl Fn(&Waiting) -> Option<Declined>) {
         for case in left_over {
             let stands = stands(&case);
             let Waiting { id, task, bytes, .. } = case;
             match stands {
                 Some(declined) => {
-                    lanes.reserve(&task, &id.device, bytes);
-                    lanes.put(&task, Entry { left_over: true, declined, ..Entry::new(id, bytes) });
+                    self.reserve(&task, &id.device, bytes);
+                    self.put(&task, Entry { left_over: true, declined, ..Entry::new(id, bytes) });
                 }
-                None => lanes.review.add(&id.device, bytes),
+                None => self.review.add(&id.device, bytes),
             }
         }
-        lanes
     }
 
     pub(super) fn room(&self, task: &str, device: &DeviceId, bytes: u64) -> Room {

@@ -13,6 +13,7 @@
 //! A case whose task has no model here is recorded and held until a later start has one; a bound keeps such
 //! cases from filling the disk.
 
+mod corrections;
 pub mod decide;
 mod desk;
 mod gate;
@@ -28,7 +29,7 @@ use std::collections::HashMap;
 use hedge_proto::{CaseId, DeviceId, DownMessage, Output, Topic, Topics};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::answerers::{Declined, Ledger};
+use crate::answerers::Ledger;
 use crate::message::{Incoming, Settled};
 use crate::model::{Outcome, Panels, Questioned};
 use crate::payloads::Storage;
@@ -37,6 +38,7 @@ use crate::reply::Reply;
 use crate::store::{Keep, StoreError, Totals, Waiting, Writer};
 use crate::turns::Turns;
 use crate::wall_ms;
+use corrections::Corrections;
 use decide::BUSY_S;
 use desk::{Desk, Effects};
 use gate::Gate;
@@ -88,13 +90,15 @@ pub enum Event {
     Stop,
 }
 
-/// A person's word on a case that waits for one.
+/// A person's word on a case that waits for one, or that is closed.
 #[derive(Debug)]
 pub struct Review {
     pub id: CaseId,
     pub said: Output,
     /// Who says so.
     pub by: String,
+    /// The revision of the verdict that they saw, 0 for none.
+    pub seen: Option<u32>,
 }
 
 /// Why a person's word was not taken.
@@ -102,8 +106,12 @@ pub struct Review {
 pub enum NotReviewed {
     #[error("`{said}` is none of the labels: {labels}")]
     NoLabel { said: String, labels: String },
-    #[error("no such case waits for a person; somebody else may have answered it")]
+    #[error(
+        "there is no such case that waits for a person or is closed; one that waits for its model can be corrected later"
+    )]
     NotWaiting,
+    #[error("somebody else has answered it meanwhile: revision {now} is the last word, not {seen}; look again")]
+    Outdated { seen: u32, now: u32 },
     #[error("it cannot be recorded now; try again in a moment")]
     NotRecorded,
 }
@@ -152,11 +160,11 @@ struct Others {
     is_tick: bool,
 }
 
-/// A person's word, whom to tell, and how many bytes the case's payload has if it was taken.
+/// A person's word, whom to tell, and, if it was taken, how many bytes the payload has of a case that waited for it.
 struct Reviewed {
     review: Review,
     told: oneshot::Sender<Result<(), NotReviewed>>,
-    taken: Result<u64, NotReviewed>,
+    taken: Result<Option<u64>, NotReviewed>,
 }
 
 /// The intake before it runs.
@@ -176,6 +184,7 @@ pub struct Intake {
     is_healthy: bool,
     /// What was said last when an answerer failed, by task and place.
     failures: HashMap<(String, usize), String>,
+    corrections: Corrections,
     payloads: Storage,
     outlets: Outlets,
     gate: Gate,
@@ -183,6 +192,8 @@ pub struct Intake {
     ticks: u64,
     /// When figures were committed last, and whether they have changed since.
     figures: (Instant, bool),
+    /// What a commit that failed had taken in. A server may have carried it out all the same, and not been heard.
+    in_doubt: Option<Vec<Waiting>>,
 }
 
 impl Intake {
@@ -197,9 +208,8 @@ impl Intake {
         outlets: Outlets,
     ) -> Result<Self, StoreError> {
         let (totals, devices) = (writer.totals()?, writer.device_count()?);
-        let stands = |case: &Waiting| {
-            panels.get(&case.task).map_or(Some(Declined::default()), |panel| panels::stands(panel, case))
-        };
+        let stands = |case: &Waiting| panels::stands_in(&panels, case);
+        let corrections = Corrections::new(writer.unheard()?);
         let lanes = Lanes::new(panels.keys().cloned(), writer.waiting()?, keep.payload_bytes_max, stands);
         Ok(Self {
             writer,
@@ -213,12 +223,14 @@ impl Intake {
             under_way: HashMap::new(),
             is_healthy: true,
             failures: HashMap::new(),
+            corrections,
             payloads,
             gate: Gate::new(outlets.shut.clone()),
             outlets,
             messages: Turns::by_bytes(MESSAGES_MAX, MESSAGES_BYTES_MAX),
             ticks: 0,
             figures: (Instant::now(), false),
+            in_doubt: None,
         })
     }
 
@@ -253,7 +265,7 @@ impl Intake {
                     Event::Outcome(outcome) => others.outcomes.extend(self.decide(outcome)),
                     Event::Questioned(questioned) => self.questioned(questioned),
                     Event::Reviewed(review, told) => {
-                        others.reviews.push(Reviewed { review, told, taken: Ok(0) });
+                        others.reviews.push(Reviewed { review, told, taken: Ok(None) });
                     }
                     Event::Tick => others.is_tick = true,
                     Event::Stop => stopping = true,
@@ -261,6 +273,7 @@ impl Intake {
             }
             if others.is_tick {
                 self.look_after_answerers();
+                self.keep_lease()?;
             }
             self.take(others);
             if !stopping {
@@ -292,7 +305,8 @@ impl Intake {
                 None | Some((_, Admission::In)) => return Some(message),
                 Some((_, Admission::Away)) => self.turn_away(message),
                 Some((from, Admission::AwayAndTold)) => {
-                    self.reply(Reply { device: from.clone(), message: DownMessage::Busy { after_s: BUSY_S } });
+                    let busy = DownMessage::Busy { after_s: BUSY_S };
+                    drop(self.reply(Reply { device: from.clone(), message: busy }));
                     self.turn_away(message);
                 }
             }
@@ -347,7 +361,7 @@ impl Intake {
         others.outcomes.into_iter().for_each(|decided| self.close(decided, is_recorded));
         for Reviewed { review, told, taken } in others.reviews {
             let taken = if is_recorded { taken } else { Err(NotReviewed::NotRecorded) };
-            if let Ok(bytes) = &taken {
+            if let Ok(Some(bytes)) = &taken {
                 self.lanes.reviewed(&review.id.device, *bytes);
             }
             if told.send(taken.map(drop)).is_err() {
@@ -363,9 +377,10 @@ impl Intake {
                 for waiting in &effects.new_work {
                     self.lanes.release(&waiting.task, &waiting.id.device, waiting.bytes);
                 }
+                self.in_doubt.get_or_insert_default().append(&mut effects.new_work);
                 self.is_healthy = false;
                 self.tell();
-                effects.into_busy().into_messages().into_iter().for_each(|reply| self.reply(reply));
+                effects.into_busy().into_messages().into_iter().for_each(|reply| drop(self.reply(reply)));
             }
         }
     }
@@ -378,9 +393,13 @@ impl Intake {
         decided: &mut usize,
         effects: &mut Effects,
     ) -> Result<bool, StoreError> {
+        self.clear_doubt()?;
         let (now_ms, begun, before) = (wall_ms(), Instant::now(), self.totals);
         self.totals.busy += self.gate.shut.take_turned_away();
-        let batch = self.writer.batch()?;
+        let about: Vec<DeviceId> = messages.iter().map(|message| self.about(message)).collect();
+        let of_outcomes = others.outcomes.iter().map(|decided| &decided.outcome.case.id.device);
+        let of_reviews = others.reviews.iter().map(|reviewed| &reviewed.review.id.device);
+        let batch = self.writer.batch_about(about.iter().chain(of_outcomes).chain(of_reviews))?;
         let mut desk = Desk {
             batch: &batch,
             topics: &self.topics,
@@ -388,6 +407,7 @@ impl Intake {
             lanes: &mut self.lanes,
             gate: &mut self.gate,
             payloads: &self.payloads,
+            corrections: &mut self.corrections,
             heard: &self.outlets.heard,
             totals: &mut self.totals,
             devices: &mut self.devices,
@@ -426,10 +446,33 @@ impl Intake {
             return Ok(false);
         }
         batch.set_totals(&self.totals)?;
-        panels::keep_spent(&batch, &self.panels, &self.ledger)?;
+        let spent = panels::keep_spent(&batch, &self.ledger)?;
         batch.commit()?;
+        self.ledger.recorded(spent);
         self.figures = (begun, false);
         Ok(true)
+    }
+
+    /// Finds out what became of commits that failed.
+    fn clear_doubt(&mut self) -> Result<(), StoreError> {
+        let Some(doubtful) = self.in_doubt.clone() else { return Ok(()) };
+        let batch = self.writer.batch_about(doubtful.iter().map(|waiting| &waiting.id.device))?;
+        let mut recorded = Vec::new();
+        for waiting in doubtful {
+            if batch.is_ours(&waiting.id)? {
+                recorded.push(waiting);
+            }
+        }
+        drop(batch);
+        let busy = self.totals.busy;
+        self.totals = self.writer.totals()?;
+        self.totals.busy = self.totals.busy.max(busy);
+        self.in_doubt = None;
+        for Waiting { id, task, bytes, .. } in recorded {
+            self.lanes.reserve(&task, &id.device, bytes);
+            self.lanes.put(&task, Entry::new(id, bytes));
+        }
+        Ok(())
     }
 
     fn follow(&mut self, effects: Effects, changed: bool) {
@@ -443,7 +486,13 @@ impl Intake {
         for Waiting { id, task, bytes, .. } in effects.new_work {
             self.lanes.put(&task, Entry::new(id, bytes));
         }
-        effects.replies.into_messages().into_iter().for_each(|reply| self.reply(reply));
+        for reply in effects.replies.into_messages() {
+            if let Some(dropped) = self.reply(reply)
+                && let DownMessage::Verdict(verdict) = dropped.message
+            {
+                self.corrections.not_sent(&verdict.id);
+            }
+        }
     }
 
     fn settle(&self, settled: Settled) {
@@ -454,11 +503,12 @@ impl Intake {
         }
     }
 
-    fn reply(&self, reply: Reply) {
+    /// Gives it back if the link takes no more now.
+    fn reply(&self, reply: Reply) -> Option<Reply> {
         // The device asks again for what it does not hear.
-        if self.outlets.replies.try_send(reply).is_err() {
-            tracing::debug!("a reply was dropped: the link takes no more now");
-        }
+        let dropped = self.outlets.replies.try_send(reply).err()?;
+        tracing::debug!("a reply was dropped: the link takes no more now");
+        Some(dropped.into_inner())
     }
 }
 

@@ -1,11 +1,12 @@
 //! Gives cases to answerers, takes them back, and tells how the answerers are.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::lanes::Entry;
 use super::outcome::{self, Decided, Next};
 use super::{Intake, IntakeError};
-use crate::answerers::{Choice, Condition, Declined, Ending, Ledger, Month, Seat};
+use crate::answerers::{Choice, Condition, Declined, Ending, Ledger, Micro, Month, Seat};
 use crate::model::{Job, ModelFailure, Outcome, Panel, Panels, Questioned, Worker};
 use crate::store::{Batch, StoreError, Totals, Waiting, Writer};
 use crate::wall_ms;
@@ -40,7 +41,7 @@ pub struct AnswererNow {
 }
 
 /// Where a case that is left over stands in its task's route; `None` if it waits for a person who is still there.
-pub(super) fn stands(panel: &Panel, case: &Waiting) -> Option<Declined> {
+fn stands(panel: &Panel, case: &Waiting) -> Option<Declined> {
     let seats = panel.route.seats();
     if case.review && seats.iter().any(Seat::is_person) {
         return None;
@@ -50,13 +51,15 @@ pub(super) fn stands(panel: &Panel, case: &Waiting) -> Option<Declined> {
     Some(declined.fold(Declined::default(), |declined, (place, _)| declined.with(place)))
 }
 
-/// Notes what was spent, in the same commit as what it was spent on.
-pub(super) fn keep_spent(batch: &Batch<'_>, panels: &Panels, ledger: &Ledger) -> Result<(), StoreError> {
-    let seats = panels.values().flat_map(|panel| panel.route.seats());
-    for seat in seats.filter(|seat| seat.price.0 > 0) {
-        batch.set_spent(ledger.month(), &seat.name, ledger.spent_on(&seat.name))?;
-    }
-    Ok(())
+/// The same, where its task may have nobody here.
+pub(super) fn stands_in(panels: &Panels, case: &Waiting) -> Option<Declined> {
+    panels.get(&case.task).map_or(Some(Declined::default()), |panel| stands(panel, case))
+}
+
+/// Notes what was spent, in the same commit as what it was spent on. Returns what is on record then.
+pub(super) fn keep_spent(batch: &Batch<'_>, ledger: &Ledger) -> Result<BTreeMap<String, Micro>, StoreError> {
+    let noted = ledger.unrecorded().iter().filter(|(_, micro)| **micro != 0);
+    noted.map(|(name, micro)| Ok((name.clone(), batch.add_spent(ledger.month(), name, *micro)?))).collect()
 }
 
 /// Between 0 and 1; 0 where the system has no chance, which costs only the jitter.
@@ -97,6 +100,28 @@ impl Intake {
     fn places(&self, task: &str, place: usize) -> u32 {
         let worker = self.panels.get(task).and_then(|panel| panel.workers.get(place));
         worker.map_or(1, Worker::at_once)
+    }
+
+    /// Once a second: says that this instance lives, takes over what was a dead one's, and hears what others have spent.
+    pub(super) fn keep_lease(&mut self) -> Result<(), IntakeError> {
+        match self.writer.renew() {
+            Ok(taken_over) if taken_over.is_empty() => {}
+            Ok(taken_over) => {
+                tracing::warn!(cases = taken_over.len(), "an instance has gone; its open cases are answered here");
+                let panels = &self.panels;
+                self.lanes.take_over(taken_over, |case| stands_in(panels, case));
+            }
+            Err(error @ StoreError::Replaced(_)) => return Err(error.into()),
+            // The commit of this tick says so, and devices are told.
+            Err(error) => tracing::warn!("{error}; the lease was not renewed"),
+        }
+        if self.ledger.month_max().is_some() {
+            match self.writer.spent(self.ledger.month()) {
+                Ok(spent) => self.ledger.refresh(spent),
+                Err(error) => tracing::warn!("{error}; what other instances have spent is not known"),
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn questioned(&mut self, questioned: Questioned) {
@@ -271,10 +296,12 @@ impl Intake {
     }
 
     fn record_paid(&mut self, to_review: &[(String, Entry)]) -> Result<(), StoreError> {
-        let batch = self.writer.batch()?;
-        keep_spent(&batch, &self.panels, &self.ledger)?;
+        let batch = self.writer.batch_about(to_review.iter().map(|(_, entry)| &entry.id.device))?;
         to_review.iter().try_for_each(|(_, entry)| batch.review(&entry.id))?;
-        batch.commit()
+        let spent = keep_spent(&batch, &self.ledger)?;
+        batch.commit()?;
+        self.ledger.recorded(spent);
+        Ok(())
     }
 }
 
@@ -309,10 +336,14 @@ fn prepare(writer: &mut Writer, totals: &mut Totals, entry: &Entry) -> Result<Op
     if let Some((case, payload)) = writer.load(&entry.id)? {
         return Ok(Some(Job { case, payload, left_over: entry.left_over }));
     }
+    let batch = writer.batch_about(std::iter::once(&entry.id.device))?;
+    if !batch.is_ours(&entry.id)? {
+        tracing::info!(case = %entry.id, "another instance has taken it over");
+        return Ok(None);
+    }
     tracing::warn!(case = %entry.id, "the payload is no longer here; the case cannot be answered");
-    let batch = writer.batch()?;
     batch.fail(&entry.id, "the payload is no longer kept here")?;
-    totals.waiting = totals.waiting.saturating_sub(1);
+    totals.waiting -= 1;
     totals.failed += 1;
     batch.set_totals(totals)?;
     batch.commit()?;

@@ -72,6 +72,11 @@ pub trait Answerer: Send {
     /// Which cases it answers: those of this task.
     fn task(&self) -> &str;
 
+    /// What it may say; empty if that is not known.
+    fn labels(&self) -> &[String] {
+        &[]
+    }
+
     fn answer(&mut self, case: &Case, payload: &[u8]) -> Result<Opinion, ModelFailure>;
 
     /// How many cases it answers in one run.
@@ -189,6 +194,15 @@ pub struct Panel {
     pub route: Route,
     /// In the order of the route.
     pub workers: Vec<Worker>,
+    /// What they may say, as far as that is known.
+    pub labels: Vec<String>,
+}
+
+impl Panel {
+    fn knows(&mut self, labels: &[String]) {
+        let new: Vec<String> = labels.iter().filter(|label| !self.labels.contains(label)).cloned().collect();
+        self.labels.extend(new);
+    }
 }
 
 /// Who answers, by task. Dropping them ends their threads.
@@ -238,13 +252,17 @@ pub fn start<E: From<Box<Outcome>> + From<Questioned> + Send + 'static>(
 ) -> std::io::Result<Panels> {
     let (now, mut seats, mut panels) = (Instant::now(), BTreeMap::<String, Vec<Seat>>::new(), Panels::new());
     for Answering { name, task, authority, price, way } in answerers {
-        let panel =
-            panels.entry(task.clone()).or_insert_with(|| Panel { route: Route::default(), workers: Vec::new() });
+        let panel = panels.entry(task.clone()).or_insert_with(|| Panel {
+            route: Route::default(),
+            workers: Vec::new(),
+            labels: Vec::new(),
+        });
         let seats = seats.entry(task.clone()).or_default();
         let seconds = seconds.get_or_create_owned(&vec![("task", task.clone()), ("answerer", name.clone())]);
         let (events, place, mut labels) = (events.clone(), panel.workers.len(), Vec::new());
         let hands = match way {
             Way::Local(model, wait) => {
+                panel.knows(model.labels());
                 let (jobs, taker) = bench::bench();
                 std::thread::Builder::new()
                     .name(format!("model {task}"))
@@ -265,6 +283,7 @@ pub fn start<E: From<Box<Outcome>> + From<Questioned> + Send + 'static>(
                 }
             }
             Way::Person(may_say) => {
+                panel.knows(&may_say);
                 labels = may_say;
                 seats.push(Seat::person(&name));
                 Hands::Person

@@ -113,6 +113,10 @@ impl Answerer for Onnx {
         self.bundle.task()
     }
 
+    fn labels(&self) -> &[String] {
+        self.bundle.labels()
+    }
+
     fn answer(&mut self, case: &Case, payload: &[u8]) -> Result<Opinion, ModelFailure> {
         let tensor = self.tensor(case, payload)?;
         let outputs = self.model.run(&tensor).map_err(|error| failed(&error))?;

@@ -4,24 +4,42 @@
 //! at what is committed. What a message means, who may send it and what is answered is decided elsewhere;
 //! nothing here knows MQTT or a model.
 //!
-//! Crash rule: SQLite in WAL mode with `synchronous = FULL`, so what a commit returned for survives a power
-//! cut. A case, its payload and the totals change in one transaction.
+//! They are in a file, or for several instances on a PostgreSQL server: [`RecordsAt`]. Tables, columns and nearly all
+//! statements are the same.
+//!
+//! Crash rule: SQLite in WAL mode with `synchronous = FULL`, or a server's commit, so what a commit returned for
+//! survives a power cut. A case, its payload and the totals change in one transaction.
+//!
+//! Several instances: a commit holds the locks of all devices it is about from its beginning on, taken in order, so
+//! that no two decide about one device at the same time and none waits for one that waits for it. Each counts in a row
+//! of its own. Each unanswered case is one instance's; see [`lease`].
 
 mod checkpoint;
+mod lease;
+mod postgres;
 mod reader;
+mod review;
 mod schema;
+mod sql;
 #[cfg(test)]
 pub(crate) mod testing;
 mod totals;
 mod writer;
 
 pub use reader::{CaseRow, DeviceEvent, DeviceRow, Reader, SettingsRow};
+pub use review::{CaseList, Closed, Place, Sought};
 pub use totals::Totals;
 pub use writer::{Batch, EVENTS_PER_DEVICE_MAX, Keep, Waiting, Writer};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hedge_proto::{Digest, Verdict};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+
+use postgres::Server;
+use sql::Sql;
 
 /// The database's file name in the state directory.
 pub const FILE_NAME: &str = "records.sqlite";
@@ -37,9 +55,85 @@ pub enum StoreError {
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error("the records cannot be read or written: {0}")]
     Sql(#[from] rusqlite::Error),
+    #[error("the records cannot be read or written: {}", postgres::said(.0))]
+    Server(#[from] tokio_postgres::Error),
+    #[error("the records cannot be reached ({server}): {reason}")]
+    Unreached { server: String, reason: String },
+    #[error("the records' server does not answer ({0})")]
+    Silent(String),
+    #[error("the tables cannot be made or upgraded ({server}): {reason}")]
+    Layout { server: String, reason: String },
+    #[error("--records names no PostgreSQL database: {0}; write postgres://USER@HOST/DATABASE")]
+    Address(String),
+    #[error("--records-ca {path}: {reason}")]
+    Authority { path: PathBuf, reason: String },
+    #[error("another instance is called `{0}` and lives; give each its own --instance")]
+    NameTaken(String),
+    #[error("`{0}` was not heard of for so long that another process has its name, and its cases; start again")]
+    Replaced(String),
     /// A row that this program did not write like this.
     #[error("a record is damaged: {0}")]
     Damaged(String),
+}
+
+/// Where the records are.
+#[derive(Debug, Clone)]
+pub enum RecordsAt {
+    /// A file of one instance.
+    File(PathBuf),
+    /// A server of any number of instances.
+    Server(Box<Server>),
+}
+
+impl RecordsAt {
+    /// Reads `postgres://USER@HOST/DATABASE`. The server's certificate is checked against `authority`, or those that the
+    /// system trusts.
+    pub fn server(url: &str, authority: Option<&Path>) -> Result<Self, StoreError> {
+        if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+            return Err(StoreError::Address("it does not begin with postgres://".to_owned()));
+        }
+        let mut roots = rustls::RootCertStore::empty();
+        match authority {
+            Some(path) => {
+                let wrong = |reason: String| StoreError::Authority { path: path.to_owned(), reason };
+                let pem = hedge_inference::read_pem(path).map_err(|error| wrong(error.to_string()))?;
+                for certificate in CertificateDer::pem_slice_iter(&pem) {
+                    let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+                    roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
+                }
+                if roots.is_empty() {
+                    return Err(wrong("it holds no certificate".to_owned()));
+                }
+            }
+            None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+        }
+        let ring = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(ring).with_safe_default_protocol_versions();
+        let tls = tls.map_err(damaged)?.with_root_certificates(roots).with_no_client_auth();
+        Ok(Self::Server(Box::new(Server::read(url, tls).map_err(StoreError::Address)?)))
+    }
+
+    /// Where what is made of them may lie for a while.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        match self {
+            Self::File(path) => path.parent().unwrap_or(path).to_owned(),
+            Self::Server(_) => std::env::temp_dir(),
+        }
+    }
+
+    fn open_for_reading(&self) -> Result<Sql, StoreError> {
+        Ok(match self {
+            Self::File(path) => Sql::File(schema::open_for_reading(path)?),
+            Self::Server(server) => Sql::Server(Box::new(postgres::Session::new(server))),
+        })
+    }
+}
+
+/// Of all instances together.
+fn totals(sql: &Sql) -> Result<Totals, StoreError> {
+    let read = |row: &sql::Row<'_>| serde_json::from_str(&row.get::<String>(0)?).map_err(damaged);
+    Ok(Totals::sum(sql.rows("SELECT json FROM totals", &[], read)?))
 }
 
 /// What is on record about one case.

@@ -1,15 +1,13 @@
 //! Looks at committed records, beside the writer and without holding it up.
 
-use std::path::Path;
-
 use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, Telemetry, Verdict, from_cbor, from_json};
-use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Standing, State, StoreError, Totals, count, damaged, schema};
+use super::sql::{Row, Sql};
+use super::{RecordsAt, Standing, State, StoreError, Totals, count, damaged};
 
-const ROW_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const ROW_BYTES_MAX: usize = 1024 * 1024;
 
 /// One case as recorded, without its payload.
 #[derive(Debug, Clone)]
@@ -24,6 +22,13 @@ pub struct CaseRow {
     pub payload_bytes: u64,
     /// The payload is still here.
     pub payload_kept: bool,
+}
+
+impl CaseRow {
+    #[must_use]
+    pub fn verdict(&self) -> Option<&Verdict> {
+        if let Standing::Answered(verdict) = &self.standing { Some(verdict) } else { None }
+    }
 }
 
 /// One device as recorded.
@@ -67,120 +72,116 @@ pub struct DeviceEvent {
 
 /// Sees each commit as a whole.
 pub struct Reader {
-    connection: Connection,
+    pub(super) sql: Sql,
+    at: RecordsAt,
 }
 
-const CASE_COLUMNS: &str = "c.header, c.received_ms, c.state, c.reason, c.agrees, c.payload_bytes, \
-     EXISTS (SELECT 1 FROM payloads p WHERE p.seq = c.seq), v.verdict, v.given_ms \
+pub(super) const CASE_COLUMNS: &str = "c.header, c.received_ms, c.state, c.reason, c.agrees, c.payload_bytes, \
+     (SELECT p.seq FROM payloads p WHERE p.seq = c.seq), v.verdict, v.given_ms \
      FROM cases c LEFT JOIN verdicts v ON v.seq = c.seq \
      AND v.revision = (SELECT MAX(revision) FROM verdicts w WHERE w.seq = c.seq)";
 
-const DEVICE_COLUMNS: &str = "device, status, status_ms, telemetry, telemetry_ms, IFNULL(n.cases, 0), \
-     IFNULL(n.agreed, 0), IFNULL(n.disagreed, 0), n.case_ms, \
-     json_extract(reported, '$.version'), json_extract(desired, '$.version'), \
-     json_extract(reported, '$.last.outcome'), \
-     (SELECT MAX(seq) FROM device_events e WHERE e.device = devices.device) \
-     FROM devices LEFT JOIN device_cases n USING (device)";
+/// Around what a device's documents say, which [`Reader::device_columns`] has words for.
+const DEVICE_COLUMNS: [&str; 2] = [
+    "device, status, status_ms, telemetry, telemetry_ms, COALESCE(n.cases, 0), \
+     COALESCE(n.agreed, 0), COALESCE(n.disagreed, 0), n.case_ms, ",
+    ", (SELECT MAX(seq) FROM device_events e WHERE e.device = devices.device) \
+     FROM devices LEFT JOIN device_cases n USING (device)",
+];
 
 impl Reader {
     /// Opens records that a [`super::Writer`] has opened before.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { connection: schema::open_for_reading(path)? })
-    }
-
-    /// The latest cases, newest first, of one device or all.
-    pub fn latest(&self, device: Option<&DeviceId>, limit: u32) -> Result<Vec<CaseRow>, StoreError> {
-        let filter = if device.is_some() { "WHERE c.device = ?2" } else { "WHERE ?2 IS NULL" };
-        self.connection
-            .prepare_cached(&format!("SELECT {CASE_COLUMNS} {filter} ORDER BY c.seq DESC LIMIT ?1"))?
-            .query_map(params![limit, device.map(DeviceId::as_str)], |row| Ok(case_row(row)))?
-            .map(|row| row?)
-            .collect()
+    pub fn open(at: &RecordsAt) -> Result<Self, StoreError> {
+        Ok(Self { sql: at.open_for_reading()?, at: at.clone() })
     }
 
     /// Cases that wait for a person, oldest first.
     pub fn to_review(&self, limit: u32) -> Result<Vec<CaseRow>, StoreError> {
-        self.connection
-            .prepare_cached(&format!(
-                "SELECT {CASE_COLUMNS} WHERE c.review = 1 AND c.state = 0 ORDER BY c.seq LIMIT ?1"
-            ))?
-            .query_map([limit], |row| Ok(case_row(row)))?
-            .map(|row| row?)
-            .collect()
+        let statement = format!("SELECT {CASE_COLUMNS} WHERE c.review = 1 AND c.state = 0 ORDER BY c.seq LIMIT ?1");
+        self.sql.rows(&statement, &[limit.into()], case_row)
     }
 
     pub fn case(&self, id: &CaseId) -> Result<Option<CaseRow>, StoreError> {
-        self.connection
-            .prepare_cached(&format!("SELECT {CASE_COLUMNS} WHERE c.id = ?1"))?
-            .query_row([id.to_string()], |row| Ok(case_row(row)))
-            .optional()?
-            .transpose()
+        self.sql.row(&format!("SELECT {CASE_COLUMNS} WHERE c.id = ?1"), &[(&id.to_string()).into()], case_row)
     }
 
     /// A case's content type and payload, while it is kept.
     pub fn payload(&self, id: &CaseId) -> Result<Option<(String, Vec<u8>)>, StoreError> {
-        Ok(self
-            .connection
-            .prepare_cached("SELECT content_type, bytes FROM cases JOIN payloads USING (seq) WHERE id = ?1")?
-            .query_row([id.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?)
+        let statement = "SELECT content_type, bytes FROM cases JOIN payloads USING (seq) WHERE id = ?1";
+        self.sql.row(statement, &[(&id.to_string()).into()], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
     /// All devices by name.
     pub fn devices(&self) -> Result<Vec<DeviceRow>, StoreError> {
-        self.connection
-            .prepare_cached(&format!("SELECT {DEVICE_COLUMNS} ORDER BY device"))?
-            .query_map([], |row| Ok(device_row(row)))?
-            .map(|row| row?)
-            .collect()
+        self.sql.rows(&format!("SELECT {} ORDER BY device", self.device_columns()), &[], device_row)
     }
 
     pub fn device(&self, device: &DeviceId) -> Result<Option<DeviceRow>, StoreError> {
-        self.connection
-            .prepare_cached(&format!("SELECT {DEVICE_COLUMNS} WHERE device = ?1"))?
-            .query_row([device.as_str()], |row| Ok(device_row(row)))
-            .optional()?
-            .transpose()
+        let statement = format!("SELECT {} WHERE device = ?1", self.device_columns());
+        self.sql.row(&statement, &[device.as_str().into()], device_row)
+    }
+
+    fn device_columns(&self) -> String {
+        // As text: a device may report a number that no column takes.
+        let said = self.sql.either(
+            "CAST(json_extract(reported, '$.version') AS TEXT), CAST(json_extract(desired, '$.version') AS TEXT), \
+             json_extract(reported, '$.last.outcome')",
+            "CAST(reported AS json) ->> 'version', CAST(desired AS json) ->> 'version', \
+             CAST(reported AS json) #>> '{last,outcome}'",
+        );
+        let [before, after] = DEVICE_COLUMNS;
+        format!("{before}{said}{after}")
     }
 
     pub fn settings(&self, device: &DeviceId) -> Result<SettingsRow, StoreError> {
-        let row = self
-            .connection
-            .prepare_cached("SELECT reported, reported_ms, desired, desired_ms FROM devices WHERE device = ?1")?
-            .query_row([device.as_str()], |row| {
-                Ok((row.get::<_, Option<String>>(0)?, row.get(1)?, row.get::<_, Option<String>>(2)?, row.get(3)?))
+        let statement = "SELECT reported, reported_ms, desired, desired_ms FROM devices WHERE device = ?1";
+        let document = |row: &Row<'_>, column| -> Result<Option<Value>, StoreError> {
+            let json: Option<String> = row.get(column)?;
+            json.map(|json| serde_json::from_str(&json).map_err(damaged)).transpose()
+        };
+        let found = self.sql.row(statement, &[device.as_str().into()], |row| {
+            Ok(SettingsRow {
+                reported: document(row, 0)?,
+                reported_ms: row.get::<Option<i64>>(1)?.map(count),
+                desired: document(row, 2)?,
+                desired_ms: row.get::<Option<i64>>(3)?.map(count),
             })
-            .optional()?;
-        let Some((reported, reported_ms, desired, desired_ms)) = row else { return Ok(SettingsRow::default()) };
-        let document = |json: Option<String>| json.map(|json| serde_json::from_str(&json).map_err(damaged)).transpose();
-        Ok(SettingsRow {
-            reported: document(reported)?,
-            reported_ms: Option::<i64>::map(reported_ms, count),
-            desired: document(desired)?,
-            desired_ms: Option::<i64>::map(desired_ms, count),
-        })
+        })?;
+        Ok(found.unwrap_or_default())
     }
 
     /// A device's history, newest first.
     pub fn history(&self, device: &DeviceId) -> Result<Vec<DeviceEvent>, StoreError> {
-        self.connection
-            .prepare_cached("SELECT at_ms, kind, json FROM device_events WHERE device = ?1 ORDER BY seq DESC")?
-            .query_map([device.as_str()], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)))?
-            .map(|row| {
-                let (at_ms, kind, json) = row?;
-                Ok(DeviceEvent { at_ms: count(at_ms), kind, document: serde_json::from_str(&json).map_err(damaged)? })
-            })
-            .collect()
+        let statement = "SELECT at_ms, kind, json FROM device_events WHERE device = ?1 ORDER BY seq DESC";
+        self.sql.rows(statement, &[device.as_str().into()], |row| {
+            let document = serde_json::from_str(&row.get::<String>(2)?).map_err(damaged)?;
+            Ok(DeviceEvent { at_ms: count(row.get(0)?), kind: row.get(1)?, document })
+        })
     }
 
+    /// Of all instances together.
     pub fn totals(&self) -> Result<Totals, StoreError> {
-        let text: Option<String> =
-            self.connection.prepare_cached("SELECT json FROM totals")?.query_row([], |row| row.get(0)).optional()?;
-        text.map_or_else(|| Ok(Totals::default()), |text| serde_json::from_str(&text).map_err(damaged))
+        super::totals(&self.sql)
+    }
+
+    /// How much room the records take.
+    pub fn bytes(&self) -> Result<u64, StoreError> {
+        match &self.at {
+            // The database and what is not merged into it yet.
+            RecordsAt::File(path) => {
+                let log = path.with_extension("sqlite-wal");
+                let files = [path, &log].into_iter().filter_map(|file| std::fs::metadata(file).ok());
+                Ok(files.map(|file| file.len()).sum())
+            }
+            RecordsAt::Server(_) => {
+                let size = self.sql.row("SELECT pg_database_size(current_database())", &[], |row| row.get(0))?;
+                Ok(count(size.unwrap_or(0)))
+            }
+        }
     }
 }
 
-fn case_row(row: &Row<'_>) -> Result<CaseRow, StoreError> {
+pub(super) fn case_row(row: &Row<'_>) -> Result<CaseRow, StoreError> {
     let header: Vec<u8> = row.get(0)?;
     let reason: Option<String> = row.get(3)?;
     let verdict: Option<Vec<u8>> = row.get(7)?;
@@ -196,17 +197,18 @@ fn case_row(row: &Row<'_>) -> Result<CaseRow, StoreError> {
         case: from_cbor(&header, ROW_BYTES_MAX).map_err(damaged)?,
         received_ms: count(row.get(1)?),
         standing,
-        given_ms: row.get::<_, Option<i64>>(8)?.map(count),
-        agrees: row.get(4)?,
+        given_ms: row.get::<Option<i64>>(8)?.map(count),
+        agrees: row.get::<Option<i64>>(4)?.map(|agrees| agrees != 0),
         payload_bytes: count(row.get(5)?),
-        payload_kept: row.get(6)?,
+        payload_kept: row.get::<Option<i64>>(6)?.is_some(),
     })
 }
 
 fn device_row(row: &Row<'_>) -> Result<DeviceRow, StoreError> {
     let status: Option<Vec<u8>> = row.get(1)?;
     let telemetry: Option<Vec<u8>> = row.get(3)?;
-    let number = |column: usize| Ok::<_, StoreError>(row.get::<_, Option<i64>>(column)?.map(count));
+    let number = |column: usize| Ok::<_, StoreError>(row.get::<Option<i64>>(column)?.map(count));
+    let version = |column: usize| Ok::<_, StoreError>(row.get::<Option<String>>(column)?.and_then(|n| n.parse().ok()));
     Ok(DeviceRow {
         device: row.get(0)?,
         status: status.map(|json| from_json(&json, ROW_BYTES_MAX)).transpose().map_err(damaged)?,
@@ -217,8 +219,8 @@ fn device_row(row: &Row<'_>) -> Result<DeviceRow, StoreError> {
         agreed: count(row.get(6)?),
         disagreed: count(row.get(7)?),
         case_ms: number(8)?,
-        in_force: number(9)?,
-        wanted: number(10)?,
+        in_force: version(9)?,
+        wanted: version(10)?,
         outcome: row.get(11)?,
         events: number(12)?.unwrap_or(0),
     })

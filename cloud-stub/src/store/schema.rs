@@ -1,4 +1,4 @@
-//! The tables, and the steps from older layouts to this one.
+//! The tables, and the steps from older layouts to this one. The tables on a server are in `postgres_1.sql`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -83,7 +83,26 @@ CREATE TABLE device_cases (                      -- beside `devices`: its long d
 ) WITHOUT ROWID;
 INSERT INTO device_cases SELECT device, cases, agreed, disagreed, case_ms FROM devices WHERE cases > 0;
 ",
+    r"
+CREATE INDEX cases_disagreed ON cases (seq) WHERE agrees = 0;
+CREATE TABLE corrections (                       -- words on closed cases that their devices may not have heard
+    seq   INTEGER PRIMARY KEY,
+    at_ms INTEGER NOT NULL
+);
+",
+    r"
+ALTER TABLE cases ADD COLUMN instance TEXT NOT NULL DEFAULT ''; -- of state 0: who is to answer it
+ALTER TABLE totals RENAME TO totals_of_one;
+CREATE TABLE totals (instance TEXT PRIMARY KEY, json TEXT NOT NULL); -- what each has counted: the sum is what is so
+INSERT INTO totals SELECT '', json FROM totals_of_one;
+DROP TABLE totals_of_one;
+",
 ];
+
+/// The same for a server's tables, which began with the layout above.
+pub(super) fn server_steps() -> Result<[refinery::Migration; 1], refinery::Error> {
+    Ok([refinery::Migration::unapplied("V1__records", include_str!("postgres_1.sql"))?])
+}
 
 /// How long a statement waits for another connection's lock. Readers never block the writer in WAL mode.
 const BUSY_WAIT: Duration = Duration::from_secs(5);

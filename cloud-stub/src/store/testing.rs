@@ -1,9 +1,16 @@
-//! A case for unit tests.
+//! Cases and records for unit tests.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use hedge_proto::{
     Captured, Case, CaseDecision, CaseId, CaseKey, DeviceId, Digest, Doubt, Epoch, ModelRef, PayloadForm, Reason,
     ThresholdMode, WIRE_VERSION, labels_hash,
 };
+
+use super::{FILE_NAME, RecordsAt};
 
 /// Of the device `d`, with the payload `p`.
 pub(crate) fn case(sequence: u64) -> Case {
@@ -26,5 +33,90 @@ pub(crate) fn case(sequence: u64) -> Case {
         payload_sha256: Digest::of(b"p"),
         payload: None,
         metadata: Default::default(),
+    }
+}
+
+/// Records of a test.
+pub(crate) struct Records {
+    pub(crate) at: RecordsAt,
+    dir: tempfile::TempDir,
+    server: Option<Child>,
+}
+
+/// Runs a test on records in a file, and on a server where PostgreSQL is installed.
+pub(crate) fn everywhere(test: impl Fn(&Records)) {
+    let dir = tempfile::tempdir().expect("a directory");
+    test(&Records { at: RecordsAt::File(dir.path().join(FILE_NAME)), dir, server: None });
+    if let Some(records) = Records::on_server() {
+        test(&records);
+    }
+}
+
+/// Where Debian puts what is needed.
+const PROGRAMS: &str = "/usr/lib/postgresql";
+
+/// The user that root becomes: the server refuses root.
+const NOBODY: u32 = 65534;
+
+impl Records {
+    /// On a server of its own, on a socket in its own folder.
+    pub(crate) fn on_server() -> Option<Self> {
+        if !Path::new(PROGRAMS).exists() {
+            assert!(std::env::var_os("CI").is_none(), "in CI nothing is skipped: PostgreSQL is not installed");
+            eprintln!("skipped on a server: PostgreSQL is not installed (apt-get install postgresql)");
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).expect("given away");
+        }
+        let url = format!("postgres://hedge@/postgres?host={}", dir.path().display());
+        let mut records = Self { at: RecordsAt::server(&url, None).expect("an address"), dir, server: None };
+        let made = records.command("initdb").args(["--no-sync", "-A", "trust", "-U", "hedge", "-D", "data"]).status();
+        assert!(made.expect("initdb").success());
+        records.start();
+        Some(records)
+    }
+
+    /// Ended as by a crash, and started again.
+    pub(crate) fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let version = std::fs::read_dir(PROGRAMS).expect("versions").next().expect("one").expect("readable");
+        let mut command = Command::new(version.path().join("bin").join(program));
+        if rustix::process::geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command.current_dir(self.dir.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    fn start(&mut self) {
+        let socket = self.dir.path().display().to_string();
+        let mut command = self.command("postgres");
+        self.server = Some(command.args(["-D", "data", "-h", "", "-F", "-k", &socket]).spawn().expect("postgres"));
+        let until = Instant::now() + Duration::from_secs(60);
+        while self.at.open_for_reading().expect("a session").exists("SELECT 1", &[]).is_err() {
+            assert!(Instant::now() < until, "the server does not start");
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            // SIGQUIT: at once, and its own processes with it.
+            let id = rustix::process::Pid::from_child(&server);
+            rustix::process::kill_process(id, rustix::process::Signal::QUIT).ok();
+            drop(server.wait());
+        }
+    }
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

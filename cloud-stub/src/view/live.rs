@@ -13,6 +13,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{ApiError, CASES_LIMIT, CaseView, FiguresView, FleetView, Records, Shown, View, all_devices};
+use crate::store::{Reader, Sought};
 use crate::wall_ms;
 
 /// How many pages are served live at once.
@@ -96,8 +97,11 @@ async fn read_for_all(
 }
 
 async fn read(records: &Records, shown: &Shown) -> Result<Snapshot, ApiError> {
-    let (totals, devices, cases) =
-        records.read(|reader| Ok((reader.totals()?, reader.devices()?, reader.latest(None, CASES_LIMIT)?))).await?;
+    let look = |reader: &Reader| {
+        let cases = reader.find(&Sought::default(), CASES_LIMIT)?.unwrap_or_default();
+        Ok((reader.totals()?, reader.devices()?, cases.rows))
+    };
+    let (totals, devices, cases) = records.read(look).await?;
     let mut devices = all_devices(devices, shown);
     let fleet = FleetView::count(&devices);
     devices.sort_by_key(|device| device.trouble);

@@ -3,7 +3,6 @@
 //! Counters come from the records and go on across restarts. Labels take their values from fixed lists and from
 //! the tasks that have a model; devices are counted, never named.
 
-use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
 use axum::extract::State;
@@ -26,8 +25,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 type Labels = [(&'static str, &'static str); 1];
 
 pub(super) async fn metrics(State(view): State<View>) -> Result<impl IntoResponse, ApiError> {
-    let path = view.records_path.clone();
-    let looked = view.records.read(move |reader| Ok((reader.totals()?, reader.devices()?, records_bytes(&path))));
+    let looked = view.records.read(|reader| Ok((reader.totals()?, reader.devices()?, reader.bytes()?)));
     let (totals, devices, records_bytes) = looked.await?;
     let fleet = FleetView::count(&all_devices(devices, &view.shown));
 
@@ -63,7 +61,11 @@ fn register_devices(page: &mut Registry, fleet: &FleetView) {
         ("resting", fleet.resting),
         ("unknown", fleet.unknown),
     ];
-    page.register("devices", "Devices by the state of their link", gauges("state", &by_state));
+    page.register(
+        "devices",
+        "Devices by the state of their link",
+        gauges("state", &by_state.map(|(state, devices)| (state, signed(devices)))),
+    );
 }
 
 fn register_answerers(page: &mut Registry, answerers: &[AnswererNow]) {
@@ -85,26 +87,31 @@ fn register_answerers(page: &mut Registry, answerers: &[AnswererNow]) {
 
 fn register_totals(page: &mut Registry, now: &Totals) {
     page.register("received_cases", "Cases taken into the records", ConstCounter::new(now.cases));
-    let outcomes = [("waiting", now.waiting), ("answered", now.answered), ("failed", now.failed), ("dead", now.dead)];
+    let outcomes =
+        [("waiting", now.waiting), ("answered", signed(now.answered)), ("failed", now.failed), ("dead", now.dead)];
     page.register("case_outcomes", "Cases by what has become of them", gauges("outcome", &outcomes));
-    let verdicts = [("agreed", now.agreed), ("disagreed", now.disagreed)];
+    let verdicts = [("agreed", now.agreed.unsigned_abs()), ("disagreed", now.disagreed.unsigned_abs())];
     page.register("verdicts", "Verdicts by whether they say the same as the device", counters("verdict", &verdicts));
     let away = [("refused", now.refused), ("malformed", now.malformed), ("newer", now.newer), ("busy", now.busy)];
     page.register("turned_away", "Messages and cases that were not taken", counters("reason", &away));
     let repeated = ConstCounter::new(now.repeated);
     page.register("repeated_cases", "Cases that came again and were answered from the records", repeated);
     page.register("received_bytes", "Payload bytes taken in", ConstCounter::new(now.received_bytes));
-    page.register("payload_bytes", "Payload bytes kept", gauge(now.payload_bytes));
+    page.register("payload_bytes", "Payload bytes kept", ConstGauge::new(now.payload_bytes));
 }
 
 fn gauge(value: u64) -> ConstGauge<i64> {
-    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
+    ConstGauge::new(signed(value))
 }
 
-fn gauges(label: &'static str, values: &[(&'static str, u64)]) -> Family<Labels, Gauge> {
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn gauges(label: &'static str, values: &[(&'static str, i64)]) -> Family<Labels, Gauge> {
     let family = Family::<Labels, Gauge>::default();
     for (name, value) in values {
-        family.get_or_create(&[(label, *name)]).set(i64::try_from(*value).unwrap_or(i64::MAX));
+        family.get_or_create(&[(label, *name)]).set(*value);
     }
     family
 }
@@ -115,12 +122,6 @@ fn counters(label: &'static str, values: &[(&'static str, u64)]) -> Family<Label
         family.get_or_create(&[(label, *name)]).inc_by(*value);
     }
     family
-}
-
-/// The database and what is not merged into it yet.
-fn records_bytes(path: &Path) -> u64 {
-    let log = path.with_extension("sqlite-wal");
-    [path, &log].into_iter().filter_map(|file| std::fs::metadata(file).ok()).map(|file| file.len()).sum()
 }
 
 /// `VmRSS:     12345 kB`

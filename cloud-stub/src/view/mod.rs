@@ -4,7 +4,9 @@
 //! have sent is untrusted here: the page writes it as text, payloads are served as pictures only when they say they
 //! are, and never as anything a browser would run.
 
+mod cases;
 mod device;
+mod export;
 mod live;
 mod metrics;
 mod operate;
@@ -16,7 +18,7 @@ pub use device::{DevicePage, HistoryView};
 pub use operate::Operating;
 pub use shape::{AnswererView, CaseView, DeviceView, FiguresView, FleetView, VerdictView};
 
-use std::path::Path as FilePath;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -31,9 +33,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hedge_listen::{Door, Refused};
-use hedge_proto::{CaseId, DeviceId, FieldError, Name, SETTINGS_SCHEMA};
+use hedge_proto::{CaseId, FieldError, Name, SETTINGS_SCHEMA};
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::preview::Previews;
 use crate::fleet::select::Where;
@@ -41,7 +43,7 @@ use crate::intake::{AnswererNow, Event, NotReviewed};
 use crate::link::LinkNow;
 use crate::model::Seconds;
 use crate::presence::Heard;
-use crate::store::{DeviceRow, Reader, StoreError};
+use crate::store::{DeviceRow, Reader, RecordsAt, StoreError};
 use crate::wall_ms;
 
 /// The most cases one answer of the API lists.
@@ -61,6 +63,8 @@ pub struct Shown {
     pub broker: String,
     /// Tasks that have a model here.
     pub tasks: Vec<String>,
+    /// What may be said in each of them, as far as that is known.
+    pub labels: BTreeMap<String, Vec<String>>,
     pub link: watch::Receiver<LinkNow>,
     pub heard: Heard,
     pub model_seconds: Seconds,
@@ -76,8 +80,9 @@ struct View {
     shown: Arc<Shown>,
     live: live::Live,
     previews: Arc<Previews>,
+    exports: Arc<Semaphore>,
+    records_at: RecordsAt,
     started: Instant,
-    records_path: Arc<FilePath>,
     door: Arc<Door>,
     operating: Operating,
 }
@@ -93,44 +98,52 @@ struct View {
 /// | `/api/devices/{name}/settings` | POST: changes its settings; a [`Report`](crate::fleet::errand::Report) |
 /// | `/api/devices/{name}/commands` | POST: gives it a command; likewise |
 /// | `/api/settings-schema` | what can be set, as JSON Schema |
-/// | `/api/cases?limit=24&device=D` | the latest cases, newest first: a list of [`CaseView`] |
+/// | `/cases`, `/cases/{id}` | the page of cases, and of one |
+/// | `/api/cases?limit=24&device=D` | the latest cases, newest first, or those that [`cases`] says how to find: a list of [`CaseView`]; the header `Hedge-Next` names the one behind which there may be more |
 /// | `/api/cases/{id}` | one [`CaseView`] |
+/// | `/api/cases/{id}/words` | all that was ever said of it, the first word first: a list of [`VerdictView`] |
 /// | `/api/cases/{id}/payload` | the sample itself, while it is kept |
 /// | `/api/cases/{id}/preview` | its picture made small for lists, made once |
+/// | `/api/export?format=jsonl` | a training set as a tar archive: see [`crate::export`]; `format` is `jsonl`, `coco` or `csv`, and cases are found as in `/api/cases` |
+/// | `/api/labels?task=T` | what may be said in a task, as far as its answerers tell |
 /// | `/api/figures` | [`FiguresView`] |
 /// | `/api/answerers` | how each answerer is: a list of [`AnswererView`] |
 /// | `/api/review?limit=24` | the cases that wait for a person, oldest first: a list of [`CaseView`] |
-/// | `/api/review/{id}` | POST `{"label": "…"}` or `{"found": […]}`, and `by`: a person's word on one of them |
+/// | `/api/review/{id}` | POST `{"label": "…"}` or `{"found": […]}`, `by`, and `seen`, the revision that is corrected: a person's word on one of them, or on a case that is closed |
 /// | `/events` | server-sent events `figures`, `devices` and `cases` with the JSON of the path above, and later `changed_devices` and `changed_cases`: those that are new or not as they were |
 /// | `/metrics` | figures as Prometheus text |
 /// | `/healthz` | `ok`, or 503 while the broker is not reached |
 ///
 /// Errors are `{"error": "…"}` with a fitting status.
 pub fn router(
-    records: &FilePath,
+    records: &RecordsAt,
     shown: Shown,
     door: Door,
     operating: Operating,
     commits: watch::Receiver<u64>,
 ) -> Result<Router, StoreError> {
-    let records_path = Arc::from(records);
+    let records_at = records.clone();
     let records = Records(Arc::new(Mutex::new(Reader::open(records)?)));
     let shown = Arc::new(shown);
     let live = live::start(records.clone(), shown.clone(), commits);
     let door = Arc::new(door);
     let previews = Arc::default();
-    let view =
-        View { records, shown, live, previews, started: Instant::now(), records_path, door: door.clone(), operating };
+    let exports = Arc::new(Semaphore::new(export::EXPORTS_MAX));
+    let (started, door_of_all) = (Instant::now(), door.clone());
+    let view = View { records, shown, live, previews, exports, records_at, started, door: door_of_all, operating };
     let pages = files()
         .route("/api/devices", get(devices))
         .route("/api/devices/{name}", get(device::device))
         .route("/api/devices/{name}/settings", post(operate::settings))
         .route("/api/devices/{name}/commands", post(operate::command))
         .route("/api/settings-schema", get(|| async { ([(CONTENT_TYPE, "application/schema+json")], SETTINGS_SCHEMA) }))
-        .route("/api/cases", get(cases))
-        .route("/api/cases/{id}", get(case))
+        .route("/api/cases", get(cases::list))
+        .route("/api/cases/{id}", get(cases::one))
+        .route("/api/cases/{id}/words", get(cases::words))
         .route("/api/cases/{id}/payload", get(payload))
         .route("/api/cases/{id}/preview", get(preview::get))
+        .route("/api/labels", get(cases::labels))
+        .route("/api/export", get(export::archive))
         .route("/api/figures", get(figures))
         .route("/api/answerers", get(answerers))
         .route("/api/review", get(review::waiting))
@@ -153,6 +166,14 @@ fn files() -> Router<View> {
         .route("/page.css", get(|| async { file(CSS, include_str!("page.css")) }))
         .route("/page.js", get(|| async { file(SCRIPT, include_str!("page.js")) }))
         .route("/parts.js", get(|| async { file(SCRIPT, include_str!("parts.js")) }))
+        .route("/cases", get(|| async { file(HTML, include_str!("cases.html")) }))
+        .route("/cases/{id}", get(|| async { file(HTML, include_str!("case.html")) }))
+        .route("/cases.css", get(|| async { file(CSS, include_str!("cases.css")) }))
+        .route("/case-parts.js", get(|| async { file(SCRIPT, include_str!("case-parts.js")) }))
+        .route("/cases.js", get(|| async { file(SCRIPT, include_str!("cases.js")) }))
+        .route("/case.js", get(|| async { file(SCRIPT, include_str!("case.js")) }))
+        .route("/sought.js", get(|| async { file(SCRIPT, include_str!("sought.js")) }))
+        .route("/boxes.js", get(|| async { file(SCRIPT, include_str!("boxes.js")) }))
         .route("/devices/{name}", get(|| async { file(HTML, include_str!("device.html")) }))
         .route("/device.css", get(|| async { file(CSS, include_str!("device.css")) }))
         .route("/device.js", get(|| async { file(SCRIPT, include_str!("device.js")) }))
@@ -207,6 +228,8 @@ enum ApiError {
     NoPicture(CaseId),
     #[error("{0}")]
     BadName(#[from] hedge_proto::InvalidId),
+    #[error("{0} training sets are being written already; try again when one is done")]
+    TooManyExports(usize),
     #[error("{0} pages are being served live already; close one")]
     TooManyPages(usize),
     #[error(transparent)]
@@ -226,10 +249,13 @@ impl IntoResponse for ApiError {
             Self::PayloadGone(_) => StatusCode::GONE,
             Self::BadName(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::WrongFields(_) | Self::NotReviewed(NotReviewed::NoLabel { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Outdated { .. } | Self::NotReviewed(NotReviewed::NotWaiting) => StatusCode::CONFLICT,
+            Self::Outdated { .. } | Self::NotReviewed(NotReviewed::NotWaiting | NotReviewed::Outdated { .. }) => {
+                StatusCode::CONFLICT
+            }
             Self::NoBroker(_) => StatusCode::BAD_GATEWAY,
             Self::NotReviewed(NotReviewed::NotRecorded)
             | Self::TooManyPages(_)
+            | Self::TooManyExports(_)
             | Self::TooManyErrands(_)
             | Self::NoChance(_)
             | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
@@ -294,24 +320,6 @@ async fn devices(
 fn all_devices(rows: Vec<DeviceRow>, shown: &Shown) -> Vec<DeviceView> {
     let now_ms = wall_ms();
     rows.into_iter().map(|row| DeviceView::new(row, shown, now_ms)).collect()
-}
-
-#[derive(Deserialize)]
-struct Wanted {
-    limit: Option<u32>,
-    device: Option<DeviceId>,
-}
-
-async fn cases(State(view): State<View>, Query(wanted): Query<Wanted>) -> Result<Json<Vec<CaseView>>, ApiError> {
-    let limit = wanted.limit.unwrap_or(CASES_LIMIT).min(CASES_LIMIT_MAX);
-    let rows = view.records.read(move |reader| reader.latest(wanted.device.as_ref(), limit)).await?;
-    Ok(Json(rows.into_iter().map(CaseView::from).collect()))
-}
-
-async fn case(State(view): State<View>, Path(id): Path<String>) -> Result<Json<CaseView>, ApiError> {
-    let wanted: CaseId = id.parse()?;
-    let row = view.records.read(move |reader| reader.case(&wanted)).await?;
-    row.map(|row| Json(CaseView::from(row))).ok_or(ApiError::NoCase(id))
 }
 
 async fn payload(State(view): State<View>, Path(id): Path<String>) -> Result<Response, ApiError> {

@@ -1,4 +1,4 @@
-//! The review queue: cases that wait for a person's word, and the word.
+//! The review queue: cases that wait for a person's word; and the word, on one of them or on a case that is closed.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::{ApiError, CASES_LIMIT, CASES_LIMIT_MAX, CaseView, View, Wanted};
+use super::cases::Wanted;
+use super::{ApiError, CaseView, View};
 use crate::intake::{Event, Review};
 
 /// `GET /api/review`
@@ -17,7 +18,7 @@ pub(super) async fn waiting(
     State(view): State<View>,
     Query(wanted): Query<Wanted>,
 ) -> Result<Json<Vec<CaseView>>, ApiError> {
-    let limit = wanted.limit.unwrap_or(CASES_LIMIT).min(CASES_LIMIT_MAX);
+    let limit = wanted.limit();
     let rows = view.records.read(move |reader| reader.to_review(limit)).await?;
     let of_device =
         |row: &crate::store::CaseRow| wanted.device.as_ref().is_none_or(|device| row.case.id.device == *device);
@@ -31,6 +32,8 @@ struct Word {
     label: Option<String>,
     found: Option<Vec<Found>>,
     by: Option<String>,
+    /// The revision of the verdict they saw, 0 for none.
+    seen: Option<u32>,
 }
 
 /// `POST /api/review/{id}`
@@ -42,7 +45,7 @@ pub(super) async fn answer(
 ) -> Result<Json<Value>, ApiError> {
     view.door.lets_act(&headers)?;
     let id: CaseId = id.parse()?;
-    let Word { label, found, by } = super::operate::read(&body)?;
+    let Word { label, found, by, seen } = super::operate::read(&body)?;
     let said = match (label, found) {
         (Some(label), None) if !label.trim().is_empty() => Output::label(label.trim()),
         (None, Some(found)) if found.len() <= BOXES_MAX => Output::Boxes(found),
@@ -51,7 +54,7 @@ pub(super) async fn answer(
     };
     let by = view.operating.who(by)?;
     let (told, taken) = oneshot::channel();
-    let review = Review { id: id.clone(), said, by };
+    let review = Review { id: id.clone(), said, by, seen };
     view.shown.events.send(Event::Reviewed(review, told)).await.map_err(|_| ApiError::Stopping)?;
     taken.await.map_err(|_| ApiError::Stopping)??;
     Ok(Json(json!({"id": id.to_string(), "outcome": "answered"})))

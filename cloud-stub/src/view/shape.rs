@@ -5,7 +5,7 @@
 use hedge_core::agree::agree;
 use hedge_proto::{
     Authority, CaseId, DeviceState, Doubt, Faults, LinkState, Metadata, ModelRef, Output, PayloadForm, Reason, Rect,
-    Telemetry, ThresholdMode, said,
+    Telemetry, ThresholdMode, Verdict, said,
 };
 use serde::Serialize;
 
@@ -254,6 +254,13 @@ pub struct VerdictView {
     pub given_ms: Option<u64>,
 }
 
+impl VerdictView {
+    pub(super) fn new(verdict: Verdict, given_ms: Option<u64>) -> Self {
+        let Verdict { revision, authority, said, model, .. } = verdict;
+        Self { revision, authority, said, model, given_ms }
+    }
+}
+
 impl From<CaseRow> for CaseView {
     fn from(row: CaseRow) -> Self {
         let case = row.case;
@@ -263,13 +270,7 @@ impl From<CaseRow> for CaseView {
             Standing::Failed(why) => ("failed", Some(why), None),
             Standing::Dead(why) => ("dead", Some(why), None),
         };
-        let verdict = verdict.map(|verdict| VerdictView {
-            revision: verdict.revision,
-            authority: verdict.authority,
-            said: verdict.said,
-            model: verdict.model,
-            given_ms: row.given_ms,
-        });
+        let verdict = verdict.map(|verdict| VerdictView::new(verdict, row.given_ms));
         Self {
             device: case.id.device.to_string(),
             id: case.id,

@@ -250,6 +250,9 @@ pub(super) struct History {
     #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_STATE_DIR", default_value = "hedge-cloud-state")]
     pub(super) state_dir: PathBuf,
 
+    #[command(flatten)]
+    pub(super) records: crate::args::RecordsArgs,
+
     /// One JSON object per event and line
     #[arg(long)]
     pub(super) json: bool,

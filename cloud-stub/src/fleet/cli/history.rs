@@ -7,12 +7,15 @@ use serde_json::Value;
 use super::args::History;
 use super::text::reported;
 use super::{say, say_json};
-use crate::store::{DeviceEvent, FILE_NAME, Reader};
+use crate::store::{DeviceEvent, Reader, RecordsAt};
 
 pub(super) fn history(ask: &History) -> anyhow::Result<bool> {
-    let path = ask.state_dir.join(FILE_NAME);
-    ensure!(path.exists(), "{} holds no records of `serve`; name its folder with --state-dir", ask.state_dir.display());
-    let reader = Reader::open(&path).context("history reads the records as the user that `serve` runs as")?;
+    let at = ask.records.at(&ask.state_dir)?;
+    if let RecordsAt::File(path) = &at {
+        let dir = ask.state_dir.display();
+        ensure!(path.exists(), "{dir} holds no records of `serve`; name its folder with --state-dir");
+    }
+    let reader = Reader::open(&at).context("history reads the records as the user that `serve` runs as")?;
     let mut events = reader.history(&ask.name)?;
     ensure!(!events.is_empty(), "nothing about settings or commands of `{}` is on record here", ask.name);
     events.reverse();

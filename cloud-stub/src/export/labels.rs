@@ -1,0 +1,274 @@
+//! What was said of the pictures of one half, as each format has it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use hedge_proto::{Found, Output};
+use serde_json::{Value, json};
+
+use super::{Format, Half, boxes, nameless};
+use crate::store::CaseRow;
+
+/// One picture of the archive.
+pub(super) struct Picture {
+    /// Below its half's folder.
+    pub(super) file: String,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Labels on their way into the archive.
+pub(super) enum Labels {
+    Lines { name: &'static str, format: Format, file: BufWriter<File> },
+    Coco(Box<Coco>),
+}
+
+/// Pictures and boxes stand in two lists of one document.
+pub(super) struct Coco {
+    scratch: PathBuf,
+    images: BufWriter<File>,
+    boxes: BufWriter<File>,
+    count: (u64, u64),
+    /// Numbered from 1, as they came.
+    labels: BTreeMap<String, usize>,
+}
+
+const COLUMNS: &str = "file,id,device,source,task,label,score,left,top,width,height,authority,by,revision,given_ms,device_label,device_score\n";
+
+impl Labels {
+    pub(super) fn new(format: Format, scratch: &Path) -> io::Result<Self> {
+        let lines = |name, head: &str| {
+            let mut file = BufWriter::new(nameless(scratch)?);
+            file.write_all(head.as_bytes())?;
+            Ok(Self::Lines { name, format, file })
+        };
+        match format {
+            Format::Jsonl => lines("labels.jsonl", ""),
+            Format::Csv => lines("labels.csv", COLUMNS),
+            Format::Coco => Ok(Self::Coco(Box::new(Coco {
+                scratch: scratch.to_owned(),
+                images: BufWriter::new(nameless(scratch)?),
+                boxes: BufWriter::new(nameless(scratch)?),
+                count: (0, 0),
+                labels: BTreeMap::new(),
+            }))),
+        }
+    }
+
+    pub(super) fn add(&mut self, row: &CaseRow, picture: &Picture) -> io::Result<()> {
+        match self {
+            Self::Coco(coco) => coco.add(row, picture),
+            Self::Lines { format: Format::Csv, file, .. } => csv_lines(row, picture, file),
+            Self::Lines { file, .. } => writeln!(file, "{}", line(row, picture)),
+        }
+    }
+
+    /// The file and its name below its half's folder.
+    pub(super) fn finish(self) -> io::Result<(&'static str, File)> {
+        match self {
+            Self::Lines { name, file, .. } => Ok((name, whole(file)?)),
+            Self::Coco(coco) => Ok(("annotations.json", coco.finish()?)),
+        }
+    }
+}
+
+fn whole(file: BufWriter<File>) -> io::Result<File> {
+    file.into_inner().map_err(io::IntoInnerError::into_error)
+}
+
+fn line(row: &CaseRow, picture: &Picture) -> Value {
+    let case = &row.case;
+    let verdict = row.verdict();
+    json!({
+        "file": picture.file,
+        "id": case.id.to_string(),
+        "device": case.id.device,
+        "half": Half::of(case.id.device.as_str()),
+        "source": case.source,
+        "task": case.task,
+        "label": verdict.and_then(|verdict| boxes(&verdict.said).is_none().then(|| verdict.said.headline())),
+        "found": verdict.and_then(|verdict| boxes(&verdict.said)),
+        "authority": verdict.map(|verdict| verdict.authority),
+        "by": verdict.map(|verdict| &verdict.model),
+        "revision": verdict.map(|verdict| verdict.revision),
+        "given_ms": row.given_ms,
+        "device_said": case.said,
+        "device_model": case.model,
+    })
+}
+
+/// A line for each box, or one for the label.
+fn csv_lines(row: &CaseRow, picture: &Picture, file: &mut impl Write) -> io::Result<()> {
+    let Some(verdict) = row.verdict() else { return Ok(()) };
+    let case = &row.case;
+    let (id, given_ms) = (case.id.to_string(), row.given_ms.unwrap_or_default().to_string());
+    let authority = serde_json::to_value(verdict.authority).map_err(io::Error::from)?;
+    let own = case.said.as_ref().map_or_else(String::new, Output::headline);
+    let own_score = case.said.as_ref().and_then(Output::score).map_or_else(String::new, |score| score.to_string());
+    let mut put = |label: &str, score: Option<f32>, place: [String; 4]| {
+        let score = score.map_or_else(String::new, |score| score.to_string());
+        let mut fields = vec![&*picture.file, &id, case.id.device.as_str(), &case.source, &case.task, label, &score];
+        fields.extend(place.iter().map(String::as_str));
+        let revision = verdict.revision.to_string();
+        fields.extend([
+            authority.as_str().unwrap_or_default(),
+            &verdict.model.name,
+            &revision,
+            &given_ms,
+            &own,
+            &own_score,
+        ]);
+        let fields: Vec<String> = fields.into_iter().map(quoted).collect();
+        writeln!(file, "{}", fields.join(","))
+    };
+    match boxes(&verdict.said) {
+        None => put(&verdict.said.headline(), verdict.said.score(), Default::default()),
+        Some(found) => found.iter().try_for_each(|Found { label, score, place }| {
+            let place = [place.left, place.top, place.width, place.height].map(|edge| edge.to_string());
+            put(label, Some(*score), place)
+        }),
+    }
+}
+
+/// As RFC 4180 has it; a table program must not take it for a formula.
+fn quoted(text: &str) -> String {
+    let is_formula = text.starts_with(['=', '+', '@', '\t']) || (text.starts_with('-') && text.parse::<f64>().is_err());
+    let text = if is_formula { format!("'{text}") } else { text.to_owned() };
+    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+}
+
+impl Coco {
+    fn add(&mut self, row: &CaseRow, picture: &Picture) -> io::Result<()> {
+        let Some(found) = row.verdict().and_then(|verdict| boxes(&verdict.said)) else { return Ok(()) };
+        let (images, annotations) = &mut self.count;
+        let comma = |count: u64| if count == 0 { "" } else { ",\n" };
+        let (width, height) = size(&picture.bytes).unwrap_or_default();
+        let image = json!({
+            "id": *images + 1, "file_name": picture.file, "width": width, "height": height,
+            "hedge": {"id": row.case.id.to_string(), "device": row.case.id.device},
+        });
+        write!(self.images, "{}{image}", comma(*images))?;
+        *images += 1;
+        for Found { label, score, place } in found {
+            let next = self.labels.len() + 1;
+            let category = *self.labels.entry(label.clone()).or_insert(next);
+            let (w, h) = (f64::from(width), f64::from(height));
+            let [left, top] = [f64::from(place.left) * w, f64::from(place.top) * h];
+            let [wide, high] = [f64::from(place.width) * w, f64::from(place.height) * h];
+            let one = json!({
+                "id": *annotations + 1, "image_id": *images, "category_id": category, "bbox": [left, top, wide, high],
+                "area": wide * high, "iscrowd": 0, "score": score,
+            });
+            write!(self.boxes, "{}{one}", comma(*annotations))?;
+            *annotations += 1;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> io::Result<File> {
+        let mut labels: Vec<_> = self.labels.into_iter().collect();
+        labels.sort_by_key(|(_, number)| *number);
+        let categories: Vec<Value> = labels.iter().map(|(name, number)| json!({"id": number, "name": name})).collect();
+        let (mut images, mut boxes) = (whole(self.images)?, whole(self.boxes)?);
+        let mut file = nameless(&self.scratch)?;
+        file.write_all(b"{\"images\":[")?;
+        images.rewind()?;
+        io::copy(&mut images, &mut file)?;
+        file.write_all(b"],\n\"annotations\":[")?;
+        boxes.rewind()?;
+        io::copy(&mut boxes, &mut file)?;
+        write!(file, "],\n\"categories\":{}}}\n", Value::from(categories))?;
+        Ok(file)
+    }
+}
+
+/// Pixels of a PNG or JPEG, as its head says.
+fn size(picture: &[u8]) -> Option<(u32, u32)> {
+    if picture.starts_with(b"\x89PNG") {
+        let edge = |at: usize| Some(u32::from_be_bytes(picture.get(at..at + 4)?.try_into().ok()?));
+        return Some((edge(16)?, edge(20)?));
+    }
+    let mut at = 2;
+    loop {
+        let [0xFF, marker, high, low] = *picture.get(at..at + 4)? else { return None };
+        // Frames of all kinds, but neither tables nor arithmetic coding's conditions.
+        if matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC) {
+            let edge = |at: usize| Some(u32::from(u16::from_be_bytes(picture.get(at..at + 2)?.try_into().ok()?)));
+            return Some((edge(at + 7)?, edge(at + 5)?));
+        }
+        at += 2 + usize::from(u16::from_be_bytes([high, low]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Standing;
+    use crate::store::testing::case;
+    use hedge_proto::{Authority, Rect, Verdict};
+
+    #[test]
+    fn boxes_are_in_pixels_of_their_picture_and_each_label_has_one_number() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut labels = Labels::new(Format::Coco, dir.path()).expect("files");
+        let png = [&b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"[..], &200u32.to_be_bytes(), &100u32.to_be_bytes()].concat();
+        let found = |label: &str| Found {
+            label: label.to_owned(),
+            score: 1.0,
+            place: Rect { left: 0.5, top: 0.25, width: 0.25, height: 0.5 },
+        };
+        for sequence in 0..2 {
+            let case = case(sequence);
+            let verdict = Verdict {
+                v: 2,
+                id: case.id.clone(),
+                revision: 2,
+                authority: Authority::Person,
+                task: case.task.clone(),
+                said: Output::Boxes(vec![found("cat"), found("dog")]),
+                model: case.model.clone(),
+            };
+            let row = CaseRow {
+                case,
+                received_ms: 0,
+                standing: Standing::Answered(verdict),
+                given_ms: Some(1),
+                agrees: None,
+                payload_bytes: 1,
+                payload_kept: true,
+            };
+            labels.add(&row, &Picture { file: format!("pictures/{sequence}.png"), bytes: png.clone() }).expect("added");
+        }
+        let (name, mut file) = labels.finish().expect("finished");
+        file.rewind().expect("from its beginning");
+        let coco: Value = serde_json::from_reader(file).expect("JSON");
+        assert_eq!(name, "annotations.json");
+        assert_eq!((&coco["images"][1]["id"], &coco["images"][1]["width"]), (&json!(2), &json!(200)));
+        assert_eq!(coco["categories"], json!([{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]));
+        let boxes = coco["annotations"].as_array().expect("boxes");
+        let numbers: Vec<_> = boxes.iter().map(|one| (&one["id"], &one["image_id"], &one["category_id"])).collect();
+        let wanted = [(1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2)].map(|(a, b, c)| (json!(a), json!(b), json!(c)));
+        assert_eq!(numbers, wanted.iter().map(|(a, b, c)| (a, b, c)).collect::<Vec<_>>());
+        assert_eq!(boxes[0]["bbox"], json!([100.0, 25.0, 50.0, 50.0]));
+    }
+
+    #[test]
+    fn a_field_of_a_table_is_neither_two_nor_a_formula() {
+        for (text, written) in
+            [("cat", "cat"), ("a,b", "\"a,b\""), ("=1+1", "'=1+1"), ("-0.5", "-0.5"), ("\"", "\"\"\"\"")]
+        {
+            assert_eq!(quoted(text), written);
+        }
+    }
+
+    #[test]
+    fn no_picture_s_head_is_read_beyond_its_end() {
+        let jpeg = [0xFF, 0xD8, 0xFF, 0xE0, 0, 4, 1, 2, 0xFF, 0xC0, 0, 17, 8, 0, 100, 0, 200, 3];
+        assert_eq!(size(&jpeg), Some((200, 100)));
+        for end in 0..jpeg.len() - 1 {
+            assert!(end >= 17 || size(&jpeg[..end]).is_none(), "{end}");
+        }
+        assert_eq!(size(b"\x89PNG"), None);
+    }
+}

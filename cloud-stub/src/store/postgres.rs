@@ -1,0 +1,356 @@
+//! The session with a PostgreSQL server. It is spoken to from threads that wait, as the file is; a runtime of one thread
+//! carries the bytes.
+//!
+//! Changes are sent without waiting for each to be carried out: a commit waits for all of them, and fails with the first
+//! that failed. So a case costs the questions that are asked about it, not a round trip for each thing that is noted.
+//!
+//! A server that has gone is dialled again by whoever wants to begin something, and never in the middle of a commit. A
+//! server that does not answer is given up after [`ANSWER_MAX`]: the cloud tells devices to wait, as for a full disk.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use tokio::runtime::Runtime;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Config, Error, Row, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::StoreError;
+use super::sql::Value;
+
+/// How long a server may take for one answer. What the intake asks takes milliseconds.
+const ANSWER_MAX: Duration = Duration::from_secs(8);
+
+/// How long dialling may take, and how long bytes may lie unacknowledged before the connection counts as cut.
+const DIAL_MAX: Duration = Duration::from_secs(3);
+
+/// After a dial that failed nobody dials for so long: who wants to begin something is told at once.
+const DIAL_REST: Duration = Duration::from_millis(500);
+
+/// What another instance holds up, and a statement, ends before [`ANSWER_MAX`]; one that stopped in the middle of a
+/// commit gives its locks back.
+const LIMITS: &str = "SET statement_timeout = '7s'; SET lock_timeout = '5s'; \
+                      SET idle_in_transaction_session_timeout = '5s'";
+
+/// Held while tables are made or upgraded: any number of instances may start at once.
+const UPGRADE_LOCK: i64 = 0x6865_6467_6500;
+
+type Pending = Pin<Box<dyn Future<Output = Result<u64, Error>> + Send>>;
+
+/// How the server is reached.
+#[derive(Clone)]
+pub struct Server {
+    config: Config,
+    tls: MakeRustlsConnect,
+}
+
+impl std::fmt::Debug for Server {
+    /// Without the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Server({self})")
+    }
+}
+
+impl std::fmt::Display for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use tokio_postgres::config::Host;
+        let host = self.config.get_hosts().first().map_or_else(
+            || "?".to_owned(),
+            |host| match host {
+                Host::Tcp(name) => name.clone(),
+                Host::Unix(path) => path.display().to_string(),
+            },
+        );
+        write!(f, "PostgreSQL at {host}, database {}", self.config.get_dbname().unwrap_or("?"))
+    }
+}
+
+impl Server {
+    /// Reads `postgres://USER@HOST/DATABASE`. `tls` is used unless the host is this machine or the address says
+    /// `sslmode=disable`; nothing is ever sent in the clear because a server wants it so.
+    pub(super) fn read(url: &str, tls: rustls::ClientConfig) -> Result<Self, String> {
+        use tokio_postgres::config::{Host, SslMode};
+        let mut config: Config = url.parse().map_err(|error: Error| said(&error))?;
+        if config.get_hosts().is_empty() || config.get_dbname().is_none() {
+            return Err("it names no host or no database".to_owned());
+        }
+        let is_here = |host: &Host| match host {
+            Host::Unix(_) => true,
+            Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()),
+        };
+        if config.get_ssl_mode() == SslMode::Prefer {
+            let here = config.get_hosts().iter().all(is_here);
+            config.ssl_mode(if here { SslMode::Disable } else { SslMode::Require });
+        }
+        config.connect_timeout(DIAL_MAX).tcp_user_timeout(DIAL_MAX).keepalives_idle(DIAL_MAX);
+        Ok(Self { config, tls: MakeRustlsConnect::new(tls) })
+    }
+
+    fn dial(&self) -> Result<Client, StoreError> {
+        let (config, tls) = (self.config.clone(), self.tls.clone());
+        // `connect_timeout` does not bound a server that takes the connection and then says nothing.
+        let dial = async move {
+            let (client, connection) = config.connect(tls).await?;
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::warn!("the connection to the records' server has ended: {}", said(&error));
+                }
+            });
+            client.batch_execute(LIMITS).await?;
+            Ok(client)
+        };
+        let dial = runtime()?.spawn(async move { tokio::time::timeout(2 * DIAL_MAX, dial).await });
+        let dialled = futures_executor::block_on(dial).map_err(super::damaged)?;
+        dialled
+            .map_err(|_| StoreError::Silent(self.to_string()))?
+            .map_err(|error: Error| StoreError::Unreached { server: self.to_string(), reason: said(&error) })
+    }
+}
+
+/// Why, in the server's words, or in those of the library and what is below it.
+pub(super) fn said(error: &Error) -> String {
+    if let Some(error) = error.as_db_error() {
+        return error.message().to_owned();
+    }
+    let mut text = error.to_string();
+    let mut below = std::error::Error::source(error);
+    while let Some(error) = below {
+        text = format!("{text}: {error}");
+        below = error.source();
+    }
+    text
+}
+
+/// Never ends: what drops a session may itself run in another runtime, where none may be waited for.
+fn runtime() -> Result<&'static Runtime, StoreError> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    let built =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("records").enable_all().build();
+    let built = built.map_err(super::damaged)?;
+    Ok(RUNTIME.get_or_init(|| built))
+}
+
+struct Open {
+    client: Arc<Client>,
+    statements: HashMap<String, Statement>,
+    /// Sent, and not waited for yet.
+    pending: Vec<Pending>,
+}
+
+/// One connection, dialled anew when it has gone.
+pub(super) struct Session {
+    server: Server,
+    open: RefCell<Option<Open>>,
+    /// When a dial failed last.
+    failed: Cell<Option<Instant>>,
+    is_in_commit: Cell<bool>,
+    /// How often it was dialled.
+    dialled: Cell<u64>,
+}
+
+impl Session {
+    pub(super) fn new(server: &Server) -> Self {
+        Self {
+            server: server.clone(),
+            open: RefCell::new(None),
+            failed: Cell::new(None),
+            is_in_commit: Cell::new(false),
+            dialled: Cell::new(0),
+        }
+    }
+
+    /// Makes the tables, or brings them to this version's layout.
+    pub(super) fn upgrade(&self, layouts: &[refinery::Migration]) -> Result<(), StoreError> {
+        let mut client = self.server.dial()?;
+        // Gone with the connection.
+        let lock = async { client.execute("SELECT pg_advisory_lock($1)", &[&UPGRADE_LOCK]).await };
+        self.wait(lock)?.map_err(StoreError::from)?;
+        let runner = refinery::Runner::new(layouts);
+        self.wait(runner.run_async(&mut client))?
+            .map(drop)
+            .map_err(|error| StoreError::Layout { server: self.server.to_string(), reason: error.to_string() })
+    }
+
+    /// Waits on this thread, which may be another runtime's.
+    fn wait<T>(&self, what: impl Future<Output = T>) -> Result<T, StoreError> {
+        let _timers = runtime()?.enter();
+        futures_executor::block_on(tokio::time::timeout(ANSWER_MAX, what))
+            .map_err(|_| StoreError::Silent(self.server.to_string()))
+    }
+
+    fn dial(&self) -> Result<(), StoreError> {
+        if self.open.borrow().as_ref().is_some_and(|open| !open.client.is_closed()) {
+            return Ok(());
+        }
+        *self.open.borrow_mut() = None;
+        if self.failed.get().is_some_and(|at| at.elapsed() < DIAL_REST) {
+            return Err(StoreError::Unreached { server: self.server.to_string(), reason: "just tried".to_owned() });
+        }
+        let dialled = self.server.dial();
+        self.failed.set(dialled.is_err().then(Instant::now));
+        let client = Arc::new(dialled?);
+        self.dialled.set(self.dialled.get() + 1);
+        *self.open.borrow_mut() = Some(Open { client, statements: HashMap::new(), pending: Vec::new() });
+        Ok(())
+    }
+
+    /// Grows with each connection.
+    pub(super) fn number(&self) -> Result<u64, StoreError> {
+        self.dial()?;
+        Ok(self.dialled.get())
+    }
+
+    /// Works on the connection; one that does not answer is closed.
+    fn with<T>(&self, work: impl FnOnce(&mut Open) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        if !self.is_in_commit.get() {
+            self.dial()?;
+        }
+        let mut open = self.open.borrow_mut();
+        let gone = || StoreError::Unreached { server: self.server.to_string(), reason: "it went away".to_owned() };
+        let worked = work(open.as_mut().ok_or_else(gone)?);
+        if matches!(worked, Err(StoreError::Silent(_))) {
+            *open = None;
+        }
+        worked
+    }
+
+    fn statement(&self, open: &mut Open, text: &str) -> Result<Statement, StoreError> {
+        if let Some(statement) = open.statements.get(text) {
+            return Ok(statement.clone());
+        }
+        let statement = self.wait(open.client.prepare(&text.replace('?', "$")))??;
+        open.statements.insert(text.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    pub(super) fn rows(&self, text: &str, values: &[Value<'_>]) -> Result<Vec<Row>, StoreError> {
+        self.with(|open| {
+            let statement = self.statement(open, text)?;
+            let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|value| value as _).collect();
+            Ok(self.wait(open.client.query(&statement, &values))??)
+        })
+    }
+
+    pub(super) fn execute(&self, text: &str, values: &[Value<'_>]) -> Result<(), StoreError> {
+        self.with(|open| {
+            let statement = self.statement(open, text)?;
+            let (client, values) = (open.client.clone(), values.iter().map(Owned::from).collect::<Vec<_>>());
+            self.send(open, async move {
+                client.execute_raw(&statement, values.iter().map(|value| value as &(dyn ToSql + Sync))).await
+            })?;
+            if self.is_in_commit.get() { Ok(()) } else { self.carried_out(open) }
+        })
+    }
+
+    /// Polled once, it lies in the connection's queue, before whatever is sent next.
+    fn send(
+        &self,
+        open: &mut Open,
+        what: impl Future<Output = Result<u64, Error>> + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let mut what: Pending = Box::pin(what);
+        match what.as_mut().now_or_never() {
+            Some(done) => drop(done?),
+            None => open.pending.push(what),
+        }
+        Ok(())
+    }
+
+    fn send_simple(&self, open: &mut Open, text: &'static str) -> Result<(), StoreError> {
+        let client = open.client.clone();
+        self.send(open, async move { client.batch_execute(text).await.map(|()| 0) })
+    }
+
+    fn carried_out(&self, open: &mut Open) -> Result<(), StoreError> {
+        for pending in std::mem::take(&mut open.pending) {
+            self.wait(pending)??;
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin(&self) -> Result<(), StoreError> {
+        self.with(|open| self.send_simple(open, "BEGIN"))?;
+        self.is_in_commit.set(true);
+        Ok(())
+    }
+
+    pub(super) fn commit(&self) -> Result<(), StoreError> {
+        // A server to which a change was wrong rolls back at this word: the change says so before it is looked at.
+        let committed = self.with(|open| {
+            self.send_simple(open, "COMMIT")?;
+            self.carried_out(open)
+        });
+        if committed.is_ok() {
+            self.is_in_commit.set(false);
+        }
+        committed
+    }
+
+    pub(super) fn rollback(&self) {
+        let undone = self.with(|open| {
+            open.pending.clear();
+            self.send_simple(open, "ROLLBACK")?;
+            self.carried_out(open)
+        });
+        if undone.is_err() {
+            // The server undoes what a connection that has gone did not commit.
+            *self.open.borrow_mut() = None;
+        }
+        self.is_in_commit.set(false);
+    }
+}
+
+/// A value that is under way.
+#[derive(Debug)]
+pub(super) enum Owned {
+    Nothing,
+    Number(i64),
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl Owned {
+    pub(super) fn as_value(&self) -> Value<'_> {
+        match self {
+            Self::Nothing => Value::Nothing,
+            Self::Number(number) => Value::Number(*number),
+            Self::Text(text) => Value::Text(text),
+            Self::Bytes(bytes) => Value::Bytes(bytes),
+        }
+    }
+}
+
+impl From<&Value<'_>> for Owned {
+    fn from(value: &Value<'_>) -> Self {
+        match *value {
+            Value::Nothing => Self::Nothing,
+            Value::Number(number) => Self::Number(number),
+            Value::Text(text) => Self::Text(text.to_owned()),
+            Value::Bytes(bytes) => Self::Bytes(bytes.to_vec()),
+        }
+    }
+}
+
+impl ToSql for Owned {
+    fn to_sql(
+        &self,
+        kind: &tokio_postgres::types::Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<tokio_postgres::types::IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.as_value().to_sql(kind, out)
+    }
+
+    fn accepts(_: &tokio_postgres::types::Type) -> bool {
+        true
+    }
+
+    tokio_postgres::types::to_sql_checked!();
+}

@@ -1,0 +1,66 @@
+//! A training set of the cases that are looked for, as a download.
+
+use std::io::{self, Write};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::response::{IntoResponse, Response};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::cases::Wanted;
+use super::{ApiError, View};
+use crate::export;
+use crate::store::Reader;
+
+/// How many are written at once: each reads the records from end to end.
+pub(super) const EXPORTS_MAX: usize = 2;
+
+/// How many pieces of the archive wait for a slow client.
+const PIECES_MAX: usize = 4;
+
+/// `GET /api/export`
+pub(super) async fn archive(State(view): State<View>, Query(wanted): Query<Wanted>) -> Result<Response, ApiError> {
+    let format = wanted.format.unwrap_or_default();
+    let sought = wanted.sought()?;
+    let place = view.exports.clone().try_acquire_owned().map_err(|_| ApiError::TooManyExports(EXPORTS_MAX))?;
+    let (pieces, sent) = mpsc::channel(PIECES_MAX);
+    let at = view.records_at.clone();
+    tokio::task::spawn_blocking(move || {
+        let _place = place;
+        let scratch = at.folder();
+        let out = Pieces(pieces.clone());
+        // A reader of its own: the page's would be taken for as long as the client takes.
+        let written = Reader::open(&at)
+            .map_err(export::ExportError::from)
+            .and_then(|reader| export::write(&reader, sought, format, out, &scratch));
+        if let Err(error) = written {
+            tracing::warn!("a training set was not written to its end: {error}");
+            // Without its end the download is seen to have failed.
+            drop(pieces.blocking_send(Err(io::Error::other(error.to_string()))));
+        }
+    });
+    let headers = [
+        (CONTENT_TYPE, "application/x-tar"),
+        (CONTENT_DISPOSITION, "attachment; filename=\"training-set.tar\""),
+        (CACHE_CONTROL, "no-store"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    Ok((headers, Body::from_stream(ReceiverStream::new(sent))).into_response())
+}
+
+/// Where the archive is written: it waits while the client does not read.
+struct Pieces(mpsc::Sender<io::Result<Bytes>>);
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody takes it any more");
+        self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes))).map_err(gone)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,134 @@
+//! A headless Chromium that does what a person does at the page, driven over WebDriver.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::interface::client;
+use crate::program::{Program, Recipe};
+use crate::wait;
+
+/// Debian's package `chromium-driver` has it, and brings the browser.
+pub const CHROMEDRIVER: &str = "/usr/bin/chromedriver";
+
+const START_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Longer than any script of a test runs.
+const REQUEST_WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// A phone held upright, in CSS pixels.
+pub const PHONE_WIDTH: u32 = 390;
+
+/// One browser with one page. Dropping it closes it.
+pub struct Browser {
+    session: String,
+    http: ureq::Agent,
+    _driver: Program,
+}
+
+impl Browser {
+    /// Starts it with everything of its own below `dir`.
+    pub fn start(dir: &Path) -> Result<Self> {
+        let recipe = Recipe::new("chromedriver", CHROMEDRIVER.into(), dir).argument("--port=0");
+        let mut driver = recipe.start()?;
+        let port = driver.wait_for("chromedriver says its port", START_WAIT_MAX, |driver| {
+            let output = driver.output()?;
+            let line = output.lines().find_map(|line| line.split_once("started successfully on port "));
+            Ok(line.and_then(|(_, port)| port.trim_end_matches('.').parse::<u16>().ok()))
+        })?;
+        let http = client(REQUEST_WAIT_MAX);
+        let profile = format!("--user-data-dir={}", dir.join("profile").display());
+        // Tests run as root in containers, where neither the sandbox nor much shared memory is there.
+        let args = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", &profile];
+        let wanted = json!({"capabilities": {"alwaysMatch": {
+            "browserName": "chrome",
+            "goog:chromeOptions": {"args": args},
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }}});
+        let driver_address = format!("http://127.0.0.1:{port}");
+        let made = send(&http, &format!("{driver_address}/session"), &wanted)?;
+        let id = made["sessionId"].as_str().context("a session")?;
+        Ok(Self { session: format!("{driver_address}/session/{id}"), http, _driver: driver })
+    }
+
+    fn tell(&self, command: &str, arguments: Value) -> Result<Value> {
+        send(&self.http, &format!("{}/{command}", self.session), &arguments)
+    }
+
+    pub fn open(&self, url: &str) -> Result<()> {
+        self.tell("url", json!({ "url": url })).map(drop)
+    }
+
+    /// Presses keys one after the other, wherever the focus is.
+    pub fn press(&self, keys: &str) -> Result<()> {
+        let each = |key: char| [json!({"type": "keyDown", "value": key}), json!({"type": "keyUp", "value": key})];
+        let strokes: Vec<Value> = keys.chars().flat_map(each).collect();
+        self.tell("actions", json!({"actions": [{"type": "key", "id": "keys", "actions": strokes}]})).map(drop)
+    }
+
+    /// What the body of a function returns in the page.
+    pub fn look(&self, script: &str) -> Result<Value> {
+        self.tell("execute/sync", json!({"script": script, "args": []}))
+    }
+
+    /// Likewise, of one that calls `done` with it.
+    pub fn look_later(&self, script: &str) -> Result<Value> {
+        let script = format!("const done = arguments[arguments.length - 1]; {script}");
+        self.tell("execute/async", json!({"script": script, "args": []}))
+    }
+
+    /// Waits until an expression is true in the page.
+    pub fn wait_until(&self, expression: &str) -> Result<()> {
+        let script = format!("return Boolean({expression})");
+        wait::until_true(expression, START_WAIT_MAX, || Ok(self.look(&script)? == true))
+    }
+
+    /// In light or dark, on a desk or a phone.
+    pub fn appear(&self, scheme: &str, width: u32) -> Result<()> {
+        let devtools = |command: &str, params: Value| {
+            self.tell("goog/cdp/execute", json!({"cmd": command, "params": params})).map(drop)
+        };
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        devtools("Emulation.setEmulatedMedia", json!({ "features": features }))?;
+        let size = json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width <= PHONE_WIDTH});
+        devtools("Emulation.setDeviceMetricsOverride", size)
+    }
+
+    /// What scripts and the browser have complained about since this was asked last.
+    pub fn complaints(&self) -> Result<Vec<String>> {
+        let entries = self.tell("se/log", json!({"type": "browser"}))?;
+        let entries = entries.as_array().context("a log")?.iter();
+        let severe = entries.filter(|entry| entry["level"] == "SEVERE" || entry["level"] == "WARNING");
+        Ok(severe.map(|entry| entry["message"].to_string()).collect())
+    }
+
+    /// Where requests have gone since this was asked last.
+    pub fn requests(&self) -> Result<Vec<String>> {
+        let entries = self.tell("se/log", json!({"type": "performance"}))?;
+        let mut urls = Vec::new();
+        for entry in entries.as_array().context("a log")? {
+            let message: Value = serde_json::from_str(entry["message"].as_str().unwrap_or_default())?;
+            if message["message"]["method"] == "Network.requestWillBeSent" {
+                urls.extend(message["message"]["params"]["request"]["url"].as_str().map(str::to_owned));
+            }
+        }
+        Ok(urls)
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // The browser outlives a driver that is killed.
+        drop(self.http.delete(&self.session).call());
+    }
+}
+
+fn send(http: &ureq::Agent, url: &str, arguments: &Value) -> Result<Value> {
+    let mut answer = http.post(url).content_type("application/json").send(arguments.to_string())?;
+    let text = answer.body_mut().with_config().limit(64 << 20).read_to_string()?;
+    let mut value: Value = serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))?;
+    ensure!(answer.status() == 200, "the browser refuses: {text}");
+    Ok(value["value"].take())
+}

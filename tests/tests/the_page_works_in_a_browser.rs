@@ -1,0 +1,134 @@
+//! The page in a real browser: a review by keyboard that reaches the device, no complaint of the browser, no request
+//! elsewhere, and nothing serious or critical that axe-core finds, in light and dark, on a desk and on a phone.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hedge_proto::{Authority, CaseId};
+use hedge_tests::browser::{Browser, PHONE_WIDTH};
+use hedge_tests::{Agent, Scene, Tally, places, skip, tally, wait};
+use serde_json::Value;
+
+/// Far more than one case takes on an idle link.
+const CORRECTION_WAIT_MAX: Duration = Duration::from_secs(60);
+
+const ENTER: &str = "\u{e007}";
+
+#[test]
+fn a_review_by_keyboard_reaches_the_device() -> Result<()> {
+    if !skip::has_onnxruntime() || !skip::has_browser() {
+        return Ok(());
+    }
+    let scene = Scene::embedded()?;
+    let (mut agent, ids) = some_closed_cases(&scene, 3)?;
+    let browser = Browser::start(scene.dir())?;
+    let page = scene.cloud.dashboard();
+    browser.open(&format!("{page}/cases?order=newest"))?;
+    browser.wait_until("document.querySelectorAll('.case .who').length === 3")?;
+    // The second case of the list, by its keys.
+    browser.press(&format!("jj{ENTER}"))?;
+    let id = &ids[1];
+    browser.wait_until(&format!("location.pathname === '/cases/{id}' && document.querySelector('.label')"))?;
+    browser.wait_until("!document.getElementById('following').disabled")?;
+
+    // Another label than the one that stands, by its number.
+    let next = browser.look(
+        "return [...document.querySelectorAll('.label')].slice(0, 9).findIndex((one) => !one.classList.contains('now'))",
+    )?;
+    let next = usize::try_from(next.as_u64().context("another label")?)?;
+    let wanted = browser.look(&format!("return document.querySelectorAll('.label')[{next}].dataset.label"))?;
+    browser.press(&(next + 1).to_string())?;
+    let line = wait::until("the correction comes out of the sink", CORRECTION_WAIT_MAX, || {
+        Ok(agent.corrections()?.into_iter().find(|line| line.id == *id && line.revision == 2))
+    })?;
+    assert_eq!(line.authority, Authority::Person);
+    assert_eq!(tally::label(&line).as_deref(), wanted.as_str());
+
+    // It has gone on to the case behind it, an older one, which Enter confirms as it is.
+    browser
+        .wait_until(&format!("location.pathname === '/cases/{}' && document.querySelector('.label.now')", ids[2]))?;
+    browser.press(ENTER)?;
+    let confirmed = |agent: &Agent| -> Result<bool> {
+        Ok(agent.corrections()?.iter().any(|line| line.id == ids[2] && line.authority == Authority::Person))
+    };
+    wait::until_true("the confirmation comes out of the sink", CORRECTION_WAIT_MAX, || confirmed(&agent))?;
+    nothing_is_wrong(&browser, page)?;
+    agent.stop()
+}
+
+#[test]
+fn every_page_can_be_used_by_everybody() -> Result<()> {
+    if !skip::has_onnxruntime() || !skip::has_browser() {
+        return Ok(());
+    }
+    let Some(axe) = places::axe() else {
+        skip::skipped("axe-core is not here; `cargo xtask test` fetches it and sets HEDGETEST_AXE");
+        return Ok(());
+    };
+    let axe = std::fs::read_to_string(axe)?;
+    let scene = Scene::embedded()?;
+    let (mut agent, ids) = some_closed_cases(&scene, 3)?;
+    let browser = Browser::start(scene.dir())?;
+    let page = scene.cloud.dashboard();
+    let pages = [
+        ("/".to_owned(), ".case .who"),
+        ("/cases".to_owned(), ".case .who"),
+        (format!("/cases/{}", ids[0]), ".label.now"),
+        ("/devices/device-1".to_owned(), ".field"),
+    ];
+    let mut found = Vec::new();
+    for (scheme, width) in [("light", 1300), ("dark", 1300), ("light", PHONE_WIDTH)] {
+        browser.appear(scheme, width)?;
+        for (path, drawn) in &pages {
+            browser.open(&format!("{page}{path}"))?;
+            browser.wait_until(&format!("document.querySelector('{drawn}')"))?;
+            browser.wait_until("document.getElementById('live').textContent === 'live'")?;
+            let serious = serious_findings(&browser, &axe)?;
+            found.extend(serious.into_iter().map(|what| format!("{path} {scheme} {width}: {what}")));
+            let wide = browser.look("return document.scrollingElement.scrollWidth")?;
+            if wide.as_u64() > Some(width.into()) {
+                found.push(format!("{path} is {wide} pixels wide on a screen of {width}"));
+            }
+        }
+    }
+    ensure!(found.is_empty(), "{}", found.join("\n"));
+    nothing_is_wrong(&browser, page)?;
+    agent.stop()
+}
+
+/// What axe-core finds that keeps people out, and where.
+fn serious_findings(browser: &Browser, axe: &str) -> Result<Vec<String>> {
+    browser.look(axe)?;
+    let found = browser.look_later(
+        "axe.run({ resultTypes: ['violations'] }).then(({ violations }) => done(violations
+            .filter(({ impact }) => ['serious', 'critical'].includes(impact))
+            .map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html.slice(0, 160)).slice(0, 3).join(' | ')}`)),
+            (error) => done([`axe-core: ${error}`]))",
+    )?;
+    Ok(found.as_array().context("a list")?.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+fn nothing_is_wrong(browser: &Browser, page: &str) -> Result<()> {
+    let complaints = browser.complaints()?;
+    ensure!(complaints.is_empty(), "the browser complains: {complaints:?}");
+    let requests = browser.requests()?;
+    ensure!(requests.len() > 5, "no requests were seen");
+    // The tab that a browser opens with is its own.
+    let is_ours = |url: &&String| ["data:", "chrome:", page].iter().any(|own| url.starts_with(own));
+    let elsewhere: Vec<_> = requests.iter().filter(|url| !is_ours(url)).collect();
+    ensure!(elsewhere.is_empty(), "requests elsewhere: {elsewhere:?}");
+    Ok(())
+}
+
+/// A device and so many cases of its that the cloud has answered, the newest first.
+fn some_closed_cases(scene: &Scene, many: usize) -> Result<(Agent, Vec<CaseId>)> {
+    let mut agent = scene.doubter("device-1").broker(&format!("mqtt://{}", scene.broker()?)).start()?;
+    agent.wait_until_online()?;
+    let mut ids = Vec::new();
+    for n in 0..many {
+        let id = scene.post_a_stored_one(&agent, 60 * n, &mut Tally::default())?.id;
+        agent.wait_for_correction(&id, CORRECTION_WAIT_MAX)?;
+        ids.insert(0, id);
+    }
+    Ok((agent, ids))
+}
