@@ -37,6 +37,7 @@ fn main() -> Fallible<()> {
         false_alarms += alarms;
         report.insert(trace.name.clone(), measured);
         if let Some(dir) = &plots {
+            std::fs::create_dir_all(dir)?;
             plot::draw(trace, &dir.join(format!("cascade-{}.svg", trace.name)))?;
         }
     }
