@@ -1,7 +1,7 @@
 //! The command line. Everything is checked before anything is opened or dialled.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -14,7 +14,7 @@ use crate::export::cli::ExportArgs;
 use crate::fleet::cli::DeviceArgs;
 use crate::link::{BrokerArgs, Endpoint};
 use crate::payloads::PayloadsSetup;
-use crate::store::{FILE_NAME, RecordsAt, StoreError};
+use crate::store::RecordsArgs;
 
 /// The cloud side of Hedge: answers the cases devices are not sure about, and sets and commands devices.
 #[derive(Debug, Parser)]
@@ -174,29 +174,6 @@ pub struct Serve {
     /// How logs are written
     #[arg(long, value_name = "FORMAT", env = "HEDGE_CLOUD_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-}
-
-/// Where the records are, if not in the state directory.
-#[derive(Debug, Args)]
-pub struct RecordsArgs {
-    /// Keep the records in this PostgreSQL database, which any number of instances may share, instead of in --state-dir:
-    /// postgres://USER:PASSWORD@HOST/DATABASE. With TLS, unless the host is this machine or `?sslmode=disable` is added
-    #[arg(long = "records", value_name = "URL", env = "HEDGE_CLOUD_RECORDS", hide_env_values = true)]
-    pub url: Option<String>,
-
-    /// The authority whose certificate that server shows (PEM) [default: those the system trusts]
-    #[arg(long = "records-ca", value_name = "FILE", env = "HEDGE_CLOUD_RECORDS_CA", requires = "url")]
-    pub authority: Option<PathBuf>,
-}
-
-impl RecordsArgs {
-    /// Where they are; `state_dir` has the file.
-    pub fn at(&self, state_dir: &Path) -> Result<RecordsAt, StoreError> {
-        match &self.url {
-            Some(url) => RecordsAt::server(url, self.authority.as_deref()),
-            None => Ok(RecordsAt::File(state_dir.join(FILE_NAME))),
-        }
-    }
 }
 
 /// What answers.

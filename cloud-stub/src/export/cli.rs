@@ -9,8 +9,7 @@ use clap::Args;
 use hedge_proto::{Authority, Name};
 
 use super::{Format, write};
-use crate::args::RecordsArgs;
-use crate::store::{Reader, Sought};
+use crate::store::{Reader, RecordsArgs, Sought};
 
 /// Write answered cases and their pictures as a training set: a tar archive whose devices are either in train/ or in test/
 #[derive(Debug, Args)]

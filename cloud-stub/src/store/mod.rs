@@ -14,6 +14,7 @@
 //! that no two decide about one device at the same time and none waits for one that waits for it. Each counts in a row
 //! of its own. Each unanswered case is one instance's; see [`lease`].
 
+mod args;
 mod checkpoint;
 mod lease;
 mod postgres;
@@ -26,6 +27,7 @@ pub(crate) mod testing;
 mod totals;
 mod writer;
 
+pub use args::RecordsArgs;
 pub use reader::{CaseRow, DeviceEvent, DeviceRow, Reader, SettingsRow};
 pub use review::{CaseList, Closed, Place, Sought};
 pub use totals::Totals;

@@ -251,7 +251,7 @@ pub(super) struct History {
     pub(super) state_dir: PathBuf,
 
     #[command(flatten)]
-    pub(super) records: crate::args::RecordsArgs,
+    pub(super) records: crate::store::RecordsArgs,
 
     /// One JSON object per event and line
     #[arg(long)]

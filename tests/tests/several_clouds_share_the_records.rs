@@ -1,0 +1,154 @@
+//! Several instances on one mosquitto and one PostgreSQL: one of them dies, the server goes away, and every case is
+//! answered, once, whoever had it; each instance tells of all of them.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+#![allow(dead_code, clippy::print_stderr, clippy::cast_precision_loss, reason = "the devices are those of the bench")]
+
+#[path = "../benches/fleet/device.rs"]
+mod device;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use device::{Counts, Device, Fleet, LABEL, Stage, TASK};
+use hedge_proto::Topics;
+use hedge_tests::mosquitto::MosquittoSetup;
+use hedge_tests::{Cloud, CloudSetup, Mosquitto, Postgres, skip, wait};
+use tokio::sync::watch;
+
+const DEVICES: usize = 30;
+
+/// Of all devices together: what three debug builds on a busy machine can do beside other tests.
+const CASES_PER_S: f64 = 60.0;
+
+/// For what is no promise in time.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+struct Stand {
+    clouds: Vec<(Cloud, CloudSetup)>,
+    fleet: Arc<Fleet>,
+    stage: watch::Sender<Stage>,
+    postgres: Postgres,
+    _mosquitto: Mosquitto,
+    _runtime: tokio::runtime::Runtime,
+    _dir: tempfile::TempDir,
+}
+
+impl Stand {
+    /// Three instances and a fleet at work.
+    fn start() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let postgres = Postgres::start(dir.path())?;
+        let limits = MosquittoSetup { shipped_limits: true, ..MosquittoSetup::default() };
+        let mosquitto = Mosquitto::start_with(dir.path(), &limits)?;
+        let mut clouds = Vec::new();
+        for number in 1..=3 {
+            let mut setup =
+                CloudSetup { instance: format!("cloud-{number}"), ..CloudSetup::stub(&mosquitto.url(), TASK, LABEL) };
+            setup.environment.push(("HEDGE_CLOUD_RECORDS".to_owned(), postgres.url()));
+            let cloud = Cloud::start(dir.path(), &setup)?;
+            cloud.wait_until_connected()?;
+            clouds.push((cloud, setup));
+        }
+        let fleet = Arc::new(Fleet {
+            broker: mosquitto.address(),
+            topics: Topics::new("")?,
+            payload: vec![7; 1024],
+            batch_bytes_max: 0,
+            every: Some(Duration::from_secs_f64(DEVICES as f64 / CASES_PER_S)),
+            kept: 0,
+            counts: Counts::default(),
+            begun: tokio::time::Instant::now(),
+        });
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let (stage, stages) = watch::channel(Stage::Working);
+        for number in 0..DEVICES {
+            let device = Device::new(fleet.clone(), stages.clone(), number)?;
+            runtime.spawn(device.run(number as f64 / DEVICES as f64));
+        }
+        let stand = Self { clouds, fleet, stage, postgres, _mosquitto: mosquitto, _runtime: runtime, _dir: dir };
+        stand.wait_for_answers(60)?;
+        Ok(stand)
+    }
+
+    fn of(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+
+    /// So many more than there are.
+    fn wait_for_answers(&self, more: u64) -> Result<()> {
+        let wanted = Self::of(&self.fleet.counts.answered) + more;
+        wait::until_true("cases are answered", PATIENCE, || Ok(Self::of(&self.fleet.counts.answered) >= wanted))
+    }
+
+    /// No more cases are made; all there are are answered within `bound`.
+    fn finish(&self, bound: Duration) -> Result<Duration> {
+        let begun = Instant::now();
+        self.stage.send_replace(Stage::Finishing);
+        let counts = &self.fleet.counts;
+        let is_done = || Ok(Self::of(&counts.answered) == Self::of(&counts.made));
+        if let Err(error) = wait::until_true("every case is answered", bound, is_done) {
+            let (answered, made) = (Self::of(&counts.answered), Self::of(&counts.made));
+            let logs = self.clouds.iter().map(|(cloud, setup)| format!("\n{}:\n{}", setup.instance, cloud.log_end()));
+            let figures = self.clouds.iter().map(|(cloud, _)| format!("{:?}", cloud.get("/api/figures")));
+            let said: String = logs.chain(figures).collect();
+            return Err(error.context(format!("{answered} of {made} are answered; {said}")));
+        }
+        ensure!(Self::of(&counts.twice) == 0, "{} have two answers", Self::of(&counts.twice));
+        Ok(begun.elapsed())
+    }
+
+    /// Each instance says what is so of all.
+    fn check_totals(&self) -> Result<()> {
+        let made = Self::of(&self.fleet.counts.made);
+        for (cloud, setup) in &self.clouds {
+            let figures = cloud.get("/api/figures")?;
+            for (name, wanted) in [("cases", made), ("answered", made), ("waiting", 0), ("failed", 0), ("dead", 0)] {
+                ensure!(figures[name] == wanted, "{} says {figures}, and {name} should be {wanted}", setup.instance);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn the_open_cases_of_an_instance_that_died_are_answered_once_by_the_others() -> Result<()> {
+    if !skip::has_mosquitto() || !skip::has_postgres() {
+        return Ok(());
+    }
+    let mut stand = Stand::start()?;
+    stand.clouds[1].0.kill()?;
+    let killed = Instant::now();
+    // What was open then is answered by now, and the others go on.
+    let made = Stand::of(&stand.fleet.counts.made);
+    wait::until_true("the others take over", PATIENCE, || Ok(Stand::of(&stand.fleet.counts.answered) > made))?;
+    let took = stand.finish(Duration::from_secs(60))?;
+    eprintln!(
+        "all answered {} ms after the kill, {} ms after the last was made",
+        killed.elapsed().as_millis(),
+        took.as_millis()
+    );
+    let (cloud, setup) = &mut stand.clouds[1];
+    cloud.start_again(setup)?;
+    stand.check_totals()
+}
+
+#[test]
+fn a_server_that_crashes_or_hangs_loses_nothing_and_is_used_again() -> Result<()> {
+    if !skip::has_mosquitto() || !skip::has_postgres() {
+        return Ok(());
+    }
+    let mut stand = Stand::start()?;
+    stand.postgres.stop_at_once()?;
+    let busy = |stand: &Stand| Ok(Stand::of(&stand.fleet.counts.busy) > 0);
+    wait::until_true("devices are told to wait", PATIENCE, || busy(&stand))?;
+    stand.postgres.start_again()?;
+    stand.wait_for_answers(60)?;
+    stand.postgres.freeze()?;
+    let told = Stand::of(&stand.fleet.counts.busy);
+    wait::until_true("devices are told again", PATIENCE, || Ok(Stand::of(&stand.fleet.counts.busy) > told))?;
+    stand.postgres.thaw()?;
+    stand.finish(PATIENCE)?;
+    stand.check_totals()
+}
