@@ -12,7 +12,7 @@
 //!
 //! Several instances: a commit holds the locks of all devices it is about from its beginning on, taken in order, so
 //! that no two decide about one device at the same time and none waits for one that waits for it. Each counts in a row
-//! of its own. Each unanswered case is one instance's; see [`lease`].
+//! of its own. Each unanswered case is one instance's; see `lease.rs`.
 
 mod args;
 mod checkpoint;

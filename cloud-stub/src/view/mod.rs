@@ -99,7 +99,7 @@ struct View {
 /// | `/api/devices/{name}/commands` | POST: gives it a command; likewise |
 /// | `/api/settings-schema` | what can be set, as JSON Schema |
 /// | `/cases`, `/cases/{id}` | the page of cases, and of one |
-/// | `/api/cases?limit=24&device=D` | the latest cases, newest first, or those that [`cases`] says how to find: a list of [`CaseView`]; the header `Hedge-Next` names the one behind which there may be more |
+/// | `/api/cases?limit=24&device=D` | the latest cases, newest first, or those that `cases` says how to find: a list of [`CaseView`]; the header `Hedge-Next` names the one behind which there may be more |
 /// | `/api/cases/{id}` | one [`CaseView`] |
 /// | `/api/cases/{id}/words` | all that was ever said of it, the first word first: a list of [`VerdictView`] |
 /// | `/api/cases/{id}/payload` | the sample itself, while it is kept |

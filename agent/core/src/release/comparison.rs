@@ -5,7 +5,7 @@
 //! says speaks for one of them. Asking only there leaves nothing out: elsewhere neither can win.
 //!
 //! Two bets go on all the time, one that the newer is better and one that it is worse. A bet is won when it has
-//! brought [`GOAL`] times its stake, which happens by chance to one in as many pairs that are equally good, however often
+//! brought `GOAL` times its stake, which happens by chance to one in as many pairs that are equally good, however often
 //! one looks (Ville's inequality, as in `judge::evidence`).
 
 use alloc::collections::VecDeque;
