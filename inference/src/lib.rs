@@ -17,6 +17,7 @@ mod text;
 pub use bundle::{Bundle, BundleError};
 pub use features::{
     ContentType, FeatureError, Picture, Region, StageTimes, Tensor, cropped, drawn, pixels_only, preview, thumbnail,
+    upright_size,
 };
 pub use model::{Model, ModelError, SessionOptions};
 pub use runtime::{Runtime, RuntimeError, probe_if_asked};

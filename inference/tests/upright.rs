@@ -2,7 +2,7 @@
 
 mod support;
 
-use hedge_inference::{ContentType, Region, thumbnail};
+use hedge_inference::{ContentType, Region, thumbnail, upright_size};
 
 /// Bright at the top left, darker towards the bottom right; 64 x 64.
 fn ramp(turned_over: bool) -> Vec<u8> {
@@ -146,4 +146,17 @@ fn a_png_is_turned_upright_as_well() {
     check_same(&upright, &values(&png(false, &packet, &chunk(b"eXIf", &exif(1, 2, true)))));
     let thumbnail = thumbnail(&ContentType::Png, &png(true, &packet, &[]), 32).expect("a picture").expect("smaller");
     check_same(&upright, &self::values(&thumbnail, None));
+}
+
+#[test]
+fn the_size_of_a_picture_is_that_of_the_upright_one_and_a_damaged_one_has_none() {
+    let mut bytes = Vec::new();
+    let encoder = png::Encoder::new(&mut bytes, 64, 32);
+    encoder.write_header().and_then(|mut writer| writer.write_image_data(&[0; 64 * 32])).expect("a PNG");
+    let (head, rest) = bytes.split_at(33);
+    let turned = [head, &chunk(b"eXIf", &exif(6, 2, true)), rest].concat();
+    assert_eq!(upright_size(&ContentType::Png, &bytes), Ok((64, 32)));
+    assert_eq!(upright_size(&ContentType::Png, &turned), Ok((32, 64)));
+    assert!(upright_size(&ContentType::Png, &turned[..turned.len() / 2]).is_err());
+    assert!(upright_size(&ContentType::Jpeg, &bytes).is_err());
 }

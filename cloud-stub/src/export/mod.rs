@@ -10,10 +10,10 @@ pub mod cli;
 mod labels;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::Path;
 
+use hedge_inference::{ContentType, upright_size};
 use hedge_proto::{Authority, Digest, Found, Output, PayloadForm};
 use serde::{Deserialize, Serialize};
 
@@ -154,27 +154,24 @@ fn picture(reader: &Reader, row: &CaseRow, format: Format) -> Result<Result<Pict
     if has_boxes && row.case.form == PayloadForm::Crop {
         return Ok(Err("only_a_part_of_the_picture"));
     }
-    let ending = match row.case.content_type.trim().to_ascii_lowercase().as_str() {
-        "image/png" => "png",
-        "image/jpeg" => "jpg",
+    let (content_type, ending) = match ContentType::parse(&row.case.content_type) {
+        Some(content_type @ ContentType::Png) => (content_type, "png"),
+        Some(content_type @ ContentType::Jpeg) => (content_type, "jpg"),
         _ => return Ok(Err("no_picture")),
     };
     let Some((_, bytes)) = reader.payload(&row.case.id)? else { return Ok(Err("picture_no_longer_kept")) };
     if bytes.is_empty() {
         return Ok(Err("no_picture"));
     }
-    Ok(Ok(Picture { file: format!("pictures/{}.{ending}", row.case.id), bytes }))
+    let size = if format == Format::Coco {
+        let Ok(size) = upright_size(&content_type, &bytes) else { return Ok(Err("picture_cannot_be_read")) };
+        Some(size)
+    } else {
+        None
+    };
+    Ok(Ok(Picture { file: format!("pictures/{}.{ending}", row.case.id), bytes, size }))
 }
 
 fn boxes(said: &Output) -> Option<&[Found]> {
     if let Output::Boxes(found) = said { Some(found) } else { None }
-}
-
-/// A file that is gone once it is closed, however the program ends.
-fn nameless(dir: &Path) -> io::Result<File> {
-    let chance = getrandom::u64().map_err(io::Error::other)?;
-    let path = dir.join(format!("export-{chance:016x}"));
-    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-    std::fs::remove_file(path)?;
-    Ok(file)
 }

@@ -26,7 +26,7 @@ pub(crate) use npy::read as read_npy;
 pub use picture::Picture;
 pub use region::{InvalidRegion, Region};
 pub use tensor::Tensor;
-pub use thumbnail::{cropped, drawn, pixels_only, preview, thumbnail};
+pub use thumbnail::{cropped, drawn, pixels_only, preview, thumbnail, upright_size};
 
 /// The most pixels a picture may claim: what the largest camera modules for small boards deliver.
 pub const PIXELS_MAX: u64 = 64 * 1_000_000;

@@ -62,6 +62,12 @@ pub fn drawn(content_type: &ContentType, bytes: &[u8], places: &[Rect]) -> Resul
     encode(&picture, u32::MAX, QUALITY)
 }
 
+/// Width and height of the upright picture, of which boxes name parts. The picture is decoded: one that is damaged has none.
+pub fn upright_size(content_type: &ContentType, bytes: &[u8]) -> Result<(u32, u32), FeatureError> {
+    let Picture { width, height, orientation, .. } = decoded(content_type, bytes, |_, _| 8)?;
+    Ok(orientation.upright(width, height))
+}
+
 /// The pixels of a part of the upright picture, its longer side at most `side_max`, as JPEG.
 pub fn cropped(
     content_type: &ContentType,
