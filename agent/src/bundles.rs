@@ -95,6 +95,12 @@ impl Shelves {
         Ok(result)
     }
 
+    /// The same, from a task: a card may take its time.
+    async fn changed<T: Send + 'static>(&self, f: impl FnOnce(&mut Shelf) -> T + Send + 'static) -> io::Result<T> {
+        let shelves = self.clone();
+        tokio::task::spawn_blocking(move || shelves.change(f)).await.map_err(io::Error::from)?
+    }
+
     /// Makes it so, durably: cut off anywhere, the one before or this one is run, and it is whole.
     fn write(&self, shelf: &Shelf) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
@@ -174,21 +180,26 @@ pub async fn reload(config: Config, judges: &BTreeMap<Name, Judge>) -> Result<()
 
 /// Has another bundle that lies on the device already be the one that is run.
 pub async fn turn(
-    config: Config,
+    config: &Config,
     judges: &BTreeMap<Name, Judge>,
     model: &Name,
-    turn: impl FnOnce(&mut Shelf) -> Result<(), NotTried>,
+    turn: fn(&mut Shelf) -> Result<(), NotTried>,
 ) -> Result<(), String> {
-    let found = looked_after(&config, judges).find(|(name, ..)| name == model);
+    let found = looked_after(config, judges).find(|(name, ..)| name == model);
     let (_, shelves, judge) = found.ok_or_else(|| {
         format!(
             "model: `{model}` is no model here whose bundles came from afar, in the folder that `bundle update` keeps"
         )
     })?;
-    shelves.change(turn).map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    shelves.changed(turn).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     // Two copies are enough.
     judge.compare_with(None).await?;
-    reload(config, judges).await
+    judge
+        .reload()
+        .await
+        .map_err(|reason| format!("it is the current bundle, but the one before answers on: {reason}"))?;
+    tokio::spawn(prove(model.clone(), shelves.clone(), judge.clone()));
+    compare(&shelves, judge).await.map_err(|reason| format!("it answers, but is compared with no other: {reason}"))
 }
 
 /// Whether the model's bundle was put there by hand, and nobody's signature was asked for.
@@ -229,7 +240,7 @@ async fn prove(model: Name, shelves: Shelves, judge: Judge) {
     while judge.answered_at().is_none() {
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    match shelves.change(Shelf::answered) {
+    match shelves.changed(Shelf::answered).await {
         Ok(_) => tracing::info!(%model, "its new bundle has answered and is kept"),
         Err(error) => tracing::warn!(%model, %error, "its bundle stays on probation"),
     }
@@ -255,11 +266,11 @@ async fn compare_on(model: Name, shelves: Shelves, judge: Judge, settings: watch
         let config = settings.borrow().config.clone();
         let allowed = config.models.iter().any(|known| known.name == model && known.promote_by_evidence);
         let folder = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let decided = shelves.change(|shelf| {
+        let decided = shelves.changed(move |shelf| {
             let before = shelf.clone();
-            (shelf.found(&folder, &finding, allowed), before, shelf.clone())
+            (shelf.found(&folder, &finding, allowed), before, shelf.clone(), finding)
         });
-        let (is_another, before, after) = match decided {
+        let (is_another, before, after, finding) = match decided.await {
             Ok(decided) => decided,
             Err(error) => {
                 tracing::error!(%model, %error, "what was found of its bundles cannot be kept");
@@ -268,12 +279,11 @@ async fn compare_on(model: Name, shelves: Shelves, judge: Judge, settings: watch
         };
         say(&model, &before, &after, &finding);
         // The one that looked on is in memory, unless it has been replaced just now.
-        if is_another && !judge.exchange().await {
-            let reloaded = judge.reload().await;
-            reloaded
-                .err()
-                .into_iter()
-                .for_each(|reason| tracing::error!(%model, "the other bundle is not run: {reason}"));
+        if is_another
+            && !judge.exchange(dir).await
+            && let Err(reason) = judge.reload().await
+        {
+            tracing::error!(%model, "the other bundle is not run: {reason}");
         }
         if after.on_probation() {
             tokio::spawn(prove(model.clone(), shelves.clone(), judge.clone()));

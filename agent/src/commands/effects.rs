@@ -117,13 +117,9 @@ impl Effects {
     }
 
     /// Another bundle of this model runs from now on.
-    async fn turn(
-        &self,
-        model: &Name,
-        turn: impl FnOnce(&mut Shelf) -> Result<(), NotTried> + Send,
-    ) -> Result<Value, String> {
+    async fn turn(&self, model: &Name, turn: fn(&mut Shelf) -> Result<(), NotTried>) -> Result<Value, String> {
         let config = self.pipeline.settings.borrow().config.clone();
-        bundles::turn(config, &self.pipeline.judges, model, turn).await?;
+        bundles::turn(&config, &self.pipeline.judges, model, turn).await?;
         let runs = self.pipeline.judges.get(model).and_then(Judge::card);
         Ok(json!({"model": runs.map(|card| to_value(&card.model))}))
     }
