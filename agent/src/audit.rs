@@ -34,6 +34,8 @@ pub enum Kind {
     Settings,
     /// A step of a trial of settings.
     Trial,
+    /// A bundle that was fetched, and what became of it.
+    Bundle,
 }
 
 /// One change, command, trial or refusal. Absent fields are left out.

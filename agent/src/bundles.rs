@@ -8,6 +8,8 @@
 //! ```
 //! Which version may run is up to `hedge_core::release::shelf`.
 
+mod delivery;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -22,6 +24,7 @@ use hedge_outbox::files::replace;
 use hedge_proto::Name;
 use tokio::sync::watch;
 
+pub use self::delivery::{Deliveries, Shown};
 use crate::in_force::InForce;
 use crate::inference::Judge;
 
@@ -29,7 +32,7 @@ use crate::inference::Judge;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The folder of one model.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Shelves {
     dir: PathBuf,
 }
@@ -37,7 +40,7 @@ pub struct Shelves {
 impl Shelves {
     #[must_use]
     pub fn of(state_dir: &Path, model: &Name) -> Self {
-        Self { dir: state_dir.join("models").join(model.as_str()) }
+        Self { dir: hedge_config::bundles_of(state_dir, model) }
     }
 
     /// That of a model whose configuration names the link here as its bundle.
@@ -192,14 +195,7 @@ pub async fn turn(
         )
     })?;
     shelves.changed(turn).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-    // Two copies are enough.
-    judge.compare_with(None).await?;
-    judge
-        .reload()
-        .await
-        .map_err(|reason| format!("it is the current bundle, but the one before answers on: {reason}"))?;
-    tokio::spawn(prove(model.clone(), shelves.clone(), judge.clone()));
-    compare(&shelves, judge).await.map_err(|reason| format!("it answers, but is compared with no other: {reason}"))
+    delivery::take_up(model, &shelves, judge).await.map_err(|reason| format!("it is the current bundle, but {reason}"))
 }
 
 /// Whether the model's bundle was put there by hand, and nobody's signature was asked for.

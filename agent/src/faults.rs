@@ -38,6 +38,8 @@ pub enum Part {
     /// How the last run ended.
     LastRun,
     Model(Name),
+    /// A bundle that settings want a model to run, and that it does not.
+    Bundle(Name),
     /// A way out of the device, by its name in `[verdicts]`.
     Sink(Name),
     /// A source that brings nothing, or nothing new.
@@ -78,6 +80,7 @@ impl fmt::Display for Part {
             Self::Limit => "limit",
             Self::LastRun => "last_run",
             Self::Model(name) => return write!(f, "model.{name}"),
+            Self::Bundle(name) => return write!(f, "bundle.{name}"),
             Self::Sink(name) => return write!(f, "sink.{name}"),
             Self::Source(name) => return write!(f, "source.{name}"),
         })

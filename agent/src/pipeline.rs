@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use self::storing::Storing;
 use crate::answers::Answers;
+use crate::bundles;
 use crate::capture::{Asking, Intake, Lookup, ModelFacts, Snapshots, Taker};
 use crate::clock::Clock;
 use crate::control::Control;
@@ -62,6 +63,8 @@ pub struct Pipeline {
     pub link: watch::Receiver<LinkView>,
     /// What counts against the ceilings.
     pub spent: watch::Receiver<Spent>,
+    /// How far wanted bundles have come.
+    pub wanted: watch::Receiver<bundles::Shown>,
     /// A sample is answered by what this shows when it arrives, from first to last.
     pub settings: watch::Receiver<Arc<InForce>>,
     pub control: Control,

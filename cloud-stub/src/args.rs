@@ -155,6 +155,10 @@ pub struct Serve {
     #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_PAYLOAD_DIR")]
     pub payload_dir: Option<PathBuf>,
 
+    /// Serve the published bundles of this folder under /bundles of that address, to devices that show the token
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_BUNDLES", requires = "payload_listen")]
+    pub bundles: Option<PathBuf>,
+
     /// How many MiB of payloads are kept; the oldest go first, answers stay
     #[arg(long, value_name = "MIB", env = "HEDGE_CLOUD_PAYLOAD_MIB", default_value_t = 4096)]
     pub payload_mib: u32,
@@ -331,6 +335,7 @@ impl Serve {
             certificate: self.payload_cert.clone(),
             key: self.payload_key.clone(),
             token_file: self.payload_token_file.clone(),
+            bundles: self.bundles.clone(),
         })
     }
 

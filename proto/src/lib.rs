@@ -60,13 +60,13 @@ pub use plain::plain;
 pub use settings::{
     AddedKind, BrokerSettings, CeilingsSettings, LinkProfile, LinkSettings, LogSettings, ModelSettings, OutboxSettings,
     Payload, RegionSettings, Settings, SilentStateSettings, SinkSettings, SinkWants, SourceSettings, StateSettings,
-    StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings, WindowsSettings,
+    StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings, WantedSettings, WindowsSettings,
 };
 pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use status::{
     BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, JudgeFigures,
     LatencyFigures, LinkState, ModelFigures, PrivacyFigures, QueueFigures, RivalFigures, RivalRole, SampleFigures,
-    SinkFigures, SourceFigures, Telemetry, Throttling,
+    SinkFigures, SourceFigures, Telemetry, Throttling, WantedFigures,
 };
 pub use task::{ModelRef, Reason, labels_hash};
 pub use text::{NotText, in_one_line, text, without_mark};

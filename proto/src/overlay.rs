@@ -33,6 +33,7 @@ pub const LOCAL_ONLY: &[(&str, &str)] = &[
     ("credentials", "secrets never travel; name them with broker.credentials"),
     ("settings", "how long settings are on trial is decided on the device"),
     ("payloads", "where payloads go is decided on the device"),
+    ("bundles", "where bundles come from, and whose count, is decided on the device"),
     ("enrolment", "who vouches for the device is decided on the device"),
     ("broker.identity", "the device's name is its identity"),
     ("privacy", "what may leave the device is decided on the device"),

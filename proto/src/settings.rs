@@ -310,6 +310,23 @@ pub struct BrokerSettings {
 pub struct ModelSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threshold: Option<ThresholdSettings>,
+    /// Which signed bundle it is to run. The device fetches it from where its local file says, and tries it first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<WantedSettings>,
+}
+
+/// A signed bundle, by the name and version that the list of published bundles has for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct WantedSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<Name>,
+    /// It looks at what the current bundle answers first, until it is promoted or given up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<bool>,
 }
 
 /// What an answer must reach to stay on the device.

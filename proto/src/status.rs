@@ -325,6 +325,27 @@ pub struct ModelFigures {
     /// The bundle that the one that answers is compared with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rival: Option<RivalFigures>,
+    /// The bundle that settings want it to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<WantedFigures>,
+}
+
+/// How far a wanted bundle has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct WantedFigures {
+    pub name: Name,
+    pub version: Name,
+    /// `waiting`, `fetching`, `candidate`, `current` or `failed`. A later version may know more.
+    pub state: String,
+    /// What it waits for, or why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Bytes that came while it is fetched, counted again when they come again, and how many the bundle has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub came: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
 /// A bundle that looks at the same samples as the one that answers, while nobody hears it.

@@ -144,3 +144,39 @@ fn the_page_does_the_same(scene: &Scene) -> Result<()> {
     ensure!(shown["reported"]["version"] == 7 && shown["look_only"].is_null(), "{shown}");
     Ok(())
 }
+
+#[test]
+fn a_change_goes_out_in_stages_and_stops_at_the_first_device_that_is_worse() -> Result<()> {
+    if !(skip::has_onnxruntime() && skip::has_mosquitto()) {
+        return Ok(());
+    }
+    let scene = Scene::stub(&MosquittoSetup::default())?;
+    let broker = format!("mqtt://{}", scene.broker()?);
+    let mut agents = Vec::new();
+    for number in 1..=3 {
+        let mut agent = scene.doubter(&format!("device-{number}")).broker(&broker).start()?;
+        agent.wait_until_online()?;
+        agents.push(agent);
+    }
+    // How it ended, how many devices have a change in force, and what was said.
+    let set = |words: &[&str]| -> Result<(Option<i32>, usize, String)> {
+        let mut command = Command::new(places::program("hedge-cloud")?);
+        command.args(["device", "set", "--all", "--stages", "30,100", "--settle", "2", "--broker", &broker]).args(words);
+        let Output { status, stdout, stderr } = command.output()?;
+        let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        Ok((status.code(), said.matches(": applied").count(), said))
+    };
+    // A label that the model does not have: the settings are taken, and the device says that something is wrong.
+    let (code, changed, said) = set(&["model.fashion-small.threshold.classes.Nonsense=0.9"])?;
+    ensure!(code == Some(1) && changed == 1, "{said}");
+    ensure!(said.contains("stopped after stage 1 of 2; 2 devices are left alone: device-"), "{said}");
+    ensure!(said.contains("Nonsense"), "{said}");
+
+    let (code, changed, said) = set(&["model.fashion-small.threshold.classes=", "log.level=warn"])?;
+    ensure!(code == Some(0) && changed == 3, "{said}");
+    ensure!(said.contains("stage 1 of 2: 1 devices, 1 of them") && said.contains("stage 2 of 2: 2 devices"), "{said}");
+    // Again there is nothing to be done.
+    let (code, changed, said) = set(&["log.level=warn"])?;
+    ensure!(code == Some(0) && changed == 0, "{said}");
+    Ok(())
+}

@@ -74,6 +74,11 @@ impl ConfigFile {
         &self.text
     }
 
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The same file as it is now, with the environment as it is now.
     pub fn again(&self) -> Result<Self, ConfigError> {
         Self::load(&self.path, std::env::vars())

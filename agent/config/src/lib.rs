@@ -10,6 +10,7 @@ mod home_assistant;
 mod kept;
 mod link;
 mod log;
+mod model;
 mod outbox;
 mod overrides;
 mod payloads;
@@ -23,14 +24,13 @@ mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hedge_core::identity::device_id;
 use hedge_core::policy::Policies;
 use hedge_identity::Certificate;
-use hedge_proto::{DeviceId, Name};
+use hedge_proto::{DeviceId, Name, WantedSettings};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -42,9 +42,10 @@ pub use self::home_assistant::HomeAssistantConfig;
 pub use self::kept::Starting;
 pub use self::link::{CeilingsConfig, LinkConfig, ProbeConfig};
 pub use self::log::{LogConfig, LogError, LogFormat, log_filter};
+pub use self::model::{ModelConfig, bundles_of};
 pub use self::outbox::{OutboxConfig, WhenFullName};
 pub use self::overrides::{NoSetting, Override};
-pub use self::payloads::{PayloadsConfig, PayloadsUrl};
+pub use self::payloads::{BundlesConfig, HttpUrl, PayloadsConfig};
 pub use self::place::span_of;
 pub use self::privacy::PrivacyConfig;
 pub use self::settings::{Seconds, SettingsConfig};
@@ -82,6 +83,8 @@ pub struct Config {
     pub link: LinkConfig,
     /// Without it, what is too large for MQTT cannot be sent.
     pub payloads: Option<PayloadsConfig>,
+    /// Without it bundles are fetched by hand only.
+    pub bundles: Option<BundlesConfig>,
     /// Without it everything may leave the device.
     pub privacy: PrivacyConfig,
     pub runtime: RuntimeConfig,
@@ -109,6 +112,7 @@ impl Default for Config {
             enrolment: None,
             link: LinkConfig::default(),
             payloads: None,
+            bundles: None,
             privacy: PrivacyConfig::default(),
             runtime: RuntimeConfig::default(),
             http: HttpConfig::default(),
@@ -180,44 +184,6 @@ pub struct TelemetryConfig {
     pub interval_s: Option<u64>,
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    pub name: Name,
-    /// The folder with `manifest.toml`.
-    pub bundle: PathBuf,
-    /// Which of the bundle's files, for example `int8` or `fp32`; the manifest's first if not given.
-    pub variant: Option<String>,
-    /// More than one thread costs more CPU time per answer on small boards.
-    #[serde(default = "one_thread")]
-    pub threads: u8,
-    /// What it does not say is the manifest's suggestion.
-    #[serde(default)]
-    pub threshold: ThresholdConfig,
-    /// A model that works on one sample for longer hangs, and systemd starts the agent again.
-    #[serde(default = "a_minute")]
-    pub hung_after_s: NonZeroU32,
-    /// A candidate that the cloud agrees with more often takes the current bundle's place by itself.
-    #[serde(default)]
-    pub promote_by_evidence: bool,
-}
-
-impl ModelConfig {
-    #[must_use]
-    pub fn hung_after(&self) -> Duration {
-        Duration::from_secs(self.hung_after_s.get().into())
-    }
-}
-
-/// A 24-megapixel picture on the slowest board takes a tenth of it.
-fn a_minute() -> NonZeroU32 {
-    const { NonZeroU32::new(60).unwrap() }
-}
-
-fn one_thread() -> u8 {
-    1
-}
-
 impl Config {
     /// Reads, overrides and checks. Nothing else is touched: no model, no network, no state.
     pub fn load(path: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
@@ -276,6 +242,7 @@ impl Config {
             let without = |model: &ModelConfig| ModelConfig {
                 threshold: ThresholdConfig::default(),
                 promote_by_evidence: false,
+                wanted: WantedSettings::default(),
                 ..model.clone()
             };
             config.models.iter().map(without).collect::<Vec<_>>()
@@ -358,6 +325,7 @@ impl Config {
             if !seen.insert(&model.name) {
                 return Err(Problem::of("model", &model.name, format!("two models are named `{}`", model.name)));
             }
+            model.check_wanted(&self.state_dir, self.bundles.is_some())?;
         }
         let mut seen = BTreeSet::new();
         for source in &self.sources {

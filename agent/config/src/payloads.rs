@@ -1,5 +1,6 @@
-//! `[payloads]`: where payloads go that are too large for MQTT.
+//! `[payloads]` and `[bundles]`: what goes over HTTPS, and where.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use hedge_proto::host_and_port;
@@ -10,7 +11,21 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 pub struct PayloadsConfig {
     /// `https://host[:port]` of the cloud's `--payload-listen`.
-    pub url: PayloadsUrl,
+    pub url: HttpUrl,
+    /// PEM; the system's certificates if not given.
+    pub ca_file: Option<PathBuf>,
+    /// The file's content is shown with every request.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Where signed bundles are fetched from; they are believed for their signatures only.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundlesConfig {
+    /// The folder of published bundles on a web server, or `/bundles` of the cloud's `--payload-listen`.
+    pub url: HttpUrl,
+    /// The first root, which says whose signatures count; needed until a bundle has been fetched once.
+    pub root: Option<PathBuf>,
     /// PEM; the system's certificates if not given.
     pub ca_file: Option<PathBuf>,
     /// The file's content is shown with every request.
@@ -20,15 +35,15 @@ pub struct PayloadsConfig {
 /// `https://host[:port][/path]`, or `http://` where nobody else is on the way.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct PayloadsUrl {
+pub struct HttpUrl {
     pub tls: bool,
     pub host: String,
     pub port: u16,
-    /// In front of `/v1/payloads/…`, without a slash at its end; empty if not given.
+    /// In front of what is asked for, without a slash at its end; empty if not given.
     pub path: String,
 }
 
-impl TryFrom<String> for PayloadsUrl {
+impl TryFrom<String> for HttpUrl {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -49,16 +64,27 @@ impl TryFrom<String> for PayloadsUrl {
     }
 }
 
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        write!(f, "{scheme}://{host}:{}{}", self.port, self.path)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn addresses_are_read_whole_or_refused() {
-        let read = |text: &str| PayloadsUrl::try_from(text.to_owned());
+        let read = |text: &str| HttpUrl::try_from(text.to_owned());
         let url = read("https://cloud.example/hedge/").expect("valid");
         assert_eq!((url.tls, url.host.as_str(), url.port, url.path.as_str()), (true, "cloud.example", 443, "/hedge"));
         assert_eq!(read("http://[::1]:8081").expect("valid").port, 8081);
+        for text in ["https://cloud.example:443/hedge", "http://[::1]:8081"] {
+            assert_eq!(read(text).expect("valid").to_string(), text);
+        }
         for bad in
             ["", "cloud.example", "ftp://c", "https://", "https://user:secret@c", "https://c:99999", "https://c/?a"]
         {

@@ -74,6 +74,9 @@ const RESERVE_SHARE: u64 = 20;
 /// Under a low ceiling more than a twentieth: some dials over TLS. But never more than half.
 const RESERVE_BYTES_MIN: u64 = 32 * 1024;
 
+/// A server that waits longer for a bundle's bytes to be taken would rather hang up.
+const BUNDLE_BYTES_PER_S_MIN: u64 = 4 * 1024;
+
 impl Ceilings {
     /// What is kept of a ceiling of so many bytes for the connection itself.
     #[must_use]
@@ -89,6 +92,17 @@ impl Ceilings {
             bytes_per_day: work(self.bytes_per_day),
             bytes_per_month: work(self.bytes_per_month),
             ..self
+        }
+    }
+
+    /// What may be spent before bundles are fetched no more: the other half is left for cases.
+    fn for_bundles(self) -> Self {
+        let work = self.for_work();
+        Self {
+            bytes_per_hour: work.bytes_per_hour / 2,
+            bytes_per_day: work.bytes_per_day / 2,
+            bytes_per_month: work.bytes_per_month / 2,
+            ..self.for_connection()
         }
     }
 
@@ -272,6 +286,14 @@ impl Budget {
     #[must_use]
     pub fn exhausted(&mut self, now: Moment) -> Option<Reached> {
         self.worst(now, &self.ceilings.for_connection())
+    }
+
+    /// How many bytes of a bundle may be fetched a second, or the ceiling of which half is spent. An hour's half is spread over
+    /// the hour; where that would be next to nothing it is fetched faster, and rests sooner.
+    pub fn pace_of_bundles(&mut self, now: Moment) -> Result<u64, Reached> {
+        let ceilings = self.ceilings.for_bundles();
+        let pace = (ceilings.bytes_per_hour / HOUR.as_secs()).max(BUNDLE_BYTES_PER_S_MIN);
+        self.worst(now, &ceilings).map_or(Ok(pace), Err)
     }
 
     fn worst(&mut self, now: Moment, ceilings: &Ceilings) -> Option<Reached> {

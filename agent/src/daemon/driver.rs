@@ -33,6 +33,9 @@ const TURN_MAX: Duration = Duration::from_secs(5);
 /// How often the state file's keeper can see what was spent.
 const SPENT_SHOWN_EVERY: Duration = Duration::from_secs(10);
 
+/// And whoever fetches a bundle, after so many bytes, but not more often than this.
+const SPENT_SHOWN_AFTER: (u64, Duration) = (16 * 1024, Duration::from_secs(1));
+
 /// With another connection a limit is forgotten and seen again: only one that stays away has gone.
 const LIMIT_GONE_AFTER: Duration = Duration::from_secs(60);
 
@@ -50,6 +53,7 @@ pub(super) struct Driver {
     /// What counts against the ceilings, for the state file.
     pub spent: watch::Sender<Spent>,
     pub spent_shown: Instant,
+    pub bytes_not_shown: u64,
     pub faults: Faults,
     /// When something was last too large to be sent.
     pub limit_seen: Option<Instant>,
@@ -80,7 +84,9 @@ impl Driver {
                 });
             }
             events.drain(..).for_each(|event| self.engine.handle(now, event));
-            if self.spent_shown.elapsed() >= SPENT_SHOWN_EVERY {
+            self.bytes_not_shown += bytes;
+            let (since, (many, soon)) = (self.spent_shown.elapsed(), SPENT_SHOWN_AFTER);
+            if since >= SPENT_SHOWN_EVERY || (since >= soon && self.bytes_not_shown >= many) {
                 self.show_spent();
             }
         }
@@ -88,7 +94,7 @@ impl Driver {
     }
 
     fn show_spent(&mut self) {
-        self.spent_shown = Instant::now();
+        (self.spent_shown, self.bytes_not_shown) = (Instant::now(), 0);
         self.spent.send_replace(self.engine.spent(self.clock.now()));
     }
 

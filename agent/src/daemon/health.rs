@@ -328,9 +328,9 @@ pub fn disk_fault(dir: &std::path::Path, limits: &Limits) -> Option<String> {
 /// it changes.
 pub(super) async fn tell(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, stop: CancellationToken) {
     let (mut link, mut faults) = (pipeline.link.clone(), pipeline.faults.subscribe());
-    let mut settings = pipeline.settings.clone();
+    let (mut settings, mut loaded) = (pipeline.settings.clone(), pipeline.loaded.clone());
     let mut told: Option<(LinkState, &'static str, hedge_proto::Faults)> = None;
-    let mut said_online = (hedge_proto::Faults::new(), settings.borrow().config.link.windows);
+    let mut said_online = (hedge_proto::Faults::new(), settings.borrow().config.link.windows, *loaded.borrow());
     loop {
         let (state, reason) = {
             let view = link.borrow_and_update();
@@ -338,22 +338,24 @@ pub(super) async fn tell(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, stop: 
         };
         let now = faults.borrow_and_update().clone();
         let windows = settings.borrow_and_update().config.link.windows;
+        let models = *loaded.borrow_and_update();
         if told.as_ref() != Some(&(state, reason, now.clone())) {
             notify::say(&status_line(state, reason, &now));
             told = Some((state, reason, now.clone()));
         }
         if let Some(uplink) = &uplink
-            && said_online != (now.clone(), windows)
+            && said_online != (now.clone(), windows, models)
         {
             // Not connected is no matter: every connection begins with it.
             drop(uplink.say_online().await);
-            said_online = (now, windows);
+            said_online = (now, windows, models);
         }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = link.changed() => if changed.is_err() { return },
             changed = faults.changed() => if changed.is_err() { return },
             changed = settings.changed() => if changed.is_err() { return },
+            changed = loaded.changed() => if changed.is_err() { return },
         }
     }
 }

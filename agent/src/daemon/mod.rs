@@ -26,7 +26,6 @@ use tokio_util::sync::CancellationToken;
 use self::health::{Cause, Health};
 use self::keeper::Keeper;
 use self::wiring::Parts;
-use crate::audit::Audit;
 use crate::bundles;
 use crate::capture::{Capture, Intake};
 use crate::commands::{DeskSetup, DeskTask, Effects};
@@ -146,8 +145,8 @@ impl Running {
         stop: CancellationToken,
     ) -> Result<(Self, Health), StartError> {
         let stop_capture = CancellationToken::new();
-        let Parts { pipeline, uplink, keeper, driver, events, settings, sinks, commands, renewer, mut causes, closed } =
-            parts;
+        let Parts { pipeline, uplink, keeper, driver, events, settings, sinks, .. } = parts;
+        let Parts { commands, renewer, audit, deliveries, mut causes, closed, .. } = parts;
         let config = settings.in_force.borrow().config.clone();
         let driving = tokio::spawn(driver.run(events, stop.clone()));
         tokio::spawn(report(pipeline.clone(), uplink.clone(), stop.clone()));
@@ -163,12 +162,15 @@ impl Running {
         if let Some(renewer) = renewer {
             tokio::spawn(renewer.run(stop.clone()));
         }
+        if let Some(deliveries) = deliveries {
+            tokio::spawn(deliveries.run(stop_capture.clone()));
+        }
         let paused = settings.in_force.borrow().paused.clone();
         let capture = Capture::start(&config, &paused, &pipeline, &pipeline.faults, &stop_capture).await;
         for address in capture.addresses() {
             tracing::info!(%address, "listening");
         }
-        let (restart, audit) = (Restart::default(), Audit::new(&config.state_dir, keeper.clock.clone()));
+        let restart = Restart::default();
         if let (Some(uplink), Some(broker)) = (&uplink, &config.broker) {
             let setup = DeskSetup {
                 device: pipeline.device.clone(),

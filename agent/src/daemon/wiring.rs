@@ -22,7 +22,8 @@ use super::notify::Watchdog;
 use super::renewer::Renewer;
 use super::store::{self, Identified, Store};
 use crate::answers::Answers;
-use crate::bundles;
+use crate::audit::Audit;
+use crate::bundles::{self, Deliveries};
 use crate::capture::Snapshots;
 use crate::clock::Clock;
 use crate::commands::{Desk, Inbox};
@@ -51,6 +52,9 @@ pub(super) struct Parts {
     pub(super) settings: Settings,
     pub(super) sinks: Sinks,
     pub(super) renewer: Option<Renewer>,
+    pub(super) audit: Audit,
+    /// None where nothing can be kept.
+    pub(super) deliveries: Option<Deliveries>,
     pub(super) commands: Inbox,
     /// What could not be used, and is looked at again.
     pub(super) causes: Vec<Cause>,
@@ -86,6 +90,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let figures = Arc::new(Figures::default());
     figures.count_gone(gone);
     let (load, loaded) = watch::channel(0);
+    let wanted = watch::Sender::default();
     let dir = closed.is_none().then_some(config.state_dir.as_path());
     let learned = learned(config, dir, &clock)?;
     let (events, arrived) = mpsc::channel(EVENTS_MAX);
@@ -138,9 +143,10 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         events: events.clone(),
         link,
         watchdog: Watchdog::from_environment(judges.values().cloned().collect()),
-        meter,
+        meter: meter.clone(),
         spent,
         spent_shown: Instant::now(),
+        bytes_not_shown: 0,
         faults: faults.clone(),
         limit_seen: None,
     };
@@ -159,6 +165,7 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
         events,
         link: link_view,
         spent: spent_view.clone(),
+        wanted: wanted.subscribe(),
         settings,
         control: control.clone(),
         reducer,
@@ -168,7 +175,29 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let renewer = renewer(config, &pipeline.link);
     let keeper = Keeper { clock, state, spent: spent_view, learned: learned.into_values().collect(), outbox };
     let settings = Settings { control, requests, in_force, remembered };
-    Ok(Parts { pipeline, uplink, keeper, driver, events: arrived, settings, sinks, commands, renewer, causes, closed })
+    let audit = Audit::new(&config.state_dir, keeper.clock.clone());
+    let deliveries = (closed.is_none() && !is_guess).then(|| Deliveries {
+        pipeline: pipeline.clone(),
+        meter,
+        shown: wanted,
+        audit: audit.clone(),
+        config_file: file.path().to_owned(),
+    });
+    Ok(Parts {
+        pipeline,
+        uplink,
+        keeper,
+        driver,
+        events: arrived,
+        settings,
+        sinks,
+        commands,
+        renewer,
+        audit,
+        deliveries,
+        causes,
+        closed,
+    })
 }
 
 fn engine(

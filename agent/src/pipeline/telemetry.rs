@@ -89,6 +89,7 @@ fn model_figures(pipeline: &Pipeline) -> BTreeMap<Name, ModelFigures> {
             judge: judge.learned().look(|experience| experience.figures(mode)),
             local: is_local(name),
             rival: judge.learned().rival(),
+            wanted: pipeline.wanted.borrow().get(name).cloned(),
         };
         (name.clone(), figures)
     };

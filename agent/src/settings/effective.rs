@@ -5,7 +5,7 @@ use hedge_inference::Region;
 use hedge_proto::{
     BrokerSettings, CeilingsSettings, LinkSettings, LogSettings, ModelSettings, OutboxSettings, RegionSettings,
     Settings, Share, SilentStateSettings, SinkSettings, SourceSettings, StateSettings, StatesSettings,
-    TelemetrySettings, VerdictsSettings, WindowsSettings,
+    TelemetrySettings, VerdictsSettings, WantedSettings, WindowsSettings,
 };
 
 use std::collections::BTreeMap;
@@ -16,7 +16,8 @@ use hedge_config::{BrokerConfig, Config, KIND_TABLES, LinkConfig, SinkConfig, So
 #[must_use]
 pub(super) fn effective(config: &Config) -> Settings {
     let model = |model: &hedge_config::ModelConfig| {
-        (model.name.clone(), Some(ModelSettings { threshold: Some(model.threshold.given().clone()) }))
+        let wanted = Some(&model.wanted).filter(|wanted| **wanted != WantedSettings::default()).cloned();
+        (model.name.clone(), Some(ModelSettings { threshold: Some(model.threshold.given().clone()), wanted }))
     };
     Settings {
         log: Some(LogSettings { level: Some(config.log.level.clone()) }),

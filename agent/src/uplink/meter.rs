@@ -44,8 +44,9 @@ impl Meter {
         Metered { stream, meter: self.clone(), kept: 0 }
     }
 
-    fn count(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes as u64, Relaxed);
+    /// What went over the link by another way.
+    pub fn count(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
     }
 }
 
@@ -62,7 +63,7 @@ impl AsyncRead for Metered {
         let before = into.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, into);
         let came = into.filled().get(before..).unwrap_or_default();
-        self.meter.count(came.len());
+        self.meter.count(came.len() as u64);
         if self.kept < OPENING_BYTES_MAX && !came.is_empty() {
             let more = came.get(..OPENING_BYTES_MAX - self.kept).unwrap_or(came);
             self.meter.opening.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(more);
@@ -76,7 +77,7 @@ impl AsyncWrite for Metered {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         if let Poll::Ready(Ok(written)) = &written {
-            self.meter.count(*written);
+            self.meter.count(*written as u64);
         }
         written
     }
@@ -88,7 +89,7 @@ impl AsyncWrite for Metered {
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
         if let Poll::Ready(Ok(written)) = &written {
-            self.meter.count(*written);
+            self.meter.count(*written as u64);
         }
         written
     }

@@ -136,7 +136,7 @@ pub enum What {
 /// A wanted document on its way into force.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    desired: Desired,
+    pub desired: Desired,
     note: Option<String>,
     /// The broker has shown us that it has our document.
     echoed: bool,

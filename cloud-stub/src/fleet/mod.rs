@@ -13,6 +13,7 @@ pub mod differ;
 pub mod errand;
 pub mod operator;
 pub mod select;
+pub mod stages;
 
 /// A command's id, of 96 bits: no two share one.
 pub fn random_id() -> Result<String, getrandom::Error> {

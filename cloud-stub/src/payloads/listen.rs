@@ -12,8 +12,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::{Storage, routes};
 
-/// Devices that send at once, each with a piece in memory; others wait to be let in.
-const BOUNDS: Bounds = Bounds { what: "--payload-listen", connections_max: 32, address_max: 16, files_each: 2 };
+/// Devices at once, of which those that fetch a bundle may take an hour; others wait to be let in. A site with one
+/// address may have many.
+const BOUNDS: Bounds = Bounds { what: "--payload-listen", connections_max: 1024, address_max: 256, files_each: 2 };
 
 /// Where payloads are taken, as the command line says it.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub struct PayloadsSetup {
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,
     pub token_file: Option<PathBuf>,
+    /// The folder of published bundles that is served beside them.
+    pub bundles: Option<PathBuf>,
 }
 
 /// Why payloads cannot be taken.
@@ -33,6 +36,10 @@ pub enum ListenError {
     Open(SocketAddr),
     #[error("{path}: {reason}")]
     File { path: PathBuf, reason: String },
+    #[error(
+        "--bundles {0} is no folder of published bundles: it has no list.json; `hedge-cloud bundle publish` makes one"
+    )]
+    NoBundles(PathBuf),
     #[error("--payload-token-file {0} is empty")]
     NoToken(PathBuf),
     #[error("TLS cannot be set up: {0}")]
@@ -59,9 +66,12 @@ pub async fn start(setup: &PayloadsSetup, storage: Storage) -> Result<SocketAddr
     if !setup.listen.ip().is_loopback() && (tls.is_none() || token.is_none()) {
         return Err(ListenError::Open(setup.listen));
     }
+    if let Some(dir) = setup.bundles.as_ref().filter(|dir| !dir.join("list.json").is_file()) {
+        return Err(ListenError::NoBundles(dir.clone()));
+    }
     let listener = Listener::tcp(setup.listen).await?;
     let address = listener.address().unwrap_or(setup.listen);
-    let routes = routes(storage, token.as_deref());
+    let routes = routes(storage, token.as_deref(), setup.bundles.as_deref());
     tokio::spawn(hedge_listen::serve(listener, BOUNDS, tls, routes, CancellationToken::new()));
     Ok(address)
 }

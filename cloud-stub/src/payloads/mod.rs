@@ -7,6 +7,8 @@
 //! ```
 //! A piece has at most `PIECE_BYTES_MAX` bytes, so an upload that is cut off loses little. A piece that begins at 0
 //! begins anew. Every request carries the token, if the cloud has one.
+//!
+//! Published bundles can be had from the same address: under `/bundles`, as files and ranges of them.
 
 mod listen;
 mod storage;
@@ -20,11 +22,14 @@ use std::sync::Arc;
 use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::put;
 use axum::{Json, Router};
 use hedge_listen::BODY_WAIT_MAX;
 use hedge_proto::Digest;
+use tokio::sync::Semaphore;
+use tower_http::services::ServeDir;
 
 use storage::{Held, Piece, PieceError};
 
@@ -40,11 +45,27 @@ struct Door {
     storage: Storage,
     /// The token's sum: comparing sums tells nothing about the token by the time it takes.
     token: Option<Arc<Digest>>,
+    /// Who has a piece in memory.
+    pieces: Arc<Semaphore>,
 }
 
-fn routes(storage: Storage, token: Option<&str>) -> Router {
+/// Pieces in memory at once; others wait.
+const PIECES_MAX: usize = 32;
+
+fn routes(storage: Storage, token: Option<&str>, bundles: Option<&std::path::Path>) -> Router {
     let token = token.map(|token| Arc::new(Digest::of(token.as_bytes())));
-    Router::new().route("/v1/payloads/{sum}", put(take).head(look)).with_state(Door { storage, token })
+    let door = Door { storage, token, pieces: Arc::new(Semaphore::new(PIECES_MAX)) };
+    let routes = Router::new().route("/v1/payloads/{sum}", put(take).head(look));
+    let routes = match bundles {
+        Some(dir) => routes.nest_service("/bundles", ServeDir::new(dir).append_index_html_on_directories(false)),
+        None => routes,
+    };
+    routes.layer(from_fn_with_state(door.clone(), admit)).with_state(door)
+}
+
+/// Nobody without the token, whatever is asked for.
+async fn admit(State(door): State<Door>, request: Request, next: Next) -> Response {
+    if door.knows(request.headers()) { next.run(request).await } else { Refused::NoToken.into_response() }
 }
 
 /// Why a request has no good answer.
@@ -89,8 +110,8 @@ impl IntoResponse for Refused {
     }
 }
 
-async fn look(State(door): State<Door>, Path(sum): Path<String>, headers: HeaderMap) -> Result<Response, Refused> {
-    let sum = door.admit(&sum, &headers)?;
+async fn look(State(door): State<Door>, Path(sum): Path<String>) -> Result<Response, Refused> {
+    let sum = sum_of(&sum)?;
     let held = door.with(move |storage| Ok(storage.held(sum)?)).await?;
     Ok(match held {
         Held::All => StatusCode::OK.into_response(),
@@ -104,8 +125,9 @@ async fn take(
     Path(sum): Path<String>,
     request: Request,
 ) -> Result<Response, Refused> {
-    let sum = door.admit(&sum, request.headers())?;
+    let sum = sum_of(&sum)?;
     let range = request.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok()).and_then(read_range);
+    let _piece = door.pieces.acquire().await.map_err(|_| Refused::Stopping)?;
     let bytes = to_bytes(Body::new(request.into_body()), PIECE_BYTES_MAX).await.map_err(|_| Refused::NoPiece)?;
     let fits = |(from, to, _): &(u64, u64, u64)| to - from + 1 == bytes.len() as u64;
     let (at, _, total) = range.filter(fits).ok_or(Refused::NoRange(bytes.len()))?;
@@ -118,6 +140,10 @@ async fn take(
     })
 }
 
+fn sum_of(text: &str) -> Result<Digest, Refused> {
+    text.parse().map_err(|_| Refused::NoSum(text.chars().take(80).collect()))
+}
+
 /// `bytes from-to/total`, with `from <= to < total`.
 fn read_range(text: &str) -> Option<(u64, u64, u64)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
@@ -127,15 +153,11 @@ fn read_range(text: &str) -> Option<(u64, u64, u64)> {
 }
 
 impl Door {
-    fn admit(&self, sum: &str, headers: &HeaderMap) -> Result<Digest, Refused> {
-        if let Some(token) = &self.token {
-            let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-            let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-            if Digest::of(given.as_bytes()) != **token {
-                return Err(Refused::NoToken);
-            }
-        }
-        sum.parse().map_err(|_| Refused::NoSum(sum.chars().take(80).collect()))
+    /// Whether this has the token, if there is one.
+    fn knows(&self, headers: &HeaderMap) -> bool {
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        self.token.as_ref().is_none_or(|token| Digest::of(given.as_bytes()) == **token)
     }
 
     /// Works on the files off the async workers.

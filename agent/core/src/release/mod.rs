@@ -11,6 +11,7 @@
 //! Invariant: whatever is refused changes nothing, so a device that trusts a document goes on trusting it.
 
 pub mod comparison;
+pub mod delivery;
 pub mod shelf;
 #[cfg(test)]
 mod tests;

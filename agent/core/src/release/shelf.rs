@@ -27,6 +27,10 @@ use super::comparison::Finding;
 /// How often the agent may crash with a promoted bundle before it has answered a sample; one crash may be another's doing.
 pub const CRASHES_MAX: u32 = 1;
 
+/// How often the trial of a bundle may begin without coming to an end. What is cut off once or twice may be so by a stop
+/// or a power cut; what takes the whole agent with it each time would do so for ever.
+pub const TRIALS_MAX: u32 = 3;
+
 /// How many failed bundles are remembered; the oldest are forgotten.
 const FAILED_MAX: usize = 32;
 
@@ -73,6 +77,19 @@ pub struct Shelf {
     /// Crashes of the agent with the current bundle before it has answered; none once it has.
     probation: Option<u32>,
     failed: Vec<Failed>,
+    /// The bundle whose trial began last and has not ended, and how often it began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trial: Option<(Held, u32)>,
+}
+
+/// How a bundle stands that somebody wants, by its name and version alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    Current,
+    Candidate,
+    Failed(String),
+    /// It is not here, or is to be more than it is.
+    Wanting,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,8 +111,36 @@ impl Shelf {
         }
     }
 
+    /// How the bundle stands that is to run, or with `shadow` to look on first.
+    #[must_use]
+    pub fn standing(&self, name: &Name, version: &Name, shadow: bool) -> Standing {
+        let is = |held: &Held| (&held.name, &held.version) == (name, version);
+        if self.current.as_ref().is_some_and(is) {
+            return Standing::Current;
+        }
+        if shadow && self.candidate.as_ref().is_some_and(is) {
+            return Standing::Candidate;
+        }
+        let failed = self.failed.iter().rev().find(|failed| is(&failed.held));
+        failed.map_or(Standing::Wanting, |failed| Standing::Failed(failed.reason.clone()))
+    }
+
+    /// Its trial begins; to be kept before it does. Or why it has failed: one that never comes to an end is not begun again.
+    pub fn trial_begins(&mut self, held: &Held, insists: bool) -> Result<(), &'static str> {
+        let before = match &self.trial {
+            Some((same, begun)) if same == held && !insists => *begun,
+            _ => 0,
+        };
+        if before >= TRIALS_MAX {
+            return Err("its trial was cut off each time it began, as if the device did not bear it");
+        }
+        self.trial = Some((held.clone(), before + 1));
+        Ok(())
+    }
+
     /// It was tried and is not good.
     pub fn fail(&mut self, held: Held, reason: &str) {
+        self.trial = None;
         self.failed.retain(|failed| failed.held != held);
         self.failed.push(Failed { held, reason: reason.to_string() });
         let too_many = self.failed.len().saturating_sub(FAILED_MAX);
@@ -104,6 +149,7 @@ impl Shelf {
 
     /// It was tried, and is to be compared with the current one before it runs. Another candidate is given up.
     pub fn stage(&mut self, held: Held) {
+        self.trial = None;
         self.failed.retain(|failed| failed.held != held);
         self.candidate = Some(held);
     }
@@ -147,6 +193,7 @@ impl Shelf {
 
     /// It was tried and is good: it runs from now on, and the one before it is kept.
     pub fn promote(&mut self, held: Held) {
+        self.trial = None;
         self.failed.retain(|failed| failed.held != held);
         if self.current.as_ref() != Some(&held) {
             self.candidate = self.candidate.take().filter(|candidate| *candidate != held);
@@ -229,6 +276,28 @@ mod tests {
             shelf.fail(held(&format!("x{number}")), "bad");
         }
         assert_eq!(shelf.failed.len(), FAILED_MAX);
+    }
+
+    #[test]
+    fn a_trial_that_never_ends_is_not_begun_for_ever() {
+        let mut shelf = Shelf::default();
+        for _ in 0..TRIALS_MAX {
+            shelf.trial_begins(&held("2"), false).expect("it may end this time");
+        }
+        let reason = shelf.trial_begins(&held("2"), false).expect_err("it never ends");
+        shelf.fail(held("2"), reason);
+        let name = |text| Name::new(text).expect("a name");
+        assert!(matches!(shelf.standing(&name("m"), &name("2"), false), Standing::Failed(_)));
+        shelf.trial_begins(&held("2"), true).expect("a person may insist");
+        shelf.promote(held("2"));
+        assert_eq!(shelf.standing(&name("m"), &name("2"), true), Standing::Current);
+        for _ in 0..TRIALS_MAX {
+            shelf.trial_begins(&held("3"), false).expect("those that ended do not count");
+            shelf.stage(held("3"));
+        }
+        assert_eq!(shelf.standing(&name("m"), &name("3"), true), Standing::Candidate);
+        assert_eq!(shelf.standing(&name("m"), &name("3"), false), Standing::Wanting, "it is to answer");
+        shelf.trial_begins(&held("3"), false).expect("those that ended do not count");
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! Fetches files over HTTP: goes on where it was cut off, takes no more than it was told to, and believes sums only.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use hedge_core::clock::doubled;
 use hedge_core::release::DOCUMENT_BYTES_MAX;
 use hedge_proto::{Digest, in_one_line};
-use reqwest::{Client, StatusCode, Url, header};
+use reqwest::header::{self, HeaderValue};
+use reqwest::{Certificate, Client, StatusCode, Url};
 use sha2::{Digest as _, Sha256};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// How long nothing may come before a connection counts as dead.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
@@ -26,10 +29,36 @@ const TRIES_MAX: u32 = 6;
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
+/// What a request and its answer cost besides what is asked for, and a connection with TLS; both rather more than less.
+const REQUEST_BYTES: u64 = 1024;
+const CONNECTION_BYTES: u64 = 8 * 1024;
+
+/// How many bytes come before it is said that they have.
+const SAID_EVERY: u64 = 16 * 1024;
+
+/// Where bundles are fetched from, and what that needs.
+pub(super) struct From {
+    pub url: String,
+    pub ca_file: Option<PathBuf>,
+    pub token_file: Option<PathBuf>,
+}
+
 /// A server that bundles are fetched from.
 pub(super) struct Server {
     client: Client,
     base: Url,
+    pace: Option<RefCell<Pace>>,
+}
+
+/// Keeps what comes to a rate, and says how much has come: whoever started this process counts it.
+struct Pace {
+    bytes_per_s: NonZeroU64,
+    came: u64,
+    said: u64,
+    /// Of the whole bundle, once that is known.
+    expected: u64,
+    /// When the next byte is due.
+    due: Instant,
 }
 
 /// Why a try ended, and whether another may help.
@@ -40,17 +69,67 @@ enum Cut {
 }
 
 impl Server {
-    pub(super) fn new(base: &str) -> anyhow::Result<Self> {
+    pub(super) fn new(from: From, bytes_per_s: Option<NonZeroU64>) -> anyhow::Result<Self> {
+        let From { url: base, ca_file, token_file } = from;
         // A base without a slash at its end would lose its last part.
-        let base = Url::parse(&format!("{}/", base.trim_end_matches('/'))).with_context(|| format!("--from {base}"))?;
+        let base = Url::parse(&format!("{}/", base.trim_end_matches('/'))).with_context(|| base.clone())?;
         // Sums are over the bytes as they lie on the server, so nothing is asked for compressed, nor unpacked.
         let mut client = Client::builder().connect_timeout(SILENCE_MAX).redirect(reqwest::redirect::Policy::limited(3));
         match base.scheme() {
             "http" => client = client.tls_certs_only([]),
-            "https" => {}
-            _ => bail!("--from {base}: it is not http://… or https://…"),
+            "https" => {
+                if let Some(file) = ca_file {
+                    let at = || format!("[bundles] ca_file = {}", file.display());
+                    let pem = hedge_inference::read_pem(&file).with_context(at)?;
+                    client = client.tls_certs_only(Certificate::from_pem_bundle(&pem).with_context(at)?);
+                }
+            }
+            _ => bail!("{base}: it is not http://… or https://…"),
         }
-        Ok(Self { client: client.build()?, base })
+        if let Some(file) = token_file {
+            let at = || format!("[bundles] token_file = {}", file.display());
+            let token = hedge_inference::read_text(&file).with_context(at)?;
+            let mut value: HeaderValue = format!("Bearer {}", token.trim()).parse().with_context(at)?;
+            value.set_sensitive(true);
+            client = client.default_headers([(header::AUTHORIZATION, value)].into_iter().collect());
+        }
+        let pace = |bytes_per_s| RefCell::new(Pace { bytes_per_s, came: 0, said: 0, expected: 0, due: Instant::now() });
+        let server = Self { client: client.build()?, base, pace: bytes_per_s.map(pace) };
+        server.count(CONNECTION_BYTES)?;
+        Ok(server)
+    }
+
+    /// For people.
+    pub(super) fn name(&self) -> &Url {
+        &self.base
+    }
+
+    /// How many bytes the bundle has.
+    pub(super) fn expect(&self, bytes: u64) {
+        if let Some(pace) = &self.pace {
+            pace.borrow_mut().expected = bytes;
+        }
+    }
+
+    /// So many bytes went over the link.
+    fn count(&self, bytes: u64) -> std::io::Result<()> {
+        self.pace.as_ref().map_or(Ok(()), |pace| pace.borrow_mut().count(bytes))
+    }
+
+    /// Waits until more may come.
+    async fn paced(&self) {
+        let due = self.pace.as_ref().map(|pace| pace.borrow().due);
+        if let Some(due) = due {
+            sleep_until(due).await;
+        }
+    }
+
+    /// After a cut, unless it was one too many: the next try is a connection of its own.
+    async fn again(&self, failures: &mut u32, why: &str) -> anyhow::Result<()> {
+        *failures += 1;
+        ensure!(*failures < TRIES_MAX, "{why}; tried {TRIES_MAX} times, and what came is kept for the next time");
+        sleep(doubled(RETRY_MIN, *failures - 1, RETRY_MAX)).await;
+        Ok(self.count(CONNECTION_BYTES)?)
     }
 
     fn url(&self, path: &str) -> anyhow::Result<Url> {
@@ -71,14 +150,17 @@ impl Server {
             match timeout(SILENCE_MAX, self.try_document(&url)).await {
                 Ok(Ok(found)) => return Ok(found),
                 Ok(Err(Cut::Never(error))) => return Err(error.context(url)),
-                Ok(Err(Cut::Again(why))) => again(&mut failures, &why).await.with_context(|| url.to_string())?,
-                Err(_) => again(&mut failures, "it takes too long").await.with_context(|| url.to_string())?,
+                Ok(Err(Cut::Again(why))) => self.again(&mut failures, &why).await.with_context(|| url.to_string())?,
+                Err(_) => self.again(&mut failures, "it takes too long").await.with_context(|| url.to_string())?,
             }
         }
     }
 
     async fn try_document(&self, url: &Url) -> Result<Option<Vec<u8>>, Cut> {
         let cut = |error: reqwest::Error| Cut::Again(in_one_line(&error));
+        let disk = |error: std::io::Error| Cut::Never(error.into());
+        self.paced().await;
+        self.count(REQUEST_BYTES).map_err(disk)?;
         let mut response = self.client.get(url.clone()).send().await.map_err(cut)?;
         match response.status() {
             StatusCode::OK => {}
@@ -91,6 +173,7 @@ impl Server {
             if (bytes.len() + chunk.len()) as u64 > DOCUMENT_BYTES_MAX {
                 return Err(Cut::Never(anyhow!("it has more than {DOCUMENT_BYTES_MAX} bytes")));
             }
+            self.count(chunk.len() as u64).map_err(disk)?;
             bytes.extend_from_slice(&chunk);
         }
         Ok(Some(bytes))
@@ -119,7 +202,7 @@ impl Server {
                 Err(Cut::Never(error)) => return Err(error.context(url)),
                 Err(Cut::Again(why)) => {
                     failures = if part.length > before { 0 } else { failures };
-                    again(&mut failures, &why).await.with_context(|| url.to_string())?;
+                    self.again(&mut failures, &why).await.with_context(|| url.to_string())?;
                 }
             }
         }
@@ -133,6 +216,7 @@ impl Server {
         if begin > 0 {
             request = request.header(header::RANGE, format!("bytes={begin}-"));
         }
+        self.count(REQUEST_BYTES).map_err(disk)?;
         let sent = timeout(SILENCE_MAX, request.send()).await.map_err(|_| Cut::Again("no answer comes".to_owned()))?;
         let mut response = sent.map_err(cut)?;
         match response.status() {
@@ -157,6 +241,8 @@ impl Server {
                     return Err(Cut::Never(anyhow!("it has sent all of it twice, and never to the end")));
                 }
                 part.add(&chunk).map_err(disk)?;
+                self.count(chunk.len() as u64).map_err(disk)?;
+                self.paced().await;
             }
         };
         timeout(slowest, body).await.unwrap_or_else(|_| Err(Cut::Again("it sends too slowly".to_owned())))
@@ -168,11 +254,21 @@ fn begins_at(response: &reqwest::Response, begin: u64) -> bool {
     range.is_some_and(|range| range.starts_with(&format!("bytes {begin}-")))
 }
 
-async fn again(failures: &mut u32, why: &str) -> anyhow::Result<()> {
-    *failures += 1;
-    ensure!(*failures < TRIES_MAX, "{why}; tried {TRIES_MAX} times, and what came is kept for the next time");
-    sleep(doubled(RETRY_MIN, *failures - 1, RETRY_MAX)).await;
-    Ok(())
+impl Pace {
+    fn count(&mut self, bytes: u64) -> std::io::Result<()> {
+        self.came += bytes;
+        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s.get() as f64);
+        // What was not used of the rate is not made up for.
+        self.due = self.due.max(Instant::now()) + takes;
+        if self.came - self.said < SAID_EVERY {
+            return Ok(());
+        }
+        self.said = self.came;
+        // Also tells that whoever counts has gone.
+        let mut out = std::io::stdout();
+        writeln!(out, "came       {} of {} bytes", self.came, self.expected)?;
+        out.flush()
+    }
 }
 
 /// A file's beginning, and the sum of it.

@@ -11,15 +11,16 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use hedge_agent::bundles::Shelves;
 use hedge_agent::clock::Clock;
 use hedge_agent::state::StateFile;
-use hedge_config::{Config, ModelConfig};
+use hedge_config::{BundlesConfig, Config, ModelConfig};
 use hedge_core::clock::Moment;
 use hedge_core::release::shelf::{Held, NotTried, Shelf};
 use hedge_core::release::{Dates, Entry, Root, Trusted};
@@ -29,7 +30,7 @@ use hedge_inference::signing::{Envelope, Payload, SIGNATURE, Verified, self_cont
 use hedge_outbox::files::replace;
 use hedge_proto::Name;
 
-use super::fetch::Server;
+use super::fetch::{From, Server};
 use super::proof;
 use crate::{ConfigArgument, read_file};
 
@@ -42,10 +43,11 @@ pub struct UpdateArgs {
     /// The bundle, as the list on the server names it
     #[arg(value_name = "NAME/VERSION", value_parser = name_and_version)]
     pub wanted: (Name, Name),
-    /// The folder of published bundles: http://… or https://…
+    /// The folder of published bundles: http://… or https://… [default: `[bundles] url` of the configuration]
     #[arg(long, value_name = "URL")]
-    pub from: String,
-    /// The first root (root/1.json of that folder), which says whose signatures count; needed once
+    pub from: Option<String>,
+    /// The first root (root/1.json of that folder), which says whose signatures count; needed once [default: `[bundles]
+    /// root` of the configuration]
     #[arg(long, value_name = "FILE")]
     pub root: Option<PathBuf>,
     /// Let it look at what the current bundle answers first: a candidate, until it is promoted or given up
@@ -54,6 +56,9 @@ pub struct UpdateArgs {
     /// Try it although it has failed here before
     #[arg(long)]
     pub again: bool,
+    /// Fetch no faster, and say how many bytes have come: for the agent, which counts them
+    #[arg(long, value_name = "N", hide = true)]
+    pub bytes_per_s: Option<NonZeroU64>,
     #[command(flatten)]
     pub config: ConfigArgument,
 }
@@ -88,6 +93,9 @@ pub(super) fn update(args: &UpdateArgs, out: &mut impl Write) -> anyhow::Result<
         Err((held, Bad(reason))) => return failed(&shelves, held, &reason, out),
     };
     writeln!(out, "verified   every file is as signed")?;
+    if let Err(reason) = shelves.change(|shelf| shelf.trial_begins(&held, args.again))? {
+        return failed(&shelves, held, reason, out);
+    }
     let checked = fits(&staged, &held, model).and_then(|()| {
         let variant = model.variant.as_deref();
         runtime.block_on(proof::run(&staged, variant, config.runtime.library.as_deref()))
@@ -204,9 +212,10 @@ async fn fetched(
     shelves: &Shelves,
     out: &mut impl Write,
 ) -> anyhow::Result<Result<(Held, PathBuf), (Held, Bad)>> {
-    let server = Server::new(&args.from)?;
+    let server = server(args, config)?;
     let dates = dates(config);
-    let trusted = trusted(args, shelves, &server, dates).await?;
+    let root = args.root.as_deref().or(config.bundles.as_ref().and_then(|bundles| bundles.root.as_deref()));
+    let trusted = trusted(root, shelves, &server, dates).await?;
     let device = config.device_id().map_err(anyhow::Error::msg)?;
     let (name, version) = &args.wanted;
     let entry = trusted.entry(name, version, &device, dates)?;
@@ -222,6 +231,7 @@ async fn fetched(
         fs::rename(&place, &part).with_context(|| place.display().to_string())?;
     }
     writeln!(out, "listed     {name}/{version}, {} bytes", entry.bytes)?;
+    server.expect(entry.bytes);
     take_files(&server, entry, &trusted, staged).await?;
     match verify_folder(staged, &trusted.root().release.keys) {
         Ok(verified) if verified.signature == held.signature => {}
@@ -230,6 +240,20 @@ async fn fetched(
     }
     sync(staged)?;
     Ok(Ok((held, staged.clone())))
+}
+
+/// The one that was named, or that of the configuration with what it asks for: a token is for nobody else.
+fn server(args: &UpdateArgs, config: &Config) -> anyhow::Result<Server> {
+    let from = match (&args.from, &config.bundles) {
+        (Some(url), _) => From { url: url.clone(), ca_file: None, token_file: None },
+        (None, Some(BundlesConfig { url, ca_file, token_file, .. })) => {
+            From { url: url.to_string(), ca_file: ca_file.clone(), token_file: token_file.clone() }
+        }
+        (None, None) => {
+            bail!("where bundles come from is not known: give --from, or `[bundles] url` in the configuration")
+        }
+    };
+    Server::new(from, args.bytes_per_s)
 }
 
 /// Dates as the device can tell them; see [`Dates`].
@@ -247,18 +271,18 @@ fn dates(config: &Config) -> Dates {
 }
 
 /// What this device trusts after it has seen the server's roots and list. It is on the disk before it is gone by.
-async fn trusted(args: &UpdateArgs, shelves: &Shelves, server: &Server, dates: Dates) -> anyhow::Result<Trusted> {
+async fn trusted(root: Option<&Path>, shelves: &Shelves, server: &Server, dates: Dates) -> anyhow::Result<Trusted> {
     let path = shelves.dir().join("trusted.json");
     let mut trusted = match fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
             format!("{} is damaged; remove it and give --root again, with the newest root you have", path.display())
         })?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => first(args.root.as_deref())?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => first(root)?,
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
     };
     let keep = |trusted: &Trusted| -> anyhow::Result<()> { Ok(replace(&path, &serde_json::to_vec(trusted)?)?) };
     let envelope = |payload, what: &str, bytes: &[u8]| {
-        Envelope::read(payload, bytes).map_err(|reason| anyhow::anyhow!("{what} of {}: {reason}", args.from))
+        Envelope::read(payload, bytes).map_err(|reason| anyhow::anyhow!("{what} of {}: {reason}", server.name()))
     };
     // Each step is kept, so a device that is cut off learns of a rotated key once.
     loop {
@@ -268,7 +292,7 @@ async fn trusted(args: &UpdateArgs, shelves: &Shelves, server: &Server, dates: D
         trusted.next_root(next.bytes(), |keys| next.signers(keys)).with_context(|| what)?;
         keep(&trusted)?;
     }
-    let bytes = server.document("list.json").await?.with_context(|| format!("{} has no list.json", args.from))?;
+    let bytes = server.document("list.json").await?.with_context(|| format!("{} has no list.json", server.name()))?;
     let list = envelope(Payload::List, "list.json", &bytes)?;
     trusted.next_list(list.bytes(), |keys| list.signers(keys), dates).context("list.json")?;
     keep(&trusted)?;
@@ -277,7 +301,7 @@ async fn trusted(args: &UpdateArgs, shelves: &Shelves, server: &Server, dates: D
 
 /// From the root that a person gave.
 fn first(root: Option<&Path>) -> anyhow::Result<Trusted> {
-    let path = root.context("whom to believe is not known yet: give --root the first root, from those who sign")?;
+    let path = root.context("whom to believe is not known yet: give --root, or `[bundles] root` in the configuration, the first root, from those who sign")?;
     let bytes = read_file(path, hedge_core::release::DOCUMENT_BYTES_MAX)?;
     let shown = path.display();
     let envelope = Envelope::read(Payload::Root, &bytes).map_err(|reason| anyhow::anyhow!("{shown}: {reason}"))?;

@@ -8,15 +8,17 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use hedge_proto::{CommandMessage, DOCUMENT_BYTES_MAX, DeviceId};
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 
 use super::args::{Apply, Change as ChangeArgs, Command, Common, Set};
 use super::{Target, chosen, connect, say, say_json, target, text};
 use crate::fleet::board::Device;
 use crate::fleet::carry_out::{Patience, Progress, carry_out};
 use crate::fleet::change::{Change, Edit, draft};
-use crate::fleet::errand::{Ending, Errand, Report};
+use crate::fleet::errand::{Ending, Errand, Report, What};
 use crate::fleet::operator::{ACTING, Operator};
 use crate::fleet::random_id;
+use crate::fleet::stages;
 use crate::wall_ms;
 
 /// A trial may last 180 s of the device's time; then it has to come back and say so.
@@ -63,6 +65,16 @@ async fn change(common: &Common, target: &Target, change: &Change, args: &Change
         }
         _ => chosen(&operator, target)?,
     };
+    let Some(stages) = &args.stages else {
+        let drafts = drafts(&devices, change, args);
+        return do_all(common, &mut operator, devices.len() == 1, drafts).await;
+    };
+    let devices: BTreeMap<_, _> = devices.into_iter().collect();
+    in_stages(common, &mut operator, stages.of(&devices), change, args).await
+}
+
+/// What is to be sent to each, or why nothing is.
+fn drafts(devices: &[(DeviceId, Device)], change: &Change, args: &ChangeArgs) -> Vec<Result<Errand, Box<Report>>> {
     let who = args.by.who();
     let drafts =
         devices.iter().map(|(name, device)| match draft(device, change, args.onto, args.confirm.into(), &who) {
@@ -72,8 +84,93 @@ async fn change(common: &Common, target: &Target, change: &Change, args: &Change
                 Err(Box::new(Report { errors, ..report }))
             }
         });
-    let drafts: Vec<_> = drafts.collect();
-    do_all(common, &mut operator, &devices, drafts).await
+    drafts.collect()
+}
+
+/// One stage after the other, as long as all is well. What a device has already is not sent again, so the same command
+/// goes on where an earlier one ended.
+async fn in_stages(
+    common: &Common,
+    operator: &mut Operator,
+    stages: Vec<Vec<DeviceId>>,
+    change: &Change,
+    args: &ChangeArgs,
+) -> anyhow::Result<bool> {
+    let (count, mut left) = (stages.len(), stages.iter().map(Vec::len).sum::<usize>());
+    let mut changed = Vec::new();
+    for (number, stage) in stages.into_iter().enumerate() {
+        let of = |name: DeviceId| (name.clone(), operator.board.devices.get(&name).cloned().unwrap_or_default());
+        let devices: Vec<_> = stage.into_iter().map(of).collect();
+        let drafts: Vec<_> = drafts(&devices, change, args);
+        let new =
+            drafts.into_iter().zip(&devices).filter(|(draft, (_, device))| !has(device, draft)).map(|(draft, _)| draft);
+        let new: Vec<_> = new.collect();
+        eprintln!("stage {} of {count}: {} devices, {} of them to be changed", number + 1, devices.len(), new.len());
+        left -= devices.len();
+        let last = number + 1 == count;
+        changed.extend(devices);
+        let good = do_all(common, operator, false, new).await?;
+        let why = match good {
+            false => Some("not all devices have taken it".to_owned()),
+            true if last => None,
+            true => settle(operator, &changed, args).await?,
+        };
+        match why {
+            Some(why) if last => eprintln!("{why}"),
+            Some(why) => {
+                eprintln!("stopped after stage {} of {count}; {left} devices are left alone: {why}", number + 1)
+            }
+            None => continue,
+        }
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// Whether the device has taken these very settings.
+fn has(device: &Device, draft: &Result<Errand, Box<Report>>) -> bool {
+    let (Ok(Errand { what: What::Settings(draft), .. }), Some(wanted)) = (draft, &device.desired) else { return false };
+    let in_force = device.reported.as_ref().is_some_and(|reported| reported.version == wanted.version);
+    in_force && wanted.settings == draft.desired.settings
+}
+
+/// Watches the devices that were changed. Returns what has become worse, if anything has.
+async fn settle(
+    operator: &mut Operator,
+    changed: &[(DeviceId, Device)],
+    args: &ChangeArgs,
+) -> anyhow::Result<Option<String>> {
+    let begun = Instant::now();
+    let (within, settle) = (Duration::from_secs(args.within.into()), Duration::from_secs(args.settle.into()));
+    // Counted from when the last bundle came.
+    let mut whole_at = begun;
+    loop {
+        let (mut awaited, mut worst) = (None, None);
+        for (name, before) in changed {
+            let Some(now) = operator.board.devices.get(name) else { continue };
+            worst = worst.or_else(|| stages::worse(before, now).map(|why| format!("{name}: {why}")));
+            let settings = now.desired.as_ref().map_or(&Value::Null, |wanted| &wanted.settings);
+            awaited = awaited.or_else(|| stages::missing(now, settings).map(|what| format!("{name}: {what}")));
+        }
+        if worst.is_some() {
+            return Ok(worst);
+        }
+        let until = match &awaited {
+            Some(what) if begun.elapsed() >= within => {
+                return Ok(Some(format!("{what} after {} s", within.as_secs())));
+            }
+            Some(_) => {
+                whole_at = Instant::now();
+                begun + within
+            }
+            None if whole_at.elapsed() >= settle => return Ok(None),
+            None => whole_at + settle,
+        };
+        tokio::select! {
+            heard = operator.next() => drop(heard?),
+            () = tokio::time::sleep_until(until) => {}
+        }
+    }
 }
 
 pub(super) async fn command(ask: &Command) -> anyhow::Result<bool> {
@@ -104,7 +201,7 @@ pub(super) async fn command(ask: &Command) -> anyhow::Result<bool> {
             .map_err(|reason| Box::new(Report::new(name, Ending::Refused).because(reason))))
     });
     let errands: Vec<_> = errands.collect::<anyhow::Result<_>>()?;
-    do_all(&ask.common, &mut operator, &devices, errands).await
+    do_all(&ask.common, &mut operator, devices.len() == 1, errands).await
 }
 
 /// `arg=value…` as one object. An argument's value is JSON where it reads as JSON, and text otherwise.
@@ -120,10 +217,10 @@ fn arguments(words: &[String]) -> anyhow::Result<Value> {
 async fn do_all(
     common: &Common,
     operator: &mut Operator,
-    devices: &[(DeviceId, Device)],
+    single: bool,
     errands: Vec<Result<Errand, Box<Report>>>,
 ) -> anyhow::Result<bool> {
-    let single = devices.len() == 1;
+    let devices = errands.len();
     let mut written = Ok(());
     let mut counts = BTreeMap::<&str, usize>::new();
     let mut tell = |progress: Progress<'_>| {
@@ -157,7 +254,7 @@ async fn do_all(
     written?;
     if !single && !common.json {
         let counts: Vec<String> = counts.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
-        eprintln!("{} devices: {}", devices.len(), counts.join(", "));
+        eprintln!("{devices} devices: {}", counts.join(", "));
     }
     Ok(all_good)
 }

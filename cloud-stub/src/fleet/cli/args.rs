@@ -8,6 +8,7 @@ use hedge_proto::{COMMAND_ID_BYTES_MAX, Confirm};
 
 use crate::fleet::change::Onto;
 use crate::fleet::select::Where;
+use crate::fleet::stages::Stages;
 use crate::link::BrokerArgs;
 
 /// How long a device may take for its first word.
@@ -75,6 +76,9 @@ name or value is refused here, before the device hears of it.
 What the device has refused, or what failed its trial, does not come along. Where it has not taken yet what is wanted
 of it, --onto says whether the change includes that (wanted) or drops it (in-force). While settings are on trial nothing
 is changed.
+
+With --stages a few devices are changed first: where one refuses, fails, does not answer, leaves or has a new fault, or
+where a bundle that is wanted does not come, the others are left alone. The same again goes on with those.
 
 Settings that could cut the link are on trial first: `set` then waits for the trial's end. If somebody else
 publishes at the same time, it says so.";
@@ -170,6 +174,19 @@ pub(super) struct Change {
     /// Also for a device that has never been heard of: it takes the settings when it first connects
     #[arg(long)]
     pub(super) new: bool,
+
+    /// Change so many of a hundred devices first, such as 10,50,100, and more only while those are well
+    #[arg(long, value_name = "PERCENT,...")]
+    pub(super) stages: Option<Stages>,
+
+    /// With --stages: how many seconds devices are watched before the next stage; a bundle that the settings want has to
+    /// run first
+    #[arg(long, value_name = "S", default_value_t = 60, requires = "stages")]
+    pub(super) settle: u32,
+
+    /// With --stages: how many seconds a wanted bundle may take to come
+    #[arg(long, value_name = "S", default_value_t = 3600, requires = "stages")]
+    pub(super) within: u32,
 
     #[command(flatten)]
     pub(super) by: By,

@@ -1,0 +1,84 @@
+//! `[[model]]`: what answers, and from which bundle.
+
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hedge_core::release::delivery::Wanted;
+use hedge_proto::{Name, WantedSettings};
+use serde::Deserialize;
+
+use super::{Problem, ThresholdConfig};
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    pub name: Name,
+    /// The folder with `manifest.toml`.
+    pub bundle: PathBuf,
+    /// Which of the bundle's files, for example `int8` or `fp32`; the manifest's first if not given.
+    pub variant: Option<String>,
+    /// More than one thread costs more CPU time per answer on small boards.
+    #[serde(default = "one_thread")]
+    pub threads: u8,
+    /// What it does not say is the manifest's suggestion.
+    #[serde(default)]
+    pub threshold: ThresholdConfig,
+    /// A model that works on one sample for longer hangs, and systemd starts the agent again.
+    #[serde(default = "a_minute")]
+    pub hung_after_s: NonZeroU32,
+    /// A candidate that the cloud agrees with more often takes the current bundle's place by itself.
+    #[serde(default)]
+    pub promote_by_evidence: bool,
+    /// Which signed bundle it is to run; fetched by itself.
+    #[serde(default)]
+    pub wanted: WantedSettings,
+}
+
+impl ModelConfig {
+    /// The bundle that is to be fetched, if it is not here yet.
+    #[must_use]
+    pub fn wanted(&self) -> Option<Wanted> {
+        let WantedSettings { name, version, shadow } = &self.wanted;
+        Some(Wanted { name: name.clone()?, version: version.clone()?, shadow: shadow.unwrap_or(false) })
+    }
+
+    /// What is wanted must have a name, and a way here.
+    pub(super) fn check_wanted(&self, state_dir: &Path, has_bundles: bool) -> Result<(), Problem> {
+        let place = bundles_of(state_dir, &self.name).join("current");
+        let message = match &self.wanted {
+            wanted if *wanted == WantedSettings::default() => return Ok(()),
+            WantedSettings { name: None, .. } | WantedSettings { version: None, .. } => {
+                "needs a name and a version, as the list of published bundles has them".to_owned()
+            }
+            _ if !has_bundles => "needs `[bundles] url` in the local file, where bundles are fetched from".into(),
+            _ if self.bundle != place => {
+                format!("needs `bundle = \"{}\"` in the local file: others are put there by hand", place.display())
+            }
+            _ => return Ok(()),
+        };
+        let mut problem = Problem::of("model", &self.name, format!("model `{}`: wanted {message}", self.name));
+        problem.field.push("wanted".to_owned());
+        Err(problem)
+    }
+
+    #[must_use]
+    pub fn hung_after(&self) -> Duration {
+        Duration::from_secs(self.hung_after_s.get().into())
+    }
+}
+
+/// Where the bundles of a model lie that were fetched.
+#[must_use]
+pub fn bundles_of(state_dir: &Path, model: &Name) -> PathBuf {
+    state_dir.join("models").join(model.as_str())
+}
+
+/// A 24-megapixel picture on the slowest board takes a tenth of it.
+fn a_minute() -> NonZeroU32 {
+    const { NonZeroU32::new(60).unwrap() }
+}
+
+fn one_thread() -> u8 {
+    1
+}
