@@ -1,7 +1,8 @@
 //! `hedge-cloud device`, and the dashboard's page of a device, set and command a real device over mosquitto and say
 //! what the device says.
 
-use std::process::{Command, Output};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -158,19 +159,33 @@ fn a_change_goes_out_in_stages_and_stops_at_the_first_device_that_is_worse() -> 
         agent.wait_until_online()?;
         agents.push(agent);
     }
-    // How it ended, how many devices have a change in force, and what was said.
-    let set = |words: &[&str]| -> Result<(Option<i32>, usize, String)> {
+    let setting = |settle: &str| -> Result<Command> {
         let mut command = Command::new(places::program("hedge-cloud")?);
-        command.args(["device", "set", "--all", "--stages", "30,100", "--settle", "2", "--broker", &broker]).args(words);
-        let Output { status, stdout, stderr } = command.output()?;
-        let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-        Ok((status.code(), said.matches(": applied").count(), said))
+        command.args(["device", "set", "--all", "--stages", "30,100", "--settle", settle, "--broker", &broker]);
+        Ok(command)
     };
-    // A label that the model does not have: the settings are taken, and the device says that something is wrong.
+    // How it ended, how many devices have a change in force, and what was said.
+    let ended = |Output { status, stdout, stderr }: Output| {
+        let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        (status.code(), said.matches(": applied").count(), said)
+    };
+    let set = |words: &[&str]| -> Result<_> { Ok(ended(setting("2")?.args(words).output()?)) };
+    // A label that the model does not have.
     let (code, changed, said) = set(&["model.fashion-small.threshold.classes.Nonsense=0.9"])?;
-    ensure!(code == Some(1) && changed == 1, "{said}");
-    ensure!(said.contains("stopped after stage 1 of 2; 2 devices are left alone: device-"), "{said}");
-    ensure!(said.contains("Nonsense"), "{said}");
+    ensure!(code == Some(1) && changed == 0 && said.matches(": refused").count() == 1, "{said}");
+    ensure!(said.contains("stopped after stage 1 of 2; 2 devices are left alone"), "{said}");
+
+    // The first device takes it, and is gone before the others would have had their turn.
+    let mut command = setting("600")?.arg("log.level=debug").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut first = String::new();
+    BufReader::new(command.stdout.take().context("its output")?).read_line(&mut first)?;
+    let name = first.split(':').next().unwrap_or_default().to_owned();
+    let agent = agents.iter_mut().find(|agent| agent.device() == name).with_context(|| first.clone())?;
+    agent.stop()?;
+    let (code, _, said) = ended(command.wait_with_output()?);
+    ensure!(code == Some(1) && said.contains(&format!("{name}: it has left since")), "{first}{said}");
+    agent.start_again()?;
+    agent.wait_until_online()?;
 
     let (code, changed, said) = set(&["model.fashion-small.threshold.classes=", "log.level=warn"])?;
     ensure!(code == Some(0) && changed == 3, "{said}");

@@ -86,7 +86,7 @@ mod tests {
     }
 
     fn fleet(there: usize, away: usize) -> BTreeMap<DeviceId, Device> {
-        let name = |number| DeviceId::new(format!("device-{number}")).expect("a name");
+        let name = |number| DeviceId::new(&format!("device-{number}")).expect("a name");
         let state = |number| if number < there { DeviceState::Online } else { DeviceState::Offline };
         (0..there + away).map(|number| (name(number), device(state(number)))).collect()
     }
