@@ -178,7 +178,8 @@ fn a_change_goes_out_in_stages_and_stops_at_the_first_device_that_is_worse() -> 
     // The first device takes it, and is gone before the others would have had their turn.
     let mut command = setting("600")?.arg("log.level=debug").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut first = String::new();
-    BufReader::new(command.stdout.take().context("its output")?).read_line(&mut first)?;
+    let mut output = BufReader::new(command.stdout.take().context("its output")?);
+    output.read_line(&mut first)?;
     let name = first.split(':').next().unwrap_or_default().to_owned();
     let agent = agents.iter_mut().find(|agent| agent.device() == name).with_context(|| first.clone())?;
     agent.stop()?;
