@@ -82,3 +82,31 @@ fn a_minute() -> NonZeroU32 {
 fn one_thread() -> u8 {
     1
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Config;
+
+    #[test]
+    fn what_is_wanted_needs_a_name_and_a_way_here() {
+        let bundles = "state_dir = \"/s\"\n[bundles]\nurl = \"https://c/bundles\"\n";
+        let model = |bundle: &str, wanted: &str| {
+            format!("[[model]]\nname = \"front\"\nbundle = \"{bundle}\"\nwanted = {wanted}\n")
+        };
+        let read = |text: &str| Config::parse(text, "agent.toml", std::iter::empty()).map_err(|error| error.to_string());
+        let (here, whole) = ("/s/models/front/current", "{ name = \"m\", version = \"2\" }");
+        let config = read(&format!("{bundles}{}", model(here, whole))).expect("valid");
+        let wanted = config.models[0].wanted().expect("wanted");
+        assert_eq!((wanted.name.as_str(), wanted.version.as_str(), wanted.shadow), ("m", "2", false));
+        for (text, words) in [
+            (format!("{bundles}{}", model(here, "{ name = \"m\" }")), "a name and a version"),
+            (format!("state_dir = \"/s\"\n{}", model(here, whole)), "[bundles] url"),
+            (format!("{bundles}{}", model("/elsewhere", whole)), "bundle = \"/s/models/front/current\""),
+            (format!("{bundles}{}", model(here, "{ name = \"../m\", version = \"2\" }")), "name"),
+            (bundles.replace("https", "ftp"), "https://host:port"),
+        ] {
+            let error = read(&text).expect_err("refused");
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}
