@@ -15,6 +15,7 @@
 
 mod corrections;
 pub mod decide;
+mod delete;
 mod desk;
 mod gate;
 mod lanes;
@@ -40,6 +41,7 @@ use crate::turns::Turns;
 use crate::wall_ms;
 use corrections::Corrections;
 use decide::BUSY_S;
+pub use delete::{DELETED_AT_ONCE_MAX, Unwanted};
 use desk::{Desk, Effects};
 use gate::Gate;
 pub use gate::{Admission, Shut};
@@ -84,6 +86,8 @@ pub enum Event {
     Questioned(Questioned),
     /// A person's word on a case, and whom to tell what became of it.
     Reviewed(Review, oneshot::Sender<Result<(), NotReviewed>>),
+    /// Cases that somebody wants gone.
+    Unwanted(Unwanted),
     /// Time to look after the records.
     Tick,
     /// No more is taken in. What lies before this is still committed.
@@ -157,6 +161,7 @@ pub struct Outlets {
 struct Others {
     outcomes: Vec<Decided>,
     reviews: Vec<Reviewed>,
+    unwanted: Vec<Unwanted>,
     is_tick: bool,
 }
 
@@ -267,6 +272,7 @@ impl Intake {
                     Event::Reviewed(review, told) => {
                         others.reviews.push(Reviewed { review, told, taken: Ok(None) });
                     }
+                    Event::Unwanted(unwanted) => others.unwanted.push(unwanted),
                     Event::Tick => others.is_tick = true,
                     Event::Stop => stopping = true,
                 }
@@ -368,6 +374,7 @@ impl Intake {
                 tracing::debug!("who answered a case has closed the page meanwhile");
             }
         }
+        others.unwanted.into_iter().for_each(|unwanted| unwanted.close(is_recorded, &mut self.lanes));
         match committed {
             Ok(changed) => self.follow(effects, changed),
             Err(error) => {
@@ -399,7 +406,9 @@ impl Intake {
         let about: Vec<DeviceId> = messages.iter().map(|message| self.about(message)).collect();
         let of_outcomes = others.outcomes.iter().map(|decided| &decided.outcome.case.id.device);
         let of_reviews = others.reviews.iter().map(|reviewed| &reviewed.review.id.device);
-        let batch = self.writer.batch_about(about.iter().chain(of_outcomes).chain(of_reviews))?;
+        let of_unwanted = others.unwanted.iter().flat_map(|unwanted| &unwanted.ids).map(|id| &id.device);
+        let of_others = of_outcomes.chain(of_reviews).chain(of_unwanted);
+        let batch = self.writer.batch_about(about.iter().chain(of_others))?;
         let mut desk = Desk {
             batch: &batch,
             topics: &self.topics,
@@ -420,6 +429,9 @@ impl Intake {
         }
         for Reviewed { review, taken, .. } in &mut others.reviews {
             *taken = desk.reviewed(review)?;
+        }
+        for unwanted in &mut others.unwanted {
+            desk.delete(unwanted)?;
         }
         if others.is_tick {
             self.ticks += 1;

@@ -15,7 +15,9 @@
 //! of its own. Each unanswered case is one instance's; see `lease.rs`.
 
 mod args;
+mod audit;
 mod checkpoint;
+mod delete;
 mod lease;
 mod postgres;
 mod reader;
@@ -28,6 +30,8 @@ mod totals;
 mod writer;
 
 pub use args::RecordsArgs;
+pub use audit::{Act, Audit, AuditRow};
+pub use delete::Deleted;
 pub use reader::{CaseRow, DeviceEvent, DeviceRow, Reader, SettingsRow};
 pub use review::{CaseList, Closed, Place, Sought};
 pub use totals::Totals;
