@@ -21,6 +21,7 @@ mod lanes;
 mod outcome;
 mod panels;
 mod settings;
+mod trends;
 
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,7 @@ pub use gate::{Admission, Shut};
 use lanes::{Entry, Lanes};
 use outcome::Decided;
 pub use panels::{AnswererNow, Taking};
+use trends::{Due, Trends};
 
 /// How many events share one commit: a broker's window for a few hundred devices.
 const EVENTS_PER_COMMIT_MAX: usize = 256;
@@ -158,6 +160,7 @@ struct Others {
     outcomes: Vec<Decided>,
     reviews: Vec<Reviewed>,
     is_tick: bool,
+    trends: Due,
 }
 
 /// A person's word, whom to tell, and, if it was taken, how many bytes the payload has of a case that waited for it.
@@ -189,6 +192,7 @@ pub struct Intake {
     outlets: Outlets,
     gate: Gate,
     messages: Turns<Incoming>,
+    trends: Trends,
     ticks: u64,
     /// When figures were committed last, and whether they have changed since.
     figures: (Instant, bool),
@@ -228,6 +232,7 @@ impl Intake {
             gate: Gate::new(outlets.shut.clone()),
             outlets,
             messages: Turns::by_bytes(MESSAGES_MAX, MESSAGES_BYTES_MAX),
+            trends: Trends::default(),
             ticks: 0,
             figures: (Instant::now(), false),
             in_doubt: None,
@@ -373,6 +378,7 @@ impl Intake {
             Err(error) => {
                 tracing::error!("{error}; devices are told to wait");
                 self.totals = before;
+                self.trends.put_back(others.trends);
                 self.totals.busy += effects.cases_seen;
                 for waiting in &effects.new_work {
                     self.lanes.release(&waiting.task, &waiting.id.device, waiting.bytes);
@@ -399,7 +405,13 @@ impl Intake {
         let about: Vec<DeviceId> = messages.iter().map(|message| self.about(message)).collect();
         let of_outcomes = others.outcomes.iter().map(|decided| &decided.outcome.case.id.device);
         let of_reviews = others.reviews.iter().map(|reviewed| &reviewed.review.id.device);
-        let batch = self.writer.batch_about(about.iter().chain(of_outcomes).chain(of_reviews))?;
+        if others.is_tick {
+            self.ticks += 1;
+            let is_wide = self.ticks % PRUNE_TICKS == 1;
+            others.trends = if is_wide { self.trends.due_with_old(&self.writer)? } else { self.trends.due() };
+        }
+        let concerned = about.iter().chain(of_outcomes).chain(of_reviews).chain(others.trends.devices());
+        let batch = self.writer.batch_about(concerned)?;
         let mut desk = Desk {
             batch: &batch,
             topics: &self.topics,
@@ -422,7 +434,7 @@ impl Intake {
             *taken = desk.reviewed(review)?;
         }
         if others.is_tick {
-            self.ticks += 1;
+            others.trends.write(&batch, now_ms)?;
             if self.ticks % PRUNE_TICKS == 1 {
                 desk.prune(&self.keep)?;
                 if let Err(error) = self.payloads.prune(now_ms) {
@@ -482,6 +494,7 @@ impl Intake {
             }
             self.outlets.commits.send_modify(|commits| *commits += 1);
         }
+        effects.trends.into_iter().for_each(|(device, stretch)| self.trends.add(device, &stretch));
         effects.taken_payloads.iter().for_each(|sum| self.payloads.remove(*sum));
         for Waiting { id, task, bytes, .. } in effects.new_work {
             self.lanes.put(&task, Entry::new(id, bytes));

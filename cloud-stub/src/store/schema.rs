@@ -1,4 +1,4 @@
-//! The tables, and the steps from older layouts to this one. The tables on a server are in `postgres_1.sql`.
+//! The tables, and the steps from older layouts to this one. The tables on a server are in `postgres_1.sql` and those after it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -97,11 +97,23 @@ CREATE TABLE totals (instance TEXT PRIMARY KEY, json TEXT NOT NULL); -- what eac
 INSERT INTO totals SELECT '', json FROM totals_of_one;
 DROP TABLE totals_of_one;
 ",
+    r"
+CREATE TABLE trends (                            -- what became of each device: pages of buckets of one length
+    device   TEXT NOT NULL,
+    bucket_s INTEGER NOT NULL,
+    at_s     INTEGER NOT NULL,                   -- when the page begins, since 1970 UTC
+    page     BLOB NOT NULL,                      -- CBOR
+    UNIQUE (device, bucket_s, at_s)
+);
+",
 ];
 
 /// The same for a server's tables, which began with the layout above.
-pub(super) fn server_steps() -> Result<[refinery::Migration; 1], refinery::Error> {
-    Ok([refinery::Migration::unapplied("V1__records", include_str!("postgres_1.sql"))?])
+pub(super) fn server_steps() -> Result<[refinery::Migration; 2], refinery::Error> {
+    Ok([
+        refinery::Migration::unapplied("V1__records", include_str!("postgres_1.sql"))?,
+        refinery::Migration::unapplied("V2__trends", include_str!("postgres_2.sql"))?,
+    ])
 }
 
 /// How long a statement waits for another connection's lock. Readers never block the writer in WAL mode.

@@ -12,7 +12,9 @@ mod metrics;
 mod operate;
 mod preview;
 mod review;
+mod saved;
 mod shape;
+mod trend;
 
 pub use device::{DevicePage, HistoryView};
 pub use operate::Operating;
@@ -95,6 +97,8 @@ struct View {
 /// | `/devices/{name}` | the page of one device |
 /// | `/api/devices?where=link=offline&order=trouble&offset=0&limit=60` | all devices, or some, by name or with what is wrong first: a list of [`DeviceView`]; the header `Hedge-Count` says how many there are |
 /// | `/api/devices/{name}` | one [`DevicePage`] |
+/// | `/api/devices/{name}/trend?span=day` | what became of it in the last `hour`, `day`, `week` or `month`, in buckets of time |
+/// | `/api/devices/{name}/saved?span=day&call_price=0.002` | what hybrid saved against sending everything and nothing, with the assumptions `call_price`, `gb_price`, `sample_bytes` and `cloud_ms` |
 /// | `/api/devices/{name}/settings` | POST: changes its settings; a [`Report`](crate::fleet::errand::Report) |
 /// | `/api/devices/{name}/commands` | POST: gives it a command; likewise |
 /// | `/api/settings-schema` | what can be set, as JSON Schema |
@@ -134,6 +138,8 @@ pub fn router(
     let pages = files()
         .route("/api/devices", get(devices))
         .route("/api/devices/{name}", get(device::device))
+        .route("/api/devices/{name}/trend", get(trend::trend))
+        .route("/api/devices/{name}/saved", get(saved::get))
         .route("/api/devices/{name}/settings", post(operate::settings))
         .route("/api/devices/{name}/commands", post(operate::command))
         .route("/api/settings-schema", get(|| async { ([(CONTENT_TYPE, "application/schema+json")], SETTINGS_SCHEMA) }))
@@ -177,6 +183,9 @@ fn files() -> Router<View> {
         .route("/devices/{name}", get(|| async { file(HTML, include_str!("device.html")) }))
         .route("/device.css", get(|| async { file(CSS, include_str!("device.css")) }))
         .route("/device.js", get(|| async { file(SCRIPT, include_str!("device.js")) }))
+        .route("/trend.js", get(|| async { file(SCRIPT, include_str!("trend.js")) }))
+        .route("/saved.js", get(|| async { file(SCRIPT, include_str!("saved.js")) }))
+        .route("/charts.js", get(|| async { file(SCRIPT, include_str!("charts.js")) }))
         .route("/editor.js", get(|| async { file(SCRIPT, include_str!("editor.js")) }))
         .route("/commands.js", get(|| async { file(SCRIPT, include_str!("commands.js")) }))
 }
