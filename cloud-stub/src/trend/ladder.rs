@@ -1,9 +1,9 @@
 //! How long buckets of each length are kept, and how they become longer ones.
 //!
 //! ```text
-//! 1 min for an hour ─► 15 min for a day ─► 2 h for a week ─► 12 h for 90 days ─► gone
+//! 1 min for an hour ─► 30 min for a day ─► 3 h for a week ─► 12 h for 90 days ─► gone
 //! ```
-//! Buckets lie in pages, each as long as one bucket of the next step: a page that has grown old becomes that bucket.
+//! Buckets lie in pages, each of which is within one bucket of the next step: a page that has grown old goes into that.
 
 use std::collections::BTreeMap;
 
@@ -28,15 +28,16 @@ const DAY: u64 = 24 * HOUR;
 /// Nothing older is kept.
 pub const AGE_MAX_S: u64 = 90 * DAY;
 
-/// From the finest to the coarsest. At most 60 + 15, 92 + 8, 84 + 6 and 180 + 14 buckets of a device at any time.
+/// From the finest to the coarsest. At most 70, 54, 60 and 188 buckets of a device at any time: about as many as a chart
+/// has room for. Pages have about a kilobyte, so that few bytes lie unused between them.
 pub const STEPS: [Step; 4] = [
-    Step { bucket_s: 60, page_s: HOUR / 4, kept_s: HOUR },
-    Step { bucket_s: HOUR / 4, page_s: 2 * HOUR, kept_s: DAY },
-    Step { bucket_s: 2 * HOUR, page_s: 12 * HOUR, kept_s: 7 * DAY },
-    Step { bucket_s: 12 * HOUR, page_s: 7 * DAY, kept_s: AGE_MAX_S },
+    Step { bucket_s: 60, page_s: HOUR / 6, kept_s: HOUR },
+    Step { bucket_s: HOUR / 2, page_s: 3 * HOUR, kept_s: DAY },
+    Step { bucket_s: 3 * HOUR, page_s: 12 * HOUR, kept_s: 7 * DAY },
+    Step { bucket_s: 12 * HOUR, page_s: 4 * DAY, kept_s: AGE_MAX_S },
 ];
 
-/// The largest page that is read: fifteen buckets of full numbers have a quarter of it.
+/// The largest page that is read: ten buckets of full numbers have a tenth of it.
 const PAGE_BYTES_MAX: usize = 64 * 1024;
 
 /// Where a page is: the length of its buckets, and when it begins, in seconds since 1970 UTC.
@@ -97,7 +98,8 @@ impl Page {
         let at = STEPS.iter().position(|step| step.bucket_s == place.bucket_s)?;
         let next = STEPS.get(at + 1)?;
         let mut page = Self::default();
-        self.0.values().for_each(|bucket| page.add(place.at_s, bucket));
+        let into_s = place.at_s / next.bucket_s * next.bucket_s;
+        self.0.values().for_each(|bucket| page.add(into_s, bucket));
         Some((Place::of(place.at_s, next.bucket_s), page))
     }
 
@@ -157,9 +159,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_page_is_as_long_as_a_bucket_of_the_next_step() {
+    fn each_page_is_within_a_bucket_of_the_next_step() {
         for pair in STEPS.windows(2) {
-            assert_eq!(pair[0].page_s, pair[1].bucket_s);
+            assert_eq!(pair[1].bucket_s % pair[0].page_s, 0);
         }
         for Step { bucket_s, page_s, kept_s } in STEPS {
             assert!(page_s % bucket_s == 0 && kept_s >= page_s);
@@ -172,7 +174,7 @@ mod tests {
         let mut page = Page::default();
         let full = Bucket { answered: 70_000, agreement: [[3, 2]; 10], why: "slow".to_owned(), ..Bucket::default() };
         page.add(place.at_s, &full);
-        page.add(place.at_s + 840, &Bucket::case(5));
+        page.add(place.at_s + 540, &Bucket::case(5));
         assert_eq!(Page::read(&page.to_bytes(place), place).expect("read"), page);
         let older = to_cbor(&vec![(1_u64, vec![1_u64, 2], String::new())]);
         let mut read = Page::default();
@@ -184,15 +186,15 @@ mod tests {
     fn a_page_that_grows_old_is_one_bucket_of_the_next_step_until_it_is_gone() {
         let mut place = Place::of(86_400 * 1000, 60);
         let mut page = Page::default();
-        (0..15).for_each(|minute| page.add(place.at_s + 60 * minute, &Bucket::case(10)));
-        let end_s = place.at_s + 900;
+        (0..10).for_each(|minute| page.add(place.at_s + 60 * minute, &Bucket::case(10)));
+        let end_s = place.at_s + 600;
         assert!(!place.is_old(end_s + 3599) && place.is_old(end_s + 3600));
         for Step { bucket_s, .. } in &STEPS[1..] {
             (place, page) = page.folded(place).expect("a coarser one");
             assert_eq!(place.bucket_s, *bucket_s);
             assert_eq!(
                 page.0.values().collect::<Vec<_>>(),
-                [&Bucket { cases: 15, case_bytes: 150, ..Bucket::default() }]
+                [&Bucket { cases: 10, case_bytes: 100, ..Bucket::default() }]
             );
         }
         assert_eq!(page.folded(place), None);
@@ -202,17 +204,17 @@ mod tests {
     fn a_series_is_as_fine_as_asked_for_where_that_is_kept() {
         let at_s = 12 * HOUR * 1000;
         let mut fine = Page::default();
-        (0..15).for_each(|minute| fine.add(at_s + 900 + 60 * minute, &Bucket::case(1)));
+        (0..10).for_each(|minute| fine.add(at_s + 1800 + 60 * minute, &Bucket::case(1)));
         let mut coarse = Page::default();
         coarse.add(at_s, &Bucket::case(7));
-        let pages = || [(Place::of(at_s + 900, 60), fine.clone()), (Place::of(at_s, 900), coarse.clone())];
+        let pages = || [(Place::of(at_s + 1800, 60), fine.clone()), (Place::of(at_s, 1800), coarse.clone())];
         let shown = |since_s, bucket_s| -> Vec<(u64, u64, u64)> {
             let series = series(pages(), since_s, bucket_s);
             series.into_iter().map(|shown| (shown.at_ms / 1000 - at_s, shown.span_s, shown.bucket.cases)).collect()
         };
-        assert_eq!(shown(at_s, 900), [(0, 900, 7), (900, 900, 15)]);
-        assert_eq!(shown(at_s, 2 * HOUR), [(0, 2 * HOUR, 22)]);
-        assert_eq!(shown(at_s + 900, 60).len(), 15, "what ended before is left out");
-        assert_eq!(shown(at_s, 60)[0], (0, 900, 7), "and what is not kept as fine is as it is");
+        assert_eq!(shown(at_s, 1800), [(0, 1800, 1), (1800, 1800, 10)]);
+        assert_eq!(shown(at_s, 3 * HOUR), [(0, 3 * HOUR, 11)]);
+        assert_eq!(shown(at_s + 1800, 60).len(), 10, "what ended before is left out");
+        assert_eq!(shown(at_s, 60)[0], (0, 1800, 1), "and what is not kept as fine is as it is");
     }
 }

@@ -26,8 +26,8 @@ impl Span {
     pub(super) fn since(self, now_ms: u64) -> (u64, u64) {
         let (span_s, bucket_s) = match self {
             Self::Hour => (3600, 60),
-            Self::Day => (86_400, 15 * 60),
-            Self::Week => (7 * 86_400, 2 * 3600),
+            Self::Day => (86_400, 30 * 60),
+            Self::Week => (7 * 86_400, 3 * 3600),
             Self::Month => (30 * 86_400, 12 * 3600),
         };
         ((now_ms / 1000).saturating_sub(span_s) / bucket_s * bucket_s, bucket_s)
