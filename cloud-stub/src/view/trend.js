@@ -41,7 +41,7 @@ function limits(telemetry, settings) {
   }
   for (const [name, hours] of [["cases_per_hour", 1], ["cases_per_day", 24], ["cases_per_month", 720]]) {
     const ceiling = telemetry && telemetry.budget ? telemetry.budget[name] : null;
-    if (ceiling && ceiling.max) found.push({ hourly: ceiling.max / hours, words: `ceiling: ${number(ceiling.max)} ${words(name.replace("cases_", ""))}` });
+    if (ceiling && ceiling.max) found.push({ hourly: ceiling.max / hours, words: `ceiling: ${ceiling.max.toLocaleString("en")} ${words(name.replace("cases_", ""))}` });
   }
   return found;
 }
@@ -96,7 +96,7 @@ function queue(view, telemetry) {
   const oldest = most(view.buckets, (b) => b.oldest_max_s);
   const room = now && now.bytes_max ? ` It takes ${percent(now.bytes, now.bytes_max)} of its room on the disk.` : "";
   const note = view.buckets.some((b) => b.reports)
-    ? `At most ${number(highest)} cases waited${oldest ? `, the oldest for ${span(oldest)}` : ""}.${now ? ` Now ${number(now.waiting)}${now.oldest_s ? `, the oldest ${span(now.oldest_s)}` : ""}.` : ""}${room} What each is worth the device does not report.`
+    ? `At most ${number(highest)} ${highest === 1 ? "case" : "cases"} waited${oldest ? `, the oldest for ${span(oldest)}` : ""}.${now ? ` Now ${number(now.waiting)}${now.oldest_s ? `, the oldest ${span(now.oldest_s)}` : ""}.` : ""}${room} What each is worth the device does not report.`
     : "It has reported no queue in this time.";
   return panel("Queue", note, view.buckets.some((b) => b.reports) ? (width) => barsOverTime(view, {
     width, label: `Most cases that waited over time. ${note}`, parts: [{ class: "bar", value: (b) => b.queue_max }], write: short,
@@ -135,12 +135,13 @@ function doubt(model, figures) {
   const { judge } = figures;
   const shares = (judge && judge.doubt) || [];
   const all = shares.reduce((total, one) => total + one, 0);
-  const least = judge && typeof judge.score_min === "number" ? judge.score_min : figures.score_min;
+  // Under a budget or a target the device says where the threshold is by now; a fixed one is set.
+  const least = judge && judge.mode !== "fixed" ? judge.score_min : figures.score_min;
   const marks = typeof least === "number" ? [{ at: 1 - least, words: `asks from ${(1 - least).toFixed(2)}` }] : [];
   const beyond = marks.length ? shares.reduce((total, one, index) => total + one * Math.max(0, Math.min(1, (index + 1) - marks[0].at * shares.length)), 0) / Math.max(1, all) : 0;
   const note = !all ? "The device does not report how its doubt is spread." : marks.length
     ? `Of its latest answers ${percent(Math.round(beyond * 1000), 1000)} lie beyond the threshold (a score of ${least.toFixed(2)}).`
-    : "Of its latest answers. No threshold of the score is in force.";
+    : judge.mode === "target" ? "Of its latest answers. Without a certificate all of them are deferred, or checked." : "Of its latest answers. No threshold of the score is in force.";
   return panel(`Doubt of ${model}`, note, all ? (width) => histogram(shares.map((one) => one / all), {
     width, label: `Histogram of the doubt of ${model}. ${note}`, marks, below: "doubt",
     say: (from, to, share) => `doubt ${from.toFixed(2)} to ${to.toFixed(2)}: ${percent(Math.round(share * 10000), 10000)} of answers`,
@@ -269,10 +270,10 @@ export function makeTrend(root, here) {
     const settings = page.reported ? page.reported.settings : null;
     const models = Object.entries((telemetry && telemetry.model_figures) || {});
     const panels = [
-      answers(view), deferral(view, telemetry, settings), link(view),
-      ...models.map(([name, figures]) => doubt(name, figures)), confidence(view, telemetry),
+      answers(view), deferral(view, telemetry, settings), queue(view, telemetry), link(view),
+      ...models.map(([name, figures]) => doubt(name, figures)), confidence(view, telemetry), took(view, telemetry),
       ...models.flatMap(([name, figures]) => [certificate(name, figures, settings), shift(name, figures, view)]),
-      queue(view, telemetry), took(view, telemetry), heat(view, telemetry),
+      heat(view, telemetry),
     ];
     drawn = panels.map((one) => {
       const place = make("div", "place");
