@@ -34,7 +34,6 @@ let seen = "";
 let editor = null;
 let commands = null;
 let trend = null;
-let cases = null;
 
 function drawNow(d) {
   const t = d.telemetry;
@@ -159,15 +158,11 @@ async function load() {
   editor.take(page);
   commands.take(page);
   trend.take(page);
-  heardCases(page.device);
 }
 
-// Its cases are asked for only when there are others.
-function heardCases(device) {
-  const now = JSON.stringify([device.cases, device.agreed, device.disagreed]);
-  if (now === cases) return;
-  cases = now;
-  drawLatest(at("cases"), NAME);
+// Its cases are asked for when one of the latest of all is one of its, or a new page of it is drawn.
+function heardCases(changed) {
+  if (changed.some((one) => one.device === NAME)) drawLatest(at("cases"), NAME);
 }
 
 // The server tells pages of so many devices by itself; about others they ask.
@@ -188,7 +183,6 @@ function heard(devices) {
     latest.device = mine;
     drawNow(mine);
     trend.take(latest);
-    heardCases(mine);
   }
   const now = JSON.stringify([mine.events, mine.in_force, mine.wanted, mine.outcome, mine.connection, mine.state]);
   if (now === seen) return;
@@ -204,10 +198,12 @@ async function start() {
   commands = makeCommands(at("commands"), (request) => post("commands", request));
   at("its-cases").href = `/cases?device=${encodeURIComponent(NAME)}`;
   trend = makeTrend(at("trend"), HERE);
+  drawLatest(at("cases"), NAME);
   listen({
     figures: heardFigures,
     devices: heard,
     changed_devices: heard,
+    changed_cases: heardCases,
   });
 }
 
