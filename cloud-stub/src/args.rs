@@ -1,13 +1,17 @@
 //! The command line. Everything is checked before anything is opened or dialled.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use axum::http::HeaderName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use hedge_config::ConfigError;
 use hedge_proto::Name;
 
+use crate::access::audit::AuditArgs;
+use crate::access::cli::UserArgs;
+use crate::access::{Entrance, USERS_FILE};
 use crate::answerers::Config;
 use crate::bundle::cli::BundleArgs;
 use crate::export::cli::ExportArgs;
@@ -36,6 +40,8 @@ pub enum Command {
     /// A certificate authority for devices, if you have none
     Ca(Ca),
     Device(Box<DeviceArgs>),
+    User(UserArgs),
+    Audit(AuditArgs),
     Bundle(BundleArgs),
     /// What `serve` starts for cases that were left over: see `model::alone`
     #[command(name = crate::model::alone::COMMAND, hide = true)]
@@ -59,7 +65,7 @@ Examples:
     hedge-cloud serve --broker mqtts://broker.example:8883 --ca ca.pem --cert cloud.pem --key cloud.key \\
       --state-dir /var/lib/hedge-cloud --model /srv/models/photo-large
 
-Once ready, stdout gets one line `dashboard http://ADDR`, with --embedded-broker a line `broker mqtt://ADDR`
+Once ready, stdout gets one line `dashboard http://ADDR` (https with --page-cert), with --embedded-broker a line `broker mqtt://ADDR`
 before it. Logs go to stderr; RUST_LOG sets what is logged.
 
 Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong command line, 3 could not start.";
@@ -103,15 +109,37 @@ pub struct Serve {
     #[arg(long, value_name = "DAYS", env = "HEDGE_CLOUD_GRACE_DAYS", default_value_t = 800, value_parser = clap::value_parser!(u16).range(0..=3650))]
     pub grace_days: u16,
 
-    /// Where the dashboard and its API listen. Anyone who reaches it sees all samples: keep it on loopback, or behind
-    /// a proxy with a login
+    /// Where the dashboard and its API listen. Any address but loopback needs --page-cert, --page-key and users: see
+    /// `hedge-cloud user` and docs/access.md
     #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
-    /// A host name of a proxy with a login in front of the dashboard. Without it, devices are changed only
-    /// where the dashboard listens on loopback and is opened by address or as localhost
+    /// A host name of a proxy in front of the dashboard. Without it, one that listens on loopback is opened by address or
+    /// as localhost only
     #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_PAGE_NAME", value_delimiter = ',')]
     pub page_name: Vec<String>,
+
+    /// The certificate that the dashboard shows (PEM); it is read again each hour
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PAGE_CERT", requires = "page_key")]
+    pub page_cert: Option<PathBuf>,
+
+    /// The key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PAGE_KEY", requires = "page_cert")]
+    pub page_key: Option<PathBuf>,
+
+    /// Who may use the dashboard, as `hedge-cloud user` writes it [default: users.json in --state-dir]. With anybody in it,
+    /// everybody is asked who they are
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_USERS")]
+    pub users: Option<PathBuf>,
+
+    /// The address of a proxy that asks who is there and says it in --proxy-user-header. From anywhere else that header
+    /// means nothing. What a user may do is said by `hedge-cloud user add NAME --role ROLE --proxy`
+    #[arg(long, value_name = "IP", env = "HEDGE_CLOUD_TRUSTED_PROXY", value_delimiter = ',')]
+    pub trusted_proxy: Vec<IpAddr>,
+
+    /// The header in which that proxy names the user
+    #[arg(long, value_name = "HEADER", env = "HEDGE_CLOUD_PROXY_USER_HEADER", default_value = "X-Forwarded-User")]
+    pub proxy_user_header: HeaderName,
 
     /// The dashboard changes no device and gives no command
     #[arg(long, env = "HEDGE_CLOUD_LOOK_ONLY")]
@@ -200,8 +228,8 @@ pub struct Models {
 const QUICKSTART_AFTER: &str = "\
 Everything lives in --state-dir: the authority, the records. A second start goes on with it, and with every device
 that is paired. What protects what: devices reach the broker and the enrolment endpoint over TLS only, the broker asks
-for the certificate that pairing gave, and each device reaches its own topics only. The dashboard asks for no password:
-it listens on this machine only unless --listen says otherwise. The broker keeps its sessions in memory; for more than
+for the certificate that pairing gave, and each device reaches its own topics only. The dashboard listens on this
+machine only and asks for no password, unless there are users: see `hedge-cloud user`. The broker keeps its sessions in memory; for more than
 a first look run your own, see `hedge-cloud ca` and `hedge-cloud serve`.";
 
 #[derive(Debug, Args)]
@@ -338,6 +366,16 @@ impl Serve {
     #[must_use]
     pub fn payloads_dir(&self) -> PathBuf {
         self.payload_dir.clone().unwrap_or_else(|| self.state_dir.join("payloads"))
+    }
+
+    /// How the dashboard is reached.
+    #[must_use]
+    pub fn entrance(&self) -> Entrance {
+        Entrance {
+            users: self.users.clone().unwrap_or_else(|| self.state_dir.join(USERS_FILE)),
+            proxies: self.trusted_proxy.clone(),
+            proxy_header: self.proxy_user_header.clone(),
+        }
     }
 
     #[must_use]

@@ -9,6 +9,7 @@
 //! over a bounded channel or looks at what it committed. [`fleet`] is for operators: it sets and commands devices over
 //! a connection of its own.
 
+pub mod access;
 pub mod answerers;
 pub mod args;
 pub mod broker;

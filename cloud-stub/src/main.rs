@@ -59,6 +59,8 @@ fn main() -> ExitCode {
             ended(ca::run(&args).map_err(serve::ServeError::Run))
         }
         Command::Device(args) => device(&args),
+        Command::User(args) => say(hedge_cloud::access::cli::run(&args)),
+        Command::Audit(args) => say(hedge_cloud::access::audit::run(&args)),
         Command::Bundle(args) => bundle(&args),
         Command::Answer(args) => {
             log_to_stderr(LogFormat::Text, "warn");
@@ -97,10 +99,14 @@ fn device(args: &DeviceArgs) -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "a command's result goes to standard output")]
 fn bundle(args: &BundleArgs) -> ExitCode {
     log_to_stderr(LogFormat::Text, "warn");
-    match hedge_cloud::bundle::cli::run(args) {
+    say(hedge_cloud::bundle::cli::run(args))
+}
+
+#[expect(clippy::print_stdout, reason = "a command's result goes to standard output")]
+fn say(ran: anyhow::Result<String>) -> ExitCode {
+    match ran {
         Ok(said) => {
             println!("{said}");
             ExitCode::SUCCESS

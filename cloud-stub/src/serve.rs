@@ -17,9 +17,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::access::Access;
 use crate::answerers::{Config, Ledger, Micro, Month};
 use crate::args::{Models, Serve};
-use crate::identity::{self, Authority, Registry, Terms, fresh_certificate, server_config};
+use crate::identity::{self, Authority, Registry, Terms, certificate_in, fresh_certificate, server_config};
 use crate::intake::{self, Event, Intake, IntakeError, Outlets, Shut, Taking};
 use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
 use crate::model::{self, Answerer, Answering, Fixed, Onnx};
@@ -70,9 +71,13 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let records = args.records.at(&args.state_dir)?;
     prepare_state_dir(&args.state_dir)?;
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    let tls = match (&args.page_cert, &args.page_key) {
+        (Some(certificate), Some(key)) => Some(server_config(certificate_in(certificate.clone(), key.clone())?, None)?),
+        _ => None,
+    };
+    let access = Access::open(&args.entrance(), args.listen, tls.is_some())?;
     let listener = Listener::tcp(args.listen).await.context("the dashboard")?;
     let dashboard = listener.address().unwrap_or(args.listen);
-    warn_about_exposure(dashboard);
 
     // It waits for a server, and for the end of a process that had this name.
     let writer = tokio::task::block_in_place(|| Writer::open(&records, &args.instance))?;
@@ -130,7 +135,8 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance);
     let naming = "to `hedge-cloud serve` with --page-name";
     let door = Door { listen: dashboard, names: args.page_name.clone(), naming, look_only: args.look_only };
-    let page = view::router(&records, shown, door, operating, commits_seen)?;
+    let page = view::router(&records, shown, door, access, operating, commits_seen)?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let ends = Ends {
         events: events.clone(),
         settled: settled_inbox,
@@ -142,8 +148,8 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     };
     let link = tokio::spawn(link::run(dial, ends));
     tokio::spawn(tick(events.clone()));
-    tokio::spawn(hedge_listen::serve(listener, PAGE_BOUNDS, None, page, CancellationToken::new()));
-    say_ready(said.as_deref(), payloads_address, dashboard, more)?;
+    tokio::spawn(hedge_listen::serve(listener, PAGE_BOUNDS, tls, page, CancellationToken::new()));
+    say_ready(said.as_deref(), payloads_address, &format!("{scheme}://{dashboard}"), more)?;
     Ok(Running { events, intake, link, stop })
 }
 
@@ -308,28 +314,15 @@ async fn tick(events: mpsc::Sender<Event>) {
     }
 }
 
-fn warn_about_exposure(dashboard: SocketAddr) {
-    if !dashboard.ip().is_loopback() {
-        tracing::warn!(
-            "the dashboard on {dashboard} shows all samples to anyone who can reach it; it asks for no password"
-        );
-    }
-}
-
 #[expect(clippy::print_stdout, reason = "these lines are the program's output: scripts read them")]
-fn say_ready(
-    broker: Option<&str>,
-    payloads: Option<SocketAddr>,
-    dashboard: SocketAddr,
-    more: &str,
-) -> anyhow::Result<()> {
+fn say_ready(broker: Option<&str>, payloads: Option<SocketAddr>, dashboard: &str, more: &str) -> anyhow::Result<()> {
     if let Some(url) = broker {
         println!("broker {url}");
     }
     if let Some(addr) = payloads {
         println!("payloads {addr}");
     }
-    println!("dashboard http://{dashboard}");
+    println!("dashboard {dashboard}");
     print!("{more}");
     std::io::stdout().flush().context("stdout")?;
     notify(&[sd_notify::NotifyState::Ready]);

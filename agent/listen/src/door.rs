@@ -1,5 +1,5 @@
-//! Decides which requests are let in, and which of them may change devices. No password is asked for, so what counts
-//! is where the program listens, under which name it was opened, and which page a request was made by.
+//! Decides which requests are let in, and which of them may change devices. Who makes them is asked elsewhere, if at all;
+//! here counts where the program listens, under which name it was opened, and which page a request was made by.
 //!
 //! A page of elsewhere must not act through somebody's browser. It cannot give a header of ours without asking
 //! first (and is never told yes), and its origin is another. With a name of its own that it lets point here (DNS
@@ -38,11 +38,6 @@ pub struct Door {
 pub enum Refused {
     #[error("`{host}` is no name of this program: use localhost or an address, or give the name {naming}")]
     Name { host: String, naming: &'static str },
-    #[error(
-        "the page on {listen} only looks, because whoever reaches it would change devices: let it listen on loopback, \
-         or put a proxy that asks who is there in front of it and give its name {naming}"
-    )]
-    Exposed { listen: SocketAddr, naming: &'static str },
     #[error("this page was started with --look-only")]
     LookOnly,
     #[error("the request does not come from this page: its origin is `{0}`")]
@@ -76,14 +71,14 @@ impl Door {
         if headers.contains_key(ORIGIN) { self.is_own_origin(headers) } else { Ok(()) }
     }
 
-    /// Whether devices may be changed under the name the page was opened by.
+    /// Whether devices may be changed under the name the page was opened by. Where others reach it, who is there was
+    /// asked already, and a browser shows a login only to the name it was given under.
     pub fn may_act(&self, headers: &HeaderMap) -> Result<(), Refused> {
         let host = self.host(headers)?;
         match () {
             () if self.look_only => Err(Refused::LookOnly),
             () if self.is_named(&host) => Ok(()),
-            () if !self.listen.ip().is_loopback() => Err(Refused::Exposed { listen: self.listen, naming: self.naming }),
-            () if is_here(&host) => Ok(()),
+            () if !self.listen.ip().is_loopback() || is_here(&host) => Ok(()),
             () => Err(self.no_name(host.as_str())),
         }
     }
@@ -186,17 +181,15 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_others_reach_only_looks_unless_a_proxy_is_named() {
+    fn a_page_that_others_reach_is_theirs_under_any_name_and_never_another_websites() {
         let asks = |door: &Door, host: &str| door.lets_act(&request(host, &format!("https://{host}")));
         let open = door("0.0.0.0:8080", &[]);
         for host in ["10.1.2.3:8080", "localhost:8080", "hedge.example"] {
-            assert!(matches!(asks(&open, host), Err(Refused::Exposed { .. })), "{host}");
+            assert_eq!(asks(&open, host), Ok(()), "{host}");
             assert_eq!(open.may_look(&request(host, "")), Ok(()));
+            assert!(open.lets_act(&request(host, "https://evil.example")).is_err(), "{host}");
         }
-        let behind = door("0.0.0.0:8080", &["hedge.example"]);
-        assert_eq!(asks(&behind, "hedge.example"), Ok(()));
-        assert!(asks(&behind, "10.1.2.3:8080").is_err());
-        let closed = Door { look_only: true, ..behind };
+        let closed = Door { look_only: true, ..open };
         assert_eq!(asks(&closed, "hedge.example"), Err(Refused::LookOnly));
     }
 

@@ -88,7 +88,8 @@ impl Drop for Listener {
 
 /// Whom connections from `from` count against. Nobody for this machine's own addresses: behind them are all local
 /// programs, and a proxy's whole clientele. IPv6 hands out 64 bits to each customer, so these count as one.
-pub(crate) fn sender(from: SocketAddr) -> Option<IpAddr> {
+#[must_use]
+pub fn sender(from: SocketAddr) -> Option<IpAddr> {
     match from.ip().to_canonical() {
         ip if ip.is_loopback() => None,
         IpAddr::V6(ip) => Some(IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64))),

@@ -1,5 +1,6 @@
-//! A server's TLS whose certificate is made anew while it runs, and what a client's certificate says.
+//! A server's TLS whose certificate is made anew or read again while it runs, and what a client's certificate says.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::authority::{Authority, AuthorityError};
 use crate::wall_ms;
+
+/// How often a certificate's files are read again: whoever renews them does so days before their end.
+const READ_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// How often the server's own certificate is made anew; it lives for more than a year.
 const FRESH_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -43,6 +47,48 @@ pub fn fresh_certificate(
         }
     });
     Ok(fresh)
+}
+
+/// A file that is no certificate or key.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {reason}")]
+pub struct CertificateError {
+    pub path: PathBuf,
+    pub reason: String,
+}
+
+/// The certificate and key in these files (PEM), which are read again while the program runs: they are renewed there.
+pub fn certificate_in(certificate: PathBuf, key: PathBuf) -> Result<Arc<dyn ResolvesServerCert>, CertificateError> {
+    let fresh = Arc::new(Fresh(RwLock::new(read(&certificate, &key)?)));
+    let shown = fresh.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(READ_EVERY).await;
+            let files = (certificate.clone(), key.clone());
+            match tokio::task::spawn_blocking(move || read(&files.0, &files.1)).await {
+                Ok(Ok(new)) => *shown.0.write().unwrap_or_else(PoisonError::into_inner) = new,
+                Ok(Err(error)) => tracing::error!("the certificate stays as it was: {error}"),
+                Err(_) => return,
+            }
+        }
+    });
+    Ok(fresh)
+}
+
+fn read(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, CertificateError> {
+    let wrong = |path: &Path, error: &dyn std::fmt::Display| CertificateError {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    let pem = |path: &Path| hedge_inference::read_pem(path).map_err(|error| wrong(path, &error));
+    let chain = CertificateDer::pem_slice_iter(&pem(certificate)?).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| wrong(certificate, &error))?;
+    if chain.is_empty() {
+        return Err(wrong(certificate, &"it holds no certificate"));
+    }
+    let private = PrivateKeyDer::from_pem_slice(&pem(key)?).map_err(|error| wrong(key, &error))?;
+    let certified = CertifiedKey::from_der(chain, private, &ring::default_provider());
+    certified.map(Arc::new).map_err(|error| wrong(key, &error))
 }
 
 fn issue(authority: &Authority, hosts: &[String]) -> Result<Arc<CertifiedKey>, AuthorityError> {

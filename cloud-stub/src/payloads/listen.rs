@@ -2,15 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use hedge_inference::read_pem;
 use hedge_listen::{Bounds, CancellationToken, Listener};
-use rustls::ServerConfig;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::{Storage, routes};
+use crate::identity::{AuthorityError, CertificateError, certificate_in, server_config};
 
 /// Devices that send at once, each with a piece in memory; others wait to be let in.
 const BOUNDS: Bounds = Bounds { what: "--payload-listen", connections_max: 32, address_max: 16, files_each: 2 };
@@ -35,8 +31,10 @@ pub enum ListenError {
     File { path: PathBuf, reason: String },
     #[error("--payload-token-file {0} is empty")]
     NoToken(PathBuf),
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     #[error("TLS cannot be set up: {0}")]
-    Tls(#[from] rustls::Error),
+    Tls(#[from] AuthorityError),
     #[error("--payload-listen: {0}")]
     Bind(#[from] hedge_listen::ListenError),
 }
@@ -44,7 +42,10 @@ pub enum ListenError {
 /// Opens the address and serves until the process ends. Returns the real address.
 pub async fn start(setup: &PayloadsSetup, storage: Storage) -> Result<SocketAddr, ListenError> {
     let file = |path: &PathBuf, reason: String| ListenError::File { path: path.clone(), reason };
-    let tls = server_config(setup)?;
+    let tls = match (&setup.certificate, &setup.key) {
+        (Some(certificate), Some(key)) => Some(server_config(certificate_in(certificate.clone(), key.clone())?, None)?),
+        _ => None,
+    };
     let token = match &setup.token_file {
         None => None,
         Some(path) => {
@@ -64,19 +65,4 @@ pub async fn start(setup: &PayloadsSetup, storage: Storage) -> Result<SocketAddr
     let routes = routes(storage, token.as_deref());
     tokio::spawn(hedge_listen::serve(listener, BOUNDS, tls, routes, CancellationToken::new()));
     Ok(address)
-}
-
-fn server_config(setup: &PayloadsSetup) -> Result<Option<Arc<ServerConfig>>, ListenError> {
-    let (Some(certificate), Some(key)) = (&setup.certificate, &setup.key) else { return Ok(None) };
-    let wrong = |path: &PathBuf, error: &dyn std::fmt::Display| ListenError::File {
-        path: path.clone(),
-        reason: error.to_string(),
-    };
-    let pem = |path: &PathBuf| read_pem(path).map_err(|error| wrong(path, &error));
-    let chain = CertificateDer::pem_slice_iter(&pem(certificate)?)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| wrong(certificate, &error))?;
-    let key = PrivateKeyDer::from_pem_slice(&pem(key)?).map_err(|error| wrong(key, &error))?;
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
-    Ok(Some(Arc::new(config)))
 }

@@ -15,6 +15,7 @@
 //! of its own. Each unanswered case is one instance's; see `lease.rs`.
 
 mod args;
+mod audit;
 mod checkpoint;
 mod lease;
 mod postgres;
@@ -29,6 +30,7 @@ mod trend;
 mod writer;
 
 pub use args::RecordsArgs;
+pub use audit::{Act, Audit, AuditRow};
 pub use reader::{CaseRow, DeviceEvent, DeviceRow, Reader, SettingsRow};
 pub use review::{CaseList, Closed, Place, Sought};
 pub use totals::Totals;

@@ -1,8 +1,11 @@
--- What became of each device; see `schema.rs`.
-CREATE TABLE trends (
-    device   TEXT NOT NULL,
-    bucket_s BIGINT NOT NULL,
-    at_s     BIGINT NOT NULL,
-    page     BYTEA NOT NULL,
-    UNIQUE (device, bucket_s, at_s)
+-- Who did what; as in `schema.rs`.
+CREATE TABLE audit (
+    seq     BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at_ms   BIGINT NOT NULL,
+    who     TEXT NOT NULL,
+    address TEXT NOT NULL,
+    act     TEXT NOT NULL,
+    about   TEXT NOT NULL,
+    detail  TEXT NOT NULL,
+    outcome TEXT NOT NULL
 );

@@ -1,4 +1,4 @@
-//! The tables, and the steps from older layouts to this one. The tables on a server are in `postgres_1.sql` and those after it.
+//! The tables, and the steps from older layouts to this one. The tables on a server are in `postgres_*.sql`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -98,6 +98,18 @@ INSERT INTO totals SELECT '', json FROM totals_of_one;
 DROP TABLE totals_of_one;
 ",
     r"
+CREATE TABLE audit (
+    seq     INTEGER PRIMARY KEY,
+    at_ms   INTEGER NOT NULL,
+    who     TEXT NOT NULL,                       -- empty where nobody is asked
+    address TEXT NOT NULL,                       -- where the request came from
+    act     TEXT NOT NULL,                       -- login, settings, command, review, …
+    about   TEXT NOT NULL,                       -- the device or case
+    detail  TEXT NOT NULL,
+    outcome TEXT NOT NULL                        -- `begun` until it has ended
+);
+",
+    r"
 CREATE TABLE trends (                            -- what became of each device: pages of buckets of one length
     device   TEXT NOT NULL,
     bucket_s INTEGER NOT NULL,
@@ -109,11 +121,13 @@ CREATE TABLE trends (                            -- what became of each device: 
 ];
 
 /// The same for a server's tables, which began with the layout above.
-pub(super) fn server_steps() -> Result<[refinery::Migration; 2], refinery::Error> {
-    Ok([
-        refinery::Migration::unapplied("V1__records", include_str!("postgres_1.sql"))?,
-        refinery::Migration::unapplied("V2__trends", include_str!("postgres_2.sql"))?,
-    ])
+pub(super) fn server_steps() -> Result<Vec<refinery::Migration>, refinery::Error> {
+    let steps = [
+        ("V1__records", include_str!("postgres_1.sql")),
+        ("V2__audit", include_str!("postgres_2.sql")),
+        ("V3__trends", include_str!("postgres_3.sql")),
+    ];
+    steps.into_iter().map(|(name, sql)| refinery::Migration::unapplied(name, sql)).collect()
 }
 
 /// How long a statement waits for another connection's lock. Readers never block the writer in WAL mode.

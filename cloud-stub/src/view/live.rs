@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
@@ -12,12 +13,17 @@ use futures_util::stream::{Stream, unfold};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::routes::Admitted;
 use super::{ApiError, CASES_LIMIT, CaseView, DeviceView, FiguresView, FleetView, Records, Shown, View, all_devices};
+use crate::access::{Access, Watching, Who};
 use crate::store::{Reader, Sought};
 use crate::wall_ms;
 
 /// How many pages are served live at once.
 const PAGES_MAX: usize = 64;
+
+/// How many of one user's: in several windows and browsers, and others find a place, too.
+const PAGES_PER_USER_MAX: usize = 16;
 
 /// The shortest time between two updates: faster than anyone reads.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -161,6 +167,9 @@ struct Page {
     /// It has been told so much that it hears nothing before this.
     full_until: Instant,
     _place: OwnedSemaphorePermit,
+    _watching: Watching,
+    who: Who,
+    access: Arc<Access>,
 }
 
 /// What a page hears of each list: first all of it, then what has changed. A page that is open for hours costs little
@@ -170,11 +179,22 @@ const NAMES: [(&str, &str); 2] = [("devices", "changed_devices"), ("cases", "cha
 /// `GET /events`
 pub(super) async fn events(
     State(view): State<View>,
+    Extension(who): Admitted,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let Live { latest, joined, pages } = view.live;
     let place = pages.try_acquire_owned().map_err(|_| ApiError::TooManyPages(PAGES_MAX))?;
+    let watching = view.access.watch(&who, PAGES_PER_USER_MAX).ok_or(ApiError::TooManyOfYours(PAGES_PER_USER_MAX))?;
     joined.notify_one();
-    let page = Page { latest, sent: None, ready: VecDeque::new(), full_until: Instant::now(), _place: place };
+    let page = Page {
+        latest,
+        sent: None,
+        ready: VecDeque::new(),
+        full_until: Instant::now(),
+        _place: place,
+        _watching: watching,
+        who,
+        access: view.access,
+    };
     Ok(Sse::new(unfold(page, next)).keep_alive(KeepAlive::default()))
 }
 
@@ -182,6 +202,10 @@ async fn next(mut page: Page) -> Option<(Result<Event, Infallible>, Page)> {
     while page.ready.is_empty() {
         sleep_until(page.full_until).await;
         page.latest.changed().await.ok()?;
+        // Who has logged out, or was removed, hears no more.
+        if !page.access.is_still_in(&page.who) {
+            return None;
+        }
         let now = page.latest.borrow_and_update().clone();
         let mut bytes = 0;
         let mut event = |name: &str, data: &str| {

@@ -8,10 +8,12 @@ mod cases;
 mod device;
 mod export;
 mod live;
+mod login;
 mod metrics;
 mod operate;
 mod preview;
 mod review;
+mod routes;
 mod saved;
 mod shape;
 mod trend;
@@ -24,15 +26,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS,
 };
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::{Json, Router};
 use hedge_listen::{Door, Refused};
 use hedge_proto::{CaseId, FieldError, Name, SETTINGS_SCHEMA};
@@ -40,12 +40,14 @@ use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::preview::Previews;
+use self::routes::{ANYONE, OPERATOR, REVIEWER, Routes, VIEWER};
+use crate::access::{Access, NotIn};
 use crate::fleet::select::Where;
 use crate::intake::{AnswererNow, Event, NotReviewed};
 use crate::link::LinkNow;
 use crate::model::Seconds;
 use crate::presence::Heard;
-use crate::store::{DeviceRow, Reader, RecordsAt, StoreError};
+use crate::store::{Audit, AuditRow, DeviceRow, Reader, RecordsAt, StoreError};
 use crate::wall_ms;
 
 /// The most cases one answer of the API lists.
@@ -84,8 +86,10 @@ struct View {
     previews: Arc<Previews>,
     exports: Arc<Semaphore>,
     records_at: RecordsAt,
+    audit: Audit,
     started: Instant,
     door: Arc<Door>,
+    access: Arc<Access>,
     operating: Operating,
 }
 
@@ -114,6 +118,9 @@ struct View {
 /// | `/api/answerers` | how each answerer is: a list of [`AnswererView`] |
 /// | `/api/review?limit=24` | the cases that wait for a person, oldest first: a list of [`CaseView`] |
 /// | `/api/review/{id}` | POST `{"label": "…"}` or `{"found": […]}`, `by`, and `seen`, the revision that is corrected: a person's word on one of them, or on a case that is closed |
+/// | `/login`, `/logout` | the page that asks who is there; POST: the form, and the end of a session |
+/// | `/api/me` | who is logged in, and their role |
+/// | `/api/audit?limit=500&before=SEQ` | who did what, newest first: a list of [`AuditRow`] |
 /// | `/events` | server-sent events `figures`, `devices` and `cases` with the JSON of the path above, and later `changed_devices` and `changed_cases`: those that are new or not as they were |
 /// | `/metrics` | figures as Prometheus text |
 /// | `/healthz` | `ok`, or 503 while the broker is not reached |
@@ -123,76 +130,95 @@ pub fn router(
     records: &RecordsAt,
     shown: Shown,
     door: Door,
+    access: Access,
     operating: Operating,
     commits: watch::Receiver<u64>,
 ) -> Result<Router, StoreError> {
+    let view = view(records, shown, door, access, operating, commits)?;
+    Ok(table(view).finish().layer(DefaultBodyLimit::max(operate::BODY_BYTES_MAX)))
+}
+
+fn view(
+    records: &RecordsAt,
+    shown: Shown,
+    door: Door,
+    access: Access,
+    operating: Operating,
+    commits: watch::Receiver<u64>,
+) -> Result<View, StoreError> {
     let records_at = records.clone();
+    let audit = Audit::open(records)?;
     let records = Records(Arc::new(Mutex::new(Reader::open(records)?)));
     let shown = Arc::new(shown);
     let live = live::start(records.clone(), shown.clone(), commits);
-    let door = Arc::new(door);
+    let (door, access) = (Arc::new(door), Arc::new(access));
     let previews = Arc::default();
     let exports = Arc::new(Semaphore::new(export::EXPORTS_MAX));
-    let (started, door_of_all) = (Instant::now(), door.clone());
-    let view = View { records, shown, live, previews, exports, records_at, started, door: door_of_all, operating };
-    let pages = files()
-        .route("/api/devices", get(devices))
-        .route("/api/devices/{name}", get(device::device))
-        .route("/api/devices/{name}/trend", get(trend::trend))
-        .route("/api/devices/{name}/saved", get(saved::get))
-        .route("/api/devices/{name}/settings", post(operate::settings))
-        .route("/api/devices/{name}/commands", post(operate::command))
-        .route("/api/settings-schema", get(|| async { ([(CONTENT_TYPE, "application/schema+json")], SETTINGS_SCHEMA) }))
-        .route("/api/cases", get(cases::list))
-        .route("/api/cases/{id}", get(cases::one))
-        .route("/api/cases/{id}/words", get(cases::words))
-        .route("/api/cases/{id}/payload", get(payload))
-        .route("/api/cases/{id}/preview", get(preview::get))
-        .route("/api/labels", get(cases::labels))
-        .route("/api/export", get(export::archive))
-        .route("/api/figures", get(figures))
-        .route("/api/answerers", get(answerers))
-        .route("/api/review", get(review::waiting))
-        .route("/api/review/{id}", post(review::answer))
-        .route("/events", get(live::events))
-        .layer(DefaultBodyLimit::max(operate::BODY_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(door, let_in));
-    // These name no device and no sample, and whoever watches this program may use any name for it.
-    let figures = Router::new().route("/metrics", get(metrics::metrics)).route("/healthz", get(healthz));
-    Ok(pages.merge(figures).with_state(view))
+    let started = Instant::now();
+    Ok(View { records, shown, live, previews, exports, records_at, audit, started, door, access, operating })
 }
 
-fn files() -> Router<View> {
-    const HTML: &str = "text/html; charset=utf-8";
+/// All that is answered, and which role it needs.
+fn table(view: View) -> Routes {
+    let schema = || async { ([(CONTENT_TYPE, "application/schema+json")], SETTINGS_SCHEMA) };
+    files(Routes::new(view))
+        .get(VIEWER, "/api/me", login::me)
+        .get(VIEWER, "/api/devices", devices)
+        .get(VIEWER, "/api/devices/{name}", device::device)
+        .get(VIEWER, "/api/devices/{name}/trend", trend::trend)
+        .get(VIEWER, "/api/devices/{name}/saved", saved::get)
+        .post(OPERATOR, "settings", "/api/devices/{name}/settings", operate::settings)
+        .post(OPERATOR, "command", "/api/devices/{name}/commands", operate::command)
+        .get(VIEWER, "/api/settings-schema", schema)
+        .get(VIEWER, "/api/cases", cases::list)
+        .get(VIEWER, "/api/cases/{id}", cases::one)
+        .get(VIEWER, "/api/cases/{id}/words", cases::words)
+        .get(VIEWER, "/api/cases/{id}/payload", payload)
+        .get(VIEWER, "/api/cases/{id}/preview", preview::get)
+        .get(VIEWER, "/api/labels", cases::labels)
+        .noted(REVIEWER, "export", "/api/export", export::archive)
+        .get(VIEWER, "/api/figures", figures)
+        .get(VIEWER, "/api/answerers", answerers)
+        .get(VIEWER, "/api/review", review::waiting)
+        .post(REVIEWER, "review", "/api/review/{id}", review::answer)
+        .get(OPERATOR, "/api/audit", audit)
+        .get(VIEWER, "/events", live::events)
+        .get(ANYONE, "/login", login::page)
+        .post(ANYONE, None, "/login", login::log_in)
+        .post(VIEWER, None, "/logout", login::log_out)
+        .watched(VIEWER, "/metrics", metrics::metrics)
+        .watched(ANYONE, "/healthz", healthz)
+}
+
+const HTML: &str = "text/html; charset=utf-8";
+
+fn files(routes: Routes) -> Routes {
     const CSS: &str = "text/css; charset=utf-8";
     const SCRIPT: &str = "text/javascript; charset=utf-8";
-    Router::new()
-        .route("/", get(|| async { file(HTML, include_str!("page.html")) }))
-        .route("/icon.svg", get(|| async { file("image/svg+xml", include_str!("icon.svg")) }))
-        .route("/page.css", get(|| async { file(CSS, include_str!("page.css")) }))
-        .route("/page.js", get(|| async { file(SCRIPT, include_str!("page.js")) }))
-        .route("/parts.js", get(|| async { file(SCRIPT, include_str!("parts.js")) }))
-        .route("/cases", get(|| async { file(HTML, include_str!("cases.html")) }))
-        .route("/cases/{id}", get(|| async { file(HTML, include_str!("case.html")) }))
-        .route("/cases.css", get(|| async { file(CSS, include_str!("cases.css")) }))
-        .route("/case-parts.js", get(|| async { file(SCRIPT, include_str!("case-parts.js")) }))
-        .route("/cases.js", get(|| async { file(SCRIPT, include_str!("cases.js")) }))
-        .route("/case.js", get(|| async { file(SCRIPT, include_str!("case.js")) }))
-        .route("/sought.js", get(|| async { file(SCRIPT, include_str!("sought.js")) }))
-        .route("/boxes.js", get(|| async { file(SCRIPT, include_str!("boxes.js")) }))
-        .route("/devices/{name}", get(|| async { file(HTML, include_str!("device.html")) }))
-        .route("/device.css", get(|| async { file(CSS, include_str!("device.css")) }))
-        .route("/device.js", get(|| async { file(SCRIPT, include_str!("device.js")) }))
-        .route("/trend.js", get(|| async { file(SCRIPT, include_str!("trend.js")) }))
-        .route("/saved.js", get(|| async { file(SCRIPT, include_str!("saved.js")) }))
-        .route("/charts.js", get(|| async { file(SCRIPT, include_str!("charts.js")) }))
-        .route("/editor.js", get(|| async { file(SCRIPT, include_str!("editor.js")) }))
-        .route("/commands.js", get(|| async { file(SCRIPT, include_str!("commands.js")) }))
-}
-
-async fn let_in(State(door): State<Arc<Door>>, request: Request, next: Next) -> Result<Response, ApiError> {
-    door.may_look(request.headers())?;
-    Ok(next.run(request).await)
+    routes
+        .get(VIEWER, "/", || async { file(HTML, include_str!("page.html")) })
+        .get(ANYONE, "/icon.svg", || async { file("image/svg+xml", include_str!("icon.svg")) })
+        .get(ANYONE, "/page.css", || async { file(CSS, include_str!("page.css")) })
+        .get(ANYONE, "/login.css", || async { file(CSS, include_str!("login.css")) })
+        .get(VIEWER, "/page.js", || async { file(SCRIPT, include_str!("page.js")) })
+        .get(VIEWER, "/parts.js", || async { file(SCRIPT, include_str!("parts.js")) })
+        .get(VIEWER, "/who.js", || async { file(SCRIPT, include_str!("who.js")) })
+        .get(VIEWER, "/cases", || async { file(HTML, include_str!("cases.html")) })
+        .get(VIEWER, "/cases/{id}", || async { file(HTML, include_str!("case.html")) })
+        .get(VIEWER, "/cases.css", || async { file(CSS, include_str!("cases.css")) })
+        .get(VIEWER, "/case-parts.js", || async { file(SCRIPT, include_str!("case-parts.js")) })
+        .get(VIEWER, "/cases.js", || async { file(SCRIPT, include_str!("cases.js")) })
+        .get(VIEWER, "/case.js", || async { file(SCRIPT, include_str!("case.js")) })
+        .get(VIEWER, "/sought.js", || async { file(SCRIPT, include_str!("sought.js")) })
+        .get(VIEWER, "/boxes.js", || async { file(SCRIPT, include_str!("boxes.js")) })
+        .get(VIEWER, "/devices/{name}", || async { file(HTML, include_str!("device.html")) })
+        .get(VIEWER, "/device.css", || async { file(CSS, include_str!("device.css")) })
+        .get(VIEWER, "/device.js", || async { file(SCRIPT, include_str!("device.js")) })
+        .get(VIEWER, "/trend.js", || async { file(SCRIPT, include_str!("trend.js")) })
+        .get(VIEWER, "/charts.js", || async { file(SCRIPT, include_str!("charts.js")) })
+        .get(VIEWER, "/saved.js", || async { file(SCRIPT, include_str!("saved.js")) })
+        .get(VIEWER, "/editor.js", || async { file(SCRIPT, include_str!("editor.js")) })
+        .get(VIEWER, "/commands.js", || async { file(SCRIPT, include_str!("commands.js")) })
 }
 
 /// The records, read off the async workers.
@@ -215,6 +241,10 @@ impl Records {
 enum ApiError {
     #[error(transparent)]
     Refused(#[from] Refused),
+    #[error(transparent)]
+    NotIn(#[from] NotIn),
+    #[error("nothing was done, because it cannot be put on record who did it: {0}")]
+    NotNoted(StoreError),
     #[error("nothing is known of a device `{0}`")]
     NoDevice(String),
     #[error("{0}")]
@@ -241,6 +271,8 @@ enum ApiError {
     TooManyExports(usize),
     #[error("{0} pages are being served live already; close one")]
     TooManyPages(usize),
+    #[error("you have {0} pages open that are served live; close one")]
+    TooManyOfYours(usize),
     #[error(transparent)]
     NotReviewed(#[from] NotReviewed),
     #[error(transparent)]
@@ -253,7 +285,14 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::Refused(Refused::Name { .. }) => StatusCode::MISDIRECTED_REQUEST,
-            Self::Refused(_) => StatusCode::FORBIDDEN,
+            Self::Refused(_) | Self::NotIn(NotIn::Role { .. } | NotIn::Stranger(_) | NotIn::Unclear) => {
+                StatusCode::FORBIDDEN
+            }
+            Self::NotIn(NotIn::Nobody | NotIn::Token) => StatusCode::UNAUTHORIZED,
+            Self::NotNoted(error) => {
+                tracing::error!("who did what cannot be put on record: {error}");
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::NoCase(_) | Self::NoDevice(_) | Self::NoPicture(_) => StatusCode::NOT_FOUND,
             Self::PayloadGone(_) => StatusCode::GONE,
             Self::BadName(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -264,6 +303,7 @@ impl IntoResponse for ApiError {
             Self::NoBroker(_) => StatusCode::BAD_GATEWAY,
             Self::NotReviewed(NotReviewed::NotRecorded)
             | Self::TooManyPages(_)
+            | Self::TooManyOfYours(_)
             | Self::TooManyExports(_)
             | Self::TooManyErrands(_)
             | Self::NoChance(_)
@@ -277,7 +317,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-fn file(content_type: &'static str, text: &'static str) -> Response {
+fn file(content_type: &'static str, text: impl Into<axum::body::Body>) -> Response {
     let headers = [
         (CONTENT_TYPE, content_type),
         (CACHE_CONTROL, "no-cache"),
@@ -285,7 +325,7 @@ fn file(content_type: &'static str, text: &'static str) -> Response {
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
     ];
-    (headers, text).into_response()
+    (headers, text.into()).into_response()
 }
 
 /// Which devices are listed.
@@ -370,6 +410,22 @@ async fn figures(State(view): State<View>) -> Result<Json<FiguresView>, ApiError
 
 async fn answerers(State(view): State<View>) -> Json<Vec<AnswererView>> {
     Json(view.shown.answerers.borrow().iter().map(AnswererView::from).collect())
+}
+
+/// Which acts are listed.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Acts {
+    before: Option<u64>,
+    limit: Option<u32>,
+}
+
+async fn audit(
+    State(view): State<View>,
+    Query(Acts { before, limit }): Query<Acts>,
+) -> Result<Json<Vec<AuditRow>>, ApiError> {
+    let limit = limit.unwrap_or(CASES_LIMIT_MAX).min(CASES_LIMIT_MAX);
+    Ok(Json(view.records.read(move |reader| reader.audit(before, limit)).await?))
 }
 
 async fn healthz(State(view): State<View>) -> (StatusCode, String) {

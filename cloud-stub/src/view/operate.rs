@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
 use hedge_proto::{
     COMMAND_ID_BYTES_MAX, CommandMessage, Confirm, DOCUMENT_BYTES_MAX, DeviceId, FieldError, Topics, from_json,
 };
@@ -19,7 +19,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
+use super::routes::{Admitted, Note};
 use super::{ApiError, View};
+use crate::access::Who;
 use crate::fleet::board::Device;
 use crate::fleet::carry_out::{Patience, carry_out};
 use crate::fleet::change::{Change, Edit, Onto, draft};
@@ -81,7 +83,9 @@ impl Operating {
         doing.await.map_err(|_| ApiError::Stopping)?
     }
 
-    pub(super) fn who(&self, by: Option<String>) -> Result<String, ApiError> {
+    /// Who signs: who is logged in, whatever a request says.
+    pub(super) fn who(&self, who: &Who, by: Option<String>) -> Result<String, ApiError> {
+        let by = who.name().map(str::to_owned).or(by);
         let by = by.filter(|by| !by.is_empty()).unwrap_or_else(|| self.by.clone());
         if by.len() <= COMMAND_ID_BYTES_MAX {
             return Ok(by);
@@ -110,13 +114,16 @@ struct SettingsRequest {
 pub(super) async fn settings(
     State(view): State<View>,
     Path(name): Path<String>,
-    headers: HeaderMap,
+    Extension(who): Admitted,
+    Extension(note): Extension<Note>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Report>), ApiError> {
-    view.door.lets_act(&headers)?;
     let device = DeviceId::new(&name)?;
     let request: SettingsRequest = read(&body)?;
-    let by = view.operating.who(request.by)?;
+    let by = view.operating.who(&who, request.by)?;
+    note.say(request.edits.as_ref().map_or("all settings".to_owned(), |edits| {
+        edits.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+    }));
     let change = match (request.edits, request.whole) {
         (Some(edits), None) => match fields(edits) {
             Ok(edits) => Change::Edits(edits),
@@ -172,14 +179,15 @@ struct CommandRequest {
 pub(super) async fn command(
     State(view): State<View>,
     Path(name): Path<String>,
-    headers: HeaderMap,
+    Extension(who): Admitted,
+    Extension(note): Extension<Note>,
     body: Bytes,
 ) -> Result<Json<Report>, ApiError> {
-    view.door.lets_act(&headers)?;
     let device = DeviceId::new(&name)?;
     let CommandRequest { command, args, id, by } = read(&body)?;
     let id = id.map_or_else(random_id, Ok).map_err(|error| ApiError::NoChance(error.to_string()))?;
-    let by = Some(view.operating.who(by)?);
+    let by = Some(view.operating.who(&who, by)?);
+    note.say(if args.is_null() { command.clone() } else { format!("{command} {args}") });
     let message = CommandMessage { id: Some(id), command, args, issued_ms: Some(wall_ms()), by };
     let errand = Errand::command(device.clone(), message).map_err(ApiError::BadRequest)?;
     Ok(Json(view.operating.act(device, |_| Ok(errand)).await?))

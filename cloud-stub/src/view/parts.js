@@ -118,6 +118,7 @@ export function listen(draw) {
   }
   events.addEventListener("error", () => {
     setLive("bad", "not live: reconnecting…");
+    document.dispatchEvent(new Event("unheard"));
     // A refused request ends the source for good; ask again later.
     if (events.readyState === EventSource.CLOSED) setTimeout(() => listen(draw), 5000);
   });

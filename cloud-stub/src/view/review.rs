@@ -1,15 +1,15 @@
 //! The review queue: cases that wait for a person's word; and the word, on one of them or on a case that is closed.
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
-use axum::http::HeaderMap;
+use axum::{Extension, Json};
 use hedge_proto::{BOXES_MAX, CaseId, Found, Output};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::cases::Wanted;
+use super::routes::{Admitted, Note};
 use super::{ApiError, CaseView, View};
 use crate::intake::{Event, Review};
 
@@ -40,10 +40,10 @@ struct Word {
 pub(super) async fn answer(
     State(view): State<View>,
     Path(id): Path<String>,
-    headers: HeaderMap,
+    Extension(who): Admitted,
+    Extension(note): Extension<Note>,
     body: Bytes,
 ) -> Result<Json<Value>, ApiError> {
-    view.door.lets_act(&headers)?;
     let id: CaseId = id.parse()?;
     let Word { label, found, by, seen } = super::operate::read(&body)?;
     let said = match (label, found) {
@@ -52,7 +52,11 @@ pub(super) async fn answer(
         (None, Some(_)) => return Err(ApiError::BadRequest(format!("`found` takes {BOXES_MAX} boxes at most"))),
         _ => return Err(ApiError::BadRequest("give either `label` or `found`".to_owned())),
     };
-    let by = view.operating.who(by)?;
+    note.say(match &said {
+        Output::Boxes(found) => format!("{} boxes", found.len()),
+        _ => json!(said).to_string(),
+    });
+    let by = view.operating.who(&who, by)?;
     let (told, taken) = oneshot::channel();
     let review = Review { id: id.clone(), said, by, seen };
     view.shown.events.send(Event::Reviewed(review, told)).await.map_err(|_| ApiError::Stopping)?;

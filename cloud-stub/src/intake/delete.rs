@@ -1,0 +1,58 @@
+//! Cases that somebody wants gone: deleted in one commit, and their places given back.
+
+use hedge_proto::CaseId;
+use tokio::sync::oneshot;
+
+use super::desk::Desk;
+use super::lanes::Lanes;
+use super::NotReviewed;
+use crate::store::{Deleted, StoreError};
+
+/// How many cases one event deletes: a commit stays short.
+pub const DELETED_AT_ONCE_MAX: usize = 200;
+
+/// Cases to delete, and whom to tell how many there were.
+pub struct Unwanted {
+    pub ids: Vec<CaseId>,
+    pub told: oneshot::Sender<Result<usize, NotReviewed>>,
+    pub(super) gone: Vec<Deleted>,
+}
+
+impl Unwanted {
+    #[must_use]
+    pub fn new(ids: Vec<CaseId>, told: oneshot::Sender<Result<usize, NotReviewed>>) -> Self {
+        Self { ids, told, gone: Vec::new() }
+    }
+
+    /// Once it is committed, or was not.
+    pub(super) fn close(self, is_recorded: bool, lanes: &mut Lanes) {
+        let told = if is_recorded { Ok(self.gone.len()) } else { Err(NotReviewed::NotRecorded) };
+        if is_recorded {
+            for Deleted { id, task, in_review, waited, bytes, .. } in &self.gone {
+                if *in_review {
+                    lanes.reviewed(&id.device, *bytes);
+                } else if *waited && !lanes.has_model(task) {
+                    lanes.release(task, &id.device, *bytes);
+                }
+                // One that waits for a model, or that a model has, gives its place back when its turn comes.
+            }
+        }
+        if self.told.send(told).is_err() {
+            tracing::debug!("who deleted cases has closed the page meanwhile");
+        }
+    }
+}
+
+impl Desk<'_, '_> {
+    pub(super) fn delete(&mut self, unwanted: &mut Unwanted) -> Result<(), StoreError> {
+        for id in &unwanted.ids {
+            let Some(gone) = self.batch.delete(id)? else { continue };
+            self.totals.waiting -= i64::from(gone.waited);
+            if gone.payload_kept {
+                self.totals.payload_bytes -= i64::try_from(gone.bytes).unwrap_or(i64::MAX);
+            }
+            unwanted.gone.push(gone);
+        }
+        Ok(())
+    }
+}

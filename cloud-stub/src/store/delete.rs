@@ -1,0 +1,92 @@
+//! Removes cases for good because somebody asked for it: the case, its payload and everything that was said of it. What
+//! was counted stays counted.
+
+use hedge_proto::CaseId;
+
+use super::{Batch, StoreError, count};
+
+/// What a case was that is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deleted {
+    pub id: CaseId,
+    pub task: String,
+    /// It had no answer yet.
+    pub waited: bool,
+    /// It waited for a person.
+    pub in_review: bool,
+    pub bytes: u64,
+    /// Its payload was still kept.
+    pub payload_kept: bool,
+}
+
+impl Batch<'_> {
+    /// `None`: the case is not on record.
+    pub fn delete(&self, id: &CaseId) -> Result<Option<Deleted>, StoreError> {
+        let statement = "SELECT c.seq, c.task, c.state, c.review, c.payload_bytes, p.seq \
+             FROM cases c LEFT JOIN payloads p ON p.seq = c.seq WHERE c.id = ?1";
+        let found = self.sql.row(statement, &[(&id.to_string()).into()], |row| {
+            let waited = row.get::<i64>(2)? == 0;
+            let deleted = Deleted {
+                id: id.clone(),
+                task: row.get(1)?,
+                waited,
+                in_review: waited && row.get::<i64>(3)? == 1,
+                bytes: count(row.get(4)?),
+                payload_kept: row.get::<Option<i64>>(5)?.is_some(),
+            };
+            Ok((row.get::<i64>(0)?, deleted))
+        })?;
+        let Some((seq, deleted)) = found else { return Ok(None) };
+        for table in ["corrections", "payloads", "verdicts", "cases"] {
+            self.change(&format!("DELETE FROM {table} WHERE seq = ?1"), &[seq.into()])?;
+        }
+        Ok(Some(deleted))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hedge_proto::{Authority, ModelRef, Name, Output, Verdict, WIRE_VERSION};
+
+    use super::*;
+    use crate::store::testing::{case, everywhere};
+    use crate::store::{Reader, Sought, Writer};
+
+    #[test]
+    fn a_case_that_is_deleted_leaves_nothing_and_others_stay() {
+        everywhere(|records| {
+            let mut writer = Writer::open(&records.at, &Name::new("one").expect("valid")).expect("records");
+            let batch = writer.batch().expect("a batch");
+            for sequence in 0..3 {
+                batch.record(&case(sequence), b"picture", 1).expect("recorded");
+            }
+            let verdict = Verdict {
+                v: WIRE_VERSION,
+                id: case(1).id,
+                revision: 1,
+                authority: Authority::Model,
+                task: "t".to_owned(),
+                said: Output::label("a"),
+                model: ModelRef { name: "m".to_owned(), version: "1".to_owned() },
+            };
+            batch.answer(&verdict, None, 2).expect("answered");
+            batch.commit().expect("committed");
+
+            let batch = writer.batch().expect("a batch");
+            let (waiting, answered) = (batch.delete(&case(0).id).expect("deleted"), batch.delete(&case(1).id).expect("deleted"));
+            assert_eq!([waiting, answered].map(|gone| gone.map(|gone| (gone.waited, gone.bytes, gone.payload_kept))), [
+                Some((true, 7, true)),
+                Some((false, 7, true))
+            ]);
+            assert_eq!(batch.delete(&case(1).id).expect("looked"), None);
+            batch.commit().expect("committed");
+
+            let reader = Reader::open(&records.at).expect("records");
+            let left = reader.find(&Sought::default(), 9).expect("read").expect("a list").rows;
+            assert_eq!(left.iter().map(|row| &row.case.id).collect::<Vec<_>>(), [&case(2).id]);
+            assert!(reader.payload(&case(1).id).expect("read").is_none());
+            assert!(reader.words(&case(1).id).expect("read").is_empty());
+            assert!(reader.payload(&case(2).id).expect("read").is_some());
+        });
+    }
+}
