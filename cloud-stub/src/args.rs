@@ -16,6 +16,7 @@ use crate::answerers::Config;
 use crate::bundle::cli::BundleArgs;
 use crate::export::cli::ExportArgs;
 use crate::fleet::cli::DeviceArgs;
+use crate::fleet::delete::DeleteArgs;
 use crate::link::{BrokerArgs, Endpoint};
 use crate::payloads::PayloadsSetup;
 use crate::store::RecordsArgs;
@@ -37,6 +38,7 @@ pub enum Command {
     /// All in one for a first hour: a broker with TLS, a model, the dashboard, and a pairing code for a device
     Quickstart(Box<Quickstart>),
     Export(ExportArgs),
+    Delete(DeleteArgs),
     /// A certificate authority for devices, if you have none
     Ca(Ca),
     Device(Box<DeviceArgs>),

@@ -59,6 +59,7 @@ fn main() -> ExitCode {
             ended(ca::run(&args).map_err(serve::ServeError::Run))
         }
         Command::Device(args) => device(&args),
+        Command::Delete(args) => say(hedge_cloud::fleet::delete::run(&args)),
         Command::User(args) => say(hedge_cloud::access::cli::run(&args)),
         Command::Audit(args) => say(hedge_cloud::access::audit::run(&args)),
         Command::Bundle(args) => bundle(&args),

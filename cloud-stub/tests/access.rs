@@ -19,12 +19,12 @@ const PASSWORD: &str = "correct horse";
 fn user(state_dir: &Path, args: &[&str], typed: &str) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hedge-cloud"));
     command.arg("user").args(args).arg("--state-dir").arg(state_dir);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the program");
     // One that asks for nothing may have ended.
-    drop(child.stdin.take().unwrap().write_all(typed.as_bytes()));
-    let ended = child.wait_with_output().unwrap();
+    drop(child.stdin.take().expect("a pipe").write_all(typed.as_bytes()));
+    let ended = child.wait_with_output().expect("its end");
     assert!(ended.status.success(), "{args:?}");
-    String::from_utf8(ended.stdout).unwrap()
+    String::from_utf8(ended.stdout).expect("text")
 }
 
 fn people(state_dir: &Path) {

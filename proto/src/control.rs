@@ -178,6 +178,8 @@ pub enum Order {
     DeadLetters,
     /// Give dead letters another chance: these, or all.
     Requeue(RequeueArgs),
+    /// End cases for good, whether they were sent or not: these, or all.
+    Forget(ForgetArgs),
     /// Read the local configuration file again.
     Reload,
     /// Log more, or less, for a time.
@@ -233,6 +235,16 @@ pub struct SourceArgs {
 pub struct RequeueArgs {
     /// Case ids; all dead letters if empty.
     pub ids: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ForgetArgs {
+    /// Case ids. Those that are not stored are passed over.
+    pub ids: Vec<String>,
+    /// Everything that is stored.
+    pub all: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

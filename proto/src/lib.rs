@@ -41,9 +41,9 @@ pub use bounds::{ASK_BYTES_MAX, CLOUD_STATUS_BYTES_MAX, DOWN_BYTES_MAX, Message,
 pub use case::{Captured, Case, CaseDecision, CaseMessage, Metadata, PayloadForm, ThresholdMode};
 pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json, to_value};
 pub use control::{
-    COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, Confirm, Desired, ExplainArgs, LastDesired, LogLevelArgs,
-    Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX, VersionArgs,
-    WhatIfArgs, highest_after,
+    COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, Confirm, Desired, ExplainArgs, ForgetArgs, LastDesired,
+    LogLevelArgs, Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX,
+    VersionArgs, WhatIfArgs, highest_after,
 };
 pub use digest::{Digest, InvalidDigest, from_hex};
 pub use document::readable;

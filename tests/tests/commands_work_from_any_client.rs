@@ -98,6 +98,11 @@ fn questions_are_answered() -> Result<()> {
     ensure!(stand.done("4", "queue_stats", &none)?["cases_max"].is_u64());
     ensure!(stand.done("5", "dead_letters", &none)?["cases"] == json!([]));
     ensure!(stand.done("6", "requeue", &none)?["cases"] == json!([]));
+    ensure!(stand.done("14", "forget", &json!({"ids": [answer.id]}))?["forgotten"].is_u64());
+    ensure!(stand.done("15", "forget", &json!({"all": true}))?["forgotten"].is_u64());
+    ensure!(stand.done("16", "queue_stats", &none)?["cases"]["waiting"] == json!(0));
+    let both = stand.order("17", "forget", &none)?;
+    ensure!(both.outcome == CommandOutcome::Refused && both.reason.context("why")?.contains("`all`"));
     ensure!(stand.done("7", "drain", &none)?["waiting"].is_u64());
     let what_if = |model: &str, threshold: Value| json!({"model": model, "threshold": threshold});
     let foreseen = stand.done("10", "what_if", &what_if("fashion-small", json!({"score_min": 0.0})))?;

@@ -1,11 +1,12 @@
 //! Carries orders out: each in the part of the agent that it is about.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_core::engine::Event;
 use hedge_core::release::shelf::{NotTried, Shelf};
-use hedge_proto::{Answer, LogLevelArgs, Name, Order, RequeueArgs, WhatIfArgs, to_value};
+use hedge_proto::{Answer, CaseKey, ForgetArgs, LogLevelArgs, Name, Order, RequeueArgs, WhatIfArgs, to_value};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -15,7 +16,7 @@ use crate::capture::Intake as _;
 use crate::control::Control;
 use crate::inference::Judge;
 use crate::pipeline::Pipeline;
-use crate::queue::{Id, Selection, Stage};
+use crate::queue::{CHANGES_MAX, Id, Selection, Stage};
 use crate::restart::Restart;
 use hedge_config::ThresholdConfig;
 
@@ -54,6 +55,7 @@ impl CarriesOut for Effects {
                 document(&listed.await.map_err(|error| error.to_string())?)
             }
             Order::Requeue(args) => self.requeue(args).await,
+            Order::Forget(args) => self.forget(args).await,
             Order::Reload => Ok(json!({"next_start": self.control.reload().await?})),
             Order::LogLevel(LogLevelArgs { level, for_s }) => self.control.log_level(level, for_s).await.map(nothing),
             Order::Snapshot(args) => {
@@ -129,6 +131,27 @@ impl Effects {
         let selection = Selection { all_dead: ids.is_empty(), ids };
         let changed = self.pipeline.queue().requeue(&selection).await.map_err(|error| error.to_string())?;
         Ok(json!({"cases": changed}))
+    }
+
+    /// Whatever is not stored is forgotten already.
+    async fn forget(&self, ForgetArgs { ids, all }: ForgetArgs) -> Result<Value, String> {
+        let queue = self.pipeline.queue();
+        let named: HashSet<CaseKey> = ids.iter().map(|id| id.parse::<Id>().map(|id| id.0)).collect::<Result<_, _>>()?;
+        let mut ids = queue.ids(None);
+        ids.retain(|id| all || named.contains(&id.0));
+        let mut forgotten = 0;
+        for ids in ids.chunks(CHANGES_MAX) {
+            let selection = Selection { ids: ids.to_vec(), all_dead: false };
+            let changed = queue.drop_cases(&selection).await.map_err(|error| error.to_string())?;
+            let (done, not): (Vec<_>, Vec<_>) = changed.into_iter().partition(|one| one.problem.is_none());
+            forgotten += done.len();
+            // One that was answered meanwhile is gone as well.
+            let left: HashSet<CaseKey> = queue.ids(None).into_iter().map(|id| id.0).collect();
+            if let Some(failed) = not.into_iter().find(|one| left.contains(&one.id.key)) {
+                return Err(format!("{}: {}", failed.id, failed.problem.unwrap_or_default()));
+            }
+        }
+        Ok(json!({"forgotten": forgotten}))
     }
 }
 

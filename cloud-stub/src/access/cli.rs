@@ -96,9 +96,12 @@ pub fn run(args: &UserArgs) -> anyhow::Result<String> {
                 (_, true) => (Proof::Proxy, String::new()),
                 _ => (ask_password()?, String::new()),
             };
-            users::change(&path, |users| match users.iter().any(same(&name)) {
-                true => Err(UsersError::Exists(name.clone())),
-                false => Ok(users.push(User { name: name.clone(), role: *role, proof })),
+            users::change(&path, |users| {
+                if users.iter().any(same(&name)) {
+                    return Err(UsersError::Exists(name.clone()));
+                }
+                users.push(User { name: name.clone(), role: *role, proof });
+                Ok(())
             })?;
             Ok(format!("{said}added {name}, {}, in {}", role.name(), path.display()))
         }

@@ -58,7 +58,7 @@ pub struct Access {
     checks: Semaphore,
     proxies: Vec<IpAddr>,
     proxy_header: HeaderName,
-    watching: Arc<Mutex<HashMap<String, usize>>>,
+    watching: PagesOf,
 }
 
 /// Somebody who was let in.
@@ -273,7 +273,10 @@ impl Access {
 }
 
 /// One page that a user watches live; free again when dropped.
-pub struct Watching(Option<(String, Arc<Mutex<HashMap<String, usize>>>)>);
+pub struct Watching(Option<(String, PagesOf)>);
+
+/// How many pages each user watches live.
+type PagesOf = Arc<Mutex<HashMap<String, usize>>>;
 
 impl Drop for Watching {
     fn drop(&mut self) {

@@ -13,7 +13,11 @@ impl Place {
         let place = Self { dir: tempfile::tempdir().expect("a directory") };
         for (name, role, proof) in users {
             let user = User { name: (*name).to_owned(), role: *role, proof: proof.clone() };
-            users::change(&place.entrance().users, |users| Ok(users.push(user))).expect("written");
+            users::change(&place.entrance().users, |users| {
+                users.push(user);
+                Ok(())
+            })
+            .expect("written");
         }
         place
     }
@@ -107,7 +111,11 @@ fn a_token_is_shown_whole_and_ends_with_its_user() {
     for wrong in [format!("Bearer {token}x"), token.clone(), format!("Basic {token}"), "Bearer ".to_owned()] {
         assert_eq!(shows(&wrong), Err(NotIn::Token), "{wrong}");
     }
-    users::change(&place.entrance().users, |users| Ok(users.retain(|user| user.name == "ann"))).expect("written");
+    users::change(&place.entrance().users, |users| {
+        users.retain(|user| user.name == "ann");
+        Ok(())
+    })
+    .expect("written");
     assert_eq!(shows(&format!("Bearer {token}")), Err(NotIn::Token));
     assert!(!access.is_still_in(&who));
 }

@@ -322,7 +322,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(USERS_FILE);
         assert_eq!(read(&path).expect("nobody"), []);
-        change(&path, |users| Ok(users.push(ann(Proof::Proxy)))).expect("written");
+        change(&path, |users| {
+            users.push(ann(Proof::Proxy));
+            Ok(())
+        })
+        .expect("written");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         assert_eq!(read(&path).expect("read"), [ann(Proof::Proxy)]);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o620)).expect("opened");
@@ -335,7 +339,11 @@ mod tests {
         let path = dir.path().join(USERS_FILE);
         let roll = Roll::open(path.clone()).expect("opened");
         assert_eq!(roll.now().len(), 0);
-        change(&path, |users| Ok(users.push(ann(Proof::Proxy)))).expect("written");
+        change(&path, |users| {
+            users.push(ann(Proof::Proxy));
+            Ok(())
+        })
+        .expect("written");
         assert_eq!(roll.now().len(), 1);
         fs::write(&path, "[{").expect("damaged");
         assert_eq!(roll.now().len(), 0);

@@ -76,19 +76,27 @@ pub fn run(args: &DeleteArgs) -> anyhow::Result<String> {
 
 async fn delete(args: &DeleteArgs) -> anyhow::Result<String> {
     let dashboard = Dashboard::new(args)?;
-    let found = dashboard.ask(None, None).await?;
-    let (cases, devices) = (&found["cases"], &found["devices"]);
+    let found = dashboard.ask(None).await?;
     if !args.yes {
-        return Ok(format!("{cases} cases of {devices} devices; add --yes to delete them"));
+        let (cases, devices) = (counted(&found["cases"], "case"), counted(&found["devices"], "device"));
+        return Ok(format!("{cases} of {devices}; with --yes they are deleted"));
     }
-    let done = dashboard.ask(found["until_ms"].as_u64(), Some(json!({ "cases": cases }))).await?;
-    let mut lines = vec![format!("{} cases deleted", done["deleted"])];
+    let seen = json!({"cases": found["cases"], "until_ms": found["until_ms"]});
+    let done = dashboard.ask(Some(seen)).await?;
+    let mut lines = vec![format!("{} deleted", counted(&done["deleted"], "case"))];
     for told in done["told"].as_array().into_iter().flatten() {
         let text = |field: &str| told[field].as_str().unwrap_or_default().to_owned();
         let forgotten = told["result"]["forgotten"].as_u64().map(|n| format!(", forgot {n}")).unwrap_or_default();
-        lines.push(format!("{}: {}{forgotten} {}", text("device"), text("outcome"), text("reason")).trim_end().to_owned());
+        lines.push(
+            format!("{}: {}{forgotten} {}", text("device"), text("outcome"), text("reason")).trim_end().to_owned(),
+        );
     }
     Ok(lines.join("\n"))
+}
+
+fn counted(number: &Value, what: &str) -> String {
+    let several = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{several}")
 }
 
 struct Dashboard<'a> {
@@ -114,7 +122,8 @@ impl<'a> Dashboard<'a> {
         }
         let token = match &args.token_file {
             Some(path) => {
-                let text = hedge_inference::read_text(path).with_context(|| format!("--token-file {}", path.display()))?;
+                let text =
+                    hedge_inference::read_text(path).with_context(|| format!("--token-file {}", path.display()))?;
                 Some(text.trim().to_owned())
             }
             None => None,
@@ -124,16 +133,16 @@ impl<'a> Dashboard<'a> {
         Ok(Self { args, url, token, http: http.build()?, now_ms: wall_ms() })
     }
 
-    /// `until_ms`: later cases are left alone.
-    async fn ask(&self, until_ms: Option<u64>, body: Option<Value>) -> anyhow::Result<Value> {
-        let mut asking = self.http.post(format!("{}{}", self.url, self.path(until_ms)));
+    /// How many cases it is about; with what that has said, deletes them.
+    async fn ask(&self, seen: Option<Value>) -> anyhow::Result<Value> {
+        let mut asking = self.http.post(format!("{}{}", self.url, self.path()));
         asking = match &self.token {
             Some(token) => asking.bearer_auth(token),
             // As the page itself.
             None => asking.header("Origin", &self.url).header("Hedge-Operate", "yes"),
         };
-        if let Some(body) = body {
-            asking = asking.json(&body);
+        if let Some(seen) = seen {
+            asking = asking.json(&seen);
         }
         let answer = asking.send().await.with_context(|| format!("the dashboard {} is not reached", self.url))?;
         let status = answer.status();
@@ -145,18 +154,19 @@ impl<'a> Dashboard<'a> {
         Ok(said)
     }
 
-    fn path(&self, until_ms: Option<u64>) -> String {
+    fn path(&self) -> String {
         let DeleteArgs { case, device, task, label, older_than, newer_than, .. } = self.args;
         if let Some(case) = case {
             return format!("/api/cases/{case}/delete");
         }
         let days_ago = |days: u32| self.now_ms.saturating_sub(u64::from(days) * DAY_MS);
         let mut query = form_urlencoded::Serializer::new(String::new());
-        let texts = [("device", device.as_ref().map(Name::as_str)), ("task", task.as_deref()), ("label", label.as_deref())];
+        let texts =
+            [("device", device.as_ref().map(Name::as_str)), ("task", task.as_deref()), ("label", label.as_deref())];
         for (name, value) in texts {
             query.extend_pairs(value.map(|value| (name, value)));
         }
-        let times = [("since_ms", newer_than.map(days_ago)), ("until_ms", until_ms.or(older_than.map(days_ago)))];
+        let times = [("since_ms", newer_than.map(days_ago)), ("until_ms", older_than.map(days_ago))];
         for (name, value) in times {
             query.extend_pairs(value.map(|value| (name, value.to_string())));
         }

@@ -9,6 +9,7 @@ pub mod board;
 pub mod carry_out;
 pub mod change;
 pub mod cli;
+pub mod delete;
 pub mod differ;
 pub mod errand;
 pub mod operator;

@@ -3,9 +3,9 @@
 use hedge_proto::CaseId;
 use tokio::sync::oneshot;
 
+use super::NotReviewed;
 use super::desk::Desk;
 use super::lanes::Lanes;
-use super::NotReviewed;
 use crate::store::{Deleted, StoreError};
 
 /// How many cases one event deletes: a commit stays short.

@@ -123,12 +123,16 @@ impl Lanes {
         }
     }
 
+    pub(super) fn has_model(&self, task: &str) -> bool {
+        self.lanes.contains_key(task)
+    }
+
     fn tally(&self, task: &str) -> &Tally {
-        if self.lanes.contains_key(task) { &self.open } else { &self.held }
+        if self.has_model(task) { &self.open } else { &self.held }
     }
 
     fn tally_mut(&mut self, task: &str) -> &mut Tally {
-        if self.lanes.contains_key(task) { &mut self.open } else { &mut self.held }
+        if self.has_model(task) { &mut self.open } else { &mut self.held }
     }
 
     /// Takes a place, for a case that is about to be recorded.

@@ -15,6 +15,7 @@
 
 mod corrections;
 pub mod decide;
+mod delete;
 mod desk;
 mod gate;
 mod lanes;
@@ -41,6 +42,7 @@ use crate::turns::Turns;
 use crate::wall_ms;
 use corrections::Corrections;
 use decide::BUSY_S;
+pub use delete::{DELETED_AT_ONCE_MAX, Unwanted};
 use desk::{Desk, Effects};
 use gate::Gate;
 pub use gate::{Admission, Shut};
@@ -86,6 +88,8 @@ pub enum Event {
     Questioned(Questioned),
     /// A person's word on a case, and whom to tell what became of it.
     Reviewed(Review, oneshot::Sender<Result<(), NotReviewed>>),
+    /// Cases that somebody wants gone.
+    Unwanted(Unwanted),
     /// Time to look after the records.
     Tick,
     /// No more is taken in. What lies before this is still committed.
@@ -159,6 +163,7 @@ pub struct Outlets {
 struct Others {
     outcomes: Vec<Decided>,
     reviews: Vec<Reviewed>,
+    unwanted: Vec<Unwanted>,
     is_tick: bool,
     trends: Due,
 }
@@ -272,6 +277,7 @@ impl Intake {
                     Event::Reviewed(review, told) => {
                         others.reviews.push(Reviewed { review, told, taken: Ok(None) });
                     }
+                    Event::Unwanted(unwanted) => others.unwanted.push(unwanted),
                     Event::Tick => others.is_tick = true,
                     Event::Stop => stopping = true,
                 }
@@ -373,6 +379,7 @@ impl Intake {
                 tracing::debug!("who answered a case has closed the page meanwhile");
             }
         }
+        others.unwanted.into_iter().for_each(|unwanted| unwanted.close(is_recorded, &mut self.lanes));
         match committed {
             Ok(changed) => self.follow(effects, changed),
             Err(error) => {
@@ -405,13 +412,14 @@ impl Intake {
         let about: Vec<DeviceId> = messages.iter().map(|message| self.about(message)).collect();
         let of_outcomes = others.outcomes.iter().map(|decided| &decided.outcome.case.id.device);
         let of_reviews = others.reviews.iter().map(|reviewed| &reviewed.review.id.device);
+        let of_unwanted = others.unwanted.iter().flat_map(|unwanted| &unwanted.ids).map(|id| &id.device);
         if others.is_tick {
             self.ticks += 1;
             let is_wide = self.ticks % PRUNE_TICKS == 1;
             others.trends = if is_wide { self.trends.due_with_old(&self.writer)? } else { self.trends.due() };
         }
-        let concerned = about.iter().chain(of_outcomes).chain(of_reviews).chain(others.trends.devices());
-        let batch = self.writer.batch_about(concerned)?;
+        let of_others = of_outcomes.chain(of_reviews).chain(of_unwanted).chain(others.trends.devices());
+        let batch = self.writer.batch_about(about.iter().chain(of_others))?;
         let mut desk = Desk {
             batch: &batch,
             topics: &self.topics,
@@ -432,6 +440,9 @@ impl Intake {
         }
         for Reviewed { review, taken, .. } in &mut others.reviews {
             *taken = desk.reviewed(review)?;
+        }
+        for unwanted in &mut others.unwanted {
+            desk.delete(unwanted)?;
         }
         if others.is_tick {
             others.trends.write(&batch, now_ms)?;

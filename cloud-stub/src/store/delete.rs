@@ -1,9 +1,9 @@
 //! Removes cases for good because somebody asked for it: the case, its payload and everything that was said of it. What
 //! was counted stays counted.
 
-use hedge_proto::CaseId;
+use hedge_proto::{CaseId, DeviceId};
 
-use super::{Batch, StoreError, count};
+use super::{Batch, Sought, StoreError, count};
 
 /// What a case was that is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,40 @@ pub struct Deleted {
     pub bytes: u64,
     /// Its payload was still kept.
     pub payload_kept: bool,
+}
+
+impl Sought {
+    /// Every case there is.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        let Self { device, task, label, agrees, authority, waits_for_person, since_ms, until_ms, .. } = self;
+        let named = device.is_some() || task.is_some() || label.is_some() || authority.is_some();
+        !named && agrees.is_none() && !waits_for_person && since_ms.is_none() && until_ms.is_none()
+    }
+
+    /// The device of which every case is meant, if nothing else is said.
+    #[must_use]
+    pub fn whole_device(&self) -> Option<&DeviceId> {
+        let rest = Self { device: None, ..self.clone() };
+        self.device.as_ref().filter(|_| rest.is_everything())
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let words = [
+            self.device.as_ref().map(|device| format!("device={device}")),
+            self.task.as_ref().map(|task| format!("task={task}")),
+            self.label.as_ref().map(|label| format!("label={label}")),
+            self.agrees.map(|agrees| format!("agrees={agrees}")),
+            self.authority
+                .map(|authority| format!("authority={}", serde_json::json!(authority).as_str().unwrap_or_default())),
+            self.waits_for_person.then(|| "waiting".to_owned()),
+            self.since_ms.map(|ms| format!("since_ms={ms}")),
+            self.until_ms.map(|ms| format!("until_ms={ms}")),
+        ];
+        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
 }
 
 impl Batch<'_> {
@@ -48,7 +82,6 @@ impl Batch<'_> {
 mod tests {
     use hedge_proto::{Authority, ModelRef, Name, Output, Verdict, WIRE_VERSION};
 
-    use super::*;
     use crate::store::testing::{case, everywhere};
     use crate::store::{Reader, Sought, Writer};
 
@@ -73,11 +106,12 @@ mod tests {
             batch.commit().expect("committed");
 
             let batch = writer.batch().expect("a batch");
-            let (waiting, answered) = (batch.delete(&case(0).id).expect("deleted"), batch.delete(&case(1).id).expect("deleted"));
-            assert_eq!([waiting, answered].map(|gone| gone.map(|gone| (gone.waited, gone.bytes, gone.payload_kept))), [
-                Some((true, 7, true)),
-                Some((false, 7, true))
-            ]);
+            let (waiting, answered) =
+                (batch.delete(&case(0).id).expect("deleted"), batch.delete(&case(1).id).expect("deleted"));
+            assert_eq!(
+                [waiting, answered].map(|gone| gone.map(|gone| (gone.waited, gone.bytes, gone.payload_kept))),
+                [Some((true, 7, true)), Some((false, 7, true))]
+            );
             assert_eq!(batch.delete(&case(1).id).expect("looked"), None);
             batch.commit().expect("committed");
 

@@ -17,6 +17,7 @@
 mod args;
 mod audit;
 mod checkpoint;
+mod delete;
 mod lease;
 mod postgres;
 mod reader;
@@ -31,6 +32,7 @@ mod writer;
 
 pub use args::RecordsArgs;
 pub use audit::{Act, Audit, AuditRow};
+pub use delete::Deleted;
 pub use reader::{CaseRow, DeviceEvent, DeviceRow, Reader, SettingsRow};
 pub use review::{CaseList, Closed, Place, Sought};
 pub use totals::Totals;

@@ -36,11 +36,19 @@ const TOLD_AT_ONCE: usize = 4;
 /// How many are looked for at once.
 const FOUND_AT_ONCE: u32 = 500;
 
-/// The number that was told before.
+/// What was told before.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Confirmed {
+struct Confirmed {
     cases: Option<usize>,
+    /// Cases that came later are left alone.
+    until_ms: Option<u64>,
+}
+
+impl Confirmed {
+    fn read(body: &[u8]) -> Result<Self, ApiError> {
+        if body.is_empty() { Ok(Self::default()) } else { super::operate::read(body) }
+    }
 }
 
 /// What was found, or done.
@@ -50,7 +58,8 @@ pub(super) struct Done {
     cases: usize,
     /// How many devices they are of.
     devices: usize,
-    /// Those that were received before this: give it with the number, and later ones are left alone.
+    /// Those that were received before this: to be given back with their number.
+    #[serde(skip_serializing_if = "Option::is_none")]
     until_ms: Option<u64>,
     /// How many are gone; absent if it was only looked.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,17 +78,24 @@ pub(super) async fn found(
     body: Bytes,
 ) -> Result<Json<Done>, ApiError> {
     let mut sought = wanted.sought()?;
-    let device = sought.is_of_device_only().cloned();
+    let whole = sought.whole_device().cloned();
     if sought.is_everything() {
         return Err(ApiError::BadRequest("say which cases: by device, task, label, or time".to_owned()));
     }
-    let until_ms = *sought.until_ms.get_or_insert_with(wall_ms);
-    note.say(sought.in_words());
+    let confirmed = Confirmed::read(&body)?;
+    let until_ms = sought.until_ms.into_iter().chain(confirmed.until_ms).min().unwrap_or_else(wall_ms);
+    sought.until_ms = Some(until_ms);
+    let words = sought.in_words();
+    note.say(words.as_str());
     let at = view.records_at.clone();
     // A reader of its own: the page's would be taken for as long as this takes.
     let looked = tokio::task::spawn_blocking(move || all_ids(&Reader::open(&at)?, sought));
     let ids = looked.await.map_err(|_| ApiError::Stopping)?.map_err(ApiError::Records)?;
-    Ok(Json(delete(&view, &who, ids, device, Some(until_ms), &body).await?))
+    let done = delete(&view, &who, ids, whole, Some(until_ms), confirmed.cases).await?;
+    if let Some(deleted) = done.deleted {
+        note.say(format!("{words}: {deleted} deleted"));
+    }
+    Ok(Json(done))
 }
 
 /// `POST /api/cases/{id}/delete`
@@ -91,7 +107,7 @@ pub(super) async fn one(
 ) -> Result<Json<Done>, ApiError> {
     let wanted: CaseId = id.parse()?;
     let row = view.records.read(move |reader| reader.case(&wanted)).await?.ok_or(ApiError::NoCase(id))?;
-    Ok(Json(delete(&view, &who, vec![row.case.id], None, None, &body).await?))
+    Ok(Json(delete(&view, &who, vec![row.case.id], None, None, Confirmed::read(&body)?.cases).await?))
 }
 
 fn all_ids(reader: &Reader, mut sought: Sought) -> Result<Vec<CaseId>, crate::store::StoreError> {
@@ -115,15 +131,14 @@ async fn delete(
     ids: Vec<CaseId>,
     whole: Option<DeviceId>,
     until_ms: Option<u64>,
-    body: &[u8],
+    seen: Option<usize>,
 ) -> Result<Done, ApiError> {
-    let confirmed: Confirmed = if body.is_empty() { Confirmed::default() } else { super::operate::read(body)? };
     let mut of_devices: BTreeMap<DeviceId, Vec<CaseId>> = BTreeMap::new();
     for id in &ids {
         of_devices.entry(id.device.clone()).or_default().push(id.clone());
     }
     let mut done = Done { cases: ids.len(), devices: of_devices.len(), until_ms, deleted: None, told: Vec::new() };
-    let Some(seen) = confirmed.cases else { return Ok(done) };
+    let Some(seen) = seen else { return Ok(done) };
     if seen != ids.len() {
         return Err(ApiError::OtherNumber { seen, now: ids.len() });
     }
@@ -131,10 +146,8 @@ async fn delete(
         Some(device) => vec![(device, json!({"all": true}))],
         None => {
             let some = |(device, ids): (DeviceId, Vec<CaseId>)| {
-                let parts: Vec<_> = ids
-                    .chunks(FORGOTTEN_AT_ONCE_MAX)
-                    .map(|ids| (device.clone(), json!({"ids": ids})))
-                    .collect();
+                let parts: Vec<_> =
+                    ids.chunks(FORGOTTEN_AT_ONCE_MAX).map(|ids| (device.clone(), json!({"ids": ids}))).collect();
                 parts
             };
             of_devices.into_iter().flat_map(some).collect()

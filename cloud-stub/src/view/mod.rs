@@ -5,6 +5,7 @@
 //! are, and never as anything a browser would run.
 
 mod cases;
+mod delete;
 mod device;
 mod export;
 mod live;
@@ -112,6 +113,7 @@ struct View {
 /// | `/api/cases/{id}/words` | all that was ever said of it, the first word first: a list of [`VerdictView`] |
 /// | `/api/cases/{id}/payload` | the sample itself, while it is kept |
 /// | `/api/cases/{id}/preview` | its picture made small for lists, made once |
+/// | `/api/delete?device=D`, `/api/cases/{id}/delete` | POST: how many cases that would delete, found as in `/api/cases`; with `{"cases": N, "until_ms": T}` of that answer, deletes these N and has their devices forget them |
 /// | `/api/export?format=jsonl` | a training set as a tar archive: see [`crate::export`]; `format` is `jsonl`, `coco` or `csv`, and cases are found as in `/api/cases` |
 /// | `/api/labels?task=T` | what may be said in a task, as far as its answerers tell |
 /// | `/api/figures` | [`FiguresView`] |
@@ -175,6 +177,8 @@ fn table(view: View) -> Routes {
         .get(VIEWER, "/api/cases/{id}/words", cases::words)
         .get(VIEWER, "/api/cases/{id}/payload", payload)
         .get(VIEWER, "/api/cases/{id}/preview", preview::get)
+        .post(OPERATOR, "delete", "/api/cases/{id}/delete", delete::one)
+        .post(OPERATOR, "delete", "/api/delete", delete::found)
         .get(VIEWER, "/api/labels", cases::labels)
         .noted(REVIEWER, "export", "/api/export", export::archive)
         .get(VIEWER, "/api/figures", figures)
@@ -218,6 +222,7 @@ fn files(routes: Routes) -> Routes {
         .get(VIEWER, "/charts.js", || async { file(SCRIPT, include_str!("charts.js")) })
         .get(VIEWER, "/saved.js", || async { file(SCRIPT, include_str!("saved.js")) })
         .get(VIEWER, "/editor.js", || async { file(SCRIPT, include_str!("editor.js")) })
+        .get(VIEWER, "/delete.js", || async { file(SCRIPT, include_str!("delete.js")) })
         .get(VIEWER, "/commands.js", || async { file(SCRIPT, include_str!("commands.js")) })
 }
 
@@ -261,6 +266,8 @@ enum ApiError {
     NoChance(String),
     #[error("there is no case `{0}` on record")]
     NoCase(String),
+    #[error("there are {now} such cases now, not {seen}; look again")]
+    OtherNumber { seen: usize, now: usize },
     #[error("the payload of `{0}` is no longer kept")]
     PayloadGone(CaseId),
     #[error("what `{0}` sent is no picture")]
@@ -297,9 +304,9 @@ impl IntoResponse for ApiError {
             Self::PayloadGone(_) => StatusCode::GONE,
             Self::BadName(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::WrongFields(_) | Self::NotReviewed(NotReviewed::NoLabel { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Outdated { .. } | Self::NotReviewed(NotReviewed::NotWaiting | NotReviewed::Outdated { .. }) => {
-                StatusCode::CONFLICT
-            }
+            Self::OtherNumber { .. }
+            | Self::Outdated { .. }
+            | Self::NotReviewed(NotReviewed::NotWaiting | NotReviewed::Outdated { .. }) => StatusCode::CONFLICT,
             Self::NoBroker(_) => StatusCode::BAD_GATEWAY,
             Self::NotReviewed(NotReviewed::NotRecorded)
             | Self::TooManyPages(_)

@@ -58,7 +58,7 @@ impl Operating {
     }
 
     /// Connects, and does what follows from what the broker says of the device.
-    async fn act(
+    pub(super) async fn act(
         self,
         device: DeviceId,
         errand: impl FnOnce(Option<&Device>) -> Result<Errand, ApiError> + Send + 'static,

@@ -52,6 +52,13 @@ impl Previews {
             held.remove(&oldest);
         }
     }
+
+    /// Those of cases that are gone.
+    pub(super) fn forget(&self, ids: &[CaseId]) {
+        let (held, order) = &mut *self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.iter().for_each(|id| drop(held.remove(id)));
+        order.retain(|id| held.contains_key(id));
+    }
 }
 
 /// `GET /api/cases/{id}/preview`

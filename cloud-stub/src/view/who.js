@@ -12,6 +12,7 @@ async function logOut() {
 }
 
 const me = await ask().catch(() => ({}));
+document.documentElement.dataset.role = me.role;
 if (me.name) {
   // What somebody signs with is their login.
   localStorage.setItem("who", me.name);

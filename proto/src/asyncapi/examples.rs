@@ -218,6 +218,7 @@ pub(super) fn command() -> Examples {
         ("what_if", json!({"command": "what_if", "args": {"model": "animals", "threshold": {"score_min": 0.8}}})),
         ("dead_letters", json!({"command": "dead_letters"})),
         ("requeue", json!({"id": "1", "command": "requeue", "args": {"ids": [id()]}})),
+        ("forget", json!({"id": "13", "command": "forget", "args": {"ids": [id()]}})),
         ("drain", json!({"id": "2", "command": "drain", "by": "ana", "issued_ms": 1_795_600_000_000_u64})),
         ("pause", json!({"id": "3", "command": "pause", "args": {"source": "camera"}})),
         ("resume", json!({"id": "4", "command": "resume"})),

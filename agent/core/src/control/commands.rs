@@ -407,6 +407,10 @@ fn check_ranges(order: &Order) -> Result<(), String> {
         Order::LogLevel(args) if !(1..=LOG_LEVEL_S_MAX).contains(&args.for_s) => {
             Err(format!("args.for_s = {}: it takes 1 to {LOG_LEVEL_S_MAX} seconds", args.for_s))
         }
+        // Nothing named is not everything.
+        Order::Forget(args) if args.all != args.ids.is_empty() => {
+            Err("args: give either `ids` or `all` = true".to_owned())
+        }
         _ => Ok(()),
     }
 }

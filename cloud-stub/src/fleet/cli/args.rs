@@ -93,7 +93,7 @@ Give a command, and print the reply.
   queue_stats                  dead_letters             requeue [ids=[\"ID\",...]]
   drain                        reload                   restart
   log_level level=L [for_s=N]  confirm version=N        revert version=N
-  promote model=M              back model=M
+  promote model=M              back model=M             forget ids=[\"ID\",...]
   what_if model=M threshold='{\"score_min\":0.8}'
 
 Each has a random id: however often the broker delivers it, it has one effect. It expires after an hour.";
