@@ -29,6 +29,7 @@ pub mod quickstart;
 pub mod reply;
 pub mod serve;
 pub mod store;
+pub mod trend;
 pub mod turns;
 pub mod view;
 

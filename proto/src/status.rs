@@ -424,6 +424,10 @@ pub struct JudgeFigures {
     /// How probable it is that a contradicted answer is more doubtful than another; a half is chance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auroc: Option<f32>,
+    /// How many in ten thousand of the answers seen lately had a doubt in each of so many ranges of the same width, the
+    /// least doubt first. Empty before the first answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub doubt: Vec<u16>,
 }
 
 /// `whole`, `thumbnail 320` or `nothing`: a later version may know more.

@@ -24,6 +24,7 @@ use crate::payloads::Storage;
 use crate::presence::Heard;
 use crate::reply::Replies;
 use crate::store::{Batch, Keep, StoreError, Totals, Waiting};
+use crate::trend::{Bucket, Stretch};
 
 /// The most devices that are remembered without having sent a case: names are free to make up.
 const DEVICES_MAX: u64 = 100_000;
@@ -41,6 +42,8 @@ pub(super) struct Effects {
     pub(super) new_work: Vec<Waiting>,
     /// Came by HTTPS, and are on record now.
     pub(super) taken_payloads: Vec<Digest>,
+    /// What became of devices.
+    pub(super) trends: Vec<(DeviceId, Stretch)>,
     /// Who is told to wait if the commit fails, and how many cases that concerns.
     senders: BTreeSet<DeviceId>,
     pub(super) cases_seen: u64,
@@ -238,6 +241,7 @@ impl Desk<'_, '_> {
     fn record(&mut self, from: &DeviceId, case: Case, payload: &[u8]) -> Result<(), StoreError> {
         self.batch.record(&case, payload, self.now_ms)?;
         let bytes = payload.len() as u64;
+        self.note_trend(from, Bucket::case(bytes));
         self.totals.cases += 1;
         self.totals.waiting += 1;
         self.totals.received_bytes += bytes;
@@ -250,6 +254,7 @@ impl Desk<'_, '_> {
     /// A case without its sample is closed as it is recorded. It counts neither for nor against the device's model.
     fn note(&mut self, from: &DeviceId, case: &Case) -> Result<(), StoreError> {
         self.batch.record(case, &[], self.now_ms)?;
+        self.note_trend(from, Bucket::case(0));
         self.totals.cases += 1;
         let said = match decide::standing_answer(case) {
             Ok(verdict) => {
@@ -317,9 +322,16 @@ impl Desk<'_, '_> {
     fn telemetry(&mut self, device: &DeviceId, telemetry: &Telemetry) -> Result<(), StoreError> {
         self.charge(device, 1);
         if self.admits(device)? {
+            let before = self.batch.telemetry(device)?;
+            let before = before.as_ref().map(|(before, at_ms)| (before, *at_ms));
+            self.effects.trends.push((device.clone(), Stretch::between(before, telemetry, self.now_ms)));
             self.batch.set_telemetry(device, telemetry, self.now_ms)?;
         }
         self.correct_again(device, false)
+    }
+
+    fn note_trend(&mut self, device: &DeviceId, at: Bucket) {
+        self.effects.trends.push((device.clone(), Stretch::at(self.now_ms, at)));
     }
 
     fn reported(&mut self, device: &DeviceId, told: Document, retained: bool) -> Result<(), StoreError> {
@@ -415,6 +427,10 @@ impl Desk<'_, '_> {
         };
         let agrees = case.said.as_ref().map(|own| agree(own, &verdict.said) >= AGREES_MIN);
         self.batch.answer(&verdict, agrees, self.now_ms)?;
+        // A later word is about the same answer of the device.
+        if let (1, Some(confidence), Some(agrees)) = (revision, case.doubt.score(), agrees) {
+            self.note_trend(&case.id.device, Bucket::answer(confidence, agrees));
+        }
         self.totals.answered += u64::from(revision == 1);
         self.totals.agreed += i64::from(agrees == Some(true));
         self.totals.disagreed += i64::from(agrees == Some(false));

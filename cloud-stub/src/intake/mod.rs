@@ -22,6 +22,7 @@ mod lanes;
 mod outcome;
 mod panels;
 mod settings;
+mod trends;
 
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,7 @@ pub use gate::{Admission, Shut};
 use lanes::{Entry, Lanes};
 use outcome::Decided;
 pub use panels::{AnswererNow, Taking};
+use trends::{Due, Trends};
 
 /// How many events share one commit: a broker's window for a few hundred devices.
 const EVENTS_PER_COMMIT_MAX: usize = 256;
@@ -163,6 +165,7 @@ struct Others {
     reviews: Vec<Reviewed>,
     unwanted: Vec<Unwanted>,
     is_tick: bool,
+    trends: Due,
 }
 
 /// A person's word, whom to tell, and, if it was taken, how many bytes the payload has of a case that waited for it.
@@ -194,6 +197,7 @@ pub struct Intake {
     outlets: Outlets,
     gate: Gate,
     messages: Turns<Incoming>,
+    trends: Trends,
     ticks: u64,
     /// When figures were committed last, and whether they have changed since.
     figures: (Instant, bool),
@@ -233,6 +237,7 @@ impl Intake {
             gate: Gate::new(outlets.shut.clone()),
             outlets,
             messages: Turns::by_bytes(MESSAGES_MAX, MESSAGES_BYTES_MAX),
+            trends: Trends::default(),
             ticks: 0,
             figures: (Instant::now(), false),
             in_doubt: None,
@@ -380,6 +385,7 @@ impl Intake {
             Err(error) => {
                 tracing::error!("{error}; devices are told to wait");
                 self.totals = before;
+                self.trends.put_back(others.trends);
                 self.totals.busy += effects.cases_seen;
                 for waiting in &effects.new_work {
                     self.lanes.release(&waiting.task, &waiting.id.device, waiting.bytes);
@@ -407,7 +413,12 @@ impl Intake {
         let of_outcomes = others.outcomes.iter().map(|decided| &decided.outcome.case.id.device);
         let of_reviews = others.reviews.iter().map(|reviewed| &reviewed.review.id.device);
         let of_unwanted = others.unwanted.iter().flat_map(|unwanted| &unwanted.ids).map(|id| &id.device);
-        let of_others = of_outcomes.chain(of_reviews).chain(of_unwanted);
+        if others.is_tick {
+            self.ticks += 1;
+            let is_wide = self.ticks % PRUNE_TICKS == 1;
+            others.trends = if is_wide { self.trends.due_with_old(&self.writer)? } else { self.trends.due() };
+        }
+        let of_others = of_outcomes.chain(of_reviews).chain(of_unwanted).chain(others.trends.devices());
         let batch = self.writer.batch_about(about.iter().chain(of_others))?;
         let mut desk = Desk {
             batch: &batch,
@@ -434,7 +445,7 @@ impl Intake {
             desk.delete(unwanted)?;
         }
         if others.is_tick {
-            self.ticks += 1;
+            others.trends.write(&batch, now_ms)?;
             if self.ticks % PRUNE_TICKS == 1 {
                 desk.prune(&self.keep)?;
                 if let Err(error) = self.payloads.prune(now_ms) {
@@ -494,6 +505,7 @@ impl Intake {
             }
             self.outlets.commits.send_modify(|commits| *commits += 1);
         }
+        effects.trends.into_iter().for_each(|(device, stretch)| self.trends.add(device, &stretch));
         effects.taken_payloads.iter().for_each(|sum| self.payloads.remove(*sum));
         for Waiting { id, task, bytes, .. } in effects.new_work {
             self.lanes.put(&task, Entry::new(id, bytes));

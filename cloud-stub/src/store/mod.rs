@@ -27,6 +27,7 @@ mod sql;
 #[cfg(test)]
 pub(crate) mod testing;
 mod totals;
+mod trend;
 mod writer;
 
 pub use args::RecordsArgs;

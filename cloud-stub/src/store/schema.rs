@@ -109,11 +109,24 @@ CREATE TABLE audit (
     outcome TEXT NOT NULL                        -- `begun` until it has ended
 );
 ",
+    r"
+CREATE TABLE trends (                            -- what became of each device: pages of buckets of one length
+    device   TEXT NOT NULL,
+    bucket_s INTEGER NOT NULL,
+    at_s     INTEGER NOT NULL,                   -- when the page begins, since 1970 UTC
+    page     BLOB NOT NULL,                      -- CBOR
+    UNIQUE (device, bucket_s, at_s)
+);
+",
 ];
 
 /// The same for a server's tables, which began with the layout above.
 pub(super) fn server_steps() -> Result<Vec<refinery::Migration>, refinery::Error> {
-    let steps = [("V1__records", include_str!("postgres_1.sql")), ("V2__audit", include_str!("postgres_2.sql"))];
+    let steps = [
+        ("V1__records", include_str!("postgres_1.sql")),
+        ("V2__audit", include_str!("postgres_2.sql")),
+        ("V3__trends", include_str!("postgres_3.sql")),
+    ];
     steps.into_iter().map(|(name, sql)| refinery::Migration::unapplied(name, sql)).collect()
 }
 

@@ -2,6 +2,7 @@
 import { age, at, bytes, deviceLine, drawNotice, faultList, figure, kindOf, listen, make, number, percent, setClock, span } from "/parts.js";
 import { makeCommands } from "/commands.js";
 import { makeEditor, show } from "/editor.js";
+import { drawLatest, makeTrend } from "/trend.js";
 
 const NAME = decodeURIComponent(location.pathname.split("/").pop());
 const HERE = `/api/devices/${encodeURIComponent(NAME)}`;
@@ -32,6 +33,7 @@ let latest = null;
 let seen = "";
 let editor = null;
 let commands = null;
+let trend = null;
 
 function drawNow(d) {
   const t = d.telemetry;
@@ -155,6 +157,12 @@ async function load() {
   drawHistory(page.history);
   editor.take(page);
   commands.take(page);
+  trend.take(page);
+}
+
+// Its cases are asked for when one of the latest of all is one of its, or a new page of it is drawn.
+function heardCases(changed) {
+  if (changed.some((one) => one.device === NAME)) drawLatest(at("cases"), NAME);
 }
 
 // The server tells pages of so many devices by itself; about others they ask.
@@ -171,7 +179,11 @@ function heardFigures(f) {
 function heard(devices) {
   const mine = devices.find((d) => d.device === NAME);
   if (!mine) { if (!latest) load(); return; }
-  if (latest) drawNow(mine);
+  if (latest) {
+    latest.device = mine;
+    drawNow(mine);
+    trend.take(latest);
+  }
   const now = JSON.stringify([mine.events, mine.in_force, mine.wanted, mine.outcome, mine.connection, mine.state]);
   if (now === seen) return;
   seen = now;
@@ -184,10 +196,14 @@ async function start() {
   const schema = await (await fetch("/api/settings-schema")).json();
   editor = makeEditor(at("editor"), schema, (request) => post("settings", request), (request) => post("commands", request));
   commands = makeCommands(at("commands"), (request) => post("commands", request));
+  at("its-cases").href = `/cases?device=${encodeURIComponent(NAME)}`;
+  trend = makeTrend(at("trend"), HERE);
+  drawLatest(at("cases"), NAME);
   listen({
     figures: heardFigures,
     devices: heard,
     changed_devices: heard,
+    changed_cases: heardCases,
   });
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::routes::Admitted;
-use super::{ApiError, CASES_LIMIT, CaseView, FiguresView, FleetView, Records, Shown, View, all_devices};
+use super::{ApiError, CASES_LIMIT, CaseView, DeviceView, FiguresView, FleetView, Records, Shown, View, all_devices};
 use crate::access::{Access, Watching, Who};
 use crate::store::{Reader, Sought};
 use crate::wall_ms;
@@ -38,6 +38,13 @@ const READING: u32 = 5;
 /// for more than can be read.
 const BYTES_PER_S: u32 = 15_000;
 
+/// How long a page hears nothing more after an update: what changes twice meanwhile is told once.
+const PAGE_PAUSE: Duration = Duration::from_secs(3);
+
+/// That a device was heard again, or has sent one more case, is told this late at most: with each case it would be the
+/// greater part of all that is told.
+const HEARD_LATE_MS: u64 = 30_000;
+
 /// The figures go out at least this often, so that a page knows it is still live.
 const QUIET_MAX: Duration = Duration::from_secs(10);
 
@@ -50,7 +57,14 @@ struct Snapshot {
     cases: Items,
 }
 
-type Items = Arc<[(String, Arc<str>)]>;
+type Items = Arc<[Item]>;
+
+struct Item {
+    key: String,
+    text: Arc<str>,
+    /// It is told again when this is another.
+    news: Arc<str>,
+}
 
 /// The way to the one that reads for all pages.
 #[derive(Clone)]
@@ -115,16 +129,28 @@ async fn read(records: &Records, shown: &Shown) -> Result<Snapshot, ApiError> {
     let cases: Vec<CaseView> = cases.into_iter().map(CaseView::from).collect();
     Ok(Snapshot {
         figures: json(&FiguresView::new(totals, fleet, shown, wall_ms())),
-        devices: devices.iter().map(|device| (device.device.clone(), json(device))).collect(),
-        cases: cases.iter().map(|case| (case.id.to_string(), json(case))).collect(),
+        devices: devices.into_iter().map(device_item).collect(),
+        cases: cases.iter().map(case_item).collect(),
     })
+}
+
+fn case_item(case: &CaseView) -> Item {
+    let text = json(case);
+    Item { key: case.id.to_string(), news: text.clone(), text }
+}
+
+fn device_item(mut device: DeviceView) -> Item {
+    let text = json(&device);
+    (device.cases, device.agreed, device.disagreed) = (0, 0, 0);
+    device.last_seen_ms = device.last_seen_ms.map(|at| at / HEARD_LATE_MS);
+    Item { key: device.device.clone(), news: json(&device), text }
 }
 
 /// A list of those that are not among `sent` as they are now; none if all are.
 fn changed(now: &Items, sent: &Items) -> Option<String> {
-    let sent: HashMap<&str, &Arc<str>> = sent.iter().map(|(key, text)| (key.as_str(), text)).collect();
-    let changed = now.iter().filter(|(key, text)| sent.get(key.as_str()).is_none_or(|sent| **sent != *text));
-    let changed: Vec<&str> = changed.map(|(_, text)| text.as_ref()).collect();
+    let sent: HashMap<&str, &Arc<str>> = sent.iter().map(|item| (item.key.as_str(), &item.news)).collect();
+    let changed = now.iter().filter(|item| sent.get(item.key.as_str()).is_none_or(|sent| **sent != item.news));
+    let changed: Vec<&str> = changed.map(|item| item.text.as_ref()).collect();
     (!changed.is_empty()).then(|| format!("[{}]", changed.join(",")))
 }
 
@@ -201,8 +227,8 @@ async fn next(mut page: Page) -> Option<(Result<Event, Infallible>, Page)> {
         }
         // Not for the first, which is the page itself.
         if old.is_some() {
-            page.full_until =
-                Instant::now() + Duration::from_secs(1) * u32::try_from(bytes).unwrap_or(u32::MAX) / BYTES_PER_S;
+            let telling = Duration::from_secs(1) * u32::try_from(bytes).unwrap_or(u32::MAX) / BYTES_PER_S;
+            page.full_until = Instant::now() + telling.max(PAGE_PAUSE);
         }
         page.sent = Some(now);
     }

@@ -15,7 +15,9 @@ mod operate;
 mod preview;
 mod review;
 mod routes;
+mod saved;
 mod shape;
+mod trend;
 
 pub use device::{DevicePage, HistoryView};
 pub use operate::Operating;
@@ -100,6 +102,8 @@ struct View {
 /// | `/devices/{name}` | the page of one device |
 /// | `/api/devices?where=link=offline&order=trouble&offset=0&limit=60` | all devices, or some, by name or with what is wrong first: a list of [`DeviceView`]; the header `Hedge-Count` says how many there are |
 /// | `/api/devices/{name}` | one [`DevicePage`] |
+/// | `/api/devices/{name}/trend?span=day` | what became of it in the last `hour`, `day`, `week` or `month`, in buckets of time |
+/// | `/api/devices/{name}/saved?span=day&call_price=0.002` | what hybrid saved against sending everything and nothing, with the assumptions `call_price`, `gb_price`, `sample_bytes` and `cloud_ms` |
 /// | `/api/devices/{name}/settings` | POST: changes its settings; a [`Report`](crate::fleet::errand::Report) |
 /// | `/api/devices/{name}/commands` | POST: gives it a command; likewise |
 /// | `/api/settings-schema` | what can be set, as JSON Schema |
@@ -163,6 +167,8 @@ fn table(view: View) -> Routes {
         .get(VIEWER, "/api/me", login::me)
         .get(VIEWER, "/api/devices", devices)
         .get(VIEWER, "/api/devices/{name}", device::device)
+        .get(VIEWER, "/api/devices/{name}/trend", trend::trend)
+        .get(VIEWER, "/api/devices/{name}/saved", saved::get)
         .post(OPERATOR, "settings", "/api/devices/{name}/settings", operate::settings)
         .post(OPERATOR, "command", "/api/devices/{name}/commands", operate::command)
         .get(VIEWER, "/api/settings-schema", schema)
@@ -212,6 +218,9 @@ fn files(routes: Routes) -> Routes {
         .get(VIEWER, "/devices/{name}", || async { file(HTML, include_str!("device.html")) })
         .get(VIEWER, "/device.css", || async { file(CSS, include_str!("device.css")) })
         .get(VIEWER, "/device.js", || async { file(SCRIPT, include_str!("device.js")) })
+        .get(VIEWER, "/trend.js", || async { file(SCRIPT, include_str!("trend.js")) })
+        .get(VIEWER, "/charts.js", || async { file(SCRIPT, include_str!("charts.js")) })
+        .get(VIEWER, "/saved.js", || async { file(SCRIPT, include_str!("saved.js")) })
         .get(VIEWER, "/editor.js", || async { file(SCRIPT, include_str!("editor.js")) })
         .get(VIEWER, "/delete.js", || async { file(SCRIPT, include_str!("delete.js")) })
         .get(VIEWER, "/commands.js", || async { file(SCRIPT, include_str!("commands.js")) })

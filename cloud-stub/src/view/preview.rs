@@ -12,8 +12,8 @@ use tokio::sync::Semaphore;
 
 use super::{ApiError, View, sample, sample_headers, shape};
 
-/// Pixels of the longer side: sharp on a card, about four kilobytes of a photo.
-const SIDE_MAX: u32 = 192;
+/// Pixels of the longer side: sharp on a card, about three kilobytes of a photo.
+const SIDE_MAX: u32 = 160;
 
 /// A picture that is smaller already goes as it came.
 const BYTES_MAX: u64 = 8 * 1024;

@@ -12,6 +12,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// From log-odds of −14, below which a float32 score has no more digits, to 4 in steps of 3/32.
 pub const BINS: usize = 192;
 const FIRST: f32 = -14.0;
+
+/// In how many ranges people are told of it.
+const RANGES: usize = 20;
+
 const STEPS_PER_UNIT: f32 = 32.0 / 3.0;
 
 /// Which step a doubt falls into: greater is more doubtful. What is no number is the most.
@@ -128,6 +132,28 @@ impl Bins {
         1.0
     }
 
+    /// How many in ten thousand are in each of [`RANGES`] ranges of the same width, for people: a step that reaches over
+    /// the end of a range is divided between both. Empty while nothing was counted.
+    pub(super) fn in_ranges(&self) -> Vec<u16> {
+        let all = self.sum();
+        if all <= 0.0 {
+            return Vec::new();
+        }
+        let mut counts = vec![0.0_f32; RANGES];
+        for (bin, count) in self.iter().filter(|(_, count)| *count > 0.0) {
+            // What is beyond the steps is in the outermost.
+            let from = if bin == 0 { 0.0 } else { at(bin as f32) * RANGES as f32 };
+            let to = if bin == BINS - 1 { RANGES as f32 } else { upper(bin) * RANGES as f32 };
+            for (range, sum) in counts.iter_mut().enumerate() {
+                let within = to.min(range as f32 + 1.0) - from.max(range as f32);
+                *sum += count * (within / (to - from)).max(0.0);
+            }
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "parts of ten thousand")]
+        let parts = |count: f32| libm::roundf(10_000.0 * count / all) as u16;
+        counts.into_iter().map(parts).collect()
+    }
+
     pub(super) fn scale(&mut self, factor: f32) {
         self.0.iter_mut().for_each(|count| *count *= factor);
     }
@@ -186,6 +212,24 @@ mod tests {
         for at in 0..BINS {
             assert_eq!(bin(middle(at)), at);
         }
+    }
+
+    #[test]
+    fn people_are_told_of_all_that_was_counted_in_ranges_of_the_same_width() {
+        assert!(Bins::default().in_ranges().is_empty(), "nothing was counted");
+        let mut bins = Bins::default();
+        for doubt in [0.001, 0.02, 0.52, 1.0] {
+            bins.add(bin(doubt), 2.0);
+        }
+        let told = bins.in_ranges();
+        assert_eq!((told.len(), told[0], told[19]), (RANGES, 5000, 2500));
+        assert_eq!(told[9..=11].iter().sum::<u16>(), 2500, "{told:?}");
+
+        // As many in each part of the doubt look like as many, wherever the steps end.
+        let mut even = Bins::default();
+        (0..20_000).for_each(|n| even.add(bin((n as f32 + 0.5) / 20_000.0), 1.0));
+        let told = even.in_ranges();
+        assert!(told[1..19].iter().all(|part| (450..=550).contains(part)), "{told:?}");
     }
 
     #[test]

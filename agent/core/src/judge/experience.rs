@@ -388,6 +388,7 @@ impl Experience {
             calibration_error: error(&self.calibration),
             box_calibration_error: error(&self.boxes),
             auroc: self.calibration.ranking(),
+            doubt: self.recent.bins().in_ranges(),
         }
     }
 

@@ -1,0 +1,264 @@
+//! Keeps what became of each device over time: pages of buckets, see [`crate::trend`].
+
+use std::collections::BTreeSet;
+
+use hedge_proto::{DeviceId, Telemetry, from_json};
+
+use super::reader::ROW_BYTES_MAX;
+use super::{Batch, Reader, StoreError, Writer, count, damaged};
+use crate::trend::{Page, Place};
+
+impl Batch<'_> {
+    /// What a device reported last, and when.
+    pub fn telemetry(&self, device: &DeviceId) -> Result<Option<(Telemetry, u64)>, StoreError> {
+        let statement = "SELECT telemetry, telemetry_ms FROM devices WHERE device = ?1 AND telemetry IS NOT NULL";
+        self.sql.row(statement, &[device.as_str().into()], |row| {
+            let json: Vec<u8> = row.get(0)?;
+            let at_ms: Option<i64> = row.get(1)?;
+            Ok((from_json(&json, ROW_BYTES_MAX).map_err(damaged)?, at_ms.map_or(0, count)))
+        })
+    }
+
+    /// Adds to what is on record of a device.
+    pub fn add_trend(&self, device: &DeviceId, place: Place, page: &Page) -> Result<(), StoreError> {
+        let mut sum = self.trend_page(device, place)?;
+        sum.merge(page);
+        self.change(
+            "INSERT INTO trends (device, bucket_s, at_s, page) VALUES (?1, ?2, ?3, ?4) \
+             ON CONFLICT (device, bucket_s, at_s) DO UPDATE SET page = excluded.page",
+            &[device.as_str().into(), place.bucket_s.into(), place.at_s.into(), (&sum.to_bytes(place)).into()],
+        )
+    }
+
+    /// Makes one bucket of each page that has grown old, and forgets what is older than anything is kept.
+    pub fn fold_trends(&self, device: &DeviceId, now_s: u64) -> Result<(), StoreError> {
+        // From the index alone: a device has a hundred pages, and most of the time none has grown old.
+        let statement = "SELECT bucket_s, at_s FROM trends WHERE device = ?1 ORDER BY bucket_s, at_s";
+        let places = self.sql.rows(statement, &[device.as_str().into()], |row| {
+            Ok(Place { bucket_s: count(row.get(0)?), at_s: count(row.get(1)?) })
+        })?;
+        let mut old: BTreeSet<Place> = places.into_iter().filter(|place| place.is_old(now_s)).collect();
+        // The finest first: what becomes of it may be old, too.
+        while let Some(place) = old.pop_first() {
+            if let Some((next, page)) = self.trend_page(device, place)?.folded(place) {
+                self.add_trend(device, next, &page)?;
+                old.extend(next.is_old(now_s).then_some(next));
+            }
+            self.change(
+                "DELETE FROM trends WHERE device = ?1 AND bucket_s = ?2 AND at_s = ?3",
+                &[device.as_str().into(), place.bucket_s.into(), place.at_s.into()],
+            )?;
+        }
+        Ok(())
+    }
+
+    fn trend_page(&self, device: &DeviceId, place: Place) -> Result<Page, StoreError> {
+        let statement = "SELECT page FROM trends WHERE device = ?1 AND bucket_s = ?2 AND at_s = ?3";
+        let values = [device.as_str().into(), place.bucket_s.into(), place.at_s.into()];
+        let found =
+            self.sql.row(statement, &values, |row| Page::read(&row.get::<Vec<u8>>(0)?, place).map_err(damaged))?;
+        Ok(found.unwrap_or_default())
+    }
+}
+
+impl Writer {
+    /// The first devices by name behind this one.
+    pub fn devices_behind(&self, name: &str, most: u32) -> Result<Vec<DeviceId>, StoreError> {
+        let statement = "SELECT device FROM devices WHERE device > ?1 ORDER BY device LIMIT ?2";
+        self.sql
+            .rows(statement, &[name.into(), most.into()], |row| DeviceId::new(&row.get::<String>(0)?).map_err(damaged))
+    }
+}
+
+impl Reader {
+    /// A device's pages that reach behind this second.
+    pub fn trend(&self, device: &DeviceId, since_s: u64) -> Result<Vec<(Place, Page)>, StoreError> {
+        // No page is longer than four days; what ended before is left out by who shows it.
+        let statement = "SELECT bucket_s, at_s, page FROM trends WHERE device = ?1 AND at_s >= ?2";
+        let from_s = since_s.saturating_sub(4 * 86_400);
+        self.sql.rows(statement, &[device.as_str().into(), from_s.into()], |row| {
+            let place = Place { bucket_s: count(row.get(0)?), at_s: count(row.get(1)?) };
+            Ok((place, Page::read(&row.get::<Vec<u8>>(2)?, place).map_err(damaged)?))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::store::testing::{Records, everywhere};
+    use crate::trend::{Bucket, Stretch, series};
+    use hedge_proto::{LatencyFigures, LinkState, Name, QueueFigures, SampleFigures};
+
+    fn name(text: &str) -> DeviceId {
+        Name::new(text).expect("valid")
+    }
+
+    fn open(records: &Records) -> Writer {
+        Writer::open(&records.at, &Name::new("one").expect("valid")).expect("records")
+    }
+
+    fn add(batch: &Batch<'_>, device: &DeviceId, stretch: &Stretch) {
+        for (place, page) in stretch.spread() {
+            batch.add_trend(device, place, &page).expect("added");
+        }
+    }
+
+    const DAY: u64 = 86_400;
+    const BEGIN_S: u64 = 20_000 * DAY;
+
+    /// A busy device: a report a minute, in which everything has changed, and cases.
+    fn report(minute: u64) -> Telemetry {
+        let n = minute * 60;
+        let took = || LatencyFigures { count: n, mean_ms: 12.3, p50_ms: 10.0, p99_ms: 50.0 };
+        let board = hedge_proto::BoardFigures { temperature_c: Some(61.5), ..hedge_proto::BoardFigures::default() };
+        Telemetry {
+            uptime_s: minute * 60,
+            samples: SampleFigures {
+                answered: n,
+                kept: n - n / 7,
+                deferred: n / 7,
+                corrected: n / 20,
+                ..SampleFigures::default()
+            },
+            queue: QueueFigures { waiting: minute % 300, oldest_s: Some(minute % 4000), ..QueueFigures::default() },
+            link_s: [("online".to_owned(), minute * 50), ("degraded".to_owned(), minute * 10)].into(),
+            link_bytes: n * 4321,
+            latency: crate::trend::STAGES.into_iter().map(|stage| (stage.to_owned(), took())).collect(),
+            board,
+            link_reason: if minute % 10 == 0 { "answers are late: 12 s".to_owned() } else { String::new() },
+            ..Telemetry::new(LinkState::Degraded)
+        }
+    }
+
+    /// What a device reports in so many minutes, as the intake writes it. Of what is folded at the end a report in ten
+    /// minutes tells as much as ten.
+    fn live(writer: &mut Writer, device: &DeviceId, minutes: u64) {
+        let mut before = None;
+        let reports: Vec<u64> = (1..=minutes).filter(|minute| minute % 10 == 0 || minute + 120 > minutes).collect();
+        for minutes in reports.chunks(60) {
+            let batch = writer.batch().expect("a batch");
+            for minute in minutes {
+                let (now, now_ms) = (report(*minute), (BEGIN_S + minute * 60) * 1000);
+                let before_report = before.as_ref().map(|(before, at_ms)| (before, *at_ms));
+                let mut told = Stretch::between(before_report, &now, now_ms);
+                told.at.merge(&Bucket::case(25_000));
+                for n in 0..10 {
+                    told.at.merge(&Bucket::answer(((minute + n) % 10) as f32 / 10.0, n % 3 == 0));
+                }
+                add(&batch, device, &told);
+                before = Some((now, now_ms));
+            }
+            let now_s = BEGIN_S + minutes.last().expect("some") * 60;
+            batch.fold_trends(device, now_s).expect("folded");
+            batch.commit().expect("committed");
+        }
+    }
+
+    #[test]
+    fn what_has_grown_old_is_folded_and_still_adds_up() {
+        everywhere(|records| {
+            let mut writer = open(records);
+            let (own, other) = (name("own"), name("other"));
+            live(&mut writer, &own, 30 * 60);
+            live(&mut writer, &other, 5);
+            let batch = writer.batch().expect("a batch");
+            batch.fold_trends(&own, BEGIN_S + 40 * DAY).expect("folded");
+            batch.commit().expect("committed");
+            let reader = Reader::open(&records.at).expect("records");
+            let sum = |device: &DeviceId| {
+                let series = series(reader.trend(device, 0).expect("read"), 0, 60);
+                (series.len(), series.iter().map(|shown| shown.bucket.answered).sum::<u64>())
+            };
+            assert_eq!(sum(&own), (3, 30 * 3600), "half a day each");
+            assert_eq!(sum(&other), (6, 5 * 60));
+            let batch = writer.batch().expect("a batch");
+            batch.fold_trends(&own, BEGIN_S + 200 * DAY).expect("folded");
+            batch.commit().expect("committed");
+            assert_eq!(
+                (sum(&own), sum(&other).0),
+                ((0, 0), 6),
+                "older than anything is kept, and another's is not touched"
+            );
+        });
+    }
+
+    #[test]
+    fn the_report_before_is_known() {
+        everywhere(|records| {
+            let mut writer = open(records);
+            let batch = writer.batch().expect("a batch");
+            assert!(batch.telemetry(&name("d")).expect("read").is_none());
+            batch.set_telemetry(&name("d"), &report(3), 7).expect("kept");
+            assert_eq!(batch.telemetry(&name("d")).expect("read"), Some((report(3), 7)));
+            batch.commit().expect("committed");
+            assert_eq!(writer.devices_behind("", 9).expect("read"), [name("d")]);
+            assert!(writer.devices_behind("d", 9).expect("read").is_empty());
+        });
+    }
+
+    /// After a week of reports a minute and a case a minute; indexes and what lies unused between rows included.
+    #[test]
+    fn a_week_takes_at_most_200_bytes_a_device_and_hour() {
+        const HOURS: u64 = 7 * 24;
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = super::super::RecordsAt::File(dir.path().join(super::super::FILE_NAME));
+        let mut writer = Writer::open(&at, &Name::new("one").expect("valid")).expect("records");
+        let bytes = |writer: &Writer| {
+            let statement = "SELECT (page_count - freelist_count) * page_size \
+                 FROM pragma_page_count, pragma_freelist_count, pragma_page_size";
+            count(writer.sql.row(statement, &[], |row| row.get(0)).expect("read").expect("a size"))
+        };
+        let before = bytes(&writer);
+        live(&mut writer, &name("warehouse-camera-1"), HOURS * 60);
+        let each = (bytes(&writer) - before) / HOURS;
+        assert!(each <= 200, "{each} bytes a device and hour");
+    }
+
+    /// A month of ten thousand devices, of which each page asks for one.
+    #[test]
+    fn a_month_of_ten_thousand_devices_is_answered_in_300_ms() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = super::super::RecordsAt::File(dir.path().join(super::super::FILE_NAME));
+        let mut writer = Writer::open(&at, &Name::new("one").expect("valid")).expect("records");
+        let batch = writer.batch().expect("a batch");
+        let first = name("d-0");
+        for day in 0..30 {
+            // The last days are kept finer.
+            let seconds = if day < 23 {
+                12 * 3600
+            } else if day < 29 {
+                3 * 3600
+            } else {
+                1800
+            };
+            for at_s in (0..DAY).step_by(seconds) {
+                let mut page = Page::default();
+                let at_s = BEGIN_S + day * DAY + at_s;
+                let mut full = Stretch::between(None, &report(1_000_000), at_s * 1000).over;
+                full.merge(&Bucket::answer(0.5, true));
+                page.add(at_s, &full);
+                batch.add_trend(&first, Place::of(at_s, seconds as u64), &page).expect("added");
+            }
+        }
+        let others = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 9999) \
+             INSERT INTO trends (device, bucket_s, at_s, page) \
+             SELECT 'd-' || n, bucket_s, at_s, page FROM n, trends WHERE device = 'd-0'";
+        batch.change(others, &[]).expect("copied");
+        batch.commit().expect("committed");
+        let reader = Reader::open(&at).expect("records");
+        let mut times: Vec<Duration> = Vec::new();
+        for n in (0..10_000).step_by(499) {
+            let began = Instant::now();
+            let pages = reader.trend(&name(&format!("d-{n}")), BEGIN_S).expect("read");
+            let shown = serde_json::to_vec(&series(pages, BEGIN_S, 3 * 3600)).expect("JSON");
+            times.push(began.elapsed());
+            assert!(shown.len() > 10_000, "{}", shown.len());
+        }
+        times.sort();
+        let slow = times[times.len() * 95 / 100];
+        assert!(slow <= Duration::from_millis(300), "{slow:?}");
+    }
+}

@@ -1,0 +1,82 @@
+//! `GET /api/devices/{name}/saved?span=day&call_price=0.002`: what hybrid saved, and what that rests on.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use hedge_proto::DeviceId;
+use serde::{Deserialize, Serialize};
+
+use super::trend::Span;
+use super::{ApiError, View};
+use crate::store::{CaseRow, Sought};
+use crate::trend::{Assumptions, Bucket, Given, Saved, saved, series};
+use crate::wall_ms;
+
+/// How many of its latest cases tell how long the cloud takes.
+const LOOKED_AT: u32 = 24;
+
+/// What is asked for. Numbers are fields of their own: `flatten` reads no numbers of a query.
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    #[serde(default)]
+    span: Span,
+    call_price: Option<f64>,
+    gb_price: Option<f64>,
+    sample_bytes: Option<f64>,
+    cloud_ms: Option<f64>,
+}
+
+#[derive(Serialize)]
+pub(super) struct SavedView {
+    saved: Saved,
+    assumed: Assumptions,
+    /// Whether each of them is `given`, `measured` or `assumed`.
+    known: BTreeMap<&'static str, &'static str>,
+}
+
+pub(super) async fn get(
+    State(view): State<View>,
+    Path(name): Path<String>,
+    Query(asked): Query<Asked>,
+) -> Result<Json<SavedView>, ApiError> {
+    let Asked { span, call_price, gb_price, sample_bytes, cloud_ms } = asked;
+    let given = Given { call_price, gb_price, sample_bytes, cloud_ms };
+    given.check().map_err(ApiError::BadRequest)?;
+    let device = DeviceId::new(&name)?;
+    let (since_s, bucket_s) = span.since(wall_ms());
+    let looked = view.records.read(move |reader| {
+        let sought = Sought { device: Some(device.clone()), ..Sought::default() };
+        Ok(match reader.device(&device)? {
+            Some(_) => Some((reader.trend(&device, since_s)?, reader.find(&sought, LOOKED_AT)?.unwrap_or_default())),
+            None => None,
+        })
+    });
+    let (pages, cases) = looked.await?.ok_or(ApiError::NoDevice(name))?;
+    let mut passed = Bucket::default();
+    series(pages, since_s, bucket_s).iter().for_each(|shown| passed.merge(&shown.bucket));
+    let measured_ms = mean_ms(&cases.rows);
+    let assumed = given.over(&passed, measured_ms);
+    let known = |given: bool, measured: bool| match (given, measured) {
+        (true, _) => "given",
+        (false, true) => "measured",
+        (false, false) => "assumed",
+    };
+    let known = BTreeMap::from([
+        ("call_price", known(call_price.is_some(), false)),
+        ("gb_price", known(gb_price.is_some(), false)),
+        ("sample_bytes", known(sample_bytes.is_some(), passed.case_bytes > 0)),
+        ("cloud_ms", known(cloud_ms.is_some(), measured_ms.is_some())),
+    ]);
+    Ok(Json(SavedView { saved: saved(&passed, &assumed), assumed, known }))
+}
+
+/// From the arrival of a case to the first word on it. What waited for a person is not what a model takes.
+fn mean_ms(cases: &[CaseRow]) -> Option<f64> {
+    let took: Vec<u64> = cases
+        .iter()
+        .filter(|row| row.verdict().is_some_and(|verdict| verdict.revision == 1))
+        .filter_map(|row| row.given_ms?.checked_sub(row.received_ms))
+        .collect();
+    (!took.is_empty()).then(|| took.iter().sum::<u64>() as f64 / took.len() as f64)
+}
