@@ -195,7 +195,7 @@ fn the_front_page_costs_300_kilobytes_and_5_minutes_of_it_2_megabytes() -> Resul
     for second in 1..=SECONDS {
         post(posted)?;
         posted += 1;
-        std::thread::sleep((Duration::from_secs(1) * second).saturating_sub(began.elapsed()));
+        wait::pause((Duration::from_secs(1) * second).saturating_sub(began.elapsed()));
     }
     browser.wait_until(&format!("document.querySelector('#figures b').textContent === '{posted}'"))?;
     let more = way.meter().since(&first).bytes() * 300 / u64::from(SECONDS);

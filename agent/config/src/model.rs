@@ -93,7 +93,8 @@ mod tests {
         let model = |bundle: &str, wanted: &str| {
             format!("[[model]]\nname = \"front\"\nbundle = \"{bundle}\"\nwanted = {wanted}\n")
         };
-        let read = |text: &str| Config::parse(text, "agent.toml", std::iter::empty()).map_err(|error| error.to_string());
+        let read =
+            |text: &str| Config::parse(text, "agent.toml", std::iter::empty()).map_err(|error| error.to_string());
         let (here, whole) = ("/s/models/front/current", "{ name = \"m\", version = \"2\" }");
         let config = read(&format!("{bundles}{}", model(here, whole))).expect("valid");
         let wanted = config.models[0].wanted().expect("wanted");

@@ -9,21 +9,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hedge_core::budget::Budget;
+use hedge_core::budget::{Budget, Spent};
 use hedge_core::engine::Event;
 use hedge_core::release::delivery::{Delivery, Means, Step, Wanted};
 use hedge_core::release::shelf::{Shelf, Standing};
 use hedge_proto::{Name, WantedFigures};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Shelves;
 use crate::audit::{Audit, Kind, Noted};
 use crate::child::{Child, Use, describe_end};
-use crate::faults::Part;
+use crate::clock::Clock;
+use crate::faults::{Faults, Part};
+use crate::in_force::InForce;
 use crate::inference::Judge;
-use crate::pipeline::Pipeline;
+use crate::link::LinkView;
 use crate::restart;
 use crate::uplink::Meter;
 
@@ -38,7 +40,13 @@ pub type Shown = BTreeMap<Name, WantedFigures>;
 
 /// Fetches for all models, one at a time.
 pub struct Deliveries {
-    pub pipeline: Arc<Pipeline>,
+    pub clock: Clock,
+    pub settings: watch::Receiver<Arc<InForce>>,
+    pub link: watch::Receiver<LinkView>,
+    pub spent: watch::Receiver<Spent>,
+    pub judges: BTreeMap<Name, Judge>,
+    pub faults: Faults,
+    pub events: mpsc::Sender<Event>,
     pub meter: Meter,
     pub shown: watch::Sender<Shown>,
     pub audit: Audit,
@@ -57,7 +65,7 @@ struct Order {
 impl Deliveries {
     /// Runs until told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        let (mut settings, mut link) = (self.pipeline.settings.clone(), self.pipeline.link.clone());
+        let (mut settings, mut link) = (self.settings.clone(), self.link.clone());
         let mut deliveries = BTreeMap::new();
         loop {
             settings.mark_unchanged();
@@ -82,7 +90,7 @@ impl Deliveries {
     /// What is to be fetched now, and when to look again.
     fn look(&self, deliveries: &mut BTreeMap<Name, Delivery>) -> (Option<(Order, u64)>, Duration) {
         let (mut shown, mut fetch, mut look_in) = (Shown::new(), None, LOOK_EVERY);
-        let now = self.pipeline.clock.now();
+        let now = self.clock.now();
         for order in self.orders() {
             let part = Part::Bundle(order.model.clone());
             let delivery = deliveries.entry(order.model.clone()).or_default();
@@ -104,20 +112,20 @@ impl Deliveries {
             };
             let is_fault = state == "failed" || (state == "waiting" && delivery.failures() >= FAULT_AFTER);
             let fault = reason.as_deref().filter(|_| is_fault);
-            self.pipeline.faults.note(&part, fault.map(|reason| sentence(&order.wanted, reason)));
+            self.faults.note(&part, fault.map(|reason| sentence(&order.wanted, reason)));
             shown.insert(order.model.clone(), figures(&order.wanted, state, reason));
             fetch = pace.map(|pace| (order, pace)).or(fetch);
         }
         for (model, gone) in self.shown.borrow().iter().filter(|(model, _)| !shown.contains_key(*model)) {
             tracing::info!(%model, "{}/{} is wanted no longer", gone.name, gone.version);
-            self.pipeline.faults.clear(&Part::Bundle(model.clone()));
+            self.faults.clear(&Part::Bundle(model.clone()));
         }
         self.shown.send_replace(shown);
         (fetch, look_in)
     }
 
     fn orders(&self) -> Vec<Order> {
-        let config = &self.pipeline.settings.borrow().config;
+        let config = &self.settings.borrow().config;
         let order = |model: &hedge_config::ModelConfig| {
             let shelves = Shelves::configured(config, model)?;
             Some(Order { model: model.name.clone(), wanted: model.wanted()?, shelves })
@@ -126,10 +134,10 @@ impl Deliveries {
     }
 
     fn means(&self) -> Means {
-        let (pipeline, now) = (&self.pipeline, self.pipeline.clock.now());
-        let config = pipeline.settings.borrow().config.clone();
-        let spent = pipeline.spent.borrow().clone();
-        let link = config.broker.is_some().then(|| pipeline.link.borrow().state);
+        let now = self.clock.now();
+        let config = self.settings.borrow().config.clone();
+        let spent = self.spent.borrow().clone();
+        let link = config.broker.is_some().then(|| self.link.borrow().state);
         Means { link, pace: Budget::resume(config.link.ceilings(), Some(spent), now).pace_of_bundles(now) }
     }
 
@@ -150,14 +158,14 @@ impl Deliveries {
             Ok(Standing::Failed(reason)) => ("failed", Some(reason)),
             Ok(Standing::Wanting) | Err(_) => {
                 tracing::warn!(%model, "{title} has not come: {why}");
-                return delivery.failed(self.pipeline.clock.now(), &why, chance());
+                return delivery.failed(self.clock.now(), &why, chance());
             }
         };
         let mut entry = Noted::new(Kind::Bundle, format!("{model} {title}"), outcome);
         entry.reason.clone_from(&reason);
         self.audit.note(entry).await;
         if reason.is_none()
-            && let Some(judge) = self.pipeline.judges.get(model)
+            && let Some(judge) = self.judges.get(model)
             && let Err(reason) = take_up(model, &order.shelves, judge).await
         {
             tracing::error!(%model, "{title} has come, but {reason}");
@@ -175,7 +183,7 @@ impl Deliveries {
                     Ok(Some(line)) => {
                         self.count(&order.model, &line, &mut counted);
                         // The engine takes what was counted when it turns; a full queue turns it, too.
-                        drop(self.pipeline.events.try_send(Event::Tick));
+                        drop(self.events.try_send(Event::Tick));
                     }
                     // What is no text is no word of ours; it ends with the process.
                     Ok(None) | Err(_) => break,
@@ -224,14 +232,14 @@ impl Deliveries {
 
     /// Returns once the bundle is not to be fetched now.
     async fn changed(&self, order: &Order, delivery: &Delivery) {
-        let (mut settings, mut link) = (self.pipeline.settings.clone(), self.pipeline.link.clone());
-        let mut spent = self.pipeline.spent.clone();
+        let (mut settings, mut link) = (self.settings.clone(), self.link.clone());
+        let mut spent = self.spent.clone();
         loop {
             let state = link.borrow().state;
             settings.mark_unchanged();
             spent.mark_unchanged();
             // What is on the shelf is for the other process to change.
-            let (now, none) = (self.pipeline.clock.now(), Shelf::default());
+            let (now, none) = (self.clock.now(), Shelf::default());
             let step = delivery.clone().step(now, &order.wanted, &none, &self.means());
             if !self.orders().contains(order) || !matches!(step, Step::Fetch { .. }) {
                 return;

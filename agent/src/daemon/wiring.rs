@@ -177,7 +177,13 @@ pub(super) fn wire(file: &ConfigFile, stop: &CancellationToken) -> Result<Parts,
     let settings = Settings { control, requests, in_force, remembered };
     let audit = Audit::new(&config.state_dir, keeper.clock.clone());
     let deliveries = (closed.is_none() && !is_guess).then(|| Deliveries {
-        pipeline: pipeline.clone(),
+        clock: pipeline.clock.clone(),
+        settings: pipeline.settings.clone(),
+        link: pipeline.link.clone(),
+        spent: pipeline.spent.clone(),
+        judges: pipeline.judges.clone(),
+        faults: pipeline.faults.clone(),
+        events: pipeline.events.clone(),
         meter,
         shown: wanted,
         audit: audit.clone(),

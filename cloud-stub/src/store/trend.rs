@@ -128,7 +128,7 @@ mod tests {
             link_bytes: n * 4321,
             latency: crate::trend::STAGES.into_iter().map(|stage| (stage.to_owned(), took())).collect(),
             board,
-            link_reason: if minute % 10 == 0 { "answers are late: 12 s".to_owned() } else { String::new() },
+            link_reason: if minute.is_multiple_of(10) { "answers are late: 12 s".to_owned() } else { String::new() },
             ..Telemetry::new(LinkState::Degraded)
         }
     }
