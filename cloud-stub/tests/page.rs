@@ -486,11 +486,7 @@ async fn refusals_trials_and_replies_are_shown_as_the_device_says_them() {
         (&json!("done"), &json!("mine"), &json!("porch"))
     );
     // The device's word goes to whoever asked and to the page by two ways.
-    let until = std::time::Instant::now() + PATIENCE;
-    while cloud.get("/api/devices/hall").await["differences"][0]["field"] != "log.level" {
-        assert!(std::time::Instant::now() < until, "{}", cloud.get("/api/devices/hall").await);
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    cloud.until("/api/devices/hall", |device| device["differences"][0]["field"] == "log.level").await;
     let schema = cloud.get("/api/settings-schema").await;
     assert_eq!(schema["title"], "Settings");
 }

@@ -2,10 +2,8 @@
 
 mod rig;
 
-use std::time::Instant;
-
 use hedge_proto::{CloudState, LinkState, SampleFigures, Telemetry, Topic, to_json};
-use rig::{Broker, Cloud, Device, PATIENCE};
+use rig::{Broker, Cloud, Device};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -27,16 +25,8 @@ fn sum(trend: &Value, of: impl Fn(&Value) -> u64) -> u64 {
 
 /// Waits until so many answers are on record, which a tick later they are.
 async fn answered(cloud: &Cloud, span: &str, wanted: u64) -> Value {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let trend = cloud.get(&format!("/api/devices/hall-1/trend?span={span}")).await;
-        let found = sum(&trend, |bucket| bucket["answered"].as_u64().unwrap_or(0));
-        if found == wanted {
-            return trend;
-        }
-        assert!(Instant::now() < until, "{found} answers, not {wanted}: {trend}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    let path = format!("/api/devices/hall-1/trend?span={span}");
+    cloud.until(&path, |trend| sum(trend, |bucket| bucket["answered"].as_u64().unwrap_or(0)) == wanted).await
 }
 
 #[tokio::test]
@@ -65,16 +55,12 @@ async fn what_a_device_reports_and_what_the_cloud_answers_is_kept_over_time() {
     assert!(hour["buckets"].as_array().expect("a list").len() >= 10, "ten minutes: {hour}");
     let last = hour["buckets"].as_array().and_then(|all| all.last()).expect("one");
     assert_eq!(last["why"], "answers are late");
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let trend = cloud.get("/api/devices/hall-1/trend?span=hour").await;
-        let agreement = |at: usize| sum(&trend, |bucket| bucket["agreement"][7][at].as_u64().unwrap_or(0));
-        if (sum(&trend, |bucket| bucket["cases"].as_u64().unwrap_or(0)), agreement(0), agreement(1)) == (1, 1, 0) {
-            break;
-        }
-        assert!(Instant::now() < until, "one case, contradicted: {trend}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    // One case, contradicted.
+    let case = |trend: &Value| {
+        let agreement = |at: usize| sum(trend, |bucket| bucket["agreement"][7][at].as_u64().unwrap_or(0));
+        (sum(trend, |bucket| bucket["cases"].as_u64().unwrap_or(0)), agreement(0), agreement(1)) == (1, 1, 0)
+    };
+    cloud.until("/api/devices/hall-1/trend?span=hour", case).await;
 
     // It survives the program.
     cloud.stop();

@@ -64,11 +64,21 @@ impl TryFrom<String> for HttpUrl {
     }
 }
 
+impl HttpUrl {
+    /// `host:port`, an address of IPv6 in brackets.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
 impl fmt::Display for HttpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls { "https" } else { "http" };
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        write!(f, "{scheme}://{host}:{}{}", self.port, self.path)
+        write!(f, "{}://{}{}", if self.tls { "https" } else { "http" }, self.authority(), self.path)
     }
 }
 

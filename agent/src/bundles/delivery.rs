@@ -35,6 +35,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(600);
 /// A server that is away for a moment is no fault of the device.
 const FAULT_AFTER: u32 = 3;
 
+/// How the line begins that the process says once all of it has come; see `bundle update`.
+const HAS_COME: &str = "verified ";
+
 /// What is said of each wanted bundle in the status.
 pub type Shown = BTreeMap<Name, WantedFigures>;
 
@@ -98,7 +101,7 @@ impl Deliveries {
             let (state, reason) = match order.shelves.read() {
                 Err(error) => ("waiting", Some(error.to_string())),
                 Ok(shelf) => match delivery.step(now, &order.wanted, &shelf, &self.means()) {
-                    Step::None(standing) => stands(standing),
+                    Step::Settled(standing) => stands(standing),
                     Step::Wait { reason, until } => {
                         look_in = until.map_or(look_in, |until| look_in.min(until.since(now)));
                         ("waiting", Some(reason))
@@ -153,10 +156,10 @@ impl Deliveries {
         let Wanted { name, version, shadow } = &order.wanted;
         let standing = order.shelves.read().map(|shelf: Shelf| shelf.standing(name, version, *shadow));
         let (outcome, reason) = match standing {
-            Ok(Standing::Current) => ("promoted", None),
-            Ok(Standing::Candidate) => ("candidate", None),
-            Ok(Standing::Failed(reason)) => ("failed", Some(reason)),
-            Ok(Standing::Wanting) | Err(_) => {
+            Ok(Some(Standing::Current)) => ("promoted", None),
+            Ok(Some(Standing::Candidate)) => ("candidate", None),
+            Ok(Some(Standing::Failed(reason))) => ("failed", Some(reason)),
+            Ok(None) | Err(_) => {
                 tracing::warn!(%model, "{title} has not come: {why}");
                 return delivery.failed(self.clock.now(), &why, chance());
             }
@@ -176,11 +179,12 @@ impl Deliveries {
     async fn fetch(&self, order: &Order, bytes_per_s: u64, delivery: &Delivery) -> std::io::Result<Option<String>> {
         let mut child = self.start(order, bytes_per_s)?;
         let mut lines = BufReader::new(child.stdout().ok_or(std::io::ErrorKind::BrokenPipe)?).lines();
-        let mut counted = 0;
+        let (mut counted, mut has_come) = (0, false);
         loop {
             tokio::select! {
                 line = lines.next_line() => match line {
                     Ok(Some(line)) => {
+                        has_come |= line.starts_with(HAS_COME);
                         self.count(&order.model, &line, &mut counted);
                         // The engine takes what was counted when it turns; a full queue turns it, too.
                         drop(self.events.try_send(Event::Tick));
@@ -188,7 +192,7 @@ impl Deliveries {
                     // What is no text is no word of ours; it ends with the process.
                     Ok(None) | Err(_) => break,
                 },
-                () = self.changed(order, delivery) => {
+                () = self.changed(order, (!has_come).then_some(delivery)) => {
                     child.stop().await?;
                     return Ok(None);
                 }
@@ -230,8 +234,9 @@ impl Deliveries {
         });
     }
 
-    /// Returns once the bundle is not to be fetched now.
-    async fn changed(&self, order: &Order, delivery: &Delivery) {
+    /// Returns once the bundle is not wanted any more or, with a `delivery`, not to be fetched now: a trial needs no link,
+    /// and one that is cut off again and again would count as failed.
+    async fn changed(&self, order: &Order, delivery: Option<&Delivery>) {
         let (mut settings, mut link) = (self.settings.clone(), self.link.clone());
         let mut spent = self.spent.clone();
         loop {
@@ -240,8 +245,10 @@ impl Deliveries {
             spent.mark_unchanged();
             // What is on the shelf is for the other process to change.
             let (now, none) = (self.clock.now(), Shelf::default());
-            let step = delivery.clone().step(now, &order.wanted, &none, &self.means());
-            if !self.orders().contains(order) || !matches!(step, Step::Fetch { .. }) {
+            let fetches = |delivery: &Delivery| {
+                matches!(delivery.clone().step(now, &order.wanted, &none, &self.means()), Step::Fetch { .. })
+            };
+            if !self.orders().contains(order) || !delivery.is_none_or(fetches) {
                 return;
             }
             tokio::select! {
@@ -271,7 +278,6 @@ fn stands(standing: Standing) -> (&'static str, Option<String>) {
         Standing::Current => ("current", None),
         Standing::Candidate => ("candidate", None),
         Standing::Failed(reason) => ("failed", Some(reason)),
-        Standing::Wanting => ("waiting", None),
     }
 }
 

@@ -144,12 +144,7 @@ impl Uploads {
     async fn connect(&self, sum: Digest) -> Result<Connection, UploadError> {
         let url = &self.config.url;
         let mut headers = HeaderMap::new();
-        let host = if url.host.contains(':') {
-            format!("[{}]:{}", url.host, url.port)
-        } else {
-            format!("{}:{}", url.host, url.port)
-        };
-        headers.insert(header::HOST, host.parse().map_err(axum::http::Error::from)?);
+        headers.insert(header::HOST, url.authority().parse().map_err(axum::http::Error::from)?);
         if let Some(value) = token(&self.config)? {
             headers.insert(header::AUTHORIZATION, value);
         }

@@ -45,6 +45,17 @@ impl Stages {
     }
 }
 
+/// What a device is measured by that is to be changed. Of one that has the settings already, from an earlier attempt, it is
+/// not known what was wrong before them: all that is wrong now counts.
+#[must_use]
+pub fn before(device: &Device, has_them: bool) -> Device {
+    let mut before = device.clone();
+    if let Some(status) = before.status.as_mut().filter(|_| has_them) {
+        status.faults.clear();
+    }
+    before
+}
+
 /// What is wrong with devices that were changed, beyond what was wrong before. A device that was not asked to be there
 /// is not missed.
 #[must_use]
@@ -123,7 +134,8 @@ mod tests {
         }
         assert_eq!(worse(&well, &well), None);
         assert!(worse(&well, &ill).is_some_and(|why| why.contains("golden")));
-        assert_eq!(worse(&ill, &ill), None);
+        assert_eq!(worse(&before(&ill, false), &ill), None);
+        assert!(worse(&before(&ill, true), &ill).is_some(), "the settings may have brought it about");
         assert!(worse(&well, &away).is_some());
         assert_eq!(worse(&away, &away), None);
     }

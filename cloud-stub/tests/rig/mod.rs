@@ -224,16 +224,28 @@ impl Cloud {
     /// Waits until a figure has a value.
     #[track_caller]
     pub fn figure(&self, name: &'static str, wanted: u64) -> impl Future<Output = ()> + '_ {
+        let said = self.until("/api/figures", move |figures| {
+            figures.pointer(&format!("/{name}")).and_then(serde_json::Value::as_u64) == Some(wanted)
+        });
+        async move { drop(said.await) }
+    }
+
+    /// Waits until what stands at this path is so, and returns it.
+    #[track_caller]
+    pub fn until<'a>(
+        &'a self,
+        path: &'a str,
+        wanted: impl Fn(&serde_json::Value) -> bool + 'a,
+    ) -> impl Future<Output = serde_json::Value> + 'a {
         let caller = std::panic::Location::caller();
         async move {
             let until = Instant::now() + PATIENCE;
             loop {
-                let found =
-                    self.get("/api/figures").await.pointer(&format!("/{name}")).and_then(serde_json::Value::as_u64);
-                if found == Some(wanted) {
-                    return;
+                let found = self.get(path).await;
+                if wanted(&found) {
+                    return found;
                 }
-                assert!(Instant::now() < until, "{caller}: {name} is {found:?}, not {wanted}");
+                assert!(Instant::now() < until, "{caller}: not in time, but {path} is {found}");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }

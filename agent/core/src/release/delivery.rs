@@ -39,7 +39,7 @@ pub struct Means {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Nothing, ever, unless what is wanted changes.
-    None(Standing),
+    Settled(Standing),
     /// Nothing until the link or the ceilings change, or until a time that is known.
     Wait {
         reason: String,
@@ -64,9 +64,8 @@ impl Delivery {
         if self.wanted.as_ref() != Some(wanted) {
             *self = Self { wanted: Some(wanted.clone()), ..Self::default() };
         }
-        match shelf.standing(&wanted.name, &wanted.version, wanted.shadow) {
-            Standing::Wanting => {}
-            standing => return Step::None(standing),
+        if let Some(standing) = shelf.standing(&wanted.name, &wanted.version, wanted.shadow) {
+            return Step::Settled(standing);
         }
         match (means.link, means.pace) {
             (Some(link), _) if link != LinkState::Online => {
@@ -131,9 +130,12 @@ mod tests {
             Step::Fetch { bytes_per_s: 1000 }
         );
         shelf.promote(held("2"));
-        assert_eq!(delivery.step(Moment(0), &wanted("2"), &shelf, &GOOD), Step::None(Standing::Current));
+        assert_eq!(delivery.step(Moment(0), &wanted("2"), &shelf, &GOOD), Step::Settled(Standing::Current));
         shelf.fail(held("3"), "bad");
-        assert_eq!(delivery.step(Moment(0), &wanted("3"), &shelf, &GOOD), Step::None(Standing::Failed("bad".into())));
+        assert_eq!(
+            delivery.step(Moment(0), &wanted("3"), &shelf, &GOOD),
+            Step::Settled(Standing::Failed("bad".into()))
+        );
     }
 
     #[test]
@@ -170,7 +172,7 @@ mod tests {
                 match delivery.step(now, &wanted("2"), &shelf, &means) {
                     Step::Fetch { bytes_per_s } => budget.spend(now, 0, bytes_per_s),
                     Step::Wait { until, .. } => waited |= until.is_some_and(|until| until > now),
-                    Step::None(_) => panic!("it is wanted"),
+                    Step::Settled(_) => panic!("it is wanted"),
                 }
                 let used = budget.spent().used(now, &ceilings);
                 for one in used.iter().filter(|one| one.ceiling.starts_with("bytes")) {

@@ -88,8 +88,6 @@ pub enum Standing {
     Current,
     Candidate,
     Failed(String),
-    /// It is not here, or is to be more than it is.
-    Wanting,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,18 +109,19 @@ impl Shelf {
         }
     }
 
-    /// How the bundle stands that is to run, or with `shadow` to look on first.
+    /// How the bundle stands that is to run, or with `shadow` to look on first; none if it is not here, or is to be more
+    /// than it is.
     #[must_use]
-    pub fn standing(&self, name: &Name, version: &Name, shadow: bool) -> Standing {
+    pub fn standing(&self, name: &Name, version: &Name, shadow: bool) -> Option<Standing> {
         let is = |held: &Held| (&held.name, &held.version) == (name, version);
         if self.current.as_ref().is_some_and(is) {
-            return Standing::Current;
+            return Some(Standing::Current);
         }
         if shadow && self.candidate.as_ref().is_some_and(is) {
-            return Standing::Candidate;
+            return Some(Standing::Candidate);
         }
         let failed = self.failed.iter().rev().find(|failed| is(&failed.held));
-        failed.map_or(Standing::Wanting, |failed| Standing::Failed(failed.reason.clone()))
+        failed.map(|failed| Standing::Failed(failed.reason.clone()))
     }
 
     /// Its trial begins; to be kept before it does. Or why it has failed: one that never comes to an end is not begun again.
@@ -287,16 +286,16 @@ mod tests {
         let reason = shelf.trial_begins(&held("2"), false).expect_err("it never ends");
         shelf.fail(held("2"), reason);
         let name = |text| Name::new(text).expect("a name");
-        assert!(matches!(shelf.standing(&name("m"), &name("2"), false), Standing::Failed(_)));
+        assert!(matches!(shelf.standing(&name("m"), &name("2"), false), Some(Standing::Failed(_))));
         shelf.trial_begins(&held("2"), true).expect("a person may insist");
         shelf.promote(held("2"));
-        assert_eq!(shelf.standing(&name("m"), &name("2"), true), Standing::Current);
+        assert_eq!(shelf.standing(&name("m"), &name("2"), true), Some(Standing::Current));
         for _ in 0..TRIALS_MAX {
             shelf.trial_begins(&held("3"), false).expect("those that ended do not count");
             shelf.stage(held("3"));
         }
-        assert_eq!(shelf.standing(&name("m"), &name("3"), true), Standing::Candidate);
-        assert_eq!(shelf.standing(&name("m"), &name("3"), false), Standing::Wanting, "it is to answer");
+        assert_eq!(shelf.standing(&name("m"), &name("3"), true), Some(Standing::Candidate));
+        assert_eq!(shelf.standing(&name("m"), &name("3"), false), None, "it is to answer");
         shelf.trial_begins(&held("3"), false).expect("those that ended do not count");
     }
 

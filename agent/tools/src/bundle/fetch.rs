@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail, ensure};
+use anyhow::{Context as _, anyhow, ensure};
+use hedge_config::BundlesConfig;
 use hedge_core::clock::doubled;
 use hedge_core::release::DOCUMENT_BYTES_MAX;
 use hedge_proto::{Digest, in_one_line};
@@ -36,13 +37,6 @@ const CONNECTION_BYTES: u64 = 8 * 1024;
 /// How many bytes come before it is said that they have.
 const SAID_EVERY: u64 = 16 * 1024;
 
-/// Where bundles are fetched from, and what that needs.
-pub(super) struct From {
-    pub url: String,
-    pub ca_file: Option<PathBuf>,
-    pub token_file: Option<PathBuf>,
-}
-
 /// A server that bundles are fetched from.
 pub(super) struct Server {
     client: Client,
@@ -69,26 +63,22 @@ enum Cut {
 }
 
 impl Server {
-    pub(super) fn new(from: From, bytes_per_s: Option<NonZeroU64>) -> anyhow::Result<Self> {
-        let From { url: base, ca_file, token_file } = from;
+    pub(super) fn new(from: &BundlesConfig, bytes_per_s: Option<NonZeroU64>) -> anyhow::Result<Self> {
         // A base without a slash at its end would lose its last part.
-        let base = Url::parse(&format!("{}/", base.trim_end_matches('/'))).with_context(|| base.clone())?;
+        let base = Url::parse(&format!("{}/", from.url)).with_context(|| from.url.to_string())?;
         // Sums are over the bytes as they lie on the server, so nothing is asked for compressed, nor unpacked.
         let mut client = Client::builder().connect_timeout(SILENCE_MAX).redirect(reqwest::redirect::Policy::limited(3));
-        match base.scheme() {
-            "http" => client = client.tls_certs_only([]),
-            "https" => {
-                if let Some(file) = ca_file {
-                    let at = || format!("[bundles] ca_file = {}", file.display());
-                    let pem = hedge_inference::read_pem(&file).with_context(at)?;
-                    client = client.tls_certs_only(Certificate::from_pem_bundle(&pem).with_context(at)?);
-                }
-            }
-            _ => bail!("{base}: it is not http://… or https://…"),
+        if !from.url.tls {
+            // Without this, a machine without any certificates could not even use plain HTTP.
+            client = client.tls_certs_only([]);
+        } else if let Some(file) = &from.ca_file {
+            let at = || format!("[bundles] ca_file = {}", file.display());
+            let pem = hedge_inference::read_pem(file).with_context(at)?;
+            client = client.tls_certs_only(Certificate::from_pem_bundle(&pem).with_context(at)?);
         }
-        if let Some(file) = token_file {
+        if let Some(file) = &from.token_file {
             let at = || format!("[bundles] token_file = {}", file.display());
-            let token = hedge_inference::read_text(&file).with_context(at)?;
+            let token = hedge_inference::read_text(file).with_context(at)?;
             let mut value: HeaderValue = format!("Bearer {}", token.trim()).parse().with_context(at)?;
             value.set_sensitive(true);
             client = client.default_headers([(header::AUTHORIZATION, value)].into_iter().collect());
@@ -260,14 +250,22 @@ impl Pace {
         let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s.get() as f64);
         // What was not used of the rate is not made up for.
         self.due = self.due.max(Instant::now()) + takes;
-        if self.came - self.said < SAID_EVERY {
-            return Ok(());
-        }
+        if self.came - self.said < SAID_EVERY { Ok(()) } else { self.say() }
+    }
+
+    fn say(&mut self) -> std::io::Result<()> {
         self.said = self.came;
         // Also tells that whoever counts has gone.
         let mut out = std::io::stdout();
         writeln!(out, "came       {} of {} bytes", self.came, self.expected)?;
         out.flush()
+    }
+}
+
+impl Drop for Pace {
+    fn drop(&mut self) {
+        // Little comes of a server that has nothing, however often it is asked: it counts all the same.
+        drop(self.say());
     }
 }
 

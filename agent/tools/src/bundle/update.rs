@@ -16,11 +16,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use hedge_agent::bundles::Shelves;
 use hedge_agent::clock::Clock;
 use hedge_agent::state::StateFile;
-use hedge_config::{BundlesConfig, Config, ModelConfig};
+use hedge_config::{BundlesConfig, Config, HttpUrl, ModelConfig};
 use hedge_core::clock::Moment;
 use hedge_core::release::shelf::{Held, NotTried, Shelf};
 use hedge_core::release::{Dates, Entry, Root, Trusted};
@@ -30,7 +30,7 @@ use hedge_inference::signing::{Envelope, Payload, SIGNATURE, Verified, self_cont
 use hedge_outbox::files::replace;
 use hedge_proto::Name;
 
-use super::fetch::{From, Server};
+use super::fetch::Server;
 use super::proof;
 use crate::{ConfigArgument, read_file};
 
@@ -44,8 +44,8 @@ pub struct UpdateArgs {
     #[arg(value_name = "NAME/VERSION", value_parser = name_and_version)]
     pub wanted: (Name, Name),
     /// The folder of published bundles: http://… or https://… [default: `[bundles] url` of the configuration]
-    #[arg(long, value_name = "URL")]
-    pub from: Option<String>,
+    #[arg(long, value_name = "URL", value_parser = url)]
+    pub from: Option<HttpUrl>,
     /// The first root (root/1.json of that folder), which says whose signatures count; needed once [default: `[bundles]
     /// root` of the configuration]
     #[arg(long, value_name = "FILE")]
@@ -77,6 +77,10 @@ fn name_and_version(text: &str) -> Result<(Name, Name), String> {
     let (name, version) = text.split_once('/').ok_or("write NAME/VERSION")?;
     let part = |text: &str| Name::new(text).map_err(|error| error.to_string());
     Ok((part(name)?, part(version)?))
+}
+
+fn url(text: &str) -> Result<HttpUrl, String> {
+    text.to_owned().try_into()
 }
 
 /// Why a bundle that came as signed is not run.
@@ -246,15 +250,10 @@ async fn fetched(
 
 /// The one that was named, or that of the configuration with what it asks for: a token is for nobody else.
 fn server(args: &UpdateArgs, config: &Config) -> anyhow::Result<Server> {
-    let from = match (&args.from, &config.bundles) {
-        (Some(url), _) => From { url: url.clone(), ca_file: None, token_file: None },
-        (None, Some(BundlesConfig { url, ca_file, token_file, .. })) => {
-            From { url: url.to_string(), ca_file: ca_file.clone(), token_file: token_file.clone() }
-        }
-        (None, None) => {
-            bail!("where bundles come from is not known: give --from, or `[bundles] url` in the configuration")
-        }
-    };
+    let named = args.from.clone().map(|url| BundlesConfig { url, root: None, ca_file: None, token_file: None });
+    let from = named.as_ref().or(config.bundles.as_ref());
+    let from =
+        from.context("where bundles come from is not known: give --from, or `[bundles] url` in the configuration")?;
     Server::new(from, args.bytes_per_s)
 }
 
@@ -303,7 +302,10 @@ async fn trusted(root: Option<&Path>, shelves: &Shelves, server: &Server, dates:
 
 /// From the root that a person gave.
 fn first(root: Option<&Path>) -> anyhow::Result<Trusted> {
-    let path = root.context("whom to believe is not known yet: give --root, or `[bundles] root` in the configuration, the first root, from those who sign")?;
+    let path = root.context(
+        "whom to believe is not known yet: give --root, or `[bundles] root` in the configuration, the first root, from \
+         those who sign",
+    )?;
     let bytes = read_file(path, hedge_core::release::DOCUMENT_BYTES_MAX)?;
     let shown = path.display();
     let envelope = Envelope::read(Payload::Root, &bytes).map_err(|reason| anyhow::anyhow!("{shown}: {reason}"))?;

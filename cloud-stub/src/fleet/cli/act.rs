@@ -101,14 +101,15 @@ async fn in_stages(
     for (number, stage) in stages.into_iter().enumerate() {
         let of = |name: DeviceId| (name.clone(), operator.board.devices.get(&name).cloned().unwrap_or_default());
         let devices: Vec<_> = stage.into_iter().map(of).collect();
-        let drafts: Vec<_> = drafts(&devices, change, args);
-        let new =
-            drafts.into_iter().zip(&devices).filter(|(draft, (_, device))| !has(device, draft)).map(|(draft, _)| draft);
-        let new: Vec<_> = new.collect();
+        let mut new = Vec::new();
+        for (draft, (name, device)) in drafts(&devices, change, args).into_iter().zip(&devices) {
+            let has_them = has(device, &draft);
+            changed.push((name.clone(), stages::before(device, has_them)));
+            new.extend(Some(draft).filter(|_| !has_them));
+        }
         eprintln!("stage {} of {count}: {} devices, {} of them to be changed", number + 1, devices.len(), new.len());
         left -= devices.len();
         let last = number + 1 == count;
-        changed.extend(devices);
         let good = do_all(common, operator, false, new).await?;
         let why = match good {
             false => Some("not all devices have taken it".to_owned()),
