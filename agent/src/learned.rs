@@ -15,7 +15,7 @@ use hedge_core::clock::Moment;
 use hedge_core::judge::{Asked, Experience, Forecast, Judgement, News, Past};
 use hedge_core::release::comparison::{Comparison, Finding};
 use hedge_outbox::files::replace;
-use hedge_proto::{Case, CaseKey, Doubt, ModelRef, Name, Output, RivalFigures, RivalRole, Verdict, from_cbor, to_cbor};
+use hedge_proto::{Case, CaseKey, Doubt, FleetChecks, ModelRef, Name, Output, RivalFigures, RivalRole, Verdict, from_cbor, to_cbor};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -173,6 +173,12 @@ impl Learned {
         if let Some(local) = &case.said {
             self.with_rival(|rival| rival.comparison.answered(case.id.key, local, &verdict.said));
         }
+    }
+
+    /// What the spot checks of all devices have come to.
+    pub fn heard(&self, fleet: &FleetChecks) {
+        let news = self.change(|experience, _| experience.heard(fleet));
+        self.say(news.flatten());
     }
 
     /// From now on this bundle looks at what the model answers. What was known of another is forgotten.

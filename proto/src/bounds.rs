@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use crate::codec::check_size;
 use crate::{
     Answer, BATCH_CASES_MAX, BOXES_MAX, Case, CaseMessage, CloudStatus, DOCUMENT_BYTES_MAX, DecodeError, DeviceStatus,
-    DownMessage, IDS_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, ModelRef, Output, Reply, Reported, SCORES_MAX,
+    DownMessage, FleetChecks, IDS_MAX, LOSSES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, ModelRef, Output, Reply, Reported, SCORES_MAX,
     Telemetry, Verdict, WIRE_VERSION, from_cbor, from_json, to_json,
 };
 
@@ -126,6 +126,11 @@ impl Message for DownMessage {
             Self::Received { ids } | Self::Unknown { ids } => at_most("ids", ids.len(), IDS_MAX),
             Self::Failed { reason, .. } | Self::Dead { reason, .. } => text("reason", reason),
             Self::Busy { .. } | Self::Send { .. } => Ok(()),
+            Self::Checks(FleetChecks { model: ours, counted, .. }) => {
+                model(ours)?;
+                model(&counted.cloud)?;
+                at_most("losses", counted.lost.len(), LOSSES_MAX)
+            }
         }
     }
 }

@@ -44,6 +44,18 @@ pub struct Target {
     pub risk: Share,
     #[serde(default = "usual_confidence")]
     pub confidence: Share,
+    /// Spot checks of all devices with the same version of the model are evidence, too: it is true of their average then.
+    /// What revokes is this device's own.
+    #[serde(default = "usually_by_fleet", skip_serializing_if = "is_usual")]
+    pub fleet: bool,
+}
+
+fn usually_by_fleet() -> bool {
+    true
+}
+
+fn is_usual(by_fleet: &bool) -> bool {
+    *by_fleet
 }
 
 fn usual_confidence() -> Share {

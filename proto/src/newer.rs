@@ -17,7 +17,7 @@ impl CaseMessage {
 
 impl DownMessage {
     /// The kinds of this version, as they are written.
-    pub const KINDS: [&str; 7] = ["verdict", "received", "busy", "failed", "dead", "unknown", "send"];
+    pub const KINDS: [&str; 8] = ["verdict", "received", "busy", "failed", "dead", "unknown", "send", "checks"];
 }
 
 /// What makes a message one of a later version: a kind that is none of `kinds`, or a version above ours. `None` for one

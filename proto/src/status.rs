@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ModelRef, Name, Share, ThresholdMode};
+use crate::{ModelRef, Name, Share, SpotChecks, ThresholdMode};
 
 /// What the device knows about its way to the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -406,6 +406,12 @@ pub struct JudgeFigures {
     /// How many more spot checks it takes until half of the answers may stay under the target, if none is contradicted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checks_missing: Option<u32>,
+    /// Under a target: this device's own, told to the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spot_checks: Option<SpotChecks>,
+    /// How many spot checks of the whole fleet the device goes by; 0 while it goes by its own.
+    #[serde(default)]
+    pub fleet_checks: u64,
     /// `more_doubt` or `less_doubt`: how the input has changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shift: Option<String>,

@@ -53,6 +53,7 @@ impl Stand {
         }
         let fleet = Arc::new(Fleet {
             broker: mosquitto.address(),
+            authority: None,
             topics: Topics::new("")?,
             payload: vec![7; 1024],
             batch_bytes_max: 0,

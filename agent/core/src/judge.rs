@@ -269,7 +269,7 @@ pub struct Judgement {
 enum Bar {
     Limits { limits: Limits, exceeded: Option<Measure> },
     Budget { room: Room, score_min: f32 },
-    Target { score_min: Option<f32>, checks: f64, missing: Option<u32>, target: Option<Target> },
+    Target { score_min: Option<f32>, checks: f64, of_fleet: bool, missing: Option<u32>, target: Option<Target> },
 }
 
 /// Decides on one answer of the local model by numbers alone.
@@ -369,7 +369,10 @@ impl Judgement {
         let mut because = match self.bar {
             Bar::Limits { limits, exceeded } => self.by_limits(&limits, exceeded),
             Bar::Budget { room, score_min } => self.by_budget(&room, score_min),
-            Bar::Target { score_min, checks, missing, target } => self.by_target(score_min, checks, missing, target),
+            Bar::Target { score_min, checks, of_fleet, missing, target } => {
+                let whose = if of_fleet { " of all devices together" } else { "" };
+                self.by_target(score_min, &format!("{checks:.0} spot checks{whose}"), missing, target)
+            }
         };
         if self.reason == Some(Reason::SpotCheck) {
             because += "; sent as a spot check, by chance";
@@ -435,12 +438,12 @@ impl Judgement {
         )
     }
 
-    fn by_target(&self, least: Option<f32>, checks: f64, missing: Option<u32>, target: Option<Target>) -> String {
+    fn by_target(&self, least: Option<f32>, checks: &str, missing: Option<u32>, target: Option<Target>) -> String {
         let score = self.doubt.score().unwrap_or(1.0);
         let (risk, sure) =
             target.map_or((0.0, 0.0), |target| (target.risk.value() * 100.0, target.confidence.value() * 100.0));
         let promise =
-            format!("at most {risk:.1} % kept and contradicted, {sure:.0} % sure, by {checks:.0} spot checks");
+            format!("at most {risk:.1} % kept and contradicted, {sure:.0} % sure, by {checks}");
         let missing = match missing {
             Some(missing) => format!("; this score needs at least {missing} more"),
             None => String::new(),

@@ -35,6 +35,7 @@ impl Addressees {
                     drop(self.events.send(Event::Closed { key, spoken: true }).await);
                 }
             }
+            Down::Checks(checks) => self.verdicts.learned.values().for_each(|learned| learned.heard(&checks)),
             Down::Desired { bytes, by, retained } => self.control.desired(bytes, by, retained).await,
             Down::Command(command) => {
                 if !self.desk.take(command).await {

@@ -11,8 +11,8 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use hedge_core::engine::Event;
 use hedge_proto::{
-    CaseId, CaseKey, CloudState, CloudStatus, DecodeError, DownMessage, Message as _, Name, Topic, Verdict,
-    WIRE_VERSION, newer, readable,
+    CaseId, CaseKey, CloudState, CloudStatus, DecodeError, DownMessage, FleetChecks, Message as _, Name, Topic,
+    Verdict, WIRE_VERSION, newer, readable,
 };
 use rumqttc::AsyncClient;
 use rumqttc::mqttbytes::QoS;
@@ -135,6 +135,8 @@ pub enum Down {
         retained: bool,
     },
     Command(Command),
+    /// What the fleet's spot checks have come to.
+    Checks(FleetChecks),
 }
 
 /// A message on `down/command`.
@@ -244,6 +246,7 @@ impl Shared {
     async fn read_down(&self, message: DownMessage) -> Result<(), NotDurable> {
         let event = match message {
             DownMessage::Verdict(verdict) => return self.read_verdict(verdict).await,
+            DownMessage::Checks(checks) => return self.pass_on(Down::Checks(checks)).await,
             DownMessage::Received { ids } => Event::Received { keys: self.own(&ids) },
             DownMessage::Unknown { ids } => Event::Unknown { keys: self.own(&ids) },
             DownMessage::Busy { after_s } => Event::Busy { after: Duration::from_secs(u64::from(after_s)) },

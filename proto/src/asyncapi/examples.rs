@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use crate::{
     Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseMessage, CloudState, CloudStatus,
-    DeviceState, DeviceStatus, Digest, Doubt, DownMessage, Explanation, LabelScore, LinkState, Measure, Metadata,
-    ModelRef, Outcome, Output, PayloadForm, PrivacyFigures, Reason, SampleFigures, Telemetry, ThresholdMode, Verdict,
+    DeviceState, DeviceStatus, Digest, Doubt, DownMessage, Explanation, FleetChecks, LabelScore, LinkState, Measure, Metadata,
+    ModelRef, Outcome, Output, PayloadForm, PrivacyFigures, Reason, SampleFigures, SpotChecks, Telemetry, ThresholdMode, Verdict,
     WIRE_VERSION,
 };
 
@@ -118,7 +118,13 @@ pub(super) fn down_message() -> Examples {
         ("dead", value(&DownMessage::Dead { id: id(), reason })),
         ("unknown", value(&DownMessage::Unknown { ids: vec![id()] })),
         ("send", value(&DownMessage::Send { id: id(), form: PayloadForm::Whole })),
+        ("checks", value(&DownMessage::Checks(fleet_checks()))),
     ]
+}
+
+pub(crate) fn fleet_checks() -> FleetChecks {
+    let counted = SpotChecks { cloud: model("photo-large"), checks: 512.0, lost: vec![(120, 3, 2.0), (131, 3, 1.0)] };
+    FleetChecks { model: model("photo-small"), devices: 9, counted }
 }
 
 pub(super) fn answer() -> Examples {

@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use hedge_proto::Topics;
+use hedge_tests::certificates::Authority;
 use hedge_tests::mosquitto::MosquittoSetup;
-use hedge_tests::{Cloud, CloudSetup, Mosquitto, wait};
+use hedge_tests::{Cloud, CloudSetup, Mosquitto, Postgres, wait};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -33,6 +34,12 @@ const CONNECT_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// Statuses are on record and buffers at rest by then.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
+
+/// Between two kills, so that each comes in the middle of work.
+const CASES_BETWEEN_KILLS: u64 = 200;
+
+/// For what happens at once where nothing is wrong.
+const KILL_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// How many devices dial at the same time, except when they all come back at once.
 const DIALS_MAX: u64 = 200;
@@ -53,8 +60,17 @@ struct Arguments {
     /// Clouds that share the work
     #[arg(long, default_value_t = 1)]
     instances: usize,
+    /// The clouds keep their records together in a PostgreSQL, instead of each in a file
+    #[arg(long)]
+    postgres: bool,
+    /// So many times one of the clouds is killed while cases are made, and started again (needs --postgres)
+    #[arg(long, default_value_t = 0, requires = "postgres")]
+    kills: usize,
+    /// Devices connect by TLS
+    #[arg(long)]
+    tls: bool,
     /// All devices come back at once, each with so many cases
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, num_args = 0..=1, default_missing_value = "20")]
     herd: u64,
     /// Each case in a message of its own
     #[arg(long)]
@@ -70,6 +86,10 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     ensure!(arguments.devices > 0 && arguments.instances > 0, "there is nothing to measure");
+    ensure!(
+        arguments.kills == 0 || (arguments.instances > 1 && arguments.rate > 0.0),
+        "--kills needs others that go on: give --instances of 2 or more, and a --rate"
+    );
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     println!("{}", measure(&arguments, &runtime)?);
     Ok(())
@@ -77,8 +97,10 @@ fn main() -> Result<()> {
 
 /// The programs.
 struct Stand {
-    clouds: Vec<Cloud>,
+    clouds: Vec<(Cloud, CloudSetup)>,
     mosquitto: Mosquitto,
+    postgres: Option<Postgres>,
+    authority: Option<Authority>,
     // Last, so that the programs end before their folder goes.
     _dir: tempfile::TempDir,
 }
@@ -87,27 +109,31 @@ struct Stand {
 struct Used {
     cloud: Duration,
     broker: Duration,
+    database: Duration,
     written: u64,
 }
 
 impl Stand {
-    fn start(instances: usize) -> Result<Self> {
+    fn start(arguments: &Arguments) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let limits = MosquittoSetup { shipped_limits: true, ..MosquittoSetup::default() };
+        let authority = arguments.tls.then(|| Authority::new(dir.path())).transpose()?;
+        let limits = MosquittoSetup { shipped_limits: true, tls: authority.as_ref(), ..MosquittoSetup::default() };
         let mosquitto = Mosquitto::start_with(dir.path(), &limits)?;
+        let postgres = arguments.postgres.then(|| Postgres::start(dir.path())).transpose()?;
         let start = |number: usize| {
             let instance = format!("cloud-{number}");
-            let cloud =
-                Cloud::start(dir.path(), &CloudSetup { instance, ..CloudSetup::stub(&mosquitto.url(), TASK, LABEL) })?;
+            let mut setup = CloudSetup { instance, ..CloudSetup::stub(&mosquitto.url(), TASK, LABEL) };
+            setup.environment.extend(postgres.iter().map(|server| ("HEDGE_CLOUD_RECORDS".to_owned(), server.url())));
+            let cloud = Cloud::start(dir.path(), &setup)?;
             cloud.wait_until_connected()?;
-            anyhow::Ok(cloud)
+            anyhow::Ok((cloud, setup))
         };
-        let clouds = (1..=instances).map(start).collect::<Result<_>>()?;
-        Ok(Self { clouds, mosquitto, _dir: dir })
+        let clouds = (1..=arguments.instances).map(start).collect::<Result<_>>()?;
+        Ok(Self { clouds, mosquitto, postgres, authority, _dir: dir })
     }
 
     fn ids(&mut self) -> Result<Vec<u32>> {
-        self.clouds.iter_mut().map(|cloud| cloud.program().id().context("a cloud has ended")).collect()
+        self.clouds.iter_mut().map(|(cloud, _)| cloud.program().id().context("a cloud has ended")).collect()
     }
 
     fn used(&mut self) -> Result<Used> {
@@ -116,7 +142,39 @@ impl Stand {
             cloud += hedge_tests::program::cpu(id)?;
             written += field(&format!("/proc/{id}/io"), "write_bytes:")?;
         }
-        Ok(Used { cloud, broker: self.mosquitto.cpu()?, written })
+        let database = self.postgres.as_ref().map_or(Ok(Duration::ZERO), Postgres::cpu)?;
+        Ok(Used { cloud, broker: self.mosquitto.cpu()?, database, written })
+    }
+
+    /// Kills one cloud after the other while cases are made, and starts each again when the others have answered what was
+    /// made until then. Returns when.
+    fn kill_in_turn(&mut self, times: usize, counts: &device::Counts) -> Result<Vec<tokio::time::Instant>> {
+        let of = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let mut killed = Vec::new();
+        for turn in 0..times {
+            let at = of(&counts.answered);
+            wait::until_true("cases are answered", KILL_WAIT_MAX, || {
+                Ok(of(&counts.answered) > at + CASES_BETWEEN_KILLS)
+            })?;
+            let mine = turn % self.clouds.len();
+            self.clouds[mine].0.kill()?;
+            killed.push(tokio::time::Instant::now());
+            let made = of(&counts.made);
+            wait::until_true("the others take over", KILL_WAIT_MAX, || Ok(of(&counts.answered) > made))?;
+            let (cloud, setup) = &mut self.clouds[mine];
+            cloud.start_again(setup)?;
+            cloud.wait_until_connected()?;
+        }
+        Ok(killed)
+    }
+
+    /// Cases that any of the clouds says are waiting.
+    fn left_waiting(&self) -> Result<u64> {
+        let waiting = |(cloud, _): &(Cloud, CloudSetup)| {
+            let figures = cloud.get("/api/figures")?;
+            figures["waiting"].as_u64().context("how many wait")
+        };
+        self.clouds.iter().map(waiting).try_fold(0, |most, waiting| Ok(waiting?.max(most)))
     }
 
     fn rss_kib(&mut self) -> Result<u64> {
@@ -125,7 +183,7 @@ impl Stand {
 
     /// How long the first page's documents take.
     fn page(&self) -> Result<Duration> {
-        let cloud = self.clouds.first().context("no cloud")?;
+        let (cloud, _) = self.clouds.first().context("no cloud")?;
         let begun = Instant::now();
         for path in ["/api/figures", "/api/devices", "/api/cases"] {
             cloud.get(path)?;
@@ -141,10 +199,11 @@ fn field(file: &str, name: &str) -> Result<u64> {
 }
 
 fn measure(arguments: &Arguments, runtime: &tokio::runtime::Runtime) -> Result<Value> {
-    let mut stand = Stand::start(arguments.instances)?;
+    let mut stand = Stand::start(arguments)?;
     let every = Some(arguments.devices as f64 / arguments.rate).filter(|every| every.is_finite());
     let fleet = Arc::new(Fleet {
         broker: stand.mosquitto.address(),
+        authority: stand.authority.as_ref().map(|authority| std::fs::read(authority.file())).transpose()?,
         topics: Topics::new("")?,
         payload: vec![7; arguments.payload],
         batch_bytes_max: if arguments.one_each { 0 } else { BATCH_BYTES_MAX },
@@ -174,7 +233,8 @@ fn measure(arguments: &Arguments, runtime: &tokio::runtime::Runtime) -> Result<V
     }
     let (before, begun) = (stand.used()?, Instant::now());
     stage.send_replace(Stage::Working);
-    if every.is_some() {
+    let killed = stand.kill_in_turn(arguments.kills, counts)?;
+    if every.is_some() && killed.is_empty() {
         follow(counts, begun, Duration::from_secs(arguments.seconds), |_| false);
     }
     let in_time = counts.answered.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64();
@@ -188,15 +248,30 @@ fn measure(arguments: &Arguments, runtime: &tokio::runtime::Runtime) -> Result<V
     let (made, answered) = (of(&counts.made), of(&counts.answered));
     let per_s =
         if arguments.rate > 0.0 && arguments.herd == 0 { in_time } else { answered as f64 / took.as_secs_f64() };
-    let each =
-        |before: Duration, after: Duration| ((after - before).as_micros() as f64 / answered.max(1) as f64).round();
-    let written = (after.written - before.written) as f64 / (answered.max(1) as f64 * arguments.payload.max(1) as f64);
-    let [p50, p99] = percentiles(&mut counts.took.lock().unwrap_or_else(PoisonError::into_inner));
+    let each = |before: Duration, after: Duration| {
+        (after.saturating_sub(before).as_micros() as f64 / answered.max(1) as f64).round()
+    };
+    let payloads = answered.max(1) as f64 * arguments.payload.max(1) as f64;
+    // What a killed cloud had used went with it.
+    let is_whole = killed.is_empty();
+    let written = is_whole.then(|| tenths(after.written.saturating_sub(before.written) as f64 / payloads));
+    let cloud = is_whole.then(|| each(before.cloud, after.cloud));
+    let took_each = counts.took.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut after_kill: Vec<_> = killed.iter().map(|killed| last_answer_after(*killed, &took_each)).collect();
+    let [kill_p50, _, kill_max] = percentiles(&mut after_kill);
+    let [p50, p99, _] = percentiles(&mut took_each.iter().map(|(_, took)| *took).collect::<Vec<_>>());
+    let database = stand.postgres.is_some().then(|| each(before.database, after.database));
+    let kills = (arguments.kills > 0)
+        .then(|| json!({"kills": killed.len(), "open_answered_ms": {"p50": kill_p50, "max": kill_max}}));
     Ok(json!({
         "sessions": of(&counts.connected),
         "cases_per_s": per_s.round(),
         "verdict_ms": {"p50": p50, "p99": p99},
-        "cpu_us_per_case": {"broker": each(before.broker, after.broker), "cloud": each(before.cloud, after.cloud)},
+        "cpu_us_per_case": {
+            "broker": each(before.broker, after.broker),
+            "cloud": cloud,
+            "database": database,
+        },
         "rss_kib_per_device": tenths(rss_each),
         "lost": made - answered,
         "twice": of(&counts.twice),
@@ -207,7 +282,9 @@ fn measure(arguments: &Arguments, runtime: &tokio::runtime::Runtime) -> Result<V
         "asked": of(&counts.asked),
         "busy": of(&counts.busy),
         "cut": of(&counts.cut),
-        "written_per_payload_byte": tenths(written),
+        "left_waiting": stand.left_waiting()?,
+        "killed": kills,
+        "written_per_payload_byte": written,
     }))
 }
 
@@ -240,10 +317,19 @@ fn follow(counts: &device::Counts, begun: Instant, until: Duration, is_over: imp
     }
 }
 
-/// In milliseconds; 0 where nothing was measured.
-fn percentiles(took_us: &mut [u64]) -> [f64; 2] {
-    took_us.sort_unstable();
-    [50, 99].map(|percent| took_us.get(took_us.len() * percent / 100).map_or(0.0, |us| tenths(*us as f64 / 1e3)))
+/// How long after this moment the last of the cases that were open then was answered.
+fn last_answer_after(moment: tokio::time::Instant, took: &[(tokio::time::Instant, Duration)]) -> Duration {
+    let made_before = took.iter().filter(|(made, _)| *made <= moment);
+    made_before.map(|(made, took)| (*made + *took).saturating_duration_since(moment)).max().unwrap_or_default()
+}
+
+/// The median, the 99th in a hundred and the greatest, in milliseconds; 0 where nothing was measured.
+fn percentiles(took: &mut [Duration]) -> [f64; 3] {
+    took.sort_unstable();
+    let last = took.len().saturating_sub(1);
+    [50, 99, 100].map(|percent| {
+        took.get((took.len() * percent / 100).min(last)).map_or(0.0, |took| tenths(took.as_secs_f64() * 1e3))
+    })
 }
 
 fn tenths(value: f64) -> f64 {

@@ -7,8 +7,13 @@
 //! in part: of boxes the loss is 1 − F1.
 //!
 //! The reverse bet, against "at most α", runs on what the device keeps. When it wins, the certificate is gone.
+//!
+//! Counts of devices add up. What a whole fleet has seen certifies sooner, and is true of its average; a device whose own
+//! bet has won goes by its own evidence from then on.
 
-use hedge_proto::Target;
+use alloc::vec::Vec;
+
+use hedge_proto::{ModelRef, SpotChecks, Target};
 use serde::{Deserialize, Serialize};
 
 use super::bins::{BINS, Bins};
@@ -60,6 +65,38 @@ impl Evidence {
     #[must_use]
     pub fn checks(&self) -> f64 {
         self.checks
+    }
+
+    /// As it is told to others.
+    #[must_use]
+    pub fn told(&self, cloud: ModelRef) -> SpotChecks {
+        let level = |(level, bins): (usize, &Bins)| {
+            let lost: Vec<_> = bins.iter().filter(|(_, count)| *count > 0.0).collect();
+            lost.into_iter().map(move |(bin, count)| (small(bin), small(level), count))
+        };
+        let lost = self.lost.iter().enumerate().flat_map(level).collect();
+        SpotChecks { cloud, checks: self.checks, lost }
+    }
+
+    /// What others tell. `None` where it is no count of this kind.
+    #[must_use]
+    pub fn heard(told: &SpotChecks) -> Option<Self> {
+        let mut heard = Self { checks: told.checks, ..Self::default() };
+        for (bin, level, count) in &told.lost {
+            let is_count = count.is_finite() && *count >= 0.0 && usize::from(*bin) < BINS;
+            heard.lost.get_mut(usize::from(*level)).filter(|_| is_count)?.add(usize::from(*bin), *count);
+        }
+        let lost: f32 = heard.lost.iter().map(Bins::sum).sum();
+        // A sum of many single-precision numbers is not exact.
+        (told.checks.is_finite() && f64::from(lost) <= told.checks * 1.001 + 1.0).then_some(heard)
+    }
+
+    /// Counts what another device has seen, too.
+    pub fn merge(&mut self, other: &Self) {
+        self.checks += other.checks;
+        for (bins, others) in self.lost.iter_mut().zip(&other.lost) {
+            others.iter().for_each(|(bin, count)| bins.add(bin, count));
+        }
     }
 
     /// The loosest threshold that is certified; those up to `from` already are.
@@ -135,6 +172,11 @@ impl Bets {
     }
 }
 
+/// Steps and levels are few.
+fn small(number: usize) -> u8 {
+    u8::try_from(number).unwrap_or(u8::MAX)
+}
+
 fn risk(target: Target) -> f64 {
     f64::from(target.risk.value()).clamp(1e-6, RISK_MAX)
 }
@@ -188,6 +230,12 @@ pub struct Certificate {
     /// Up to this step of doubt answers stay.
     certified: Option<usize>,
     reverse: Reverse,
+    /// Of all devices, this one included.
+    #[serde(default)]
+    fleet: Option<Evidence>,
+    /// This device has been found to be unlike the others, until another model is in use here or in the cloud.
+    #[serde(default)]
+    alone: bool,
 }
 
 impl Certificate {
@@ -202,9 +250,34 @@ impl Certificate {
         self.certified
     }
 
+    /// This device's own.
+    #[must_use]
+    pub fn own(&self) -> &Evidence {
+        &self.evidence
+    }
+
+    /// The fleet's, if that is what the device goes by.
+    #[must_use]
+    pub fn fleet(&self) -> Option<&Evidence> {
+        let wanted = !self.alone && self.target.is_some_and(|target| target.fleet);
+        // Which of the two has more checks says nothing of what came of them.
+        self.fleet.as_ref().filter(|fleet| wanted && fleet.checks > self.evidence.checks)
+    }
+
+    /// What the device goes by.
     #[must_use]
     pub fn evidence(&self) -> &Evidence {
-        &self.evidence
+        self.fleet().unwrap_or(&self.evidence)
+    }
+
+    /// What all devices have seen by now.
+    pub fn heard(&mut self, fleet: Evidence) {
+        self.fleet = Some(fleet);
+        self.certify();
+    }
+
+    fn certify(&mut self) {
+        self.certified = self.target.and_then(|target| self.evidence().certified(self.certified, target));
     }
 
     /// One spot check has come back: `loss` is how much of the answer was contradicted, all of one that was lost.
@@ -220,7 +293,7 @@ impl Certificate {
             }
         }
         self.evidence.add(bin, loss);
-        self.certified = self.target.and_then(|target| self.evidence.certified(self.certified, target));
+        self.certify();
         false
     }
 
@@ -228,12 +301,18 @@ impl Certificate {
     pub fn aim(&mut self, target: Option<Target>) {
         if self.target != target {
             (self.target, self.certified, self.reverse) = (target, None, Reverse::default());
-            self.certified = target.and_then(|target| self.evidence.certified(None, target));
+            self.certify();
         }
     }
 
     pub fn revoke(&mut self) {
-        *self = Self { target: self.target, ..Self::default() };
+        *self = Self { alone: true, ..self.anew() };
+    }
+
+    /// With the same target, and nothing known.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        Self { target: self.target, ..Self::default() }
     }
 
     /// How many more spot checks without a contradiction would certify thresholds up to this step of doubt. `None` if
@@ -241,12 +320,14 @@ impl Certificate {
     #[must_use]
     pub fn missing(&self, bin: usize) -> Option<u32> {
         let target = self.target.filter(|_| !self.keeps(bin))?;
-        self.evidence.missing(bin, target)
+        self.evidence().missing(bin, target)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use hedge_proto::Share;
 
     use super::*;
@@ -254,7 +335,7 @@ mod tests {
 
     fn target(risk: f32, confidence: f32) -> Target {
         let share = |value| Share::new(value).expect("a share");
-        Target { risk: share(risk), confidence: share(confidence) }
+        Target { risk: share(risk), confidence: share(confidence), fleet: true }
     }
 
     /// Doubt falls evenly into the steps from 100 on; those above `wrong_from` lose `loss`.
@@ -315,6 +396,73 @@ mod tests {
         run(&mut certificate, &mut chance, 2000, |_| 0.5);
         let certified = certificate.certified().expect("certified");
         assert!((105..=110).contains(&certified), "a fifth of all may lose half: {certified}");
+    }
+
+    fn cloud() -> ModelRef {
+        ModelRef { name: "large".into(), version: "1".into() }
+    }
+
+    /// What so many devices have seen together, as it is told.
+    fn fleet(devices: u64, checks: usize, wrong: impl Fn(usize) -> f32) -> Evidence {
+        let mut fleet = Evidence::default();
+        for seed in 0..devices {
+            let (mut certificate, mut chance) = (Certificate::default(), Chance::from_seed(seed));
+            run(&mut certificate, &mut chance, checks, &wrong);
+            fleet.merge(&Evidence::heard(&certificate.own().told(cloud())).expect("a count"));
+        }
+        fleet
+    }
+
+    #[test]
+    fn what_a_fleet_has_seen_certifies_a_device_that_has_seen_nothing() {
+        let wrong = |bin: usize| if bin >= 140 { 1.0 } else { 0.0 };
+        let fleet = fleet(20, 50, wrong);
+        assert_eq!(fleet.checks(), 1000.0);
+        let mut alone = Certificate::default();
+        run(&mut alone, &mut Chance::from_seed(0), 10, wrong);
+        assert_eq!(alone.certified(), None, "ten checks of its own");
+        let (mut new, strict) = (Certificate::default(), target(0.1, 0.9));
+        new.heard(fleet.clone());
+        assert_eq!(new.certified(), None, "nothing is aimed at");
+        new.aim(Some(strict));
+        let certified = new.certified().expect("certified");
+        assert!((139..=144).contains(&certified), "{certified}");
+        new.aim(Some(Target { fleet: false, ..strict }));
+        assert_eq!(new.certified(), None, "only its own evidence is wanted");
+    }
+
+    #[test]
+    fn a_device_that_is_worse_than_its_fleet_is_revoked_by_its_own_checks_and_stays_alone() {
+        let fleet = fleet(20, 200, |bin| if bin >= 140 { 1.0 } else { 0.0 });
+        let (mut certificate, mut chance) = (Certificate::default(), Chance::from_seed(7));
+        certificate.heard(fleet.clone());
+        let dark = |bin: usize| if bin >= 115 { 1.0 } else { 0.0 };
+        assert!(run(&mut certificate, &mut chance, 300, dark), "not revoked by 300 checks");
+        certificate.heard(fleet.clone());
+        assert_eq!(certificate.certified(), None, "the others say nothing of it any more");
+        assert!(certificate.missing(100).is_some());
+        // Its own evidence counts.
+        assert!(!run(&mut certificate, &mut chance, 300, dark));
+        let certified = certificate.certified().expect("by its own checks");
+        assert!(certified <= 120, "{certified}");
+    }
+
+    #[test]
+    fn what_is_no_count_is_not_heard() {
+        let told = |checks, lost| SpotChecks { cloud: cloud(), checks, lost };
+        assert!(Evidence::heard(&told(10.0, vec![(120, 3, 10.0)])).is_some());
+        let wrong = [
+            told(f64::NAN, vec![]),
+            told(-1.0, vec![(120, 3, 1.0)]),
+            told(10.0, vec![(192, 3, 1.0)]),
+            told(10.0, vec![(120, 4, 1.0)]),
+            told(10.0, vec![(120, 3, f32::INFINITY)]),
+            told(10.0, vec![(120, 3, -1.0)]),
+            told(10.0, vec![(120, 3, 20.0)]),
+        ];
+        for told in wrong {
+            assert!(Evidence::heard(&told).is_none(), "{told:?}");
+        }
     }
 
     #[test]

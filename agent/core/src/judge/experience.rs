@@ -7,14 +7,14 @@ use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 
 use hedge_proto::{
-    Authority, CaseKey, Doubt, JudgeFigures, ModelRef, OnShift, Output, Reason, ThresholdMode, Verdict, Weight,
+    Authority, CaseKey, Doubt, FleetChecks, JudgeFigures, ModelRef, OnShift, Output, Reason, ThresholdMode, Verdict, Weight,
 };
 use serde::{Deserialize, Serialize};
 
 use super::allowance::Account;
 use super::bins::{Recent, bin, log_odds, share, upper};
 use super::calibration::{Calibration, Fit, PERSON_COUNTS};
-use super::evidence::Certificate;
+use super::evidence::{Certificate, Evidence};
 use super::shift::{Change, Shift};
 use super::{Asked, Bar, Judgement, Rule, by_limits};
 use crate::agree::{agree, pairs};
@@ -213,6 +213,7 @@ impl Experience {
         let bar = Bar::Target {
             score_min,
             checks: self.certificate.evidence().checks(),
+            of_fleet: self.certificate.fleet().is_some(),
             missing: if keeps { None } else { self.certificate.missing(bin(scaled)) },
             target: asked.rule.target,
         };
@@ -324,7 +325,7 @@ impl Experience {
         let person = verdict.authority == Authority::Person;
         let other = !person && self.cloud.as_ref().is_some_and(|known| *known != verdict.model);
         if other {
-            self.certificate.revoke();
+            self.certificate = self.certificate.anew();
             (self.calibration, self.boxes) = (Calibration::default(), Calibration::default());
         }
         if !person && self.cloud.as_ref() != Some(&verdict.model) {
@@ -358,6 +359,15 @@ impl Experience {
         (self.certificate.certified() > before).then_some(News::Certified)
     }
 
+    /// What all devices with this model have seen, if it is about this version and the same cloud.
+    pub fn heard(&mut self, fleet: &FleetChecks) -> Option<News> {
+        let is_ours = fleet.model == self.model && self.cloud.as_ref() == Some(&fleet.counted.cloud);
+        let evidence = Evidence::heard(&fleet.counted).filter(|_| is_ours)?;
+        let before = self.certificate.certified();
+        self.certificate.heard(evidence);
+        (self.certificate.certified() > before).then_some(News::Certified)
+    }
+
     /// How probable it is that the cloud would say the same, by what it said before. `None` before it said enough.
     pub(super) fn agreement(&self, doubt: &Doubt) -> Option<f32> {
         Some(self.fit.as_ref()?.right(bin(1.0 - doubt.score()?)))
@@ -382,6 +392,8 @@ impl Experience {
             checks_lost: self.checks.lost,
             contradicted: self.checks.contradicted + self.checks.lost as f64,
             checks_missing: self.certificate.missing(half),
+            spot_checks: self.cloud.clone().filter(|_| mode == ThresholdMode::Target).map(|it| self.certificate.own().told(it)),
+            fleet_checks: self.certificate.fleet().map_or(0, |fleet| whole(fleet.checks())),
             shift: self.alarm().map(|change| change.name().to_owned()),
             shift_suspicion: self.shift.suspicion(),
             labels: self.calibration.labels(),
@@ -412,6 +424,12 @@ pub(super) fn checks_in_the_long_run(rule: &Rule) -> f32 {
         ThresholdMode::Budget => 0.0,
         ThresholdMode::Target => rule.spot_checks.value().max(CHECKS_MIN),
     }
+}
+
+fn whole(count: f64) -> u64 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count, which saturates")]
+    let whole = count as u64;
+    whole
 }
 
 /// Where an answer stands; one that nothing is known of is all doubt.

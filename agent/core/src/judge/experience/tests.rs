@@ -17,7 +17,7 @@ fn budget(of_all: f32) -> Rule {
 }
 
 fn target(risk: f32) -> Rule {
-    let target = Some(Target { risk: share(risk), confidence: share(0.9) });
+    let target = Some(Target { risk: share(risk), confidence: share(0.9), fleet: true });
     Rule { mode: ThresholdMode::Target, target, spot_checks: share(0.05), ..Rule::FIXED }
 }
 
