@@ -15,7 +15,9 @@ use hedge_core::clock::Moment;
 use hedge_core::judge::{Asked, Experience, Forecast, Judgement, News, Past};
 use hedge_core::release::comparison::{Comparison, Finding};
 use hedge_outbox::files::replace;
-use hedge_proto::{Case, CaseKey, Doubt, FleetChecks, ModelRef, Name, Output, RivalFigures, RivalRole, Verdict, from_cbor, to_cbor};
+use hedge_proto::{
+    Case, CaseKey, Doubt, ModelRef, Name, Output, RivalFigures, RivalRole, SpotChecks, Verdict, from_cbor, to_cbor,
+};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -176,7 +178,7 @@ impl Learned {
     }
 
     /// What the spot checks of all devices have come to.
-    pub fn heard(&self, fleet: &FleetChecks) {
+    pub fn heard(&self, fleet: &SpotChecks) {
         let news = self.change(|experience, _| experience.heard(fleet));
         self.say(news.flatten());
     }

@@ -18,8 +18,8 @@ use serde::de::DeserializeOwned;
 use crate::codec::check_size;
 use crate::{
     Answer, BATCH_CASES_MAX, BOXES_MAX, Case, CaseMessage, CloudStatus, DOCUMENT_BYTES_MAX, DecodeError, DeviceStatus,
-    DownMessage, FleetChecks, IDS_MAX, LOSSES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, ModelRef, Output, Reply, Reported, SCORES_MAX,
-    Telemetry, Verdict, WIRE_VERSION, from_cbor, from_json, to_json,
+    DownMessage, IDS_MAX, LOSSES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, ModelRef, Output, Reply, Reported,
+    SCORES_MAX, Telemetry, Verdict, WIRE_VERSION, from_cbor, from_json, to_json,
 };
 
 /// The largest message on `down/verdict`. A broker may have 64 of them on their way to one device.
@@ -126,10 +126,10 @@ impl Message for DownMessage {
             Self::Received { ids } | Self::Unknown { ids } => at_most("ids", ids.len(), IDS_MAX),
             Self::Failed { reason, .. } | Self::Dead { reason, .. } => text("reason", reason),
             Self::Busy { .. } | Self::Send { .. } => Ok(()),
-            Self::Checks(FleetChecks { model: ours, counted, .. }) => {
-                model(ours)?;
-                model(&counted.cloud)?;
-                at_most("losses", counted.lost.len(), LOSSES_MAX)
+            Self::Checks(checks) => {
+                model(&checks.model)?;
+                model(&checks.cloud)?;
+                at_most("losses", checks.lost.len(), LOSSES_MAX)
             }
         }
     }

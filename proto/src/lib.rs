@@ -64,7 +64,7 @@ pub use settings::{
     StatesSettings, TelemetrySettings, ThresholdSettings, VerdictsSettings, WantedSettings, WindowsSettings,
 };
 pub use share::{NotAShare, NotAWeight, Share, Weight};
-pub use spot_checks::{FleetChecks, LOSSES_MAX, SpotChecks};
+pub use spot_checks::{LOSSES_MAX, SpotChecks};
 pub use status::{
     BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, JudgeFigures,
     LatencyFigures, LinkState, ModelFigures, PrivacyFigures, QueueFigures, RivalFigures, RivalRole, SampleFigures,

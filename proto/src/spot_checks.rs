@@ -13,19 +13,12 @@ pub const LOSSES_MAX: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SpotChecks {
-    /// Whose word they were compared with.
-    pub cloud: ModelRef,
-    pub checks: f64,
-    /// In which step of doubt how many lost so many quarters. What lost nothing is not listed.
-    pub lost: Vec<(u8, u8, f32)>,
-}
-
-/// The same of all devices together that run this version of a model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct FleetChecks {
     pub model: ModelRef,
+    /// Whose word its answers were compared with.
+    pub cloud: ModelRef,
+    /// On how many devices.
     pub devices: u32,
-    #[serde(flatten)]
-    pub counted: SpotChecks,
+    pub checks: f64,
+    /// In which step of doubt how many lost so many quarters, counted from 0. What lost nothing is not listed.
+    pub lost: Vec<(u8, u8, f32)>,
 }

@@ -409,9 +409,9 @@ pub struct JudgeFigures {
     /// Under a target: this device's own, told to the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spot_checks: Option<SpotChecks>,
-    /// How many spot checks of the whole fleet the device goes by; 0 while it goes by its own.
-    #[serde(default)]
-    pub fleet_checks: u64,
+    /// How many spot checks of the whole fleet the device knows of; absent if it goes by its own alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet_checks: Option<u64>,
     /// `more_doubt` or `less_doubt`: how the input has changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shift: Option<String>,

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CaseId, FleetChecks, ModelRef, Output, PayloadForm};
+use crate::{CaseId, ModelRef, Output, PayloadForm, SpotChecks};
 
 /// Whose word a result is, in rising order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -69,5 +69,5 @@ pub enum DownMessage {
         form: PayloadForm,
     },
     /// What the whole fleet's spot checks have come to. Only devices that have told their own hear of it.
-    Checks(FleetChecks),
+    Checks(SpotChecks),
 }

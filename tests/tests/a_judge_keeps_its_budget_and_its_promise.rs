@@ -13,8 +13,8 @@ const WITHIN: Duration = Duration::from_secs(60);
 
 const DEVICE: &str = "device-1";
 
-fn sorter(scene: &Scene, threshold: &str) -> Result<AgentConfig> {
-    let config = AgentConfig::new(scene.dir(), DEVICE).model("fashion-small").section(threshold);
+fn sorter(scene: &Scene, device: &str, threshold: &str) -> Result<AgentConfig> {
+    let config = AgentConfig::new(scene.dir(), device).model("fashion-small").section(threshold);
     Ok(config.http_source("pictures").corrections_file().broker(&format!("mqtt://{}", scene.broker()?)))
 }
 
@@ -38,7 +38,7 @@ fn a_budget_holds_from_settings_sent_to_a_running_device_and_over_kill_9() -> Re
         return Ok(());
     }
     let scene = Scene::stub(&MosquittoSetup::default())?;
-    let mut agent = sorter(&scene, "")?.start()?;
+    let mut agent = sorter(&scene, DEVICE, "")?.start()?;
     agent.wait_until_online()?;
     let operator = Operator::at(scene.broker()?)?;
     let threshold = |budget: serde_json::Value| json!({"model": {"fashion-small": {"threshold": {"mode": "budget", "budget": budget}}}});
@@ -80,8 +80,9 @@ fn under_a_target_nothing_stays_until_spot_checks_allow_it() -> Result<()> {
         return Ok(());
     }
     let scene = Scene::mosquitto()?;
-    let target = "threshold = { mode = \"target\", target = { risk = 0.1, confidence = 0.8 } }";
-    let mut agent = sorter(&scene, target)?.start()?;
+    let target = "threshold = { mode = \"target\", target = { risk = 0.1, confidence = 0.8 } }\n\
+                  [telemetry]\ninterval_s = 1";
+    let mut agent = sorter(&scene, DEVICE, target)?.start()?;
     agent.wait_until_online()?;
     let first = show(&scene, &agent, 0, 10)?;
     ensure!(asked(&first) == 10, "an answer stayed without any spot check");
@@ -106,6 +107,19 @@ fn under_a_target_nothing_stays_until_spot_checks_allow_it() -> Result<()> {
     let after = agent.wait_for_status("the model is there", WITHIN, |status| judge(status).is_some())?;
     let checks = |status: &Telemetry| judge(status).map(|judge| judge.checks);
     ensure!(checks(&after) >= checks(&before), "{:?} after {:?}", judge(&after), judge(&before));
+
+    // A second device with the same model goes by the first one's checks once it knows who answers in the cloud.
+    let mut second = sorter(&scene, "device-2", target)?.start()?;
+    second.wait_until_online()?;
+    show(&scene, &second, 2000, 10)?;
+    let told = second.wait_for_status("the fleet's checks are known", WITHIN, |status| {
+        judge(status).is_some_and(|judge| judge.fleet_checks > Some(judge.checks))
+    })?;
+    ensure!(judge(&told).is_some_and(|judge| judge.checks <= 10 && judge.score_min.is_some()), "{:?}", judge(&told));
+    let answers = show(&scene, &second, 2010, 50)?;
+    let kept = answers.iter().find(|answer| answer.decision.outcome == Outcome::Keep).map(|answer| &answer.decision);
+    ensure!(kept.is_some_and(|kept| kept.because.contains("of all devices together")), "{kept:?}");
+    second.stop()?;
     agent.stop()
 }
 
@@ -115,7 +129,7 @@ fn a_budget_or_target_that_says_nothing_is_refused_by_name() -> Result<()> {
         return Ok(());
     }
     let scene = Scene::stub(&MosquittoSetup::default())?;
-    let mut agent = sorter(&scene, "")?.start()?;
+    let mut agent = sorter(&scene, DEVICE, "")?.start()?;
     agent.wait_until_online()?;
     let operator = Operator::at(scene.broker()?)?;
     for (version, threshold, part) in [

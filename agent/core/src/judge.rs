@@ -442,8 +442,7 @@ impl Judgement {
         let score = self.doubt.score().unwrap_or(1.0);
         let (risk, sure) =
             target.map_or((0.0, 0.0), |target| (target.risk.value() * 100.0, target.confidence.value() * 100.0));
-        let promise =
-            format!("at most {risk:.1} % kept and contradicted, {sure:.0} % sure, by {checks}");
+        let promise = format!("at most {risk:.1} % kept and contradicted, {sure:.0} % sure, by {checks}");
         let missing = match missing {
             Some(missing) => format!("; this score needs at least {missing} more"),
             None => String::new(),

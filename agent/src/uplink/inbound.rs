@@ -11,8 +11,8 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use hedge_core::engine::Event;
 use hedge_proto::{
-    CaseId, CaseKey, CloudState, CloudStatus, DecodeError, DownMessage, FleetChecks, Message as _, Name, Topic,
-    Verdict, WIRE_VERSION, newer, readable,
+    CaseId, CaseKey, CloudState, CloudStatus, DecodeError, DownMessage, Message as _, Name, SpotChecks, Topic, Verdict,
+    WIRE_VERSION, newer, readable,
 };
 use rumqttc::AsyncClient;
 use rumqttc::mqttbytes::QoS;
@@ -136,7 +136,7 @@ pub enum Down {
     },
     Command(Command),
     /// What the fleet's spot checks have come to.
-    Checks(FleetChecks),
+    Checks(SpotChecks),
 }
 
 /// A message on `down/command`.

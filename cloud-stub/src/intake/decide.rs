@@ -4,8 +4,8 @@
 //! could still be answered one day is never called dead; nothing is said about one device's case to another.
 
 use hedge_proto::{
-    Authority, Case, CaseId, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage, PayloadForm, Verdict,
-    WIRE_VERSION,
+    Authority, Case, CaseId, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage, PayloadForm, SpotChecks,
+    Verdict, WIRE_VERSION,
 };
 
 use crate::store::{Known, Standing};
@@ -44,6 +44,12 @@ pub enum Room {
     Full,
     /// No model here answers this task, and as many such cases as may wait are waiting.
     NoModel,
+}
+
+/// Whether a fleet's spot checks are worth telling a device that has these of its own and knows of so many.
+#[must_use]
+pub fn is_news(fleet: &SpotChecks, own: &SpotChecks, known: u64) -> bool {
+    fleet.devices > 1 && fleet.checks > own.checks && fleet.checks >= 1.1 * known as f64 + 10.0
 }
 
 /// A case as it came, and its payload's real hash.

@@ -14,6 +14,7 @@ use serde_bytes::ByteBuf;
 use super::Review;
 use super::corrections::Corrections;
 use super::decide::{self, Arrived, BUSY_S, HOLD_S, Step, Told, dead, failed};
+use super::fleet_checks::FleetChecks;
 use super::gate::Gate;
 use super::lanes::Lanes;
 use super::outcome::{Decided, Next};
@@ -74,6 +75,7 @@ pub(super) struct Desk<'a, 'w> {
     pub(super) payloads: &'a Storage,
     pub(super) corrections: &'a mut Corrections,
     pub(super) heard: &'a Heard,
+    pub(super) fleet_checks: &'a mut FleetChecks,
     pub(super) totals: &'a mut Totals,
     /// How many there are on record.
     pub(super) devices: &'a mut u64,
@@ -326,6 +328,9 @@ impl Desk<'_, '_> {
             let before = before.as_ref().map(|(before, at_ms)| (before, *at_ms));
             self.effects.trends.push((device.clone(), Stretch::between(before, telemetry, self.now_ms)));
             self.batch.set_telemetry(device, telemetry, self.now_ms)?;
+            for judge in telemetry.model_figures.values().filter_map(|model| model.judge.as_ref()) {
+                self.spot_checks(device, judge)?;
+            }
         }
         self.correct_again(device, false)
     }

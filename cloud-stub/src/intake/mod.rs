@@ -17,6 +17,7 @@ mod corrections;
 pub mod decide;
 mod delete;
 mod desk;
+mod fleet_checks;
 mod gate;
 mod lanes;
 mod outcome;
@@ -44,6 +45,7 @@ use corrections::Corrections;
 use decide::BUSY_S;
 pub use delete::{DELETED_AT_ONCE_MAX, Unwanted};
 use desk::{Desk, Effects};
+use fleet_checks::FleetChecks;
 use gate::Gate;
 pub use gate::{Admission, Shut};
 use lanes::{Entry, Lanes};
@@ -193,6 +195,7 @@ pub struct Intake {
     /// What was said last when an answerer failed, by task and place.
     failures: HashMap<(String, usize), String>,
     corrections: Corrections,
+    fleet_checks: FleetChecks,
     payloads: Storage,
     outlets: Outlets,
     gate: Gate,
@@ -233,6 +236,7 @@ impl Intake {
             is_healthy: true,
             failures: HashMap::new(),
             corrections,
+            fleet_checks: FleetChecks::default(),
             payloads,
             gate: Gate::new(outlets.shut.clone()),
             outlets,
@@ -428,6 +432,7 @@ impl Intake {
             gate: &mut self.gate,
             payloads: &self.payloads,
             corrections: &mut self.corrections,
+            fleet_checks: &mut self.fleet_checks,
             heard: &self.outlets.heard,
             totals: &mut self.totals,
             devices: &mut self.devices,

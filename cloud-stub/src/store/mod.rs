@@ -23,6 +23,7 @@ mod postgres;
 mod reader;
 mod review;
 mod schema;
+mod spot_checks;
 mod sql;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -118,6 +118,17 @@ CREATE TABLE trends (                            -- what became of each device: 
     UNIQUE (device, bucket_s, at_s)
 );
 ",
+    r"
+CREATE TABLE spot_checks (                       -- what each device's spot checks of a model have come to
+    device  TEXT NOT NULL,
+    model   TEXT NOT NULL,
+    version TEXT NOT NULL,
+    cloud   TEXT NOT NULL,                       -- name and version of whom they were compared with, as JSON
+    at_ms   INTEGER NOT NULL,
+    counted BLOB NOT NULL,                       -- CBOR
+    UNIQUE (model, version, cloud, device)
+);
+",
 ];
 
 /// The same for a server's tables, which began with the layout above.
@@ -126,6 +137,7 @@ pub(super) fn server_steps() -> Result<Vec<refinery::Migration>, refinery::Error
         ("V1__records", include_str!("postgres_1.sql")),
         ("V2__audit", include_str!("postgres_2.sql")),
         ("V3__trends", include_str!("postgres_3.sql")),
+        ("V4__spot_checks", include_str!("postgres_4.sql")),
     ];
     steps.into_iter().map(|(name, sql)| refinery::Migration::unapplied(name, sql)).collect()
 }

@@ -50,7 +50,7 @@ const PRUNE_ROWS_MAX: u32 = 500;
 pub const EVENTS_PER_DEVICE_MAX: u32 = 200;
 
 /// The largest row this program writes into a CBOR column.
-const ROW_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const ROW_BYTES_MAX: usize = 1024 * 1024;
 
 /// All writing goes through here, from one thread.
 pub struct Writer {
@@ -451,7 +451,9 @@ impl Batch<'_> {
             removed += bytes;
             over = over.saturating_sub(bytes);
         }
-        self.prune_records(now_ms.saturating_sub(keep.record_age_ms))?;
+        let too_old_ms = now_ms.saturating_sub(keep.record_age_ms);
+        self.prune_records(too_old_ms)?;
+        self.forget_spot_checks(too_old_ms, None)?;
         Ok(removed)
     }
 

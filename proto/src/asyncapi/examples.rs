@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use crate::{
     Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseMessage, CloudState, CloudStatus,
-    DeviceState, DeviceStatus, Digest, Doubt, DownMessage, Explanation, FleetChecks, LabelScore, LinkState, Measure, Metadata,
-    ModelRef, Outcome, Output, PayloadForm, PrivacyFigures, Reason, SampleFigures, SpotChecks, Telemetry, ThresholdMode, Verdict,
-    WIRE_VERSION,
+    DeviceState, DeviceStatus, Digest, Doubt, DownMessage, Explanation, LabelScore, LinkState, Measure, Metadata,
+    ModelRef, Outcome, Output, PayloadForm, PrivacyFigures, Reason, SampleFigures, SpotChecks, Telemetry,
+    ThresholdMode, Verdict, WIRE_VERSION,
 };
 
 type Examples = Vec<(&'static str, Value)>;
@@ -122,9 +122,9 @@ pub(super) fn down_message() -> Examples {
     ]
 }
 
-pub(crate) fn fleet_checks() -> FleetChecks {
-    let counted = SpotChecks { cloud: model("photo-large"), checks: 512.0, lost: vec![(120, 3, 2.0), (131, 3, 1.0)] };
-    FleetChecks { model: model("photo-small"), devices: 9, counted }
+fn fleet_checks() -> SpotChecks {
+    let lost = vec![(120, 3, 2.0), (131, 3, 1.0)];
+    SpotChecks { model: model("photo-small"), cloud: model("photo-large"), devices: 9, checks: 512.0, lost }
 }
 
 pub(super) fn answer() -> Examples {

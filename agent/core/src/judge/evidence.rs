@@ -69,13 +69,13 @@ impl Evidence {
 
     /// As it is told to others.
     #[must_use]
-    pub fn told(&self, cloud: ModelRef) -> SpotChecks {
+    pub fn told(&self, model: ModelRef, cloud: ModelRef, devices: u32) -> SpotChecks {
         let level = |(level, bins): (usize, &Bins)| {
             let lost: Vec<_> = bins.iter().filter(|(_, count)| *count > 0.0).collect();
             lost.into_iter().map(move |(bin, count)| (small(bin), small(level), count))
         };
         let lost = self.lost.iter().enumerate().flat_map(level).collect();
-        SpotChecks { cloud, checks: self.checks, lost }
+        SpotChecks { model, cloud, devices, checks: self.checks, lost }
     }
 
     /// What others tell. `None` where it is no count of this kind.
@@ -256,12 +256,18 @@ impl Certificate {
         &self.evidence
     }
 
+    /// How many checks of all devices are known; `None` if they say nothing of this one.
+    #[must_use]
+    pub fn known_of_fleet(&self) -> Option<f64> {
+        let is_one_of_it = !self.alone && self.target.is_some_and(|target| target.fleet);
+        is_one_of_it.then(|| self.fleet.as_ref().map_or(0.0, Evidence::checks))
+    }
+
     /// The fleet's, if that is what the device goes by.
     #[must_use]
     pub fn fleet(&self) -> Option<&Evidence> {
-        let wanted = !self.alone && self.target.is_some_and(|target| target.fleet);
         // Which of the two has more checks says nothing of what came of them.
-        self.fleet.as_ref().filter(|fleet| wanted && fleet.checks > self.evidence.checks)
+        self.fleet.as_ref().filter(|_| self.known_of_fleet() > Some(self.evidence.checks))
     }
 
     /// What the device goes by.
@@ -398,8 +404,8 @@ mod tests {
         assert!((105..=110).contains(&certified), "a fifth of all may lose half: {certified}");
     }
 
-    fn cloud() -> ModelRef {
-        ModelRef { name: "large".into(), version: "1".into() }
+    fn model(name: &str) -> ModelRef {
+        ModelRef { name: name.into(), version: "1".into() }
     }
 
     /// What so many devices have seen together, as it is told.
@@ -408,7 +414,7 @@ mod tests {
         for seed in 0..devices {
             let (mut certificate, mut chance) = (Certificate::default(), Chance::from_seed(seed));
             run(&mut certificate, &mut chance, checks, &wrong);
-            fleet.merge(&Evidence::heard(&certificate.own().told(cloud())).expect("a count"));
+            fleet.merge(&Evidence::heard(&certificate.own().told(model("small"), model("large"), 1)).expect("a count"));
         }
         fleet
     }
@@ -449,7 +455,8 @@ mod tests {
 
     #[test]
     fn what_is_no_count_is_not_heard() {
-        let told = |checks, lost| SpotChecks { cloud: cloud(), checks, lost };
+        let (small, large) = (model("small"), model("large"));
+        let told = |checks, lost| SpotChecks { model: small.clone(), cloud: large.clone(), devices: 1, checks, lost };
         assert!(Evidence::heard(&told(10.0, vec![(120, 3, 10.0)])).is_some());
         let wrong = [
             told(f64::NAN, vec![]),

@@ -7,7 +7,8 @@ use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 
 use hedge_proto::{
-    Authority, CaseKey, Doubt, FleetChecks, JudgeFigures, ModelRef, OnShift, Output, Reason, ThresholdMode, Verdict, Weight,
+    Authority, CaseKey, Doubt, JudgeFigures, ModelRef, OnShift, Output, Reason, SpotChecks, ThresholdMode, Verdict,
+    Weight,
 };
 use serde::{Deserialize, Serialize};
 
@@ -360,9 +361,9 @@ impl Experience {
     }
 
     /// What all devices with this model have seen, if it is about this version and the same cloud.
-    pub fn heard(&mut self, fleet: &FleetChecks) -> Option<News> {
-        let is_ours = fleet.model == self.model && self.cloud.as_ref() == Some(&fleet.counted.cloud);
-        let evidence = Evidence::heard(&fleet.counted).filter(|_| is_ours)?;
+    pub fn heard(&mut self, fleet: &SpotChecks) -> Option<News> {
+        let is_ours = fleet.model == self.model && self.cloud.as_ref() == Some(&fleet.cloud);
+        let evidence = Evidence::heard(fleet).filter(|_| is_ours)?;
         let before = self.certificate.certified();
         self.certificate.heard(evidence);
         (self.certificate.certified() > before).then_some(News::Certified)
@@ -392,8 +393,12 @@ impl Experience {
             checks_lost: self.checks.lost,
             contradicted: self.checks.contradicted + self.checks.lost as f64,
             checks_missing: self.certificate.missing(half),
-            spot_checks: self.cloud.clone().filter(|_| mode == ThresholdMode::Target).map(|it| self.certificate.own().told(it)),
-            fleet_checks: self.certificate.fleet().map_or(0, |fleet| whole(fleet.checks())),
+            spot_checks: self
+                .cloud
+                .clone()
+                .filter(|_| mode == ThresholdMode::Target)
+                .map(|cloud| self.certificate.own().told(self.model.clone(), cloud, 1)),
+            fleet_checks: self.certificate.known_of_fleet().filter(|_| mode == ThresholdMode::Target).map(whole),
             shift: self.alarm().map(|change| change.name().to_owned()),
             shift_suspicion: self.shift.suspicion(),
             labels: self.calibration.labels(),
