@@ -42,6 +42,7 @@ impl Message {
                 DownMessage::Dead { .. } => "dead",
                 DownMessage::Unknown { .. } => "unknown",
                 DownMessage::Send { .. } => "send",
+                DownMessage::Checks(_) => "checks",
             },
             Topic::UpStatus(_) => "status",
             Topic::UpAnswer(..) => "answer",

@@ -386,6 +386,8 @@ impl Device {
                 self.uplink.forget(id.key);
             }
             DownMessage::Verdict(verdict) => self.answered(verdict),
+            // It judges nothing.
+            DownMessage::Checks(_) => {}
         }
     }
 
