@@ -1,6 +1,7 @@
 //! Adds the spot checks of a fleet up, and tells its devices what they have come to.
 //!
-//! A sum is remembered for a minute: ten thousand devices tell theirs in one, and adding up takes as long as there are devices.
+//! A sum is remembered for a while: ten thousand devices tell theirs in a minute, and adding up takes the longer the more there
+//! are.
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,8 @@ use super::decide;
 use super::desk::Desk;
 use crate::store::{Batch, StoreError};
 
-/// How old a sum may be.
-const KEPT_FOR: Duration = Duration::from_secs(60);
+/// How old a sum may be, for each device in it: a minute for as many as are added up.
+const KEPT_FOR_EACH: Duration = Duration::from_millis(60);
 
 /// Models, each with another in the cloud, that are remembered. Names are free to make up.
 const SUMS_MAX: usize = 64;
@@ -22,7 +23,7 @@ pub(super) struct FleetChecks(Vec<(Instant, SpotChecks)>);
 impl FleetChecks {
     /// Of all devices with the model of these, compared with the same in the cloud.
     fn of(&mut self, batch: &Batch<'_>, own: &SpotChecks, now: Instant) -> Result<&SpotChecks, StoreError> {
-        self.0.retain(|(at, _)| now.saturating_duration_since(*at) < KEPT_FOR);
+        self.0.retain(|(at, sum)| now.saturating_duration_since(*at) < KEPT_FOR_EACH * sum.devices);
         let known = self.0.iter().position(|(_, sum)| (&sum.model, &sum.cloud) == (&own.model, &own.cloud));
         let at = if let Some(at) = known {
             at
