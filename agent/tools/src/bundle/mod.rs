@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod calibration;
+mod confine;
 mod detector;
 mod draft;
 mod fetch;

@@ -7,10 +7,11 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions};
-use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 use tokio::time::timeout;
+
+use super::confine::confine;
 
 /// The name of the command that the child is started with.
 pub(super) const COMMAND: &str = "prove";
@@ -100,14 +101,7 @@ pub(super) fn write(args: &ProveArgs, out: &mut impl Write) -> anyhow::Result<Ex
 fn limited(dir: &Path) -> Result<(), String> {
     let models = std::fs::read_dir(dir).map_err(|error| error.to_string())?;
     let bytes: u64 = models.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum();
-    let memory = MEMORY_BASE + bytes.saturating_mul(MODEL_COPIES);
-    for (resource, most) in
-        [(Resource::As, memory), (Resource::Cpu, PROCESSOR_S), (Resource::Core, 0), (Resource::Fsize, 0)]
-    {
-        let limit = Rlimit { current: Some(most), maximum: Some(most) };
-        setrlimit(resource, limit).map_err(|error| format!("its trial cannot be limited: {error}"))?;
-    }
-    Ok(())
+    confine(MEMORY_BASE + bytes.saturating_mul(MODEL_COPIES), PROCESSOR_S)
 }
 
 fn prove(args: &ProveArgs) -> Result<(), String> {
