@@ -354,3 +354,41 @@ impl ToSql for Owned {
 
     tokio_postgres::types::to_sql_checked!();
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::store::testing::{Records, authority};
+    use crate::store::{RecordsAt, StoreError};
+
+    /// Why it is not used.
+    fn refusal(at: &RecordsAt) -> String {
+        match at.open_for_reading().and_then(|sql| sql.exists("SELECT 1", &[])) {
+            Err(StoreError::Unreached { reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_server_elsewhere_is_used_by_tls_and_with_the_right_certificate_only() {
+        let Some(mut records) = Records::by_tls() else { return };
+        let session = records.at.open_for_reading().expect("a session");
+        let statement = "SELECT 1 FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl";
+        assert!(session.exists(statement, &[]).expect("asked"), "not by TLS");
+
+        let RecordsAt::Server(server) = &records.at else { panic!("a file") };
+        let [tokio_postgres::config::Host::Tcp(address)] = server.config.get_hosts() else { panic!("one host") };
+        authority(records.dir.path(), "other.pem");
+        let url = format!("postgres://hedge@{address}/postgres?sslmode=require");
+        let other = RecordsAt::server(&url, Some(&records.dir.path().join("other.pem"))).expect("an address");
+        let reason = refusal(&other);
+        assert!(reason.contains("certificate"), "{reason}");
+
+        records.restart_with(&["-c", "ssl=off"]);
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        // While it starts nobody answers; then it says that it has no TLS, and is not spoken to in the clear.
+        while !refusal(&records.at).contains("TLS") {
+            assert!(std::time::Instant::now() < until, "{}", refusal(&records.at));
+            std::thread::park_timeout(std::time::Duration::from_millis(50));
+        }
+    }
+}
