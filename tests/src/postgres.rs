@@ -30,8 +30,9 @@ fn programs() -> Result<PathBuf> {
 /// A running server with one database.
 pub struct Postgres {
     program: Program,
+    dir: PathBuf,
     // After the program, which still writes there.
-    dir: tempfile::TempDir,
+    _own: Option<tempfile::TempDir>,
 }
 
 impl Postgres {
@@ -39,24 +40,31 @@ impl Postgres {
     pub fn start(dir: &Path) -> Result<Self> {
         // Not below `dir`: whoever the server runs as must be able to go there.
         let own = tempfile::tempdir()?;
+        let mut postgres = Self::start_on(dir, own.path())?;
+        postgres._own = Some(own);
+        Ok(postgres)
+    }
+
+    /// With its data in this folder.
+    pub fn start_on(dir: &Path, own: &Path) -> Result<Self> {
         let user = rustix::process::geteuid().is_root().then_some(NOBODY);
         if user.is_some() {
-            std::os::unix::fs::chown(own.path(), user, user)?;
+            std::os::unix::fs::chown(own, user, user)?;
         }
-        let (programs, data) = (programs()?, own.path().join("data"));
+        let (programs, data) = (programs()?, own.join("data"));
         let mut initdb = Command::new(programs.join("initdb"));
         if let Some(user) = user {
             std::os::unix::process::CommandExt::uid(&mut initdb, user);
         }
-        let initdb = initdb.current_dir(own.path()).args(["--no-sync", "-A", "trust", "-U", "hedge", "-D"]);
+        let initdb = initdb.current_dir(own).args(["--no-sync", "-A", "trust", "-U", "hedge", "-D"]);
         let made = initdb.arg(&data).output()?;
         ensure!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
         let recipe = Recipe::new("postgres", programs.join("postgres"), dir)
             .argument("-D")
             .argument(&data)
             .arguments(["-h", "", "-k"])
-            .argument(own.path());
-        let mut postgres = Self { program: recipe.running_as(user).start()?, dir: own };
+            .argument(own);
+        let mut postgres = Self { program: recipe.running_as(user).start()?, dir: own.to_owned(), _own: None };
         postgres.wait_until_ready()?;
         Ok(postgres)
     }
@@ -64,7 +72,7 @@ impl Postgres {
     /// `postgres://…` for the cloud.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("postgres://hedge@/postgres?host={}", self.dir.path().display())
+        format!("postgres://hedge@/postgres?host={}", self.dir.display())
     }
 
     /// The processor time that it has used so far, all its processes together.
@@ -83,8 +91,11 @@ impl Postgres {
         Ok(())
     }
 
-    /// After [`Self::stop_at_once`].
+    /// After [`Self::stop_at_once`], or if it has ended by itself: without room for its log it does.
     pub fn start_again(&mut self) -> Result<()> {
+        if self.program.check_alive().is_ok() {
+            return Ok(());
+        }
         self.program.start()?;
         self.wait_until_ready()
     }
@@ -118,7 +129,7 @@ impl Postgres {
             let asked = Command::new("pg_isready").arg("-q").arg("-h").arg(socket).status();
             asked.is_ok_and(|status| status.success())
         };
-        let socket = self.dir.path().to_owned();
+        let socket = self.dir.clone();
         self.program.wait_for("PostgreSQL is ready", START_WAIT_MAX, |_| Ok(ready(&socket).then_some(())))
     }
 }

@@ -6,6 +6,9 @@
 #[path = "../benches/fleet/device.rs"]
 mod device;
 
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +17,7 @@ use anyhow::{Result, ensure};
 use device::{Counts, Device, Fleet, LABEL, Stage, TASK};
 use hedge_proto::Topics;
 use hedge_tests::mosquitto::MosquittoSetup;
-use hedge_tests::{Cloud, CloudSetup, Mosquitto, Postgres, skip, wait};
+use hedge_tests::{Cloud, CloudSetup, Ext4, Mosquitto, Postgres, skip, wait};
 use tokio::sync::watch;
 
 const DEVICES: usize = 30;
@@ -40,6 +43,10 @@ impl Stand {
     fn start() -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let postgres = Postgres::start(dir.path())?;
+        Self::with(postgres, dir)
+    }
+
+    fn with(postgres: Postgres, dir: tempfile::TempDir) -> Result<Self> {
         let limits = MosquittoSetup { shipped_limits: true, ..MosquittoSetup::default() };
         let mosquitto = Mosquitto::start_with(dir.path(), &limits)?;
         let mut clouds = Vec::new();
@@ -150,6 +157,39 @@ fn a_server_that_crashes_or_hangs_loses_nothing_and_is_used_again() -> Result<()
     let told = Stand::of(&stand.fleet.counts.busy);
     wait::until_true("devices are told again", PATIENCE, || Ok(Stand::of(&stand.fleet.counts.busy) > told))?;
     stand.postgres.thaw()?;
+    stand.finish(PATIENCE)?;
+    stand.check_totals()
+}
+
+/// Nothing more goes onto it, however little.
+fn fill(file: &Path) -> Result<()> {
+    let mut hog = std::fs::File::create(file)?;
+    for bytes in [1 << 20, 4096, 1] {
+        while hog.write_all(&vec![0; bytes]).and_then(|()| hog.sync_data()).is_ok() {}
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_whose_disk_is_full_loses_nothing_and_is_used_again_when_there_is_room() -> Result<()> {
+    if !skip::has_mosquitto() || !skip::has_postgres() || !skip::has_ext4() {
+        return Ok(());
+    }
+    let place = tempfile::tempdir()?;
+    // The server runs as somebody else.
+    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755))?;
+    let disk = Ext4::make(place.path(), 160)?;
+    let mut stand = Stand::with(Postgres::start_on(place.path(), &disk.path())?, tempfile::tempdir()?)?;
+    let hog = disk.path().join("hog");
+    fill(&hog)?;
+    wait::until_true("devices are told to wait", PATIENCE, || Ok(Stand::of(&stand.fleet.counts.busy) > 0))?;
+    std::fs::remove_file(hog)?;
+    // It ends by itself where it had no room for its own log, now or a little later; whoever runs it starts it again.
+    let wanted = Stand::of(&stand.fleet.counts.answered) + 60;
+    wait::until_true("cases are answered", PATIENCE, || {
+        stand.postgres.start_again()?;
+        Ok(Stand::of(&stand.fleet.counts.answered) >= wanted)
+    })?;
     stand.finish(PATIENCE)?;
     stand.check_totals()
 }
