@@ -273,7 +273,7 @@ fn load_models(args: &Models) -> anyhow::Result<Vec<Box<dyn Answerer>>> {
     }
     let runtime = Runtime::find(args.library.as_deref())?;
     for dir in &args.model {
-        let options = SessionOptions { threads: args.threads };
+        let options = SessionOptions { threads: args.threads, ..SessionOptions::default() };
         let model = Onnx::load(&runtime, args.library.as_deref(), dir, options);
         models.push(Box::new(model.with_context(|| format!("--model {}", dir.display()))?));
     }
