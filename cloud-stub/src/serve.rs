@@ -20,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::access::Access;
 use crate::answerers::{Config, Ledger, Micro, Month};
 use crate::args::{Models, Serve};
+use crate::fleet::rollouts::Rollouts;
 use crate::identity::{self, Authority, Registry, Terms, certificate_in, fresh_certificate, server_config};
 use crate::intake::{self, Event, Intake, IntakeError, Outlets, Shut, Taking};
 use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
@@ -132,7 +133,8 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         answerers: answerers_seen,
         events: events.clone(),
     };
-    let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance);
+    let rollouts = Rollouts::open(args.state_dir.join(format!("rollouts-{}.json", args.instance)), wall_ms());
+    let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance, rollouts);
     let naming = "to `hedge-cloud serve` with --page-name";
     let door = Door { listen: dashboard, names: args.page_name.clone(), naming, look_only: args.look_only };
     let page = view::router(&records, shown, door, access, operating, commits_seen)?;

@@ -1,5 +1,6 @@
 // Draws the page of one device: what it is like now, its settings, commands and history.
 import { age, at, bytes, deviceLine, drawNotice, faultList, figure, kindOf, listen, make, number, percent, setClock, span } from "/parts.js";
+import { drawBundles } from "/bundles.js";
 import { makeCommands } from "/commands.js";
 import { makeEditor, show } from "/editor.js";
 import { drawLatest, makeTrend } from "/trend.js";
@@ -46,6 +47,7 @@ function drawNow(d) {
   const faults = faultList(d, Infinity);
   at("faults").hidden = !faults;
   at("fault-list").replaceChildren(...(faults ? [faults] : []));
+  drawBundles(at("bundles"), at("bundle-list"), d, latest && latest.desired ? latest.desired.settings : null);
   const spent = t ? Object.entries(t.budget).filter(([, b]) => b.max && b.spent >= 0.8 * b.max) : [];
   at("now-age").replaceChildren(...(t ? [age(d.telemetry_ms, "The device's own figures are of ", " ago.")] : []));
   at("now").replaceChildren(
@@ -94,7 +96,7 @@ function trial(version, desired) {
   const waits = desired && desired.confirm === "operator" ? "It is kept if you say so." : "It is kept once a cloud has answered the device over it.";
   const box = make("div", "trial", make("p", "", `Version ${version} is on trial. ${waits} After 180 s the settings before it are back.`));
   for (const [command, label] of [["confirm", "Keep it"], ["revert", "Give it back"]]) {
-    const button = make("button", command === "confirm" ? "main" : "", label);
+    const button = make("button", command === "confirm" ? "main operators" : "operators", label);
     button.type = "button";
     button.disabled = Boolean(latest.look_only);
     button.addEventListener("click", () => commands.run(command, { version }, button));

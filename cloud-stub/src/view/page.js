@@ -124,6 +124,9 @@ function turn(by) {
 
 at("before").addEventListener("click", () => turn(-1));
 at("after").addEventListener("click", () => turn(1));
+// The address may name them: other pages lead here.
+const named = new URLSearchParams(location.search).get("where");
+if (named) { at("find").value = named; asked.text = named; }
 at("find").addEventListener("input", () => { asked.text = at("find").value.trim(); asked.offset = 0; find(); });
 
 const isChosen = (d) => String(d.device === onlyDevice);
