@@ -141,7 +141,7 @@ async fn the_page_needs_nothing_from_elsewhere_and_never_writes_markup() {
     let dir = TempDir::new().expect("a directory");
     let (cloud, _device) = cloud_and_device(&dir).await;
     let scripts = ["/page.js", "/parts.js", "/who.js", "/delete.js", "/device.js", "/editor.js", "/commands.js"];
-    let of_fleet = ["/fleet.js", "/bundles.js", "/trend.js", "/charts.js", "/saved.js"];
+    let of_fleet = ["/fleet.js", "/bundles.js", "/trend.js", "/saved.js"];
     let of_cases = ["/cases.js", "/case.js", "/case-parts.js", "/boxes.js", "/sought.js"];
     let scripts = scripts.into_iter().chain(of_cases).chain(of_fleet);
     let pages = [
