@@ -42,7 +42,7 @@ fn an_operator_sees_and_changes_a_fleet_in_the_browser() -> Result<()> {
     let page = scene.cloud.dashboard();
 
     a_cut_is_seen_and_its_end_too(&browser, page, &way)?;
-    settings_on_trial_are_kept_by_a_click(&browser, page, &agent)?;
+    settings_on_trial_are_kept_by_a_click(&browser, page, &mut agent)?;
     a_change_goes_out_in_stages_by_keyboard(&browser, page, &scene.cloud)?;
     a_training_set_is_downloaded(&browser, page, scene.dir())?;
     let complaints = browser.complaints()?;
@@ -65,7 +65,7 @@ fn a_cut_is_seen_and_its_end_too(browser: &Browser, page: &str, way: &FaultProxy
 }
 
 /// In the editor, with a setting of the connection, which an operator has to confirm.
-fn settings_on_trial_are_kept_by_a_click(browser: &Browser, page: &str, agent: &Agent) -> Result<()> {
+fn settings_on_trial_are_kept_by_a_click(browser: &Browser, page: &str, agent: &mut Agent) -> Result<()> {
     browser.open(&format!("{page}/devices/porch"))?;
     let field = "[...document.querySelectorAll('.field')].find((one) => one.querySelector('label').textContent === 'keep_alive_s')";
     browser.wait_until(field)?;

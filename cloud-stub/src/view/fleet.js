@@ -159,7 +159,7 @@ function panel(name, runs) {
     link.title = "these devices";
     const bar = make("span", "part");
     bar.style.width = `${(100 * devices) / most}%`;
-    return make("div", "run", link, make("div", "track", bar), make("b", "", `${number(devices)}, ${Math.round((100 * devices) / most)} %`));
+    return make("div", "run", link, make("div", "track", bar), make("b", "", `${number(devices)} (${Math.round((100 * devices) / most)} %)`));
   });
   return make("div", "panel", make("h3", "", name), ...rows);
 }
@@ -183,7 +183,7 @@ function drawKind() {
 form.addEventListener("submit", look);
 form.addEventListener("input", () => { drawKind(); forget(); });
 at("begin").addEventListener("click", begin);
-const saved = makeSaved(at("saved"), "/api", "All devices together have");
+const saved = makeSaved(at("saved"), "/api", "", "All devices together have");
 const spans = [...at("spans").children];
 spans.forEach((button) => button.addEventListener("click", () => {
   spans.forEach((one) => one.setAttribute("aria-pressed", String(one === button)));

@@ -22,7 +22,7 @@ const ROWS = [
   ["wait for the link", (way) => number(way.waiting)],
 ];
 
-export function makeSaved(root, here, whose = "It has") {
+export function makeSaved(root, here, title = "What hybrid saved", whose = "It has") {
   const inputs = new Map();
   const words = make("p", "");
   words.setAttribute("aria-live", "polite");
@@ -40,7 +40,7 @@ export function makeSaved(root, here, whose = "It has") {
     inputs.set(name, { input, known });
     form.append(make("label", "", make("span", "", label), input, known));
   }
-  root.replaceChildren(make("figcaption", "", make("h3", "", "What hybrid saved"), words), table, form);
+  root.replaceChildren(make("figcaption", "", title ? make("h3", "", title) : null, words), table, form);
 
   const given = () => [...inputs].filter(([, { input }]) => input.value !== "").map(([name, { input }]) => [name, input.value]);
 
