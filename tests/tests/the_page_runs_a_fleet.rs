@@ -6,7 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hedge_proto::{DeviceId, DeviceState, DeviceStatus, ModelRef, Topic, Topics, WIRE_VERSION, to_json};
+use hedge_proto::{
+    DeviceId, DeviceState, DeviceStatus, LinkState, ModelFigures, ModelRef, Telemetry, Topic, Topics, WIRE_VERSION,
+    WantedFigures, to_json,
+};
 use hedge_tests::browser::{Browser, PHONE_WIDTH};
 use hedge_tests::{Agent, Cloud, FaultProxy, Scene, Tally, skip, wait};
 use rumqttc::{AsyncClient, MqttOptions, PublishOptions, QoS};
@@ -31,6 +34,7 @@ fn an_operator_sees_and_changes_a_fleet_in_the_browser() -> Result<()> {
     if !skip::has_onnxruntime() || !skip::has_browser() {
         return Ok(());
     }
+    let began = std::time::Instant::now();
     let scene = Scene::embedded()?;
     let way = FaultProxy::start(scene.broker()?)?;
     let config = scene.doubter("porch").broker(&format!("mqtt://{}", way.address()));
@@ -42,12 +46,16 @@ fn an_operator_sees_and_changes_a_fleet_in_the_browser() -> Result<()> {
     let page = scene.cloud.dashboard();
 
     a_cut_is_seen_and_its_end_too(&browser, page, &way)?;
+    println!("the cut and its end: {:.0?}", began.elapsed());
     settings_on_trial_are_kept_by_a_click(&browser, page, &mut agent)?;
+    println!("… the trial: {:.0?}", began.elapsed());
     a_change_goes_out_in_stages_by_keyboard(&browser, page, &scene.cloud)?;
+    println!("… the stages: {:.0?}", began.elapsed());
     a_training_set_is_downloaded(&browser, page, scene.dir())?;
     let complaints = browser.complaints()?;
     ensure!(complaints.is_empty(), "the browser complains: {complaints:?}");
     agent.stop()?;
+    println!("… the training set: {:.0?}", began.elapsed());
     ten_thousand_devices_leave_it_usable(&browser, page, &scene.cloud)?;
     nothing_is_wrong(&browser, page)
 }
@@ -73,7 +81,7 @@ fn settings_on_trial_are_kept_by_a_click(browser: &Browser, page: &str, agent: &
         "document.getElementById('confirm').value = 'operator'; const field = {field}; field.closest('details').open = true;
          field.querySelector('input').focus()"
     ))?;
-    browser.press(&format!("33{ENTER}"))?;
+    browser.press(&format!("33{ENTER}{ENTER}"))?;
     browser.wait_until("document.querySelector('.trial .main')?.disabled === false")?;
     browser.wait_until("document.querySelector('.standing .pill')?.textContent === 'on trial'")?;
     browser.look("document.querySelector('.trial .main').click()")?;
@@ -152,7 +160,7 @@ fn ten_thousand_devices_leave_it_usable(browser: &Browser, page: &str, cloud: &C
         // One device in a hundred says something while the page is watched.
         fleet.tell((0..DEVICES).step_by(100), 2).await?;
         browser.wait_until("performance.now() - window.began > 5000")?;
-        anyhow::Ok(())
+        fleet.tell_of_bundle("d00001").await
     })?;
     let nodes = browser.look("return document.querySelectorAll('*').length")?.as_u64().context("a number")?;
     let busy = browser.look("return 100 * window.late / (performance.now() - window.began)")?;
@@ -160,7 +168,10 @@ fn ten_thousand_devices_leave_it_usable(browser: &Browser, page: &str, cloud: &C
     ensure!(nodes <= NODES_MAX, "the page has {nodes} elements");
     // They are found by the words of the command line.
     browser.look("const find = document.getElementById('find'); find.value = 'name=d0077*'; find.dispatchEvent(new Event('input'))")?;
-    browser.wait_until("document.getElementById('where').textContent === '1 to 10 of 10'")
+    browser.wait_until("document.getElementById('where').textContent === '1 to 10 of 10'")?;
+    browser.open(&format!("{page}/devices/d00001"))?;
+    browser.wait_until("document.querySelector('#bundles .now')?.textContent === 'is being fetched'")?;
+    browser.wait_until("document.getElementById('bundles').textContent.includes('1.0 MB of 4.0 MB')")
 }
 
 fn nothing_is_wrong(browser: &Browser, page: &str) -> Result<()> {
@@ -187,6 +198,27 @@ impl Fleet {
         let (client, mut events) = AsyncClient::builder(options).capacity(2 * UNDER_WAY).build();
         tokio::spawn(async move { while events.poll().await.is_ok() {} });
         Ok(Self { client, topics: Topics::new("")? })
+    }
+
+    /// That it fetches what it is wanted to run.
+    async fn tell_of_bundle(&self, device: &str) -> Result<()> {
+        let wanted = WantedFigures {
+            name: DeviceId::new("small")?,
+            version: DeviceId::new("2")?,
+            state: "fetching".to_owned(),
+            reason: None,
+            came: Some(1_000_000),
+            bytes: Some(4_000_000),
+        };
+        let figures = ModelFigures { wanted: Some(wanted), ..ModelFigures::default() };
+        let telemetry = Telemetry {
+            model_figures: [(DeviceId::new("front")?, figures)].into(),
+            ..Telemetry::new(LinkState::Online)
+        };
+        let topic = self.topics.text(&Topic::UpTelemetry(DeviceId::new(device)?));
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        self.client.publish_tracked(topic, to_json(&telemetry), options).await?.wait_async().await?;
+        Ok(())
     }
 
     /// Returns once the broker has all of it.
