@@ -52,6 +52,9 @@ pub struct DeviceRow {
     pub events: u64,
 }
 
+/// Which agent a device runs, if it says so, and its bundles.
+pub(crate) type Runs = (Option<String>, Vec<ModelRef>);
+
 /// The settings of one device: documents as they came.
 #[derive(Debug, Clone, Default)]
 pub struct SettingsRow {
@@ -122,7 +125,7 @@ impl Reader {
     }
 
     /// Which agent each device runs, and which bundles it has loaded.
-    pub fn versions(&self) -> Result<Vec<(Option<String>, Vec<ModelRef>)>, StoreError> {
+    pub(crate) fn versions(&self) -> Result<Vec<Runs>, StoreError> {
         self.sql.rows("SELECT status FROM devices WHERE status IS NOT NULL", &[], |row| {
             let status: DeviceStatus = from_json(&row.get::<Vec<u8>>(0)?, ROW_BYTES_MAX).map_err(damaged)?;
             Ok((status.version, status.models))
