@@ -165,10 +165,10 @@ fn fill(dir: &Path, arguments: &Arguments) -> Result<f64> {
         for number in from..to {
             let id = case_id(number, arguments.devices)?;
             let received_ms = now_ms - (arguments.cases - number) * arguments.days * DAY_S * 1000 / arguments.cases;
-            let payload: &[u8] = if number % 100 == 0 { photo } else { b"\xff\xd8 a small picture" };
+            let payload: &[u8] = if number.is_multiple_of(100) { photo } else { b"\xff\xd8 a small picture" };
             batch.record(&case(id.clone(), payload), payload, received_ms)?;
-            if number % 50 != 0 {
-                let agrees = number % 10 != 0;
+            if !number.is_multiple_of(50) {
+                let agrees = !number.is_multiple_of(10);
                 batch.answer(&verdict(id, agrees, number % 200 == 1), Some(agrees), received_ms + 400)?;
             }
         }
@@ -250,7 +250,7 @@ fn status(number: u64) -> DeviceStatus {
         _ => Default::default(),
     };
     DeviceStatus {
-        state: if number % 20 == 0 { DeviceState::Offline } else { DeviceState::Online },
+        state: if number.is_multiple_of(20) { DeviceState::Offline } else { DeviceState::Online },
         connection: 1,
         window_every_s: None,
         link: None,
