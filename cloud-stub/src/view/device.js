@@ -48,7 +48,7 @@ function drawNow(d) {
   at("faults").hidden = !faults;
   at("fault-list").replaceChildren(...(faults ? [faults] : []));
   drawBundles(at("bundles"), at("bundle-list"), d, latest && latest.desired ? latest.desired.settings : null);
-  const spent = t ? Object.entries(t.budget).filter(([, b]) => b.max && b.spent >= 0.8 * b.max) : [];
+  const spent = t && t.budget ? Object.entries(t.budget).filter(([, b]) => b.max && b.spent >= 0.8 * b.max) : [];
   at("now-age").replaceChildren(...(t ? [age(d.telemetry_ms, "The device's own figures are of ", " ago.")] : []));
   at("now").replaceChildren(
     link,
@@ -56,7 +56,7 @@ function drawNow(d) {
       queue ? [queue.oldest_s ? `oldest ${span(queue.oldest_s)}` : "none waits", queue.dead ? `${number(queue.dead)} dead letters` : ""].filter(Boolean).join(", ") : "no figures yet"),
     figure(s ? percent(s.kept, s.kept + s.deferred) : "–", "kept on the device", s ? `${number(s.answered)} answered, ${number(s.corrected)} corrected` : ""),
     figure(models.length ? models[0] : "–", models.length > 1 ? "models" : "model", models.slice(1).join(", ")),
-    figure(d.version || "–", "version", t ? `up for ${span(t.uptime_s)}${t.board.rss_bytes ? `, ${bytes(t.board.rss_bytes)} of memory` : ""}` : ""),
+    figure(d.version || "–", "version", t ? `up for ${span(t.uptime_s)}${t.board && t.board.rss_bytes ? `, ${bytes(t.board.rss_bytes)} of memory` : ""}` : ""),
     ...sourceFigures(t),
     figure(t ? bytes(t.link_bytes) : "–", "over the link", spent.length ? `${spent[0][0].replaceAll("_", " ")} ${percent(spent[0][1].spent, spent[0][1].max)} spent` : ""),
   );
