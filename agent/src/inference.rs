@@ -194,8 +194,9 @@ impl Judge {
     #[must_use]
     pub fn fault(&self, threshold: &ThresholdConfig) -> Option<String> {
         let unknown = || threshold.unknown_labels(&self.card()?.labels);
+        let refused = || self.card()?.runs_on.refused.clone();
         let alarm = || Some(self.learned.look(|experience| experience.alarm())??.sentence().to_owned());
-        self.cannot_answer(threshold).or_else(unknown).or_else(alarm)
+        self.cannot_answer(threshold).or_else(unknown).or_else(alarm).or_else(refused)
     }
 
     /// Waits until the model is loaded, or has failed to load.
@@ -293,11 +294,16 @@ impl Judge {
 mod tests {
     use hedge_core::clock::Moment;
     use hedge_core::judge::Limits;
+    use hedge_inference::{RunsOn, SessionOptions};
 
     use super::*;
     use crate::clock::{Clock, ClockMark};
 
     fn judge(suggested: Option<Limits>) -> Judge {
+        judge_on_cpu(suggested, None)
+    }
+
+    fn judge_on_cpu(suggested: Option<Limits>, refused: Option<String>) -> Judge {
         let text = |text: &str| text.to_owned();
         let name = Name::new("rgb").expect("valid");
         let labels: Arc<[String]> = ["r", "g", "b"].map(str::to_owned).into();
@@ -312,10 +318,11 @@ mod tests {
             outputs: vec![(text("y"), vec![1, 3])],
             suggested,
             dir: PathBuf::new(),
+            runs_on: RunsOn { name: "cpu", steps: None, refused },
         };
         let jobs = mpsc::channel(1).0;
         let card = watch::channel(Some(Arc::new(card))).1;
-        let place = Place { bundle: PathBuf::new(), variant: None, threads: 1, library: None };
+        let place = Place { bundle: PathBuf::new(), variant: None, session: SessionOptions::default(), library: None };
         let (work, record) = (Work::default(), Record::default());
         let learned = Learned::new(name.clone(), None, Clock::resume(&ClockMark::default(), Moment(0)), 1);
         Judge { name, jobs, place, card, work, record, hung_after: Duration::from_secs(60), learned }
@@ -350,6 +357,14 @@ mod tests {
         assert!(model.fault(&given).is_some_and(|fault| fault.contains("stopped answering: NaN")));
         model.record.answered();
         assert_eq!(model.fault(&given), None);
+    }
+
+    #[test]
+    fn a_model_that_cannot_have_its_accelerator_answers_and_says_so() {
+        let refused = Some("it runs on the cpu and not on xnnpack: it takes no step of this model".to_owned());
+        let (model, given) = (judge_on_cpu(None, refused), threshold("score_min = 0.5"));
+        assert!(model.fault(&given).is_some_and(|fault| fault.contains("not on xnnpack")));
+        assert_eq!(model.cannot_answer(&given), None);
     }
 
     #[test]

@@ -156,10 +156,14 @@ fn models(page: &mut Registry, now: &Telemetry) {
         "1 once a configured model is loaded",
         Labelled(now.models.iter().map(loaded).collect()),
     );
-    let facts = now.models.iter().filter_map(|(name, model)| {
+    let facts = now.models.iter().filter_map(|(of, model)| {
         let model = model.as_ref()?;
-        let labels = [("model", name.to_string()), ("name", model.name.clone()), ("version", model.version.clone())];
-        Some((labels.into(), gauge(1)))
+        let (name, version) = (("name", model.name.clone()), ("version", model.version.clone()));
+        let mut labels = vec![("model", of.to_string()), name, version];
+        // Without how many steps it takes: a label must not change with every bundle.
+        let provider = now.model_figures.get(of).and_then(|figures| figures.provider.as_deref()?.split(' ').next());
+        labels.extend(provider.map(|provider| ("provider", provider.to_owned())));
+        Some((labels, gauge(1)))
     });
     page.register("model_info", "Which bundle each model is", Labelled(facts.collect()));
     judges(page, now);
@@ -289,8 +293,22 @@ mod tests {
         let faults = [("disk".to_owned(), "full".to_owned())].into();
         let flow = SourceFigures { sample_s: Some(1), new_s: Some(90), ..SourceFigures::default() };
         let source_figures = [(name("porch"), flow)].into();
+        let on = hedge_proto::ModelFigures {
+            provider: Some("xnnpack (3 of 5 steps, the rest on the cpu)".into()),
+            ..Default::default()
+        };
+        let model_figures = [(name("m"), on)].into();
         let uptime_s = 100;
-        Telemetry { board, models, queue, faults, source_figures, uptime_s, ..Telemetry::new(LinkState::Degraded) }
+        Telemetry {
+            board,
+            models,
+            model_figures,
+            queue,
+            faults,
+            source_figures,
+            uptime_s,
+            ..Telemetry::new(LinkState::Degraded)
+        }
     }
 
     #[track_caller]
@@ -321,7 +339,7 @@ mod tests {
                 "hedge_agent_source_sample_age_seconds{source=\"porch\"} 1.0",
                 "hedge_agent_source_new_age_seconds{source=\"porch\"} 90.0",
                 "hedge_agent_source_answer_age_seconds{source=\"porch\"} 100.0",
-                "hedge_agent_model_info{model=\"m\",name=\"small\",version=\"3\"} 1.0",
+                "hedge_agent_model_info{model=\"m\",name=\"small\",version=\"3\",provider=\"xnnpack\"} 1.0",
                 "hedge_agent_answer_seconds_bucket{le=\"0.001\",path=\"kept\"} 0",
                 "hedge_agent_answer_seconds_bucket{le=\"0.0025\",path=\"kept\"} 1",
                 "hedge_agent_answer_seconds_bucket{le=\"+Inf\",path=\"kept\"} 1",

@@ -12,7 +12,7 @@ use hedge_proto::Name;
 use crate::access::audit::AuditArgs;
 use crate::access::cli::UserArgs;
 use crate::access::{Entrance, USERS_FILE};
-use crate::answerers::Config;
+use crate::answerers::{Config, PageConfig};
 use crate::bundle::cli::BundleArgs;
 use crate::export::cli::ExportArgs;
 use crate::fleet::cli::DeviceArgs;
@@ -139,9 +139,9 @@ pub struct Serve {
     #[arg(long, value_name = "IP", env = "HEDGE_CLOUD_TRUSTED_PROXY", value_delimiter = ',')]
     pub trusted_proxy: Vec<IpAddr>,
 
-    /// The header in which that proxy names the user
-    #[arg(long, value_name = "HEADER", env = "HEDGE_CLOUD_PROXY_USER_HEADER", default_value = "X-Forwarded-User")]
-    pub proxy_user_header: HeaderName,
+    /// The header in which that proxy names the user [default: X-Forwarded-User]
+    #[arg(long, value_name = "HEADER", env = "HEDGE_CLOUD_PROXY_USER_HEADER")]
+    pub proxy_user_header: Option<HeaderName>,
 
     /// The dashboard changes no device and gives no command
     #[arg(long, env = "HEDGE_CLOUD_LOOK_ONLY")]
@@ -282,7 +282,8 @@ pub struct Check {
 
 #[derive(Debug, Args)]
 pub struct ConfigFile {
-    /// Which answerers there are: see docs/answerers.md [default: /etc/hedge-cloud/cloud.toml, if it is there]
+    /// Which answerers there are, and how the dashboard is reached: see docs/answerers.md and docs/access.md [default:
+    /// /etc/hedge-cloud/cloud.toml, if it is there]
     #[arg(long = "config", value_name = "FILE", env = "HEDGE_CLOUD_CONFIG")]
     pub path: Option<PathBuf>,
 }
@@ -375,13 +376,15 @@ impl Serve {
         self.payload_dir.clone().unwrap_or_else(|| self.state_dir.join("payloads"))
     }
 
-    /// How the dashboard is reached.
+    /// How the dashboard is reached: by the file where nothing else is said here.
     #[must_use]
-    pub fn entrance(&self) -> Entrance {
+    pub fn entrance(&self, file: &PageConfig) -> Entrance {
+        let header = self.proxy_user_header.clone().or_else(|| file.header());
+        let proxies = if self.trusted_proxy.is_empty() { &file.trusted_proxies } else { &self.trusted_proxy };
         Entrance {
             users: self.users.clone().unwrap_or_else(|| self.state_dir.join(USERS_FILE)),
-            proxies: self.trusted_proxy.clone(),
-            proxy_header: self.proxy_user_header.clone(),
+            proxies: proxies.clone(),
+            proxy_header: header.unwrap_or(HeaderName::from_static("x-forwarded-user")),
         }
     }
 

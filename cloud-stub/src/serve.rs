@@ -20,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::access::Access;
 use crate::answerers::{Config, Ledger, Micro, Month};
 use crate::args::{Models, Serve};
+use crate::fleet::rollouts::Rollouts;
 use crate::identity::{self, Authority, Registry, Terms, certificate_in, fresh_certificate, server_config};
 use crate::intake::{self, Event, Intake, IntakeError, Outlets, Shut, Taking};
 use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
@@ -71,11 +72,18 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let records = args.records.at(&args.state_dir)?;
     prepare_state_dir(&args.state_dir)?;
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
-    let tls = match (&args.page_cert, &args.page_key) {
-        (Some(certificate), Some(key)) => Some(server_config(certificate_in(certificate.clone(), key.clone())?, None)?),
-        _ => None,
+    let file = &config.page;
+    let tls = match args
+        .page_cert
+        .as_ref()
+        .zip(args.page_key.as_ref())
+        .or(file.certificate_file.as_ref().zip(file.key_file.as_ref()))
+    {
+        Some((certificate, key)) => Some(server_config(certificate_in(certificate.clone(), key.clone())?, None)?),
+        None => None,
     };
-    let access = Access::open(&args.entrance(), args.listen, tls.is_some())?;
+    let names = if args.page_name.is_empty() { &file.names } else { &args.page_name }.clone();
+    let access = Access::open(&args.entrance(file), args.listen, tls.is_some())?;
     let listener = Listener::tcp(args.listen).await.context("the dashboard")?;
     let dashboard = listener.address().unwrap_or(args.listen);
 
@@ -132,9 +140,10 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         answerers: answerers_seen,
         events: events.clone(),
     };
-    let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance);
+    let rollouts = Rollouts::open(args.state_dir.join(format!("rollouts-{}.json", args.instance)), wall_ms());
+    let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance, rollouts);
     let naming = "to `hedge-cloud serve` with --page-name";
-    let door = Door { listen: dashboard, names: args.page_name.clone(), naming, look_only: args.look_only };
+    let door = Door { listen: dashboard, names, naming, look_only: args.look_only };
     let page = view::router(&records, shown, door, access, operating, commits_seen)?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let ends = Ends {
@@ -273,7 +282,7 @@ fn load_models(args: &Models) -> anyhow::Result<Vec<Box<dyn Answerer>>> {
     }
     let runtime = Runtime::find(args.library.as_deref())?;
     for dir in &args.model {
-        let options = SessionOptions { threads: args.threads };
+        let options = SessionOptions { threads: args.threads, ..SessionOptions::default() };
         let model = Onnx::load(&runtime, args.library.as_deref(), dir, options);
         models.push(Box::new(model.with_context(|| format!("--model {}", dir.display()))?));
     }

@@ -6,7 +6,6 @@ use hedge_proto::{
     CloudState, DeviceState, DeviceStatus, LinkState, ModelRef, Output, QueueFigures, SampleFigures, Telemetry, Topic,
     to_json,
 };
-use rig::double::{Double, Manner};
 use rig::{Broker, Cloud, Device, PATIENCE};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -142,16 +141,19 @@ async fn the_page_needs_nothing_from_elsewhere_and_never_writes_markup() {
     let dir = TempDir::new().expect("a directory");
     let (cloud, _device) = cloud_and_device(&dir).await;
     let scripts = ["/page.js", "/parts.js", "/who.js", "/delete.js", "/device.js", "/editor.js", "/commands.js"];
+    let of_fleet = ["/fleet.js", "/bundles.js", "/trend.js", "/saved.js"];
     let of_cases = ["/cases.js", "/case.js", "/case-parts.js", "/boxes.js", "/sought.js"];
-    let scripts = scripts.into_iter().chain(of_cases);
+    let scripts = scripts.into_iter().chain(of_cases).chain(of_fleet);
     let pages = [
         "/",
         "/devices/hall-1",
         "/cases",
+        "/fleet",
         "/cases/hall-1.0000000000000007.0",
         "/page.css",
         "/device.css",
         "/cases.css",
+        "/fleet.css",
     ];
     for path in pages.into_iter().chain(scripts) {
         let (code, head, body) = cloud.get_raw(path).await;
@@ -298,197 +300,6 @@ async fn a_list_of_cases_costs_a_few_kilobytes_a_picture() {
     assert_eq!(cloud.get_raw(&format!("/api/cases/{}/preview", device.id(1))).await.2, b"\x89PNG not really");
     let (code, _, body) = cloud.get_raw(&format!("/api/cases/{}/preview", device.id(2))).await;
     assert!(code == 404 && String::from_utf8_lossy(&body).contains("no picture"));
-}
-
-/// A cloud, and a device that takes what it is told in this manner, known to it.
-async fn cloud_and_double(dir: &TempDir, manner: Manner) -> (Cloud, Double) {
-    let cloud = Cloud::start(&Broker::Embedded, dir.path());
-    let double = Double::connect("hall", cloud.broker, manner).await;
-    device_becomes(&cloud, "in_force", 0).await;
-    (cloud, double)
-}
-
-const SETTINGS: &str = "/api/devices/hall/settings";
-const COMMANDS: &str = "/api/devices/hall/commands";
-
-#[tokio::test]
-async fn a_change_made_on_the_page_is_in_force_and_in_the_history_with_what_was_before() {
-    let dir = TempDir::new().expect("a directory");
-    let (cloud, mut hall) = cloud_and_double(&dir, Manner::Obliging).await;
-    let (status, report) = cloud.post(SETTINGS, json!({"edits": {"log.level": "info"}, "by": "ann"})).await;
-    assert_eq!((status, &report["outcome"], &report["version"]), (200, &json!("applied"), &json!(1)), "{report}");
-    let (_, report) =
-        cloud.post(SETTINGS, json!({"edits": {"log.level": null, "model.\"a.b\".threshold.score_min": 0.7}})).await;
-    assert_eq!(report["outcome"], "applied", "{report}");
-    hall.wanted().await;
-    let wanted = hall.wanted().await;
-    assert_eq!(wanted.settings, json!({"model": {"a.b": {"threshold": {"score_min": 0.7}}}}));
-    assert_eq!(wanted.by.as_deref(), Some("page@cloud-1"));
-
-    device_becomes(&cloud, "in_force", 2).await;
-    let page = cloud.get("/api/devices/hall").await;
-    assert_eq!(page["reported"]["settings"], wanted.settings);
-    assert_eq!((&page["differences"], &page["look_only"]), (&json!([]), &json!(null)));
-    let kinds: Vec<_> = page["history"].as_array().expect("a list").iter().map(|event| event["kind"].clone()).collect();
-    assert_eq!(kinds, ["reported", "desired", "reported", "desired", "reported"]);
-    assert_eq!(
-        page["history"][1]["changes"],
-        json!([
-            {"field": "log.level", "before": "info", "after": null},
-            {"field": "model.\"a.b\".threshold.score_min", "before": null, "after": 0.7},
-        ])
-    );
-    assert_eq!(
-        (&page["history"][3]["document"]["by"], &page["history"][2]["document"]["last"]["outcome"]),
-        (&json!("ann"), &json!("applied"))
-    );
-}
-
-#[tokio::test]
-async fn a_wrong_field_is_named_and_nothing_is_sent() {
-    let dir = TempDir::new().expect("a directory");
-    let (cloud, mut hall) = cloud_and_double(&dir, Manner::Obliging).await;
-    for (request, status, field) in [
-        (
-            json!({"edits": {"model.a.threshold.score_min": 1.5, "log.level": "info"}}),
-            422,
-            "model.a.threshold.score_min",
-        ),
-        (json!({"edits": {"log.levle": "info"}}), 422, "log.levle"),
-        (json!({"edits": {"broker.password_file": "/etc/shadow"}}), 422, "broker.password_file"),
-        (json!({"edits": {"log..level": "info"}}), 422, "log..level"),
-        (json!({"edits": {}}), 422, "edits"),
-        (json!({"whole": {"telemetry": {"interval_s": 0}}}), 422, "telemetry.interval_s"),
-    ] {
-        let (code, report) = cloud.post(SETTINGS, request.clone()).await;
-        assert_eq!(
-            (code, &report["outcome"], &report["errors"][0]["field"]),
-            (status, &json!("refused"), &json!(field)),
-            "{request}"
-        );
-    }
-    for (path, request, status, part) in [
-        (SETTINGS, json!({"whole": []}), 400, "object"),
-        (SETTINGS, json!({}), 400, "either"),
-        (SETTINGS, json!({"edits": {}, "whole": {}}), 400, "either"),
-        (SETTINGS, json!({"edit": {}}), 400, "edit"),
-        (SETTINGS, json!({"edits": {"log.level": "info"}, "by": "x".repeat(200)}), 400, "by"),
-        (COMMANDS, json!({"command": "pong"}), 400, "pong"),
-        (COMMANDS, json!({"command": "snapshot"}), 400, "source"),
-        (COMMANDS, json!({"command": "ping", "id": ""}), 400, "id"),
-        ("/api/devices/nobody/settings", json!({"edits": {"log.level": "info"}}), 404, "nobody"),
-        ("/api/devices/no%20name/settings", json!({"edits": {"log.level": "info"}}), 400, "no name"),
-    ] {
-        let (code, error) = cloud.post(path, request.clone()).await;
-        assert!(
-            code == status && error["error"].as_str().is_some_and(|text| text.contains(part)),
-            "{request}: {code} {error}"
-        );
-    }
-    let (host, origin) = (cloud.dashboard.to_string(), format!("http://{}", cloud.dashboard));
-    let headers = [("Host", host.as_str()), ("Origin", &origin), ("Hedge-Operate", "yes")];
-    assert_eq!(cloud.raw(&format!("POST {SETTINGS}"), &headers, &" ".repeat(200_000)).await.0, 413);
-    assert!(hall.heard_nothing());
-}
-
-#[tokio::test]
-async fn pages_of_elsewhere_change_nothing_and_see_nothing() {
-    let dir = TempDir::new().expect("a directory");
-    let (cloud, mut hall) = cloud_and_double(&dir, Manner::Obliging).await;
-    let ours = cloud.dashboard.to_string();
-    let rebound = format!("evil.example:{}", cloud.dashboard.port());
-    let from = |host: &str| format!("http://{host}");
-    let (settings, command) =
-        (json!({"edits": {"log.level": "info"}}).to_string(), json!({"command": "restart"}).to_string());
-    for (host, origin, header, status) in [
-        (rebound.as_str(), from(&rebound), true, 421),
-        (&ours, from("evil.example"), true, 403),
-        (&ours, from(&format!("localhost:{}", cloud.dashboard.port())), true, 403),
-        (&ours, "null".to_owned(), true, 403),
-        (&ours, String::new(), true, 403),
-        (&ours, from(&ours), false, 403),
-    ] {
-        for (path, body) in [(SETTINGS, &settings), (COMMANDS, &command)] {
-            let mut headers = vec![("Host", host), ("Content-Type", "application/json")];
-            headers.extend((!origin.is_empty()).then_some(("Origin", origin.as_str())));
-            headers.extend(header.then_some(("Hedge-Operate", "yes")));
-            let (code, _, said) = cloud.raw(&format!("POST {path}"), &headers, body).await;
-            assert_eq!(code, status, "{path} of {host} from {origin}: {}", String::from_utf8_lossy(&said));
-        }
-    }
-    // No page is told that it may give the header.
-    let headers =
-        [("Host", ours.as_str()), ("Origin", "http://evil.example"), ("Access-Control-Request-Method", "POST")];
-    let (code, head, _) = cloud.raw(&format!("OPTIONS {SETTINGS}"), &headers, "").await;
-    assert!(code != 200 && !head.contains("access-control-allow"), "{code} {head}");
-    for path in ["/api/devices/hall", "/api/cases", "/events"] {
-        assert_eq!(cloud.raw(&format!("GET {path}"), &[("Host", &rebound)], "").await.0, 421, "{path}");
-    }
-    assert_eq!(cloud.raw("GET /healthz", &[("Host", &rebound)], "").await.0, 200);
-    assert!(hall.heard_nothing());
-}
-
-#[tokio::test]
-async fn a_page_that_only_looks_changes_nothing_and_one_behind_a_proxy_goes_by_its_name() {
-    let dir = TempDir::new().expect("a directory");
-    for (args, host, status) in
-        [(&["--look-only"][..], "", 403), (&["--page-name", "hedge.example"], "hedge.example", 404)]
-    {
-        let cloud = Cloud::start_with(&Broker::Embedded, dir.path(), args);
-        let host = if host.is_empty() { cloud.dashboard.to_string() } else { host.to_owned() };
-        let origin = format!("https://{host}");
-        let headers = [("Host", host.as_str()), ("Origin", &origin), ("Hedge-Operate", "yes")];
-        let (code, _, said) =
-            cloud.raw(&format!("POST {SETTINGS}"), &headers, r#"{"edits": {"log.level": "info"}}"#).await;
-        // Let in, it is about a device that nobody knows.
-        assert_eq!(code, status, "{args:?}: {}", String::from_utf8_lossy(&said));
-    }
-}
-
-#[tokio::test]
-async fn a_document_written_on_an_older_one_is_refused() {
-    let dir = TempDir::new().expect("a directory");
-    let (cloud, mut hall) = cloud_and_double(&dir, Manner::Obliging).await;
-    let whole = |level: &str, based_on: u64| json!({"whole": {"log": {"level": level}}, "based_on": based_on});
-    let (status, report) = cloud.post(SETTINGS, whole("info", 0)).await;
-    assert_eq!((status, &report["outcome"]), (200, &json!("applied")), "{report}");
-    let (status, error) = cloud.post(SETTINGS, whole("warn", 0)).await;
-    assert!(status == 409 && error["error"].as_str().is_some_and(|text| text.contains("version 1")), "{error}");
-    assert_eq!(cloud.post(SETTINGS, whole("warn", 1)).await.1["version"], 2);
-    assert_eq!((hall.wanted().await.version, hall.wanted().await.version), (1, 2));
-}
-
-#[tokio::test]
-async fn refusals_trials_and_replies_are_shown_as_the_device_says_them() {
-    let dir = TempDir::new().expect("a directory");
-    let (cloud, _hall) = cloud_and_double(&dir, Manner::Stubborn).await;
-    let _anxious = Double::connect("anxious", cloud.broker, Manner::Anxious).await;
-    let (status, report) = cloud.post(SETTINGS, json!({"edits": {"log.level": "info"}})).await;
-    assert_eq!(
-        (status, &report["outcome"], &report["errors"][0]["field"]),
-        (200, &json!("refused"), &json!("log.level"))
-    );
-    let (_, report) = cloud
-        .post(
-            "/api/devices/anxious/settings",
-            json!({"edits": {"broker.url": "mqtt://nowhere"}, "confirm": "operator"}),
-        )
-        .await;
-    assert_eq!(report["outcome"], "on_trial", "{report}");
-    let (status, reply) = cloud.post(COMMANDS, json!({"command": "drain", "by": "bob"})).await;
-    assert_eq!((status, &reply["outcome"], &reply["reason"]), (200, &json!("refused"), &json!("not today")));
-    assert_eq!(reply["result"]["by"], "bob");
-    let (_, reply) = cloud
-        .post("/api/devices/anxious/commands", json!({"command": "pause", "args": {"source": "porch"}, "id": "mine"}))
-        .await;
-    assert_eq!(
-        (&reply["outcome"], &reply["id"], &reply["result"]["args"]["source"]),
-        (&json!("done"), &json!("mine"), &json!("porch"))
-    );
-    // The device's word goes to whoever asked and to the page by two ways.
-    cloud.until("/api/devices/hall", |device| device["differences"][0]["field"] == "log.level").await;
-    let schema = cloud.get("/api/settings-schema").await;
-    assert_eq!(schema["title"], "Settings");
 }
 
 #[tokio::test]

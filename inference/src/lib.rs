@@ -20,6 +20,6 @@ pub use features::{
     upright_size,
 };
 pub use model::{Model, ModelError, SessionOptions};
-pub use runtime::{Runtime, RuntimeError, probe_if_asked};
+pub use runtime::{Provider, ProviderChoice, RunsOn, Runtime, RuntimeError, probe_if_asked};
 pub use task::{Task, Tensors, Unusable};
 pub use text::{read_pem, read_text};

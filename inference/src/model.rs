@@ -13,7 +13,7 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
 use crate::bundle::{Bundle, BundleError, GOLDEN_TOLERANCE, Golden, Input, Variant};
 use crate::features::{self, ContentType, FeatureError, Picture, Region, StageTimes, Tensor};
-use crate::runtime::Runtime;
+use crate::runtime::{ProviderChoice, RunsOn, Runtime};
 use crate::task::{Reading, Task, Tensors};
 
 /// Why a model cannot be used or did not answer.
@@ -33,15 +33,17 @@ pub enum ModelError {
 }
 
 /// How a session works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionOptions {
     /// Threads within one inference. One costs the least processor time per answer on small boards.
     pub threads: u8,
+    /// What it is to run on; the processor if not given.
+    pub provider: Option<ProviderChoice>,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { threads: 1 }
+        Self { threads: 1, provider: None }
     }
 }
 
@@ -56,15 +58,59 @@ pub struct Model {
     outputs: Vec<(String, Vec<i64>)>,
     /// The file leaves open how many samples go in and come out at once.
     is_batch_open: bool,
+    runs_on: RunsOn,
 }
 
 impl Model {
     /// Loads a variant (the manifest's first if not named) and checks its input and outputs by the manifest.
+    ///
+    /// A provider is tried out first, in a child and on the bundle's golden samples. If anything speaks against it the
+    /// model runs on the processor, and [`Model::runs_on`] says why.
     pub fn load(
         runtime: &Runtime,
         bundle: &Bundle,
         variant: Option<&str>,
         options: &SessionOptions,
+    ) -> Result<Self, ModelError> {
+        let Some(choice) = &options.provider else {
+            return Self::open(runtime, bundle, variant, options, RunsOn::cpu(None));
+        };
+        let on_provider = || {
+            let path = bundle.variant_path(bundle.variant(variant).map_err(|error| error.to_string())?);
+            let steps = runtime.try_provider(choice, &path, &bundle.input().shape, options.threads)?;
+            let runs_on = RunsOn { name: choice.provider.name(), steps, refused: None };
+            let mut model =
+                Self::open(runtime, bundle, variant, options, runs_on).map_err(|error| error.to_string())?;
+            model.check_goldens(bundle, variant)?;
+            Ok(model)
+        };
+        on_provider().or_else(|why: String| {
+            let refused = format!("it runs on the cpu and not on {}: {why}", choice.provider);
+            tracing::warn!(model = bundle.model_ref().name, "{refused}");
+            let options = SessionOptions { provider: None, ..options.clone() };
+            Self::open(runtime, bundle, variant, &options, RunsOn::cpu(Some(refused)))
+        })
+    }
+
+    /// A provider that calculates something else is of no use, however fast.
+    fn check_goldens(&mut self, bundle: &Bundle, variant: Option<&str>) -> Result<(), String> {
+        let variant = bundle.variant(variant).map_err(|error| error.to_string())?;
+        for golden in &bundle.manifest().goldens {
+            let outcome = self.check_golden(bundle, variant, golden).map_err(|error| error.to_string())?;
+            if !outcome.passed() {
+                let (said, expected) = outcome.in_words();
+                return Err(format!("a golden sample is {said} there and should be {expected}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn open(
+        runtime: &Runtime,
+        bundle: &Bundle,
+        variant: Option<&str>,
+        options: &SessionOptions,
+        runs_on: RunsOn,
     ) -> Result<Self, ModelError> {
         let path = bundle.variant_path(bundle.variant(variant)?);
         let session = open(runtime, &path, options)?;
@@ -74,7 +120,13 @@ impl Model {
         let task = bundle.reading();
         let outputs = outline.check_outputs(&task).map_err(mismatch)?;
         let is_batch_open = outline.is_batch_open(&task);
-        Ok(Self { session, input: bundle.input().clone(), element, task, outputs, is_batch_open })
+        Ok(Self { session, input: bundle.input().clone(), element, task, outputs, is_batch_open, runs_on })
+    }
+
+    /// What it runs on, and why it may not be what was asked for.
+    #[must_use]
+    pub fn runs_on(&self) -> &RunsOn {
+        &self.runs_on
     }
 
     /// The input tensor for a sample.
@@ -320,7 +372,11 @@ fn numbers(value: &DynValue) -> Result<Tensor, ModelError> {
 
 fn open(runtime: &Runtime, path: &Path, options: &SessionOptions) -> Result<Session, ModelError> {
     let load = |error: ort::Error| ModelError::Load { path: path.to_owned(), reason: error.to_string() };
-    runtime.session(options.threads).map_err(load)?.commit_from_file(path).map_err(load)
+    let builder = match &options.provider {
+        Some(choice) => runtime.session_on(choice, options.threads),
+        None => runtime.session(options.threads),
+    };
+    builder.map_err(load)?.commit_from_file(path).map_err(load)
 }
 
 /// What an ONNX file says about itself.

@@ -5,7 +5,7 @@ mod support;
 use std::path::Path;
 
 use hedge_inference::task::{OutputKind, Reading};
-use hedge_inference::{Bundle, Model, ModelError, SessionOptions, Task, Tensor, Tensors};
+use hedge_inference::{Bundle, Model, ModelError, Provider, SessionOptions, Task, Tensor, Tensors};
 use hedge_proto::{Digest, Measure, Output, Rect};
 
 /// A bundle whose model file holds seven bytes: enough to be opened, not to be run.
@@ -221,6 +221,21 @@ fn a_file_that_is_no_model_is_refused_by_name() {
     assert!(matches!(&error, ModelError::Load { path, .. } if path.ends_with("model.onnx")), "{error}");
     let error = Model::load(&runtime, &bundle, Some("int4"), &SessionOptions::default()).expect_err("no variant");
     assert!(error.to_string().contains("no variant `int4`; it has: fp32"), "{error}");
+}
+
+#[test]
+fn a_model_answers_on_the_processor_and_says_why_it_cannot_have_its_accelerator() {
+    let Some(runtime) = support::runtime() else { return };
+    let bundle = Bundle::open(&support::models().join("fashion-small")).expect("a bundle");
+    let options = SessionOptions { provider: Some(Provider::Rknpu.into()), ..SessionOptions::default() };
+    let mut model = Model::load(&runtime, &bundle, Some("fp32"), &options).expect("a model");
+    let on = model.runs_on().clone();
+    assert_eq!(on.to_string(), "cpu");
+    assert!(on.refused.is_some_and(|why| why.contains("on the cpu and not on rknpu: ")));
+    let variant = bundle.variant(Some("fp32")).expect("a variant");
+    for golden in &bundle.manifest().goldens {
+        assert!(model.check_golden(&bundle, variant, golden).expect("an answer").passed());
+    }
 }
 
 #[test]

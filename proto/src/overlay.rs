@@ -58,6 +58,8 @@ pub const LOCAL_ONLY: &[(&str, &str)] = &[
     ("model.*.promote_by_evidence", "which model answers is up to whoever owns the device"),
     ("model.*.hung_after_s", "the board's cores are the device's"),
     ("model.*.threads", "the board's cores are the device's"),
+    ("model.*.provider", "what the board can calculate with is known where it stands"),
+    ("model.*.provider_options", "what the board can calculate with is known where it stands"),
     ("source.*.path", "folders are the device's"),
     ("source.*.after", "folders are the device's"),
     ("source.*.command", "a command is code"),

@@ -322,6 +322,9 @@ pub struct ModelFigures {
     /// Its bundle was put there by hand: nobody's signature was asked for.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub local: bool,
+    /// What it runs on once it is loaded: `cpu`, or an accelerator and how many of its steps that takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
     /// The bundle that the one that answers is compared with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rival: Option<RivalFigures>,

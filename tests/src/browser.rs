@@ -86,15 +86,21 @@ impl Browser {
         wait::until_true(expression, START_WAIT_MAX, || Ok(self.look(&script)? == true))
     }
 
+    fn devtools(&self, command: &str, params: Value) -> Result<Value> {
+        self.tell("goog/cdp/execute", json!({"cmd": command, "params": params}))
+    }
+
     /// In light or dark, on a desk or a phone.
     pub fn appear(&self, scheme: &str, width: u32) -> Result<()> {
-        let devtools = |command: &str, params: Value| {
-            self.tell("goog/cdp/execute", json!({"cmd": command, "params": params})).map(drop)
-        };
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
-        devtools("Emulation.setEmulatedMedia", json!({ "features": features }))?;
+        self.devtools("Emulation.setEmulatedMedia", json!({ "features": features }))?;
         let size = json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width <= PHONE_WIDTH});
-        devtools("Emulation.setDeviceMetricsOverride", size)
+        self.devtools("Emulation.setDeviceMetricsOverride", size).map(drop)
+    }
+
+    /// Where files go that are downloaded from now on.
+    pub fn download_to(&self, folder: &Path) -> Result<()> {
+        self.devtools("Browser.setDownloadBehavior", json!({"behavior": "allow", "downloadPath": folder})).map(drop)
     }
 
     /// What scripts and the browser have complained about since this was asked last.

@@ -42,8 +42,15 @@ fn a_person_logs_in_by_keyboard_and_what_they_had_open_ends_with_the_logout() ->
     // The browser says a refused request in its log, which is the failed login.
     let complaints = browser.complaints()?;
     ensure!(complaints.iter().all(|one| one.contains("401")), "the browser complains: {complaints:?}");
+    // Nobody sees a form that their role may not use.
+    sees(&browser, page, "reviewer", &["word"])?;
     browser.look("document.getElementById('log-out').focus()")?;
     browser.press(ENTER)?;
+    browser.wait_until("location.pathname === '/login'")?;
+    browser.press(&format!("vic{TAB}{PASSWORD}{ENTER}"))?;
+    browser.wait_until("location.pathname !== '/login'")?;
+    sees(&browser, page, "viewer", &[])?;
+    browser.look("document.getElementById('log-out').click()")?;
     browser.wait_until("location.pathname === '/login'")?;
     browser.open(&format!("{page}/cases"))?;
     browser.wait_until("location.pathname === '/login'")?;
@@ -84,6 +91,27 @@ fn the_login_can_be_used_by_everybody() -> Result<()> {
     Ok(())
 }
 
+/// Of what changes something, exactly this is shown to whoever has this role.
+fn sees(browser: &Browser, page: &str, role: &str, forms: &[&str]) -> Result<()> {
+    let of_pages = [
+        ("/cases/hall.0000000000000001.1", &["word", "delete"][..]),
+        ("/devices/hall", &["editor", "commands"]),
+        ("/fleet", &["wanted"]),
+    ];
+    for (path, all) in of_pages {
+        browser.open(&format!("{page}{path}"))?;
+        browser.wait_until(&format!("document.documentElement.dataset.role === '{role}'"))?;
+        for form in all {
+            // Whether it would be there with something in it.
+            let shown = browser.look(&format!(
+                "const form = document.getElementById('{form}'); form.append('x'); return form.checkVisibility()"
+            ))?;
+            ensure!(shown == forms.contains(form), "{role}: {form} of {path}: {shown}");
+        }
+    }
+    Ok(())
+}
+
 fn is_ours(url: &str, page: &str) -> bool {
     ["data:", "chrome:", page].iter().any(|own| url.starts_with(own))
 }
@@ -100,16 +128,18 @@ fn findings(browser: &Browser, axe: &str) -> Result<Vec<String>> {
     Ok(found.as_array().context("a list")?.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
-/// With TLS and one user.
+/// With TLS and two users.
 fn guarded_cloud(dir: &Path) -> Result<Cloud> {
     let listen = address::own(8080);
     let identity = Authority::new(dir)?.server(listen.ip())?;
     let users = dir.join("users.json");
-    let mut adding = Command::new(places::program("hedge-cloud")?);
-    adding.args(["user", "add", "ann", "--role", "reviewer", "--users"]).arg(&users);
-    let mut adding = adding.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-    adding.stdin.take().context("a pipe")?.write_all(PASSWORD.as_bytes())?;
-    ensure!(adding.wait()?.success(), "no user was added");
+    for (name, role) in [("ann", "reviewer"), ("vic", "viewer")] {
+        let mut adding = Command::new(places::program("hedge-cloud")?);
+        adding.args(["user", "add", name, "--role", role, "--users"]).arg(&users);
+        let mut adding = adding.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        adding.stdin.take().context("a pipe")?.write_all(PASSWORD.as_bytes())?;
+        ensure!(adding.wait()?.success(), "no user was added");
+    }
     let mut setup = CloudSetup { listen, ..CloudSetup::embedded(&[]) };
     let files = [("--users", &users), ("--page-cert", &identity.certificate), ("--page-key", &identity.key)];
     setup.more.extend(files.into_iter().flat_map(|(option, file)| [option.to_owned(), file.display().to_string()]));

@@ -79,6 +79,7 @@ fn every_page_can_be_used_by_everybody() -> Result<()> {
     let pages = [
         ("/".to_owned(), ".case .who"),
         ("/cases".to_owned(), ".case .who"),
+        ("/fleet".to_owned(), "#runs .run"),
         (format!("/cases/{}", ids[0]), ".label.now"),
         (
             "/devices/device-1".to_owned(),

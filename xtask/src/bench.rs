@@ -26,6 +26,9 @@ enum Name {
     /// Light devices at mosquitto and hedge-cloud: cases a second, waits, costs; `-- --devices N --rate R --payload B`, or
     /// `--herd CASES_EACH`.
     Fleet,
+    /// How long the dashboard takes to answer with 100,000 cases, 10,000 devices and 30 days on record: `-- --cases N
+    /// --devices N --days N`.
+    Page,
     /// How well the judge ranks, keeps a budget and keeps a promise, replayed from traces: `-- --traces DIR` for others.
     Cascade,
     /// mAP@50 and F1 of the detectors on labelled photos, alone and together: `-- --labelled DIR`.
@@ -39,6 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Name::Footprint => ("hedge-tests", "footprint"),
         Name::LinkIdle => ("hedge-tests", "link_idle"),
         Name::Fleet => ("hedge-tests", "fleet"),
+        Name::Page => ("hedge-cloud", "page"),
         Name::Cascade => ("hedge-inference", "cascade"),
         Name::Detection => ("hedge-inference", "detection"),
     };

@@ -325,6 +325,7 @@ impl Config {
             if !seen.insert(&model.name) {
                 return Err(Problem::of("model", &model.name, format!("two models are named `{}`", model.name)));
             }
+            model.check_provider()?;
             model.check_wanted(&self.state_dir, self.bundles.is_some())?;
         }
         let mut seen = BTreeSet::new();

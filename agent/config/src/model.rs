@@ -1,10 +1,12 @@
 //! `[[model]]`: what answers, and from which bundle.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hedge_core::release::delivery::Wanted;
+use hedge_inference::{Provider, ProviderChoice, SessionOptions};
 use hedge_proto::{Name, WantedSettings};
 use serde::Deserialize;
 
@@ -21,6 +23,11 @@ pub struct ModelConfig {
     /// More than one thread costs more CPU time per answer on small boards.
     #[serde(default = "one_thread")]
     pub threads: u8,
+    /// An accelerator of the library; the processor if not given, or if the accelerator fails its trial.
+    pub provider: Option<Provider>,
+    /// For that accelerator, as ONNX Runtime names them.
+    #[serde(default)]
+    pub provider_options: BTreeMap<String, String>,
     /// What it does not say is the manifest's suggestion.
     #[serde(default)]
     pub threshold: ThresholdConfig,
@@ -62,6 +69,29 @@ impl ModelConfig {
         Err(problem)
     }
 
+    /// How its sessions are opened.
+    #[must_use]
+    pub fn session(&self) -> SessionOptions {
+        let choice = |provider| ProviderChoice { provider, options: self.provider_options.clone() };
+        SessionOptions { threads: self.threads, provider: self.provider.map(choice) }
+    }
+
+    pub(super) fn check_provider(&self) -> Result<(), Problem> {
+        let message = match self.provider {
+            _ if self.provider_options.is_empty() => return Ok(()),
+            None => "are of no use without `provider`".to_owned(),
+            Some(provider) if !provider.takes_options() => format!("cannot be given to {provider}: it takes none"),
+            Some(_) if self.provider_options.iter().any(|(key, value)| key.contains('\0') || value.contains('\0')) => {
+                "must be text without a zero byte".to_owned()
+            }
+            Some(_) => return Ok(()),
+        };
+        let mut problem =
+            Problem::of("model", &self.name, format!("model `{}`: `provider_options` {message}", self.name));
+        problem.field.push("provider_options".to_owned());
+        Err(problem)
+    }
+
     #[must_use]
     pub fn hung_after(&self) -> Duration {
         Duration::from_secs(self.hung_after_s.get().into())
@@ -86,6 +116,26 @@ fn one_thread() -> u8 {
 #[cfg(test)]
 mod tests {
     use crate::Config;
+
+    #[test]
+    fn an_accelerator_is_named_and_its_options_belong_to_it() {
+        let read = |text: &str| {
+            let text = format!("[[model]]\nname = \"front\"\nbundle = \"/b\"\n{text}\n");
+            Config::parse(&text, "agent.toml", std::iter::empty()).map_err(|error| error.to_string())
+        };
+        let config = read("provider = \"openvino\"\nprovider_options = { device_type = \"GPU\" }").expect("valid");
+        let choice = config.models[0].session().provider.expect("a provider");
+        assert_eq!((choice.provider.name(), choice.options["device_type"].as_str()), ("openvino", "GPU"));
+        for (text, words) in [
+            ("provider = \"gpu\"", "xnnpack"),
+            ("provider_options = { device_type = \"GPU\" }", "without `provider`"),
+            ("provider = \"acl\"\nprovider_options = { a = \"b\" }", "takes none"),
+            ("provider = \"qnn\"\nprovider_options = { a = \"\\u0000\" }", "zero byte"),
+        ] {
+            let error = read(text).expect_err("refused");
+            assert!(error.contains(words) && error.contains("provider"), "{error}");
+        }
+    }
 
     #[test]
     fn what_is_wanted_needs_a_name_and_a_way_here() {

@@ -377,6 +377,7 @@ mod tests {
     use crate::clock::ClockMark;
     use crate::inference::{ModelSetup, Place};
     use crate::learned::Learned;
+    use hedge_inference::SessionOptions;
     use tokio::sync::watch;
 
     #[test]
@@ -400,7 +401,12 @@ mod tests {
         let (loaded, _) = watch::channel(0);
         let judge = Judge::start(ModelSetup {
             name: name.clone(),
-            place: Place { bundle: dir.path().to_owned(), variant: None, threads: 1, library: None },
+            place: Place {
+                bundle: dir.path().to_owned(),
+                variant: None,
+                session: SessionOptions::default(),
+                library: None,
+            },
             hung_after: Duration::from_secs(60),
             rest: None,
             faults: Faults::default(),

@@ -248,7 +248,7 @@ fn start_models(
             place: Place {
                 bundle: model.bundle.clone(),
                 variant: model.variant.clone(),
-                threads: model.threads,
+                session: model.session(),
                 library: config.runtime.library.clone(),
             },
             hung_after: model.hung_after(),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hedge_core::judge::{Limits, Thresholds};
-use hedge_inference::{Bundle, ContentType, Model, Region, Runtime, SessionOptions, Tensor, Tensors};
+use hedge_inference::{Bundle, ContentType, Model, Region, RunsOn, Runtime, SessionOptions, Tensor, Tensors};
 use hedge_proto::{Digest, ModelRef, Name, Output};
 
 use crate::sample::SampleError;
@@ -26,6 +26,8 @@ pub struct ModelCard {
     pub suggested: Option<Limits>,
     /// The folder that it was read from, whatever link led there.
     pub dir: PathBuf,
+    /// And why it may not be the accelerator that the configuration asks for.
+    pub runs_on: RunsOn,
 }
 
 /// What is loaded, and how.
@@ -33,7 +35,7 @@ pub struct ModelCard {
 pub struct Place {
     pub bundle: PathBuf,
     pub variant: Option<String>,
-    pub threads: u8,
+    pub session: SessionOptions,
     pub library: Option<PathBuf>,
 }
 
@@ -55,9 +57,8 @@ impl Loaded {
     pub(super) fn new(dir: PathBuf, place: &Place, name: Name) -> Result<Self, String> {
         let bundle = Bundle::open(&dir).map_err(|error| error.to_string())?;
         let runtime = Runtime::find(place.library.as_deref()).map_err(|error| error.to_string())?;
-        let options = SessionOptions { threads: place.threads };
-        let model =
-            Model::load(&runtime, &bundle, place.variant.as_deref(), &options).map_err(|error| error.to_string())?;
+        let model = Model::load(&runtime, &bundle, place.variant.as_deref(), &place.session)
+            .map_err(|error| error.to_string())?;
         let card = Arc::new(card(name, dir, &bundle, &model));
         Ok(Self { model, bundle, card })
     }
@@ -95,5 +96,6 @@ fn card(name: Name, dir: PathBuf, bundle: &Bundle, model: &Model) -> ModelCard {
         outputs: model.outputs().to_vec(),
         suggested: bundle.threshold(),
         dir,
+        runs_on: model.runs_on().clone(),
     }
 }

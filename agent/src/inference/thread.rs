@@ -134,7 +134,8 @@ impl ModelThread {
     fn announce(&mut self) {
         let Ok(loaded) = &self.loaded else { return };
         let card = loaded.card.clone();
-        tracing::info!(model = %card.name, version = card.model.version, task = card.task, "model loaded");
+        let (version, on) = (&card.model.version, &card.runs_on);
+        tracing::info!(model = %card.name, version, task = card.task, on = on.name, "model loaded, runs on {on}");
         self.setup.learned.begin(card.model.clone());
         // What another one has answered says nothing of this one.
         self.record.begin();

@@ -88,6 +88,7 @@ fn model_figures(pipeline: &Pipeline) -> BTreeMap<Name, ModelFigures> {
             suggested: given.is_none() && suggested.is_some(),
             judge: judge.learned().look(|experience| experience.figures(mode)),
             local: is_local(name),
+            provider: judge.card().map(|card| card.runs_on.to_string()),
             rival: judge.learned().rival(),
             wanted: pipeline.wanted.borrow().get(name).cloned(),
         };

@@ -179,8 +179,11 @@ impl Access {
         }
         let users = self.users.now();
         let known = |user: &User, session| Who { role: user.role, login: Some(Login { user: user.clone(), session }) };
-        if headers.contains_key(AUTHORIZATION) {
-            let given = only(headers, &AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+        let given = only(headers, &AUTHORIZATION);
+        // A proxy that asks for passwords itself passes them on, as nginx does. They are its own affair.
+        let is_proxys = self.is_proxy(from) && given.is_some_and(|value| value.starts_with("Basic "));
+        if headers.contains_key(AUTHORIZATION) && !is_proxys {
+            let given = given.and_then(|value| value.strip_prefix("Bearer "));
             let user = given.and_then(|token| users::by_token(&users, token.trim())).ok_or(NotIn::Token)?;
             return Ok(known(user, None));
         }

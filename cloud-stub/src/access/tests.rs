@@ -89,6 +89,10 @@ fn a_proxy_that_is_named_says_who_is_there_and_nobody_else_does() {
     assert_eq!(says(PROXY, &[("x-forwarded-user", "eve"), ("x-forwarded-user", "ann")]), Err(NotIn::Unclear));
     assert_eq!(says(PROXY, &[("x-forwarded-user", "")]), Err(NotIn::Unclear));
     assert_eq!(says(PROXY, &[]), Err(NotIn::Nobody));
+    // What the proxy itself was shown, which nginx passes on.
+    let shown = [("authorization", "Basic YW5uOnB3"), ("x-forwarded-user", "ann")];
+    assert_eq!(says(PROXY, &shown).expect("let in"), ann);
+    assert_eq!(says(OTHER, &shown), Err(NotIn::Token));
 }
 
 #[test]

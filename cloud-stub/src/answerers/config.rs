@@ -4,9 +4,11 @@
 //! `HEDGE_CLOUD_ANSWERER__LARGE__URL` is `url` of the answerer named `large`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use axum::http::HeaderName;
 use hedge_config::{ConfigError, Override, read_toml, span_of};
 use hedge_proto::{Authority, Name};
 use serde::Deserialize;
@@ -16,14 +18,49 @@ use super::{ANSWERERS_MAX, Micro};
 /// What the variables of the environment begin with. Those of the command line have no `__`.
 const PREFIX: &str = "HEDGE_CLOUD_";
 
-/// Everything that is said about answerers.
+/// What answers, and how the dashboard is reached.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    pub page: PageConfig,
     pub money: Option<MoneyConfig>,
     /// In order of preference.
     #[serde(rename = "answerer")]
     pub answerers: Vec<AnswererConfig>,
+}
+
+/// How others reach the dashboard. What the command line says counts instead.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PageConfig {
+    pub certificate_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// Host names of a proxy in front of it.
+    pub names: Vec<String>,
+    pub trusted_proxies: Vec<IpAddr>,
+    /// The header in which these name the user.
+    pub proxy_user_header: Option<String>,
+}
+
+impl PageConfig {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        match (&self.certificate_file, &self.key_file) {
+            (Some(_), None) => return Err(("certificate_file", "it needs `key_file`, too".to_owned())),
+            (None, Some(_)) => return Err(("key_file", "it needs `certificate_file`, too".to_owned())),
+            _ => {}
+        }
+        let is_header = |name: &&String| HeaderName::from_bytes(name.as_bytes()).is_ok();
+        match self.proxy_user_header.as_ref().filter(|name| !is_header(name)) {
+            Some(name) => Err(("proxy_user_header", format!("`{name}` is no name of a header"))),
+            None => Ok(()),
+        }
+    }
+
+    /// [`Self::proxy_user_header`], which was checked.
+    #[must_use]
+    pub fn header(&self) -> Option<HeaderName> {
+        HeaderName::from_bytes(self.proxy_user_header.as_ref()?.as_bytes()).ok()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -182,6 +219,9 @@ impl Config {
 
     fn check(&self) -> Result<(), Wrong> {
         let at = |path: &[&str], message: String| Err((path.iter().map(|name| (*name).to_owned()).collect(), message));
+        if let Err((field, message)) = self.page.check() {
+            return at(&["page", field], message);
+        }
         if let Some(money) = self.money
             && Micro::of(money.month_max).is_none()
         {
@@ -378,6 +418,16 @@ mod tests {
             "[money]\nmonth_max = -1\n",
             "cloud.toml:2: money.month_max: -1 is no sum of money; give 0 or more",
         );
+        check_refused(
+            "[page]\nkey_file = \"page.key\"\n",
+            "cloud.toml:2: page.key_file: it needs `certificate_file`, too",
+        );
+        check_refused(
+            "[page]\nproxy_user_header = \"X Forwarded\"\n",
+            "cloud.toml:2: page.proxy_user_header: `X Forwarded` is no name of a header",
+        );
+        let error = parse("[page]\ntrusted_proxies = [\"proxy\"]\n", &[]).expect_err("refused");
+        assert!(error.starts_with("cloud.toml:2: page.trusted_proxies"), "{error}");
         let error = parse(&CHAT.replace("chat", "tea"), &[]).expect_err("refused");
         assert!(error.starts_with("cloud.toml:3: answerer.big.kind: unknown variant `tea`"), "{error}");
         let error = parse(&format!("{CHAT}modle = \"x\"\n"), &[]).expect_err("refused");

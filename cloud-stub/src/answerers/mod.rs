@@ -7,6 +7,6 @@ mod config;
 mod ledger;
 mod route;
 
-pub use config::{AnswererConfig, Config, Kind, MoneyConfig, TensorsAs};
+pub use config::{AnswererConfig, Config, Kind, MoneyConfig, PageConfig, TensorsAs};
 pub use ledger::{Ledger, Micro, Month};
 pub use route::{ANSWERERS_MAX, Choice, Condition, Declined, Ending, Route, Seat};

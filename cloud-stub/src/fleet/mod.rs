@@ -13,6 +13,8 @@ pub mod delete;
 pub mod differ;
 pub mod errand;
 pub mod operator;
+pub mod rollout;
+pub mod rollouts;
 pub mod select;
 pub mod stages;
 

@@ -78,7 +78,12 @@ impl Condition {
         match self {
             Self::Name(pattern) => matches(pattern, facts.name),
             Self::Link(link) => facts.link == link,
-            Self::Model(pattern) => facts.models.iter().any(|model| matches(pattern, &model.name)),
+            Self::Model(pattern) => match pattern.split_once('/') {
+                Some((name, version)) => {
+                    facts.models.iter().any(|model| matches(name, &model.name) && matches(version, &model.version))
+                }
+                None => facts.models.iter().any(|model| matches(pattern, &model.name)),
+            },
             Self::Version(pattern) => facts.version.is_some_and(|version| matches(pattern, version)),
             Self::Outcome(outcome) => facts.outcome == Some(*outcome),
         }
@@ -124,6 +129,8 @@ mod tests {
         check("link=online,model=photo-small", true);
         check("link=online,model=photo-large", false);
         check("link=offline", false);
+        check("model=photo-small/2", true);
+        check("model=photo-*/1", false);
         check("version=0.1.*", true);
         check("outcome=failed", false);
     }

@@ -1,6 +1,6 @@
 //! Cases that somebody wants gone: deleted in one commit, and their places given back.
 
-use hedge_proto::CaseId;
+use hedge_proto::{CaseId, DeviceId};
 use tokio::sync::oneshot;
 
 use super::NotReviewed;
@@ -14,6 +14,8 @@ pub const DELETED_AT_ONCE_MAX: usize = 200;
 /// Cases to delete, and whom to tell how many there were.
 pub struct Unwanted {
     pub ids: Vec<CaseId>,
+    /// A device of which everything goes: what became of it over time, too.
+    pub whole: Option<DeviceId>,
     pub told: oneshot::Sender<Result<usize, NotReviewed>>,
     pub(super) gone: Vec<Deleted>,
 }
@@ -21,7 +23,13 @@ pub struct Unwanted {
 impl Unwanted {
     #[must_use]
     pub fn new(ids: Vec<CaseId>, told: oneshot::Sender<Result<usize, NotReviewed>>) -> Self {
-        Self { ids, told, gone: Vec::new() }
+        Self { ids, whole: None, told, gone: Vec::new() }
+    }
+
+    /// Also what became of this device over time.
+    #[must_use]
+    pub fn with_history_of(self, device: Option<DeviceId>) -> Self {
+        Self { whole: device, ..self }
     }
 
     /// Once it is committed, or was not.
@@ -53,6 +61,6 @@ impl Desk<'_, '_> {
             }
             unwanted.gone.push(gone);
         }
-        Ok(())
+        unwanted.whole.iter().try_for_each(|device| self.batch.forget_trends(device))
     }
 }

@@ -417,6 +417,7 @@ impl Intake {
         let of_outcomes = others.outcomes.iter().map(|decided| &decided.outcome.case.id.device);
         let of_reviews = others.reviews.iter().map(|reviewed| &reviewed.review.id.device);
         let of_unwanted = others.unwanted.iter().flat_map(|unwanted| &unwanted.ids).map(|id| &id.device);
+        let of_unwanted = of_unwanted.chain(others.unwanted.iter().filter_map(|unwanted| unwanted.whole.as_ref()));
         if others.is_tick {
             self.ticks += 1;
             let is_wide = self.ticks % PRUNE_TICKS == 1;
@@ -447,6 +448,7 @@ impl Intake {
             *taken = desk.reviewed(review)?;
         }
         for unwanted in &mut others.unwanted {
+            unwanted.whole.iter().for_each(|device| self.trends.forget(device));
             desk.delete(unwanted)?;
         }
         if others.is_tick {

@@ -24,11 +24,14 @@ type Pages = BTreeMap<Place, Page>;
 pub(super) struct Due {
     new: Vec<(DeviceId, Pages)>,
     old: Vec<DeviceId>,
+    fleet: Pages,
 }
 
 #[derive(Default)]
 pub(super) struct Trends {
     pending: BTreeMap<DeviceId, Pages>,
+    /// Of all devices together.
+    fleet: Pages,
     /// Whose turn came last.
     written: Option<DeviceId>,
     /// Whose pages were looked through last.
@@ -37,8 +40,15 @@ pub(super) struct Trends {
 
 impl Trends {
     pub(super) fn add(&mut self, device: DeviceId, stretch: &Stretch) {
-        let pages = self.pending.entry(device).or_default();
-        stretch.spread().iter().for_each(|(place, page)| pages.entry(*place).or_default().merge(page));
+        let spread = stretch.spread();
+        for pages in [self.pending.entry(device).or_default(), &mut self.fleet] {
+            spread.iter().for_each(|(place, page)| pages.entry(*place).or_default().merge(page));
+        }
+    }
+
+    /// What was not written yet of a device that is forgotten.
+    pub(super) fn forget(&mut self, device: &DeviceId) {
+        self.pending.remove(device);
     }
 
     /// What is written next, by turns.
@@ -48,7 +58,8 @@ impl Trends {
         let turn: Vec<DeviceId> = behind.map(|(device, _)| device.clone()).collect();
         // Fewer than there may be: the end is reached, and the next turn begins at the first.
         self.written = turn.last().filter(|_| turn.len() == WRITTEN_MAX).cloned();
-        Due { new: turn.iter().filter_map(|device| self.pending.remove_entry(device)).collect(), old: Vec::new() }
+        let new = turn.iter().filter_map(|device| self.pending.remove_entry(device)).collect();
+        Due { new, old: Vec::new(), fleet: std::mem::take(&mut self.fleet) }
     }
 
     /// The same, and who is looked through for what has grown old.
@@ -64,6 +75,7 @@ impl Trends {
             let pending = self.pending.entry(device).or_default();
             pages.iter().for_each(|(place, page)| pending.entry(*place).or_default().merge(page));
         }
+        due.fleet.iter().for_each(|(place, page)| self.fleet.entry(*place).or_default().merge(page));
     }
 }
 
@@ -75,9 +87,14 @@ impl Due {
 
     pub(super) fn write(&self, batch: &Batch<'_>, now_ms: u64) -> Result<(), StoreError> {
         for (device, pages) in &self.new {
-            pages.iter().try_for_each(|(place, page)| batch.add_trend(device, *place, page))?;
+            pages.iter().try_for_each(|(place, page)| batch.add_trend(device.as_str(), *place, page))?;
         }
-        self.old.iter().try_for_each(|device| batch.fold_trends(device, now_ms / 1000))
+        let fleet = batch.fleet();
+        self.fleet.iter().try_for_each(|(place, page)| batch.add_trend(&fleet, *place, page))?;
+        if !self.fleet.is_empty() {
+            batch.fold_trends(&fleet, now_ms / 1000)?;
+        }
+        self.old.iter().try_for_each(|device| batch.fold_trends(device.as_str(), now_ms / 1000))
     }
 }
 

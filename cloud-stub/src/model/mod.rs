@@ -226,7 +226,7 @@ pub fn load(config: &AnswererConfig, library: Option<&Path>) -> Result<Answering
         Kind::Onnx => {
             let runtime = Runtime::find(library).map_err(|error| in_one_line(&error))?;
             let dir = config.bundle.clone().unwrap_or_default();
-            let options = SessionOptions { threads: config.threads.unwrap_or(1) };
+            let options = SessionOptions { threads: config.threads.unwrap_or(1), ..SessionOptions::default() };
             let model = Onnx::load(&runtime, library, &dir, options)
                 .map_err(|error| format!("bundle = {}: {}", dir.display(), in_one_line(&error)))?;
             let model = model.batching(config.batch_max.map_or(1, usize::from));

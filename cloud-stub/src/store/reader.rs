@@ -1,6 +1,6 @@
 //! Looks at committed records, beside the writer and without holding it up.
 
-use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, Telemetry, Verdict, from_cbor, from_json};
+use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, ModelRef, Telemetry, Verdict, from_cbor, from_json};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -51,6 +51,9 @@ pub struct DeviceRow {
     /// Grows with its history.
     pub events: u64,
 }
+
+/// Which agent a device runs, if it says so, and its bundles.
+pub(crate) type Runs = (Option<String>, Vec<ModelRef>);
 
 /// The settings of one device: documents as they came.
 #[derive(Debug, Clone, Default)]
@@ -119,6 +122,14 @@ impl Reader {
     pub fn device(&self, device: &DeviceId) -> Result<Option<DeviceRow>, StoreError> {
         let statement = format!("SELECT {} WHERE device = ?1", self.device_columns());
         self.sql.row(&statement, &[device.as_str().into()], device_row)
+    }
+
+    /// Which agent each device runs, and which bundles it has loaded.
+    pub(crate) fn versions(&self) -> Result<Vec<Runs>, StoreError> {
+        self.sql.rows("SELECT status FROM devices WHERE status IS NOT NULL", &[], |row| {
+            let status: DeviceStatus = from_json(&row.get::<Vec<u8>>(0)?, ROW_BYTES_MAX).map_err(damaged)?;
+            Ok((status.version, status.models))
+        })
     }
 
     fn device_columns(&self) -> String {

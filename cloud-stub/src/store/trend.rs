@@ -1,10 +1,14 @@
-//! Keeps what became of each device over time: pages of buckets, see [`crate::trend`].
+//! Keeps what became of each device over time, and of all together: pages of buckets, see [`crate::trend`].
+//!
+//! All devices together are kept under a name that no device has, of each instance its own: adding up ten thousand
+//! devices whenever somebody looks would take seconds.
 
 use std::collections::BTreeSet;
 
 use hedge_proto::{DeviceId, Telemetry, from_json};
 
 use super::reader::ROW_BYTES_MAX;
+use super::sql::Row;
 use super::{Batch, Reader, StoreError, Writer, count, damaged};
 use crate::trend::{Page, Place};
 
@@ -19,42 +23,52 @@ impl Batch<'_> {
         })
     }
 
-    /// Adds to what is on record of a device.
-    pub fn add_trend(&self, device: &DeviceId, place: Place, page: &Page) -> Result<(), StoreError> {
-        let mut sum = self.trend_page(device, place)?;
+    /// The name under which this instance keeps what became of all devices together.
+    pub fn fleet(&self) -> String {
+        format!("*{}", self.instance())
+    }
+
+    /// Adds to what is on record of a device, or of the [fleet](Self::fleet).
+    pub fn add_trend(&self, of: &str, place: Place, page: &Page) -> Result<(), StoreError> {
+        let mut sum = self.trend_page(of, place)?;
         sum.merge(page);
         self.change(
             "INSERT INTO trends (device, bucket_s, at_s, page) VALUES (?1, ?2, ?3, ?4) \
              ON CONFLICT (device, bucket_s, at_s) DO UPDATE SET page = excluded.page",
-            &[device.as_str().into(), place.bucket_s.into(), place.at_s.into(), (&sum.to_bytes(place)).into()],
+            &[of.into(), place.bucket_s.into(), place.at_s.into(), (&sum.to_bytes(place)).into()],
         )
     }
 
     /// Makes one bucket of each page that has grown old, and forgets what is older than anything is kept.
-    pub fn fold_trends(&self, device: &DeviceId, now_s: u64) -> Result<(), StoreError> {
+    pub fn fold_trends(&self, of: &str, now_s: u64) -> Result<(), StoreError> {
         // From the index alone: a device has a hundred pages, and most of the time none has grown old.
         let statement = "SELECT bucket_s, at_s FROM trends WHERE device = ?1 ORDER BY bucket_s, at_s";
-        let places = self.sql.rows(statement, &[device.as_str().into()], |row| {
+        let places = self.sql.rows(statement, &[of.into()], |row| {
             Ok(Place { bucket_s: count(row.get(0)?), at_s: count(row.get(1)?) })
         })?;
         let mut old: BTreeSet<Place> = places.into_iter().filter(|place| place.is_old(now_s)).collect();
         // The finest first: what becomes of it may be old, too.
         while let Some(place) = old.pop_first() {
-            if let Some((next, page)) = self.trend_page(device, place)?.folded(place) {
-                self.add_trend(device, next, &page)?;
+            if let Some((next, page)) = self.trend_page(of, place)?.folded(place) {
+                self.add_trend(of, next, &page)?;
                 old.extend(next.is_old(now_s).then_some(next));
             }
             self.change(
                 "DELETE FROM trends WHERE device = ?1 AND bucket_s = ?2 AND at_s = ?3",
-                &[device.as_str().into(), place.bucket_s.into(), place.at_s.into()],
+                &[of.into(), place.bucket_s.into(), place.at_s.into()],
             )?;
         }
         Ok(())
     }
 
-    fn trend_page(&self, device: &DeviceId, place: Place) -> Result<Page, StoreError> {
+    /// Forgets what became of a device. What it was part of, together with others, stays.
+    pub fn forget_trends(&self, device: &DeviceId) -> Result<(), StoreError> {
+        self.change("DELETE FROM trends WHERE device = ?1", &[device.as_str().into()])
+    }
+
+    fn trend_page(&self, of: &str, place: Place) -> Result<Page, StoreError> {
         let statement = "SELECT page FROM trends WHERE device = ?1 AND bucket_s = ?2 AND at_s = ?3";
-        let values = [device.as_str().into(), place.bucket_s.into(), place.at_s.into()];
+        let values = [of.into(), place.bucket_s.into(), place.at_s.into()];
         let found =
             self.sql.row(statement, &values, |row| Page::read(&row.get::<Vec<u8>>(0)?, place).map_err(damaged))?;
         Ok(found.unwrap_or_default())
@@ -71,17 +85,30 @@ impl Writer {
 }
 
 const OF_DEVICE: &str = "SELECT bucket_s, at_s, page FROM trends WHERE device = ?1 AND at_s >= ?2";
+/// Every instance that ever counted has its totals.
+const OF_FLEET: &str = "SELECT bucket_s, at_s, page FROM trends \
+     WHERE device IN (SELECT '*' || instance FROM totals) AND at_s >= ?1";
 
 impl Reader {
     /// A device's pages that reach behind this second.
     pub fn trend(&self, device: &DeviceId, since_s: u64) -> Result<Vec<(Place, Page)>, StoreError> {
-        // No page is longer than four days; what ended before is left out by who shows it.
-        let from_s = since_s.saturating_sub(4 * 86_400);
-        self.sql.rows(OF_DEVICE, &[device.as_str().into(), from_s.into()], |row| {
-            let place = Place { bucket_s: count(row.get(0)?), at_s: count(row.get(1)?) };
-            Ok((place, Page::read(&row.get::<Vec<u8>>(2)?, place).map_err(damaged)?))
-        })
+        self.sql.rows(OF_DEVICE, &[device.as_str().into(), reaching(since_s).into()], page)
     }
+
+    /// The pages of all devices together, of every instance.
+    pub fn fleet_trend(&self, since_s: u64) -> Result<Vec<(Place, Page)>, StoreError> {
+        self.sql.rows(OF_FLEET, &[reaching(since_s).into()], page)
+    }
+}
+
+/// No page is longer than four days; what ended before is left out by who shows it.
+fn reaching(since_s: u64) -> u64 {
+    since_s.saturating_sub(4 * 86_400)
+}
+
+fn page(row: &Row<'_>) -> Result<(Place, Page), StoreError> {
+    let place = Place { bucket_s: count(row.get(0)?), at_s: count(row.get(1)?) };
+    Ok((place, Page::read(&row.get::<Vec<u8>>(2)?, place).map_err(damaged)?))
 }
 
 #[cfg(test)]
@@ -101,7 +128,7 @@ mod tests {
 
     fn add(batch: &Batch<'_>, device: &DeviceId, stretch: &Stretch) {
         for (place, page) in stretch.spread() {
-            batch.add_trend(device, place, &page).expect("added");
+            batch.add_trend(device.as_str(), place, &page).expect("added");
         }
     }
 
@@ -151,7 +178,7 @@ mod tests {
                 before = Some((now, now_ms));
             }
             let now_s = BEGIN_S + minutes.last().expect("some") * 60;
-            batch.fold_trends(device, now_s).expect("folded");
+            batch.fold_trends(device.as_str(), now_s).expect("folded");
             batch.commit().expect("committed");
         }
     }
@@ -164,7 +191,7 @@ mod tests {
             live(&mut writer, &own, 30 * 60);
             live(&mut writer, &other, 5);
             let batch = writer.batch().expect("a batch");
-            batch.fold_trends(&own, BEGIN_S + 40 * DAY).expect("folded");
+            batch.fold_trends(own.as_str(), BEGIN_S + 40 * DAY).expect("folded");
             batch.commit().expect("committed");
             let reader = Reader::open(&records.at).expect("records");
             let sum = |device: &DeviceId| {
@@ -174,13 +201,34 @@ mod tests {
             assert_eq!(sum(&own), (3, 30 * 3600), "half a day each");
             assert_eq!(sum(&other), (6, 5 * 60));
             let batch = writer.batch().expect("a batch");
-            batch.fold_trends(&own, BEGIN_S + 200 * DAY).expect("folded");
+            batch.fold_trends(own.as_str(), BEGIN_S + 200 * DAY).expect("folded");
             batch.commit().expect("committed");
             assert_eq!(
                 (sum(&own), sum(&other).0),
                 ((0, 0), 6),
                 "older than anything is kept, and another's is not touched"
             );
+        });
+    }
+
+    #[test]
+    fn the_whole_fleet_has_a_series_of_its_own_that_outlives_a_device_that_is_forgotten() {
+        everywhere(|records| {
+            let mut writer = open(records);
+            let (own, told) = (name("own"), Stretch::at((BEGIN_S + 60) * 1000, Bucket::case(7)));
+            let batch = writer.batch().expect("a batch");
+            batch.set_totals(&Default::default()).expect("kept");
+            add(&batch, &own, &told);
+            for (place, page) in told.spread() {
+                batch.add_trend(&batch.fleet(), place, &page).expect("added");
+            }
+            batch.forget_trends(&own).expect("forgotten");
+            batch.commit().expect("committed");
+            let reader = Reader::open(&records.at).expect("records");
+            assert!(reader.trend(&own, 0).expect("read").is_empty());
+            let all = series(reader.fleet_trend(0).expect("read"), 0, 60);
+            assert_eq!(all.iter().map(|shown| shown.bucket.case_bytes).sum::<u64>(), 7);
+            assert!(writer.devices_behind("", 9).expect("read").is_empty(), "it is no device");
         });
     }
 

@@ -169,6 +169,12 @@ pub struct Batch<'w> {
     committed: bool,
 }
 
+impl Batch<'_> {
+    pub(super) fn instance(&self) -> &str {
+        self.instance
+    }
+}
+
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
         if !self.committed {

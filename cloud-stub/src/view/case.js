@@ -179,8 +179,11 @@ function choose(label) {
   send();
 }
 
+// Who may only look has no form, and no keys for it.
+const mayReview = () => at("word").offsetParent !== null;
+
 async function send() {
-  if (!shown || busy || at("confirm").disabled) return;
+  if (!shown || busy || !mayReview() || at("confirm").disabled) return;
   const { id, verdict } = shown;
   const word = { by: at("who").value.trim() || undefined, seen: verdict ? verdict.revision : 0 };
   const label = at("label").value.trim();
@@ -223,6 +226,7 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (event.target.closest("a, button:not(.drawn-box)") && event.key === "Enter") return;
+  if (!mayReview() && !["j", "k"].includes(event.key)) return;
   const digit = /^[0-9]$/.test(event.key) ? at("labels").children[(Number(event.key) + 9) % 10] : null;
   const acts = {
     j: () => go(near.after), k: () => go(near.before), Enter: send, "/": () => at("label").select(),

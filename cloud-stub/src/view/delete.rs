@@ -142,8 +142,8 @@ async fn delete(
     if seen != ids.len() {
         return Err(ApiError::OtherNumber { seen, now: ids.len() });
     }
-    let orders: Vec<(DeviceId, Value)> = match whole {
-        Some(device) => vec![(device, json!({"all": true}))],
+    let orders: Vec<(DeviceId, Value)> = match &whole {
+        Some(device) => vec![(device.clone(), json!({"all": true}))],
         None => {
             let some = |(device, ids): (DeviceId, Vec<CaseId>)| {
                 let parts: Vec<_> =
@@ -157,9 +157,13 @@ async fn delete(
     let told = stream::iter(orders).map(|(device, args)| forget(view, device, args, by.clone()));
     done.told = told.buffer_unordered(TOLD_AT_ONCE).collect().await;
     let mut deleted = 0;
-    for ids in ids.chunks(DELETED_AT_ONCE_MAX) {
+    let mut parts: Vec<&[CaseId]> = ids.chunks(DELETED_AT_ONCE_MAX).collect();
+    if parts.is_empty() && whole.is_some() {
+        parts.push(&[]);
+    }
+    for ids in parts {
         let (told, taken) = oneshot::channel();
-        let unwanted = Event::Unwanted(Unwanted::new(ids.to_vec(), told));
+        let unwanted = Event::Unwanted(Unwanted::new(ids.to_vec(), told).with_history_of(whole.clone()));
         view.shown.events.send(unwanted).await.map_err(|_| ApiError::Stopping)?;
         deleted += taken.await.map_err(|_| ApiError::Stopping)??;
     }

@@ -1,5 +1,6 @@
 // Draws the page of one device: what it is like now, its settings, commands and history.
 import { age, at, bytes, deviceLine, drawNotice, faultList, figure, kindOf, listen, make, number, percent, setClock, span } from "/parts.js";
+import { drawBundles } from "/bundles.js";
 import { makeCommands } from "/commands.js";
 import { makeEditor, show } from "/editor.js";
 import { drawLatest, makeTrend } from "/trend.js";
@@ -46,7 +47,8 @@ function drawNow(d) {
   const faults = faultList(d, Infinity);
   at("faults").hidden = !faults;
   at("fault-list").replaceChildren(...(faults ? [faults] : []));
-  const spent = t ? Object.entries(t.budget).filter(([, b]) => b.max && b.spent >= 0.8 * b.max) : [];
+  drawBundles(at("bundles"), at("bundle-list"), d, latest && latest.desired ? latest.desired.settings : null);
+  const spent = t && t.budget ? Object.entries(t.budget).filter(([, b]) => b.max && b.spent >= 0.8 * b.max) : [];
   at("now-age").replaceChildren(...(t ? [age(d.telemetry_ms, "The device's own figures are of ", " ago.")] : []));
   at("now").replaceChildren(
     link,
@@ -54,7 +56,7 @@ function drawNow(d) {
       queue ? [queue.oldest_s ? `oldest ${span(queue.oldest_s)}` : "none waits", queue.dead ? `${number(queue.dead)} dead letters` : ""].filter(Boolean).join(", ") : "no figures yet"),
     figure(s ? percent(s.kept, s.kept + s.deferred) : "–", "kept on the device", s ? `${number(s.answered)} answered, ${number(s.corrected)} corrected` : ""),
     figure(models.length ? models[0] : "–", models.length > 1 ? "models" : "model", models.slice(1).join(", ")),
-    figure(d.version || "–", "version", t ? `up for ${span(t.uptime_s)}${t.board.rss_bytes ? `, ${bytes(t.board.rss_bytes)} of memory` : ""}` : ""),
+    figure(d.version || "–", "version", t ? `up for ${span(t.uptime_s)}${t.board && t.board.rss_bytes ? `, ${bytes(t.board.rss_bytes)} of memory` : ""}` : ""),
     ...sourceFigures(t),
     figure(t ? bytes(t.link_bytes) : "–", "over the link", spent.length ? `${spent[0][0].replaceAll("_", " ")} ${percent(spent[0][1].spent, spent[0][1].max)} spent` : ""),
   );
@@ -94,7 +96,7 @@ function trial(version, desired) {
   const waits = desired && desired.confirm === "operator" ? "It is kept if you say so." : "It is kept once a cloud has answered the device over it.";
   const box = make("div", "trial", make("p", "", `Version ${version} is on trial. ${waits} After 180 s the settings before it are back.`));
   for (const [command, label] of [["confirm", "Keep it"], ["revert", "Give it back"]]) {
-    const button = make("button", command === "confirm" ? "main" : "", label);
+    const button = make("button", command === "confirm" ? "main operators" : "operators", label);
     button.type = "button";
     button.disabled = Boolean(latest.look_only);
     button.addEventListener("click", () => commands.run(command, { version }, button));

@@ -453,7 +453,10 @@ export function makeEditor(root, schema, publish, command) {
 
   publishing.addEventListener("click", send);
   foresee.addEventListener("click", ask);
-  form.addEventListener("submit", (event) => { event.preventDefault(); if (!publishing.disabled) send(); });
+  // Enter leads to the button, beside which stands what would be changed, and another one presses it.
+  const toTheEnd = (event) => { event.preventDefault(); publishing.focus(); };
+  form.addEventListener("submit", toTheEnd);
+  form.addEventListener("keydown", (event) => { if (event.key === "Enter" && event.target.matches(".field input")) toTheEnd(event); });
   text.addEventListener("input", drawBar);
   discard.addEventListener("click", () => {
     drafts = new Map();

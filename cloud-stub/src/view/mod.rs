@@ -14,6 +14,7 @@ mod metrics;
 mod operate;
 mod preview;
 mod review;
+mod rollouts;
 mod routes;
 mod saved;
 mod shape;
@@ -43,6 +44,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use self::preview::Previews;
 use self::routes::{ANYONE, OPERATOR, REVIEWER, Routes, VIEWER};
 use crate::access::{Access, NotIn};
+use crate::fleet::rollouts::NotNow;
 use crate::fleet::select::Where;
 use crate::intake::{AnswererNow, Event, NotReviewed};
 use crate::link::LinkNow;
@@ -106,6 +108,12 @@ struct View {
 /// | `/api/devices/{name}/saved?span=day&call_price=0.002` | what hybrid saved against sending everything and nothing, with the assumptions `call_price`, `gb_price`, `sample_bytes` and `cloud_ms` |
 /// | `/api/devices/{name}/settings` | POST: changes its settings; a [`Report`](crate::fleet::errand::Report) |
 /// | `/api/devices/{name}/commands` | POST: gives it a command; likewise |
+/// | `/api/saved?span=day` | the same for the whole fleet |
+/// | `/fleet` | the page of who runs what, of what hybrid saved, and of changes in stages |
+/// | `/api/rollouts` | the changes in stages that were begun on the page, newest first: a list of [`Rollout`](crate::fleet::rollouts::Rollout) |
+/// | `/api/rollouts` | POST [`Wanted`](crate::fleet::rollouts::Wanted): how many devices that would change, and in which stages; with `"devices": N` of that answer, begins |
+/// | `/api/rollouts/{id}/stop`, `/api/rollouts/{id}/resume` | POST: stops it; goes on |
+/// | `/api/runs` | how many devices run each version of each bundle, and of the agent |
 /// | `/api/settings-schema` | what can be set, as JSON Schema |
 /// | `/cases`, `/cases/{id}` | the page of cases, and of one |
 /// | `/api/cases?limit=24&device=D` | the latest cases, newest first, or those that `cases` says how to find: a list of [`CaseView`]; the header `Hedge-Next` names the one behind which there may be more |
@@ -168,9 +176,15 @@ fn table(view: View) -> Routes {
         .get(VIEWER, "/api/devices", devices)
         .get(VIEWER, "/api/devices/{name}", device::device)
         .get(VIEWER, "/api/devices/{name}/trend", trend::trend)
-        .get(VIEWER, "/api/devices/{name}/saved", saved::get)
+        .get(VIEWER, "/api/devices/{name}/saved", saved::of_device)
+        .get(VIEWER, "/api/saved", saved::of_fleet)
         .post(OPERATOR, "settings", "/api/devices/{name}/settings", operate::settings)
         .post(OPERATOR, "command", "/api/devices/{name}/commands", operate::command)
+        .get(VIEWER, "/api/rollouts", rollouts::list)
+        .post(OPERATOR, "rollout", "/api/rollouts", rollouts::begin)
+        .post(OPERATOR, "stop", "/api/rollouts/{id}/stop", rollouts::stop)
+        .post(OPERATOR, "resume", "/api/rollouts/{id}/resume", rollouts::resume)
+        .get(VIEWER, "/api/runs", rollouts::runs)
         .get(VIEWER, "/api/settings-schema", schema)
         .get(VIEWER, "/api/cases", cases::list)
         .get(VIEWER, "/api/cases/{id}", cases::one)
@@ -220,8 +234,12 @@ fn files(routes: Routes) -> Routes {
         .get(VIEWER, "/device.js", || async { file(SCRIPT, include_str!("device.js")) })
         .get(VIEWER, "/trend.js", || async { file(SCRIPT, include_str!("trend.js")) })
         .get(VIEWER, "/charts.js", || async { file(SCRIPT, include_str!("charts.js")) })
+        .get(VIEWER, "/bundles.js", || async { file(SCRIPT, include_str!("bundles.js")) })
         .get(VIEWER, "/saved.js", || async { file(SCRIPT, include_str!("saved.js")) })
         .get(VIEWER, "/editor.js", || async { file(SCRIPT, include_str!("editor.js")) })
+        .get(VIEWER, "/fleet", || async { file(HTML, include_str!("fleet.html")) })
+        .get(VIEWER, "/fleet.css", || async { file(CSS, include_str!("fleet.css")) })
+        .get(VIEWER, "/fleet.js", || async { file(SCRIPT, include_str!("fleet.js")) })
         .get(VIEWER, "/delete.js", || async { file(SCRIPT, include_str!("delete.js")) })
         .get(VIEWER, "/commands.js", || async { file(SCRIPT, include_str!("commands.js")) })
 }
@@ -266,8 +284,10 @@ enum ApiError {
     NoChance(String),
     #[error("there is no case `{0}` on record")]
     NoCase(String),
-    #[error("there are {now} such cases now, not {seen}; look again")]
+    #[error("there are {now} of them now, not {seen}; look again")]
     OtherNumber { seen: usize, now: usize },
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
     #[error("the payload of `{0}` is no longer kept")]
     PayloadGone(CaseId),
     #[error("what `{0}` sent is no picture")]
@@ -300,11 +320,14 @@ impl IntoResponse for ApiError {
                 tracing::error!("who did what cannot be put on record: {error}");
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::NoCase(_) | Self::NoDevice(_) | Self::NoPicture(_) => StatusCode::NOT_FOUND,
+            Self::NoCase(_) | Self::NoDevice(_) | Self::NotNow(NotNow::Unknown(_)) | Self::NoPicture(_) => {
+                StatusCode::NOT_FOUND
+            }
             Self::PayloadGone(_) => StatusCode::GONE,
             Self::BadName(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::WrongFields(_) | Self::NotReviewed(NotReviewed::NoLabel { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::OtherNumber { .. }
+            | Self::NotNow(_)
             | Self::Outdated { .. }
             | Self::NotReviewed(NotReviewed::NotWaiting | NotReviewed::Outdated { .. }) => StatusCode::CONFLICT,
             Self::NoBroker(_) => StatusCode::BAD_GATEWAY,

@@ -28,6 +28,7 @@ use crate::fleet::change::{Change, Edit, Onto, draft};
 use crate::fleet::errand::{Ending, Errand, Report};
 use crate::fleet::operator::{ACTING, Operator, Scope};
 use crate::fleet::random_id;
+use crate::fleet::rollouts::Rollouts;
 use crate::link::HearingError;
 use crate::link::Way;
 use crate::wall_ms;
@@ -49,12 +50,19 @@ pub struct Operating {
     places: Arc<Semaphore>,
     /// Who acts, if the page does not say.
     by: String,
+    pub(super) rollouts: Arc<Rollouts>,
 }
 
 impl Operating {
     #[must_use]
-    pub fn new(way: Way, topics: Topics, instance: &hedge_proto::Name) -> Self {
-        Self { way, topics, places: Arc::new(Semaphore::new(UNDER_WAY_MAX)), by: format!("page@{instance}") }
+    pub fn new(way: Way, topics: Topics, instance: &hedge_proto::Name, rollouts: Rollouts) -> Self {
+        let (places, by) = (Arc::new(Semaphore::new(UNDER_WAY_MAX)), format!("page@{instance}"));
+        Self { way, topics, places, by, rollouts: Arc::new(rollouts) }
+    }
+
+    /// A connection on which every device is heard.
+    pub(super) async fn everywhere(&self) -> Result<Operator, HearingError> {
+        Operator::connect(&self.way, self.topics.clone(), &Scope { device: None, topics: ACTING }).await
     }
 
     /// Connects, and does what follows from what the broker says of the device.
@@ -150,7 +158,7 @@ pub(super) async fn settings(
     }
 }
 
-fn fields(edits: BTreeMap<String, Value>) -> Result<Vec<Edit>, Vec<FieldError>> {
+pub(super) fn fields(edits: BTreeMap<String, Value>) -> Result<Vec<Edit>, Vec<FieldError>> {
     let edits = edits.into_iter().map(|(key, value)| Edit::new(&key, value).map_err(|why| FieldError::new(key, why)));
     let edits = edits.collect::<Result<Vec<_>, _>>().map_err(|error| vec![error])?;
     if edits.is_empty() { Err(vec![FieldError::new("edits", "nothing is set")]) } else { Ok(edits) }

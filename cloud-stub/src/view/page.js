@@ -23,6 +23,8 @@ function drawFigures(f) {
     ...(f.malformed ? [figure(number(f.malformed), f.malformed === 1 ? "unreadable message" : "unreadable messages", "of devices; no cases")] : []),
   );
   if (!at("fleet").classList.contains("wrong")) drawFleet(f);
+  // Those that are shown may stay the same while more come.
+  if (latest.devices.length && !asked.text && !asked.offset) drawPages(sizeOf(f));
   drawNotice(f);
 }
 
@@ -69,10 +71,11 @@ function drawDevices(devices) {
   const inOrder = (a, b) => a.trouble - b.trouble || (a.device < b.device ? -1 : 1);
   const sorted = [...devices].sort(inOrder).slice(0, DEVICES_SHOWN);
   drawList(at("devices"), sorted, "device", deviceCard, isChosen);
-  drawPages(latest.figures ? Object.values(inFleet(latest.figures)).reduce((sum, n) => sum + n, 0) : sorted.length);
+  drawPages(latest.figures ? sizeOf(latest.figures) : sorted.length);
 }
 
 const inFleet = ({ fleet: { with_faults, ...states } }) => states;
+const sizeOf = (f) => Object.values(inFleet(f)).reduce((sum, n) => sum + n, 0);
 
 function drawFleet(f) {
   const parts = Object.entries(inFleet(f)).filter(([, n]) => n).map(([state, n]) => `${number(n)} ${state}`);
@@ -124,6 +127,9 @@ function turn(by) {
 
 at("before").addEventListener("click", () => turn(-1));
 at("after").addEventListener("click", () => turn(1));
+// The address may name them: other pages lead here.
+const named = new URLSearchParams(location.search).get("where");
+if (named) { at("find").value = named; asked.text = named; }
 at("find").addEventListener("input", () => { asked.text = at("find").value.trim(); asked.offset = 0; find(); });
 
 const isChosen = (d) => String(d.device === onlyDevice);

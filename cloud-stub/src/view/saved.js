@@ -22,7 +22,7 @@ const ROWS = [
   ["wait for the link", (way) => number(way.waiting)],
 ];
 
-export function makeSaved(root, here) {
+export function makeSaved(root, here, title = "What hybrid saved", whose = "It has") {
   const inputs = new Map();
   const words = make("p", "");
   words.setAttribute("aria-live", "polite");
@@ -40,7 +40,7 @@ export function makeSaved(root, here) {
     inputs.set(name, { input, known });
     form.append(make("label", "", make("span", "", label), input, known));
   }
-  root.replaceChildren(make("figcaption", "", make("h3", "", "What hybrid saved"), words), table, form);
+  root.replaceChildren(make("figcaption", "", title ? make("h3", "", title) : null, words), table, form);
 
   const given = () => [...inputs].filter(([, { input }]) => input.value !== "").map(([name, { input }]) => [name, input.value]);
 
@@ -57,7 +57,7 @@ export function makeSaved(root, here) {
     words.className = answered ? "" : "soft";
     words.textContent = answered
       ? `Against sending all ${number(answered)} samples: ${number(everything.calls - hybrid.calls)} cloud calls and ${less >= 0 ? `${bytes(less)} not sent` : `${bytes(-less)} more sent, for its samples are small`}, ${money(everything.money - hybrid.money)} not spent.`
-      : "It has answered nothing in this time.";
+      : `${whose} answered nothing in this time.`;
     const head = ["", "everything to the cloud", "hybrid, as it was", "nothing to the cloud"].map((text) => { const th = make("th", "", text); th.scope = "col"; return th; });
     const rows = ROWS.map(([label, of]) => {
       const th = make("th", "", label);

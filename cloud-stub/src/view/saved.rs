@@ -1,4 +1,5 @@
-//! `GET /api/devices/{name}/saved?span=day&call_price=0.002`: what hybrid saved, and what that rests on.
+//! `GET /api/devices/{name}/saved?span=day&call_price=0.002`: what hybrid saved, and what that rests on. `GET /api/saved`: for
+//! the whole fleet.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::trend::Span;
 use super::{ApiError, View};
 use crate::store::{CaseRow, Sought};
-use crate::trend::{Assumptions, Bucket, Given, Saved, saved, series};
+use crate::trend::{Assumptions, Bucket, Given, Saved, Shown, saved, series};
 use crate::wall_ms;
 
 /// How many of its latest cases tell how long the cloud takes.
@@ -35,16 +36,14 @@ pub(super) struct SavedView {
     known: BTreeMap<&'static str, &'static str>,
 }
 
-pub(super) async fn get(
+pub(super) async fn of_device(
     State(view): State<View>,
     Path(name): Path<String>,
     Query(asked): Query<Asked>,
 ) -> Result<Json<SavedView>, ApiError> {
-    let Asked { span, call_price, gb_price, sample_bytes, cloud_ms } = asked;
-    let given = Given { call_price, gb_price, sample_bytes, cloud_ms };
-    given.check().map_err(ApiError::BadRequest)?;
     let device = DeviceId::new(&name)?;
-    let (since_s, bucket_s) = span.since(wall_ms());
+    let given = asked.given()?;
+    let (since_s, bucket_s) = asked.span.since(wall_ms());
     let looked = view.records.read(move |reader| {
         let sought = Sought { device: Some(device.clone()), ..Sought::default() };
         Ok(match reader.device(&device)? {
@@ -53,22 +52,54 @@ pub(super) async fn get(
         })
     });
     let (pages, cases) = looked.await?.ok_or(ApiError::NoDevice(name))?;
+    Ok(Json(SavedView::new(given, &sum(series(pages, since_s, bucket_s)), &cases.rows)))
+}
+
+pub(super) async fn of_fleet(
+    State(view): State<View>,
+    Query(asked): Query<Asked>,
+) -> Result<Json<SavedView>, ApiError> {
+    let given = asked.given()?;
+    let (since_s, bucket_s) = asked.span.since(wall_ms());
+    let looked = view.records.read(move |reader| {
+        Ok((reader.fleet_trend(since_s)?, reader.find(&Sought::default(), LOOKED_AT)?.unwrap_or_default()))
+    });
+    let (pages, cases) = looked.await?;
+    Ok(Json(SavedView::new(given, &sum(series(pages, since_s, bucket_s)), &cases.rows)))
+}
+
+fn sum(buckets: Vec<Shown>) -> Bucket {
     let mut passed = Bucket::default();
-    series(pages, since_s, bucket_s).iter().for_each(|shown| passed.merge(&shown.bucket));
-    let measured_ms = mean_ms(&cases.rows);
-    let assumed = given.over(&passed, measured_ms);
-    let known = |given: bool, measured: bool| match (given, measured) {
-        (true, _) => "given",
-        (false, true) => "measured",
-        (false, false) => "assumed",
-    };
-    let known = BTreeMap::from([
-        ("call_price", known(call_price.is_some(), false)),
-        ("gb_price", known(gb_price.is_some(), false)),
-        ("sample_bytes", known(sample_bytes.is_some(), passed.case_bytes > 0)),
-        ("cloud_ms", known(cloud_ms.is_some(), measured_ms.is_some())),
-    ]);
-    Ok(Json(SavedView { saved: saved(&passed, &assumed), assumed, known }))
+    buckets.iter().for_each(|shown| passed.merge(&shown.bucket));
+    passed
+}
+
+impl Asked {
+    fn given(&self) -> Result<Given, ApiError> {
+        let Self { call_price, gb_price, sample_bytes, cloud_ms, .. } = *self;
+        let given = Given { call_price, gb_price, sample_bytes, cloud_ms };
+        given.check().map_err(ApiError::BadRequest)?;
+        Ok(given)
+    }
+}
+
+impl SavedView {
+    fn new(given: Given, passed: &Bucket, cases: &[CaseRow]) -> Self {
+        let measured_ms = mean_ms(cases);
+        let assumed = given.over(passed, measured_ms);
+        let known = |given: Option<f64>, measured: bool| match (given, measured) {
+            (Some(_), _) => "given",
+            (None, true) => "measured",
+            (None, false) => "assumed",
+        };
+        let known = BTreeMap::from([
+            ("call_price", known(given.call_price, false)),
+            ("gb_price", known(given.gb_price, false)),
+            ("sample_bytes", known(given.sample_bytes, passed.case_bytes > 0)),
+            ("cloud_ms", known(given.cloud_ms, measured_ms.is_some())),
+        ]);
+        Self { saved: saved(passed, &assumed), assumed, known }
+    }
 }
 
 /// From the arrival of a case to the first word on it. What waited for a person is not what a model takes.

@@ -110,7 +110,7 @@ function heat(view, telemetry) {
   const highest = (most(view.buckets, (b) => b.temperature_max) - ICE) / 10;
   const bits = view.buckets.reduce((all, b) => all | (b.throttling || 0), 0);
   const held = view.throttling.filter((_, bit) => bits & (1 << bit)).map(words);
-  const reports = telemetry && telemetry.board.throttling;
+  const reports = telemetry && telemetry.board && telemetry.board.throttling;
   const note = (known ? `At most ${highest.toFixed(1)} °C.` : "Its board reports no temperature.")
     + (held.length ? ` Held back: ${held.join(", ")} (red below).` : reports ? " It was not held back." : " It does not report whether it is held back.");
   return panel("Temperature and throttling", note, known ? (width) => lineOverTime(view, {

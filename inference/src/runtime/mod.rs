@@ -5,6 +5,7 @@
 //! library, and how, is up to `model`.
 
 mod probe;
+mod provider;
 mod search;
 
 use std::fmt;
@@ -18,6 +19,7 @@ use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 
 pub use probe::probe_if_asked;
+pub use provider::{Provider, ProviderChoice, RunsOn};
 pub use search::LIBRARY_VARIABLE;
 
 /// Why there is no ONNX Runtime to work with. Each text names the file and what to do.

@@ -2,7 +2,8 @@
 //!
 //! The child is this same program, started with [`ASKED`] set: [`probe_if_asked`], the first call of `main`,
 //! then loads the library, runs a tiny model and exits. What the child finds wrong and survives is not told:
-//! the parent can then look for itself.
+//! the parent can then look for itself. With [`WITH`] set it runs that model on an execution provider, too, and tells
+//! how many of its steps the provider took.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -13,18 +14,40 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use ort::value::TensorRef;
+use ort::session::Session;
+use ort::value::{DynTensor, TensorRef, ValueType};
+use serde::{Deserialize, Serialize};
 
+use super::provider::{ProviderChoice, Steps};
 use super::{Runtime, RuntimeError};
 
 /// The variable that makes a start of the program a probe of the library it names.
 const ASKED: &str = "HEDGE_PROBE_LIBRARY";
+
+/// The variable with a [`Trial`] as JSON.
+const WITH: &str = "HEDGE_PROBE_WITH";
+
+/// What a child runs on an execution provider.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Trial {
+    pub(super) choice: ProviderChoice,
+    pub(super) model: PathBuf,
+    /// Of one sample.
+    pub(super) shape: Vec<usize>,
+    pub(super) threads: u8,
+}
 
 /// What the child prints once nothing can kill it any more. Some versions crash while the process ends.
 const SURVIVED: &str = "survived";
 
 /// The longest a probe may take. A Raspberry Pi with a cold SD card loads the library in a few seconds.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// The longest the trial of a provider may take: some translate the whole model first.
+const TRIAL_WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// The most that is read of what a child says.
+const SAID_BYTES_MAX: u64 = 4096;
 
 /// How often the child is looked at. Loading takes about 50 ms.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -53,14 +76,46 @@ pub fn probe_if_asked() {
     CHILD_WOULD_PROBE.store(true, Ordering::Relaxed);
     let Some(library) = std::env::var_os(ASKED) else { return };
     // A failure here is no crash: the parent meets it again and can say what it is.
-    let ran = try_out(&library).is_ok();
-    let told = writeln!(std::io::stdout(), "{SURVIVED}").is_ok();
-    std::process::exit(if ran && told { 0 } else { 1 });
+    let steps = try_out(&library);
+    let steps = steps.as_ref().ok().and_then(|steps| serde_json::to_string(steps).ok());
+    let told = writeln!(std::io::stdout(), "{SURVIVED} {}", steps.as_deref().unwrap_or_default()).is_ok();
+    std::process::exit(if steps.is_some() && told { 0 } else { 1 });
 }
 
-fn try_out(library: &OsStr) -> Result<(), String> {
+fn try_out(library: &OsStr) -> Result<Option<Steps>, String> {
     let runtime = Runtime::load(library.into()).map_err(|error| error.to_string())?;
-    run_tiny_model(&runtime).map_err(|error| error.to_string())
+    let Some(with) = std::env::var_os(WITH) else {
+        return run_tiny_model(&runtime).map(|()| None).map_err(|error| error.to_string());
+    };
+    let trial: Trial = serde_json::from_slice(with.as_encoded_bytes()).map_err(|error| error.to_string())?;
+    run_on_provider(&runtime, &trial).map_err(|error| error.to_string())
+}
+
+/// How many of the model's steps the provider took.
+fn run_on_provider(runtime: &Runtime, trial: &Trial) -> ort::Result<Option<Steps>> {
+    let profile = std::env::temp_dir().join(format!("hedge-probe-{}", std::process::id()));
+    let builder = runtime.session_on(&trial.choice, trial.threads)?;
+    // A device without room for temporary files runs it all the same; then nobody knows the steps.
+    let mut session = match builder.with_profiling(&profile) {
+        Ok(mut profiled) => profiled.commit_from_file(&trial.model)?,
+        Err(_) => runtime.session_on(&trial.choice, trial.threads)?.commit_from_file(&trial.model)?,
+    };
+    run_once(&mut session, &trial.shape)?;
+    let Ok(file) = session.end_profiling() else { return Ok(None) };
+    let text = std::fs::read_to_string(&file).unwrap_or_default();
+    // It lies in a folder that is emptied anyway.
+    std::fs::remove_file(&file).ok();
+    Ok(Steps::of_profile(&text, trial.choice.provider))
+}
+
+/// One sample of zeros, or of what lies in memory.
+fn run_once(session: &mut Session, shape: &[usize]) -> ort::Result<()> {
+    let inputs =
+        session.inputs().iter().map(|input| (input.name().to_owned(), input.dtype().clone())).collect::<Vec<_>>();
+    let Some((name, ValueType::Tensor { ty, .. })) = inputs.into_iter().next() else { return Ok(()) };
+    let input = DynTensor::new(session.allocator(), ty, shape.to_vec())?;
+    session.run(ort::inputs![name => input])?;
+    Ok(())
 }
 
 fn run_tiny_model(runtime: &Runtime) -> ort::Result<()> {
@@ -100,8 +155,8 @@ fn ask_child(library: &Path) -> Result<(), RuntimeError> {
     if !CHILD_WOULD_PROBE.load(Ordering::Relaxed) {
         return Ok(());
     }
-    match start(library) {
-        Ok(child) => judge(library, child),
+    match start(library, None) {
+        Ok(child) => judge(library, child, PROBE_WAIT_MAX).map(drop),
         Err(error) => {
             tracing::warn!("{} is loaded without a trial, because no child process starts: {error}", library.display());
             Ok(())
@@ -109,31 +164,57 @@ fn ask_child(library: &Path) -> Result<(), RuntimeError> {
     }
 }
 
-fn start(library: &Path) -> std::io::Result<Child> {
+/// Has a child run a model on a provider. None where no child can be had, or where it cannot tell.
+pub(super) fn try_provider(library: &Path, trial: &Trial) -> Result<Option<Steps>, String> {
+    if !CHILD_WOULD_PROBE.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let with = serde_json::to_string(trial).map_err(|error| error.to_string())?;
+    let Ok(child) = start(library, Some(&with)) else { return Ok(None) };
+    of_trial(judge(library, child, TRIAL_WAIT_MAX))
+}
+
+/// How a trial ended, as a clause about the provider.
+fn of_trial(said: Result<String, RuntimeError>) -> Result<Option<Steps>, String> {
+    match said {
+        Ok(said) => Ok(serde_json::from_str(&said).unwrap_or_default()),
+        Err(RuntimeError::IllegalInstruction { .. }) => {
+            Err("it was built for a newer processor (illegal instruction)".to_owned())
+        }
+        Err(RuntimeError::Crashes { how, .. }) => Err(format!("it crashes with this model ({how})")),
+        Err(RuntimeError::Hangs { seconds, .. }) => Err(format!("it did not answer one sample within {seconds} s")),
+        Err(RuntimeError::Killed { .. }) => Err("its trial was killed, most likely for want of memory".to_owned()),
+        Err(other) => Err(other.to_string()),
+    }
+}
+
+fn start(library: &Path, with: Option<&str>) -> std::io::Result<Child> {
     Command::new(std::env::current_exe()?)
         .env(ASKED, library)
+        .envs(with.map(|with| (WITH, with)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
 }
 
-fn judge(library: &Path, mut child: Child) -> Result<(), RuntimeError> {
+/// What the child said after it had survived.
+fn judge(library: &Path, mut child: Child, wait_max: Duration) -> Result<String, RuntimeError> {
     let path = library.to_owned();
     let failed = |error: std::io::Error| RuntimeError::Failed { path: library.to_owned(), reason: error.to_string() };
-    let Some(status) = wait(&mut child).map_err(failed)? else {
-        return Err(RuntimeError::Hangs { path, seconds: PROBE_WAIT_MAX.as_secs() });
+    let Some(status) = wait(&mut child, wait_max).map_err(failed)? else {
+        return Err(RuntimeError::Hangs { path, seconds: wait_max.as_secs() });
     };
     let mut said = String::new();
     if let Some(stdout) = child.stdout.take() {
-        stdout.take(64).read_to_string(&mut said).map_err(failed)?;
+        stdout.take(SAID_BYTES_MAX).read_to_string(&mut said).map_err(failed)?;
     }
-    if said.trim() == SURVIVED {
-        return Ok(());
+    if let Some(rest) = said.strip_prefix(SURVIVED) {
+        return Ok(rest.trim().to_owned());
     }
     if status.code() == Some(NOT_EXECUTED) {
         tracing::warn!("{} is loaded without a trial, because a child process executes nothing", library.display());
-        return Ok(());
+        return Ok(String::new());
     }
     match status.signal() {
         Some(SIGKILL) => Err(RuntimeError::Killed { path }),
@@ -144,9 +225,9 @@ fn judge(library: &Path, mut child: Child) -> Result<(), RuntimeError> {
 }
 
 /// The child's end; none if it took too long and was ended.
-fn wait(child: &mut Child) -> std::io::Result<Option<ExitStatus>> {
+fn wait(child: &mut Child, wait_max: Duration) -> std::io::Result<Option<ExitStatus>> {
     let started = Instant::now();
-    while started.elapsed() < PROBE_WAIT_MAX {
+    while started.elapsed() < wait_max {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
@@ -166,9 +247,9 @@ mod tests {
     use super::*;
 
     /// A child that ends as a shell script says.
-    fn judged(script: &str) -> Result<(), RuntimeError> {
+    fn judged(script: &str) -> Result<String, RuntimeError> {
         let child = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().expect("a shell");
-        judge(Path::new("/lib/x.so"), child)
+        judge(Path::new("/lib/x.so"), child, PROBE_WAIT_MAX)
     }
 
     #[test]
@@ -178,6 +259,21 @@ mod tests {
         assert!(crash.contains("/lib/x.so") && crash.contains("signal 11"), "{crash}");
         assert!(matches!(judged("exit 101"), Err(RuntimeError::Crashes { .. })));
         judged("exec /nonexistent/program 2>/dev/null").expect("nothing is known of the library");
+    }
+
+    #[test]
+    fn a_provider_that_kills_its_child_is_refused_in_a_clause() {
+        for (script, words) in [
+            ("kill -SEGV $$", "crashes with this model (signal 11)"),
+            ("kill -ILL $$", "newer processor"),
+            ("kill -KILL $$", "want of memory"),
+        ] {
+            let refused = of_trial(judged(script)).expect_err("refused");
+            assert!(refused.contains(words), "{refused}");
+        }
+        let steps = of_trial(judged(r#"echo 'survived {"own":3,"all":5}'; kill -SEGV $$"#)).expect("survived");
+        assert_eq!(steps, Some(Steps { own: 3, all: 5 }));
+        assert_eq!(of_trial(judged("echo survived; exit 1")), Ok(None), "the parent finds out the rest");
     }
 
     #[test]

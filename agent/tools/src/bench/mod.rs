@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use hedge_core::judge::{Limits, Thresholds};
 use hedge_inference::bundle::Variant;
-use hedge_inference::{Bundle, ContentType, Model, Runtime, SessionOptions, StageTimes};
+use hedge_inference::{Bundle, ContentType, Model, Provider, ProviderChoice, Runtime, SessionOptions, StageTimes};
 
 use self::report::{Board, Heat, Report, Stage, Sustained, VariantReport};
 use super::{SAMPLE_BYTES_MAX, read_file};
@@ -58,12 +58,23 @@ pub struct BenchArgs {
     /// Threads within one inference.
     #[arg(long, default_value_t = 1)]
     threads: u8,
+    /// Measure with this accelerator, too, and compare it with the processor; the configuration's if not given.
+    #[arg(long, value_name = "NAME", value_parser = provider)]
+    provider: Option<Provider>,
     /// The ONNX Runtime library; the configuration's, else searched for.
     #[arg(long, value_name = "FILE")]
     library: Option<PathBuf>,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
+}
+
+/// `xnnpack`.
+fn provider(text: &str) -> Result<Provider, String> {
+    Provider::ALL.into_iter().find(|provider| provider.name() == text).ok_or_else(|| {
+        let names: Vec<&str> = Provider::ALL.iter().map(|provider| provider.name()).collect();
+        format!("`{text}` is none of {}", names.join(", "))
+    })
 }
 
 /// `90s`, `5m`, `1h`.
@@ -105,15 +116,17 @@ struct Bench {
     sample: Vec<u8>,
     thresholds: Thresholds,
     threads: u8,
+    provider: Option<ProviderChoice>,
 }
 
 fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
-    let (folder, library) = match &args.bundle {
-        Some(folder) => (folder.clone(), args.library.clone()),
+    let (folder, library, configured) = match &args.bundle {
+        Some(folder) => (folder.clone(), args.library.clone(), None),
         None => {
             let config = Config::load(&args.config, std::env::vars())?;
             let model = config.models.first().context("the configuration has no model; name a bundle with --bundle")?;
-            (model.bundle.clone(), args.library.clone().or_else(|| config.runtime.library.clone()))
+            let library = args.library.clone().or_else(|| config.runtime.library.clone());
+            (model.bundle.clone(), library, model.session().provider)
         }
     };
     let bundle = Bundle::open(&folder)?;
@@ -133,7 +146,10 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
             (ContentType::Tensor { shape }, tensors.first().context("the sample is empty")?.to_bytes())
         }
     };
-    let bench = Bench { content_type, thresholds, runtime, bundle, sample, threads: args.threads };
+    let named = args.provider.map(ProviderChoice::from);
+    // With the options that the configuration has for it.
+    let provider = configured.filter(|own| named.as_ref().is_none_or(|named| named.provider == own.provider)).or(named);
+    let bench = Bench { content_type, thresholds, runtime, bundle, sample, threads: args.threads, provider };
     bench.run(args.time)
 }
 
@@ -144,8 +160,8 @@ impl Bench {
         let compared = time / COMPARED_SHARE;
         let measured = self.compare(&variants, compared, &mut heat)?;
         let (chosen, reason) = report::recommend(&measured).context("the bundle has no variant")?;
-        let variant = variants.iter().find(|variant| variant.name.as_str() == chosen).context("a variant")?;
-        let sustained = self.sustain(variant, time.saturating_sub(compared), &mut heat)?;
+        let best = measured.iter().find(|variant| variant.name() == chosen).context("a variant")?;
+        let sustained = self.sustain(best, time.saturating_sub(compared), &mut heat)?;
         let model = self.bundle.model_ref();
         Ok(Report {
             agent: env!("CARGO_PKG_VERSION"),
@@ -162,17 +178,20 @@ impl Bench {
         })
     }
 
-    fn load(&self, variant: &Variant) -> anyhow::Result<Model> {
-        let options = SessionOptions { threads: self.threads };
-        Ok(Model::load(&self.runtime, &self.bundle, Some(variant.name.as_str()), &options)?)
+    fn load(&self, variant: &str, provider: Option<&ProviderChoice>) -> anyhow::Result<Model> {
+        let options = SessionOptions { threads: self.threads, provider: provider.cloned() };
+        Ok(Model::load(&self.runtime, &self.bundle, Some(variant), &options)?)
     }
 
     /// Each stage of each variant, in turns, so that heat and what else runs here hits them alike.
     fn compare(&self, variants: &[Variant], time: Duration, heat: &mut HeatLog) -> anyhow::Result<Vec<VariantReport>> {
         let mut runs = Vec::new();
-        for variant in variants {
+        let providers = [None, self.provider.as_ref()];
+        let providers = if self.provider.is_some() { &providers[..] } else { &providers[..1] };
+        for (variant, provider) in variants.iter().flat_map(|variant| providers.iter().map(move |own| (variant, *own)))
+        {
             let begun = Instant::now();
-            let mut model = self.load(variant)?;
+            let mut model = self.load(variant.name.as_str(), provider)?;
             let load = begun.elapsed();
             let mut agrees = true;
             for golden in &self.bundle.manifest().goldens {
@@ -196,8 +215,8 @@ impl Bench {
                 break;
             }
         }
-        let report = |(variant, _, load, agrees, stages): (&Variant, Model, Duration, bool, _)| {
-            VariantReport::new(variant.name.to_string(), load, agrees, stages)
+        let report = |(variant, model, load, agrees, stages): (&Variant, Model, Duration, bool, _)| {
+            VariantReport::new(variant.name.to_string(), model.runs_on(), load, agrees, stages)
         };
         Ok(runs.into_iter().map(report).collect())
     }
@@ -215,8 +234,9 @@ impl Bench {
     }
 
     /// Sample after sample without a rest.
-    fn sustain(&self, variant: &Variant, time: Duration, heat: &mut HeatLog) -> anyhow::Result<Sustained> {
-        let mut model = self.load(variant)?;
+    fn sustain(&self, best: &VariantReport, time: Duration, heat: &mut HeatLog) -> anyhow::Result<Sustained> {
+        let provider = self.provider.as_ref().filter(|_| best.is_accelerated());
+        let mut model = self.load(&best.variant, provider)?;
         for _ in 0..WARM_UP {
             self.one(&mut model)?;
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use hedge_inference::RunsOn;
 use serde::Serialize;
 
 /// What one sample goes through, in this order.
@@ -34,6 +35,11 @@ impl Stage {
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct VariantReport {
     pub(super) variant: String,
+    /// `cpu`, or an accelerator and how many of the model's steps it takes.
+    pub(super) provider: String,
+    /// Why it is not the accelerator that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) refused: Option<String>,
     pub(super) samples: usize,
     pub(super) load_ms: f64,
     /// The golden samples get the answers they should.
@@ -45,6 +51,7 @@ pub(super) struct VariantReport {
 impl VariantReport {
     pub(super) fn new(
         variant: String,
+        on: &RunsOn,
         load: Duration,
         golden_agree: bool,
         stages: [Vec<Duration>; Stage::ALL.len()],
@@ -52,7 +59,21 @@ impl VariantReport {
         let samples = stages[0].len();
         let totals = (0..samples).map(|at| stages.iter().map(|stage| stage[at]).sum()).collect();
         let stages_ms = Stage::ALL.iter().zip(stages).map(|(stage, took)| (stage.name(), median_ms(took))).collect();
-        Self { variant, samples, load_ms: ms(load), golden_agree, stages_ms, total_ms: median_ms(totals) }
+        let (provider, refused) = (on.to_string(), on.refused.clone());
+        let (load_ms, total_ms) = (ms(load), median_ms(totals));
+        Self { variant, provider, refused, samples, load_ms, golden_agree, stages_ms, total_ms }
+    }
+
+    /// `int8`, or `int8 on xnnpack`.
+    pub(super) fn name(&self) -> String {
+        match self.provider.split(' ').next() {
+            Some(provider) if self.is_accelerated() => format!("{} on {provider}", self.variant),
+            _ => self.variant.clone(),
+        }
+    }
+
+    pub(super) fn is_accelerated(&self) -> bool {
+        self.provider != RunsOn::CPU
     }
 
     fn infer_ms(&self) -> f64 {
@@ -80,35 +101,37 @@ const WORTH_IT: f64 = 0.9;
 
 /// The variant to use here, and why. The first of the manifest stays where nothing speaks against it.
 pub(super) fn recommend(variants: &[VariantReport]) -> Option<(String, String)> {
+    // One whose accelerator failed its trial is the same as without.
+    let variants: Vec<&VariantReport> = variants.iter().filter(|variant| variant.refused.is_none()).collect();
     let first = variants.first()?;
     if variants.len() == 1 {
-        return Some((first.variant.clone(), "it is the bundle's only variant".to_owned()));
+        return Some((first.name(), "it is the bundle's only variant".to_owned()));
     }
-    let right: Vec<&VariantReport> = variants.iter().filter(|variant| variant.golden_agree).collect();
-    let wrong: Vec<&str> =
-        variants.iter().filter(|variant| !variant.golden_agree).map(|variant| variant.variant.as_str()).collect();
+    let right: Vec<&&VariantReport> = variants.iter().filter(|variant| variant.golden_agree).collect();
+    let wrong: Vec<String> =
+        variants.iter().filter(|variant| !variant.golden_agree).map(|variant| variant.name()).collect();
     let Some(fastest) = right.iter().min_by(|a, b| a.infer_ms().total_cmp(&b.infer_ms())) else {
-        return Some((
-            first.variant.clone(),
-            "no variant gives the golden answers here; do not use this bundle".to_owned(),
-        ));
+        return Some((first.name(), "no variant gives the golden answers here; do not use this bundle".to_owned()));
     };
-    let others: Vec<&&VariantReport> = right.iter().filter(|variant| variant.variant != fastest.variant).collect();
-    if others.is_empty() {
-        let reason = format!("it alone gives the golden answers here ({} does not)", wrong.join(", "));
-        return Some((fastest.variant.clone(), reason));
-    }
-    let next = others.iter().map(|variant| variant.infer_ms()).fold(f64::INFINITY, f64::min);
-    if fastest.infer_ms() < next * WORTH_IT {
-        let saved = (1.0 - fastest.infer_ms() / next) * 100.0;
+    let (mut near, slower): (Vec<&&VariantReport>, Vec<_>) =
+        right.iter().partition(|variant| fastest.infer_ms() >= variant.infer_ms() * WORTH_IT);
+    if let ([only], Some(next)) = (near.as_slice(), slower.iter().map(|variant| variant.infer_ms()).reduce(f64::min)) {
+        let saved = (1.0 - only.infer_ms() / next) * 100.0;
         let reason =
             format!("an inference takes {saved:.0} % less time than with the next, and the golden answers agree");
-        return Some((fastest.variant.clone(), reason));
+        return Some((only.name(), reason));
     }
-    // Between equals the one without rounding is the better answer.
-    let exact = right.iter().find(|variant| variant.variant == "fp32").unwrap_or(fastest);
-    let reason = "the variants are as fast as each other here, within a tenth; this processor gains nothing from smaller numbers";
-    Some((exact.variant.clone(), reason.to_owned()))
+    if near.len() == 1 {
+        let reason = format!("it alone gives the golden answers here ({} does not)", wrong.join(", "));
+        return Some((fastest.name(), reason));
+    }
+    // Between equals the one that needs no accelerator is simpler, and the one without rounding the better answer.
+    near.sort_by_key(|variant| (variant.is_accelerated(), variant.variant != "fp32"));
+    let reason = match near.iter().find(|variant| variant.is_accelerated()) {
+        Some(other) => format!("`{}` is no faster here, within a tenth", other.name()),
+        None => "the variants are as fast as each other here, within a tenth; this processor gains nothing from smaller numbers".to_owned(),
+    };
+    Some((near.first()?.name(), reason))
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -198,8 +221,13 @@ impl Report {
         for variant in &self.variants {
             let stages: Vec<String> = variant.stages_ms.iter().map(|(stage, ms)| format!("{stage} {ms:.2}")).collect();
             let agree = if variant.golden_agree { "golden answers agree" } else { "GOLDEN ANSWERS DIFFER" };
+            if let Some(refused) = &variant.refused {
+                line(format!("{:10} {refused}", variant.variant));
+                continue;
+            }
+            let on = if variant.is_accelerated() { format!("on {}, ", variant.provider) } else { String::new() };
             line(format!(
-                "{:10} {:.2} ms a sample ({} ms), loaded in {:.0} ms, {agree}",
+                "{:10} {on}{:.2} ms a sample ({} ms), loaded in {:.0} ms, {agree}",
                 variant.variant,
                 variant.total_ms,
                 stages.join(", "),
@@ -218,7 +246,7 @@ impl Report {
 
     /// One line of the table of boards in docs/measurements.md.
     fn table_line(&self) -> String {
-        let best = self.variants.iter().find(|variant| variant.variant == self.recommended);
+        let best = self.variants.iter().find(|variant| variant.name() == self.recommended);
         let stages = best.map_or_else(String::new, |variant| {
             variant.stages_ms.iter().map(|(_, ms)| format!("{ms:.1}")).collect::<Vec<_>>().join(" + ")
         });
@@ -241,10 +269,14 @@ impl Report {
 mod tests {
     use super::*;
 
+    /// `int8`, or `int8 on xnnpack`.
     fn variant(name: &str, infer_ms: u64, golden_agree: bool) -> VariantReport {
+        let (name, provider) = name.split_once(" on ").unwrap_or((name, RunsOn::CPU));
+        let on =
+            RunsOn { name: if provider == RunsOn::CPU { RunsOn::CPU } else { "xnnpack" }, steps: None, refused: None };
         let took = Duration::from_millis(infer_ms);
         let stages = Stage::ALL.map(|stage| vec![if stage == Stage::Infer { took } else { Duration::ZERO }]);
-        VariantReport::new(name.to_owned(), Duration::ZERO, golden_agree, stages)
+        VariantReport::new(name.to_owned(), &on, Duration::ZERO, golden_agree, stages)
     }
 
     #[track_caller]
@@ -262,5 +294,17 @@ mod tests {
         check(&[variant("int8", 19, true), variant("fp32", 20, true)], "fp32", "as fast as each other");
         check(&[variant("int8", 10, false), variant("fp32", 20, false)], "int8", "do not use this bundle");
         check(&[variant("fp32", 20, true)], "fp32", "only variant");
+    }
+
+    #[test]
+    fn an_accelerator_is_recommended_only_if_it_is_clearly_faster_than_the_processor() {
+        check(&[variant("int8", 10, true), variant("int8 on xnnpack", 5, true)], "int8 on xnnpack", "50 % less time");
+        check(&[variant("int8", 10, true), variant("int8 on xnnpack", 20, true)], "int8", "50 % less time");
+        let four = ["int8", "int8 on xnnpack", "fp32", "fp32 on xnnpack"]
+            .map(|name| variant(name, if name.starts_with("int8") { 100 } else { 200 }, true));
+        check(&four, "int8", "`int8 on xnnpack` is no faster");
+        let mut refused = variant("int8", 10, true);
+        refused.refused = Some("it runs on the cpu and not on xnnpack: it takes no step of this model".to_owned());
+        check(&[variant("int8", 10, true), refused], "int8", "only variant");
     }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use hedge_inference::{Bundle, Model, Runtime, SessionOptions};
+use hedge_inference::{Bundle, Model, Runtime};
 use hedge_proto::{LinkState, Telemetry, ThresholdMode};
 
 use super::report::Report;
@@ -277,10 +277,9 @@ fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String,
     let folder = config.bundle.display();
     let again = |error: &dyn std::fmt::Display| (error.to_string(), format!("copy the bundle to {folder} again"));
     let bundle = Bundle::open(&config.bundle).map_err(|error| again(&error))?;
-    let options = SessionOptions { threads: config.threads };
     let variant = bundle.variant(config.variant.as_deref()).map_err(|error| again(&error))?.clone();
     let mut model =
-        Model::load(runtime, &bundle, config.variant.as_deref(), &options).map_err(|error| again(&error))?;
+        Model::load(runtime, &bundle, config.variant.as_deref(), &config.session()).map_err(|error| again(&error))?;
     let Some(threshold) = config.threshold.resolve(bundle.threshold(), bundle.labels(), |own| bundle.cloud_label(own))
     else {
         let advice = "run `hedge-agent bundle calibrate`, or give the model a `threshold`";
@@ -301,6 +300,10 @@ fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String,
             return Err((text, advice));
         }
     }
+    if let Some(refused) = &model.runs_on().refused {
+        let advice = "see docs/accelerators.md, or take `provider` out of the model's table";
+        return Err((refused.clone(), advice.to_owned()));
+    }
     let known = bundle.model_ref();
     let golden = golden.len();
     let by = if config.threshold.given().score_min.is_none() { ", which the bundle suggests" } else { "" };
@@ -310,7 +313,10 @@ fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String,
         ThresholdMode::Target => "a target says what answers must reach".to_owned(),
     };
     Ok(format!(
-        "{} {} ({}), {golden} of {golden} golden samples agree; {reach}",
-        known.name, known.version, variant.name
+        "{} {} ({}) on {}, {golden} of {golden} golden samples agree; {reach}",
+        known.name,
+        known.version,
+        variant.name,
+        model.runs_on()
     ))
 }

@@ -8,17 +8,16 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use hedge_proto::{CommandMessage, DOCUMENT_BYTES_MAX, DeviceId};
 use serde_json::{Map, Value};
-use tokio::time::Instant;
 
 use super::args::{Apply, Change as ChangeArgs, Command, Common, Set};
 use super::{Target, chosen, connect, say, say_json, target, text};
 use crate::fleet::board::Device;
-use crate::fleet::carry_out::{Patience, Progress, carry_out};
-use crate::fleet::change::{Change, Edit, draft};
-use crate::fleet::errand::{Ending, Errand, Report, What};
+use crate::fleet::carry_out::{Patience, Progress};
+use crate::fleet::change::{Change, Edit};
+use crate::fleet::errand::{Ending, Errand, Report};
 use crate::fleet::operator::{ACTING, Operator};
 use crate::fleet::random_id;
-use crate::fleet::stages;
+use crate::fleet::rollout::{self, Plan, Step, Stopped};
 use crate::wall_ms;
 
 /// A trial may last 180 s of the device's time; then it has to come back and say so.
@@ -65,113 +64,52 @@ async fn change(common: &Common, target: &Target, change: &Change, args: &Change
         }
         _ => chosen(&operator, target)?,
     };
+    let plan = Plan {
+        change: change.clone(),
+        onto: args.onto,
+        confirm: args.confirm.into(),
+        by: args.by.who(),
+        settle: Duration::from_secs(args.settle.into()),
+        within: Duration::from_secs(args.within.into()),
+        patience: patience(common),
+    };
     let Some(stages) = &args.stages else {
-        let drafts = drafts(&devices, change, args);
+        let drafts = rollout::drafts(&devices, &plan);
         return do_all(common, &mut operator, devices.len() == 1, drafts).await;
     };
     let devices: BTreeMap<_, _> = devices.into_iter().collect();
-    in_stages(common, &mut operator, stages.of(&devices), change, args).await
+    in_stages(common, &mut operator, stages.of(&devices), &plan).await
 }
 
-/// What is to be sent to each, or why nothing is.
-fn drafts(devices: &[(DeviceId, Device)], change: &Change, args: &ChangeArgs) -> Vec<Result<Errand, Box<Report>>> {
-    let who = args.by.who();
-    let drafts =
-        devices.iter().map(|(name, device)| match draft(device, change, args.onto, args.confirm.into(), &who) {
-            Ok(draft) => Ok(Errand::settings(name.clone(), draft)),
-            Err(errors) => {
-                let report = Report::new(name, Ending::Refused).because("nothing was sent");
-                Err(Box::new(Report { errors, ..report }))
-            }
-        });
-    drafts.collect()
-}
-
-/// One stage after the other, as long as all is well. What a device has already is not sent again, so the same command
-/// goes on where an earlier one ended.
+/// One stage after the other; what they come to is said as it comes.
 async fn in_stages(
     common: &Common,
     operator: &mut Operator,
     stages: Vec<Vec<DeviceId>>,
-    change: &Change,
-    args: &ChangeArgs,
+    plan: &Plan,
 ) -> anyhow::Result<bool> {
-    let (count, mut left) = (stages.len(), stages.iter().map(Vec::len).sum::<usize>());
-    let mut changed = Vec::new();
-    for (number, stage) in stages.into_iter().enumerate() {
-        let of = |name: DeviceId| (name.clone(), operator.board.devices.get(&name).cloned().unwrap_or_default());
-        let devices: Vec<_> = stage.into_iter().map(of).collect();
-        let mut new = Vec::new();
-        for (draft, (name, device)) in drafts(&devices, change, args).into_iter().zip(&devices) {
-            let has_them = has(device, &draft);
-            changed.push((name.clone(), stages::before(device, has_them)));
-            new.extend(Some(draft).filter(|_| !has_them));
+    let count = stages.len();
+    let mut saying = Saying::new(common, false);
+    let mut devices_of_stage = 0;
+    let stopped = rollout::in_stages(operator, stages, plan, |step| match step {
+        Step::Stage { number, devices, to_change } => {
+            devices_of_stage = to_change;
+            eprintln!("stage {number} of {count}: {devices} devices, {to_change} of them to be changed");
         }
-        eprintln!("stage {} of {count}: {} devices, {} of them to be changed", number + 1, devices.len(), new.len());
-        left -= devices.len();
-        let last = number + 1 == count;
-        let good = do_all(common, operator, false, new).await?;
-        let why = match good {
-            false => Some("not all devices have taken it".to_owned()),
-            true if last => None,
-            true => settle(operator, &changed, args).await?,
-        };
-        match why {
-            Some(why) if last => eprintln!("{why}"),
-            Some(why) => {
-                eprintln!("stopped after stage {} of {count}; {left} devices are left alone: {why}", number + 1)
-            }
-            None => continue,
-        }
-        return Ok(false);
-    }
-    Ok(true)
-}
-
-/// Whether the device has taken these very settings.
-fn has(device: &Device, draft: &Result<Errand, Box<Report>>) -> bool {
-    let (Ok(Errand { what: What::Settings(draft), .. }), Some(wanted)) = (draft, &device.desired) else { return false };
-    let in_force = device.reported.as_ref().is_some_and(|reported| reported.version == wanted.version);
-    in_force && wanted.settings == draft.desired.settings
-}
-
-/// Watches the devices that were changed. Returns what has become worse, if anything has.
-async fn settle(
-    operator: &mut Operator,
-    changed: &[(DeviceId, Device)],
-    args: &ChangeArgs,
-) -> anyhow::Result<Option<String>> {
-    let begun = Instant::now();
-    let (within, settle) = (Duration::from_secs(args.within.into()), Duration::from_secs(args.settle.into()));
-    // Counted from when the last bundle came.
-    let mut whole_at = begun;
-    loop {
-        let (mut awaited, mut worst) = (None, None);
-        for (name, before) in changed {
-            let Some(now) = operator.board.devices.get(name) else { continue };
-            worst = worst.or_else(|| stages::worse(before, now).map(|why| format!("{name}: {why}")));
-            let settings = now.desired.as_ref().map_or(&Value::Null, |wanted| &wanted.settings);
-            awaited = awaited.or_else(|| stages::missing(now, settings).map(|what| format!("{name}: {what}")));
-        }
-        if worst.is_some() {
-            return Ok(worst);
-        }
-        let until = match &awaited {
-            Some(what) if begun.elapsed() >= within => {
-                return Ok(Some(format!("{what} after {} s", within.as_secs())));
-            }
-            Some(_) => {
-                whole_at = Instant::now();
-                begun + within
-            }
-            None if whole_at.elapsed() >= settle => return Ok(None),
-            None => whole_at + settle,
-        };
-        tokio::select! {
-            heard = operator.next() => drop(heard?),
-            () = tokio::time::sleep_until(until) => {}
+        Step::Device(progress) => saying.tell(&progress),
+        Step::Taken => saying.sum_up(devices_of_stage),
+        Step::Awaits(_) => {}
+    });
+    let stopped = stopped.await?;
+    saying.written?;
+    match &stopped {
+        None => {}
+        Some(Stopped { stage, why, .. }) if *stage == count => eprintln!("{why}"),
+        Some(Stopped { stage, left, why }) => {
+            eprintln!("stopped after stage {stage} of {count}; {left} devices are left alone: {why}");
         }
     }
+    Ok(stopped.is_none())
 }
 
 pub(super) async fn command(ask: &Command) -> anyhow::Result<bool> {
@@ -222,40 +160,54 @@ async fn do_all(
     errands: Vec<Result<Errand, Box<Report>>>,
 ) -> anyhow::Result<bool> {
     let devices = errands.len();
-    let mut written = Ok(());
-    let mut counts = BTreeMap::<&str, usize>::new();
-    let mut tell = |progress: Progress<'_>| {
+    let mut saying = Saying::new(common, single);
+    let all_good = rollout::do_all(operator, errands, patience(common), |progress| saying.tell(&progress)).await;
+    saying.sum_up(devices);
+    saying.written?;
+    Ok(all_good)
+}
+
+fn patience(common: &Common) -> Patience {
+    Patience { answer: common.answer_wait(), trial: Some(TRIAL_WAIT), offline: common.timeout.is_some() }
+}
+
+/// Says what becomes of each device, and how many came to what.
+struct Saying<'a> {
+    common: &'a Common,
+    single: bool,
+    counts: BTreeMap<&'static str, usize>,
+    /// The first failure to write.
+    written: anyhow::Result<()>,
+}
+
+impl<'a> Saying<'a> {
+    fn new(common: &'a Common, single: bool) -> Self {
+        Self { common, single, counts: BTreeMap::new(), written: Ok(()) }
+    }
+
+    fn tell(&mut self, progress: &Progress<'_>) {
         let said = match progress {
             Progress::Trial(device) => {
                 eprintln!("{device}: on trial; waiting up to {} s for its end", TRIAL_WAIT.as_secs());
                 Ok(())
             }
             Progress::Ended(report) => {
-                *counts.entry(report.outcome.text()).or_default() += 1;
-                if common.json { say_json(report) } else { say(&text::report(report, single)).map_err(Into::into) }
+                *self.counts.entry(report.outcome.text()).or_default() += 1;
+                if self.common.json {
+                    say_json(report)
+                } else {
+                    say(&text::report(report, self.single)).map_err(Into::into)
+                }
             }
         };
-        written = std::mem::replace(&mut written, Ok(())).and(said);
-    };
-    let mut ready = Vec::new();
-    let mut all_good = true;
-    for errand in errands {
-        match errand {
-            Ok(errand) => ready.push(errand),
-            Err(report) => {
-                all_good = false;
-                tell(Progress::Ended(&report));
-            }
+        self.written = std::mem::replace(&mut self.written, Ok(())).and(said);
+    }
+
+    fn sum_up(&mut self, devices: usize) {
+        let counts = std::mem::take(&mut self.counts);
+        if !self.single && !self.common.json {
+            let counts: Vec<String> = counts.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
+            eprintln!("{devices} devices: {}", counts.join(", "));
         }
     }
-    let patience =
-        Patience { answer: common.answer_wait(), trial: Some(TRIAL_WAIT), offline: common.timeout.is_some() };
-    let reports = carry_out(operator, ready, patience, &mut tell).await;
-    all_good &= reports.iter().all(|report| report.outcome.is_good());
-    written?;
-    if !single && !common.json {
-        let counts: Vec<String> = counts.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
-        eprintln!("{devices} devices: {}", counts.join(", "));
-    }
-    Ok(all_good)
 }

@@ -134,8 +134,8 @@ pub(super) struct Chosen {
     #[arg(long, conflicts_with = "where")]
     pub(super) all: bool,
 
-    /// Devices for which all conditions hold: name, model or version with `*` for any text, link=online|degraded|
-    /// over_budget|offline|unknown, outcome=applied|on_trial|refused|failed
+    /// Devices for which all conditions hold: name, model (also NAME/VERSION) or version with `*` for any text,
+    /// link=online|degraded|over_budget|offline|unknown, outcome=applied|on_trial|refused|failed
     #[arg(long = "where", id = "where", value_name = "KEY=VALUE,...")]
     pub(super) filter: Option<Where>,
 }

@@ -51,7 +51,8 @@ fn page() -> Page {
     let door = hedge_listen::Door { listen, names: Vec::new(), naming: "", look_only: false };
     let nowhere = Endpoint { host: "127.0.0.1".to_owned(), port: 1, tls: false };
     let way = Way::new(nowhere, &Credentials::default()).expect("a way");
-    let operating = Operating::new(way, Topics::new("").expect("topics"), &instance);
+    let rollouts = crate::fleet::rollouts::Rollouts::open(dir.path().join("rollouts.json"), 0);
+    let operating = Operating::new(way, Topics::new("").expect("topics"), &instance, rollouts);
     let view = crate::view::view(&records, shown, door, access, operating, watch::channel(0).1).expect("a view");
     let routes = table(view);
     Page { routes: routes.table.clone(), router: routes.finish(), _dir: dir }
