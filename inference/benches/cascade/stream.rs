@@ -91,7 +91,7 @@ pub(crate) struct Certified {
 fn target(rows: &[Row]) -> Target {
     let third = (1.0 - agreement(rows)) / 3.0;
     let risk = [0.2, 0.1, 0.05, 0.02, 0.01].into_iter().find(|risk| f64::from(*risk) <= third).unwrap_or(0.005);
-    Target { risk: share(risk), confidence: share(CONFIDENCE) }
+    Target { risk: share(risk), confidence: share(CONFIDENCE), fleet: false }
 }
 
 /// What is kept, and kept and contradicted, of all rows up to each step of doubt.
