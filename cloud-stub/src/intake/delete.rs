@@ -14,7 +14,7 @@ pub const DELETED_AT_ONCE_MAX: usize = 200;
 /// Cases to delete, and whom to tell how many there were.
 pub struct Unwanted {
     pub ids: Vec<CaseId>,
-    /// A device of which everything goes: what became of it over time, too.
+    /// A device of which everything goes: what became of it over time and what its spot checks came to, too.
     pub whole: Option<DeviceId>,
     pub told: oneshot::Sender<Result<usize, NotReviewed>>,
     pub(super) gone: Vec<Deleted>,
@@ -61,6 +61,9 @@ impl Desk<'_, '_> {
             }
             unwanted.gone.push(gone);
         }
-        unwanted.whole.iter().try_for_each(|device| self.batch.forget_trends(device))
+        unwanted.whole.iter().try_for_each(|device| {
+            self.batch.forget_trends(device)?;
+            self.batch.forget_spot_checks(0, Some(device))
+        })
     }
 }
