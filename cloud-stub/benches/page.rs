@@ -164,7 +164,9 @@ fn fill(dir: &Path, arguments: &Arguments) -> Result<f64> {
         let to = (from + 1000).min(arguments.cases);
         for number in from..to {
             let id = case_id(number, arguments.devices)?;
-            let received_ms = now_ms - (arguments.cases - number) * arguments.days * DAY_S * 1000 / arguments.cases;
+            // Younger by half a day than what goes for its age.
+            let age_s = (arguments.days * DAY_S).saturating_sub(DAY_S / 2);
+            let received_ms = now_ms - (arguments.cases - number) * age_s * 1000 / arguments.cases;
             let payload: &[u8] = if number.is_multiple_of(100) { photo } else { b"\xff\xd8 a small picture" };
             batch.record(&case(id.clone(), payload), payload, received_ms)?;
             if !number.is_multiple_of(50) {

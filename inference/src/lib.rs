@@ -1,4 +1,4 @@
-//! Model bundles, pictures to tensors, ONNX Runtime.
+//! Model bundles, samples to tensors, ONNX Runtime.
 //!
 //! The way of a sample: [`ContentType`] says what its bytes are, the model's [`Bundle`] says what the model
 //! wants to see, [`Model::tensor`] makes the one into the other, [`Model::run`] gives the raw outputs and
@@ -16,8 +16,8 @@ mod text;
 
 pub use bundle::{Bundle, BundleError};
 pub use features::{
-    ContentType, FeatureError, Picture, Region, StageTimes, Tensor, cropped, drawn, pixels_only, preview, thumbnail,
-    upright_size,
+    ContentType, FeatureError, Picture, Region, StageTimes, Tensor, cropped, drawn, is_heading, pixels_only, preview,
+    thumbnail, upright_size, wav,
 };
 pub use model::{Model, ModelError, SessionOptions};
 pub use runtime::{Provider, ProviderChoice, RunsOn, Runtime, RuntimeError, probe_if_asked};

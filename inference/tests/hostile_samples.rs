@@ -157,7 +157,7 @@ fn a_tensor_cannot_be_cut_to_a_region() {
     let region = Region::new(0.0, 0.0, 0.5, 0.5).expect("a region");
     let content_type = ContentType::Tensor { shape: vec![3, 32, 32] };
     let refused = support::photo_input().tensor(&content_type, &[], Some(&region));
-    assert_eq!(refused, Err(FeatureError::RegionOfTensor));
+    assert_eq!(refused, Err(FeatureError::RegionOfOther));
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub use self::payloads::{BundlesConfig, HttpUrl, PayloadsConfig};
 pub use self::place::span_of;
 pub use self::privacy::PrivacyConfig;
 pub use self::settings::{Seconds, SettingsConfig};
-pub use self::source::{Fate, Quiet, SourceConfig, SourceKind, StreamFormat};
+pub use self::source::{Fate, FormatName, PcmWindow, Quiet, RowWindow, SourceConfig, SourceKind, StreamFormat, Window};
 pub use self::states::{StateConfig, StatesConfig};
 pub use self::threshold::{ThresholdConfig, unknown_labels};
 pub use self::verdicts::{

@@ -102,7 +102,8 @@ struct SourceFields {
     path: Option<PathBuf>,
     after: Option<Fate>,
     command: Option<Vec<String>>,
-    format: Option<StreamFormat>,
+    format: Option<FormatName>,
+    window: Option<Window>,
 }
 
 fn yes() -> bool {
@@ -139,26 +140,31 @@ impl TryFrom<SourceFields> for SourceConfig {
 
     fn try_from(fields: SourceFields) -> Result<Self, String> {
         let SourceFields { name, kind, model, interval_ms, quiet_after_s, region, metadata, enabled, .. } = fields;
-        let SourceFields { path, after, command, format, .. } = fields;
-        let kind = match (kind, path, after, command, format) {
-            (KindName::Http, None, None, None, None) => SourceKind::Http,
-            (KindName::Folder, Some(path), after, None, None) => {
+        let SourceFields { path, after, command, format, window, .. } = fields;
+        // Only a command's output is cut.
+        let cut = format.is_some() || window.is_some();
+        let kind = match (kind, path, after, command, cut) {
+            (KindName::Http, None, None, None, false) => SourceKind::Http,
+            (KindName::Folder, Some(path), after, None, false) => {
                 SourceKind::Folder { path, after: after.unwrap_or_default() }
             }
-            (KindName::Command, None, None, Some(command), format) if !command.is_empty() => {
-                SourceKind::Command { command, format: format.unwrap_or_default() }
+            (KindName::Command, None, None, Some(command), _) if !command.is_empty() => {
+                let format = StreamFormat::new(format.unwrap_or_default(), window);
+                let format = format.map_err(|reason| format!("source `{name}`: {reason}"))?;
+                SourceKind::Command { command, format }
             }
             (KindName::Http, ..) => {
-                return Err(format!("source `{name}` of kind http takes no path, after, command or format"));
+                return Err(format!("source `{name}` of kind http takes no path, after, command, format or window"));
             }
             (KindName::Folder, ..) => {
                 return Err(format!(
-                    "source `{name}` of kind folder needs `path`, takes `after`, and no command or format"
+                    "source `{name}` of kind folder needs `path`, takes `after`, and no command, format or window"
                 ));
             }
             (KindName::Command, ..) => {
                 return Err(format!(
-                    "source `{name}` of kind command needs `command` = [program, arguments…], takes `format`, and no path or after"
+                    "source `{name}` of kind command needs `command` = [program, arguments…], takes `format` and `window`, \
+                     and no path or after"
                 ));
             }
         };
@@ -177,13 +183,163 @@ pub enum Fate {
 }
 
 /// How samples are told apart in a command's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamFormat {
+    Mjpeg,
+    LengthDelimited,
+    Pcm(PcmWindow),
+    Rows(RowWindow),
+}
+
+/// The same by name, without its numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
-pub enum StreamFormat {
+pub enum FormatName {
     /// JPEG pictures one after the other.
     #[default]
     Mjpeg,
-    /// A 4-byte big-endian length before each JPEG or PNG.
+    /// A 4-byte big-endian length before each sample.
     LengthDelimited,
+    /// Sound without a header: 16-bit little-endian samples, as `arecord -t raw -f S16_LE` writes them.
+    Pcm,
+    /// Rows of numbers, one a line: CSV or JSON.
+    Rows,
+}
+
+/// Which windows are cut out of sound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PcmWindow {
+    /// Samples per second.
+    pub rate: u32,
+    pub channels: u16,
+    /// Samples of each channel in a window, and from the beginning of one to that of the next.
+    pub samples: usize,
+    pub hop: usize,
+}
+
+/// Which windows are cut out of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowWindow {
+    /// Rows of a window, and from the beginning of one to that of the next.
+    pub rows: usize,
+    pub hop: usize,
+}
+
+/// `window` as it is written; which of it belongs to which format is checked when it is read.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    rate: Option<u32>,
+    channels: Option<u16>,
+    ms: Option<u32>,
+    hop_ms: Option<u32>,
+    rows: Option<usize>,
+    hop_rows: Option<usize>,
+}
+
+/// The longest window: ten minutes of sound.
+const WINDOW_MS_MAX: u32 = 600_000;
+
+/// The most rows of a window: a day of one a second.
+const WINDOW_ROWS_MAX: usize = 86_400;
+
+impl StreamFormat {
+    pub fn new(name: FormatName, window: Option<Window>) -> Result<Self, String> {
+        let is_given = window.is_some();
+        match (name, window.unwrap_or_default()) {
+            (FormatName::Mjpeg, _) if !is_given => Ok(Self::Mjpeg),
+            (FormatName::LengthDelimited, _) if !is_given => Ok(Self::LengthDelimited),
+            (FormatName::Mjpeg | FormatName::LengthDelimited, _) => {
+                Err("`window` is for the formats pcm and rows; pictures come one by one".to_owned())
+            }
+            (
+                FormatName::Pcm,
+                Window { rate: Some(rate), channels, ms: Some(ms), hop_ms, rows: None, hop_rows: None },
+            ) => {
+                let (channels, hop_ms) = (channels.unwrap_or(1), hop_ms.unwrap_or(ms));
+                within("window.rate", rate, (1000, 384_000))?;
+                within("window.channels", channels, (1, 64))?;
+                within("window.ms", ms, (10, WINDOW_MS_MAX))?;
+                within("window.hop_ms", hop_ms, (10, ms))?;
+                let samples = |ms: u32| usize::try_from(u64::from(rate) * u64::from(ms) / 1000).unwrap_or(usize::MAX);
+                Ok(Self::Pcm(PcmWindow { rate, channels, samples: samples(ms), hop: samples(hop_ms) }))
+            }
+            (FormatName::Pcm, _) => {
+                Err("the format pcm needs `window` = { rate = 8000, ms = 1000 }, takes `channels` \
+                 and `hop_ms` in it, and nothing else"
+                    .to_owned())
+            }
+            (
+                FormatName::Rows,
+                Window { rate: None, channels: None, ms: None, hop_ms: None, rows: Some(rows), hop_rows },
+            ) => {
+                let hop = hop_rows.unwrap_or(rows);
+                within("window.rows", rows, (1, WINDOW_ROWS_MAX))?;
+                within("window.hop_rows", hop, (1, rows))?;
+                Ok(Self::Rows(RowWindow { rows, hop }))
+            }
+            (FormatName::Rows, _) => {
+                Err("the format rows needs `window` = { rows = 50 }, takes `hop_rows` in it, and nothing else"
+                    .to_owned())
+            }
+        }
+    }
+}
+
+fn within<T: PartialOrd + std::fmt::Display>(field: &str, value: T, (least, most): (T, T)) -> Result<(), String> {
+    if value < least || value > most {
+        return Err(format!("`{field}` = {value} must be {least} to {most}"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(rest: &str) -> Result<SourceConfig, String> {
+        let text = format!("name = \"mic\"\nkind = \"command\"\ncommand = [\"arecord\"]\n{rest}");
+        toml::from_str(&text).map_err(|error: toml::de::Error| error.message().to_owned())
+    }
+
+    #[test]
+    fn windows_of_sound_and_rows_are_said_in_milliseconds_and_rows() {
+        let format = |rest: &str| match source(rest).expect("valid").kind {
+            SourceKind::Command { format, .. } => format,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(format(""), StreamFormat::Mjpeg);
+        let pcm = PcmWindow { rate: 16_000, channels: 1, samples: 16_000, hop: 16_000 };
+        assert_eq!(format("format = \"pcm\"\nwindow = { rate = 16000, ms = 1000 }"), StreamFormat::Pcm(pcm));
+        let half = PcmWindow { channels: 2, hop: 8000, ..pcm };
+        let text = "format = \"pcm\"\nwindow = { rate = 16000, channels = 2, ms = 1000, hop_ms = 500 }";
+        assert_eq!(format(text), StreamFormat::Pcm(half));
+        let rows = RowWindow { rows: 50, hop: 10 };
+        assert_eq!(format("format = \"rows\"\nwindow = { rows = 50, hop_rows = 10 }"), StreamFormat::Rows(rows));
+    }
+
+    #[test]
+    fn a_window_that_cannot_be_meant_is_refused_by_name() {
+        for (rest, words) in [
+            ("format = \"pcm\"", "needs `window` = { rate = 8000, ms = 1000 }"),
+            ("format = \"pcm\"\nwindow = { rate = 8000, rows = 5 }", "needs `window` = { rate"),
+            ("format = \"pcm\"\nwindow = { rate = 10, ms = 1000 }", "`window.rate` = 10 must be 1000 to"),
+            (
+                "format = \"pcm\"\nwindow = { rate = 8000, ms = 100, hop_ms = 200 }",
+                "`window.hop_ms` = 200 must be 10 to 100",
+            ),
+            ("format = \"pcm\"\nwindow = { rate = 8000, ms = 100, channels = 0 }", "`window.channels` = 0"),
+            ("format = \"rows\"", "needs `window` = { rows = 50 }"),
+            ("format = \"rows\"\nwindow = { rows = 5, hop_rows = 6 }", "`window.hop_rows` = 6 must be 1 to 5"),
+            ("window = { rows = 5 }", "`window` is for the formats pcm and rows"),
+            ("format = \"rows\"\nwindow = { row = 5 }", "row"),
+        ] {
+            let error = source(rest).expect_err(words);
+            assert!(error.contains(words), "`{error}` does not say `{words}`");
+        }
+        let text = "name = \"a\"\nkind = \"http\"\nwindow = { rows = 5 }";
+        let error = toml::from_str::<SourceConfig>(text).expect_err("refused").message().to_owned();
+        assert!(error.contains("of kind http takes no path, after, command, format or window"), "{error}");
+    }
 }

@@ -354,10 +354,11 @@ impl<I: Taker> Source<I> {
 }
 
 /// Media types that say nothing of the bytes. The form is what curl says of `--data-binary` when it is told nothing.
-const NOT_SAID: [&str; 7] = [
+const NOT_SAID: [&str; 8] = [
     "",
     "*/*",
     "image/*",
+    "audio/*",
     "application/*",
     "application/octet-stream",
     "binary/octet-stream",
@@ -369,19 +370,24 @@ fn content_type(stated: Option<&str>, bytes: &[u8]) -> Result<ContentType, Sampl
     let stated = stated.unwrap_or_default().trim();
     let media = stated.split(';').next().unwrap_or_default().trim_end();
     if NOT_SAID.iter().any(|other| media.eq_ignore_ascii_case(other)) {
-        return ContentType::sniff(bytes)
-            .ok_or_else(|| SampleError::Unusable("this is neither a JPEG nor a PNG picture".to_owned()));
+        let sniffed = ContentType::sniff(bytes).or_else(|| ContentType::sniff_rows(bytes));
+        return sniffed.ok_or_else(|| {
+            SampleError::Unusable(
+                "this is neither a JPEG nor a PNG picture, no WAV file and no rows of numbers".to_owned(),
+            )
+        });
     }
     ContentType::parse(stated).ok_or_else(|| {
         let stated: String = stated.chars().take(100).collect();
         SampleError::Unusable(format!(
-            "`{stated}` is not read; send image/jpeg, image/png or application/vnd.hedge.tensor; dtype=f32; shape=…"
+            "`{stated}` is not read; send image/jpeg, image/png, audio/wav, text/csv, application/json, application/x-ndjson \
+             or application/vnd.hedge.tensor; dtype=f32; shape=…"
         ))
     })
 }
 
-/// A picture whose kind is read from its first bytes.
-fn picture(source: &Name, reference: Option<String>, bytes: Bytes) -> Result<NewSample, SampleError> {
+/// A sample whose kind is read from its first bytes.
+fn sample(source: &Name, reference: Option<String>, bytes: Bytes) -> Result<NewSample, SampleError> {
     let content_type = content_type(None, &bytes)?;
     Ok(NewSample {
         source: source.clone(),
@@ -439,5 +445,9 @@ mod tests {
         }
         let error = content_type(Some("text/plain; charset=utf-8"), png).expect_err("refused").to_string();
         assert!(error.starts_with("`text/plain; charset=utf-8` is not read; send image/jpeg"), "{error}");
+        for stated in [None, Some("application/octet-stream")] {
+            assert_eq!(content_type(stated, b"x,y\n1,2\n"), Ok(ContentType::Csv), "{stated:?}");
+            assert_eq!(content_type(stated, b"RIFF\0\0\0\0WAVE"), Ok(ContentType::Wav), "{stated:?}");
+        }
     }
 }

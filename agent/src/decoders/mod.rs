@@ -16,7 +16,7 @@ use hedge_proto::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use crate::capture::command::splitting::{length_delimited, mjpeg};
+pub use crate::capture::command::splitting::{length_delimited, mjpeg, pcm, rows};
 pub use crate::capture::http::headers::http_sample;
 pub use crate::capture::open_inference::requests::open_inference;
 pub use crate::commands::lines::journal;
@@ -83,6 +83,57 @@ pub fn picture(bytes: &[u8]) {
     let small = pixels_only(&content_type, bytes, 32);
     if let Ok(Some(small)) = small {
         assert!(input.tensor(&ContentType::Jpeg, &small, None).is_ok(), "the thumbnail is no picture");
+    }
+}
+
+/// A recording from anyone: one that is read gives the model every value it takes.
+pub fn recording(bytes: &[u8]) {
+    const RAW: &str = "name = \"pcm\"\nshape = [1, 800]\naudio = { rate = 8000, length = 800, channels = \"mean\" }";
+    const MEL: &str = r#"
+        name = "logmel"
+        shape = [1, 8, 9]
+        [audio]
+        rate = 8000
+        length = 800
+        mel = { frame = 128, hop = 80, bands = 8, low_hz = 0, high_hz = 4000, scale = "slaney", filter = "area", log = "decibel",
+            log_offset = 1e-9 }
+    "#;
+    for (text, values) in [(RAW, 800), (MEL, 72)] {
+        let Ok(input) = toml::from_str::<Input>(text) else { continue };
+        whole(&input, &ContentType::Wav, bytes, values);
+    }
+}
+
+/// Rows of numbers from anyone, in each of the ways they are written.
+pub fn series(bytes: &[u8]) {
+    const PLAIN: &str = r#"
+        name = "x"
+        shape = [1, 6, 2]
+        series = { channels = 2, layout = "time_channels", fit = "end", missing_rows_max = 1 }
+    "#;
+    const TIMED: &str = r#"
+        name = "x"
+        shape = [1, 2, 6]
+        [series]
+        channels = ["x", "y"]
+        layout = "channels_time"
+        fit = "middle"
+        fill = "hold"
+        missing_rows_max = 3
+        time = { column = "t", rate = 10 }
+    "#;
+    for text in [PLAIN, TIMED] {
+        let Ok(input) = toml::from_str::<Input>(text) else { continue };
+        for kind in [ContentType::Csv, ContentType::Json, ContentType::NdJson] {
+            whole(&input, &kind, bytes, 12);
+        }
+    }
+}
+
+fn whole(input: &Input, kind: &ContentType, bytes: &[u8], values: usize) {
+    if let Ok(tensor) = input.tensor(kind, bytes, None) {
+        assert_eq!(tensor.data.len(), values);
+        assert!(tensor.data.iter().all(|value| value.is_finite()), "no number");
     }
 }
 

@@ -68,5 +68,9 @@ replays! {
     manifest
     mjpeg
     length_delimited
+    pcm
+    rows
     picture
+    recording
+    series
 }

@@ -19,7 +19,7 @@ use super::client::{AskError, Client};
 use hedge_agent::capture::{Source, Taker, command};
 use hedge_agent::daemon::notify;
 use hedge_agent::sample::{NewSample, SampleError};
-use hedge_config::{HttpConfig, Listen, Quiet, StreamFormat};
+use hedge_config::{FormatName, HttpConfig, Listen, Quiet, StreamFormat, Window};
 
 /// Hand the pictures another program writes to a running agent
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,10 @@ pub struct FeedArgs {
     pub source: Name,
     /// How the pictures follow each other
     #[arg(long, default_value = "mjpeg")]
-    pub format: StreamFormat,
+    pub format: FormatName,
+    /// Which windows of sound or rows are samples, as in the configuration: "rate = 8000, ms = 1000"
+    #[arg(long, value_name = "WINDOW", value_parser = window)]
+    pub window: Option<Window>,
     /// At most one picture in this number of milliseconds; the newest wins
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     pub interval_ms: u64,
@@ -45,6 +48,10 @@ fn listen(text: &str) -> Result<Listen, String> {
     Listen::try_from(text.to_owned())
 }
 
+fn window(text: &str) -> Result<Window, String> {
+    toml::from_str(&text.replace(',', "\n")).map_err(|error| error.message().to_owned())
+}
+
 /// Runs until SIGTERM.
 pub fn run(arguments: FeedArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -52,6 +59,7 @@ pub fn run(arguments: FeedArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn feed(arguments: FeedArgs) -> anyhow::Result<ExitCode> {
+    let format = StreamFormat::new(arguments.format, arguments.window).map_err(anyhow::Error::msg)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = CancellationToken::new();
     let agent = Arc::new(Agent { client: Client::new(&arguments.to), answered: AtomicU64::new(0) });
@@ -63,7 +71,7 @@ async fn feed(arguments: FeedArgs) -> anyhow::Result<ExitCode> {
         intake: agent.clone(),
     };
     notify::ready();
-    let mut feeding = tokio::spawn(command::run(source, arguments.command, arguments.format, stop.clone()));
+    let mut feeding = tokio::spawn(command::run(source, arguments.command, format, stop.clone()));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -115,6 +123,14 @@ fn refusal(error: AskError) -> SampleError {
 mod tests {
     use super::*;
     use hedge_agent::capture::passes;
+
+    #[test]
+    fn a_window_is_said_as_in_the_configuration() {
+        let said = window("rate = 8000, ms = 1000, hop_ms = 500").expect("valid");
+        let expected = hedge_config::PcmWindow { rate: 8000, channels: 1, samples: 8000, hop: 4000 };
+        assert_eq!(StreamFormat::new(FormatName::Pcm, Some(said)), Ok(StreamFormat::Pcm(expected)));
+        assert!(window("rate: 8000").is_err() && window("rates = 8000").is_err());
+    }
 
     #[test]
     fn a_bad_picture_is_passed_over_and_an_absent_agent_waited_for() {

@@ -113,7 +113,8 @@ fn every_bundle_of_the_repository_passes_its_inspection() {
     if !library_is_there() {
         return;
     }
-    for name in ["photo-small", "photo-large", "fashion-small", "fashion-large"] {
+    let pictures = ["photo-small", "photo-large", "fashion-small", "fashion-large"];
+    for name in pictures.into_iter().chain(["digits-small", "digits-large", "speaker-small", "speaker-large"]) {
         let (code, text) = run(&["bundle", "inspect", path(&models().join(name))]).expect("an inspection");
         assert_eq!(code, ExitCode::SUCCESS, "{text}");
         assert!(text.contains("golden     ok"), "{text}");
@@ -188,4 +189,43 @@ fn calibrate_changes_two_numbers_and_keeps_the_rest_of_the_manifest() {
     // The same again finds the same: nothing random is in it.
     run(&[arguments.as_slice(), &["--defer-share", "0.1"]].concat()).expect("a calibration");
     assert_eq!(read(to), new);
+}
+
+/// The tables below `[input]` in a manifest, as someone would write them for `--input`.
+fn input_tables(bundle: &str) -> String {
+    let manifest = std::fs::read_to_string(models().join(bundle).join("manifest.toml")).expect("a manifest");
+    let (begin, end) = (manifest.find("[input.").expect("a table"), manifest.find("[output]").expect("a table"));
+    manifest[begin..end].to_owned()
+}
+
+#[test]
+fn init_and_calibrate_take_sound_and_series() {
+    if !library_is_there() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    for (bundle, sample, label) in [("digits-large", "sure.wav", "eight"), ("speaker-large", "sure.csv", "speaker4")] {
+        let (from, out) = (models().join(bundle), folder.path().join(bundle));
+        let (model, labels, sample) =
+            (from.join("fp32.onnx"), from.join("labels.txt"), from.join("golden").join(sample));
+        let input = folder.path().join("input.toml");
+        std::fs::write(&input, input_tables(bundle)).expect("written");
+        let arguments = ["bundle", "init", path(&model), "--labels", path(&labels), "--input", path(&input)];
+        let more = ["--out", path(&out), "--sample", path(&sample)];
+        let (_, text) = run(&[arguments.as_slice(), &more].concat()).expect("a bundle");
+        assert!(text.contains("kind = \"logits\"") && text.contains(&format!("  {label}")), "{text}");
+        let samples = folder.path().join("samples").join(label);
+        std::fs::create_dir_all(&samples).expect("a folder");
+        std::fs::copy(&sample, samples.join("one")).expect("a copy");
+        let samples = samples.parent().expect("its folder");
+        let (_, text) = run(&["bundle", "calibrate", path(&out), "--samples", path(samples)]).expect("calibrated");
+        assert!(text.contains("samples    1"), "{text}");
+        std::fs::remove_dir_all(samples).expect("removed");
+        // What is no such table, or is one of the model's that it does not fit.
+        std::fs::write(&input, "[input.picture]\nlayout = \"nchw\"").expect("written");
+        let other = folder.path().join("other");
+        let more = ["--out", path(&other)];
+        let error = run(&[arguments.as_slice(), &more].concat()).expect_err("refused").to_string();
+        assert!(error.contains("must hold `[input.audio]` or `[input.series]`"), "{error}");
+    }
 }

@@ -154,11 +154,11 @@ fn picture(reader: &Reader, row: &CaseRow, format: Format) -> Result<Result<Pict
     if has_boxes && row.case.form == PayloadForm::Crop {
         return Ok(Err("only_a_part_of_the_picture"));
     }
-    let (content_type, ending) = match ContentType::parse(&row.case.content_type) {
-        Some(content_type @ ContentType::Png) => (content_type, "png"),
-        Some(content_type @ ContentType::Jpeg) => (content_type, "jpg"),
-        _ => return Ok(Err("no_picture")),
+    let known = ContentType::parse(&row.case.content_type);
+    let Some((content_type, ending)) = known.and_then(|known| known.ending().map(|ending| (known, ending))) else {
+        return Ok(Err("no_picture"));
     };
+    let folder = if content_type.is_picture() { "pictures" } else { "samples" };
     let Some((_, bytes)) = reader.payload(&row.case.id)? else { return Ok(Err("picture_no_longer_kept")) };
     if bytes.is_empty() {
         return Ok(Err("no_picture"));
@@ -169,7 +169,7 @@ fn picture(reader: &Reader, row: &CaseRow, format: Format) -> Result<Result<Pict
     } else {
         None
     };
-    Ok(Ok(Picture { file: format!("pictures/{}.{ending}", row.case.id), bytes, size }))
+    Ok(Ok(Picture { file: format!("{folder}/{}.{ending}", row.case.id), bytes, size }))
 }
 
 fn boxes(said: &Output) -> Option<&[Found]> {

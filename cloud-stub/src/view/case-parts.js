@@ -7,6 +7,9 @@ export const REASONS = {
   out_of_distribution: "unlike what it knows", spot_check: "spot check", policy: "by policy", unusable: "no usable answer",
 };
 
+export const isSound = (c) => c.content_type.startsWith("audio/");
+export const isRows = (c) => /^(text\/csv|application\/(x-ndjson|json))/.test(c.content_type);
+
 function shot(c) {
   const shown = c.form !== "nothing" && c.picture && c.payload_kept;
   const box = make(shown ? "a" : "div", "shot");
@@ -18,7 +21,7 @@ function shot(c) {
     box.classList.add("withheld");
     box.append(make("span", "", make("b", "", "stays on the device"), make("small", "", "nothing of the sample was sent")));
   } else if (!c.picture) {
-    const what = c.content_type.startsWith("application/vnd.hedge.tensor") ? "raw numbers, no picture" : "no picture";
+    const what = isSound(c) ? "a recording" : isRows(c) ? "rows of numbers" : c.content_type.startsWith("application/vnd.hedge.tensor") ? "raw numbers, no picture" : "no picture";
     box.append(make("span", "", `${what} (${bytes(c.payload_bytes)})`));
   } else if (!c.payload_kept) {
     box.append(make("span", "", "picture no longer kept"));

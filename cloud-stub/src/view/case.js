@@ -1,6 +1,7 @@
 // Shows one case and takes a person's word on it. Everything from devices is written as text, never as markup.
 import { age, at, bytes, drawNotice, listen, make, setClock } from "/parts.js";
-import { REASONS, classes, found, headline, mark, scoreRows, things } from "/case-parts.js";
+import { REASONS, classes, found, headline, isRows, isSound, mark, scoreRows, things } from "/case-parts.js";
+import { seriesChart } from "/charts.js";
 import { makeBoxes } from "/boxes.js";
 import { beside, fromAddress, toAddress } from "/sought.js";
 
@@ -54,9 +55,31 @@ const isBoxes = (c) => Boolean((c.local && c.local.detect) || (c.verdict && c.ve
 const stands = (c) => (c.verdict ? c.verdict.result : c.local);
 const hasPicture = (c) => c.form !== "nothing" && c.picture && c.payload_kept;
 
+// A sample that is no picture: a recording to be heard, rows of numbers as lines.
+function drawOther(c, box) {
+  if (isSound(c)) {
+    const player = make("audio");
+    player.controls = true;
+    player.preload = "metadata";
+    player.src = `${api(c.id)}/payload`;
+    player.addEventListener("error", () => box.replaceChildren(make("p", "empty", "The recording cannot be played.")));
+    box.replaceChildren(player);
+    return;
+  }
+  box.replaceChildren(make("p", "empty", "…"));
+  const rows = fetch(`${api(c.id)}/payload`).then((answer) => (answer.ok ? answer.text() : Promise.reject(answer.status)));
+  const drawn = rows.then((text) => seriesChart(text, `the numbers ${c.device} sent`)).catch(() => null);
+  // Another case may be shown by then.
+  drawn.then((chart) => { if (shown && shown.id === c.id) box.replaceChildren(chart || make("p", "empty", "The numbers cannot be shown.")); });
+}
+
 function drawPicture(c) {
   const box = at("picture");
   boxes = null;
+  if (c.form !== "nothing" && c.payload_kept && (isSound(c) || isRows(c))) {
+    drawOther(c, box);
+    return;
+  }
   if (!hasPicture(c)) {
     box.replaceChildren(make("p", "empty", c.form === "nothing" ? "Nothing of the sample was sent: it stays on the device." : !c.picture ? `No picture: ${c.content_type}, ${bytes(c.payload_bytes)}` : "The picture is no longer kept."));
     return;

@@ -204,3 +204,36 @@ export function latencies(rows, { width, label, write }) {
   });
   return svg;
 }
+
+// The numbers of each column in a sample of rows: CSV with or without headings, a JSON list, or a JSON value a line.
+function columns(text) {
+  const cells = (row) => (Array.isArray(row) ? row : row && typeof row === "object" ? Object.values(row) : [row]);
+  const lines = text.split("\n").filter((line) => line.trim());
+  let rows;
+  if (/^\s*[[{]/.test(text)) {
+    try { rows = JSON.parse(text); } catch { rows = lines.map((line) => JSON.parse(line)); }
+    if (!Array.isArray(rows)) return Object.values(rows).map((column) => [].concat(column));
+    rows = rows.map(cells);
+  } else {
+    rows = lines.map((line) => line.split(/[,;\t]/)).filter((row, at) => at > 0 || row.every((cell) => cell.trim() === "" || !isNaN(cell)));
+  }
+  return (rows[0] || []).map((_, at) => rows.map((row) => (row[at] === "" || row[at] === null ? NaN : Number(row[at]))));
+}
+
+const LINES_MAX = 24; // More columns than these are no drawing any more.
+
+// Each column as a line of its own scale. Nothing if the text holds no rows of numbers.
+export function seriesChart(sample, label) {
+  const width = 480, height = 200, svg = frame(width, height, label);
+  let lines;
+  try { lines = columns(sample); } catch { return null; }
+  for (const line of lines.slice(0, LINES_MAX)) {
+    const known = line.filter(Number.isFinite);
+    if (!known.length) continue;
+    const [low, high] = [known.reduce((a, b) => Math.min(a, b)), known.reduce((a, b) => Math.max(a, b))];
+    const y = (value) => 10 + (height - 20) * (1 - (high > low ? (value - low) / (high - low) : 0.5));
+    const points = line.map((value, at) => (Number.isFinite(value) ? `${((at + 0.5) * width) / line.length},${y(value)}` : "")).filter(Boolean);
+    svg.append(points.length === 1 ? shape("circle", { class: "column", cx: points[0].split(",")[0], cy: points[0].split(",")[1], r: 3 }) : shape("polyline", { class: "column", points: points.join(" ") }));
+  }
+  return svg.childElementCount ? svg : null;
+}

@@ -36,6 +36,7 @@ use axum::http::header::{
 };
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
+use hedge_inference::ContentType;
 use hedge_listen::{Door, Refused};
 use hedge_proto::{CaseId, FieldError, Name, SETTINGS_SCHEMA};
 use serde::Deserialize;
@@ -60,7 +61,7 @@ pub const CASES_LIMIT_MAX: u32 = 500;
 const CASES_LIMIT: u32 = 24;
 
 /// The page loads nothing from elsewhere and cannot be framed.
-const PAGE_POLICY: &str = "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; \
+const PAGE_POLICY: &str = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'self'; script-src 'self'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What the page says about this instance.
@@ -405,6 +406,8 @@ async fn payload(State(view): State<View>, Path(id): Path<String>) -> Result<Res
     let (content_type, bytes) = sample(&view, &id.parse()?).await?;
     let (content_type, disposition) = match shape::picture_type(&content_type) {
         Some(picture) => (picture, "inline"),
+        // The page plays it.
+        None if ContentType::parse(&content_type) == Some(ContentType::Wav) => ("audio/wav", "inline"),
         None => ("application/octet-stream", "attachment"),
     };
     Ok((sample_headers(content_type, disposition), bytes).into_response())

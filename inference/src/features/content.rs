@@ -7,12 +7,25 @@ pub const DIMENSIONS_MAX: usize = 8;
 /// values as little-endian f32.
 const TENSOR: &str = "application/vnd.hedge.tensor";
 
+/// How much of a text is looked at to tell what it is.
+const SNIFFED_BYTES: usize = 4096;
+
 /// What a sample is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ContentType {
     Jpeg,
     Png,
-    Tensor { shape: Vec<usize> },
+    /// A recording: a WAV file.
+    Wav,
+    /// Rows of numbers as text, with or without a line of headings.
+    Csv,
+    /// Rows of numbers as one JSON document.
+    Json,
+    /// Rows of numbers as one JSON document a line.
+    NdJson,
+    Tensor {
+        shape: Vec<usize>,
+    },
 }
 
 impl ContentType {
@@ -24,6 +37,12 @@ impl ContentType {
         match media.as_str() {
             "image/jpeg" | "image/jpg" | "image/pjpeg" | "image/jpe" | "image/jfif" => return Some(Self::Jpeg),
             "image/png" | "image/x-png" | "image/apng" => return Some(Self::Png),
+            "audio/wav" | "audio/wave" | "audio/x-wav" | "audio/vnd.wave" => return Some(Self::Wav),
+            "text/csv" | "application/csv" => return Some(Self::Csv),
+            "application/json" => return Some(Self::Json),
+            "application/x-ndjson" | "application/ndjson" | "application/jsonl" | "application/x-jsonlines" => {
+                return Some(Self::NdJson);
+            }
             TENSOR => {}
             _ => return None,
         }
@@ -47,6 +66,10 @@ impl ContentType {
         match self {
             Self::Jpeg => "image/jpeg".to_owned(),
             Self::Png => "image/png".to_owned(),
+            Self::Wav => "audio/wav".to_owned(),
+            Self::Csv => "text/csv".to_owned(),
+            Self::Json => "application/json".to_owned(),
+            Self::NdJson => "application/x-ndjson".to_owned(),
             Self::Tensor { shape } => {
                 let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
                 format!("{TENSOR}; dtype=f32; shape={}", shape.join(","))
@@ -54,15 +77,54 @@ impl ContentType {
         }
     }
 
-    /// Tells JPEG and PNG by their first bytes. A tensor cannot be told.
+    /// Tells JPEG, PNG and WAV by their first bytes. A tensor cannot be told.
     #[must_use]
     pub fn sniff(bytes: &[u8]) -> Option<Self> {
         if bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
             Some(Self::Jpeg)
         } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
             Some(Self::Png)
+        } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WAVE") {
+            Some(Self::Wav)
         } else {
             None
+        }
+    }
+
+    /// Tells rows of numbers from other text by the first line or two.
+    #[must_use]
+    pub fn sniff_rows(bytes: &[u8]) -> Option<Self> {
+        // Enough for the headings and the first row; a character may be cut in two at its end.
+        let text = bytes.get(..SNIFFED_BYTES).unwrap_or(bytes);
+        let text = text.utf8_chunks().next()?.valid();
+        let mut lines = text.trim_start_matches('\u{feff}').lines().filter(|line| !line.trim().is_empty());
+        let first = lines.next()?.trim();
+        if first.starts_with('{') || first.starts_with('[') {
+            let is_whole = |line: &str| serde_json::from_str::<serde::de::IgnoredAny>(line).is_ok();
+            let second = lines.next().map_or("", str::trim);
+            let several = is_whole(first) && (second.starts_with('{') || second.starts_with('['));
+            return Some(if several { Self::NdJson } else { Self::Json });
+        }
+        let numbers = |line: &str| line.split([',', ';', '\t', ' ']).any(|cell| cell.trim().parse::<f64>().is_ok());
+        (numbers(first) || lines.next().is_some_and(numbers)).then_some(Self::Csv)
+    }
+
+    #[must_use]
+    pub fn is_picture(&self) -> bool {
+        matches!(self, Self::Jpeg | Self::Png)
+    }
+
+    /// What a file of it is usually called; none for a tensor.
+    #[must_use]
+    pub fn ending(&self) -> Option<&'static str> {
+        match self {
+            Self::Jpeg => Some("jpg"),
+            Self::Png => Some("png"),
+            Self::Wav => Some("wav"),
+            Self::Csv => Some("csv"),
+            Self::Json => Some("json"),
+            Self::NdJson => Some("ndjson"),
+            Self::Tensor { .. } => None,
         }
     }
 
@@ -70,6 +132,10 @@ impl ContentType {
         match self {
             Self::Jpeg => "JPEG",
             Self::Png => "PNG",
+            Self::Wav => "WAV",
+            Self::Csv => "CSV",
+            Self::Json => "JSON",
+            Self::NdJson => "JSON lines",
             Self::Tensor { .. } => "tensor",
         }
     }
@@ -86,9 +152,27 @@ mod tests {
 
     #[test]
     fn a_header_reads_back_as_it_was_written() {
-        for content_type in [ContentType::Jpeg, ContentType::Png, ContentType::Tensor { shape: vec![1, 3, 128, 128] }] {
+        use ContentType::{Csv, Jpeg, Json, NdJson, Png, Tensor, Wav};
+        for content_type in [Jpeg, Png, Wav, Csv, Json, NdJson, Tensor { shape: vec![1, 3, 128, 128] }] {
             check(&content_type.to_header(), Some(content_type));
         }
+    }
+
+    #[test]
+    fn rows_of_numbers_are_told_from_other_text() {
+        for (text, expected) in [
+            ("1,2,3\n", Some(ContentType::Csv)),
+            ("\u{feff}time;x\r\n0;1.5\r\n", Some(ContentType::Csv)),
+            ("[[1, 2],\n [3, 4]]", Some(ContentType::Json)),
+            ("{\"x\": 1}", Some(ContentType::Json)),
+            ("{\"x\": 1}\n{\"x\": 2}\n", Some(ContentType::NdJson)),
+            ("just text", None),
+            ("", None),
+        ] {
+            assert_eq!(ContentType::sniff_rows(text.as_bytes()), expected, "{text}");
+        }
+        assert_eq!(ContentType::sniff(b"RIFF\0\0\0\0WAVEfmt "), Some(ContentType::Wav));
+        assert_eq!(ContentType::sniff(b"RIFF\0\0\0\0AVI "), None);
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Samples in files whose bytes alone say what they are: pictures, `.npy`, numbers as text, raw f32.
+//! Samples in files whose bytes alone say what they are: pictures, recordings, `.npy`, numbers as text, raw f32.
 
 use super::Input;
 use super::{ContentType, FeatureError, StageTimes, Tensor, npy, tensor};
 
-/// The input tensors of a file: one of a picture, one or more of numbers.
+/// The input tensors of a file: one of a picture or a recording, one or more of numbers.
 pub(crate) fn samples(input: &Input, bytes: &[u8]) -> Result<Vec<Tensor>, FeatureError> {
     if let Some(content_type) = ContentType::sniff(bytes) {
         return Ok(vec![tensor(input, &content_type, bytes, None, &mut StageTimes::default())?]);
@@ -19,6 +19,11 @@ pub(crate) fn samples(input: &Input, bytes: &[u8]) -> Result<Vec<Tensor>, Featur
             Err(FeatureError::WrongShape { shape, expected: input.shape.clone() })
         };
     }
+    if let Some(series) = &input.series
+        && let Some(content_type) = ContentType::sniff_rows(bytes)
+    {
+        return series.samples(&content_type, bytes, &input.shape);
+    }
     if let Some(rows) = rows(bytes)? {
         let values: usize = rows.iter().map(Vec::len).sum();
         return match rows.iter().find(|row| row.len() != one) {
@@ -33,9 +38,10 @@ pub(crate) fn samples(input: &Input, bytes: &[u8]) -> Result<Vec<Tensor>, Featur
         return Ok(vec![Tensor::read(&input.shape, bytes, &input.shape)?]);
     }
     let wanted = format!("numbers (.npy, CSV, or {} bytes of little-endian float32)", one * size_of::<f32>());
-    let reason = match input.picture {
-        Some(_) => format!("it is neither JPEG nor PNG, nor {wanted}"),
-        None => format!("it holds no {wanted}"),
+    let reason = match (&input.picture, &input.audio) {
+        (Some(_), _) => format!("it is neither JPEG nor PNG, nor {wanted}"),
+        (None, Some(_)) => format!("it is no WAV file, nor {wanted}"),
+        (None, None) => format!("it holds no {wanted}"),
     };
     Err(FeatureError::NoSample { reason })
 }

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use super::audio::{AudioFields, AudioInput};
+use super::series::{SeriesFields, SeriesInput};
 use super::{ContentType, FeatureError, Region, StageTimes, Tensor};
 
 /// The most values one input tensor holds: 64 MiB of f32, an RGB picture of 2300 × 2300.
@@ -17,8 +19,10 @@ pub struct Input {
     pub name: String,
     /// The whole shape, with a leading 1 for one sample at a time.
     pub shape: Vec<usize>,
-    /// Absent if the model takes no pictures; tensors are always taken.
+    /// How a sample becomes numbers; at most one of the three. Tensors are always taken.
     pub picture: Option<PictureInput>,
+    pub(super) audio: Option<AudioInput>,
+    pub(super) series: Option<SeriesInput>,
 }
 
 /// How a picture becomes the model's input: `value = (pixel - mean) / std`, pixels from 0 to 255.
@@ -138,6 +142,8 @@ struct InputFields {
     name: String,
     shape: Vec<usize>,
     picture: Option<PictureFields>,
+    audio: Option<AudioFields>,
+    series: Option<SeriesFields>,
 }
 
 #[derive(Deserialize)]
@@ -163,13 +169,13 @@ fn whole() -> f64 {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum PerChannel {
+pub(super) enum PerChannel {
     All(f32),
     Each(Vec<f32>),
 }
 
 impl PerChannel {
-    fn spread(self, field: &str, channels: usize) -> Result<Vec<f32>, String> {
+    pub(super) fn spread(self, field: &str, channels: usize) -> Result<Vec<f32>, String> {
         let values = match self {
             Self::All(value) => vec![value; channels],
             Self::Each(values) if values.len() == channels => values,
@@ -191,7 +197,7 @@ impl TryFrom<InputFields> for Input {
     type Error = String;
 
     fn try_from(fields: InputFields) -> Result<Self, String> {
-        let InputFields { name, shape, picture } = fields;
+        let InputFields { name, shape, picture, audio, series } = fields;
         if !(2..=DIMENSIONS_MAX).contains(&shape.len()) || shape[0] != 1 {
             return Err(format!(
                 "`shape` = {shape:?} must start with 1 (one sample at a time) and have 2 to {DIMENSIONS_MAX} dimensions"
@@ -201,8 +207,13 @@ impl TryFrom<InputFields> for Input {
             Some(1..=TENSOR_VALUES_MAX) => {}
             _ => return Err(format!("`shape` = {shape:?} must hold 1 to {TENSOR_VALUES_MAX} values")),
         }
+        if [picture.is_some(), audio.is_some(), series.is_some()].iter().filter(|is_there| **is_there).count() > 1 {
+            return Err("a model takes pictures, sound or series: give one of the three tables".into());
+        }
         let picture = picture.map(|fields| PictureInput::new(fields, &shape)).transpose()?;
-        Ok(Self { name, shape, picture })
+        let audio = audio.map(|fields| AudioInput::new(fields, &shape)).transpose()?;
+        let series = series.map(|fields| SeriesInput::new(fields, &shape)).transpose()?;
+        Ok(Self { name, shape, picture, audio, series })
     }
 }
 
@@ -215,6 +226,17 @@ impl Input {
         region: Option<&Region>,
     ) -> Result<Tensor, FeatureError> {
         super::tensor(self, content_type, bytes, region, &mut StageTimes::default())
+    }
+
+    /// What the model takes, in words.
+    #[must_use]
+    pub fn wanted(&self) -> String {
+        match (&self.picture, &self.audio, &self.series) {
+            (Some(_), _, _) => "pictures (image/jpeg or image/png)".to_owned(),
+            (_, Some(_), _) => "sound (audio/wav)".to_owned(),
+            (_, _, Some(_)) => "rows of numbers (text/csv, application/json or application/x-ndjson)".to_owned(),
+            _ => format!("only tensors of shape {:?}", self.shape),
+        }
     }
 
     /// The input tensors of a file: one of a picture, one or more of numbers.

@@ -3,6 +3,7 @@
 //! A header's claims are checked before anything is allocated by them, and a decoder's bug costs one sample,
 //! not the agent. Whether a sample is small enough to be read at all is up to whoever receives it.
 
+mod audio;
 mod content;
 mod exif;
 mod file;
@@ -13,18 +14,23 @@ mod picture;
 mod png;
 mod region;
 mod resize;
+mod series;
+mod span;
 mod tensor;
 mod thumbnail;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+pub use audio::wav;
 pub use content::{ContentType, DIMENSIONS_MAX};
 pub(crate) use file::samples;
+use input::PerChannel;
 pub use input::{Color, Fit, Input, Layout, PictureInput, Resize, TENSOR_VALUES_MAX};
 pub(crate) use npy::read as read_npy;
 pub use picture::Picture;
 pub use region::{InvalidRegion, Region};
+pub use series::is_heading;
 pub use tensor::Tensor;
 pub use thumbnail::{cropped, drawn, pixels_only, preview, thumbnail, upright_size};
 
@@ -49,8 +55,8 @@ pub enum FeatureError {
     Damaged { format: &'static str, reason: String },
     #[error("this kind of {format} is not read: {what}")]
     Unsupported { format: &'static str, what: String },
-    #[error("the model takes no pictures, only tensors of shape {shape:?}")]
-    TensorWanted { shape: Vec<usize> },
+    #[error("this is {said}, but the model takes {wanted}")]
+    OtherWanted { said: &'static str, wanted: String },
     #[error("the tensor has the shape {shape:?}, but the model takes {expected:?}")]
     WrongShape { shape: Vec<usize>, expected: Vec<usize> },
     #[error("the tensor has {bytes} bytes, but its shape takes {expected} (4 per value, little-endian f32)")]
@@ -59,8 +65,8 @@ pub enum FeatureError {
     NotFinite { index: usize },
     #[error("{reason}")]
     NoSample { reason: String },
-    #[error("the source has a `region`, which a tensor cannot be cut to; send pictures, or remove the region")]
-    RegionOfTensor,
+    #[error("the source has a `region`, which only a picture can be cut to; send pictures, or remove the region")]
+    RegionOfOther,
 }
 
 /// How long the steps from a sample's bytes to its tensor took.
@@ -80,24 +86,44 @@ pub(crate) fn tensor(
     times: &mut StageTimes,
 ) -> Result<Tensor, FeatureError> {
     let begun = Instant::now();
-    if let ContentType::Tensor { shape } = content_type {
+    if !content_type.is_picture() {
         if region.is_some() {
-            return Err(FeatureError::RegionOfTensor);
+            return Err(FeatureError::RegionOfOther);
         }
-        let tensor = Tensor::read(shape, bytes, &input.shape);
+        let tensor = numbers(input, content_type, bytes);
         times.decode = begun.elapsed();
         return tensor;
     }
-    let wanted = input.picture.as_ref().ok_or_else(|| FeatureError::TensorWanted { shape: input.shape.clone() })?;
+    let wanted = input.picture.as_ref().ok_or_else(|| other_wanted(input, content_type))?;
     let region = region.copied().unwrap_or(Region::WHOLE);
     let picture = decoded(content_type, bytes, |width, height| region.enough_eighths(wanted, width, height))?;
     times.decode = begun.elapsed();
     Ok(picture.to_tensor(input.shape.clone(), wanted, &region, times))
 }
 
+/// The input tensor for what is no picture.
+fn numbers(input: &Input, content_type: &ContentType, bytes: &[u8]) -> Result<Tensor, FeatureError> {
+    let data = match (content_type, &input.audio, &input.series) {
+        (ContentType::Tensor { shape }, _, _) => return Tensor::read(shape, bytes, &input.shape),
+        (ContentType::Wav, Some(audio), _) => {
+            check_kind(content_type, bytes)?;
+            audio.values(bytes)?
+        }
+        (ContentType::Csv | ContentType::Json | ContentType::NdJson, _, Some(series)) => {
+            series.values(content_type, bytes)?
+        }
+        _ => return Err(other_wanted(input, content_type)),
+    };
+    Ok(Tensor::new(input.shape.clone(), data))
+}
+
+fn other_wanted(input: &Input, content_type: &ContentType) -> FeatureError {
+    FeatureError::OtherWanted { said: content_type.word(), wanted: input.wanted() }
+}
+
 /// The input tensor for a picture that is already decoded.
 pub(crate) fn tensor_of(input: &Input, picture: &Picture) -> Result<Tensor, FeatureError> {
-    let wanted = input.picture.as_ref().ok_or_else(|| FeatureError::TensorWanted { shape: input.shape.clone() })?;
+    let wanted = input.picture.as_ref().ok_or_else(|| other_wanted(input, &ContentType::Png))?;
     Ok(picture.to_tensor(input.shape.clone(), wanted, &Region::WHOLE, &mut StageTimes::default()))
 }
 
@@ -122,6 +148,7 @@ fn check_kind(content_type: &ContentType, bytes: &[u8]) -> Result<(), FeatureErr
         Some(found) if found == *content_type => return Ok(()),
         Some(other) => other.word(),
         None if bytes.is_empty() => "none at all",
+        None if *content_type == ContentType::Wav => "no WAV file",
         None => "neither JPEG nor PNG",
     };
     Err(FeatureError::NotWhatItSays { said: content_type.word(), found })

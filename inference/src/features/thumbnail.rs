@@ -18,7 +18,7 @@ const SPARE: u32 = 2;
 
 /// The picture with its longer side at most `side_max`. `None` if it is no longer than that, or is no picture.
 pub fn thumbnail(content_type: &ContentType, bytes: &[u8], side_max: u32) -> Result<Option<Vec<u8>>, FeatureError> {
-    if matches!(content_type, ContentType::Tensor { .. }) {
+    if !content_type.is_picture() {
         return Ok(None);
     }
     let picture = near(content_type, bytes, side_max)?;
@@ -31,7 +31,7 @@ pub fn thumbnail(content_type: &ContentType, bytes: &[u8], side_max: u32) -> Res
 /// The pixels of the picture and nothing else that is in its file, with its longer side at most `side_max`. `None` if it
 /// is no picture.
 pub fn pixels_only(content_type: &ContentType, bytes: &[u8], side_max: u32) -> Result<Option<Vec<u8>>, FeatureError> {
-    if matches!(content_type, ContentType::Tensor { .. }) {
+    if !content_type.is_picture() {
         return Ok(None);
     }
     encode(&near(content_type, bytes, side_max)?, side_max, QUALITY).map(Some)
@@ -81,7 +81,7 @@ pub fn cropped(
 
 /// The picture for a list of many: a few kilobytes, whatever it was. `None` if it is no picture.
 pub fn preview(content_type: &ContentType, bytes: &[u8], side_max: u32) -> Result<Option<Vec<u8>>, FeatureError> {
-    if matches!(content_type, ContentType::Tensor { .. }) {
+    if !content_type.is_picture() {
         return Ok(None);
     }
     encode(&near(content_type, bytes, side_max)?, side_max, PREVIEW_QUALITY).map(Some)

@@ -51,7 +51,7 @@ impl Delimited {
         if let Some((0, kept)) = self.left {
             self.left = None;
             let sample = std::mem::take(&mut self.sample);
-            each(if kept { Piece::Picture(sample.into()) } else { Piece::Skipped });
+            each(if kept { Piece::Sample(sample.into()) } else { Piece::Skipped });
         }
     }
 }
@@ -68,7 +68,7 @@ mod tests {
         for chunk in [1, 2, 5, stream.len()] {
             let mut pieces = Vec::new();
             let mut each = |piece| match piece {
-                Piece::Picture(bytes) => pieces.push(String::from_utf8_lossy(&bytes).into_owned()),
+                Piece::Sample(bytes) => pieces.push(String::from_utf8_lossy(&bytes).into_owned()),
                 Piece::Skipped => pieces.push("-".to_owned()),
             };
             let mut delimited = Delimited::new(5);

@@ -157,7 +157,7 @@ impl Mjpeg {
     fn finish(&mut self, each: &mut impl FnMut(Piece)) {
         self.state = State::Between { marker: false };
         let picture = std::mem::take(&mut self.picture);
-        each(if self.too_large { Piece::Skipped } else { Piece::Picture(picture.into()) });
+        each(if self.too_large { Piece::Skipped } else { Piece::Sample(picture.into()) });
     }
 
     fn give_up(&mut self, each: &mut impl FnMut(Piece)) {
@@ -226,7 +226,7 @@ mod tests {
             let mut pieces = Vec::new();
             let mut each = |piece| {
                 pieces.push(match piece {
-                    Piece::Picture(bytes) => Some(bytes.to_vec()),
+                    Piece::Sample(bytes) => Some(bytes.to_vec()),
                     Piece::Skipped => None,
                 });
             };
@@ -291,7 +291,7 @@ mod tests {
         assert!(!pictures.is_empty());
         let mut pieces = Vec::new();
         let mut each = |piece| match piece {
-            Piece::Picture(bytes) => pieces.push(bytes.to_vec()),
+            Piece::Sample(bytes) => pieces.push(bytes.to_vec()),
             Piece::Skipped => panic!("a picture was skipped"),
         };
         let mut mjpeg = Mjpeg::new(10_000_000);

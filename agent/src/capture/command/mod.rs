@@ -1,6 +1,7 @@
-//! A program whose standard output is a camera: `rpicam-vid --codec mjpeg -o -`, `ffmpeg -f mjpeg -`.
+//! A program whose standard output is a camera, a microphone or a sensor: `rpicam-vid --codec mjpeg -o -`,
+//! `arecord -t raw -f S16_LE`.
 //!
-//! Its output is read without pause, so it never blocks; of the pictures that the model has no time for, or that
+//! Its output is read without pause, so it never blocks; of the samples that the model has no time for, or that
 //! come sooner than `interval_ms`, the newest waits and the others are counted as skipped. A program that
 //! ends is started again.
 //!
@@ -15,6 +16,7 @@ mod newest;
 mod silence;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 use std::time::Duration;
 
@@ -29,7 +31,8 @@ use self::delimited::Delimited;
 use self::mjpeg::Mjpeg;
 use self::newest::Newest;
 use self::silence::Silence;
-use super::{Asking, RETRY_WAIT, Source, Taker, passes, picture};
+use self::windows::{Pcm, Rows};
+use super::{Asking, RETRY_WAIT, Source, Taker, passes, sample};
 use crate::child::{Child, Use, describe_end};
 use hedge_config::StreamFormat;
 
@@ -42,21 +45,23 @@ const STABLE: Duration = Duration::from_secs(60);
 /// How long the output of an ended program is read on, and an exit awaited after the output's end.
 const END_WAIT: Duration = Duration::from_secs(1);
 
-/// Pictures are said to be fine again after so long without trouble, so that the state does not flicker.
+/// Samples are said to be fine again after so long without trouble, so that the state does not flicker.
 const TROUBLE_OVER: Duration = Duration::from_secs(10);
 
 const READ_BYTES: usize = 64 * 1024;
 
 /// What a stream is made of.
 enum Piece {
-    Picture(Bytes),
-    /// A picture too large or broken, or a stretch of bytes that is none.
+    Sample(Bytes),
+    /// A sample too large or broken, or a stretch of bytes that is none.
     Skipped,
 }
 
 enum Splitter {
     Mjpeg(Mjpeg),
     Delimited(Delimited),
+    Pcm(Pcm),
+    Rows(Rows),
 }
 
 impl Splitter {
@@ -64,6 +69,8 @@ impl Splitter {
         match format {
             StreamFormat::Mjpeg => Self::Mjpeg(Mjpeg::new(bytes_max)),
             StreamFormat::LengthDelimited => Self::Delimited(Delimited::new(bytes_max)),
+            StreamFormat::Pcm(window) => Self::Pcm(Pcm::new(window, bytes_max)),
+            StreamFormat::Rows(window) => Self::Rows(Rows::new(window, bytes_max)),
         }
     }
 
@@ -71,6 +78,8 @@ impl Splitter {
         match self {
             Self::Mjpeg(stream) => stream.push(bytes, each),
             Self::Delimited(stream) => stream.push(bytes, each),
+            Self::Pcm(stream) => stream.push(bytes, each),
+            Self::Rows(stream) => stream.push(bytes, each),
         }
     }
 
@@ -78,6 +87,8 @@ impl Splitter {
         match self {
             Self::Mjpeg(stream) => stream.end(each),
             Self::Delimited(stream) => stream.end(each),
+            Self::Pcm(stream) => stream.end(each),
+            Self::Rows(stream) => stream.end(each),
         }
     }
 }
@@ -85,8 +96,17 @@ impl Splitter {
 /// Whether these bytes hold a JPEG from its first marker to its last.
 pub(super) fn holds_whole_jpeg(bytes: &[u8]) -> bool {
     let mut is_whole = false;
-    Mjpeg::new(usize::MAX).push(bytes, &mut |piece| is_whole |= matches!(piece, Piece::Picture(_)));
+    Mjpeg::new(usize::MAX).push(bytes, &mut |piece| is_whole |= matches!(piece, Piece::Sample(_)));
     is_whole
+}
+
+/// What a program writes, in the words of its state.
+fn noun(format: StreamFormat) -> &'static str {
+    match format {
+        StreamFormat::Mjpeg => "picture",
+        StreamFormat::LengthDelimited => "sample",
+        StreamFormat::Pcm(_) | StreamFormat::Rows(_) => "window",
+    }
 }
 
 /// Keeps the program running until `stop`.
@@ -94,7 +114,9 @@ pub async fn run<I: Taker>(source: Source<I>, command: Vec<String>, format: Stre
     let program = command.first().map_or("the command", String::as_str);
     let mut asked = source.intake.asked(&source.name);
     let mut wait = RESTART_WAIT_MIN;
-    let silence = Silence::new(source.quiet);
+    // Numbers may stay as they are for long: a room's temperature does.
+    let repeats = matches!(format, StreamFormat::Rows(_));
+    let silence = Silence::new(source.quiet, noun(format), repeats);
     loop {
         let started = Instant::now();
         silence.begin();
@@ -131,7 +153,7 @@ pub async fn run<I: Taker>(source: Source<I>, command: Vec<String>, format: Stre
     }
 }
 
-/// Answers the program's pictures until its output ends, or brings nothing new for too long; says so then.
+/// Answers the program's samples until its output ends, or brings nothing new for too long; says so then.
 async fn follow<I: Taker>(
     source: &Source<I>,
     child: &mut Child,
@@ -155,7 +177,7 @@ async fn follow<I: Taker>(
         newest.close();
         silent
     };
-    tokio::join!(reading, answer(source, &newest, asked)).0
+    tokio::join!(reading, answer(source, format, &newest, asked)).0
 }
 
 async fn read<I: Taker>(
@@ -173,7 +195,7 @@ async fn read<I: Taker>(
         let length = output.read(&mut buffer).await.unwrap_or(0);
         let mut skipped = 0;
         let mut each = |piece| match piece {
-            Piece::Picture(bytes) => {
+            Piece::Sample(bytes) => {
                 seen_any = true;
                 source.intake.saw(&source.name, silence.saw(&bytes));
                 skipped += u64::from(newest.put(bytes));
@@ -189,7 +211,10 @@ async fn read<I: Taker>(
             source.intake.count_skipped(&source.name, skipped);
             if !seen_any && !said_none {
                 said_none = true;
-                source.say("the command is running, but its output holds no whole picture within the limit so far");
+                let noun = noun(format);
+                source.say(format!(
+                    "the command is running, but its output holds no whole {noun} within the limit so far"
+                ));
             }
         }
         if length == 0 {
@@ -198,8 +223,14 @@ async fn read<I: Taker>(
     }
 }
 
-/// Answers the newest picture, again and again, at most one per interval; one that is asked for at once.
-async fn answer<I: Taker>(source: &Source<I>, newest: &Newest, asked: &mut mpsc::Receiver<Asking>) {
+/// Answers the newest sample, again and again, at most one per interval; one that is asked for at once.
+async fn answer<I: Taker>(
+    source: &Source<I>,
+    format: StreamFormat,
+    newest: &Newest,
+    asked: &mut mpsc::Receiver<Asking>,
+) {
+    let noun = noun(format);
     let mut trouble: Option<Instant> = None;
     let mut next = Instant::now();
     loop {
@@ -210,7 +241,7 @@ async fn answer<I: Taker>(source: &Source<I>, newest: &Newest, asked: &mut mpsc:
         };
         let Some(bytes) = newest.take().await else { return };
         next = Instant::now() + source.interval.unwrap_or(Duration::ZERO);
-        let answered = match picture(&source.name, None, bytes) {
+        let answered = match sample(&source.name, None, bytes) {
             Ok(sample) => source.intake.answer(sample).await,
             Err(error) => Err(error),
         };
@@ -221,12 +252,12 @@ async fn answer<I: Taker>(source: &Source<I>, newest: &Newest, asked: &mut mpsc:
         match answered {
             Ok(_) if trouble.is_some_and(|last| last.elapsed() >= TROUBLE_OVER) => {
                 trouble = None;
-                source.say("the command is running and its pictures are answered again");
+                source.say(format!("the command is running and its {noun}s are answered again"));
             }
             Ok(_) => {}
             Err(error) => {
                 if trouble.replace(Instant::now()).is_none() {
-                    source.say(format!("the command is running, but a picture got no answer: {error}"));
+                    source.say(format!("the command is running, but a {noun} got no answer: {error}"));
                 }
                 // One that is not whole was passed over as well.
                 source.intake.count_skipped(&source.name, 1);
@@ -238,10 +269,11 @@ async fn answer<I: Taker>(source: &Source<I>, newest: &Newest, asked: &mut mpsc:
     }
 }
 
-/// Any bytes as what a camera's program writes. However they come, in one piece or many, they are cut the same way.
+/// Any bytes as what such a program writes. However they come, in one piece or many, they are cut the same way.
 #[cfg(any(test, fuzzing))]
 pub(crate) mod splitting {
     use super::*;
+    use hedge_config::{PcmWindow, RowWindow};
 
     const SAMPLE_BYTES_MAX: usize = 300;
 
@@ -251,6 +283,14 @@ pub(crate) mod splitting {
 
     pub fn length_delimited(bytes: &[u8]) {
         check(StreamFormat::LengthDelimited, bytes);
+    }
+
+    pub fn pcm(bytes: &[u8]) {
+        check(StreamFormat::Pcm(PcmWindow { rate: 8000, channels: 2, samples: 30, hop: 11 }), bytes);
+    }
+
+    pub fn rows(bytes: &[u8]) {
+        check(StreamFormat::Rows(RowWindow { rows: 4, hop: 3 }), bytes);
     }
 
     fn check(format: StreamFormat, bytes: &[u8]) {
@@ -266,7 +306,7 @@ pub(crate) mod splitting {
         let (mut splitter, mut pieces) = (Splitter::new(format, SAMPLE_BYTES_MAX), Vec::new());
         let mut each = |piece| {
             pieces.push(match piece {
-                Piece::Picture(picture) => Some(picture),
+                Piece::Sample(picture) => Some(picture),
                 Piece::Skipped => None,
             });
         };

@@ -1,4 +1,4 @@
-//! Decides when a program that runs gives too little: no picture at all, or the same one again and again.
+//! Decides when a program that runs gives too little: no sample at all, or the same one again and again.
 //!
 //! Sensors are noisy, so two pictures of a camera never agree in every byte; when they do for long, driver or decoder
 //! hang and repeat what they have. Starting the program again often heals both. One that brings nothing new after it
@@ -20,44 +20,49 @@ pub(super) struct Silence(Mutex<Heard>);
 
 struct Heard {
     quiet: Option<Quiet>,
+    /// What it gives, in words.
+    noun: &'static str,
+    /// One that equals the one before is as good as any.
+    repeats: bool,
     last: Option<Bytes>,
-    /// When the last new picture came, or the program was started.
+    /// When the last new sample came, or the program was started.
     new_at: Instant,
-    /// Whether that was a picture.
-    is_picture: bool,
-    /// Any picture of this run.
+    /// Whether that was a sample.
+    is_sample: bool,
+    /// Any sample of this run.
     any: bool,
-    /// Starts since the last new picture.
+    /// Starts since the last new sample.
     in_vain: u32,
 }
 
 impl Silence {
-    pub(super) fn new(quiet: Option<Quiet>) -> Self {
+    pub(super) fn new(quiet: Option<Quiet>, noun: &'static str, repeats: bool) -> Self {
         let new_at = Instant::now();
-        Self(Mutex::new(Heard { quiet, last: None, new_at, is_picture: false, any: false, in_vain: 0 }))
+        let last = None;
+        Self(Mutex::new(Heard { quiet, noun, repeats, last, new_at, is_sample: false, any: false, in_vain: 0 }))
     }
 
     /// The program is started.
     pub(super) fn begin(&self) {
         let mut heard = self.heard();
-        (heard.new_at, heard.is_picture, heard.any) = (Instant::now(), false, false);
+        (heard.new_at, heard.is_sample, heard.any) = (Instant::now(), false, false);
     }
 
-    /// A picture came. Whether it is new.
-    pub(super) fn saw(&self, picture: &Bytes) -> bool {
+    /// A sample came. Whether it is new.
+    pub(super) fn saw(&self, sample: &Bytes) -> bool {
         let mut heard = self.heard();
         heard.any = true;
-        if heard.last.as_ref() == Some(picture) {
+        if !heard.repeats && heard.last.as_ref() == Some(sample) {
             return false;
         }
         let now = Instant::now();
         // The first one of a run says nothing of how often it brings one.
-        let between = if heard.is_picture { now - heard.new_at } else { Duration::ZERO };
+        let between = if heard.is_sample { now - heard.new_at } else { Duration::ZERO };
         if let Some(quiet) = &mut heard.quiet {
             quiet.saw(between);
         }
-        heard.last = Some(picture.clone());
-        (heard.new_at, heard.is_picture, heard.in_vain) = (now, true, 0);
+        heard.last = Some(sample.clone());
+        (heard.new_at, heard.is_sample, heard.in_vain) = (now, true, 0);
         true
     }
 
@@ -66,11 +71,12 @@ impl Silence {
         loop {
             let Some(until) = self.until() else { return std::future::pending().await };
             sleep_until(until).await;
-            // A new picture, or what was learnt from it, has moved it.
+            // A new sample, or what was learnt from it, has moved it.
             if self.until().is_some_and(|until| until <= Instant::now()) {
                 let mut heard = self.heard();
                 heard.in_vain = heard.in_vain.saturating_add(1);
-                let what = if heard.any { "the same picture again and again" } else { "no picture" };
+                let noun = heard.noun;
+                let what = if heard.any { format!("the same {noun} again and again") } else { format!("no {noun}") };
                 return format!("it gave {what} for {} s and was ended", heard.new_at.elapsed().as_secs());
             }
         }

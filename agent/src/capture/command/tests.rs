@@ -12,7 +12,8 @@ use super::{answer, run};
 use crate::capture::Source;
 use crate::capture::testing::Fake;
 use crate::sample::SampleError;
-use hedge_config::{SourceConfig, StreamFormat};
+use hedge_config::{PcmWindow, RowWindow, SourceConfig, StreamFormat};
+use hedge_inference::ContentType;
 
 /// A whole picture as printf prints it; the smallest that is read as JPEG.
 const PICTURE: &str = r"\377\330\377\332\000\002ab\377\331";
@@ -110,7 +111,7 @@ async fn an_interval_takes_the_newest_picture_each_time() {
         newest.close();
     };
     let mut asked = source.intake.snapshots.register(&source.name);
-    tokio::join!(camera, answer(&source, &newest, &mut asked));
+    tokio::join!(camera, answer(&source, StreamFormat::Mjpeg, &newest, &mut asked));
     let samples = fake.samples.lock().expect("not poisoned");
     let numbers: Vec<u8> = samples.iter().map(|sample| sample.bytes[4]).collect();
     assert_eq!(numbers.len(), 4);
@@ -131,7 +132,7 @@ async fn a_picture_that_is_asked_for_does_not_wait_for_the_interval() {
         assert_eq!(answered.source, source.name.as_str());
         newest.close();
     };
-    tokio::join!(camera, answer(&source, &newest, &mut asked));
+    tokio::join!(camera, answer(&source, StreamFormat::Mjpeg, &newest, &mut asked));
     let numbers: Vec<u8> = fake.samples.lock().expect("not poisoned").iter().map(|sample| sample.bytes[4]).collect();
     assert_eq!(numbers, [0, 1]);
     drop(asked);
@@ -141,12 +142,22 @@ async fn a_picture_that_is_asked_for_does_not_wait_for_the_interval() {
 
 /// Of one that must bring something new every so many seconds.
 async fn restarts(script: &str, quiet_after_s: u32, what: &str, holds: impl Fn(&Fake) -> bool) -> Arc<Fake> {
+    restarts_of(StreamFormat::Mjpeg, script, quiet_after_s, what, holds).await
+}
+
+async fn restarts_of(
+    format: StreamFormat,
+    script: &str,
+    quiet_after_s: u32,
+    what: &str,
+    holds: impl Fn(&Fake) -> bool,
+) -> Arc<Fake> {
     let source = format!("name = \"cam\"\nkind = \"command\"\ncommand = [\"sh\"]\nquiet_after_s = {quiet_after_s}");
     let quiet = toml::from_str::<SourceConfig>(&source).expect("valid").quiet_after();
     let (fake, stop) = (Arc::new(Fake::default()), CancellationToken::new());
     let command = vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()];
     let source = Source { quiet, ..fake.source(None) };
-    let running = tokio::spawn(run(source, command, StreamFormat::Mjpeg, stop.clone()));
+    let running = tokio::spawn(run(source, command, format, stop.clone()));
     fake.until(what, holds).await;
     stop.cancel();
     running.await.expect("no panic");
@@ -180,4 +191,32 @@ async fn a_program_whose_pictures_differ_or_that_may_be_quiet_is_left_alone() {
     let script = format!("while printf '{PICTURE}'; do sleep 0.1; done");
     let fake = restarts(&script, 0, "25 pictures", |fake| fake.seen.lock().expect("not poisoned").len() >= 25).await;
     assert!(!fake.said("is not running"), "{:?}", fake.states.lock());
+}
+
+#[tokio::test]
+async fn numbers_that_stay_as_they_are_are_no_silence_and_sound_that_does_is() {
+    let rows = StreamFormat::Rows(RowWindow { rows: 1, hop: 1 });
+    let script = "while echo 21.5; do sleep 0.1; done";
+    let fake =
+        restarts_of(rows, script, 1, "25 windows", |fake| fake.seen.lock().expect("not poisoned").len() >= 25).await;
+    assert!(!fake.said("is not running"), "{:?}", fake.states.lock());
+    let sample = fake.samples.lock().expect("not poisoned")[0].clone();
+    assert_eq!((sample.content_type, &sample.bytes[..]), (ContentType::Csv, &b"21.5\n"[..]));
+    let sound = StreamFormat::Pcm(PcmWindow { rate: 8000, channels: 1, samples: 10, hop: 10 });
+    let script = "while head -c 20 /dev/zero; do sleep 0.1; done";
+    let fake = restarts_of(sound, script, 1, "the reason", |fake| fake.said("is not running")).await;
+    assert!(fake.said("it gave the same window again and again for"), "{:?}", fake.states.lock());
+}
+
+#[tokio::test]
+async fn sound_that_broke_off_within_a_sample_begins_anew_with_the_next_program() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let mark = scratch.path().join("mark");
+    let script =
+        format!("if [ -e {0} ]; then printf 'abcd'; sleep 1000; else touch {0}; printf 'xyz'; fi", mark.display());
+    let sound = StreamFormat::Pcm(PcmWindow { rate: 8000, channels: 1, samples: 2, hop: 2 });
+    let fake = run_until(&script, sound, "a window", |fake| fake.sample_count() == 1).await;
+    let sample = fake.samples.lock().expect("not poisoned")[0].clone();
+    assert_eq!((sample.content_type, &sample.bytes[44..]), (ContentType::Wav, &b"abcd"[..]));
+    assert_eq!(fake.skipped.load(Ordering::Relaxed), 1, "what broke off is counted");
 }

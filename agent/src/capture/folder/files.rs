@@ -139,14 +139,22 @@ fn read_as_it_was(path: &Path, before: &Look) -> io::Result<Option<Vec<u8>>> {
 /// What every PNG begins with.
 const PNG_MAGIC: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// Whether a picture ends before its own format says it does, so that more of it may be on its way.
+/// Whether a picture or a recording ends before its own format says it does, so that more of it may be on its way.
 pub(super) fn is_unfinished(bytes: &[u8]) -> bool {
     match ContentType::sniff(bytes) {
         Some(ContentType::Jpeg) => !holds_whole_jpeg(bytes),
         Some(ContentType::Png) => !holds_whole_png(bytes),
+        Some(ContentType::Wav) => !holds_whole_wav(bytes),
         Some(_) => false,
         None => [&[0xff, 0xd8, 0xff][..], PNG_MAGIC].iter().any(|magic| magic.starts_with(bytes)),
     }
+}
+
+/// The length in its first chunk. A recorder that does not know it yet says a very large one or none.
+fn holds_whole_wav(bytes: &[u8]) -> bool {
+    let claimed = bytes.get(4..8).and_then(|length| length.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let is_known = (1..0x7FFF_F000).contains(&claimed);
+    !is_known || bytes.len() as u64 >= u64::from(claimed) + 8
 }
 
 /// Steps from chunk to chunk: 4 bytes of length, 4 of kind, the data, 4 of checksum.

@@ -39,7 +39,7 @@ use self::answered::{Answered, Noted};
 use self::fate::{Ending, Moved, Settled};
 use self::files::{Found, Look, Reading};
 use self::watch::Watch;
-use super::{Intake, RETRY_WAIT, Source, passes, picture};
+use super::{Intake, RETRY_WAIT, Source, passes, sample};
 use hedge_config::Fate;
 
 /// How often a folder is looked through for what no event told.
@@ -344,7 +344,7 @@ impl<I: Intake> Folder<I> {
         }
         self.source.intake.saw(&self.source.name, true);
         let reference = Some(self.reference(&name, &bytes));
-        let answered = match picture(&self.source.name, reference, bytes.clone()) {
+        let answered = match sample(&self.source.name, reference, bytes.clone()) {
             // Its line is on disk before it is moved: nothing would answer it again.
             Ok(sample) => self.source.intake.answer_and_keep(sample).await.map(drop),
             Err(error) => Err(error),

@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use hedge_inference::bundle::labels::{self, Labels};
 use hedge_inference::bundle::{MANIFEST, sum_of};
 use hedge_inference::model::{Outline, Port, shape_in_words};
+use hedge_inference::read_text;
 use hedge_inference::task::{OutputKind, Temperature};
 use hedge_proto::Name;
 
@@ -47,6 +48,8 @@ pub(super) struct Draft {
     shape: Vec<usize>,
     /// If the model takes pictures.
     picture: Option<PictureLines>,
+    /// If it takes sound or a series: the tables that say how, as they were given.
+    other: Option<String>,
     pub(super) output: OutputLines,
     has_labels: bool,
     /// What was decided although the file says nothing of it.
@@ -77,6 +80,7 @@ impl Draft {
                 input.name, input.kind
             )
         })?;
+        let other = args.input.as_deref().map(read_input).transpose()?;
         let mut found = Preprocessing::beside(&args.model)?;
         found.fit = args.fit.map(Fit::word).or(found.fit);
         found.bgr |= args.bgr;
@@ -85,6 +89,9 @@ impl Draft {
         let Guess { shape, picture, assumed } = guess(open_shape, args.size.or(size)).with_context(|| {
             format!("the input `{}` of {model} has the shape {}", input.name, shape_in_words(open_shape))
         })?;
+        ensure!(!assumed || other.is_none(), "{model} leaves sizes of its input open; export it with fixed sizes");
+        // A spectrogram has the shape of a gray picture.
+        let picture = picture.filter(|_| other.is_none());
         if let (Some((_, "gray")), Some(Preset::Imagenet)) = (picture, args.preset) {
             bail!("the preset imagenet has three channels, but {model} takes one; choose another --preset");
         }
@@ -133,7 +140,7 @@ impl Draft {
             remarks.push(format!("not read   {}", others.join(", ")));
         }
         let (input, has_labels) = (input.name.clone(), labels.is_some());
-        Ok(Self { name, task, input, shape, picture, output, has_labels, remarks })
+        Ok(Self { name, task, input, shape, picture, other, output, has_labels, remarks })
     }
 
     pub(super) fn write_manifest(&self, dir: &Path) -> anyhow::Result<()> {
@@ -155,6 +162,22 @@ impl Draft {
             _ => (0, 0),
         }
     }
+}
+
+/// The text of a file that holds `[input.audio]` or `[input.series]` and nothing else.
+fn read_input(file: &Path) -> anyhow::Result<String> {
+    let text = read_text(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let table: toml::Table =
+        toml::from_str(&text).map_err(|error| anyhow!("{}: {}", file.display(), error.message()))?;
+    let input = table.get("input").and_then(toml::Value::as_table).filter(|_| table.len() == 1);
+    let is_one =
+        |input: &toml::Table| input.len() == 1 && (input.contains_key("audio") || input.contains_key("series"));
+    ensure!(
+        input.is_some_and(is_one),
+        "{} must hold `[input.audio]` or `[input.series]` with the tables below it, and nothing else",
+        file.display()
+    );
+    Ok(text)
 }
 
 fn pixels(side: usize) -> u32 {
@@ -332,6 +355,9 @@ impl fmt::Display for Draft {
         writeln!(f, "[input]\nname = {}\nshape = {shape:?}\n", quoted(input))?;
         if let Some(picture) = &self.picture {
             write!(f, "{picture}")?;
+        }
+        if let Some(other) = &self.other {
+            writeln!(f, "{}\n", other.trim_end())?;
         }
         write!(f, "{output}")
     }

@@ -66,6 +66,10 @@ pub struct InitArgs {
     /// A picture, or a sample in numbers, to try the bundle on; can be given several times
     #[arg(long, visible_alias = "sample", value_name = "FILE")]
     pub picture: Vec<PathBuf>,
+    /// How sound or a series becomes numbers: a file with `[input.audio]` or `[input.series]`, as
+    /// docs/sound-and-series.md shows them
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["preset", "crop", "fit", "bgr", "size"])]
+    pub input: Option<PathBuf>,
     /// The ONNX Runtime library [default: searched for]
     #[arg(long, value_name = "FILE")]
     pub library: Option<PathBuf>,
@@ -287,7 +291,9 @@ impl Made<'_> {
                 }
             }
         }
-        writeln!(text, "If these are not what the picture shows, try another --preset.\n")?;
+        if self.args.input.is_none() {
+            writeln!(text, "If these are not what the picture shows, try another --preset.\n")?;
+        }
         Ok(String::from_utf8(text)?)
     }
 

@@ -70,7 +70,7 @@ fn write_facts(bundle: &Bundle, out: &mut impl Write) -> anyhow::Result<()> {
             let [fit, resize] = [picture.fit.word(), picture.resize.word()];
             writeln!(out, "pictures   {color} {layout}, {fit} {resize}, (pixel - {mean:?}) / {std:?}")?;
         }
-        None => writeln!(out, "pictures   none; takes tensors only")?,
+        None => writeln!(out, "samples    {}", bundle.input().wanted())?,
     }
     match &manifest.output {
         Reading::Classes(classes) => match classes.kind {
