@@ -114,6 +114,10 @@ fn samples_by_http_and_from_programs() -> Result<()> {
         ensure!(case["content_type"] == kind && case["payload_kept"] == true, "{case}");
         let payload = page.bytes(&format!("/api/cases/{}/payload", correction.id))?;
         ensure!(payload.ends_with(&carried) && payload.len() <= carried.len() + 44, "the window is what was carried");
+        let archive = page.bytes("/api/export?format=jsonl")?;
+        let ending = if kind == "audio/wav" { "wav" } else { "csv" };
+        let name = format!("samples/{}.{ending}", correction.id);
+        ensure!(archive.windows(name.len()).any(|part| part == name.as_bytes()), "no {name} in the training set");
     }
     agent.stop()
 }
