@@ -12,7 +12,7 @@ use ort::session::Session;
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
 use crate::bundle::{Bundle, BundleError, GOLDEN_TOLERANCE, Golden, Input, Variant};
-use crate::features::{self, ContentType, FeatureError, Picture, Region, StageTimes, Tensor};
+use crate::features::{self, ContentType, FeatureError, Region, StageTimes, Tensor};
 use crate::runtime::{ProviderChoice, RunsOn, Runtime};
 use crate::task::{Reading, Task, Tensors};
 
@@ -146,9 +146,10 @@ impl Model {
         Ok((tensor, times))
     }
 
-    /// The input tensor for a picture that is already decoded.
-    pub fn tensor_of(&self, picture: &Picture) -> Result<Tensor, FeatureError> {
-        features::tensor_of(&self.input, picture)
+    /// What it takes.
+    #[must_use]
+    pub fn input(&self) -> &Input {
+        &self.input
     }
 
     /// The input tensors of a file: one of a picture, one or more of numbers.

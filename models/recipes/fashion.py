@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from quantise import quantise
+from compress import quantise
 
 TRAINED = 50_000
 MEAN, STD = 0.2860, 0.3530
@@ -133,7 +133,7 @@ def main():
     export(teacher, paths["large"] / "fp32.onnx")
     print("small, from the large one")
     export(train(small(), images, labels, arguments.epochs, teacher), paths["small"] / "fp32.onnx")
-    samples = (image[None].numpy() for image in images[torch.randperm(len(images))[:500]])
+    samples = images[torch.randperm(len(images))[:500]].numpy()
     quantise(paths["small"] / "fp32.onnx", paths["small"] / "int8.onnx", samples)
     for path in sorted(arguments.out.glob("fashion-*/*.onnx")):
         print(f"{path}: {path.stat().st_size} bytes, test accuracy {accuracy(path, *test):.4f}")

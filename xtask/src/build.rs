@@ -14,6 +14,11 @@ pub(crate) fn programs() -> Result<PathBuf> {
     build(&["--package", "hedge-tools", "--package", "hedge-cloud"])
 }
 
+/// The agent's program alone.
+pub(crate) fn agent() -> Result<PathBuf> {
+    build(&["--package", "hedge-tools", "--bins"])
+}
+
 /// The same as they are delivered, for what is measured.
 pub(crate) fn released_programs() -> Result<PathBuf> {
     let debug = build(&["--release", "--package", "hedge-tools", "--package", "hedge-cloud"])?;

@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | check | bench | sim | soak | package | emulate`.
+//! The project's commands: `cargo xtask demo | test | check | bench | compress | sim | soak | package | emulate`.
 //!
 //! Each has a module of its own. What they share with the tests (starting programs, breaking links, counting)
 //! is in `hedge-tests`.
@@ -9,6 +9,7 @@ mod build;
 mod camera;
 mod check;
 mod command;
+mod compress;
 mod demo;
 mod emulate;
 mod node;
@@ -52,6 +53,8 @@ enum Command {
     Package(package::Arguments),
     /// Runs tests with the arm64 programs and library, under qemu.
     Emulate(emulate::Arguments),
+    /// Makes smaller bundles of one and measures them side by side: INT8, FP16, pruned, smaller pictures, a student.
+    Compress(Box<compress::Arguments>),
     /// Runs the device's engine through worlds made from seeds, and says which seed breaks a promise.
     Sim(sim::Arguments),
     /// Has this version's programs say one message of each kind, and writes them to tests/wire for later versions to read.
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
         Command::Emulate(arguments) => emulate::run(&arguments),
+        Command::Compress(arguments) => compress::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Wire => wire::run(),
         Command::Camera(arguments) => camera::run(&arguments),

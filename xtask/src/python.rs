@@ -1,4 +1,5 @@
-//! Python environments for the tests that speak to Hedge through other people's clients, and to other people's servers.
+//! Python environments: for the tests that speak to Hedge through other people's clients and to other people's servers,
+//! and for making models smaller.
 
 use std::path::PathBuf;
 
@@ -37,6 +38,13 @@ pub(crate) fn clients() -> Result<Option<PathBuf>> {
 /// The same with servers.
 pub(crate) fn servers() -> Result<Option<PathBuf>> {
     interpreter("python-servers", SERVERS)
+}
+
+/// The same with what makes models smaller.
+pub(crate) fn trainers() -> Result<Option<PathBuf>> {
+    let lines = include_str!("../../models/recipes/compress-requirements.txt").lines();
+    let packages: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    interpreter("python-compress", &packages)
 }
 
 fn interpreter(name: &str, packages: &[&str]) -> Result<Option<PathBuf>> {

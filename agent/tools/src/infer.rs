@@ -130,7 +130,7 @@ fn answers(
     file: &Path,
 ) -> anyhow::Result<Vec<Line>> {
     let started = Instant::now();
-    let tensors = tensors(model, file)?;
+    let tensors = tensors(model.input(), file)?;
     let features_ms = started.elapsed().as_secs_f64() * 1e3 / tensors.len() as f64;
     let several = tensors.len() > 1;
     let answer = |(at, tensor): (usize, &Tensor)| {

@@ -14,7 +14,7 @@ mod idx;
 pub mod infer;
 pub mod log;
 pub mod queue;
-mod samples;
+pub mod samples;
 pub mod settings;
 pub mod setup;
 pub mod support;

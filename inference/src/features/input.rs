@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::audio::{AudioFields, AudioInput};
 use super::series::{SeriesFields, SeriesInput};
-use super::{ContentType, FeatureError, Region, StageTimes, Tensor};
+use super::{ContentType, FeatureError, Picture, Region, StageTimes, Tensor};
 
 /// The most values one input tensor holds: 64 MiB of f32, an RGB picture of 2300 × 2300.
 pub const TENSOR_VALUES_MAX: usize = 16 * 1024 * 1024;
@@ -237,6 +237,11 @@ impl Input {
             (_, _, Some(_)) => "rows of numbers (text/csv, application/json or application/x-ndjson)".to_owned(),
             _ => format!("only tensors of shape {:?}", self.shape),
         }
+    }
+
+    /// The input tensor for a picture that is already decoded.
+    pub fn tensor_of(&self, picture: &Picture) -> Result<Tensor, FeatureError> {
+        super::tensor_of(self, picture)
     }
 
     /// The input tensors of a file: one of a picture, one or more of numbers.

@@ -12,7 +12,7 @@ use hedge_proto::in_one_line;
 use toml_edit::{DocumentMut, Item, Table, value};
 
 use super::calibration::{Quality, Scored, accuracy, fit_temperature, logits, quality, score, score_min};
-use crate::samples::{Samples, classes, files, from_folders, from_idx, tensors};
+use crate::samples::{SampleArgs, Samples, classes, files, tensors};
 
 /// Fit temperature and threshold on labelled samples and write both into the manifest.
 #[derive(Debug, clap::Args)]
@@ -20,16 +20,8 @@ pub struct CalibrateArgs {
     /// The folder with the model's `manifest.toml`
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// Gray pictures as a gzipped IDX file (the format of MNIST)
-    #[arg(long, value_name = "IDX.gz", requires = "labels", required_unless_present = "pictures")]
-    pub images: Option<PathBuf>,
-    /// Their classes as a gzipped IDX file
-    #[arg(long, value_name = "IDX.gz", requires = "images")]
-    pub labels: Option<PathBuf>,
-    /// Or a folder with one folder of samples per label, named like the label: JPEG and PNG pictures, or numbers as
-    /// .npy, CSV or raw float32
-    #[arg(long, visible_alias = "samples", value_name = "DIR", conflicts_with = "images")]
-    pub pictures: Option<PathBuf>,
+    #[command(flatten)]
+    pub samples: SampleArgs,
     /// The share of these samples that is to be sent to the cloud
     #[arg(long, value_name = "0..1", default_value_t = 0.18)]
     pub defer_share: f64,
@@ -52,7 +44,12 @@ pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Resul
     if let Reading::Boxes(_) = bundle.manifest().output {
         return detector(args, &mut model, out);
     }
-    let Samples { known, left_out } = run_model(args, &bundle, &mut model)?;
+    let set = args.samples.open(bundle.labels())?;
+    set.check_labels(&bundle)?;
+    let Samples { mut known, left_out } = set.run(&bundle, &mut model)?;
+    // What nobody has labelled says nothing of what is right.
+    known.retain(|sample| !sample.classes.is_empty());
+    ensure!(!known.is_empty(), "none of the samples has a label");
     writeln!(out, "samples    {}", known.len())?;
     write_left_out(&left_out, out)?;
 
@@ -83,22 +80,17 @@ pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Resul
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_model(args: &CalibrateArgs, bundle: &Bundle, model: &mut Model) -> anyhow::Result<Samples> {
-    match (&args.images, &args.labels, &args.pictures) {
-        (Some(images), Some(labels), None) => from_idx(bundle, model, images, labels),
-        (None, None, Some(pictures)) => from_folders(bundle, model, pictures),
-        _ => anyhow::bail!("give either --images and --labels, or --pictures"),
-    }
-}
-
 /// Of a detector only the threshold is chosen, so that the wanted share of any pictures from its place is sent.
 fn detector(args: &CalibrateArgs, model: &mut Model, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let dir =
-        args.pictures.as_ref().context("a detector is calibrated on --pictures DIR: photos from its own place")?;
+    let dir = args
+        .samples
+        .pictures
+        .as_ref()
+        .context("a detector is calibrated on --pictures DIR: photos from its own place")?;
     let (mut scores, mut left_out) = (Vec::new(), Vec::new());
     for file in files(dir)? {
         let name = file.display();
-        let read = tensors(model, &file).and_then(|tensors| {
+        let read = tensors(model.input(), &file).and_then(|tensors| {
             let sure = |tensor: &Tensor| {
                 let outputs = model.run(tensor)?;
                 let (_, doubt) = model.task().read(&outputs, &tensor.frame)?;

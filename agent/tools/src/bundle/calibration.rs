@@ -97,7 +97,7 @@ pub(super) fn accuracy(scored: &[Scored]) -> f64 {
     scored.iter().filter(|sample| sample.right).count() as f64 / scored.len() as f64
 }
 
-fn calibration_error(scored: &[Scored]) -> f64 {
+pub(super) fn calibration_error(scored: &[Scored]) -> f64 {
     let mut bins = [(0.0, 0.0); BINS];
     for sample in scored {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a score is from 0 to 1")]
@@ -133,7 +133,7 @@ mod tests {
         for (distance, of_hundred) in [(0.405_465_f32, 60), (1.386_294, 80), (2.944_439, 95)] {
             for at in 0..100 {
                 let output = vec![distance * factor, 0.0];
-                known.push(Labelled { output, classes: vec![usize::from(at >= of_hundred)] });
+                known.push(Labelled { number: at, output, classes: vec![usize::from(at >= of_hundred)] });
             }
         }
         known
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn a_sample_of_a_name_that_two_classes_have_is_right_with_either() {
         // r, crane, crane: the second crane is as right as the first.
-        let known = |output: [f32; 3]| Labelled { output: output.to_vec(), classes: vec![1, 2] };
+        let known = |output: [f32; 3]| Labelled { number: 0, output: output.to_vec(), classes: vec![1, 2] };
         let known = [known([0.0, 9.0, 0.0]), known([0.0, 0.0, 9.0])];
         let quality = quality(&known, logits(1.0).expect("valid")).expect("usable");
         assert_eq!(quality.accuracy, 1.0);

@@ -22,8 +22,8 @@ const USUAL_SIDE: u16 = 224;
 /// Width and height in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    width: u16,
-    height: u16,
+    pub(super) width: u16,
+    pub(super) height: u16,
 }
 
 impl FromStr for Size {

@@ -229,7 +229,7 @@ impl Made<'_> {
         let (bundle, mut model) = self.load()?;
         let mut inputs = trial::inputs(bundle.input());
         for file in &args.picture {
-            inputs.extend(tensors(&model, file).with_context(|| file.display().to_string())?);
+            inputs.extend(tensors(model.input(), file).with_context(|| file.display().to_string())?);
         }
         let outputs = outputs(&mut model, &inputs)?;
         let pixels = draft.pixels();
@@ -282,7 +282,7 @@ impl Made<'_> {
         let mut text = Vec::new();
         for file in &self.args.picture {
             writeln!(text, "{}", file.display())?;
-            for tensor in tensors(&model, file)? {
+            for tensor in tensors(model.input(), file)? {
                 let outputs = model.run(&tensor)?;
                 let opinion = Opinion::new(model.task(), &outputs, &tensor.frame, &Limits::NONE.into());
                 match opinion.said {

@@ -109,16 +109,17 @@ fn goldens_pass(bundle: &Bundle, variant: &Variant, model: &mut Model, out: &mut
 }
 
 /// What one inference on zeros costs.
-struct Cost {
+pub(super) struct Cost {
     /// As the caller waits; grows when others use the processor.
-    median_ms: f64,
+    pub(super) median_ms: f64,
     /// As the processor works.
-    processor_ms: f64,
+    pub(super) processor_ms: f64,
 }
 
 /// The first runs, which allocate, do not count.
-fn measure(model: &mut Model, runs: u16) -> anyhow::Result<Cost> {
-    const WARM_UP: u16 = 10;
+pub(super) const WARM_UP: u16 = 10;
+
+pub(super) fn measure(model: &mut Model, runs: u16) -> anyhow::Result<Cost> {
     let shape = model.input_shape().to_vec();
     let zeros = Tensor::new(shape.clone(), vec![0.0; shape.iter().product()]);
     for _ in 0..WARM_UP {
