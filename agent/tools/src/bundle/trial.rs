@@ -131,6 +131,8 @@ pub(super) fn output_kind(
         let range = -ROUNDING * limit..=(1.0 + ROUNDING) * limit;
         all(&|output| output.iter().all(|value| range.contains(value)))
     };
+    // However far the inputs are: logits would follow them.
+    let around_zero = all(&|output| output.iter().all(|value| value.abs() <= 1.0 + ROUNDING));
     let one = first.len() == 1;
     let found = if one && within(1.0) {
         (OutputKind::Probabilities, "one probability, of the second label (a sigmoid)")
@@ -140,7 +142,7 @@ pub(super) fn output_kind(
              percentages, or --output-kind logits",
             some(first)
         ));
-    } else if one {
+    } else if one && !around_zero {
         (LOGITS, "one logit, of the second label")
     } else if all(&|output| read(output, OutputKind::Probabilities).is_ok() || is_rounded(output)) {
         (OutputKind::Probabilities, "probabilities (a softmax)")
@@ -156,6 +158,12 @@ pub(super) fn output_kind(
             "it gives each label a number from 0 to {limit}, and these do not add up to {limit}, such as {}: labels \
              that do not exclude each other (a sigmoid each). Hedge answers with one label, so export the model with a \
              softmax; if these are logits after all, say --output-kind logits",
+            some(first)
+        ));
+    } else if around_zero {
+        return Err(format!(
+            "it gives numbers from -1 to 1, such as {}: a tanh, or cosines, whose size says nothing of how sure it is. If the \
+             largest is the answer, say --output-kind logits; then `hedge-agent bundle calibrate` finds out what they are worth",
             some(first)
         ));
     } else {
@@ -235,6 +243,8 @@ mod tests {
         check_asks(&[&[0.9, 0.8], &[0.5, 0.5]], "do not add up to 1");
         check_asks(&[&[90.0, 80.0], &[50.0, 50.0]], "do not add up to 100");
         check_asks(&[&[30.0], &[99.0]], "from 0 to 100");
+        check_asks(&[&[0.9, -0.8, 0.1], &[1.0, -1.0, -1.0]], "from -1 to 1");
+        check_asks(&[&[-0.9], &[1.0]], "from -1 to 1");
         check_asks(&[&[0.25, 0.75], &[0.25, 0.75]], "for everything it was tried on");
         check_asks(&[&[0.25], &[0.25]], "for everything it was tried on");
         let nothing = output_kind(&[vec![f32::NAN, 1.0]], None).expect_err("nothing to read");
