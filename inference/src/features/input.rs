@@ -231,11 +231,12 @@ impl Input {
     /// What the model takes, in words.
     #[must_use]
     pub fn wanted(&self) -> String {
+        let shape = &self.shape;
         match (&self.picture, &self.audio, &self.series) {
             (Some(_), _, _) => "pictures (image/jpeg or image/png)".to_owned(),
             (_, Some(_), _) => "sound (audio/wav)".to_owned(),
             (_, _, Some(_)) => "rows of numbers (text/csv, application/json or application/x-ndjson)".to_owned(),
-            _ => format!("only tensors of shape {:?}", self.shape),
+            _ => format!("only tensors of shape {shape:?}"),
         }
     }
 

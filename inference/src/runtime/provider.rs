@@ -1,7 +1,7 @@
 //! Execution providers: parts of ONNX Runtime that calculate a model's steps elsewhere than its own processor kernels do.
 //!
 //! Which of them a library has was decided when the library was built. A provider may crash the process, take only
-//! some steps, or none: so a child runs the model with it first, see [`probe`](super::probe), and says what came of it.
+//! some steps, or none: so a child runs the model with it first, see [`probe`], and says what came of it.
 
 use std::collections::BTreeMap;
 use std::fmt;

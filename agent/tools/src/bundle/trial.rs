@@ -132,7 +132,15 @@ pub(super) fn output_kind(
         all(&|output| output.iter().all(|value| range.contains(value)))
     };
     // However far the inputs are: logits would follow them.
-    let around_zero = all(&|output| output.iter().all(|value| value.abs() <= 1.0 + ROUNDING));
+    let around_zero = !within(1.0) && all(&|output| output.iter().all(|value| value.abs() <= 1.0 + ROUNDING));
+    if around_zero && !all(&is_log_softmax) {
+        return Err(format!(
+            "it gives numbers from -1 to 1, such as {}: a tanh, or cosines, whose size says nothing of how sure it is. If \
+             the largest is the answer, say --output-kind logits; then `hedge-agent bundle calibrate` finds out what they \
+             are worth",
+            some(first)
+        ));
+    }
     let one = first.len() == 1;
     let found = if one && within(1.0) {
         (OutputKind::Probabilities, "one probability, of the second label (a sigmoid)")
@@ -142,7 +150,7 @@ pub(super) fn output_kind(
              percentages, or --output-kind logits",
             some(first)
         ));
-    } else if one && !around_zero {
+    } else if one {
         (LOGITS, "one logit, of the second label")
     } else if all(&|output| read(output, OutputKind::Probabilities).is_ok() || is_rounded(output)) {
         (OutputKind::Probabilities, "probabilities (a softmax)")
@@ -158,12 +166,6 @@ pub(super) fn output_kind(
             "it gives each label a number from 0 to {limit}, and these do not add up to {limit}, such as {}: labels \
              that do not exclude each other (a sigmoid each). Hedge answers with one label, so export the model with a \
              softmax; if these are logits after all, say --output-kind logits",
-            some(first)
-        ));
-    } else if around_zero {
-        return Err(format!(
-            "it gives numbers from -1 to 1, such as {}: a tanh, or cosines, whose size says nothing of how sure it is. If the \
-             largest is the answer, say --output-kind logits; then `hedge-agent bundle calibrate` finds out what they are worth",
             some(first)
         ));
     } else {
