@@ -17,6 +17,7 @@ pub mod bundle;
 pub mod ca;
 pub mod check;
 pub mod export;
+mod files;
 pub mod fleet;
 pub mod identity;
 pub mod intake;

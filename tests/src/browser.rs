@@ -123,6 +123,19 @@ impl Browser {
         }
         Ok(urls)
     }
+
+    /// No error was said, and nobody but this page's own server was asked for anything.
+    pub fn nothing_is_wrong(&self, page: &str) -> Result<()> {
+        let complaints = self.complaints()?;
+        ensure!(complaints.is_empty(), "the browser complains: {complaints:?}");
+        let requests = self.requests()?;
+        ensure!(requests.len() > 5, "no requests were seen");
+        // The tab that a browser opens with is its own.
+        let is_ours = |url: &&String| ["data:", "chrome:", page].iter().any(|own| url.starts_with(own));
+        let elsewhere: Vec<_> = requests.iter().filter(|url| !is_ours(url)).collect();
+        ensure!(elsewhere.is_empty(), "requests elsewhere: {elsewhere:?}");
+        Ok(())
+    }
 }
 
 impl Drop for Browser {

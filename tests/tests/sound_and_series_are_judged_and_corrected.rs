@@ -40,7 +40,7 @@ fn device(dir: &std::path::Path, broker: &str) -> Result<AgentConfig> {
     // The microphone breaks off within a sample the first time, and comes in odd pieces the second.
     let (microphone, sensor) = (
         format!(
-            "if [ -e {0}.broke ]; then head -c 5001 {0}; sleep 0.1; tail -c +5002 {0}; sleep 1000; else touch {0}.broke; \
+            "if [ -e {0}.broke ]; then head -c 5001 {0}; tail -c +5002 {0}; sleep 1000; else touch {0}.broke; \
              head -c 9001 {0}; fi",
             sound.display()
         ),

@@ -54,7 +54,7 @@ fn an_operator_sees_and_changes_a_fleet_in_the_browser() -> Result<()> {
     let (nodes, busy) = ten_thousand_devices_leave_it_usable(&browser, page, &scene.cloud)?;
     println!("ten thousand devices: {nodes} elements, a timer of 50 ms is late for {busy:.1} % of the time");
     ensure!(nodes <= NODES_MAX, "the page has {nodes} elements");
-    nothing_is_wrong(&browser, page)
+    browser.nothing_is_wrong(page)
 }
 
 fn a_cut_is_seen_and_its_end_too(browser: &Browser, page: &str, way: &FaultProxy) -> Result<()> {
@@ -169,17 +169,6 @@ fn ten_thousand_devices_leave_it_usable(browser: &Browser, page: &str, cloud: &C
     browser.wait_until("document.querySelector('#bundles .now')?.textContent === 'is being fetched'")?;
     browser.wait_until("document.getElementById('bundles').textContent.includes('1.0 MB of 4.0 MB')")?;
     Ok((nodes, busy.as_f64().context("a number")?))
-}
-
-fn nothing_is_wrong(browser: &Browser, page: &str) -> Result<()> {
-    let complaints = browser.complaints()?;
-    ensure!(complaints.is_empty(), "the browser complains: {complaints:?}");
-    let requests = browser.requests()?;
-    ensure!(requests.len() > 5, "no requests were seen");
-    let is_ours = |url: &&String| ["data:", "chrome:", page].iter().any(|own| url.starts_with(own));
-    let elsewhere: Vec<_> = requests.iter().filter(|url| !is_ours(url)).collect();
-    ensure!(elsewhere.is_empty(), "requests elsewhere: {elsewhere:?}");
-    Ok(())
 }
 
 /// Devices that are their status and nothing else.

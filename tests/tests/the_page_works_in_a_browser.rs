@@ -58,7 +58,7 @@ fn a_review_by_keyboard_reaches_the_device() -> Result<()> {
         Ok(agent.corrections()?.iter().any(|line| line.id == ids[2] && line.authority == Authority::Person))
     };
     wait::until_true("the confirmation comes out of the sink", CORRECTION_WAIT_MAX, || confirmed(&agent))?;
-    nothing_is_wrong(&browser, page)?;
+    browser.nothing_is_wrong(page)?;
     agent.stop()
 }
 
@@ -104,7 +104,7 @@ fn every_page_can_be_used_by_everybody() -> Result<()> {
         }
     }
     ensure!(found.is_empty(), "{}", found.join("\n"));
-    nothing_is_wrong(&browser, page)?;
+    browser.nothing_is_wrong(page)?;
     agent.stop()
 }
 
@@ -141,7 +141,7 @@ fn a_device_s_page_shows_what_became_of_it_and_says_what_is_not_reported() -> Re
     browser.wait_until(
         "location.search === '?span=week' && document.querySelector('[data-span=week][aria-pressed=true]')",
     )?;
-    nothing_is_wrong(&browser, page)?;
+    browser.nothing_is_wrong(page)?;
     agent.stop()
 }
 
@@ -214,18 +214,6 @@ fn serious_findings(browser: &Browser) -> Result<Vec<String>> {
             (error) => done([`axe-core: ${error}`]))",
     )?;
     Ok(found.as_array().context("a list")?.iter().filter_map(Value::as_str).map(str::to_owned).collect())
-}
-
-fn nothing_is_wrong(browser: &Browser, page: &str) -> Result<()> {
-    let complaints = browser.complaints()?;
-    ensure!(complaints.is_empty(), "the browser complains: {complaints:?}");
-    let requests = browser.requests()?;
-    ensure!(requests.len() > 5, "no requests were seen");
-    // The tab that a browser opens with is its own.
-    let is_ours = |url: &&String| ["data:", "chrome:", page].iter().any(|own| url.starts_with(own));
-    let elsewhere: Vec<_> = requests.iter().filter(|url| !is_ours(url)).collect();
-    ensure!(elsewhere.is_empty(), "requests elsewhere: {elsewhere:?}");
-    Ok(())
 }
 
 /// A device and so many cases of its that the cloud has answered, the newest first.

@@ -273,7 +273,7 @@ impl Run {
         derive.args(made.output_kind.iter().map(|_| "--logits"));
         command::run_aside(&mut derive)?;
         let mut calibrate = self.agent(&["calibrate"]);
-        command::run_aside(calibrate.arg(&dir).args(samples(calibration)?).stderr(Stdio::null()))?;
+        command::run_aside(calibrate.arg(&dir).args(samples(calibration)?))?;
         Ok(Some(dir))
     }
 

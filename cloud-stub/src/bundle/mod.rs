@@ -17,6 +17,8 @@ use anyhow::Context as _;
 use hedge_core::release::{DOCUMENT_BYTES_MAX, Root, Trusted};
 use hedge_inference::signing::{Envelope, Payload};
 
+use crate::files;
+
 /// Where the root of this version is.
 fn root_path(folder: &Path, version: u64) -> PathBuf {
     folder.join("root").join(format!("{version}.json"))
@@ -57,18 +59,7 @@ fn trusted(folder: &Path) -> anyhow::Result<Trusted> {
     }
 }
 
-/// Writes a file whole or not at all, so that who fetches it meanwhile gets the old or the new one.
+/// Who fetches it meanwhile gets the old or the new one.
 fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let write = || {
-        std::fs::create_dir_all(dir)?;
-        let new = path.with_extension("new");
-        let mut file = std::fs::File::create(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&new, path)?;
-        std::fs::File::open(dir)?.sync_all()
-    };
-    write().with_context(|| path.display().to_string())
+    files::replace(path, text.as_bytes()).with_context(|| path.display().to_string())
 }

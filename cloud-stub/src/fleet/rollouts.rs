@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::carry_out::Progress;
 use super::change::Onto;
 use super::rollout::{Step, Stopped};
+use crate::files;
 
 /// How many are kept: the newest.
 const KEPT_MAX: usize = 50;
@@ -186,17 +187,21 @@ impl Rollouts {
         Ok(stop)
     }
 
+    pub fn find(&self, id: &str) -> Result<Rollout, NotNow> {
+        let found = self.all().list.iter().find(|one| one.id == id).cloned();
+        found.ok_or_else(|| NotNow::Unknown(id.to_owned()))
+    }
+
     /// One that has stopped goes on.
-    pub fn resume(&self, id: &str, by: String, now_ms: u64) -> Result<(Wanted, oneshot::Receiver<String>), NotNow> {
+    pub fn resume(&self, id: &str, by: String, now_ms: u64) -> Result<oneshot::Receiver<String>, NotNow> {
         let mut all = self.all();
         let at = all.list.iter().position(|one| one.id == id).ok_or_else(|| NotNow::Unknown(id.to_owned()))?;
         if all.list[at].state == RolloutState::Done {
             return Err(NotNow::Done);
         }
         let stop = all.take_turn()?;
-        let wanted = all.list[at].wanted.clone();
-        all.list[at] = Rollout::new(id.to_owned(), wanted.clone(), by, now_ms);
-        Ok((wanted, stop))
+        all.list[at] = Rollout::new(id.to_owned(), all.list[at].wanted.clone(), by, now_ms);
+        Ok(stop)
     }
 
     /// Stops the one that runs.
@@ -221,11 +226,7 @@ impl Rollouts {
     pub fn write(&self) -> io::Result<()> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let json = serde_json::to_vec(&self.all().list).map_err(io::Error::other)?;
-        let new = self.file.with_extension("json.new");
-        let mut file = std::fs::File::create(&new)?;
-        io::Write::write_all(&mut file, &json)?;
-        file.sync_all()?;
-        std::fs::rename(&new, &self.file)
+        files::replace(&self.file, &json)
     }
 }
 
@@ -336,8 +337,9 @@ mod tests {
         assert_eq!((one.state, one.stage, one.had_it), (RolloutState::Stopped, 1, 1));
         assert!(one.why.as_deref().is_some_and(|why| why.contains("ended while this was under way")), "{one:?}");
         assert_eq!(rollouts.stop("a", "ann".to_owned()), Err(NotNow::Ended));
-        let (again, mut stopped) = rollouts.resume("a", "bob".to_owned(), 5).expect("resumed");
-        assert_eq!((again, rollouts.list()[0].by.as_str()), (wanted(), "bob"));
+        let mut stopped = rollouts.resume("a", "bob".to_owned(), 5).expect("resumed");
+        let again = rollouts.find("a").expect("there");
+        assert_eq!((again.wanted, again.by.as_str()), (wanted(), "bob"));
         rollouts.stop("a", "ann".to_owned()).expect("stopped");
         assert_eq!(stopped.try_recv(), Ok("ann".to_owned()));
         rollouts.note("a", |one| one.end(None, 6));

@@ -193,7 +193,7 @@ pub(super) fn failed(id: &CaseId, reason: &str) -> DownMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hedge_proto::{Authority, Name, Output, Verdict};
+    use hedge_proto::{Authority, ModelRef, Name, Output, Verdict};
 
     fn device(name: &str) -> DeviceId {
         Name::new(name).expect("valid")
@@ -227,6 +227,21 @@ mod tests {
     fn decide(case: &Case, known: Option<&Known>, room: Room) -> Step {
         let payload_sha256 = Some(Digest::of(b"p"));
         on_case(&Arrived { from: &device("d"), case, payload_sha256, header_bytes: 100 }, known, room)
+    }
+
+    #[test]
+    fn a_device_is_told_of_its_fleet_s_checks_when_they_are_clearly_more_than_it_knows() {
+        let model = || ModelRef { name: "m".to_owned(), version: "1".to_owned() };
+        let checks = |devices, checks| SpotChecks { model: model(), cloud: model(), devices, checks, lost: vec![] };
+        for (fleet, own, known, news) in [
+            (checks(2, 100.0), 20.0, 0, true),
+            (checks(2, 100.0), 20.0, 81, true),
+            (checks(2, 100.0), 20.0, 82, false),
+            (checks(1, 100.0), 20.0, 0, false),
+            (checks(2, 20.0), 20.0, 0, false),
+        ] {
+            assert_eq!(is_news(&fleet, &checks(1, own), known), news, "{fleet:?} {own} {known}");
+        }
     }
 
     #[test]

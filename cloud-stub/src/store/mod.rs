@@ -18,6 +18,7 @@ mod args;
 mod audit;
 mod checkpoint;
 mod delete;
+mod devices;
 mod lease;
 mod postgres;
 mod reader;
@@ -37,7 +38,7 @@ pub use delete::Deleted;
 pub use reader::{CaseRow, DeviceEvent, DeviceRow, Reader, SettingsRow};
 pub use review::{CaseList, Closed, Place, Sought};
 pub use totals::Totals;
-pub use writer::{Batch, EVENTS_PER_DEVICE_MAX, Keep, Waiting, Writer};
+pub use writer::{Batch, Keep, Waiting, Writer};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

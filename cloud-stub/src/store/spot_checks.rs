@@ -4,7 +4,7 @@ use hedge_core::judge::evidence::Evidence;
 use hedge_proto::{DeviceId, ModelRef, SpotChecks, from_cbor, to_cbor};
 
 use super::writer::ROW_BYTES_MAX;
-use super::{Batch, StoreError, damaged};
+use super::{Batch, StoreError, count, damaged};
 
 /// Devices whose checks are added up. More would say the same more exactly.
 const DEVICES_MAX: u32 = 1000;
@@ -30,17 +30,24 @@ impl Batch<'_> {
         )
     }
 
-    /// All devices' together. What is no count is left out.
+    /// All devices' together. What is no count is left out, and so is whoever tells of more checks that held than it has
+    /// sent cases: one device that invents them would certify all others.
     pub fn fleet_checks(&self, model: &ModelRef, cloud: &ModelRef) -> Result<SpotChecks, StoreError> {
         let rows = self.sql.rows(
-            "SELECT counted FROM spot_checks WHERE model = ?1 AND version = ?2 AND cloud = ?3 ORDER BY at_ms DESC LIMIT ?4",
+            "SELECT counted, n.cases FROM spot_checks JOIN device_cases n USING (device) \
+             WHERE model = ?1 AND version = ?2 AND cloud = ?3 ORDER BY at_ms DESC LIMIT ?4",
             &[(&model.name).into(), (&model.version).into(), (&key(cloud)?).into(), DEVICES_MAX.into()],
-            |row| from_cbor::<SpotChecks>(&row.get::<Vec<u8>>(0)?, ROW_BYTES_MAX).map_err(damaged),
+            |row| {
+                let told: SpotChecks = from_cbor(&row.get::<Vec<u8>>(0)?, ROW_BYTES_MAX).map_err(damaged)?;
+                Ok((Evidence::heard(&told), count(row.get(1)?)))
+            },
         )?;
         let (mut fleet, mut devices) = (Evidence::default(), 0);
-        for counted in rows.iter().filter_map(Evidence::heard) {
-            fleet.merge(&counted);
-            devices += 1;
+        for (heard, cases) in rows {
+            if let Some(counted) = heard.filter(|counted| counted.unlost() <= cases as f64) {
+                fleet.merge(&counted);
+                devices += 1;
+            }
         }
         Ok(fleet.told(model.clone(), cloud.clone(), devices))
     }
@@ -61,8 +68,8 @@ impl Batch<'_> {
 mod tests {
     use super::*;
     use crate::store::Writer;
-    use crate::store::testing::everywhere;
-    use hedge_proto::Name;
+    use crate::store::testing::{case, everywhere};
+    use hedge_proto::{Case, CaseId, Name};
 
     fn model(version: &str) -> ModelRef {
         ModelRef { name: "small".to_owned(), version: version.to_owned() }
@@ -74,6 +81,12 @@ mod tests {
             let mut writer = Writer::open(&records.at, &Name::new("one").expect("valid")).expect("records");
             let batch = writer.batch().expect("a batch");
             let name = |name: &str| Name::new(name).expect("valid");
+            // Each has sent as many cases.
+            for (sequence, device) in (0..).zip(["a", "a", "b", "b", "b", "c", "d", "e"]) {
+                let case = case(sequence);
+                let id = CaseId { device: name(device), ..case.id };
+                batch.record(&Case { id, ..case }, b"p", 1).expect("recorded");
+            }
             let told = |cloud: &str, checks: f64| SpotChecks {
                 model: model("1"),
                 cloud: model(cloud),
@@ -85,15 +98,16 @@ mod tests {
                 let told = SpotChecks { model: model(version), ..told.clone() };
                 batch.set_spot_checks(&name(device), &told, 5).expect("kept");
             };
-            set("a", "1", &told("c", 10.0));
-            set("a", "1", &told("c", 20.0));
-            set("b", "1", &told("c", 30.0));
-            // Another version here, another in the cloud, and what is no count.
-            set("b", "2", &told("c", 40.0));
-            set("c", "1", &told("d", 50.0));
-            set("d", "1", &SpotChecks { lost: vec![(250, 9, -1.0)], ..told("c", 60.0) });
+            set("a", "1", &told("c", 1.0));
+            set("a", "1", &told("c", 3.0));
+            set("b", "1", &told("c", 4.0));
+            // Another version here, another in the cloud, what is no count, and more than was ever sent.
+            set("b", "2", &told("c", 2.0));
+            set("c", "1", &told("d", 2.0));
+            set("d", "1", &SpotChecks { lost: vec![(250, 9, -1.0)], ..told("c", 2.0) });
+            set("e", "1", &told("c", 3.0));
             let fleet = batch.fleet_checks(&model("1"), &model("c")).expect("read");
-            assert_eq!((fleet.devices, fleet.checks, fleet.lost), (2, 50.0, vec![(120, 3, 2.0)]));
+            assert_eq!((fleet.devices, fleet.checks, fleet.lost), (2, 7.0, vec![(120, 3, 2.0)]));
             batch.forget_spot_checks(0, Some(&name("b"))).expect("forgotten");
             assert_eq!(batch.fleet_checks(&model("1"), &model("c")).expect("read").devices, 1);
             batch.forget_spot_checks(6, None).expect("forgotten");

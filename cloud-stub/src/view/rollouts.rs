@@ -26,7 +26,7 @@ use crate::fleet::change::{Change, draft};
 use crate::fleet::operator::Operator;
 use crate::fleet::random_id;
 use crate::fleet::rollout::{Plan, Step, in_stages};
-use crate::fleet::rollouts::{NotNow, Rollout, Rollouts, Wanted, why};
+use crate::fleet::rollouts::{Rollout, Rollouts, Wanted, why};
 use crate::fleet::select::Where;
 use crate::fleet::stages::Stages;
 use crate::link::HearingError;
@@ -134,7 +134,7 @@ pub(super) async fn begin(
     note.say(format!("{id}: {} on {now} devices", in_words(&meant.wanted)));
     let rollouts = view.operating.rollouts.clone();
     let stop = rollouts.begin(id.clone(), meant.wanted.clone(), meant.plan.by.clone(), wall_ms())?;
-    let shown = find(&rollouts, &id)?;
+    let shown = rollouts.find(&id)?;
     tokio::spawn(run(rollouts, id, meant, stop, async move { Ok(operator) }));
     Ok(Json(shown).into_response())
 }
@@ -146,7 +146,7 @@ pub(super) async fn stop(
     Extension(who): Admitted,
 ) -> Result<Json<Rollout>, ApiError> {
     view.operating.rollouts.stop(&id, view.operating.who(&who, None)?)?;
-    find(&view.operating.rollouts, &id).map(Json)
+    Ok(Json(view.operating.rollouts.find(&id)?))
 }
 
 /// `POST /api/rollouts/{id}/resume`
@@ -157,11 +157,10 @@ pub(super) async fn resume(
 ) -> Result<Json<Rollout>, ApiError> {
     let by = view.operating.who(&who, None)?;
     let rollouts = view.operating.rollouts.clone();
-    let (wanted, stop) = rollouts.resume(&id, by.clone(), wall_ms())?;
-    let shown = find(&rollouts, &id)?;
-    let operating = view.operating.clone();
-    // It was understood once.
-    let meant = Meant::new(wanted, by)?;
+    // Understood once, but perhaps by an earlier version: what is not any more is no change under way.
+    let meant = Meant::new(rollouts.find(&id)?.wanted, by.clone())?;
+    let stop = rollouts.resume(&id, by, wall_ms())?;
+    let (shown, operating) = (rollouts.find(&id)?, view.operating.clone());
     tokio::spawn(async move { run(rollouts, id, meant, stop, operating.everywhere()).await });
     Ok(Json(shown))
 }
@@ -169,11 +168,6 @@ pub(super) async fn resume(
 /// `GET /api/rollouts`
 pub(super) async fn list(State(view): State<View>) -> Json<Vec<Rollout>> {
     Json(view.operating.rollouts.list())
-}
-
-fn find(rollouts: &Rollouts, id: &str) -> Result<Rollout, ApiError> {
-    let found = rollouts.list().into_iter().find(|one| one.id == id);
-    found.ok_or_else(|| NotNow::Unknown(id.to_owned()).into())
 }
 
 fn in_words(wanted: &Wanted) -> String {
@@ -216,9 +210,9 @@ async fn run(
 
 async fn save(rollouts: &Arc<Rollouts>) {
     let rollouts = rollouts.clone();
-    match tokio::task::spawn_blocking(move || rollouts.write()).await {
-        Ok(Ok(())) | Err(_) => {}
-        Ok(Err(error)) => tracing::error!("how far changes in stages are is not on disk: {error}"),
+    let written = tokio::task::spawn_blocking(move || rollouts.write()).await;
+    if let Err(error) = written.map_err(std::io::Error::other).flatten() {
+        tracing::error!("how far changes in stages are is not on disk: {error}");
     }
 }
 

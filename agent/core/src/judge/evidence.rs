@@ -70,11 +70,11 @@ impl Evidence {
     /// As it is told to others.
     #[must_use]
     pub fn told(&self, model: ModelRef, cloud: ModelRef, devices: u32) -> SpotChecks {
-        let level = |(level, bins): (usize, &Bins)| {
-            let lost: Vec<_> = bins.iter().filter(|(_, count)| *count > 0.0).collect();
-            lost.into_iter().map(move |(bin, count)| (small(bin), small(level), count))
+        let of_level = |(level, bins): (usize, &Bins)| {
+            let lost = bins.iter().filter(|(_, count)| *count > 0.0);
+            lost.map(|(bin, count)| (small(bin), small(level), count)).collect::<Vec<_>>()
         };
-        let lost = self.lost.iter().enumerate().flat_map(level).collect();
+        let lost = self.lost.iter().enumerate().flat_map(of_level).collect();
         SpotChecks { model, cloud, devices, checks: self.checks, lost }
     }
 
@@ -88,7 +88,14 @@ impl Evidence {
         }
         let lost: f32 = heard.lost.iter().map(Bins::sum).sum();
         // A sum of many single-precision numbers is not exact.
-        (told.checks.is_finite() && f64::from(lost) <= told.checks * 1.001 + 1.0).then_some(heard)
+        let is_count = told.checks.is_finite() && told.checks >= 0.0 && f64::from(lost) <= told.checks * 1.001 + 1.0;
+        is_count.then_some(heard)
+    }
+
+    /// How many of the checks lost nothing: these are answers, and no lost cases.
+    #[must_use]
+    pub fn unlost(&self) -> f64 {
+        self.checks - f64::from(self.lost.iter().map(Bins::sum).sum::<f32>())
     }
 
     /// Counts what another device has seen, too.
@@ -460,7 +467,7 @@ mod tests {
         assert!(Evidence::heard(&told(10.0, vec![(120, 3, 10.0)])).is_some());
         let wrong = [
             told(f64::NAN, vec![]),
-            told(-1.0, vec![(120, 3, 1.0)]),
+            told(-0.5, vec![]),
             told(10.0, vec![(192, 3, 1.0)]),
             told(10.0, vec![(120, 4, 1.0)]),
             told(10.0, vec![(120, 3, f32::INFINITY)]),

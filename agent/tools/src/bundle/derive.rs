@@ -1,7 +1,7 @@
 //! `bundle derive`: a bundle like another, around another file of the same model: retrained, quantised, made smaller.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
@@ -135,8 +135,11 @@ fn keep_goldens(document: &mut DocumentMut, args: &DeriveArgs) -> anyhow::Result
             _ => None,
         };
         if score.is_none() {
-            lost.push(golden.file.as_path().display().to_string());
-            remove(&args.out, golden.file.as_path());
+            let file = golden.file.as_path();
+            lost.push(file.display().to_string());
+            // A sample that is not named is no part of the bundle.
+            std::fs::remove_file(args.out.join(file))
+                .with_context(|| format!("cannot leave out {}", file.display()))?;
         }
         scores.push(score);
     }
@@ -152,9 +155,4 @@ fn keep_goldens(document: &mut DocumentMut, args: &DeriveArgs) -> anyhow::Result
         goldens.retain(|_| left.next().unwrap_or(true));
     }
     Ok(lost)
-}
-
-/// A sample that is not named is no part of the bundle.
-fn remove(dir: &Path, file: &Path) {
-    std::fs::remove_file(dir.join(file)).ok();
 }

@@ -107,20 +107,12 @@ fn limited(dir: &Path) -> Result<(), String> {
 fn prove(args: &ProveArgs) -> Result<(), String> {
     let bundle = Bundle::open(&args.dir).map_err(|error| error.to_string())?;
     let variant = bundle.variant(args.variant.as_deref()).map_err(|error| error.to_string())?;
-    let goldens = &bundle.manifest().goldens;
-    if goldens.is_empty() {
+    if bundle.manifest().goldens.is_empty() {
         return Err("it has no golden samples, so nothing shows that it works here; give it some".to_owned());
     }
     let runtime = Runtime::find(args.library.as_deref()).map_err(|error| error.to_string())?;
     let options = SessionOptions::default();
     let mut model =
         Model::load(&runtime, &bundle, Some(variant.name.as_str()), &options).map_err(|error| error.to_string())?;
-    for golden in goldens {
-        let outcome = model.check_golden(&bundle, variant, golden).map_err(|error| error.to_string())?;
-        if !outcome.passed() {
-            let (said, expected) = outcome.in_words();
-            return Err(format!("{} is {said}, expected {expected}", golden.file.as_path().display()));
-        }
-    }
-    Ok(())
+    model.check_goldens(&bundle, variant)
 }
