@@ -122,9 +122,9 @@ impl Pipeline {
     }
 
     /// Puts the case into the outbox and waits at most `store_wait` to know that it is there.
-    async fn defer(&self, judged: &Judged, reason: Reason) -> (CaseFate, Option<Storing>) {
+    async fn defer(&self, judged: &Judged) -> (CaseFate, Option<Storing>) {
         let payload = self.payload(judged).await;
-        let case = case(judged, reason, &payload);
+        let case = case(judged, &payload);
         let key = case.id.key;
         let stored_at = self.clock.now();
         let sort_key = sort_key(judged.opinion.priority, stored_at);
@@ -198,14 +198,14 @@ impl Pipeline {
         }
         let judged = self.judge(input).await.inspect_err(|_| Figures::count(&self.figures.failed))?;
         Figures::count(&self.figures.answered);
-        let (case, storing, path) = match (judged.opinion.explanation.outcome, judged.opinion.explanation.reason) {
-            (Outcome::Keep, _) => {
+        let (case, storing, path) = match judged.opinion.explanation.outcome {
+            Outcome::Keep => {
                 Figures::count(&self.figures.kept);
                 (None, None, Timed::Kept)
             }
-            (Outcome::Defer, reason) => {
+            Outcome::Defer => {
                 Figures::count(&self.figures.deferred);
-                let (case, storing) = self.defer(&judged, reason.unwrap_or(Reason::Policy)).await;
+                let (case, storing) = self.defer(&judged).await;
                 (Some(case), storing, Timed::Deferred)
             }
         };
@@ -364,7 +364,7 @@ fn check_metadata(metadata: &Metadata) -> Result<(), SampleError> {
     Ok(())
 }
 
-fn case(judged: &Judged, reason: Reason, payload: &SentPayload) -> Case {
+fn case(judged: &Judged, payload: &SentPayload) -> Case {
     let Opinion { said, explanation, .. } = &judged.opinion;
     Case {
         v: said.as_ref().map_or(1, Output::wire_version),
@@ -378,7 +378,7 @@ fn case(judged: &Judged, reason: Reason, payload: &SentPayload) -> Case {
         doubt: explanation.doubt,
         view: judged.view,
         decision: CaseDecision {
-            reason,
+            reason: explanation.reason.clone().unwrap_or(Reason::Policy),
             check: explanation.check,
             threshold: explanation.threshold,
             mode: explanation.mode,

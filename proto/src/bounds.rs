@@ -146,6 +146,7 @@ impl Case {
         text("task", &self.task)?;
         text("source", &self.source)?;
         text("content_type", &self.content_type)?;
+        text("decision.reason", self.decision.reason.name())?;
         let bytes = if self.metadata.is_empty() { 0 } else { to_json(&self.metadata).len() };
         at_most("bytes of metadata", bytes, METADATA_BYTES_MAX)
     }
@@ -327,5 +328,10 @@ mod tests {
         case.metadata.clear();
         case.said = Some(classify(SCORES_MAX + 1, 0.1));
         assert!(case.check().expect_err("refused").contains("6 scores"));
+        case.said = None;
+        case.decision.reason = "tea_leaves".into();
+        assert_eq!(case.check(), Ok(()), "a later version may have more reasons");
+        case.decision.reason = "x".repeat(TEXT_BYTES_MAX + 1).as_str().into();
+        assert!(case.check().expect_err("refused").contains("`decision.reason`"));
     }
 }

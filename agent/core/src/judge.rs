@@ -241,7 +241,7 @@ impl ThresholdScale {
 }
 
 /// What the device does with its own answer, together with the numbers it was decided by.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
     /// Why the cloud is asked; the answer still counts until then, marked provisional. None if it stands.
     pub reason: Option<Reason>,
@@ -340,7 +340,7 @@ impl Judgement {
     pub fn explain(&self) -> Explanation {
         Explanation {
             outcome: if self.reason.is_some() { Outcome::Defer } else { Outcome::Keep },
-            reason: self.reason,
+            reason: self.reason.clone(),
             check: self.check,
             score: self.doubt.score(),
             agreement: self.agreement,
@@ -430,7 +430,7 @@ impl Judgement {
             return format!("score {score:.3}; the budget's {limit} is spent, so every answer stays");
         }
         let percent = room.share * 100.0;
-        let asks = self.reason.is_some_and(|reason| reason != Reason::SpotCheck);
+        let asks = self.reason.as_ref().is_some_and(|reason| *reason != Reason::SpotCheck);
         let than = if asks { "is among the least sure" } else { "is not among the least sure" };
         format!(
             "score {score:.3} {than} of the last answers: the budget affords {percent:.1} % of them, those below about \

@@ -226,7 +226,7 @@ impl ModelThread {
                 record.answered();
                 self.familiar.saw(said);
                 // A spot check speaks for all answers: what it is about must not decide whether it gives way to others.
-                if opinion.explanation.reason.is_some_and(|reason| reason != Reason::SpotCheck) {
+                if opinion.explanation.reason.as_ref().is_some_and(|reason| *reason != Reason::SpotCheck) {
                     opinion.priority *= self.familiar.worth(said);
                 }
             }

@@ -304,7 +304,7 @@ fn recalled(case: Case, link: LinkState) -> Answer {
 fn explanation(case: &Case, authority: Authority) -> Explanation {
     Explanation {
         outcome: Outcome::Defer,
-        reason: Some(case.decision.reason),
+        reason: Some(case.decision.reason.clone()),
         check: case.decision.check,
         agreement: None,
         score: case.doubt.score().or_else(|| case.said.as_ref()?.score()),

@@ -1,11 +1,14 @@
 // Draws cases, and lists that change. Everything from devices is written as text, never as markup.
 import { age, bytes, make, span } from "/parts.js";
 
-export const REASONS = {
+const REASONS = {
   low_score: "not sure enough", margin: "two close answers", entropy: "spread over many answers",
   expected_loss: "mistakes expected", errors: "mistakes expected", any_error: "a mistake is likely", count_gap: "more nearly seen",
   out_of_distribution: "unlike what it knows", spot_check: "spot check", policy: "by policy", unusable: "no usable answer",
 };
+
+// A device of a later version may have others.
+export const because = (c) => (Object.hasOwn(REASONS, c.reason) ? REASONS[c.reason] : c.reason.replaceAll("_", " "));
 
 export const isSound = (c) => c.content_type.startsWith("audio/");
 export const isRows = (c) => /^(text\/csv|application\/(x-ndjson|json))/.test(c.content_type);
@@ -141,7 +144,7 @@ export function caseCard(c, tasks) {
   const none = Array.isArray(c.local) && !c.local.length;
   const said = make("p", none ? "said none" : "said", none ? "no usable answer" : headline(c.local));
   said.title = `${none ? "" : headline(c.local)} (${c.local_model.name} ${c.local_model.version})`;
-  const why = make("span", "chip", REASONS[c.reason] || c.reason.replaceAll("_", " "));
+  const why = make("span", "chip", because(c));
   why.title = `threshold ${c.threshold.toFixed(2)}, ${c.mode}`;
   const who = make("a", "who", `${c.device} · ${c.source}`);
   who.href = `/cases/${encodeURIComponent(c.id)}`;

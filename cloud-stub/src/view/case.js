@@ -1,6 +1,6 @@
 // Shows one case and takes a person's word on it. Everything from devices is written as text, never as markup.
 import { age, at, bytes, drawNotice, listen, make, setClock } from "/parts.js";
-import { REASONS, classes, found, headline, isRows, isSound, mark, scoreRows, things } from "/case-parts.js";
+import { because, classes, found, headline, isRows, isSound, mark, scoreRows, things } from "/case-parts.js";
 import { seriesChart } from "/charts.js";
 import { makeBoxes } from "/boxes.js";
 import { beside, fromAddress, toAddress } from "/sought.js";
@@ -156,8 +156,7 @@ function draw(c) {
   at("list").href = `/cases${toAddress(sought)}`;
   const device = make("a", "", c.device);
   device.href = `/devices/${encodeURIComponent(c.device)}`;
-  const reason = REASONS[c.reason] || c.reason.replaceAll("_", " ");
-  at("about").replaceChildren(device, ` · ${c.source} · ${c.task} · asked because: ${reason} (threshold ${c.threshold.toFixed(2)}) · `, age(c.received_ms, "received ", " ago"), ` · ${c.id}`);
+  at("about").replaceChildren(device, ` · ${c.source} · ${c.task} · asked because: ${because(c)} (threshold ${c.threshold.toFixed(2)}) · `, age(c.received_ms, "received ", " ago"), ` · ${c.id}`);
   drawSides(c);
   drawWords(c);
   if (isNew) {

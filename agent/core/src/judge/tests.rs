@@ -142,7 +142,7 @@ fn a_policy_for_a_class_decides_whatever_the_threshold_says() {
         ("person", 0.4, None, "never leaves this device"),
     ] {
         let explanation = judged(label, score);
-        assert_eq!((explanation.reason, explanation.outcome == Outcome::Defer), (reason, reason.is_some()), "{label}");
+        assert_eq!((explanation.outcome == Outcome::Defer, explanation.reason), (reason.is_some(), reason), "{label}");
         assert!(explanation.because.contains(part), "{}", explanation.because);
     }
     let boxes = ["dog", "person", "cat"].map(|label| hedge_proto::Found {

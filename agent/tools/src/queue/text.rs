@@ -20,9 +20,9 @@ pub(super) fn listing(listing: &Listing) -> String {
 }
 
 fn row(line: &CaseLine) -> [String; 7] {
-    let why = match (&line.note, line.reason) {
+    let why = match (&line.note, &line.reason) {
         (Some(note), _) => note.chars().take(NOTE_CHARS_SHOWN).collect(),
-        (None, reason) => reason.map(word).unwrap_or_default(),
+        (None, reason) => reason.as_ref().map(word).unwrap_or_default(),
     };
     [
         line.id.to_string(),
@@ -42,7 +42,7 @@ pub(super) fn case(document: &CaseDocument) -> String {
         ["stage".into(), format!("{}, {} old, {} tries failed", line.stage.name(), age(line.age_s), line.tries)],
         ["source".into(), case.source.clone()],
         ["task".into(), case.task.clone()],
-        ["asked because".into(), format!("{}, threshold {}", word(case.decision.reason), case.decision.threshold)],
+        ["asked because".into(), format!("{}, threshold {}", word(&case.decision.reason), case.decision.threshold)],
         ["local model".into(), format!("{} {}", case.model.name, case.model.version)],
     ];
     let local = case.said.iter().flat_map(Output::lines);
