@@ -271,8 +271,9 @@ impl Judge {
         region: Option<Region>,
         threshold: Arc<ThresholdConfig>,
         scale: ThresholdScale,
+        frame_of: Option<Name>,
     ) -> Result<(Opinion, Arc<ModelCard>), SampleError> {
-        self.ask(|reply| Job::Judge { content_type, bytes, region, threshold, scale, reply }).await
+        self.ask(|reply| Job::Judge { content_type, bytes, region, threshold, scale, frame_of, reply }).await
     }
 
     /// The model's raw outputs for one tensor. Nothing is judged or deferred.

@@ -111,7 +111,9 @@ impl Pipeline {
             (link.state, link.policy.threshold)
         };
         let (content_type, bytes) = (input.content_type.clone(), input.bytes.clone());
-        let (mut opinion, card) = judge.judge(content_type, bytes, source.region, threshold, scale).await?;
+        let frame_of = input.frame.then(|| input.source.clone());
+        let judged = judge.judge(content_type, bytes, source.region, threshold, scale, frame_of).await;
+        let (mut opinion, card) = judged?;
         if scale != ThresholdScale::ONE {
             let (state, scale) = (state.name(), scale.value());
             opinion.explanation.because += &format!("; thresholds count {scale} times while the link is {state}");

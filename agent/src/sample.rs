@@ -20,6 +20,9 @@ pub struct NewSample {
     pub metadata: Metadata,
     /// Somebody waits for the verdict: its case goes first.
     pub urgent: bool,
+    /// The next in a stream of its source, not what somebody sends or lays down: answers to the ones before it say
+    /// something of this one's.
+    pub frame: bool,
     pub content_type: ContentType,
     pub bytes: Bytes,
 }

@@ -43,6 +43,8 @@ measures! {
     AnyError = "any_error",
     /// Boxes: how many nearly were shown, n / (1 + n).
     CountGap = "count_gap",
+    /// How much more often than usual the answer has changed over the last frames of its source.
+    Flicker = "flicker",
 }
 
 impl Measure {

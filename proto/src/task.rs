@@ -67,6 +67,8 @@ reasons! {
     AnyError = "any_error",
     /// Boxes: too many were nearly shown.
     CountGap = "count_gap",
+    /// The answer changes from frame to frame, so that its score counts less.
+    Flicker = "flicker",
     /// The input does not look like what the model knows.
     OutOfDistribution = "out_of_distribution",
     /// A confident answer, sent anyway so that error can be measured.
@@ -128,6 +130,7 @@ impl From<Measure> for Reason {
             Measure::Errors => Self::Errors,
             Measure::AnyError => Self::AnyError,
             Measure::CountGap => Self::CountGap,
+            Measure::Flicker => Self::Flicker,
         }
     }
 }

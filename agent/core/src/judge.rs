@@ -15,6 +15,7 @@ pub mod bins;
 pub mod calibration;
 pub mod evidence;
 mod experience;
+mod flicker;
 mod novelty;
 mod past;
 pub mod shift;
@@ -30,6 +31,8 @@ use hedge_proto::{
 
 use self::allowance::Room;
 pub use self::experience::{Experience, News};
+pub use self::flicker::Frames;
+use self::flicker::{counted, own};
 pub use self::novelty::Familiar;
 pub use self::past::{Forecast, Past};
 use self::shift::Change;
@@ -128,9 +131,12 @@ impl Limits {
         Self(self.0.map(|least| if least > 0.0 { 1.0 - (1.0 - least) * part } else { least }))
     }
 
-    /// The first measure that asks for a second opinion.
+    /// The first measure that asks for a second opinion. A score that is high enough may count too little.
     fn exceeded(&self, doubt: &Doubt) -> Option<Measure> {
-        doubt.iter().find(|(measure, value)| *value > self.most(*measure)).map(|(measure, _)| measure)
+        let exceeded = doubt.iter().find(|(measure, value)| *value > self.most(*measure)).map(|(measure, _)| measure);
+        exceeded.or_else(|| {
+            counted(doubt).filter(|(measure, counted)| *counted > self.most(*measure)).map(|_| Measure::Flicker)
+        })
     }
 }
 
@@ -284,7 +290,7 @@ fn by_limits(doubt: &Doubt, limits: &Limits, weight: Weight) -> Judgement {
     let exceeded = limits.exceeded(doubt);
     let above =
         |(measure, doubt): (Measure, f32)| (doubt - limits.most(measure)) / limits.least(measure).max(ABOVE_MIN);
-    let worth = doubt.iter().map(above).fold(ABOVE_MIN, f32::max);
+    let worth = doubt.iter().chain(counted(doubt)).map(above).fold(ABOVE_MIN, f32::max);
     Judgement::new(exceeded.map(Reason::from), worth, doubt, weight, Bar::Limits { limits: *limits, exceeded })
 }
 
@@ -374,6 +380,9 @@ impl Judgement {
                 self.by_target(score_min, &format!("{checks:.0} spot checks{whose}"), missing, target)
             }
         };
+        if self.reason == Some(Reason::Flicker) {
+            because += "; without that flicker it would have stayed";
+        }
         if self.reason == Some(Reason::SpotCheck) {
             because += "; sent as a spot check, by chance";
         }
@@ -407,39 +416,53 @@ impl Judgement {
             Measure::MeanShown => format!("the boxes' score {sure:.3} is below score_min {least:.3}"),
             Measure::Margin => format!("the margin {sure:.3} to the second class is below margin_min {least:.3}"),
             Measure::Entropy => format!("entropy {doubt:.3} is above entropy_max {most:.3}"),
+            Measure::Flicker if doubt <= most => {
+                format!("{} is below score_min {:.3}", self.scored(), limits.score_min())
+            }
             other => format!("{} {doubt:.3} is above its limit {most:.3}", other.name()),
         }
     }
 
     fn why_kept(&self, least: f32) -> String {
-        match self.doubt.score() {
+        let scored = self.scored();
+        match counted(&self.doubt).map(|(_, doubt)| 1.0 - doubt) {
             None => "nothing of it is in doubt".to_string(),
             // A score_min is at most 1.
-            Some(score) if score > 0.9994 => {
-                format!("score {score:.3} reached {least:.3}; no score_min asks the cloud")
-            }
+            Some(score) if score > 0.9994 => format!("{scored} reached {least:.3}; no score_min asks the cloud"),
             Some(score) => {
-                format!("score {score:.3} reached {least:.3}; a score_min above {score:.3} would have asked the cloud")
+                format!("{scored} reached {least:.3}; a score_min above {score:.3} would have asked the cloud")
             }
         }
     }
 
-    fn by_budget(&self, room: &Room, least: f32) -> String {
+    /// The score, and what it counts if that is less.
+    fn scored(&self) -> String {
         let score = self.doubt.score().unwrap_or(1.0);
+        match (counted(&self.doubt), own(&self.doubt), self.doubt.get(Measure::Flicker)) {
+            (Some(counted), Some(own), Some(flicker)) if counted.1 > own.1 => format!(
+                "score {score:.3}, which counts {:.3} because the answers to the last frames flicker ({flicker:.3}),",
+                1.0 - counted.1
+            ),
+            _ => format!("score {score:.3}"),
+        }
+    }
+
+    fn by_budget(&self, room: &Room, least: f32) -> String {
+        let scored = self.scored();
         if let Some(limit) = room.reached {
-            return format!("score {score:.3}; the budget's {limit} is spent, so every answer stays");
+            return format!("{scored}; the budget's {limit} is spent, so every answer stays");
         }
         let percent = room.share * 100.0;
         let asks = self.reason.as_ref().is_some_and(|reason| *reason != Reason::SpotCheck);
         let than = if asks { "is among the least sure" } else { "is not among the least sure" };
         format!(
-            "score {score:.3} {than} of the last answers: the budget affords {percent:.1} % of them, those below about \
+            "{scored} {than} of the last answers: the budget affords {percent:.1} % of them, those below about \
              {least:.3}"
         )
     }
 
     fn by_target(&self, least: Option<f32>, checks: &str, missing: Option<u32>, target: Option<Target>) -> String {
-        let score = self.doubt.score().unwrap_or(1.0);
+        let scored = self.scored();
         let (risk, sure) =
             target.map_or((0.0, 0.0), |target| (target.risk.value() * 100.0, target.confidence.value() * 100.0));
         let promise = format!("at most {risk:.1} % kept and contradicted, {sure:.0} % sure, by {checks}");
@@ -448,9 +471,9 @@ impl Judgement {
             None => String::new(),
         };
         match least {
-            None => format!("score {score:.3}; too few spot checks for any answer to stay ({promise}){missing}"),
-            Some(least) if missing.is_empty() => format!("score {score:.3} reached {least:.3} ({promise})"),
-            Some(least) => format!("score {score:.3} is below {least:.3} ({promise}){missing}"),
+            None => format!("{scored}; too few spot checks for any answer to stay ({promise}){missing}"),
+            Some(least) if missing.is_empty() => format!("{scored} reached {least:.3} ({promise})"),
+            Some(least) => format!("{scored} is below {least:.3} ({promise}){missing}"),
         }
     }
 }

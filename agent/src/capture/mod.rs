@@ -394,6 +394,7 @@ fn sample(source: &Name, reference: Option<String>, bytes: Bytes) -> Result<NewS
         reference,
         metadata: Default::default(),
         urgent: false,
+        frame: false,
         content_type,
         bytes,
     })

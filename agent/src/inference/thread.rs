@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_core::judge::{Asked, Familiar, ThresholdScale, judge};
+use hedge_core::judge::{Asked, Familiar, Frames, ThresholdScale, judge};
 use hedge_inference::{ContentType, Region, Tensor, Tensors};
-use hedge_proto::{ModelRef, Output, Reason, RivalRole};
+use hedge_proto::{ModelRef, Name, Output, Reason, RivalRole};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -35,6 +35,8 @@ pub(super) enum Job {
         region: Option<Region>,
         threshold: Arc<ThresholdConfig>,
         scale: ThresholdScale,
+        /// The source, if the samples of it are frames.
+        frame_of: Option<Name>,
         reply: oneshot::Sender<Result<(Opinion, Arc<ModelCard>), SampleError>>,
     },
     /// The samples after it are answered by another bundle.
@@ -68,6 +70,7 @@ pub(super) struct ModelThread {
     work: Work,
     record: Record,
     familiar: Familiar,
+    frames: Frames,
     loaded: Result<Loaded, Missing>,
     /// Looks at the same samples; nobody hears it.
     rival: Option<Loaded>,
@@ -86,7 +89,16 @@ impl ModelThread {
         (work, record): (Work, Record),
     ) -> Self {
         let loaded = Err(Missing { reason: Arc::from("it is being loaded"), again_at: Instant::now() });
-        Self { setup, cards, work, record, familiar: Familiar::default(), loaded, rival: None }
+        Self {
+            setup,
+            cards,
+            work,
+            record,
+            familiar: Familiar::default(),
+            frames: Frames::default(),
+            loaded,
+            rival: None,
+        }
     }
 
     pub(super) fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
@@ -98,8 +110,9 @@ impl ModelThread {
             match job {
                 Job::Settle { reply } => drop(reply.send(self.model().map(drop))),
                 // A caller that has gone away needs no answer, so a failed reply is no error.
-                Job::Judge { content_type, bytes, region, threshold, scale, reply } => {
-                    drop(reply.send(self.judge(&content_type, &bytes, region.as_ref(), (&threshold, scale))));
+                Job::Judge { content_type, bytes, region, threshold, scale, frame_of, reply } => {
+                    let by = (&*threshold, scale);
+                    drop(reply.send(self.judge(&content_type, &bytes, region.as_ref(), by, frame_of.as_ref())));
                 }
                 Job::Swap { loaded, reply } => {
                     let model = loaded.card.model.clone();
@@ -139,7 +152,7 @@ impl ModelThread {
         self.setup.learned.begin(card.model.clone());
         // What another one has answered says nothing of this one.
         self.record.begin();
-        self.familiar = Familiar::default();
+        (self.familiar, self.frames) = (Familiar::default(), Frames::default());
         self.cards.send_replace(Some(card));
         self.setup.faults.clear(&Part::Model(self.setup.name.clone()));
         self.setup.loaded.send_modify(|count| *count += 1);
@@ -175,10 +188,7 @@ impl ModelThread {
         if self.loaded.as_ref().is_err_and(|missing| missing.again_at <= Instant::now()) {
             self.load();
         }
-        let name = &self.setup.name;
-        self.loaded
-            .as_mut()
-            .map_err(|missing| SampleError::NoModel { model: name.to_string(), reason: missing.reason.clone() })
+        usable(&mut self.loaded, &self.setup.name)
     }
 
     fn judge(
@@ -187,13 +197,14 @@ impl ModelThread {
         bytes: &[u8],
         region: Option<&Region>,
         (threshold, scale): (&ThresholdConfig, ThresholdScale),
+        frame_of: Option<&Name>,
     ) -> Result<(Opinion, Arc<ModelCard>), SampleError> {
         let (name, figures, work) = (self.setup.name.clone(), self.setup.figures.clone(), self.work.clone());
         let (record, learned) = (self.record.clone(), self.setup.learned.clone());
         self.model()?;
         work.set(Some(Instant::now()));
         let rival = self.rival_said(content_type, bytes, region);
-        let loaded = self.model()?;
+        let loaded = usable(&mut self.loaded, &name)?;
         let mut thresholds = loaded.thresholds(&name, threshold)?;
         thresholds.rule.scale = scale;
         let begun = Instant::now();
@@ -214,10 +225,11 @@ impl ModelThread {
         figures.took(Timed::Inference, decoded.elapsed());
         let card = loaded.card.clone();
         let mut contested = false;
-        let task = loaded.model.task();
+        let (task, frames) = (loaded.model.task(), &mut self.frames);
         let mut opinion = Opinion::by(task, &outputs, &tensor.frame, &thresholds, |said, doubt, asked| {
             contested = differs(Some(said));
             let asked = Asked { contested, ..asked };
+            let doubt = &frame_of.map_or(*doubt, |source| frames.saw(source.as_str(), said, doubt));
             // It was begun when the model was loaded.
             learned.judge(doubt, asked).unwrap_or_else(|| judge(doubt, &asked))
         });
@@ -259,4 +271,10 @@ impl ModelThread {
         work.set(Some(Instant::now()));
         loaded.run(&name, tensor)
     }
+}
+
+fn usable<'a>(loaded: &'a mut Result<Loaded, Missing>, name: &Name) -> Result<&'a mut Loaded, SampleError> {
+    let missing =
+        |missing: &mut Missing| SampleError::NoModel { model: name.to_string(), reason: missing.reason.clone() };
+    loaded.as_mut().map_err(missing)
 }

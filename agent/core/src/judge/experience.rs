@@ -7,8 +7,8 @@ use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 
 use hedge_proto::{
-    Authority, CaseKey, Doubt, JudgeFigures, ModelRef, OnShift, Output, Reason, SpotChecks, ThresholdMode, Verdict,
-    Weight,
+    Authority, CaseKey, Doubt, JudgeFigures, Measure, ModelRef, OnShift, Output, Reason, SpotChecks, ThresholdMode,
+    Verdict, Weight,
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ use super::bins::{Recent, bin, log_odds, share, upper};
 use super::calibration::{Calibration, Fit, PERSON_COUNTS};
 use super::evidence::{Certificate, Evidence};
 use super::shift::{Change, Shift};
-use super::{Asked, Bar, Judgement, Rule, by_limits};
+use super::{Asked, Bar, Judgement, Rule, by_limits, counted, own};
 use crate::agree::{agree, pairs};
 use crate::chance::Chance;
 use crate::clock::Moment;
@@ -149,7 +149,7 @@ impl Experience {
     /// Decides on one answer.
     pub fn judge(&mut self, doubt: &Doubt, asked: Asked<'_>, now: Moment, chance: &mut Chance) -> Judgement {
         let Asked { limits, weight, policy, contested, rule } = asked;
-        let raw = doubt.score().map_or(0.0, |score| 1.0 - score);
+        let raw = counted(doubt).map_or(0.0, |(_, doubt)| doubt);
         let alarm = self.changes(raw);
         let asks_more = rule.on_shift == OnShift::AskMore && self.shift.raised().is_some();
         if alarm.is_some() && asks_more {
@@ -159,7 +159,7 @@ impl Experience {
         let judgement = match rule.mode {
             ThresholdMode::Fixed if asks_more => by_limits(doubt, &limits.with_less_doubt(DOUBT_IN_SHIFT), weight),
             ThresholdMode::Fixed => by_limits(doubt, &limits, weight),
-            ThresholdMode::Budget => self.within_budget(doubt, weighed(raw, weight), asked, now),
+            ThresholdMode::Budget => self.within_budget(doubt, raw, asked, now),
             ThresholdMode::Target => self.under_target(doubt, raw, asked),
         };
         let mut judgement = judgement.under(policy);
@@ -197,29 +197,31 @@ impl Experience {
         if self.shift.saw(doubt) { self.shift.raised() } else { None }
     }
 
-    fn within_budget(&mut self, doubt: &Doubt, weighed: f32, asked: Asked<'_>, now: Moment) -> Judgement {
+    fn within_budget(&mut self, doubt: &Doubt, raw: f32, asked: Asked<'_>, now: Moment) -> Judgement {
         let mut room = self.account.sample(now, &asked.rule.allowance);
         room.share = (room.share * asked.rule.scale.value()).min(1.0);
-        let rank = self.recent.bins().rank(weighed);
+        let rank = self.recent.bins().rank(weighed(raw, asked.weight));
         let defers = rank >= room.bar && room.share > 0.0 && room.reached.is_none();
         let bar = Bar::Budget { room, score_min: 1.0 - self.recent.bins().ranked(room.bar) };
         let worth = (rank - room.bar) / (1.0 - room.bar).max(0.01);
-        Judgement::new(defers.then_some(Reason::LowScore), worth, doubt, asked.weight, bar)
+        let own_defers = |own| self.recent.bins().rank(weighed(own, asked.weight)) >= room.bar;
+        Judgement::new(defers.then(|| low_score(doubt, own_defers)), worth, doubt, asked.weight, bar)
     }
 
     fn under_target(&self, doubt: &Doubt, raw: f32, asked: Asked<'_>) -> Judgement {
-        let scaled = (raw * asked.rule.scale.value()).min(1.0);
-        let keeps = asked.rule.scale.value() == 0.0 || self.certificate.keeps(bin(scaled));
+        let scaled = |doubt: f32| bin((doubt * asked.rule.scale.value()).min(1.0));
+        let keeps = asked.rule.scale.value() == 0.0 || self.certificate.keeps(scaled(raw));
         let score_min = self.certificate.certified().map(|certified| 1.0 - upper(certified));
         let bar = Bar::Target {
             score_min,
             checks: self.certificate.evidence().checks(),
             of_fleet: self.certificate.fleet().is_some(),
-            missing: if keeps { None } else { self.certificate.missing(bin(scaled)) },
+            missing: if keeps { None } else { self.certificate.missing(scaled(raw)) },
             target: asked.rule.target,
         };
         let worth = self.recent.bins().rank(raw);
-        Judgement::new((!keeps).then_some(Reason::LowScore), worth, doubt, asked.weight, bar)
+        let own_defers = |own| !self.certificate.keeps(scaled(own));
+        Judgement::new((!keeps).then(|| low_score(doubt, own_defers)), worth, doubt, asked.weight, bar)
     }
 
     /// The chance depends on what was before, never on this answer: only then do the checks speak for all answers.
@@ -371,7 +373,7 @@ impl Experience {
 
     /// How probable it is that the cloud would say the same, by what it said before. `None` before it said enough.
     pub(super) fn agreement(&self, doubt: &Doubt) -> Option<f32> {
-        Some(self.fit.as_ref()?.right(bin(1.0 - doubt.score()?)))
+        Some(self.fit.as_ref()?.right(bin(counted(doubt)?.1)))
     }
 
     /// What the device tells about it.
@@ -439,7 +441,13 @@ fn whole(count: f64) -> u64 {
 
 /// Where an answer stands; one that nothing is known of is all doubt.
 fn step(doubt: &Doubt) -> usize {
-    bin(doubt.score().map_or(1.0, |score| 1.0 - score))
+    bin(counted(doubt).map_or(1.0, |(_, doubt)| doubt))
+}
+
+/// Why an answer is deferred whose doubt is too much: if that of its score would not be, because of the flicker.
+fn low_score(doubt: &Doubt, own_defers: impl FnOnce(f32) -> bool) -> Reason {
+    let flickers = doubt.get(Measure::Flicker).is_some_and(|flicker| flicker > 0.0);
+    if flickers && own(doubt).is_some_and(|(_, own)| !own_defers(own)) { Reason::Flicker } else { Reason::LowScore }
 }
 
 /// A class of weight w has w times the odds of being asked about.

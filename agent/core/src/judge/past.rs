@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::allowance::affords;
 use super::bins::bin;
 use super::experience::checks_in_the_long_run;
-use super::{Asked, Experience};
+use super::{Asked, Experience, counted};
 use crate::budget::{DAY, HOUR};
 use crate::clock::Moment;
 
@@ -128,7 +128,7 @@ impl Experience {
     /// For each answer of the past, whether it would have stayed but for spot checks.
     fn staying(&self, past: &Past, asked: &Asked<'_>, per_s: f64) -> Vec<bool> {
         let rule = asked.rule;
-        let raw = |seen: &Seen| seen.doubt.score().map_or(0.0, |score| 1.0 - score);
+        let raw = |seen: &Seen| counted(&seen.doubt).map_or(0.0, |(_, doubt)| doubt);
         match rule.mode {
             ThresholdMode::Fixed => past.seen.iter().map(|seen| asked.limits.exceeded(&seen.doubt).is_none()).collect(),
             ThresholdMode::Target => {

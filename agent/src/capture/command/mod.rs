@@ -34,6 +34,7 @@ use self::silence::Silence;
 use self::windows::{Pcm, Rows};
 use super::{Asking, RETRY_WAIT, Source, Taker, passes, sample};
 use crate::child::{Child, Use, describe_end};
+use crate::sample::NewSample;
 use hedge_config::StreamFormat;
 
 const RESTART_WAIT_MIN: Duration = Duration::from_secs(1);
@@ -241,7 +242,7 @@ async fn answer<I: Taker>(
         };
         let Some(bytes) = newest.take().await else { return };
         next = Instant::now() + source.interval.unwrap_or(Duration::ZERO);
-        let answered = match sample(&source.name, None, bytes) {
+        let answered = match sample(&source.name, None, bytes).map(|sample| NewSample { frame: true, ..sample }) {
             Ok(sample) => source.intake.answer(sample).await,
             Err(error) => Err(error),
         };

@@ -100,6 +100,7 @@ pub(super) async fn post<I: Intake>(
         metadata,
         urgent: query.wait_ms.is_some_and(|wait_ms| wait_ms > 0)
             && !api.intake.link().borrow().policy.wait_max.is_zero(),
+        frame: false,
         content_type: content_type(stated, &received.bytes)?,
         bytes: received.bytes.clone(),
     };

@@ -62,6 +62,8 @@ struct World {
     sequence: u64,
     /// More doubt for the same samples.
     shift: f32,
+    /// Which share of the answers comes while those of its source flicker; then each second one is wrong.
+    flickers: f64,
     deferred: u32,
     kept_wrong: u32,
     last: Doubt,
@@ -80,6 +82,7 @@ impl World {
             cloud,
             sequence: 0,
             shift: 1.0,
+            flickers: 0.0,
             deferred: 0,
             kept_wrong: 0,
             last: Doubt::NONE,
@@ -94,9 +97,14 @@ impl World {
             let now = Moment(self.sequence * 1000);
             #[expect(clippy::cast_possible_truncation, reason = "a share")]
             let drawn = self.chance.share() as f32;
-            let doubt = doubt((drawn.powi(4) * self.shift).min(1.0));
+            let mut doubt = doubt((drawn.powi(4) * self.shift).min(1.0));
+            let mut probably_wrong = f64::from((drawn.powi(4) * self.shift * self.shift).min(1.0));
+            if self.flickers > 0.0 && self.chance.share() < self.flickers {
+                doubt = doubt.with(Measure::Flicker, 0.8);
+                probably_wrong = probably_wrong.max(0.5);
+            }
             self.last = doubt;
-            let wrong = self.chance.share() < f64::from((drawn.powi(4) * self.shift * self.shift).min(1.0));
+            let wrong = self.chance.share() < probably_wrong;
             let limits = Limits::NONE.at_most(Measure::Score, share(0.3));
             let asked = Asked { rule: &self.rule, ..Asked::of(limits) };
             let judgement = self.experience.judge(&doubt, asked, now, &mut self.chance);
@@ -149,6 +157,63 @@ fn a_budget_holds_when_the_input_becomes_harder_and_a_fixed_threshold_does_not()
         assert!((share - 0.2).abs() < 0.025, "{share}");
     }
     assert!(fixed.deferred(1000) > before + 0.1);
+}
+
+#[test]
+fn a_budget_holds_when_answers_begin_to_flicker() {
+    let mut world = World::new(budget(0.1), 1);
+    world.run(1000);
+    for flickers in [0.05, 0.5, 0.5, 0.5, 0.0, 0.0] {
+        world.flickers = flickers;
+        let share = world.deferred(500);
+        assert!((share - 0.1).abs() < 0.025, "{share} with {flickers}");
+    }
+}
+
+#[test]
+fn a_certificate_holds_for_answers_that_flicker_and_these_are_sent_first() {
+    let mut violated = 0;
+    for seed in 0..8 {
+        let mut world = World::new(target(0.05), seed);
+        world.flickers = 0.1;
+        world.run(2000);
+        violated += u32::from(world.kept_wrong > 2000 / 20);
+        let asked = Asked { rule: &Rule { spot_checks: Share::ZERO, ..world.rule }, ..Asked::of(Limits::NONE) };
+        let mut reason = |doubt| world.experience.judge(&doubt, asked, Moment(1 << 40), &mut world.chance).reason;
+        assert_ne!(reason(doubt(0.001)), Some(Reason::LowScore), "{seed}");
+        assert_eq!(reason(doubt(0.001).with(Measure::Flicker, 0.8)), Some(Reason::Flicker), "{seed}");
+    }
+    assert!(violated <= 1, "{violated} of 8 at 90 %");
+}
+
+#[test]
+fn of_an_answer_that_flickers_it_is_said_what_its_score_counts() {
+    let flickers = doubt(0.1).with(Measure::Flicker, 0.5);
+    let limits = Limits::NONE.at_most(Measure::Score, share(0.2));
+    let fixed = Asked::of(limits);
+    let said = crate::judge::judge(&flickers, &fixed).explain();
+    assert_eq!((said.reason, said.score), (Some(Reason::Flicker), Some(0.9)));
+    assert_eq!(
+        said.because,
+        "score 0.900, which counts 0.675 because the answers to the last frames flicker (0.500), is below score_min 0.800; \
+         without that flicker it would have stayed"
+    );
+    assert_eq!(crate::judge::judge(&doubt(0.1), &fixed).reason, None);
+    assert_eq!(crate::judge::judge(&doubt(0.3), &fixed).explain().reason, Some(Reason::LowScore));
+    let own = Asked::of(Limits::NONE.at_most(Measure::Flicker, share(0.4)));
+    assert!(crate::judge::judge(&flickers, &own).explain().because.contains("flicker 0.500 is above its limit 0.400"));
+
+    let mut world = World::new(budget(0.2), 1);
+    world.run(1000);
+    let asked = Asked { rule: &world.rule, ..fixed };
+    let flickers = doubt(0.1).with(Measure::Flicker, 0.9);
+    let said = world.experience.judge(&flickers, asked, Moment(1 << 40), &mut world.chance).explain();
+    assert_eq!(said.reason, Some(Reason::Flicker));
+    assert!(
+        said.because.contains("which counts 0.495") && said.because.contains("would have stayed"),
+        "{}",
+        said.because
+    );
 }
 
 #[test]
