@@ -38,7 +38,9 @@ async fn run_until(script: &str, format: StreamFormat, what: &str, holds: impl F
 async fn pictures_of_a_running_program_are_answered() {
     let script = format!("printf '{PICTURE}'; sleep 1000");
     let fake = run_until(&script, StreamFormat::Mjpeg, "a picture", |fake| fake.sample_count() == 1).await;
-    let bytes = fake.samples.lock().expect("not poisoned")[0].bytes.clone();
+    let sample = fake.samples.lock().expect("not poisoned")[0].clone();
+    assert!(sample.frame, "the answers to the frames before it say something of this one's");
+    let bytes = sample.bytes;
     assert_eq!(&bytes[..], b"\xff\xd8\xff\xda\x00\x02ab\xff\xd9");
     let script = r"printf '\000\000\000\004\377\330\377z'; sleep 1000";
     run_until(script, StreamFormat::LengthDelimited, "a sample", |fake| fake.sample_count() == 1).await;

@@ -91,6 +91,7 @@ async fn a_picture_gets_its_answer_with_ref_and_metadata_handed_on() {
     assert_eq!(read(&String::from_utf8(body).expect("text")).reference.as_deref(), Some("a b"));
     let samples = server.fake.samples.lock().expect("not poisoned");
     assert_eq!((&samples[0].bytes[..], samples[0].metadata["line"].as_str()), (JPEG, "3"));
+    assert!(!samples[0].frame, "the next one may be somebody else's");
 }
 
 #[tokio::test]
