@@ -1,8 +1,7 @@
 //! `[log]`: how much is logged, and how a line looks.
 
 use serde::Deserialize;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -40,12 +39,12 @@ impl LogError {
 }
 
 /// What `[log] level` means.
-pub fn log_filter(level: &str) -> Result<EnvFilter, LogError> {
+pub fn log_filter(level: &str) -> Result<Targets, LogError> {
     // The library takes any word for a part of the program, and a misspelt level would silence everything.
     let misspelt = level.split(',').find(|part| !part.contains('=') && part.trim().parse::<LevelFilter>().is_err());
     if let Some(part) = misspelt {
         let reason = format!("`{}` is not off, error, warn, info, debug, trace or PART=LEVEL", part.trim());
         return Err(LogError::new(level, &reason));
     }
-    EnvFilter::try_new(level).map_err(|error| LogError::new(level, &error))
+    level.parse::<Targets>().map_err(|error| LogError::new(level, &error))
 }
