@@ -1,14 +1,18 @@
 //! A signed bundle is fetched, tried, run and given back; whatever is wrong with one, the bundle that is run stays.
 
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hedge_proto::Digest;
 use hedge_tests::publisher::{Publisher, done};
 use hedge_tests::shelf_server::{ShelfServer, Trouble};
-use hedge_tests::{AgentConfig, places, skip, wait};
+use hedge_tests::soak::{Chance, rounds};
+use hedge_tests::{AgentConfig, Ext4, places, skip, wait};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 
 const MODEL: &str = "front";
 
@@ -22,18 +26,22 @@ struct Scene {
 
 impl Scene {
     fn new() -> Result<Self> {
-        let scene = Self::bare()?;
+        Self::beginning(|config| config)
+    }
+
+    fn beginning(change: impl FnOnce(AgentConfig) -> AgentConfig) -> Result<Self> {
+        let scene = Self::bare(change)?;
         scene.publisher.publish("fashion-small", "1", |_| Ok(()), &[])?;
         done(&scene.update("fashion-small/1", &["--root", &scene.root()])?);
         Ok(scene)
     }
 
     /// Nothing is published yet.
-    fn bare() -> Result<Self> {
+    fn bare(change: impl FnOnce(AgentConfig) -> AgentConfig) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let publisher = Publisher::new(dir.path())?;
         let server = ShelfServer::start(&publisher.folder())?;
-        let config = AgentConfig::new(dir.path(), "device-1");
+        let config = change(AgentConfig::new(dir.path(), "device-1"));
         let current = config.state().join("models").join(MODEL).join("current");
         let model = format!("[[model]]\nname = \"{MODEL}\"\nbundle = \"{}\"", current.display());
         let config = config.section(&model).http_source("door").write_first()?;
@@ -253,7 +261,7 @@ fn a_link_that_is_cut_again_and_again_brings_each_byte_once() -> Result<()> {
     if !skip::has_onnxruntime() {
         return Ok(());
     }
-    let scene = Scene::bare()?;
+    let scene = Scene::bare(|config| config)?;
     // 6.6 MB, most of it in a golden sample that is one file more to fetch.
     let grow = |dir: &Path| -> Result<()> { Ok(std::fs::write(dir.join("notes.bin"), vec![7; 6_600_000])?) };
     scene.publisher.publish("fashion-small", "1", grow, &[])?;
@@ -310,4 +318,71 @@ fn killed_at_any_moment_one_whole_bundle_is_run() -> Result<()> {
     }
     ensure!(scene.dir.path().exists());
     Ok(())
+}
+
+/// What `bundle update` says after each of its steps.
+const SAID: [&str; 4] = ["listed", "verified", "tried", "promoted"];
+
+/// A round is a bundle's whole life, with ten cuts. `cargo xtask soak a_signed_bundle_travels --rounds 5` cuts five times at each step.
+#[test]
+fn the_power_goes_at_each_step_of_its_life_and_one_whole_bundle_answers() -> Result<()> {
+    if !skip::has_onnxruntime() || !skip::has_ext4() {
+        return Ok(());
+    }
+    let (place, mut chance) = (tempfile::tempdir()?, Chance::new());
+    let mut disk = Ext4::make(place.path(), 64)?;
+    let scene =
+        Scene::beginning(|config| config.state_dir(&disk.path()).section("[outbox]\nfree_bytes_min = 1_000_000"))?;
+    let mut version = 1;
+    for _ in 0..rounds(1) {
+        for shadow in [&[][..], &["--shadow"]] {
+            version += 1;
+            let wanted = format!("fashion-small/{version}");
+            scene.publisher.publish("fashion-small", &version.to_string(), |_| Ok(()), &[])?;
+            for said in SAID {
+                let step = scene.updating(&wanted, shadow)?;
+                cut_off(&scene, step, Some(said), &mut disk, &mut chance)?;
+            }
+            // As far as it came: a cut just after the last step leaves nothing to do.
+            let output = scene.update(&wanted, shadow)?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(output.status.success() || said.contains("current bundle already"), "{said}");
+        }
+        assert_eq!(scene.runs()?, (version - 1).to_string(), "the last one looks on");
+        for (command, then) in [("promote", version), ("back", version - 1)] {
+            cut_off(&scene, scene.command(&[command, MODEL])?, None, &mut disk, &mut chance)?;
+            if scene.runs()? != then.to_string() {
+                done(&scene.command(&[command, MODEL])?.output()?);
+            }
+        }
+        version += 1;
+    }
+    Ok(())
+}
+
+/// Cuts the power soon after `step` has said this, or soon after its start; then a whole bundle answers, which the shelf names.
+fn cut_off(scene: &Scene, mut step: Command, said: Option<&str>, disk: &mut Ext4, chance: &mut Chance) -> Result<()> {
+    let before = scene.runs()?;
+    let mut child = step.stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0).spawn()?;
+    let lines = BufReader::new(child.stdout.take().context("its output")?).lines();
+    if let Some(said) = said {
+        lines.map_while(Result::ok).find(|line| line.starts_with(said));
+    }
+    // Which write the power cuts into is left to chance.
+    wait::pause(Duration::from_micros(chance.within(0..40_000)));
+    // Its trial is a process of its own.
+    let group = Pid::from_child(&child);
+    kill_process_group(group, Signal::KILL)?;
+    child.wait()?;
+    wait::until_true("all of it is gone", Duration::from_secs(60), || Ok(test_kill_process_group(group).is_err()))?;
+    disk.cut_power()?;
+    let what = || format!("{step:?} was cut off after {said:?}, with {before} before");
+    let held = std::fs::read_to_string(disk.path().join("models").join(MODEL).join("shelf.json")).with_context(what)?;
+    let held: serde_json::Value = serde_json::from_str(&held).with_context(what)?;
+    scene.runs().with_context(what)?;
+    let mut agent = scene.config.clone().start().with_context(what)?;
+    let picture = std::fs::read(places::model("fashion-small").join("golden/test-1.png"))?;
+    let answer = agent.http.post("door", "", "image/png", &picture).with_context(what)?;
+    ensure!(held["current"]["version"] == *answer.model.version, "{held}, and {:?} answers: {}", answer.model, what());
+    agent.kill()
 }

@@ -8,9 +8,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hedge_proto::{Answer, CaseFate, LinkState};
+use hedge_proto::{Answer, CaseFate, LinkState, WantedFigures};
 use hedge_tests::certificates::{Authority, Identity};
 use hedge_tests::interface::Interface;
+use hedge_tests::publisher::Publisher;
+use hedge_tests::shelf_server::ShelfServer;
 use hedge_tests::webhook::Webhook;
 use hedge_tests::{Machine, Mosquitto, MosquittoSetup, Sink, address, places, skip, wait};
 
@@ -65,6 +67,7 @@ fn from_a_bare_debian_to_the_first_verdict_within_a_minute() -> Result<()> {
 
     every_way_in_and_out(&machine, &http, &webhook)?;
     the_units_keep_what_is_secret(&machine)?;
+    a_new_model_passes_its_trial_in_the_service(&machine, &http, dir.path())?;
     let id = machine.property(AGENT, "MainPID")?;
     machine.run(&["systemctl", "reload", AGENT])?;
     machine.wait_for("a reload is noticed", WAIT_MAX, AGENT, || Ok(machine.journal(AGENT).contains("reload")))?;
@@ -130,13 +133,16 @@ threshold = {{ score_min = 1.0 }}
 [[source]]
 name = "http"
 kind = "http"
+model = "photo"
 [[source]]
 name = "camera"
 kind = "http"
+model = "photo"
 [[source]]
 name = "folder"
 kind = "folder"
 path = "/var/lib/hedge-agent/in"
+model = "photo"
 [verdicts.jsonl]
 path = "{SINK}"
 [verdicts.webhook]
@@ -182,6 +188,49 @@ fn the_units_keep_what_is_secret(machine: &Machine) -> Result<()> {
     machine.run_to_fail(&["runuser", "-u", "nobody", "--", "cat", "/etc/hedge/agent.toml"])?;
     machine.run_to_fail(&["runuser", "-u", "nobody", "--", "ls", "/var/lib/hedge-agent"])?;
     Ok(())
+}
+
+/// The trial gives up system calls (`seccomp`), memory and processor; the unit leaves it what that takes.
+fn a_new_model_passes_its_trial_in_the_service(machine: &Machine, http: &Interface, dir: &Path) -> Result<()> {
+    let publisher = Publisher::new(dir)?;
+    publisher.publish("fashion-small", "1", |_| Ok(()), &[])?;
+    let server = ShelfServer::start(&publisher.folder())?;
+    machine.put(&publisher.folder().join("root/1.json"), Path::new("/etc/hedge/root-1.json"))?;
+    let config = fs::read_to_string(machine.path("/etc/hedge/agent.toml"))?;
+    let more = format!(
+        r#"[[model]]
+name = "fashion"
+bundle = "/var/lib/hedge-agent/models/fashion/current"
+wanted = {{ name = "fashion-small", version = "1" }}
+[[source]]
+name = "new"
+kind = "http"
+model = "fashion"
+[bundles]
+url = "{}"
+root = "/etc/hedge/root-1.json"
+"#,
+        server.url()
+    );
+    machine.write("/etc/hedge/agent.toml", &format!("{config}{more}"))?;
+    machine.run(&["systemctl", "restart", AGENT])?;
+    let wanted = || -> Option<WantedFigures> {
+        let figures = http.status().ok()?.model_figures.into_iter().find(|(name, _)| name.as_str() == "fashion")?;
+        figures.1.wanted
+    };
+    machine
+        .wait_for("it passes its trial", WAIT_MAX, AGENT, || {
+            let wanted = wanted();
+            ensure!(wanted.as_ref().is_none_or(|wanted| wanted.state != "failed"), "{wanted:?}");
+            Ok(wanted.is_some_and(|wanted| wanted.state == "current"))
+        })
+        .with_context(|| format!("{:?}", wanted()))?;
+    let sample = fs::read(places::model("fashion-small/golden/test-0.png"))?;
+    // A model that was not there is looked for every few seconds.
+    machine.wait_for("it answers", WAIT_MAX, AGENT, || {
+        let (status, text) = http.try_post("new", "", "image/png", &sample)?;
+        Ok(status == 200 && text.contains("fashion-small"))
+    })
 }
 
 fn corrections(machine: &Machine) -> Result<Vec<Answer>> {

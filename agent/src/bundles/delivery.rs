@@ -192,7 +192,7 @@ impl Deliveries {
                     // What is no text is no word of ours; it ends with the process.
                     Ok(None) | Err(_) => break,
                 },
-                () = self.changed(order, (!has_come).then_some(delivery)) => {
+                () = self.changed(order, delivery, has_come) => {
                     child.stop().await?;
                     return Ok(None);
                 }
@@ -234,21 +234,16 @@ impl Deliveries {
         });
     }
 
-    /// Returns once the bundle is not wanted any more or, with a `delivery`, not to be fetched now: a trial needs no link,
-    /// and one that is cut off again and again would count as failed.
-    async fn changed(&self, order: &Order, delivery: Option<&Delivery>) {
+    /// Returns once the bundle is not wanted any more, or its delivery does not go on.
+    async fn changed(&self, order: &Order, delivery: &Delivery, has_come: bool) {
         let (mut settings, mut link) = (self.settings.clone(), self.link.clone());
         let mut spent = self.spent.clone();
         loop {
             let state = link.borrow().state;
             settings.mark_unchanged();
             spent.mark_unchanged();
-            // What is on the shelf is for the other process to change.
-            let (now, none) = (self.clock.now(), Shelf::default());
-            let fetches = |delivery: &Delivery| {
-                matches!(delivery.clone().step(now, &order.wanted, &none, &self.means()), Step::Fetch { .. })
-            };
-            if !self.orders().contains(order) || !delivery.is_none_or(fetches) {
+            let goes_on = delivery.goes_on(self.clock.now(), &order.wanted, &self.means(), has_come);
+            if !goes_on || !self.orders().contains(order) {
                 return;
             }
             tokio::select! {

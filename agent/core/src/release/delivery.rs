@@ -82,6 +82,14 @@ impl Delivery {
         }
     }
 
+    /// Whether a fetch that was begun goes on. Once all `has_come` its trial does, whatever the link: it needs none, and one
+    /// that is cut off again and again would count as failed.
+    #[must_use]
+    pub fn goes_on(&self, now: Moment, wanted: &Wanted, means: &Means, has_come: bool) -> bool {
+        // What is on the shelf is for whoever fetches to change.
+        has_come || matches!(self.clone().step(now, wanted, &Shelf::default(), means), Step::Fetch { .. })
+    }
+
     /// It was not brought to an end, for this reason, though nobody ended it. `share` is chance, from 0 to 1: many devices
     /// that one server failed do not come back together.
     pub fn failed(&mut self, now: Moment, reason: &str, share: f64) {
@@ -156,6 +164,20 @@ mod tests {
         assert!(waits.is_sorted() && waits[0] == RETRY_MIN && waits[11] == RETRY_MAX, "{waits:?}");
         delivery.failed(now, "it answers 503", 0.5);
         assert!(matches!(delivery.step(now, &wanted("3"), &shelf, &GOOD), Step::Fetch { .. }));
+    }
+
+    #[test]
+    fn a_trial_is_not_ended_by_the_link_or_a_ceiling_and_a_fetch_is() {
+        let mut budget = Budget::resume(Ceilings { bytes_per_hour: 100_000, ..Ceilings::LAN }, None, Moment(0));
+        budget.spend(Moment(0), 0, 90_000);
+        let spent = Means { link: Some(LinkState::Online), pace: budget.pace_of_bundles(Moment(0)) };
+        assert!(spent.pace.is_err());
+        let worse = LinkState::ALL.map(|link| Means { link: Some(link), ..GOOD });
+        for means in worse.iter().filter(|means| means.link != GOOD.link).chain([&spent]) {
+            assert!(!Delivery::default().goes_on(Moment(0), &wanted("2"), means, false), "{means:?}");
+            assert!(Delivery::default().goes_on(Moment(0), &wanted("2"), means, true), "{means:?}");
+        }
+        assert!(Delivery::default().goes_on(Moment(0), &wanted("2"), &GOOD, false));
     }
 
     /// Whatever the ceilings: a fetch that keeps to its pace, and is ended when it is to wait, leaves cases their half.

@@ -315,3 +315,93 @@ impl Part {
         Digest(self.sum.clone().finalize().into()) == sum
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A server that answers each request with `head`, then with a piece of `body` now and then, from the byte that is asked
+    /// for on. With nothing more to send it keeps silent.
+    async fn serve(head: &'static str, body: Vec<u8>, piece: usize, every: Duration) -> Server {
+        // Another test may have been first.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(stream, head, body.clone(), piece, every));
+            }
+        });
+        let url = url.try_into().expect("a URL");
+        Server::new(&BundlesConfig { url, root: None, ca_file: None, token_file: None }, None).expect("a server")
+    }
+
+    async fn answer(mut stream: TcpStream, head: &str, body: Vec<u8>, piece: usize, every: Duration) -> Option<()> {
+        let mut request = [0; 4096];
+        let read = stream.read(&mut request).await.ok()?;
+        let request = String::from_utf8_lossy(&request[..read]).to_ascii_lowercase();
+        let range = request.split_once("range: bytes=").and_then(|(_, range)| range.split_once('-'));
+        let begin: usize = range.map_or(0, |(begin, _)| begin.parse().expect("a number"));
+        let status = match begin {
+            0 => "200 OK\r\n".to_owned(),
+            _ => format!("206 Partial Content\r\nContent-Range: bytes {begin}-{}/{}\r\n", body.len() - 1, body.len()),
+        };
+        stream.write_all(format!("HTTP/1.1 {status}{head}\r\n").as_bytes()).await.ok()?;
+        for piece in body.get(begin..)?.chunks(piece) {
+            stream.write_all(piece).await.ok()?;
+            sleep(every).await;
+        }
+        if head.is_empty() { std::future::pending().await } else { Some(()) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_comes_ever_so_slowly_or_not_at_all_is_given_up() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let begun = Instant::now();
+        let slow = serve("", vec![7; 10_000], 1, Duration::from_secs(10)).await;
+        let error = slow.document("list.json").await.expect_err("it never comes");
+        assert!(format!("{error:#}").contains("it takes too long; tried 6 times"), "{error:#}");
+        let silent = serve("", Vec::new(), 1, SILENCE_MAX).await;
+        let error = silent.file("f", &dir.path().join("f"), Digest::of(b""), 10).await.map(drop);
+        error.expect("of no bytes nothing is missing");
+        let error = silent.file("f", &dir.path().join("g"), Digest::of(b"g"), 10).await.expect_err("it never comes");
+        assert!(format!("{error:#}").contains("nothing comes any more; tried 6 times"), "{error:#}");
+        assert!(begun.elapsed() < Duration::from_secs(600), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_comes_too_slowly_is_asked_for_anew_and_gone_on_with() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let body: Vec<u8> = (0..20_000_u32).map(|number| (number % 251) as u8).collect();
+        let (sum, length) = (Digest::of(&body), body.len() as u64);
+        let slow = serve("", body, 100, Duration::from_secs(1)).await;
+        let begun = Instant::now();
+        let came = slow.file("f", &dir.path().join("f"), sum, length).await.expect("it comes");
+        assert_eq!(came, length);
+        // 20,000 bytes at 100 a second, and little for each connection that was given up.
+        assert!(begun.elapsed() < Duration::from_secs(200 + 60), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn what_a_server_has_packed_is_not_unpacked() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        let many = vec![0; 20 << 20];
+        packed.write_all(&many).expect("packed");
+        let (sum, packed) = (Digest::of(&many), packed.finish().expect("packed"));
+        let packed_bytes = packed.len();
+        let head = "Content-Encoding: gzip\r\nConnection: close\r\n";
+        let bomb = serve(head, packed, usize::MAX, Duration::ZERO).await;
+        let document = bomb.document("list.json").await.expect("it comes").expect("a document");
+        assert_eq!(document.len(), packed_bytes, "as it came");
+        let to = dir.path().join("f");
+        let error = bomb.file("f", &to, sum, many.len() as u64).await.expect_err("it is something else");
+        assert!(format!("{error:#}").contains("is not the file that was signed"), "{error:#}");
+        assert_eq!(std::fs::metadata(&to).expect("a file").len(), packed_bytes as u64, "nothing was unpacked");
+    }
+}

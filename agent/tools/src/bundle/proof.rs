@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions};
@@ -72,7 +72,11 @@ pub(super) async fn run(dir: &Path, variant: Option<&str>, library: Option<&Path
     let Ok((status, said)) = timeout(WAIT_MAX, ended).await else {
         return Err(format!("its trial took longer than {} s", WAIT_MAX.as_secs()));
     };
-    let status = status.map_err(failed)?;
+    found(status.map_err(failed)?, &said)
+}
+
+/// What a child found, by how it ended and what it said.
+fn found(status: ExitStatus, said: &str) -> Result<(), String> {
     match (status.code(), said.trim()) {
         (Some(0), PASSED) => Ok(()),
         (Some(1), said) if !said.is_empty() => Err(said.chars().filter(|c| !c.is_control()).collect()),
@@ -115,4 +119,27 @@ fn prove(args: &ProveArgs) -> Result<(), String> {
     let mut model =
         Model::load(&runtime, &bundle, Some(variant.name.as_str()), &options).map_err(|error| error.to_string())?;
     model.check_goldens(&bundle, variant)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_crash_in_the_runtime_is_a_failed_trial_that_says_how_it_ended() {
+        let [exited, killed]: [fn(i32) -> ExitStatus; 2] =
+            [|code| ExitStatus::from_raw(code << 8), |signal| ExitStatus::from_raw(signal)];
+        found(exited(0), "passed\n").expect("it passed");
+        assert_eq!(found(exited(1), "label 3: expected\x1b Bag\n"), Err("label 3: expected Bag".to_owned()));
+        for (signal, name) in [(libc::SIGSEGV, "SIGSEGV"), (libc::SIGABRT, "SIGABRT"), (libc::SIGXCPU, "SIGXCPU")] {
+            // Whatever it has said before.
+            let reason = found(killed(signal), "passed").expect_err("it crashed");
+            assert!(reason.contains(name) && reason.contains("does not bear it"), "{reason}");
+        }
+        for (status, said) in [(exited(0), ""), (exited(0), "passed, I say"), (exited(1), ""), (exited(2), "passed")] {
+            found(status, said).expect_err("that is no word of ours");
+        }
+    }
 }
