@@ -139,6 +139,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         model_seconds,
         answerers: answerers_seen,
         events: events.clone(),
+        bundles: args.bundles.clone(),
     };
     let rollouts = Rollouts::open(args.state_dir.join(format!("rollouts-{}.json", args.instance)), wall_ms());
     let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance, rollouts);

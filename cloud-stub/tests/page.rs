@@ -2,6 +2,8 @@
 
 mod rig;
 
+use std::process::Command;
+
 use hedge_proto::{
     CloudState, DeviceState, DeviceStatus, LinkState, ModelRef, Output, QueueFigures, SampleFigures, Telemetry, Topic,
     to_json,
@@ -276,6 +278,51 @@ async fn a_fleet_is_listed_in_parts_and_what_is_wrong_comes_first() {
         let (code, _, body) = cloud.get_raw(&format!("/api/devices?{query}")).await;
         assert!(code == 400 && String::from_utf8_lossy(&body).contains(part), "{query}");
     }
+}
+
+#[tokio::test]
+async fn bundles_on_the_shelf_are_told_with_who_signed_and_runs_them_and_a_turn_is_in_the_history() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let bundle = |args: &[&str]| {
+        let mut bundle = Command::new(env!("CARGO_BIN_EXE_hedge-cloud"));
+        let done = bundle.arg("bundle").args(args).current_dir(dir.path()).output().unwrap();
+        assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    let small = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/fashion-small");
+    bundle(&["key", "owner"]);
+    bundle(&["key", "release"]);
+    bundle(&["root", "--to", "shelf", "--root-key", "owner.pub", "--release-key", "release.pub", "--key", "owner.key"]);
+    bundle(&["pack", small, "packed"]);
+    bundle(&["sign", "packed", "--key", "release.key"]);
+    bundle(&["publish", "packed", "--to", "shelf", "--key", "release.key"]);
+    let listen = rig::own_addr().to_string();
+    let args = ["--payload-listen", &listen, "--bundles", &at("shelf")];
+    let cloud = Cloud::start_with(&Broker::Embedded, dir.path(), &args);
+    let mut device = Device::connect("hall-1", cloud.broker).await;
+    device.cloud_is(CloudState::Online).await;
+    let tell = async |version: &str, connection| {
+        let models = vec![ModelRef { name: "fashion-small".to_owned(), version: version.to_owned() }];
+        let status = DeviceStatus { models, ..status(DeviceState::Online, connection) };
+        device.publish(&Topic::UpStatus(device.name.clone()), to_json(&status), true).await;
+    };
+    tell("0", 1).await;
+    device_becomes(&cloud, "state", "online").await;
+    let shelf = cloud.get("/api/bundles").await;
+    let (one, devices) = (&shelf["bundles"][0], &shelf["devices"][0]);
+    assert_eq!((&one["name"], &one["version"], &devices["run"]), (&json!("fashion-small"), &json!("1"), &json!(0)));
+    let key = hedge_proto::Digest::of(&std::fs::read(at("release.pub")).unwrap()).to_string();
+    assert_eq!(one["signed_by"], json!([key[..12]]), "{shelf}");
+
+    // It takes what is on the shelf, and then the signature there is no longer what the list says.
+    tell("1", 2).await;
+    let page = cloud.until("/api/devices/hall-1", |page| page["history"][0]["kind"] == "bundle").await;
+    let turn = json!({"bundle": "fashion-small", "from": "0", "to": "1"});
+    assert_eq!(page["history"][0]["document"], turn, "{page}");
+    std::fs::write(at("shelf/fashion-small/1/model.sig"), "{}").unwrap();
+    let shelf = cloud.get("/api/bundles").await;
+    assert_eq!(shelf["devices"][0]["run"], 1, "{shelf}");
+    assert!(shelf["bundles"][0]["wrong"].as_str().is_some_and(|why| why.contains("list says")), "{shelf}");
 }
 
 #[tokio::test]

@@ -352,6 +352,7 @@ impl Agent {
 
     /// Asks it to stop and waits for its orderly end.
     pub fn stop(&mut self) -> Result<()> {
+        self.http.hang_up();
         let status = self.program.stop(STOP_WAIT_MAX)?;
         ensure!(status.success(), "hedge-agent ended with {status}; its log:\n{}", self.log_end());
         Ok(())

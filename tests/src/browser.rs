@@ -1,5 +1,6 @@
 //! A headless Chromium that does what a person does at the page, driven over WebDriver.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ pub const PHONE_WIDTH: u32 = 390;
 pub struct Browser {
     session: String,
     http: ureq::Agent,
-    _driver: Program,
+    driver: Program,
 }
 
 impl Browser {
@@ -51,7 +52,7 @@ impl Browser {
         let driver_address = format!("http://127.0.0.1:{port}");
         let made = send(&http, &format!("{driver_address}/session"), &wanted)?;
         let id = made["sessionId"].as_str().context("a session")?;
-        Ok(Self { session: format!("{driver_address}/session/{id}"), http, _driver: driver })
+        Ok(Self { session: format!("{driver_address}/session/{id}"), http, driver })
     }
 
     fn tell(&self, command: &str, arguments: Value) -> Result<Value> {
@@ -76,14 +77,45 @@ impl Browser {
 
     /// Likewise, of one that calls `done` with it.
     pub fn look_later(&self, script: &str) -> Result<Value> {
+        self.look_later_with(script, json!([]))
+    }
+
+    /// The same, with arguments in front of `done`.
+    pub fn look_later_with(&self, script: &str, arguments: Value) -> Result<Value> {
         let script = format!("const done = arguments[arguments.length - 1]; {script}");
-        self.tell("execute/async", json!({"script": script, "args": []}))
+        self.tell("execute/async", json!({"script": script, "args": arguments}))
+    }
+
+    /// Runs in each page that is opened from now on, before its own scripts.
+    pub fn before_scripts(&self, script: &str) -> Result<()> {
+        self.devtools("Page.addScriptToEvaluateOnNewDocument", json!({ "source": script })).map(drop)
+    }
+
+    /// What the page holds, without what nobody needs any more: the browser's own figures, and the memory of the
+    /// process that draws it, `rss_bytes`.
+    pub fn memory(&self) -> Result<Value> {
+        self.devtools("HeapProfiler.collectGarbage", json!({}))?;
+        self.devtools("Performance.enable", json!({}))?;
+        let told = self.devtools("Performance.getMetrics", json!({}))?;
+        let metric = |name: &str| {
+            let metrics = told["metrics"].as_array().into_iter().flatten();
+            metrics.filter(|metric| metric["name"] == name).find_map(|metric| metric["value"].as_f64())
+        };
+        let (heap, nodes) = (metric("JSHeapUsedSize").context("no heap")?, metric("Nodes").context("no nodes")?);
+        let listeners = metric("JSEventListeners").context("no listeners")?;
+        let driver = self.driver.id().context("the driver has ended")?;
+        Ok(json!({"js_heap_bytes": heap, "nodes": nodes, "listeners": listeners, "rss_bytes": drawing(driver)?}))
     }
 
     /// Waits until an expression is true in the page.
     pub fn wait_until(&self, expression: &str) -> Result<()> {
         let script = format!("return Boolean({expression})");
         wait::until_true(expression, START_WAIT_MAX, || Ok(self.look(&script)? == true))
+    }
+
+    /// Says yes to the question that the page asks next.
+    pub fn say_yes(&self) -> Result<()> {
+        wait::until_true("the page asks", START_WAIT_MAX, || Ok(self.tell("alert/accept", json!({})).is_ok()))
     }
 
     fn devtools(&self, command: &str, params: Value) -> Result<Value> {
@@ -143,6 +175,35 @@ impl Drop for Browser {
         // The browser outlives a driver that is killed.
         drop(self.http.delete(&self.session).call());
     }
+}
+
+/// The memory of the largest process below this one that draws pages.
+fn drawing(ancestor: u32) -> Result<u64> {
+    let mut parents = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc")?.filter_map(Result::ok) {
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // A process may end meanwhile.
+        let Ok(status) = std::fs::read_to_string(entry.path().join("status")) else { continue };
+        let field = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+            value.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let draws = line.windows(15).any(|part| part == b"--type=renderer");
+        parents.insert(id, (field("PPid:").unwrap_or_default(), draws.then(|| field("VmRSS:")).flatten()));
+    }
+    let is_below = |mut id: u32| {
+        while id != ancestor {
+            match parents.get(&id).and_then(|(parent, _)| u32::try_from(*parent).ok()) {
+                Some(parent) if parent != 0 => id = parent,
+                _ => return false,
+            }
+        }
+        true
+    };
+    let ours = parents.iter().filter(|(id, _)| is_below(**id));
+    let most = ours.filter_map(|(_, (_, kib))| *kib).max();
+    Ok(1024 * most.context("no process draws a page")?)
 }
 
 fn send(http: &ureq::Agent, url: &str, arguments: &Value) -> Result<Value> {

@@ -1,7 +1,8 @@
-//! The Fashion-MNIST test images with their labels, read from `models/fashion-test`.
+//! Fashion-MNIST pictures with their labels: the test images from `models/fashion-test`, or those of another folder.
 
 use std::fs::File;
 use std::io::Read as _;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::GzDecoder;
@@ -12,8 +13,8 @@ use crate::places;
 /// Pixels on each side of a picture.
 const SIDE: usize = 28;
 
-/// A file larger than this is not the test set (10,000 × 784 bytes).
-const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A file larger than this is not of the data set, whose training images have 60,000 × 784 bytes.
+const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Pictures with the name of what they show.
 #[derive(Debug)]
@@ -25,10 +26,15 @@ pub struct Fashion {
 
 impl Fashion {
     pub fn load() -> Result<Self> {
-        let dir = places::model("fashion-test");
-        let pixels = idx(&dir.join("t10k-images-idx3-ubyte.gz"), 3)?;
-        let classes = idx(&dir.join("t10k-labels-idx1-ubyte.gz"), 1)?;
-        ensure!(pixels.len() == classes.len() * SIDE * SIDE, "{}: pictures and labels differ in number", dir.display());
+        Self::read(&places::model("fashion-test").join("t10k-images-idx3-ubyte.gz"))
+    }
+
+    /// `…images-idx3-ubyte.gz`, with `…labels-idx1-ubyte.gz` beside it.
+    pub fn read(images: &Path) -> Result<Self> {
+        let name = images.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let pixels = idx(images, 3)?;
+        let classes = idx(&images.with_file_name(name.replace("images-idx3", "labels-idx1")), 1)?;
+        ensure!(pixels.len() == classes.len() * SIDE * SIDE, "{}: pictures and labels differ", images.display());
         let labels = places::model("fashion-small").join("labels.txt");
         let labels = std::fs::read_to_string(&labels).with_context(|| format!("cannot read {}", labels.display()))?;
         let labels: Vec<_> = labels.lines().map(str::to_owned).collect();
@@ -98,7 +104,7 @@ fn grey_png(side: usize, pixels: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// The bytes of a gzipped IDX file after its header of `dimensions` sizes.
-fn idx(path: &std::path::Path, dimensions: usize) -> Result<Vec<u8>> {
+fn idx(path: &Path, dimensions: usize) -> Result<Vec<u8>> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut bytes = Vec::new();
     GzDecoder::new(file).take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;

@@ -30,6 +30,11 @@ impl Interface {
         Self { base: format!("http://{address}"), client: client(REQUEST_WAIT_MAX) }
     }
 
+    /// Closes idle connections: a server that stops lingers for two seconds over one that its client keeps open.
+    pub(crate) fn hang_up(&mut self) {
+        self.client = client(REQUEST_WAIT_MAX);
+    }
+
     /// `http://…`
     #[must_use]
     pub fn base(&self) -> &str {

@@ -1,17 +1,21 @@
 //! What an operator does and sees on the page, in one browser: a device loses its link and comes back, settings on trial are
-//! kept, a change goes out in stages by keyboard on a phone, a training set is downloaded, and ten thousand devices leave the
-//! page usable. No complaint of the browser, and no request elsewhere.
+//! kept, a change goes out in stages by keyboard on a phone, a training set is downloaded and read by what retrains models, a
+//! case that waits on its device is deleted there too, and ten thousand devices leave the page usable. No complaint of the browser, and no request elsewhere.
+//!
+//! A broker says half a minute after a cut that the device is gone, and a device dials again when it is due: the rest happens
+//! meanwhile.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hedge_proto::{
-    DeviceId, DeviceState, DeviceStatus, LinkState, ModelFigures, ModelRef, Telemetry, Topic, Topics, WIRE_VERSION,
-    WantedFigures, to_json,
+    CaseFate, CaseId, DeviceId, DeviceState, DeviceStatus, LinkState, ModelFigures, ModelRef, Telemetry, Topic, Topics,
+    WIRE_VERSION, WantedFigures, to_json,
 };
 use hedge_tests::browser::{Browser, PHONE_WIDTH};
-use hedge_tests::{Agent, Cloud, FaultProxy, Scene, Tally, skip, wait};
+use hedge_tests::{Agent, AgentConfig, Cloud, FaultProxy, Scene, Tally, places, skip, wait};
 use rumqttc::{AsyncClient, MqttOptions, PublishOptions, QoS};
 
 /// A link that is back is used within the longest ordinary wait between two dials, and the page says so after that.
@@ -36,34 +40,72 @@ fn an_operator_sees_and_changes_a_fleet_in_the_browser() -> Result<()> {
     }
     let scene = Scene::embedded()?;
     let way = FaultProxy::start(scene.broker()?)?;
-    let config = scene.doubter("porch").broker(&format!("mqtt://{}", way.address()));
+    // Nothing here answers about photos: its cases wait, in the cloud and in its outbox.
+    let shed = AgentConfig::new(scene.dir(), "shed").model_keeping("photo-small", 1.0).http_source("photos");
+    let shed = shed.broker(&format!("mqtt://{}", way.address())).corrections_file();
+    let mut cut_off = shed.start()?;
+    let config = scene.doubter("porch").broker(&format!("mqtt://{}", scene.broker()?));
     let mut agent = config.section("[telemetry]\ninterval_s = 1\n[settings]\ntrial_s = 60").start()?;
     agent.wait_until_online()?;
+    cut_off.wait_until_online()?;
     let case = scene.post_a_stored_one(&agent, 0, &mut Tally::default())?.id;
     agent.wait_for_correction(&case, SEEN_WITHIN)?;
     let browser = Browser::start(scene.dir())?;
     let page = scene.cloud.dashboard();
 
-    a_cut_is_seen_and_its_end_too(&browser, page, &way)?;
+    browser.open(page)?;
+    browser.wait_until("document.querySelectorAll('.device.online').length === 2")?;
+    let deleted = a_waiting_case_is_deleted(&browser, page, &scene.cloud, &cut_off)?;
+    way.cut();
     settings_on_trial_are_kept_by_a_click(&browser, page, &mut agent)?;
     a_change_goes_out_in_stages_by_keyboard(&browser, page, &scene.cloud)?;
     a_training_set_is_downloaded(&browser, page, scene.dir())?;
+    a_cut_is_seen(&browser, page)?;
+    way.pass();
     let complaints = browser.complaints()?;
     ensure!(complaints.is_empty(), "the browser complains: {complaints:?}");
     agent.stop()?;
     let (nodes, busy) = ten_thousand_devices_leave_it_usable(&browser, page, &scene.cloud)?;
     println!("ten thousand devices: {nodes} elements, a timer of 50 ms is late for {busy:.1} % of the time");
     ensure!(nodes <= NODES_MAX, "the page has {nodes} elements");
+    its_end_is_seen_too(&browser, page)?;
+    // It has come back, and neither side has anything of the case.
+    cut_off.stop()?;
+    let mut queue = Command::new(places::program("hedge-agent")?);
+    let queue = queue.args(["queue", "--config"]).arg(shed.file()).arg("list").output()?;
+    ensure!(queue.stdout == b"no cases\n", "{}", String::from_utf8_lossy(&queue.stdout));
+    ensure!(cut_off.corrections()?.is_empty(), "the deleted case was answered");
+    ensure!(scene.cloud.get(&format!("/api/cases/{deleted}")).is_err(), "the cloud has the deleted case");
     browser.nothing_is_wrong(page)
 }
 
-fn a_cut_is_seen_and_its_end_too(browser: &Browser, page: &str, way: &FaultProxy) -> Result<()> {
+/// Returns its id.
+fn a_waiting_case_is_deleted(browser: &Browser, page: &str, cloud: &Cloud, device: &Agent) -> Result<CaseId> {
+    let photo = std::fs::read(places::model("pictures").join("coffee.png"))?;
+    let answer = device.http.post("photos", "", "image/png", &photo)?;
+    ensure!(answer.case == Some(CaseFate::Stored), "{answer:?}");
+    let id = answer.id;
+    wait::until_true("the cloud has the case", SEEN_WITHIN, || Ok(cloud.get(&format!("/api/cases/{id}")).is_ok()))?;
+    ensure!(device.http.status()?.queue.waiting == 1, "the device forgets it before it is answered");
+    browser.open(&format!("{page}/cases/{id}"))?;
+    browser.wait_until("document.querySelector('#picture img') && document.getElementById('delete').offsetParent")?;
+    browser.look("document.getElementById('delete').click()")?;
+    browser.say_yes()?;
+    browser.wait_until("document.getElementById('deleted').textContent === '1 deleted.'")?;
+    ensure!(device.http.status()?.queue.waiting == 0, "it still waits on the device");
+    Ok(id)
+}
+
+fn a_cut_is_seen(browser: &Browser, page: &str) -> Result<()> {
     browser.open(page)?;
-    browser.wait_until("document.querySelector('.device.online')")?;
-    way.cut();
     browser.wait_until("document.querySelector('.device.offline .say')?.textContent.startsWith('offline for')")?;
-    browser.wait_until("document.getElementById('fleet').textContent.includes('1 offline')")?;
-    way.pass();
+    browser.wait_until("document.getElementById('fleet').textContent.includes('1 offline')")
+}
+
+/// Found among all the others, and without a new search.
+fn its_end_is_seen_too(browser: &Browser, page: &str) -> Result<()> {
+    browser.open(&format!("{page}/?where=name=shed"))?;
+    browser.wait_until("document.getElementById('where').textContent === '1 to 1 of 1'")?;
     wait::until_true("the device is seen online again", SEEN_WITHIN, || {
         Ok(browser.look("return Boolean(document.querySelector('.device.online'))")? == true)
     })
@@ -139,6 +181,25 @@ fn a_training_set_is_downloaded(browser: &Browser, page: &str, dir: &Path) -> Re
     let bytes = std::fs::read(&archive)?;
     let named = |name: &[u8]| bytes.windows(name.len()).any(|window| window == name);
     ensure!(named(b"labels.jsonl") && named(b".png"), "{}", archive.display());
+
+    // What retrains models begins with it.
+    ensure!(
+        Command::new("tar").arg("-C").arg(&folder).arg("-xf").arg(&archive).status()?.success(),
+        "it is no archive"
+    );
+    let half = ["train", "test"].map(|half| folder.join(half)).into_iter().find(|half| half.is_dir());
+    let tensors = dir.join("tensors");
+    let mut read = Command::new(places::program("hedge-agent")?);
+    read.args(["bundle", "tensors"]).arg(places::model("fashion-small")).arg("--out").arg(&tensors);
+    let read = read.arg("--pictures").arg(half.context("neither half of a training set")?).output()?;
+    let said = String::from_utf8_lossy(&read.stdout);
+    ensure!(
+        said.starts_with("1 samples, 0 of which could not be read"),
+        "{said}{}",
+        String::from_utf8_lossy(&read.stderr)
+    );
+    let class = std::fs::read(tensors.join("classes.npy"))?;
+    ensure!(class.ends_with(&[0; 7]), "its label is none of the model's");
     Ok(())
 }
 
@@ -148,8 +209,9 @@ fn ten_thousand_devices_leave_it_usable(browser: &Browser, page: &str, cloud: &C
     runtime.block_on(async {
         let fleet = Fleet::connect(cloud).await?;
         fleet.tell(0..DEVICES, 1).await?;
+        fleet.tell_of_bundle("d00001").await?;
         browser.open(page)?;
-        browser.wait_until("document.getElementById('where').textContent.endsWith('of 10,001')")?;
+        browser.wait_until("document.getElementById('where').textContent.endsWith('of 10,002')")?;
         browser.look(
             "window.late = 0; let last = performance.now();
              setInterval(() => { const now = performance.now(); window.late += Math.max(0, now - last - 50); last = now; }, 50);
@@ -157,8 +219,7 @@ fn ten_thousand_devices_leave_it_usable(browser: &Browser, page: &str, cloud: &C
         )?;
         // One device in a hundred says something while the page is watched.
         fleet.tell((0..DEVICES).step_by(100), 2).await?;
-        browser.wait_until("performance.now() - window.began > 5000")?;
-        fleet.tell_of_bundle("d00001").await
+        browser.wait_until("performance.now() - window.began > 5000")
     })?;
     let nodes = browser.look("return document.querySelectorAll('*').length")?.as_u64().context("a number")?;
     let busy = browser.look("return 100 * window.late / (performance.now() - window.began)")?;

@@ -29,6 +29,8 @@ enum Name {
     /// How long the dashboard takes to answer with 100,000 cases, 10,000 devices and 30 days on record: `-- --cases N
     /// --devices N --days N`.
     Page,
+    /// What an open tab of the dashboard holds after an hour of live updates, told one after the other: `-- --minutes N`.
+    Tab,
     /// How well the judge ranks, keeps a budget and keeps a promise, replayed from traces: `-- --traces DIR` for others.
     Cascade,
     /// mAP@50 and F1 of the detectors on labelled photos, alone and together: `-- --labelled DIR`.
@@ -43,11 +45,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Name::LinkIdle => ("hedge-tests", "link_idle"),
         Name::Fleet => ("hedge-tests", "fleet"),
         Name::Page => ("hedge-cloud", "page"),
+        Name::Tab => ("hedge-tests", "tab"),
         Name::Cascade => ("hedge-inference", "cascade"),
         Name::Detection => ("hedge-inference", "detection"),
     };
-    let programs = if of == "hedge-tests" { Some(build::released_programs()?) } else { None };
-    let mut bench = command::cargo(&["bench", "--quiet", "--package", of, "--bench", name, "--"]);
+    // What the browser holds does not depend on how the programs were built.
+    let is_browsers = matches!(arguments.name, Name::Tab);
+    let programs = match of {
+        "hedge-tests" if is_browsers => Some(build::programs()?),
+        "hedge-tests" => Some(build::released_programs()?),
+        _ => None,
+    };
+    let mut bench = command::cargo(&["bench", "--quiet", "--package", of, "--bench", name]);
+    bench.args(if is_browsers { &["--profile", "dev", "--"][..] } else { &["--"] });
     if of != "hedge-outbox" {
         bench.env("ORT_DYLIB_PATH", onnxruntime::library()?);
     }

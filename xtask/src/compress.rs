@@ -176,6 +176,28 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 impl Arguments {
+    /// The same network and its INT8 file, taught what samples say: those to learn from, for the calibration and for the table.
+    pub(crate) fn retrained(bundle: &Path, cloud: &Path, samples: [&Path; 3], out: &Path) -> Self {
+        let [train, calibration, test] = samples.map(Path::to_owned);
+        Self {
+            bundle: bundle.to_owned(),
+            variant: "fp32".to_owned(),
+            cloud: Some(cloud.to_owned()),
+            train: Some(train),
+            train_first: None,
+            train_max: 20_000,
+            calibration,
+            test,
+            within: "0.5".to_owned(),
+            out: out.to_owned(),
+            only: vec![RETRAINED.to_owned()],
+            sizes: Vec::new(),
+            prune: 0.5,
+            student_width: 8,
+            epochs: 6,
+        }
+    }
+
     fn wanted(&self) -> Vec<&str> {
         let is_wanted = |name: &&str| match self.only.as_slice() {
             [] => *name != RETRAINED,

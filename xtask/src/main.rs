@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | check | bench | compress | sim | soak | package | emulate`.
+//! The project's commands: `cargo xtask demo | test | check | bench | compress | retrain | sim | soak | package | emulate`.
 //!
 //! Each has a module of its own. What they share with the tests (starting programs, breaking links, counting)
 //! is in `hedge-tests`.
@@ -16,6 +16,7 @@ mod node;
 mod onnxruntime;
 mod package;
 mod python;
+mod retrain;
 mod rooms;
 mod sim;
 mod soak;
@@ -55,6 +56,8 @@ enum Command {
     Emulate(emulate::Arguments),
     /// Makes smaller bundles of one and measures them side by side: INT8, FP16, pruned, smaller pictures, a student.
     Compress(Box<compress::Arguments>),
+    /// Has devices ask about pictures they doubt, retrains their model with the verdicts, and measures it before and after.
+    Retrain(retrain::Arguments),
     /// Runs the device's engine through worlds made from seeds, and says which seed breaks a promise.
     Sim(sim::Arguments),
     /// Has this version's programs say one message of each kind, and writes them to tests/wire for later versions to read.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Package(arguments) => package::run(&arguments),
         Command::Emulate(arguments) => emulate::run(&arguments),
         Command::Compress(arguments) => compress::run(&arguments),
+        Command::Retrain(arguments) => retrain::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Wire => wire::run(),
         Command::Camera(arguments) => camera::run(&arguments),

@@ -9,7 +9,10 @@
 
 pub mod cli;
 mod publish;
+mod published;
 mod root;
+
+pub use published::{Published, PublishedBundle, published};
 
 use std::path::{Path, PathBuf};
 

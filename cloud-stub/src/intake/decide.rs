@@ -4,9 +4,11 @@
 //! could still be answered one day is never called dead; nothing is said about one device's case to another.
 
 use hedge_proto::{
-    Authority, Case, CaseId, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage, PayloadForm, SpotChecks,
-    Verdict, WIRE_VERSION,
+    Authority, Case, CaseId, DeviceId, DeviceState, DeviceStatus, Digest, DownMessage, ModelRef, PayloadForm,
+    RivalFigures, SpotChecks, Telemetry, Verdict, WIRE_VERSION,
 };
+
+use serde::Serialize;
 
 use crate::store::{Known, Standing};
 
@@ -50,6 +52,35 @@ pub enum Room {
 #[must_use]
 pub fn is_news(fleet: &SpotChecks, own: &SpotChecks, known: u64) -> bool {
     fleet.devices > 1 && fleet.checks > own.checks && fleet.checks >= 1.1 * known as f64 + 10.0
+}
+
+/// A bundle that answers on a device in another version than before.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Turn {
+    pub bundle: String,
+    pub from: String,
+    pub to: String,
+    /// How the two compared when the device told last: why it has changed, if nobody has asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rival: Option<RivalFigures>,
+}
+
+/// What a device's new status says of its bundles that the one before did not.
+#[must_use]
+pub fn turns(before: &[ModelRef], after: &[ModelRef], told: Option<&Telemetry>) -> Vec<Turn> {
+    let turned = after.iter().filter_map(|now| {
+        // Two models of one bundle may have different versions of it: what of them changed is not known.
+        let mut old = before.iter().filter(|old| old.name == now.name);
+        let (Some(old), None) = (old.next(), old.next()) else { return None };
+        if old.version == now.version || after.iter().filter(|other| other.name == now.name).count() > 1 {
+            return None;
+        }
+        let rivals =
+            told.into_iter().flat_map(|told| told.model_figures.values()).filter_map(|model| model.rival.as_ref());
+        let rival = rivals.filter(|rival| rival.version == now.version).max_by_key(|rival| rival.compared).cloned();
+        Some(Turn { bundle: now.name.clone(), from: old.version.clone(), to: now.version.clone(), rival })
+    });
+    turned.collect()
 }
 
 /// A case as it came, and its payload's real hash.
@@ -213,6 +244,39 @@ mod tests {
             said: Output::label("a"),
             model: case().model,
         }
+    }
+
+    #[test]
+    fn a_bundle_that_turned_is_told_with_how_the_two_compared() {
+        let model = |name: &str, version: &str| ModelRef { name: name.to_owned(), version: version.to_owned() };
+        let rival = |version: &str, compared| RivalFigures {
+            version: version.to_owned(),
+            role: hedge_proto::RivalRole::Candidate,
+            compared,
+            differed: 40,
+            newer: 31.0,
+            older: 4.0,
+            slower: 1.0,
+            finding: Some("better".to_owned()),
+        };
+        let mut told = Telemetry::new(hedge_proto::LinkState::Online);
+        let figures = hedge_proto::ModelFigures { rival: Some(rival("2", 812)), ..Default::default() };
+        told.model_figures.insert(device("front"), figures);
+        let before = [model("small", "1"), model("other", "1")];
+        let turn = |from: &str, to: &str, rival| Turn {
+            bundle: "small".to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            rival,
+        };
+        let after = [model("small", "2"), model("other", "1")];
+        assert_eq!(turns(&before, &after, Some(&told)), [turn("1", "2", Some(rival("2", 812)))]);
+        // What compared another version says nothing of this one.
+        assert_eq!(turns(&after, &before, Some(&told)), [turn("2", "1", None)]);
+        assert_eq!(turns(&before, &after, None), [turn("1", "2", None)]);
+        // Nor is it known which of two has turned, or from what a new one has.
+        assert_eq!(turns(&before, &[model("small", "2"), model("small", "1")], None), []);
+        assert_eq!(turns(&[], &after, None), []);
     }
 
     fn known(standing: Standing) -> Known {

@@ -10,6 +10,7 @@ use hedge_proto::{
 };
 
 use serde_bytes::ByteBuf;
+use serde_json::json;
 
 use super::Review;
 use super::corrections::Corrections;
@@ -312,6 +313,13 @@ impl Desk<'_, '_> {
         // A retained status comes again at every connect of ours; the time on record is when it was news.
         let news = on_record.as_ref() != Some(status) && decide::replaces(status, on_record.as_ref());
         if news && self.admits(device)? {
+            let before = on_record.as_ref().map_or(&[][..], |known| &known.models);
+            if before != status.models {
+                let told = self.batch.telemetry(device)?.map(|(told, _)| told);
+                for turn in decide::turns(before, &status.models, told.as_ref()) {
+                    self.batch.add_event(device, "bundle", &json!(turn).to_string(), self.now_ms)?;
+                }
+            }
             self.batch.set_device_status(device, status, self.now_ms)?;
         }
         if status.state == DeviceState::Online {

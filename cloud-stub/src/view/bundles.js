@@ -18,7 +18,7 @@ function steps(wanted) {
   return make("ol", "stages", ...list);
 }
 
-function compared(rival, current) {
+export function compared(rival, current) {
   const [newer, older] = rival.role === "candidate" ? [rival.version, current] : [current, rival.version];
   const seen = `${number(rival.compared || 0)} samples seen by both, ${number(rival.differed || 0)} answered differently`;
   const speak = rival.newer || rival.older ? `; the cloud spoke ${number(Math.round(rival.newer || 0))} times for version ${newer}, ${number(Math.round(rival.older || 0))} times for ${older || "the other"}` : "";

@@ -1,6 +1,6 @@
 // Draws the page of one device: what it is like now, its settings, commands and history.
 import { age, at, bytes, deviceLine, drawNotice, faultList, figure, kindOf, listen, make, number, percent, setClock, span } from "/parts.js";
-import { drawBundles } from "/bundles.js";
+import { compared, drawBundles } from "/bundles.js";
 import { makeCommands } from "/commands.js";
 import { makeEditor, show } from "/editor.js";
 import { drawLatest, makeTrend } from "/trend.js";
@@ -131,11 +131,12 @@ function eventLine(event) {
     return [`${said.version ? `version ${said.version}` : "its own file"} in force${about ? `; ${about}` : " "}`, last ? pill(last.outcome) : null,
       last && last.reason ? ` ${last.reason}` : "", said.paused && said.paused.length ? ` paused: ${said.paused.join(", ")}` : "", errors];
   }
+  if (kind === "bundle") return [make("b", "", said.bundle), ` answers with ${said.to} instead of ${said.from}`, said.rival ? compared(said.rival, said.from) : ""];
   return [make("code", "", said.command || "a command"), " ", pill(said.outcome), said.reason ? ` ${said.reason}` : ""];
 }
 
 function drawHistory(history) {
-  const kinds = { desired: "wanted", reported: "reported", reply: "command" };
+  const kinds = { desired: "wanted", reported: "reported", reply: "command", bundle: "bundle" };
   at("history").replaceChildren(...history.map((event) => make("li", "",
     age(event.at_ms, "", " ago"), make("span", "kind", kinds[event.kind] || event.kind), make("div", "", ...eventLine(event)))));
   if (!history.length) at("history").append(make("li", "empty", "Nothing was wanted of this device yet."));

@@ -52,6 +52,8 @@ function choicesOf(schema) {
 
 function bounds(schema) {
   const { minimum: least, maximum: most } = schema;
+  // What a number of JSON can be at most bounds nothing.
+  if (least !== undefined && most >= Number.MAX_SAFE_INTEGER) return `${least} or more`;
   if (least !== undefined && most !== undefined) return `${least} to ${most}`;
   return least ? `at least ${least}` : "";
 }

@@ -1,6 +1,6 @@
 // The fleet as a whole: who runs what, what hybrid saved, and changes of many devices in stages. Everything from devices is
 // written as text, never as markup.
-import { age, at, drawNotice, listen, make, number, setClock } from "/parts.js";
+import { age, at, bytes, drawNotice, listen, make, number, serverNow, setClock } from "/parts.js";
 import { makeSaved } from "/saved.js";
 
 const LOOK_AGAIN_MS = 1500;
@@ -174,6 +174,36 @@ async function loadRuns() {
   at("bundles").replaceChildren(...new Set(runs.models.map((run) => run.name)).values().map((name) => { const one = make("option"); one.value = name; return one; }));
 }
 
+const days = (ms) => Math.round(ms / 86400000);
+
+// What devices can fetch from here. A cloud that serves no folder of bundles has no shelf.
+async function loadShelf() {
+  const shelf = await ask("/api/bundles");
+  at("shelf").hidden = !shelf.bundles && !shelf.error;
+  if (shelf.error) {
+    at("shelf-list").replaceChildren(make("p", "wrong", `Devices can fetch nothing from here: ${shelf.error}`));
+    return;
+  }
+  if (!shelf.bundles) return;
+  const link = (words, condition) => { const one = make("a", "", words); one.href = `/?where=${encodeURIComponent(condition)}`; return one; };
+  const names = ["bundle", "size", "signed by", "for", "run it", "want it"];
+  const cell = (index, ...content) => { const one = make("td", "", ...content); one.dataset.name = names[index]; return one; };
+  const rows = shelf.bundles.map((one, index) => {
+    const { run, want, failed } = shelf.devices[index];
+    const signers = one.wrong ? [make("span", "wrong", `no device takes it: ${one.wrong}`)] : [make("code", "", one.signed_by.join(", "))];
+    return make("tr", "", cell(0, make("b", "", one.name), ` ${one.version}`), cell(1, bytes(one.bytes)), cell(2, ...signers),
+      cell(3, one.devices === undefined ? "all devices" : one.devices === 1 ? "1 device" : `${number(one.devices)} devices`),
+      cell(4, run ? link(number(run), `model=${one.name}/${one.version}`) : "0"),
+      cell(5, number(want), failed ? make("span", "wrong", `, ${number(failed)} failed`) : ""));
+  });
+  const head = make("tr", "", ...names.map((name) => { const one = make("th", "", name); one.scope = "col"; return one; }));
+  const table = make("table", "shelf", make("thead", "", head), make("tbody", "", ...rows));
+  at("shelf-list").replaceChildren(rows.length ? table : make("p", "empty", "Nothing is published yet."));
+  const left = days(shelf.expires_ms - serverNow());
+  at("shelf-said").replaceChildren(`List ${shelf.version} `, left >= 0 ? `holds for ${left} more days` : make("b", "wrong", "has run out: devices take nothing from it until it is published again"),
+    ". A key is told by the beginning of the SHA-256 of its .pub file.");
+}
+
 function drawKind() {
   const isBundle = form.elements.kind.value === "bundle";
   at("of-settings").hidden = isBundle;
@@ -190,6 +220,7 @@ spans.forEach((button) => button.addEventListener("click", () => {
   saved.take(button.dataset.span);
 }));
 saved.take("day");
+loadShelf();
 drawKind();
 load();
 loadRuns();

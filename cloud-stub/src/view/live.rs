@@ -101,7 +101,8 @@ async fn read_for_all(
             Ok(snapshot) => drop(sender.send_replace(snapshot)),
             Err(error) => tracing::error!("pages are not up to date: {error}"),
         }
-        sleep(PAUSE.max(began.elapsed() * (READING - 1))).await;
+        // On a processor that is busy with other work a reading takes long without taking much of it.
+        sleep((began.elapsed() * (READING - 1)).clamp(PAUSE, QUIET_MAX)).await;
         let changed = async {
             tokio::select! {
                 seen = commits.changed() => seen,

@@ -4,6 +4,7 @@
 //! have sent is untrusted here: the page writes it as text, payloads are served as pictures only when they say they
 //! are, and never as anything a browser would run.
 
+mod bundles;
 mod cases;
 mod delete;
 mod device;
@@ -25,6 +26,7 @@ pub use operate::Operating;
 pub use shape::{AnswererView, CaseView, DeviceView, FiguresView, FleetView, VerdictView};
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -79,6 +81,8 @@ pub struct Shown {
     pub answerers: watch::Receiver<Vec<AnswererNow>>,
     /// The way of a person's word into the records.
     pub events: mpsc::Sender<Event>,
+    /// The folder of published bundles that devices fetch from here.
+    pub bundles: Option<PathBuf>,
 }
 
 /// What every request sees.
@@ -115,6 +119,7 @@ struct View {
 /// | `/api/rollouts` | POST [`Wanted`](crate::fleet::rollouts::Wanted): how many devices that would change, and in which stages; with `"devices": N` of that answer, begins |
 /// | `/api/rollouts/{id}/stop`, `/api/rollouts/{id}/resume` | POST: stops it; goes on |
 /// | `/api/runs` | how many devices run each version of each bundle, and of the agent |
+/// | `/api/bundles` | the bundles that devices can fetch from here: who signed each, and how many devices run and want it |
 /// | `/api/settings-schema` | what can be set, as JSON Schema |
 /// | `/cases`, `/cases/{id}` | the page of cases, and of one |
 /// | `/api/cases?limit=24&device=D` | the latest cases, newest first, or those that `cases` says how to find: a list of [`CaseView`]; the header `Hedge-Next` names the one behind which there may be more |
@@ -186,6 +191,7 @@ fn table(view: View) -> Routes {
         .post(OPERATOR, "stop", "/api/rollouts/{id}/stop", rollouts::stop)
         .post(OPERATOR, "resume", "/api/rollouts/{id}/resume", rollouts::resume)
         .get(VIEWER, "/api/runs", rollouts::runs)
+        .get(VIEWER, "/api/bundles", bundles::shelf)
         .get(VIEWER, "/api/settings-schema", schema)
         .get(VIEWER, "/api/cases", cases::list)
         .get(VIEWER, "/api/cases/{id}", cases::one)

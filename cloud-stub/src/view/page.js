@@ -25,6 +25,8 @@ function drawFigures(f) {
   if (!at("fleet").classList.contains("wrong")) drawFleet(f);
   // Those that are shown may stay the same while more come.
   if (latest.devices.length && !asked.text && !asked.offset) drawPages(sizeOf(f));
+  // Those that were looked for need not be among those that pages are told of.
+  if (asked.text || asked.offset) findLater();
   drawNotice(f);
 }
 
@@ -50,7 +52,7 @@ function deviceCard(d) {
   const faults = Object.keys(d.faults).length;
   const card = make("article", `device ${d.state}`,
     make("div", "top", name, faults ? make("span", "pill warn", faults === 1 ? "1 fault" : `${faults} faults`) : null, trouble ? make("span", `pill ${trouble[0]}`, trouble[1]) : null, make("span", `pill ${kindOf(d.state)}`, d.state)),
-    deviceLine(d),
+    deviceLine(d, true),
     faultList(d, 2),
     make("dl", "",
       cell("answered", shown((x) => x.answered)),

@@ -31,6 +31,8 @@ export function setClock(nowMs) {
   clockOffsetMs = Date.now() - nowMs;
 }
 
+export const serverNow = () => Date.now() - clockOffsetMs;
+
 // A time that keeps itself up to date: see `tick`.
 export function age(ms, before, after) {
   const element = make("time");
@@ -73,13 +75,14 @@ function until(ms) {
   return seconds > 0 ? `; it connects again in ${span(seconds)}` : "; it should connect about now";
 }
 
-export function deviceLine(d) {
+// `brief` leaves out how old its figures are, where that is said beside it.
+export function deviceLine(d, brief = false) {
   if (d.state === "offline") return make("p", "say", age(d.status_ms, "offline for ", "; nothing is known of it since"));
   if (d.state === "resting") return make("p", "say", age(d.status_ms, "its radio has rested for ", ""), until(d.back_ms));
   if (d.state === "unknown" && d.connection === null) return make("p", "say", "has sent cases, but no status");
   if (d.state === "unknown") return make("p", "say", d.last_seen_ms ? age(d.last_seen_ms, "unknown for ", ": not heard since, and no word that it went") : "not heard yet by this cloud; it was online once");
   if (!d.telemetry) return make("p", "say", "no figures from it yet");
-  return make("p", "say", d.link_reason || "link is fine", age(d.telemetry_ms, " (", " ago)"));
+  return make("p", "say", d.link_reason || "link is fine", brief ? null : age(d.telemetry_ms, " (", " ago)"));
 }
 
 export function drawNotice(f) {
@@ -108,20 +111,30 @@ function tick() {
 
 // Listens to /events for as long as the page is open; `draw` has a function for each kind of event.
 export function listen(draw) {
-  const events = new EventSource("/events");
-  for (const [name, drawOne] of Object.entries(draw)) {
-    events.addEventListener(name, (event) => {
-      lastWordMs = Date.now();
-      setLive("good", "live");
-      drawOne(JSON.parse(event.data));
+  let events = null;
+  const open = () => {
+    if (events && events.readyState !== EventSource.CLOSED) return;
+    const source = new EventSource("/events");
+    events = source;
+    for (const [name, drawOne] of Object.entries(draw)) {
+      source.addEventListener(name, (event) => {
+        lastWordMs = Date.now();
+        setLive("good", "live");
+        drawOne(JSON.parse(event.data));
+      });
+    }
+    source.addEventListener("error", () => {
+      setLive("bad", "not live: reconnecting…");
+      document.dispatchEvent(new Event("unheard"));
+      // A refused request ends the source for good; ask again later.
+      if (source.readyState === EventSource.CLOSED) setTimeout(open, 5000);
     });
-  }
-  events.addEventListener("error", () => {
-    setLive("bad", "not live: reconnecting…");
-    document.dispatchEvent(new Event("unheard"));
-    // A refused request ends the source for good; ask again later.
-    if (events.readyState === EventSource.CLOSED) setTimeout(() => listen(draw), 5000);
-  });
+  };
+  open();
+  // A browser keeps pages that were left, for the way back. Their streams would take up the six connections that it has for one
+  // server, and the sixth page would wait for half a minute.
+  addEventListener("pagehide", () => events.close());
+  addEventListener("pageshow", ({ persisted }) => { if (persisted) open(); });
 }
 
 setInterval(tick, 1000);

@@ -141,7 +141,8 @@ impl Cloud {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut address = |name: &str, scheme: &str| -> SocketAddr {
-            let line = lines.next().unwrap_or_else(|| panic!("no line `{name}`")).unwrap();
+            let mut said = lines.by_ref().map(|line| line.unwrap()).skip_while(|line| line.starts_with("payloads "));
+            let line = said.next().unwrap_or_else(|| panic!("no line `{name}`"));
             line.strip_prefix(&format!("{name} {scheme}://")).unwrap_or_else(|| panic!("{line}")).parse().unwrap()
         };
         let broker = match broker {

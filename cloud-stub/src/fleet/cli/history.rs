@@ -35,6 +35,13 @@ fn line(event: &DeviceEvent) -> String {
             let last = serde_json::from_value::<LastDesired>(document["last"].clone()).ok();
             reported(document["version"].as_u64().unwrap_or(0), last.as_ref())
         }
+        "bundle" => {
+            let spoke = match document["rival"].as_object() {
+                Some(rival) => format!(", after {} samples seen by both", rival["compared"]),
+                None => String::new(),
+            };
+            format!("{} answers with {} instead of {}{spoke}", text("bundle"), text("to"), text("from"))
+        }
         _ => {
             let result = if document["result"] == Value::Null { String::new() } else { document["result"].to_string() };
             format!(

@@ -47,6 +47,7 @@ fn page() -> Page {
         model_seconds: crate::model::seconds(),
         answerers: watch::channel(Vec::new()).1,
         events: mpsc::channel(1).0,
+        bundles: None,
     };
     let door = hedge_listen::Door { listen, names: Vec::new(), naming: "", look_only: false };
     let nowhere = Endpoint { host: "127.0.0.1".to_owned(), port: 1, tls: false };
