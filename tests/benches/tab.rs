@@ -60,7 +60,9 @@ fn main() -> Result<()> {
     let cloud = Cloud::start(dir.path(), &CloudSetup::embedded(&["photo-large"]))?;
     let config = AgentConfig::new(dir.path(), "porch").broker(cloud.broker());
     let config = config.model_keeping("photo-small", 1.0).http_source("photos");
-    let mut agent = config.section("[telemetry]\ninterval_s = 1").start()?;
+    // As small as the page shows them: an hour's photos whole would be a gigabyte.
+    let config = config.section("[telemetry]\ninterval_s = 1\n[link.states.online]\npayload = { thumbnail = 320 }");
+    let mut agent = config.start()?;
     agent.wait_until_online()?;
     let photos = ["astronaut.png", "chelsea.png", "coffee.png", "camera.png"];
     let photos = photos.map(|name| std::fs::read(places::model("pictures").join(name)));

@@ -91,8 +91,9 @@ impl Browser {
         self.devtools("Page.addScriptToEvaluateOnNewDocument", json!({ "source": script })).map(drop)
     }
 
-    /// What the page holds, without what nobody needs any more: the browser's own figures, and the memory of the
-    /// process that draws it, `rss_bytes`.
+    /// What the page holds, without what nobody needs any more: the browser's own figures, and the memory of the process
+    /// that draws it. `private_bytes` is what the browser's task manager tells of a tab; `rss_bytes` has the browser's
+    /// program besides, which all of its processes share.
     pub fn memory(&self) -> Result<Value> {
         self.devtools("HeapProfiler.collectGarbage", json!({}))?;
         self.devtools("Performance.enable", json!({}))?;
@@ -104,7 +105,10 @@ impl Browser {
         let (heap, nodes) = (metric("JSHeapUsedSize").context("no heap")?, metric("Nodes").context("no nodes")?);
         let listeners = metric("JSEventListeners").context("no listeners")?;
         let driver = self.driver.id().context("the driver has ended")?;
-        Ok(json!({"js_heap_bytes": heap, "nodes": nodes, "listeners": listeners, "rss_bytes": drawing(driver)?}))
+        let (rss, private) = drawing(driver)?;
+        Ok(
+            json!({"js_heap_bytes": heap, "nodes": nodes, "listeners": listeners, "rss_bytes": rss, "private_bytes": private}),
+        )
     }
 
     /// Waits until an expression is true in the page.
@@ -177,8 +181,8 @@ impl Drop for Browser {
     }
 }
 
-/// The memory of the largest process below this one that draws pages.
-fn drawing(ancestor: u32) -> Result<u64> {
+/// The memory of the largest process below this one that draws pages: all that is in use, and its own.
+fn drawing(ancestor: u32) -> Result<(u64, u64)> {
     let mut parents = BTreeMap::new();
     for entry in std::fs::read_dir("/proc")?.filter_map(Result::ok) {
         let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -190,7 +194,9 @@ fn drawing(ancestor: u32) -> Result<u64> {
         };
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let draws = line.windows(15).any(|part| part == b"--type=renderer");
-        parents.insert(id, (field("PPid:").unwrap_or_default(), draws.then(|| field("VmRSS:")).flatten()));
+        let memory = field("VmRSS:").zip(field("RssAnon:").zip(field("VmSwap:")));
+        let memory = memory.map(|(rss, (own, away))| (1024 * rss, 1024 * (own + away)));
+        parents.insert(id, (field("PPid:").unwrap_or_default(), draws.then_some(memory).flatten()));
     }
     let is_below = |mut id: u32| {
         while id != ancestor {
@@ -202,8 +208,7 @@ fn drawing(ancestor: u32) -> Result<u64> {
         true
     };
     let ours = parents.iter().filter(|(id, _)| is_below(**id));
-    let most = ours.filter_map(|(_, (_, kib))| *kib).max();
-    Ok(1024 * most.context("no process draws a page")?)
+    ours.filter_map(|(_, (_, memory))| *memory).max().context("no process draws a page")
 }
 
 fn send(http: &ureq::Agent, url: &str, arguments: &Value) -> Result<Value> {
