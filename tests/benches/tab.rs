@@ -2,7 +2,8 @@
 //!
 //! The cases are real ones, with photos, taken by a device and answered by the cloud. The updates of an hour are told to the
 //! page one after the other instead of three seconds apart, which is as often as the cloud tells them: each brings the
-//! figures, the device, and the cases that have come since the update before. Run it by `cargo xtask bench tab`.
+//! figures, the device, and the cases that have come since the update before; when all were told, the first come again, which
+//! the page has forgotten long since. Run it by `cargo xtask bench tab`.
 #![expect(clippy::print_stdout, reason = "a bench prints what it measured")]
 
 use std::time::Duration;
@@ -26,6 +27,9 @@ struct Arguments {
     /// Minutes of updates, at one case a second
     #[arg(long, default_value_t = 60)]
     minutes: usize,
+    /// How many different cases there are
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(60..))]
+    cases: u32,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -55,7 +59,7 @@ const REPLAY: &str = "
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let count = arguments.minutes * 60;
+    let count = arguments.cases as usize;
     let dir = tempfile::tempdir()?;
     let cloud = Cloud::start(dir.path(), &CloudSetup::embedded(&["photo-large"]))?;
     let config = AgentConfig::new(dir.path(), "porch").broker(cloud.broker());
@@ -73,13 +77,13 @@ fn main() -> Result<()> {
     wait::until_true("the cases are answered", ANSWERED_WITHIN, || {
         Ok(cloud.get("/api/figures")?["answered"].as_u64() == Some(count as u64))
     })?;
-    let updates = updates(&cloud, count)?;
+    let updates = updates(&cloud, count, arguments.minutes * 60 / UPDATE_EVERY_S)?;
     let browser = Browser::start(dir.path())?;
     browser.before_scripts(CATCH)?;
     let page = cloud.dashboard();
     let mut measured = serde_json::Map::new();
     for (name, path, drawn) in [
-        ("front", "/", format!("document.querySelectorAll('.case').length === {}", CASES_SHOWN.min(count))),
+        ("front", "/", format!("document.querySelectorAll('.case').length === {}", CASES_SHOWN)),
         ("device", "/devices/porch", "document.querySelector('.chart')".to_owned()),
     ] {
         browser.open(&format!("{page}{path}"))?;
@@ -100,8 +104,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What the cloud tells in an hour, oldest first.
-fn updates(cloud: &Cloud, count: usize) -> Result<Vec<Value>> {
+/// What the cloud tells in such a time, oldest first.
+fn updates(cloud: &Cloud, count: usize, wanted: usize) -> Result<Vec<Value>> {
     let mut cases = Vec::new();
     while cases.len() < count {
         let after = cases
@@ -115,7 +119,7 @@ fn updates(cloud: &Cloud, count: usize) -> Result<Vec<Value>> {
     cases.reverse();
     let (figures, device) = (cloud.get("/api/figures")?, cloud.get("/api/devices/porch")?["device"].clone());
     let mut updates = Vec::new();
-    for (number, some) in cases.chunks(UPDATE_EVERY_S).enumerate() {
+    for number in 0..wanted {
         let (mut figures, mut device) = (figures.clone(), device.clone());
         let past = UPDATE_EVERY_S * (number + 1);
         let sum = figures["now_ms"].as_u64().unwrap_or_default() + 1000 * past as u64;
@@ -124,7 +128,8 @@ fn updates(cloud: &Cloud, count: usize) -> Result<Vec<Value>> {
         device["telemetry"]["samples"]["answered"] = json!(past);
         device["telemetry_ms"] = json!(sum);
         // Newer than what the page shows.
-        let mut some = some.to_vec();
+        let some = cases.iter().cycle().skip(number * UPDATE_EVERY_S).take(UPDATE_EVERY_S);
+        let mut some: Vec<Value> = some.cloned().collect();
         some.iter_mut().for_each(|case| case["received_ms"] = json!(sum));
         updates.push(json!({"figures": figures, "devices": [device], "cases": some}));
     }
