@@ -98,7 +98,16 @@ impl Bins {
 
     #[must_use]
     pub fn sum(&self) -> f32 {
-        self.0.iter().sum()
+        // Several at once: one after the other each would wait for the one before.
+        let mut lanes = [0.0_f32; 8];
+        let (chunks, rest) = self.0.as_chunks::<8>();
+        chunks.iter().for_each(|chunk| lanes.iter_mut().zip(chunk).for_each(|(lane, count)| *lane += count));
+        lanes.iter().chain(rest).sum()
+    }
+
+    /// Of the steps before this one.
+    pub(super) fn below(&self, bin: usize) -> f32 {
+        self.0[..bin].iter().sum()
     }
 
     /// With the number of the step.
@@ -111,8 +120,7 @@ impl Bins {
     #[must_use]
     pub fn rank(&self, doubt: f32) -> f32 {
         let (bin, into) = place(doubt);
-        let below: f32 = self.0[..bin].iter().sum();
-        let all = below + self.0[bin..].iter().sum::<f32>();
+        let (below, all) = (self.below(bin), self.sum());
         if all > 0.0 { ((below + into * self.0[bin]) / all).clamp(0.0, 1.0) } else { doubt.clamp(0.0, 1.0) }
     }
 

@@ -5,10 +5,13 @@
 //! second cannot begin at every moment; a sum that never falls below nothing (Page 1954) begins again by itself.
 //!
 //! Darkness can make a model blind and sure: then doubt falls. The same bet runs the other way round.
+//!
+//! A change may make only some answers worse, which hardly moves the average: so there is a bet as well that more answers
+//! than before are among the most doubtful tenth.
 
 use serde::{Deserialize, Serialize};
 
-use super::bins::{Bins, bin};
+use super::bins::{BINS, Bins, bin};
 
 /// The reference must be good enough that chance in it alone moves the average rank by no more than the allowance: the
 /// average of 1,000 ranks has a standard deviation of 0.009.
@@ -19,6 +22,17 @@ const ALLOWANCE: f32 = 0.04;
 
 /// How much of its win a bet puts on each rank.
 const STAKES: [f32; 3] = [0.3, 0.6, 1.0];
+
+/// Which part of the reference is its most doubtful.
+const TAIL: f32 = 0.1;
+
+/// So many times as many may be there before that is bet on, beside what chance in the reference explains: two standard
+/// deviations. Where nothing of the reference is there, so many may be.
+const TAIL_ALLOWANCE: f32 = 1.25;
+const TAIL_MIN: f32 = 0.02;
+
+/// How many times as many as are allowed each bet expects there.
+const TAIL_BETS: [f32; 2] = [1.4, 2.0];
 
 /// The sum at which a change is certain. `cargo xtask bench cascade` counts false alarms in 200 streams of 20,000.
 const CERTAIN: f32 = 9.5;
@@ -58,11 +72,15 @@ impl Change {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Shift {
     reference: Bins,
     seen: u32,
     more: [f32; STAKES.len()],
     less: [f32; STAKES.len()],
+    tail: [f32; TAIL_BETS.len()],
+    /// What [`tail`] says of the reference, once that is whole.
+    usual_tail: Option<f32>,
     raised: Option<Change>,
     /// Answers since it was last certain.
     calm: u32,
@@ -79,7 +97,7 @@ impl Shift {
     #[must_use]
     pub fn suspicion(&self) -> f32 {
         let most = |sums: &[f32]| sums.iter().copied().fold(0.0, f32::max);
-        (most(&self.more) / CERTAIN).max(most(&self.less) / CERTAIN_LESS).min(1.0)
+        (most(&self.more).max(most(&self.tail)) / CERTAIN).max(most(&self.less) / CERTAIN_LESS).min(1.0)
     }
 
     /// True if the alarm is raised by this answer.
@@ -92,7 +110,8 @@ impl Shift {
         }
         // Ties rank in their middle: a model that is always sure must not look as if it had changed.
         let step = bin(doubt);
-        let below: f32 = self.reference.iter().take(step).map(|(_, count)| count).sum();
+        let below = self.reference.below(step);
+        let in_tail = is_tail(below);
         let rank = (below + self.reference.get(step) / 2.0) / REFERENCE as f32 - 0.5;
         let win = |sums: &mut [f32; STAKES.len()], gain: f32, certain: f32| {
             for (sum, stake) in sums.iter_mut().zip(STAKES) {
@@ -101,6 +120,7 @@ impl Shift {
             sums.iter().any(|sum| *sum >= certain)
         };
         let (more, less) = (win(&mut self.more, rank, CERTAIN), win(&mut self.less, -rank, CERTAIN_LESS));
+        let more = self.bets_on_the_tail(in_tail) || more;
         let change = if more { Some(Change::MoreDoubt) } else { less.then_some(Change::LessDoubt) };
         let Some(change) = change else {
             self.calm = self.calm.saturating_add(1);
@@ -109,9 +129,34 @@ impl Shift {
             }
             return false;
         };
-        (self.more, self.less, self.calm) = ([0.0; STAKES.len()], [0.0; STAKES.len()], 0);
+        (self.more, self.less, self.tail, self.calm) = Default::default();
         self.raised.replace(change) != Some(change)
     }
+
+    /// True if more answers than before are certainly among the most doubtful.
+    fn bets_on_the_tail(&mut self, in_tail: bool) -> bool {
+        let usual = self.usual_tail.get_or_insert_with(|| tail(&self.reference));
+        for (sum, times) in self.tail.iter_mut().zip(TAIL_BETS) {
+            let expected = (*usual * times).min(0.95);
+            let ratio = if in_tail { expected / *usual } else { (1.0 - expected) / (1.0 - *usual) };
+            *sum = (*sum + libm::logf(ratio)).max(0.0);
+        }
+        self.tail.iter().any(|sum| *sum >= CERTAIN)
+    }
+}
+
+/// Whether a step is in the tail that has so many of the reference below it.
+fn is_tail(below: f32) -> bool {
+    REFERENCE as f32 - below <= TAIL * REFERENCE as f32
+}
+
+/// Which share of the answers may be in the tail of the reference as long as nothing has changed.
+fn tail(reference: &Bins) -> f32 {
+    let all = REFERENCE as f32;
+    // A step belongs to it as a whole or not at all.
+    let below = (0..BINS).map(|step| reference.below(step)).find(|below| is_tail(*below));
+    let share = below.map_or(0.0, |below| 1.0 - below / all);
+    (share * TAIL_ALLOWANCE + 2.0 * libm::sqrtf(share * (1.0 - share) / all)).max(TAIL_MIN)
 }
 
 #[cfg(test)]
@@ -140,6 +185,21 @@ mod tests {
             assert_eq!(alarms(&mut shift, &mut chance, 1500, |share| share), None);
             assert_eq!(shift.raised(), None);
         }
+    }
+
+    #[test]
+    fn a_change_that_makes_only_some_answers_worse_is_seen_too() {
+        let (mut shift, mut chance) = (Shift::default(), Chance::from_seed(7));
+        assert_eq!(alarms(&mut shift, &mut chance, 5000, |share| share), None);
+        // One in nine becomes most doubtful, and others less so: the average rank moves by hardly more than is allowed.
+        let worse = |share: f32| match share {
+            ..0.11 => 0.91 + share / 3.0,
+            0.2..0.8 => share - 0.08,
+            _ => share,
+        };
+        let after = alarms(&mut shift, &mut chance, 2000, worse).expect("seen");
+        assert!(after < 750, "after {after}");
+        assert_eq!(shift.raised(), Some(Change::MoreDoubt));
     }
 
     #[test]
