@@ -1,5 +1,7 @@
 //! One label for the whole sample: a number for each class, as probabilities.
 
+use std::borrow::Cow;
+
 use hedge_core::judge::InvalidSetting;
 use hedge_proto::{Doubt, LabelScore, Measure, Output, SCORES_MAX};
 use serde::Deserialize;
@@ -16,17 +18,21 @@ pub struct Classify {
 impl Classify {
     /// A number for each class; `labels` is 0 if nobody knows how many there are.
     pub fn numbers(&self, outputs: &Tensors, labels: usize) -> Result<Vec<f32>, Unusable> {
+        self.looked_at(outputs, labels).map(Cow::into_owned)
+    }
+
+    fn looked_at<'a>(&self, outputs: &'a Tensors, labels: usize) -> Result<Cow<'a, [f32]>, Unusable> {
         let values = &outputs.get(&self.name)?.data;
         match values.as_slice() {
-            [second] if labels == 2 => Ok(self.kind.of_two(*second).to_vec()),
+            [second] if labels == 2 => Ok(self.kind.of_two(*second).to_vec().into()),
             _ if labels > 0 && values.len() != labels => Err(Unusable::Classes { values: values.len(), labels }),
-            _ => Ok(values.clone()),
+            _ => Ok(values.into()),
         }
     }
 
     pub(super) fn read(&self, outputs: &Tensors, labels: &[String]) -> Result<(Output, Doubt), Unusable> {
-        let scores = Scores::read(&self.numbers(outputs, labels.len())?, self.kind)?;
-        let named = |best: &ClassScore| LabelScore { label: label(labels, best.class), score: best.score };
+        let scores = Scores::read(&self.looked_at(outputs, labels.len())?, self.kind)?;
+        let named = |best: &ClassScore| LabelScore { label: label(labels, best.class).into_owned(), score: best.score };
         let top = scores.top(SCORES_MAX);
         Ok((Output::Classes(top.iter().map(named).collect()), scores.doubt_of(&top)))
     }
@@ -174,17 +180,15 @@ impl Scores {
     #[must_use]
     pub fn top(&self, count: usize) -> Vec<ClassScore> {
         let mut best: Vec<ClassScore> = Vec::with_capacity(count + 1);
-        for (class, &score) in self.values.iter().enumerate() {
+        let (chunks, rest) = self.values.as_chunks::<LOOKED_AT>();
+        for (chunk, scores) in chunks.iter().enumerate() {
             // Nearly all of a thousand classes end here.
-            if best.len() == count && best.last().is_none_or(|last| last.score >= score) {
-                continue;
-            }
-            let place = best.iter().position(|other| other.score < score).unwrap_or(best.len());
-            if place < count {
-                best.insert(place, ClassScore { class, score });
-                best.truncate(count);
+            let least = best.get(count.wrapping_sub(1)).map_or(f32::NEG_INFINITY, |last| last.score);
+            if scores.iter().fold(false, |any, score| any | (*score > least)) {
+                better(&mut best, count, chunk * LOOKED_AT, scores);
             }
         }
+        better(&mut best, count, chunks.len() * LOOKED_AT, rest);
         best
     }
 
@@ -232,17 +236,30 @@ fn softmax(logits: &[f32], temperature: Temperature) -> Result<Scores, Unusable>
     }
     // The greatest logit becomes 0, so no exponential overflows and the sum is at least 1.
     let scale = temperature.0.recip();
-    let mut values: Vec<f32> = logits.iter().map(|logit| exp((logit - greatest) * scale)).collect();
-    let sum = by_lanes(&values, 0.0, |sum, value| sum + value);
+    let mut values = vec![0.0; logits.len()];
+    let sum = summed(&mut values, logits, |value, logit| {
+        *value = exp((logit - greatest) * scale);
+        *value
+    });
     let part = sum.recip();
     // −Σ p ln p, where ln p = z − ln Σ: no logarithm for each class. What scores nothing adds nothing.
-    let mut products = Vec::with_capacity(logits.len());
-    products.extend(values.iter_mut().zip(logits).map(|(value, logit)| {
+    let products = summed(&mut values, logits, |value, logit| {
         *value *= part;
         *value * ((logit - greatest) * scale).max(POWER_MIN)
-    }));
-    let nats = sum.ln() - by_lanes(&products, 0.0, |sum, product| sum + product);
-    Ok(Scores { values, nats })
+    });
+    Ok(Scores { values, nats: sum.ln() - products })
+}
+
+/// The sum of what `f` makes of each value and its logit, several at once.
+fn summed(values: &mut [f32], logits: &[f32], f: impl Fn(&mut f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; 8];
+    let ((chunks, rest), (of, of_rest)) = (values.as_chunks_mut::<8>(), logits.as_chunks::<8>());
+    for (chunk, of) in chunks.iter_mut().zip(of) {
+        let each = lanes.iter_mut().zip(chunk).zip(of);
+        each.for_each(|((lane, value), logit)| *lane += f(value, *logit));
+    }
+    let sum = lanes.iter().fold(0.0, |sum, lane| sum + lane);
+    rest.iter_mut().zip(of_rest).fold(sum, |sum, (value, logit)| sum + f(value, *logit))
 }
 
 /// A fold that takes several values at once. In their order each would wait for the one before.
@@ -253,6 +270,23 @@ fn by_lanes(values: &[f32], from: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
         lanes.iter_mut().zip(chunk).for_each(|(lane, value)| *lane = f(*lane, *value));
     }
     lanes.iter().chain(rest).copied().fold(from, f)
+}
+
+/// Scores that are compared with the least of the best at once.
+const LOOKED_AT: usize = 16;
+
+/// Puts those of these scores in their places that are better than the least of the best.
+fn better(best: &mut Vec<ClassScore>, count: usize, first: usize, scores: &[f32]) {
+    for (at, &score) in scores.iter().enumerate() {
+        if best.len() == count && best.last().is_none_or(|last| last.score >= score) {
+            continue;
+        }
+        let place = best.iter().position(|other| other.score < score).unwrap_or(best.len());
+        if place < count {
+            best.insert(place, ClassScore { class: first + at, score });
+            best.truncate(count);
+        }
+    }
 }
 
 /// e to the power of it has no digits left.
@@ -272,7 +306,10 @@ fn exp(power: f32) -> f32 {
     let rest = (kept - whole * LN_2.0) - whole * LN_2.1;
     // Taylor: the rest is at most 0.35 from 0.
     let series = 1.0
-        + rest * (1.0 + rest * (0.5 + rest * (1.0 / 6.0 + rest * (1.0 / 24.0 + rest * (1.0 / 120.0 + rest / 720.0)))));
+        + rest
+            * (1.0
+                + rest
+                    * (0.5 + rest * (1.0 / 6.0 + rest * (1.0 / 24.0 + rest * (1.0 / 120.0 + rest * (1.0 / 720.0))))));
     let exponent = shifted.to_bits().wrapping_sub(NO_FRACTION.to_bits()).wrapping_add(127) << 23;
     if power > POWER_MIN { series * f32::from_bits(exponent) } else { 0.0 }
 }
@@ -319,6 +356,25 @@ mod tests {
             (&[2.0, -1.0], OutputKind::Probabilities, Unusable::OutOfRange { score: 2.0, whole: 1.0 }),
         ] {
             assert_eq!(Scores::read(output, kind), Err(expected));
+        }
+    }
+
+    #[test]
+    fn the_best_are_those_of_a_stable_sort_of_all() {
+        let mut random = 1_u32;
+        for classes in 1..150 {
+            let mut next = || {
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                ((random >> 16) % 40) as f32 / 40.0
+            };
+            let values: Vec<f32> = (0..classes).map(|_| next()).collect();
+            let mut all: Vec<ClassScore> =
+                values.iter().enumerate().map(|(class, &score)| ClassScore { class, score }).collect();
+            all.sort_by(|one, other| other.score.total_cmp(&one.score));
+            let scores = Scores { values, nats: 0.0 };
+            for count in [0, 1, 2, 5] {
+                assert_eq!(scores.top(count), all[..count.min(classes)], "{count} of {classes}");
+            }
         }
     }
 

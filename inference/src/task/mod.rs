@@ -6,6 +6,7 @@
 mod classify;
 mod detect;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use hedge_proto::{Doubt, Output, Rect};
@@ -155,6 +156,6 @@ impl Task {
 }
 
 /// The word for a class; its number if it has none.
-fn label(labels: &[String], class: usize) -> String {
-    labels.get(class).cloned().unwrap_or_else(|| class.to_string())
+fn label(labels: &[String], class: usize) -> Cow<'_, str> {
+    labels.get(class).map_or_else(|| class.to_string().into(), |label| label.into())
 }

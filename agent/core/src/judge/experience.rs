@@ -156,15 +156,15 @@ impl Experience {
             self.certificate.revoke();
         }
         self.certificate.aim(rule.target.filter(|_| rule.mode == ThresholdMode::Target));
+        let rank = self.recent.bins().rank(raw);
         let judgement = match rule.mode {
             ThresholdMode::Fixed if asks_more => by_limits(doubt, &limits.with_less_doubt(DOUBT_IN_SHIFT), weight),
             ThresholdMode::Fixed => by_limits(doubt, &limits, weight),
-            ThresholdMode::Budget => self.within_budget(doubt, raw, asked, now),
-            ThresholdMode::Target => self.under_target(doubt, raw, asked),
+            ThresholdMode::Budget => self.within_budget(doubt, (raw, rank), asked, now),
+            ThresholdMode::Target => self.under_target(doubt, (raw, rank), asked),
         };
         let mut judgement = judgement.under(policy);
         self.judged_ms = now.0;
-        let rank = self.recent.bins().rank(raw);
         self.recent.saw(raw);
         self.checks.saw(rank);
         // An answer that a policy decides on is no example of those that are judged.
@@ -197,10 +197,11 @@ impl Experience {
         if self.shift.saw(doubt) { self.shift.raised() } else { None }
     }
 
-    fn within_budget(&mut self, doubt: &Doubt, raw: f32, asked: Asked<'_>, now: Moment) -> Judgement {
+    fn within_budget(&mut self, doubt: &Doubt, (raw, rank): (f32, f32), asked: Asked<'_>, now: Moment) -> Judgement {
         let mut room = self.account.sample(now, &asked.rule.allowance);
         room.share = (room.share * asked.rule.scale.value()).min(1.0);
-        let rank = self.recent.bins().rank(weighed(raw, asked.weight));
+        // Of the usual weight it is where the answer stands.
+        let rank = if asked.weight == Weight::ONE { rank } else { self.recent.bins().rank(weighed(raw, asked.weight)) };
         let defers = rank >= room.bar && room.share > 0.0 && room.reached.is_none();
         let bar = Bar::Budget { room, score_min: 1.0 - self.recent.bins().ranked(room.bar) };
         let worth = (rank - room.bar) / (1.0 - room.bar).max(0.01);
@@ -208,7 +209,7 @@ impl Experience {
         Judgement::new(defers.then(|| low_score(doubt, own_defers)), worth, doubt, asked.weight, bar)
     }
 
-    fn under_target(&self, doubt: &Doubt, raw: f32, asked: Asked<'_>) -> Judgement {
+    fn under_target(&self, doubt: &Doubt, (raw, rank): (f32, f32), asked: Asked<'_>) -> Judgement {
         let scaled = |doubt: f32| bin((doubt * asked.rule.scale.value()).min(1.0));
         let keeps = asked.rule.scale.value() == 0.0 || self.certificate.keeps(scaled(raw));
         let score_min = self.certificate.certified().map(|certified| 1.0 - upper(certified));
@@ -219,9 +220,8 @@ impl Experience {
             missing: if keeps { None } else { self.certificate.missing(scaled(raw)) },
             target: asked.rule.target,
         };
-        let worth = self.recent.bins().rank(raw);
         let own_defers = |own| !self.certificate.keeps(scaled(own));
-        Judgement::new((!keeps).then(|| low_score(doubt, own_defers)), worth, doubt, asked.weight, bar)
+        Judgement::new((!keeps).then(|| low_score(doubt, own_defers)), rank, doubt, asked.weight, bar)
     }
 
     /// The chance depends on what was before, never on this answer: only then do the checks speak for all answers.

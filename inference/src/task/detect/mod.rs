@@ -98,20 +98,34 @@ impl Detect {
             let place = self.place(&tables, &cells, row, frame)?;
             // What lies beside the picture, in the padding, or covers nothing is nowhere.
             if place.width > 0.0 && place.height > 0.0 {
-                found.push(Found { label: label(labels, class), score, place });
+                found.push(Placed { class, score, place });
             }
         }
         found.sort_by(|a, b| b.score.total_cmp(&a.score));
         if let Some(iou_max) = self.iou_max {
-            found = surest(found, iou_max.value());
+            let same = |one: usize, other: usize| one == other || label(labels, one) == label(labels, other);
+            found = surest(found, iou_max.value(), same);
         }
         found.truncate(BOXES_MAX);
-        let shown_min = |one: &Found| self.shown.get(&one.label).unwrap_or(&self.shown_min).value();
-        let (shown, hidden): (Vec<Found>, Vec<Found>) = found.into_iter().partition(|one| one.score >= shown_min(one));
-        let nearest = hidden.iter().map(|one| one.score / shown_min(one)).fold(0.0, f32::max);
-        let scores = |list: &[Found]| list.iter().map(|one| one.score).collect::<Vec<f32>>();
-        let doubt = doubt(&scores(&shown), &scores(&hidden), nearest);
-        Ok((Output::Boxes(shown), doubt))
+        // Only what is shown needs a text of its own for its label.
+        let shown_min = |class: usize| match self.shown.is_empty() {
+            true => self.shown_min.value(),
+            false => self.shown.get(&*label(labels, class)).unwrap_or(&self.shown_min).value(),
+        };
+        let (mut boxes, mut nearest) = (Vec::with_capacity(found.len()), 0.0_f32);
+        let [mut shown, mut hidden] = [Vec::with_capacity(found.len()), Vec::with_capacity(found.len())];
+        for Placed { class, score, place } in found {
+            let least = shown_min(class);
+            if score >= least {
+                shown.push(score);
+                boxes.push(Found { label: label(labels, class).into_owned(), score, place });
+            } else {
+                hidden.push(score);
+                nearest = nearest.max(score / least);
+            }
+        }
+        let doubt = doubt(&shown, &hidden, nearest);
+        Ok((Output::Boxes(boxes), doubt))
     }
 
     /// The rows and classes that score enough to be looked at.
@@ -204,6 +218,13 @@ struct Candidate {
     score: f32,
 }
 
+/// A box before its label is written out.
+struct Placed {
+    class: usize,
+    score: f32,
+    place: Rect,
+}
+
 impl ScoreKind {
     fn one(self, number: f32) -> Result<f32, Unusable> {
         if number.is_nan() {
@@ -249,10 +270,10 @@ impl ScoreColumns {
 }
 
 /// Without those that a surer one of the same label covers. The surest comes first.
-fn surest(found: Vec<Found>, iou_max: f32) -> Vec<Found> {
-    let mut kept: Vec<Found> = Vec::new();
+fn surest(found: Vec<Placed>, iou_max: f32, same: impl Fn(usize, usize) -> bool) -> Vec<Placed> {
+    let mut kept: Vec<Placed> = Vec::new();
     for one in found {
-        let covered = kept.iter().any(|other| other.label == one.label && iou(&other.place, &one.place) > iou_max);
+        let covered = kept.iter().any(|other| same(other.class, one.class) && iou(&other.place, &one.place) > iou_max);
         if !covered {
             kept.push(one);
         }
