@@ -15,10 +15,11 @@ use hedge_core::engine::Event;
 use hedge_core::judge::ThresholdScale;
 use hedge_core::outbox::sort_key;
 use hedge_core::uplink::Waiting;
-use hedge_inference::{Tensor, Tensors};
+use hedge_inference::{Region, Tensor, Tensors};
 use hedge_proto::{
-    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, DeviceId, Digest, Epoch, LinkState,
-    METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, Output, PayloadForm, Reason, Rect, Telemetry, to_cbor,
+    Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseKey, Crop, DeviceId, Digest, Epoch,
+    LinkState, METADATA_BYTES_MAX, Metadata, ModelRef, Name, Outcome, Output, PayloadForm, Reason, Rect, Telemetry,
+    to_cbor,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -73,6 +74,9 @@ pub struct Pipeline {
     pub started: Instant,
 }
 
+/// What a crop's metadata calls the sample that it was cut out of.
+const CROP_OF: &str = "crop_of";
+
 /// A sample that has its id, and what the model made of it.
 struct Judged {
     settings: Arc<InForce>,
@@ -112,13 +116,14 @@ impl Pipeline {
         };
         let (content_type, bytes) = (input.content_type.clone(), input.bytes.clone());
         let frame_of = input.frame.then(|| input.source.clone());
-        let judged = judge.judge(content_type, bytes, source.region, threshold, scale, frame_of).await;
+        let region = input.view.or(source.region);
+        let judged = judge.judge(content_type, bytes, region, threshold, scale, frame_of).await;
         let (mut opinion, card) = judged?;
         if scale != ThresholdScale::ONE {
             let (state, scale) = (state.name(), scale.value());
             opinion.explanation.because += &format!("; thresholds count {scale} times while the link is {state}");
         }
-        let view = source.region.and_then(|region| region.view());
+        let view = region.and_then(|region| region.view());
         let learned = judge.learned().clone();
         Ok(Judged { settings: settings.clone(), id, captured, input, metadata, card, view, opinion, learned })
     }
@@ -199,6 +204,50 @@ impl Pipeline {
             return Ok(answer);
         }
         let judged = self.judge(input).await.inspect_err(|_| Figures::count(&self.figures.failed))?;
+        let crops = self.crops(&judged, arrived).await;
+        Ok(self.give(judged, crops, (arrived, content, waited_for)).await)
+    }
+
+    /// Asks other models about things that were found in a picture, one after the other. What gets no answer is left out.
+    async fn crops(&self, judged: &Judged, arrived: Instant) -> Vec<Crop> {
+        let Judged { settings, input, opinion: Opinion { said: Some(said), .. }, .. } = judged else {
+            return Vec::new();
+        };
+        if !input.content_type.is_picture() {
+            return Vec::new();
+        }
+        let mut crops = Vec::new();
+        for (source, view) in settings.crops(&input.source, said) {
+            let [left, top, width, height] = [view.left, view.top, view.width, view.height].map(f64::from);
+            let Ok(region) = Region::new(left, top, width, height) else { continue };
+            // Two things in a row are no two frames of one.
+            let whole = input.clone();
+            let mut crop =
+                NewSample { source: source.clone(), reference: None, frame: false, view: Some(region), ..whole };
+            crop.metadata.insert(CROP_OF.to_owned(), judged.id.to_string());
+            self.figures.saw(&source, true);
+            let crop = match self.judge(crop).await {
+                Ok(crop) => crop,
+                Err(error) => {
+                    Figures::count(&self.figures.failed);
+                    tracing::debug!(%source, %error, "a crop gets no answer");
+                    continue;
+                }
+            };
+            let answer = self.give(crop, Vec::new(), (arrived, None, false)).await;
+            let (id, said) = (answer.id.clone(), answer.said.clone());
+            crops.push(Crop { id, source: source.to_string(), view, said, provisional: answer.provisional });
+        }
+        crops
+    }
+
+    /// The answer to a sample that was judged, once its case is on its way if it has one.
+    async fn give(
+        &self,
+        judged: Judged,
+        crops: Vec<Crop>,
+        (arrived, content, waited_for): (Instant, Option<Digest>, bool),
+    ) -> Arc<Answer> {
         Figures::count(&self.figures.answered);
         let (case, storing, path) = match judged.opinion.explanation.outcome {
             Outcome::Keep => {
@@ -213,10 +262,11 @@ impl Pipeline {
         };
         self.figures.took(path, arrived.elapsed());
         self.figures.answered_of(&judged.input.source);
-        let answer = self.answers.give_to(local_answer(judged, case, self.link.borrow().state), content);
+        let answer = Answer { crops, ..local_answer(judged, case, self.link.borrow().state) };
+        let answer = self.answers.give_to(answer, content);
         self.locals.pass_on(&answer, waited_for);
         drop(storing);
-        Ok(answer)
+        answer
     }
 }
 
@@ -412,6 +462,7 @@ fn local_answer(judged: Judged, case: Option<CaseFate>, link: LinkState) -> Answ
         link,
         captured: judged.captured,
         metadata: judged.metadata,
+        crops: Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hedge_inference::ContentType;
+use hedge_inference::{ContentType, Region};
 use hedge_proto::{Metadata, Name};
 
 /// Said of a model that nobody gives a threshold, in its answers and its fault.
@@ -25,6 +25,8 @@ pub struct NewSample {
     pub frame: bool,
     pub content_type: ContentType,
     pub bytes: Bytes,
+    /// The thing in the picture that it is about, if another model has found one; the source's region if not.
+    pub view: Option<Region>,
 }
 
 /// Why a sample got no answer. Each is the sender's to act on: the text says what was wrong and what to do.

@@ -1,10 +1,11 @@
 //! What an application gets: the local answer now, a correction under the same id later.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Authority, Captured, CaseId, Doubt, LinkState, Metadata, ModelRef, Output, Reason, ThresholdMode};
+use crate::{Authority, Captured, CaseId, Doubt, LinkState, Metadata, ModelRef, Output, Reason, Rect, ThresholdMode};
 
 /// Whether the device stood by its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -88,6 +89,19 @@ pub enum CaseFate {
     Dropped,
 }
 
+/// A thing found in a picture that another model was asked about: a sample and an answer of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Crop {
+    pub id: CaseId,
+    pub source: String,
+    pub view: Rect,
+    /// What was said at once; corrections come under its own id.
+    #[serde(default, rename = "result", skip_serializing_if = "Option::is_none")]
+    pub said: Option<Output>,
+    pub provisional: bool,
+}
+
 /// An answer to one sample: revision 0 is the device's own, higher ones are corrections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -115,6 +129,9 @@ pub struct Answer {
     pub captured: Captured,
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     pub metadata: Metadata,
+    /// With the device's own answer, the things found in the picture that other models were asked about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub crops: Vec<Crop>,
 }
 
 impl Answer {

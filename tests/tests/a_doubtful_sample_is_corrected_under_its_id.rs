@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use hedge_proto::{Authority, CaseFate, Outcome};
+use anyhow::{Result, bail};
+use hedge_proto::{Authority, CaseFate, Outcome, Output};
 use hedge_tests::{AgentConfig, Cloud, CloudSetup, Scene, Tally, places, skip, tally, wait};
 
 /// Far more than one case takes on an idle link.
@@ -96,6 +96,45 @@ fn the_cloud_judges_the_part_of_the_picture_that_the_device_judged() -> Result<(
         let corrected = agent.wait_for_correction(&local.id, CORRECTION_WAIT_MAX)?;
         assert_eq!((corrected.said, corrected.changed), (local.said, false), "{}", local.source);
     }
+    agent.stop()?;
+    cloud.stop(CORRECTION_WAIT_MAX)
+}
+
+#[test]
+fn what_one_model_finds_another_looks_at_and_the_cloud_sees_the_same() -> Result<()> {
+    if !skip::has_onnxruntime() {
+        return Ok(());
+    }
+    // The second model is on both sides, so that they say the same if they see the same.
+    let dir = tempfile::tempdir()?;
+    let mut cloud = Cloud::start(dir.path(), &CloudSetup::embedded(&["photo-small"]))?;
+    let mut agent = AgentConfig::new(dir.path(), "device-1")
+        .broker(cloud.broker())
+        .model_keeping("objects-small", 0.0)
+        .model_keeping("photo-small", 1.0)
+        .http_source("whole")
+        .section("model = \"objects-small\"")
+        .section("[[source]]\nname = \"things\"\nkind = \"crops\"\nof = \"whole\"\nmodel = \"photo-small\"")
+        .corrections_file()
+        .start()?;
+    agent.wait_until_online()?;
+    let photo = std::fs::read(places::model("pictures").join("astronaut.png"))?;
+    let whole = agent.http.post("whole", "", "image/png", &photo)?;
+    let Some(Output::Boxes(found)) = &whole.said else { bail!("nothing is found: {whole:?}") };
+    assert!(!whole.crops.is_empty() && whole.crops.len() == found.len(), "{whole:?}");
+    assert_eq!((whole.decision.outcome, whole.case), (Outcome::Keep, None), "each model decides for itself");
+    for crop in &whole.crops {
+        let local = agent.http.answer(&crop.id)?;
+        assert_eq!((local.source.as_str(), local.model.name.as_str()), ("things", "photo-small"));
+        assert_eq!((&local.said, &local.metadata["crop_of"]), (&crop.said, &whole.id.to_string()));
+        let corrected = agent.wait_for_correction(&crop.id, CORRECTION_WAIT_MAX)?;
+        assert_eq!((corrected.said.as_ref(), corrected.changed), (crop.said.as_ref(), false), "{:?}", crop.view);
+        let record = cloud.get(&format!("/api/cases/{}", crop.id))?;
+        assert!(record.to_string().contains("photo-small"), "{record}");
+    }
+    // Nobody posts to it from outside.
+    let refused = agent.http.try_post("things", "", "image/png", &photo);
+    assert!(refused.as_ref().is_ok_and(|(status, _)| *status == 404), "{refused:?}");
     agent.stop()?;
     cloud.stop(CORRECTION_WAIT_MAX)
 }

@@ -342,6 +342,7 @@ impl Config {
                 problem.span = source.model.as_ref().map(Spanned::span);
                 return Err(problem);
             }
+            source.check_of(&self.sources)?;
         }
         match &mut self.broker {
             Some(broker) => broker.resolve(&self.credentials),
@@ -466,7 +467,7 @@ mod tests {
         let source = "[[source]]\nname = \"s\"\nkind = \"rtsp\"\n";
         check_refused(&format!("{MODEL}{source}"), &["agent.toml:6", "ffmpeg", "docs/choosing.md"]);
         let source = "[[source]]\nname = \"s\"\nkind = \"usb\"\n";
-        check_refused(&format!("{MODEL}{source}"), &["`usb` is no kind of source", "http, folder or command"]);
+        check_refused(&format!("{MODEL}{source}"), &["`usb` is no kind of source", "http, folder, command or crops"]);
     }
 
     #[test]

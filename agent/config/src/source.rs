@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hedge_core::crops::{CROPS_MAX, Pick};
 use hedge_inference::Region;
-use hedge_proto::{Metadata, Name};
+use hedge_proto::{Metadata, Name, Share};
 use serde::Deserialize;
 use toml::Spanned;
+
+use super::Problem;
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "SourceFields")]
@@ -57,6 +60,22 @@ impl Quiet {
 }
 
 impl SourceConfig {
+    /// Crops are cut out of what comes in, not out of other crops.
+    pub(super) fn check_of(&self, all: &[Self]) -> Result<(), Problem> {
+        let SourceKind::Crops { of, .. } = &self.kind else { return Ok(()) };
+        let comes_in = all.iter().filter(|other| !matches!(other.kind, SourceKind::Crops { .. }));
+        let known: Vec<&str> = comes_in.map(|other| other.name.as_str()).collect();
+        if known.contains(&of.as_str()) {
+            return Ok(());
+        }
+        let known = known.join(", ");
+        let message =
+            format!("source `{}` is cut out of `{of}`; sources that pictures come from are: {known}", self.name);
+        let mut problem = Problem::of("source", &self.name, message);
+        problem.field.push("of".to_owned());
+        Err(problem)
+    }
+
     /// None for one that may be quiet: a folder and an application bring samples when there are any.
     #[must_use]
     pub fn quiet_after(&self) -> Option<Quiet> {
@@ -64,13 +83,13 @@ impl SourceConfig {
             (Some(0), _) => None,
             (Some(seconds), _) => Some(Quiet { after: Duration::from_secs(seconds.into()), learns: false }),
             (None, SourceKind::Command { .. }) => Some(Quiet::of_command(self.interval_ms.map(Duration::from_millis))),
-            (None, SourceKind::Http | SourceKind::Folder { .. }) => None,
+            (None, SourceKind::Http | SourceKind::Folder { .. } | SourceKind::Crops { .. }) => None,
         }
     }
 }
 
 /// How samples come in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum SourceKind {
     /// `POST /v1/samples?source=NAME`
     Http,
@@ -82,6 +101,11 @@ pub enum SourceKind {
         /// Program and arguments; its standard output carries the samples.
         command: Vec<String>,
         format: StreamFormat,
+    },
+    /// Things that the model of another source finds in its pictures.
+    Crops {
+        of: Name,
+        pick: Pick,
     },
 }
 
@@ -104,6 +128,31 @@ struct SourceFields {
     command: Option<Vec<String>>,
     format: Option<FormatName>,
     window: Option<Window>,
+    of: Option<Name>,
+    pick: Option<PickFields>,
+}
+
+/// `pick` as it is written.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PickFields {
+    #[serde(default)]
+    classes: Vec<String>,
+    score_min: Option<Share>,
+    most: Option<usize>,
+}
+
+/// How many crops of one picture there are if nobody says it.
+const CROPS: usize = 4;
+
+impl TryFrom<PickFields> for Pick {
+    type Error = String;
+
+    fn try_from(PickFields { classes, score_min, most }: PickFields) -> Result<Self, String> {
+        let most = most.unwrap_or(CROPS);
+        within("pick.most", most, (1, CROPS_MAX))?;
+        Ok(Self { classes, score_min: score_min.map_or(0.0, Share::value), most })
+    }
 }
 
 fn yes() -> bool {
@@ -116,6 +165,7 @@ enum KindName {
     Http,
     Folder,
     Command,
+    Crops,
 }
 
 impl TryFrom<String> for KindName {
@@ -126,11 +176,12 @@ impl TryFrom<String> for KindName {
             "http" => Ok(Self::Http),
             "folder" => Ok(Self::Folder),
             "command" => Ok(Self::Command),
+            "crops" => Ok(Self::Crops),
             "rtsp" => Err("a video stream is opened by ffmpeg, not by the agent: say kind = \"http\" and set up \
                  hedge-camera@NAME.service as docs/choosing.md shows, or kind = \"command\" with command = [\"ffmpeg\", \
                  \"-loglevel\", \"error\", \"-i\", \"rtsp://…\", \"-vf\", \"fps=1\", \"-f\", \"mjpeg\", \"-\"]"
                 .to_owned()),
-            _ => Err(format!("`{kind}` is no kind of source; say http, folder or command")),
+            _ => Err(format!("`{kind}` is no kind of source; say http, folder, command or crops")),
         }
     }
 }
@@ -140,7 +191,23 @@ impl TryFrom<SourceFields> for SourceConfig {
 
     fn try_from(fields: SourceFields) -> Result<Self, String> {
         let SourceFields { name, kind, model, interval_ms, quiet_after_s, region, metadata, enabled, .. } = fields;
-        let SourceFields { path, after, command, format, window, .. } = fields;
+        let SourceFields { path, after, command, format, window, of, pick, .. } = fields;
+        if let KindName::Crops = kind {
+            let others = path.is_some() || after.is_some() || command.is_some() || format.is_some() || window.is_some();
+            let own = interval_ms.is_some() || quiet_after_s.is_some() || region.is_some();
+            let (Some(of), false) = (of, others || own) else {
+                return Err(format!(
+                    "source `{name}` of kind crops needs `of`, the source whose pictures it is cut out of, takes `pick`, and \
+                     nothing that says how samples come in or which part of them is judged"
+                ));
+            };
+            let pick = pick.unwrap_or_default().try_into().map_err(|reason| format!("source `{name}`: {reason}"))?;
+            let kind = SourceKind::Crops { of, pick };
+            return Ok(Self { name, model, interval_ms, quiet_after_s, region, metadata, enabled, kind });
+        }
+        if of.is_some() || pick.is_some() {
+            return Err(format!("source `{name}`: `of` and `pick` are for the kind crops"));
+        }
         // Only a command's output is cut.
         let cut = format.is_some() || window.is_some();
         let kind = match (kind, path, after, command, cut) {
@@ -161,7 +228,7 @@ impl TryFrom<SourceFields> for SourceConfig {
                     "source `{name}` of kind folder needs `path`, takes `after`, and no command, format or window"
                 ));
             }
-            (KindName::Command, ..) => {
+            (KindName::Command | KindName::Crops, ..) => {
                 return Err(format!(
                     "source `{name}` of kind command needs `command` = [program, arguments…], takes `format` and `window`, \
                      and no path or after"
@@ -317,6 +384,44 @@ mod tests {
         assert_eq!(format(text), StreamFormat::Pcm(half));
         let rows = RowWindow { rows: 50, hop: 10 };
         assert_eq!(format("format = \"rows\"\nwindow = { rows = 50, hop_rows = 10 }"), StreamFormat::Rows(rows));
+    }
+
+    #[test]
+    fn crops_name_the_source_they_are_cut_out_of_and_nothing_that_is_not_theirs() {
+        let read = |rest: &str| {
+            let text = format!("name = \"faces\"\nkind = \"crops\"\n{rest}");
+            toml::from_str::<SourceConfig>(&text).map_err(|error| error.message().to_owned())
+        };
+        let SourceKind::Crops { of, pick } = read("of = \"door\"").expect("valid").kind else { panic!("crops") };
+        assert_eq!((of.as_str(), pick), ("door", Pick { classes: vec![], score_min: 0.0, most: CROPS }));
+        let text = "of = \"door\"\npick = { classes = [\"person\"], score_min = 0.5, most = 2 }";
+        let SourceKind::Crops { pick, .. } = read(text).expect("valid").kind else { panic!("crops") };
+        assert_eq!(pick, Pick { classes: vec!["person".to_owned()], score_min: 0.5, most: 2 });
+        for (rest, words) in [
+            ("", "needs `of`"),
+            ("of = \"door\"\npath = \"/p\"", "nothing that says how samples come in"),
+            ("of = \"door\"\ninterval_ms = 5", "nothing that says how samples come in"),
+            ("of = \"door\"\npick = { most = 0 }", "`pick.most` = 0 must be 1 to 16"),
+            ("of = \"door\"\npick = { most = 17 }", "`pick.most` = 17 must be 1 to 16"),
+            ("of = \"door\"\npick = { score_min = 1.5 }", "1.5"),
+        ] {
+            let error = read(rest).expect_err("refused");
+            assert!(error.contains(words), "{rest}: {error}");
+        }
+        assert!(source("of = \"door\"").expect_err("refused").contains("are for the kind crops"));
+        let model = "[[model]]\nname = \"m\"\nbundle = \"/b\"\n";
+        let crops = |name: &str, of: &str| format!("[[source]]\nname = \"{name}\"\nkind = \"crops\"\nof = \"{of}\"\n");
+        let door = "[[source]]\nname = \"door\"\nkind = \"http\"\n";
+        let parse = |text: String| crate::Config::parse(&text, "agent.toml", std::iter::empty());
+        parse(format!("{model}{door}{}", crops("faces", "door"))).expect("valid");
+        for of in ["faces", "hands", "window"] {
+            let error = parse(format!("{model}{door}{}{}", crops("hands", "door"), crops("faces", of)));
+            let error = error.expect_err("refused").to_string();
+            assert!(
+                error.contains(&format!("cut out of `{of}`; sources that pictures come from are: door")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod budget;
 pub mod chance;
 pub mod clock;
 pub mod control;
+pub mod crops;
 pub mod delivery;
 pub mod engine;
 pub mod identity;

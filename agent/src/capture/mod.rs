@@ -259,6 +259,10 @@ impl Capture {
                 intake.set_source_state(&source.name, "taking samples over HTTP".to_owned());
                 None
             }
+            SourceKind::Crops { of, .. } => {
+                intake.set_source_state(&source.name, format!("taking what is found in pictures of `{of}`"));
+                None
+            }
             SourceKind::Folder { path, after } => {
                 let answered = config.state_dir.join(format!("folder-{}.answered", source.name));
                 let task = folder::run(common, path.clone(), *after, answered, stop.clone());
@@ -397,6 +401,7 @@ fn sample(source: &Name, reference: Option<String>, bytes: Bytes) -> Result<NewS
         frame: false,
         content_type,
         bytes,
+        view: None,
     })
 }
 

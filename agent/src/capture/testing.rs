@@ -124,6 +124,7 @@ pub(crate) fn answer(id: CaseId, source: &str, reference: Option<String>, revisi
         link: LinkState::Offline,
         captured: Captured { powered_ms: 0, boot: String::new(), wall_ms: None, synced: false },
         metadata: BTreeMap::new(),
+        crops: Vec::new(),
     }
 }
 

@@ -264,6 +264,7 @@ fn correct(case: Case, verdict: Verdict, link: LinkState, score_min: Share) -> A
         link,
         captured,
         metadata,
+        crops: Vec::new(),
     };
     match local {
         Some(local) if !corrects(authority, said.score(), score_min, true) => {
@@ -298,6 +299,7 @@ fn recalled(case: Case, link: LinkState) -> Answer {
         link,
         captured: case.captured,
         metadata: case.metadata,
+        crops: Vec::new(),
     }
 }
 

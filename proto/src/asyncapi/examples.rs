@@ -154,6 +154,7 @@ pub(super) fn answer() -> Examples {
         link: LinkState::Online,
         captured: captured(),
         metadata: Metadata::from([("line".to_string(), "3".to_string())]),
+        crops: Vec::new(),
     };
     let correction = Answer {
         revision: 1,

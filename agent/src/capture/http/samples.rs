@@ -103,6 +103,7 @@ pub(super) async fn post<I: Intake>(
         frame: false,
         content_type: content_type(stated, &received.bytes)?,
         bytes: received.bytes.clone(),
+        view: None,
     };
     // On its own, so that a caller who hangs up and posts again finds the answer.
     let answering = tokio::spawn(answer(api.clone(), sample, received));

@@ -214,6 +214,7 @@ pub(super) fn sources(report: &mut Report, config: &Config) {
         let check = format!("source {}", source.name);
         match &source.kind {
             SourceKind::Http => report.ok(check, "taken over HTTP"),
+            SourceKind::Crops { of, .. } => report.ok(check, format!("what is found in pictures of `{of}`")),
             SourceKind::Folder { path, .. } => match std::fs::read_dir(path) {
                 Ok(_) => report.ok(check, format!("folder {}", path.display())),
                 Err(error) => {
