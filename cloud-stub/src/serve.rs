@@ -22,7 +22,7 @@ use crate::answerers::{Config, Ledger, Micro, Month};
 use crate::args::{Models, Serve};
 use crate::fleet::rollouts::Rollouts;
 use crate::identity::{self, Authority, Registry, Terms, certificate_in, fresh_certificate, server_config};
-use crate::intake::{self, Event, Intake, IntakeError, Outlets, Shut, Taking};
+use crate::intake::{self, Event, Inlets, Intake, IntakeError, Outlets, Shut, Taking};
 use crate::link::{self, Credentials, Dial, Endpoint, Ends, LinkNow, Way};
 use crate::model::{self, Answerer, Answering, Fixed, Onnx};
 use crate::payloads::Storage;
@@ -89,7 +89,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
 
     // It waits for a server, and for the end of a process that had this name.
     let writer = tokio::task::block_in_place(|| Writer::open(&records, &args.instance))?;
-    let (events, mut inbox) = mpsc::channel(intake::EVENTS_MAX);
+    let (messages, events, mut inlets) = Inlets::open();
     let model_seconds = model::seconds();
     let panels = model::start(answerers, &events, &model_seconds, &tokio::runtime::Handle::current())?;
     let tasks: Vec<String> = panels.keys().cloned().collect();
@@ -115,9 +115,10 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     };
     let work = Intake::new(writer, topics.clone(), keep(args), panels, ledger, payloads, outlets)?;
     let (intake_ended, intake) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
         // Nobody waits for it only when the process is ending anyway.
-        drop(intake_ended.send(work.run(&mut inbox)));
+        drop(intake_ended.send(work.run(&mut inlets, &runtime)));
     })?;
 
     let Brokers { endpoint, credentials, login, said } = brokers(args, &topics).await?;
@@ -148,7 +149,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let page = view::router(&records, shown, door, access, operating, commits_seen)?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let ends = Ends {
-        events: events.clone(),
+        messages,
         settled: settled_inbox,
         replies: replies_inbox,
         taking: taking_seen,

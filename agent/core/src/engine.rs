@@ -383,11 +383,12 @@ impl Engine {
                 self.more_on_disk |= self.uplink.forget_limit();
             }
             Event::Closed { key, spoken } => {
-                self.uplink.forget(key);
                 if spoken {
+                    self.uplink.received(now, &[key]);
                     self.uplink.somebody_listens();
                     self.link.cloud_spoke();
                 }
+                self.uplink.forget(key);
             }
             Event::TryCounted { key, tries, reason } => {
                 if !self.uplink.failed(now, key, tries) {

@@ -26,6 +26,7 @@
 mod heard;
 mod limits;
 mod repeats;
+mod share;
 mod suspects;
 mod tracked;
 mod travel;
@@ -41,6 +42,7 @@ use crate::link::Loss;
 
 use self::limits::PACE_MIN;
 pub use self::limits::*;
+use self::share::Share;
 use self::suspects::Suspicion;
 pub use self::suspects::{ALONE_AFTER, CUT_AFTER, Guilty, HELD_WAIT, HELD_WAIT_MAX};
 pub use self::tracked::Waiting;
@@ -92,6 +94,7 @@ pub struct Limit {
 pub struct Uplink {
     cases: BTreeMap<CaseKey, Tracked>,
     window_max: usize,
+    share: Share,
     /// The payload bytes one publish of several cases may carry; 0 for one case each.
     batch_bytes_max: u32,
     publishes: u64,
@@ -125,6 +128,15 @@ pub struct Permission {
     pub accept_per_s: Option<f32>,
 }
 
+/// Whether one more case may set out.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// Among all that the cloud owes an answer to.
+    owed: bool,
+    /// In what the cloud has given no word of. Callers do not wait for that.
+    share: bool,
+}
+
 impl Uplink {
     /// `batch_bytes_max`: payload bytes that small cases may share a publish up to; 0 for one case each.
     #[must_use]
@@ -132,6 +144,7 @@ impl Uplink {
         Self {
             cases: BTreeMap::new(),
             window_max: WINDOW_MAX,
+            share: Share::first(Moment(0)),
             batch_bytes_max,
             publishes: 0,
             hold_until: Moment(0),
@@ -234,6 +247,7 @@ impl Uplink {
     /// The session is ready; the broker takes at most `receive_maximum` publishes in flight.
     pub fn connected(&mut self, now: Moment, receive_maximum: u16) {
         self.window_max = WINDOW_MAX.min(usize::from(receive_maximum)).max(1);
+        self.share = Share::first(now);
         self.connected_at = now;
         self.cut.clear();
         self.somebody_listens();
@@ -323,8 +337,10 @@ impl Uplink {
         }
     }
 
+    /// The cloud asks for rest.
     pub fn hold(&mut self, until: Moment) {
         self.hold_until = self.hold_until.max(until);
+        self.share = Share::first(until);
     }
 
     /// Whether the cloud owes a word on something: a publish or a question.
@@ -335,6 +351,7 @@ impl Uplink {
 
     /// A cloud instance went down: what it had said it holds may be gone with it.
     pub fn instance_lost(&mut self, now: Moment) {
+        self.share = Share::first(now);
         for case in self.cases.values_mut() {
             if matches!(case.phase, Phase::Published | Phase::Asked | Phase::Held) {
                 case.enter(now, Phase::Doubtful { not_before: now + INSTANCE_LOST_WAIT });
@@ -361,6 +378,9 @@ impl Uplink {
                 Phase::Ready { .. } | Phase::Publishing | Phase::Doubtful { .. } => false,
             };
             if silent {
+                if case.phase == Phase::Published {
+                    self.share.halve(now, case.sent_at);
+                }
                 case.enter(now, Phase::Doubtful { not_before: now });
             }
         }
@@ -422,12 +442,18 @@ impl Uplink {
 
     /// Whether memory and what a message takes allow this one to be sent, whenever that is. `has_place`: the cloud may owe
     /// an answer to one more.
-    fn fits(&self, case: &Tracked, has_place: bool) -> bool {
-        (case.again || has_place) && self.limit.is_none_or(|limit| case.case.payload_bytes < limit.from_bytes)
+    fn fits(&self, case: &Tracked, room: Room) -> bool {
+        let has_place = (case.again || room.owed) && (case.case.urgent || room.share);
+        has_place && self.limit.is_none_or(|limit| case.case.payload_bytes < limit.from_bytes)
     }
 
-    fn has_place(&self) -> bool {
-        self.owed() < OWED_MAX
+    fn room(&self) -> Room {
+        Room { owed: self.owed() < OWED_MAX, share: self.share_left() > 0 }
+    }
+
+    fn share_left(&self) -> usize {
+        let unconfirmed = self.cases.values().filter(|case| case.is_unconfirmed()).count();
+        self.share.cases().saturating_sub(unconfirmed)
     }
 
     fn publishes(&self, of: impl Fn(&Tracked) -> bool) -> usize {
@@ -442,8 +468,8 @@ impl Uplink {
             return suspects.into_iter().min_by_key(guilt);
         }
         let fresh_turn = self.publishes % u64::from(FRESH_EVERY) == u64::from(FRESH_EVERY) - 1;
-        let has_place = self.has_place();
-        let may_go = move |case: &&Tracked| case.is_due(now) && self.fits(case, has_place) && !self.is_suspect(case);
+        let room = self.room();
+        let may_go = move |case: &&Tracked| case.is_due(now) && self.fits(case, room) && !self.is_suspect(case);
         let due = || self.cases.values().filter(may_go);
         let newest = due()
             .filter(|case| fresh_turn && now.since(case.case.stored_at) < FRESH)
@@ -462,11 +488,13 @@ impl Uplink {
         let mut others: Vec<&Tracked> = self
             .cases
             .values()
-            .filter(|case| case.is_due(now) && self.fits(case, true) && case.case.key != first)
+            .filter(|case| {
+                case.is_due(now) && self.fits(case, Room { owed: true, share: true }) && case.case.key != first
+            })
             .filter(shares)
             .collect();
         others.sort_by(|a, b| b.worth().total_cmp(&a.worth()));
-        let room = BATCH_CASES_MAX.min(OWED_MAX - self.owed());
+        let room = BATCH_CASES_MAX.min(OWED_MAX - self.owed()).min(self.share_left());
         for other in others {
             bytes = bytes.saturating_add(other.case.payload_bytes);
             if keys.len() >= room || bytes > self.batch_bytes_max {
@@ -490,15 +518,13 @@ impl Uplink {
         let sends = takes && self.has_slot(permission);
         let send_at = self.paced_until(permission).max(self.hold_until).max(self.nobody_until);
         // While a suspect is tried, or waits for the window to empty, an event comes before anything else is sent.
-        let has_place = self.has_place();
-        let waits = |case: &Tracked| case.due_at().is_some() && self.fits(case, has_place);
+        let room = self.room();
+        let waits = |case: &Tracked| case.due_at().is_some() && self.fits(case, room);
         let crosses = |case: &Tracked| self.is_suspect(case) && (case.is_publishing() || waits(case));
         let crossed = self.cases.values().any(Tracked::is_publishing) && self.cases.values().any(crosses);
         let ready_at = |case: &Tracked| {
             let alone_at = if self.is_suspect(case) { self.connected_at + ALONE_AFTER } else { Moment(0) };
-            case.due_at()
-                .filter(|_| sends && !crossed && self.fits(case, has_place))
-                .map(|at| at.max(send_at).max(alone_at))
+            case.due_at().filter(|_| sends && !crossed && self.fits(case, room)).map(|at| at.max(send_at).max(alone_at))
         };
         let due = |case: &Tracked| match case.phase {
             Phase::Ready { .. } => ready_at(case),

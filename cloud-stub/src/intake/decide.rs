@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::store::{Known, Standing};
 
-/// How long a device is told to wait while too many cases are waiting here.
+/// How long a device is told to wait at least, and one that sends more than its share.
 pub const BUSY_S: u32 = 10;
 
 /// How long a device is told to hold cases of a wire version this program does not read.
@@ -42,8 +42,10 @@ pub enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
     Free,
-    /// As many cases as may wait are waiting.
-    Full,
+    /// As many cases as may wait are waiting; there may be room after so long.
+    Full {
+        after_s: u32,
+    },
     /// No model here answers this task, and as many such cases as may wait are waiting.
     NoModel,
 }
@@ -121,7 +123,7 @@ pub fn on_case(arrived: &Arrived<'_>, known: Option<&Known>, room: Room) -> Step
         Some(_) if arrived.header_bytes > HEADER_BYTES_MAX => too_much(arrived),
         Some(_) => match room {
             Room::Free => Step::Record,
-            Room::Full => Step::Hold(DownMessage::Busy { after_s: BUSY_S }),
+            Room::Full { after_s } => Step::Hold(DownMessage::Busy { after_s }),
             Room::NoModel => {
                 let reason = format!("no model here answers the task `{}`, and too many such cases wait", case.task);
                 Step::Refuse(failed(&case.id, &reason))
@@ -283,6 +285,8 @@ mod tests {
         Known { payload_sha256: Digest::of(b"p"), standing }
     }
 
+    const FULL: Room = Room::Full { after_s: 70 };
+
     fn every_standing() -> [Standing; 4] {
         let why = "why".to_owned();
         [Standing::Waiting, Standing::Answered(verdict()), Standing::Failed(why.clone()), Standing::Dead(why)]
@@ -311,13 +315,13 @@ mod tests {
     #[test]
     fn a_new_case_is_recorded_only_where_there_is_room() {
         assert_eq!(decide(&case(), None, Room::Free), Step::Record);
-        assert!(matches!(decide(&case(), None, Room::Full), Step::Hold(DownMessage::Busy { .. })));
+        assert!(matches!(decide(&case(), None, FULL), Step::Hold(DownMessage::Busy { after_s: 70 })));
         assert!(matches!(decide(&case(), None, Room::NoModel), Step::Refuse(DownMessage::Failed { .. })));
     }
 
     #[test]
     fn a_known_case_is_answered_from_its_record_whatever_the_room() {
-        for room in [Room::Free, Room::Full, Room::NoModel] {
+        for room in [Room::Free, FULL, Room::NoModel] {
             for standing in every_standing() {
                 let step = decide(&case(), Some(&known(standing.clone())), room);
                 match standing {

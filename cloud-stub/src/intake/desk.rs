@@ -226,7 +226,7 @@ impl Desk<'_, '_> {
             Step::Hold(message) => {
                 self.totals.busy += 1;
                 // What it sends before it has heard that is turned away unread.
-                self.gate.shut_out(from, self.begun);
+                self.gate.shut_out(from, self.begun, "as many of its cases wait as there is room for");
                 self.effects.replies.add(from, message);
                 Ok(())
             }

@@ -116,9 +116,9 @@ impl Gate {
     }
 
     /// Takes nothing more of this device for as long as it was told to wait.
-    pub(super) fn shut_out(&mut self, device: &DeviceId, now: Instant) {
+    pub(super) fn shut_out(&mut self, device: &DeviceId, now: Instant, why: &str) {
         if self.shut.out(device, now) {
-            tracing::warn!(%device, "it sends more than its share; it is told to wait, and turned away for {BUSY_S} s");
+            tracing::warn!(%device, "{why}; it is told to wait, and turned away for {BUSY_S} s");
         }
     }
 
@@ -129,7 +129,7 @@ impl Gate {
         seen.used = seen.used.saturating_add(things).min(2 * THINGS_MAX);
         let too_many = seen.used > THINGS_MAX;
         if too_many {
-            self.shut_out(device, now);
+            self.shut_out(device, now, "it sends more than its share of what is no new case");
         }
         !too_many
     }

@@ -2,11 +2,12 @@
 //! on record.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use hedge_proto::{CaseId, DeviceId};
 
-use super::decide::Room;
+use super::decide::{BUSY_S, Room};
 use crate::answerers::Declined;
 use crate::store::Waiting;
 use crate::turns::{Tally, Turns};
@@ -24,6 +25,9 @@ const REVIEW_MAX: usize = 10_000;
 /// How much work for a model a device may have waiting, by what its cases took so far. A model is kept busy by this
 /// until whoever was told to wait ([`super::decide::BUSY_S`]) comes again; more would only be a longer wait.
 const WORK_MAX: Duration = Duration::from_secs(20);
+
+/// The longest wait that a device is told for a backlog. How long a case takes may change sooner.
+const REST_MAX_S: u32 = 300;
 
 /// How many cases a device may have waiting however long the model takes.
 const WAITING_MIN: usize = 64;
@@ -110,10 +114,22 @@ impl Lanes {
         let has_room = self.tally(task).has_room(device, bytes);
         match self.lanes.get(task) {
             Some(lane) if has_room && self.open.items_of(device) < lane.waiting_max() => Room::Free,
-            Some(_) => Room::Full,
+            Some(lane) => Room::Full { after_s: self.rest_s(lane, device) },
             None if has_room => Room::Free,
             None => Room::NoModel,
         }
+    }
+
+    /// When to come again: when about half of the backlog is done, so that the models do not run out of work; and not all
+    /// devices at the same time.
+    fn rest_s(&self, lane: &Lane, device: &DeviceId) -> u32 {
+        let backlog = lane.took.saturating_mul(u32::try_from(self.open.items()).unwrap_or(u32::MAX));
+        let half = u32::try_from(backlog.as_secs() / 2).unwrap_or(u32::MAX).clamp(BUSY_S, REST_MAX_S);
+        let mut hasher = DefaultHasher::new();
+        device.hash(&mut hasher);
+        #[expect(clippy::cast_possible_truncation, reason = "any of its bits will do")]
+        let spread = hasher.finish() as u32 % half;
+        half + spread
     }
 
     /// A model of this task has taken so long for a case.
@@ -232,6 +248,25 @@ mod tests {
             assert_eq!(taken.count(), waiting, "{took_ms} ms");
             assert_eq!(lanes.room("t", &good, 10), Room::Free);
             assert_eq!(lanes.room("without a model", &evil, 10), Room::Free);
+        }
+    }
+
+    #[test]
+    fn a_fleet_that_finds_no_room_is_told_to_come_again_by_and_by_when_half_of_the_backlog_is_done() {
+        for (took_ms, half) in [(0, 10), (20, 20), (60_000, 300)] {
+            let mut lanes = Lanes::new(["t".to_owned()].into_iter(), Vec::new(), 2_000, |_| None);
+            lanes.took("t", Duration::from_millis(took_ms));
+            let fleet: Vec<DeviceId> =
+                (0..4_000).map(|number| DeviceId::new(&format!("d{number}")).expect("valid")).collect();
+            let mut told = [0; 4];
+            for device in &fleet {
+                match lanes.room("t", device, 1) {
+                    Room::Full { after_s } => told[((after_s - half) * 4 / half) as usize] += 1,
+                    _ => lanes.reserve("t", device, 1),
+                }
+            }
+            let turned_away = fleet.len() - lanes.open();
+            assert!(told.iter().all(|quarter| quarter * 5 > turned_away), "{told:?} of {turned_away} for {took_ms} ms");
         }
     }
 }

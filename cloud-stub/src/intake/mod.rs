@@ -5,6 +5,8 @@
 //!               └► turned away: busy  ├─► decide ─► one commit ─► PUBACK ─► replies ─► jobs for the models
 //! outcome of an answerer, a person's ─┘
 //! ```
+//! Outcomes do not wait behind messages: the more cases came in, the fewer would be answered.
+//!
 //! Events that lie ready share a commit, at most as many as are decided in `BATCH_MAX`: whoever floods waits for its
 //! next turn, and nobody waits for it. Nothing is acknowledged or answered before it, so a message is
 //! either on record or will be sent again by its device. Which answer a case gets is decided in [`decide`];
@@ -17,6 +19,7 @@ mod corrections;
 pub mod decide;
 mod delete;
 mod desk;
+mod event;
 mod fleet_checks;
 mod gate;
 mod lanes;
@@ -29,12 +32,13 @@ use std::time::{Duration, Instant};
 
 use std::collections::HashMap;
 
-use hedge_proto::{CaseId, DeviceId, DownMessage, Output, Topic, Topics};
+use hedge_proto::{CaseId, DeviceId, DownMessage, Topic, Topics};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::answerers::Ledger;
 use crate::message::{Incoming, Settled};
-use crate::model::{Outcome, Panels, Questioned};
+use crate::model::Panels;
 use crate::payloads::Storage;
 use crate::presence::Heard;
 use crate::reply::Reply;
@@ -45,6 +49,8 @@ use corrections::Corrections;
 use decide::BUSY_S;
 pub use delete::{DELETED_AT_ONCE_MAX, Unwanted};
 use desk::{Desk, Effects};
+use event::ARRIVED_MAX;
+pub use event::{Event, Inlets, NotReviewed, Review};
 use fleet_checks::FleetChecks;
 use gate::Gate;
 pub use gate::{Admission, Shut};
@@ -56,12 +62,8 @@ use trends::{Due, Trends};
 /// How many events share one commit: a broker's window for a few hundred devices.
 const EVENTS_PER_COMMIT_MAX: usize = 256;
 
-/// How many events may lie before the intake. While there are more, nothing is read from the broker: brokers send more
-/// than the window they were told ([`crate::link::RECEIVE_MAX`]), and what they have sent must not be dropped.
-pub const EVENTS_MAX: usize = 1024;
-
 /// How many acknowledgements may lie before the link: one for each message that was read and is not in its hands again.
-pub const SETTLED_MAX: usize = 2 * (EVENTS_MAX + MESSAGES_MAX + EVENTS_PER_COMMIT_MAX);
+pub const SETTLED_MAX: usize = 2 * (ARRIVED_MAX + MESSAGES_MAX + EVENTS_PER_COMMIT_MAX);
 
 /// How many messages wait for their turn here: one device alone gets half, more than the broker's window.
 const MESSAGES_MAX: usize = 512;
@@ -82,48 +84,6 @@ const PRUNE_TICKS: u64 = 10;
 /// Figures alone are committed at most this often: what changes nothing else needs no sync of its own.
 const FIGURES_EVERY: Duration = Duration::from_millis(50);
 
-/// Something that has happened.
-pub enum Event {
-    Message(Incoming),
-    Outcome(Box<Outcome>),
-    /// What came of asking an answerer whether it is alive.
-    Questioned(Questioned),
-    /// A person's word on a case, and whom to tell what became of it.
-    Reviewed(Review, oneshot::Sender<Result<(), NotReviewed>>),
-    /// Cases that somebody wants gone.
-    Unwanted(Unwanted),
-    /// Time to look after the records.
-    Tick,
-    /// No more is taken in. What lies before this is still committed.
-    Stop,
-}
-
-/// A person's word on a case that waits for one, or that is closed.
-#[derive(Debug)]
-pub struct Review {
-    pub id: CaseId,
-    pub said: Output,
-    /// Who says so.
-    pub by: String,
-    /// The revision of the verdict that they saw, 0 for none.
-    pub seen: Option<u32>,
-}
-
-/// Why a person's word was not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotReviewed {
-    #[error("`{said}` is none of the labels: {labels}")]
-    NoLabel { said: String, labels: String },
-    #[error(
-        "there is no such case that waits for a person or is closed; one that waits for its model can be corrected later"
-    )]
-    NotWaiting,
-    #[error("somebody else has answered it meanwhile: revision {now} is the last word, not {seen}; look again")]
-    Outdated { seen: u32, now: u32 },
-    #[error("it cannot be recorded now; try again in a moment")]
-    NotRecorded,
-}
-
 /// Why the intake ends before it is told to.
 #[derive(Debug, thiserror::Error)]
 pub enum IntakeError {
@@ -131,18 +91,6 @@ pub enum IntakeError {
     Store(#[from] StoreError),
     #[error("the model for `{0}` has died; see the log above for why")]
     ModelGone(String),
-}
-
-impl From<Questioned> for Event {
-    fn from(questioned: Questioned) -> Self {
-        Self::Questioned(questioned)
-    }
-}
-
-impl From<Box<Outcome>> for Event {
-    fn from(outcome: Box<Outcome>) -> Self {
-        Self::Outcome(outcome)
-    }
 }
 
 /// Where the intake's effects go.
@@ -249,7 +197,7 @@ impl Intake {
     }
 
     /// Works until [`Event::Stop`] or until every sender has gone. Blocks: give it a thread.
-    pub fn run(mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), IntakeError> {
+    pub fn run(mut self, inlets: &mut Inlets, runtime: &Handle) -> Result<(), IntakeError> {
         if self.lanes.open() + self.lanes.held() + self.lanes.in_review() > 0 {
             tracing::info!(
                 unanswered = self.lanes.open(),
@@ -258,24 +206,24 @@ impl Intake {
                 "cases left over from the last run"
             );
         }
-        let mut heard = Vec::with_capacity(EVENTS_PER_COMMIT_MAX);
         let mut stopping = false;
         self.dispatch()?;
         loop {
-            if self.messages.is_empty() {
-                if stopping || events.blocking_recv_many(&mut heard, EVENTS_PER_COMMIT_MAX) == 0 {
+            // What finds no place because of all the others stays where it is, and holds up the link, and the link the
+            // broker. One device that fills its own share is turned away.
+            let room = if stopping { 0 } else { EVENTS_PER_COMMIT_MAX.min(self.messages.items_left()) };
+            let (mut events, mut messages) = inlets.take(room);
+            if events.is_empty() && messages.is_empty() && self.messages.is_empty() {
+                if stopping {
                     return Ok(());
                 }
-            } else {
-                // What finds no place because of all the others stays where it is, and holds up the link, and the
-                // link the broker. One device that fills its own share is turned away.
-                let ready = std::iter::from_fn(|| events.try_recv().ok());
-                heard.extend(ready.take(EVENTS_PER_COMMIT_MAX.min(self.messages.items_left())));
+                let Some(first) = runtime.block_on(inlets.wait()) else { return Ok(()) };
+                (events, messages) = first;
             }
+            messages.into_iter().for_each(|message| self.line_up(message));
             let mut others = Others::default();
-            for event in heard.drain(..) {
+            for event in events {
                 match event {
-                    Event::Message(message) => self.line_up(message),
                     Event::Outcome(outcome) => others.outcomes.extend(self.decide(outcome)),
                     Event::Questioned(questioned) => self.questioned(questioned),
                     Event::Reviewed(review, told) => {
@@ -306,7 +254,7 @@ impl Intake {
         if keeps_to_its_side || self.messages.has_room(&device, bytes) {
             self.messages.put(&device, message, bytes);
         } else {
-            self.gate.shut_out(&device, Instant::now());
+            self.gate.shut_out(&device, Instant::now(), "it sends more than its share of messages");
             self.turn_away(message);
         }
     }

@@ -17,7 +17,6 @@ use tokio::time::Instant;
 
 use super::hearing::{Hearing, HearingError, Listener};
 use super::{PACKET_BYTES_MAX, Way};
-use crate::intake::Event;
 use crate::message::Incoming;
 
 /// Between two tries.
@@ -27,7 +26,7 @@ const AGAIN_AFTER: Duration = Duration::from_secs(30);
 pub(super) struct Kept(JoinHandle<()>);
 
 impl Kept {
-    pub(super) fn read(way: Way, topics: Topics, intake: mpsc::Sender<Event>) -> Self {
+    pub(super) fn read(way: Way, topics: Topics, intake: mpsc::Sender<Incoming>) -> Self {
         Self(tokio::spawn(async move {
             loop {
                 let begun = Instant::now();
@@ -62,7 +61,7 @@ impl Drop for Kept {
 }
 
 /// How many messages the broker has kept.
-async fn read(way: &Way, topics: &Topics, intake: &mpsc::Sender<Event>) -> Result<u64, HearingError> {
+async fn read(way: &Way, topics: &Topics, intake: &mpsc::Sender<Incoming>) -> Result<u64, HearingError> {
     let mut hearing = Hearing::connect(way, topics, "reader", PACKET_BYTES_MAX).await?;
     let mut to_intake = ToIntake { intake, seen: HashSet::new() };
     let mut unsettled = None;
@@ -79,7 +78,7 @@ async fn read(way: &Way, topics: &Topics, intake: &mpsc::Sender<Event>) -> Resul
 }
 
 struct ToIntake<'a> {
-    intake: &'a mpsc::Sender<Event>,
+    intake: &'a mpsc::Sender<Incoming>,
     /// Topics of which a kept message was passed on.
     seen: HashSet<Bytes>,
 }
@@ -97,7 +96,7 @@ impl Listener for ToIntake<'_> {
         let (payload, retained) = (publish.payload, publish.retain);
         let message = Incoming { topic, payload, retained, receipt: None, share: None };
         // The intake has gone only where the program is ending.
-        drop(self.intake.send(Event::Message(message)).await);
+        drop(self.intake.send(message).await);
     }
 }
 

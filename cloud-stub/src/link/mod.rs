@@ -31,8 +31,8 @@ use rumqttc::{AckMode, MqttOptions, QoS, Transport};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use crate::intake::{Event, Shut, Taking};
-use crate::message::Settled;
+use crate::intake::{Shut, Taking};
+use crate::message::{Incoming, Settled};
 use crate::reply::Reply;
 
 /// How many unacknowledged messages the broker may have under way to us. In the worst case each is as long
@@ -181,7 +181,7 @@ pub enum LinkNow {
 
 /// The link's ends inside the program.
 pub struct Ends {
-    pub events: mpsc::Sender<Event>,
+    pub messages: mpsc::Sender<Incoming>,
     pub settled: mpsc::Receiver<Settled>,
     pub replies: mpsc::Receiver<Reply>,
     pub taking: watch::Receiver<Taking>,

@@ -22,7 +22,7 @@ use super::kept::{self, Kept};
 use super::stale::Stale;
 use super::unsent::{PassedOver, Unsent};
 use super::{Dial, Ends, LinkNow};
-use crate::intake::{Admission, Event, Shut, Taking};
+use crate::intake::{Admission, Shut, Taking};
 use crate::message::{Incoming, Receipt, Settled};
 use crate::reply::Reply;
 use crate::wall_ms;
@@ -66,7 +66,7 @@ pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &
     let inbox = Inbox {
         generation,
         status_topic: dial.status_topic(),
-        intake: ends.events.clone(),
+        intake: ends.messages.clone(),
         passed_over,
         topics: dial.topics.clone(),
         shut: ends.shut.clone(),
@@ -112,7 +112,7 @@ pub(super) async fn idle(ends: &mut Ends, unsent: &mut Unsent, pause: Duration) 
 struct Inbox {
     generation: u64,
     status_topic: String,
-    intake: mpsc::Sender<Event>,
+    intake: mpsc::Sender<Incoming>,
     passed_over: mpsc::Sender<Incoming>,
     topics: Topics,
     shut: Shut,
@@ -182,7 +182,7 @@ impl Inbox {
         let kib = u32::try_from(message.payload.len() / 1024 + 1).unwrap_or(u32::MAX).min(MEMORY_KIB_MAX);
         let share = self.memory.clone().acquire_many_owned(kib).await.ok();
         // The intake has gone only where the program is ending.
-        if self.intake.send(Event::Message(Incoming { share, ..message })).await.is_err() {
+        if self.intake.send(Incoming { share, ..message }).await.is_err() {
             tracing::debug!("a message came after the intake's end");
         }
     }

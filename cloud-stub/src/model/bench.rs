@@ -10,7 +10,7 @@ use crate::turns::Turns;
 
 /// How many cases may lie before one model. One device alone gets half of it: enough to keep the model busy during a
 /// commit.
-pub(super) const JOBS_MAX: usize = 64;
+pub(super) const JOBS_MAX: usize = 256;
 
 /// How many bytes of payloads.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;

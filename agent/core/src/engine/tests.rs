@@ -60,6 +60,7 @@ fn online(open_cases: u64) -> Engine {
     let mut engine = engine(open_cases, Ceilings::LAN);
     engine.handle(Moment(1), Event::Connected { receive_maximum: 100 });
     engine.handle(Moment(2), cloud(CloudState::Online));
+    engine.uplink.trust();
     engine
 }
 
@@ -145,6 +146,7 @@ fn a_reached_ceiling_is_a_state_of_the_link_and_ends_by_itself() {
     let mut engine = engine(0, Ceilings { cases_per_hour: 2, ..Ceilings::LAN });
     engine.handle(Moment(1), Event::Connected { receive_maximum: 100 });
     engine.handle(Moment(2), cloud(CloudState::Online));
+    engine.uplink.trust();
     for sequence in 0..3 {
         engine.handle(Moment(3), Event::Stored(waiting(sequence, false)));
     }

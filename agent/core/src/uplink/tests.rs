@@ -13,7 +13,7 @@ fn fresh(sequence: u64, sort_key: f64) -> Waiting {
 }
 
 fn with_cases(count: u64) -> Uplink {
-    let mut uplink = Uplink::new(64 * 1024);
+    let mut uplink = Uplink::new(64 * 1024).trusting();
     for sequence in 0..count {
         assert!(uplink.add(Moment(0), fresh(sequence, sequence as f64)));
     }
@@ -124,6 +124,7 @@ fn busy_and_pace_are_obeyed() {
     let mut uplink = with_cases(9);
     uplink.hold(Moment(5_000));
     assert_eq!(uplink.step(Moment(4_999), PROVEN), None);
+    uplink.trust();
     let slow = Permission { proven: true, accept_per_s: Some(2.0) };
     assert_eq!(sends(&mut uplink, Moment(5_000), slow), 1);
     assert_eq!(sends(&mut uplink, Moment(5_499), slow), 0);
@@ -154,7 +155,7 @@ fn what_waits_for_a_slot_or_for_a_cloud_that_takes_nothing_wakes_nobody() {
 
 #[test]
 fn small_cases_share_their_first_publish_and_large_or_repeated_ones_do_not() {
-    let mut uplink = Uplink::new(10_000);
+    let mut uplink = Uplink::new(10_000).trusting();
     for sequence in 0..5 {
         uplink.add(Moment(0), Waiting { payload_bytes: 3_000, ..fresh(sequence, sequence as f64) });
     }
@@ -170,7 +171,7 @@ fn small_cases_share_their_first_publish_and_large_or_repeated_ones_do_not() {
 
 #[test]
 fn somebody_who_waits_goes_first_and_fresh_cases_get_every_fourth_publish() {
-    let mut uplink = Uplink::new(0);
+    let mut uplink = Uplink::new(0).trusting();
     let old = |sequence: u64| fresh(sequence, 1_000.0 - sequence as f64);
     (0..50).for_each(|sequence| assert!(uplink.add(Moment(0), old(sequence))));
     let now = Moment(10_000_000);
@@ -187,7 +188,7 @@ fn somebody_who_waits_goes_first_and_fresh_cases_get_every_fourth_publish() {
 
 #[test]
 fn a_cloud_slower_than_the_device_stops_new_sends_not_memory() {
-    let mut uplink = Uplink::new(64 * 1024);
+    let mut uplink = Uplink::new(64 * 1024).trusting();
     for sequence in 0..2 * OWED_MAX as u64 {
         uplink.add(Moment(0), fresh(sequence, 0.0));
         if let Some(Step::Send(keys)) = uplink.step(Moment(0), PROVEN) {
@@ -257,4 +258,50 @@ fn one_case_that_ends_connections_does_not_hold_up_others_of_its_size_for_ever()
         }
     }
     assert!(passed, "the other one never set out");
+}
+
+/// So many devices come back at once to a cloud that takes one case in `takes`, in the order they came. Returns how many
+/// cases were asked about, how many lay before it at most, and when all were answered.
+fn herd(devices: usize, cases: u64, takes: Duration) -> (usize, usize, Moment) {
+    let mut fleet: Vec<Uplink> = (0..devices).map(|_| Uplink::new(64 * 1024)).collect();
+    let (mut queue, mut asked, mut most) = (std::collections::VecDeque::new(), 0, 0);
+    for uplink in &mut fleet {
+        (0..cases).for_each(|sequence| {
+            uplink.add(Moment(0), Waiting { payload_bytes: 1_000, ..fresh(sequence, 0.0) });
+        });
+        uplink.connected(Moment(0), 100);
+    }
+    let (mut now, mut left) = (Moment(0), devices * cases as usize);
+    while left > 0 {
+        for (device, uplink) in fleet.iter_mut().enumerate() {
+            while let Some(step) = uplink.step(now, PROVEN) {
+                match step {
+                    Step::Ask(keys) => asked += keys.len(),
+                    Step::Send(keys) => {
+                        uplink.published(now, &keys, Publish::Acknowledged);
+                        queue.extend(keys.into_iter().map(|key| (device, key)));
+                    }
+                }
+            }
+        }
+        most = most.max(queue.len());
+        now = now + takes;
+        if let Some((device, key)) = queue.pop_front() {
+            fleet[device].received(now, &[key]);
+            fleet[device].forget(key);
+            left -= 1;
+        }
+    }
+    (asked, most, now)
+}
+
+#[test]
+fn a_fleet_that_comes_back_at_once_lays_no_more_before_the_cloud_than_it_takes_in_time() {
+    // Two seconds of work if each device sends one case.
+    let (asked, most, done) = herd(200, 20, Duration::from_millis(10));
+    assert_eq!((asked, done), (0, Moment(40_000)), "asked about, answered");
+    assert!(most <= 1_000, "{most} cases wait");
+    // One device finds out within a second that it has the cloud to itself.
+    let (_, most, _) = herd(1, 200, Duration::from_millis(1));
+    assert!(most >= 64, "{most} cases at once");
 }
