@@ -266,7 +266,7 @@ mod tests {
                 }
             }
             let turned_away = fleet.len() - lanes.open();
-            assert!(told.iter().all(|quarter| quarter * 5 > turned_away), "{told:?} of {turned_away} for {took_ms} ms");
+            assert!(told.iter().all(|quarter| quarter * 6 > turned_away), "{told:?} of {turned_away} for {took_ms} ms");
         }
     }
 }
