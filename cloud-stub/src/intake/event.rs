@@ -106,8 +106,13 @@ mod tests {
     #[test]
     fn what_is_done_is_heard_of_however_many_messages_lie_before_it() {
         let (messages, events, mut inlets) = Inlets::open();
-        let message =
-            || Incoming { topic: String::new(), payload: Default::default(), retained: false, receipt: None, share: None };
+        let message = || Incoming {
+            topic: String::new(),
+            payload: Default::default(),
+            retained: false,
+            receipt: None,
+            share: None,
+        };
         let lie = std::iter::from_fn(|| messages.try_send(message()).ok()).count();
         assert!(events.try_send(Event::Tick).is_ok());
         let (done, come) = inlets.take(0);
