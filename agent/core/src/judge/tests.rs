@@ -1,6 +1,6 @@
 use alloc::borrow::ToOwned;
 
-use hedge_proto::LabelScore;
+use hedge_proto::{LabelScore, Output, Share};
 use proptest::prelude::*;
 
 use super::*;

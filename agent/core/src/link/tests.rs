@@ -1,4 +1,6 @@
+use super::clouds::INSTANCES_MAX;
 use super::*;
+use hedge_proto::{CloudState, WIRE_VERSION};
 use std::vec::Vec;
 
 fn status(state: CloudState, wire: &[u16]) -> CloudStatus {

@@ -271,7 +271,7 @@ fn herd(devices: usize, cases: u64, takes: Duration) -> (usize, usize, Moment) {
         });
         uplink.connected(Moment(0), 100);
     }
-    let (mut now, mut left) = (Moment(0), devices * cases as usize);
+    let (mut now, mut left) = (Moment(0), devices * usize::try_from(cases).expect("few"));
     while left > 0 {
         for (device, uplink) in fleet.iter_mut().enumerate() {
             while let Some(step) = uplink.step(now, PROVEN) {
