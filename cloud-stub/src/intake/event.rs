@@ -1,12 +1,14 @@
-//! What the intake hears of, and how it lies before it: messages apart from all else, because what is done must not wait
-//! behind what has come.
+//! What the intake hears of, and whom it tells. Messages lie apart from all else, because what is done must not wait behind
+//! what has come.
 
 use hedge_proto::{CaseId, Output};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::Unwanted;
-use crate::message::Incoming;
+use super::{AnswererNow, Shut, Taking, Unwanted};
+use crate::message::{Incoming, Settled};
 use crate::model::{Outcome, Questioned};
+use crate::presence::Heard;
+use crate::reply::Reply;
 
 /// How many messages may lie before the intake. While there are more, nothing is read from the broker: brokers send more
 /// than the window they were told ([`crate::link::RECEIVE_MAX`]), and what they have sent must not be dropped.
@@ -97,6 +99,21 @@ impl Inlets {
             Some(message) = self.messages.recv(), if link_is_there => Some((Vec::new(), vec![message])),
         }
     }
+}
+
+/// Where the intake's effects go.
+pub struct Outlets {
+    pub settled: mpsc::Sender<Settled>,
+    pub replies: mpsc::Sender<Reply>,
+    /// Counts commits, for those who show the records.
+    pub commits: watch::Sender<u64>,
+    /// What devices are told to do with new cases.
+    pub taking: watch::Sender<Taking>,
+    /// How the answerers are.
+    pub answerers: watch::Sender<Vec<AnswererNow>>,
+    pub heard: Heard,
+    /// Whose messages are turned away where they come in.
+    pub shut: Shut,
 }
 
 #[cfg(test)]

@@ -34,13 +34,12 @@ use std::collections::HashMap;
 
 use hedge_proto::{CaseId, DeviceId, DownMessage, Topic, Topics};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::answerers::Ledger;
 use crate::message::{Incoming, Settled};
 use crate::model::Panels;
 use crate::payloads::Storage;
-use crate::presence::Heard;
 use crate::reply::Reply;
 use crate::store::{Keep, StoreError, Totals, Waiting, Writer};
 use crate::turns::Turns;
@@ -50,7 +49,7 @@ use decide::BUSY_S;
 pub use delete::{DELETED_AT_ONCE_MAX, Unwanted};
 use desk::{Desk, Effects};
 use event::ARRIVED_MAX;
-pub use event::{Event, Inlets, NotReviewed, Review};
+pub use event::{Event, Inlets, NotReviewed, Outlets, Review};
 use fleet_checks::FleetChecks;
 use gate::Gate;
 pub use gate::{Admission, Shut};
@@ -91,21 +90,6 @@ pub enum IntakeError {
     Store(#[from] StoreError),
     #[error("the model for `{0}` has died; see the log above for why")]
     ModelGone(String),
-}
-
-/// Where the intake's effects go.
-pub struct Outlets {
-    pub settled: mpsc::Sender<Settled>,
-    pub replies: mpsc::Sender<Reply>,
-    /// Counts commits, for those who show the records.
-    pub commits: watch::Sender<u64>,
-    /// What devices are told to do with new cases.
-    pub taking: watch::Sender<Taking>,
-    /// How the answerers are.
-    pub answerers: watch::Sender<Vec<AnswererNow>>,
-    pub heard: Heard,
-    /// Whose messages are turned away where they come in.
-    pub shut: Shut,
 }
 
 /// What is committed besides messages.
@@ -217,8 +201,15 @@ impl Intake {
                 if stopping {
                     return Ok(());
                 }
-                let Some(first) = runtime.block_on(inlets.wait()) else { return Ok(()) };
-                (events, messages) = first;
+                let (said, is_heard) = (&self.outlets.replies, self.is_heard());
+                let next = runtime.block_on(async {
+                    tokio::select! {
+                        next = inlets.wait() => next,
+                        _ = said.reserve_many(said.max_capacity() / 2), if !is_heard => Some(Default::default()),
+                    }
+                });
+                let Some(next) = next else { return Ok(()) };
+                (events, messages) = next;
             }
             messages.into_iter().for_each(|message| self.line_up(message));
             let mut others = Others::default();
@@ -239,10 +230,16 @@ impl Intake {
                 self.keep_lease()?;
             }
             self.take(others);
-            if !stopping {
+            if !stopping && self.is_heard() {
                 self.dispatch()?;
             }
         }
+    }
+
+    /// Whether the link keeps up with what is said. Otherwise no more is answered, for there is no place for the answers;
+    /// messages are taken all the same, or the link, which also carries answers, would stand still over them.
+    fn is_heard(&self) -> bool {
+        self.outlets.replies.capacity() >= self.outlets.replies.max_capacity() / 2
     }
 
     /// Puts a message where it waits for its device's turn, or turns it away.

@@ -334,7 +334,8 @@ async fn send(
                     Err(reason) => return End::Broken(reason),
                 }
             }
-            reply = ends.replies.recv(), if more => match reply {
+            // What finds no place here holds up the answerers.
+            reply = ends.replies.recv(), if more && unsent.has_room() => match reply {
                 Some(reply) => unsent.put(reply),
                 None => more = false,
             },

@@ -16,8 +16,12 @@ pub(super) struct Unsent(pub(super) Turns<Reply>);
 
 impl Unsent {
     pub(super) fn new() -> Self {
-        // One device alone may have as many waiting as may come from the intake.
-        Self(Turns::one_each(2 * super::REPLIES_MAX, u64::MAX))
+        Self(Turns::one_each(3 * super::REPLIES_MAX, u64::MAX))
+    }
+
+    /// Whether it takes one more, whoever for: one device alone may have as many waiting as may come from the intake.
+    pub(super) fn has_room(&self) -> bool {
+        self.0.items_left() > super::REPLIES_MAX
     }
 
     pub(super) fn put(&mut self, reply: Reply) {
