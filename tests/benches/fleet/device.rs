@@ -20,7 +20,7 @@ use rumqttc::mqttbytes::v5::{Packet, PubAckReason, Publish as Heard};
 use rumqttc::{AsyncClient, Event, MqttOptions, PublishOptions, PublishResult, TlsConfiguration, Transport};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// What the cloud answers; the device says something else.
 pub(crate) const TASK: &str = "load";
@@ -30,7 +30,7 @@ pub(crate) const LABEL: &str = "yes";
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// With a whole fleet before it at the broker's door.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 const DOWN_BYTES_MAX: usize = 1 << 20;
 
@@ -162,7 +162,8 @@ impl Device {
             if self.stage.wait_for(|stage| *stage != Stage::Away).await.is_err() {
                 return;
             }
-            match self.connect().await {
+            // Like the agent, which gives each step of its set-up a deadline.
+            match timeout(CONNECT_TIMEOUT, self.connect()).await.context("no session in time").flatten() {
                 Ok(session) => {
                     count(&self.fleet.counts.connected, 1);
                     let was_cut = self.serve(session, phase).await;
