@@ -91,7 +91,8 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let writer = tokio::task::block_in_place(|| Writer::open(&records, &args.instance))?;
     let (messages, events, mut inlets) = Inlets::open();
     let model_seconds = model::seconds();
-    let panels = model::start(answerers, &events, &model_seconds, &tokio::runtime::Handle::current())?;
+    let runtime = tokio::runtime::Handle::current();
+    let panels = model::start(answerers, &events, &model_seconds, &runtime)?;
     let tasks: Vec<String> = panels.keys().cloned().collect();
     let labels = panels.iter().map(|(task, panel)| (task.clone(), panel.labels.clone())).collect();
     if tasks.is_empty() {
@@ -115,7 +116,6 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     };
     let work = Intake::new(writer, topics.clone(), keep(args), panels, ledger, payloads, outlets)?;
     let (intake_ended, intake) = oneshot::channel();
-    let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
         // Nobody waits for it only when the process is ending anyway.
         drop(intake_ended.send(work.run(&mut inlets, &runtime)));

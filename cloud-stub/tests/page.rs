@@ -281,7 +281,7 @@ async fn a_fleet_is_listed_in_parts_and_what_is_wrong_comes_first() {
 }
 
 #[tokio::test]
-async fn bundles_on_the_shelf_are_told_with_who_signed_and_runs_them_and_a_turn_is_in_the_history() {
+async fn bundles_on_the_shelf_are_told_with_who_signed_and_runs_them_and_a_change_is_in_the_history() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();
     let bundle = |args: &[&str]| {
@@ -317,8 +317,8 @@ async fn bundles_on_the_shelf_are_told_with_who_signed_and_runs_them_and_a_turn_
     // It takes what is on the shelf, and then the signature there is no longer what the list says.
     tell("1", 2).await;
     let page = cloud.until("/api/devices/hall-1", |page| page["history"][0]["kind"] == "bundle").await;
-    let turn = json!({"bundle": "fashion-small", "from": "0", "to": "1"});
-    assert_eq!(page["history"][0]["document"], turn, "{page}");
+    let change = json!({"bundle": "fashion-small", "from": "0", "to": "1"});
+    assert_eq!(page["history"][0]["document"], change, "{page}");
     std::fs::write(at("shelf/fashion-small/1/model.sig"), "{}").unwrap();
     let shelf = cloud.get("/api/bundles").await;
     assert_eq!(shelf["devices"][0]["run"], 1, "{shelf}");

@@ -23,11 +23,11 @@
 //! just now, so that a long backlog does not make today's questions late. Small cases share a publish on their
 //! first way.
 
+mod congestion;
 mod heard;
 mod limits;
 mod next;
 mod repeats;
-mod share;
 mod suspects;
 mod tracked;
 mod travel;
@@ -41,8 +41,8 @@ use hedge_proto::{CaseKey, IDS_MAX};
 use crate::clock::{Moment, doubled};
 use crate::link::Loss;
 
+use self::congestion::Congestion;
 pub use self::limits::*;
-use self::share::Share;
 use self::suspects::Suspicion;
 pub use self::suspects::{ALONE_AFTER, CUT_AFTER, Guilty, HELD_WAIT, HELD_WAIT_MAX};
 pub use self::tracked::Waiting;
@@ -94,7 +94,7 @@ pub struct Limit {
 pub struct Uplink {
     cases: BTreeMap<CaseKey, Tracked>,
     window_max: usize,
-    share: Share,
+    congestion: Congestion,
     /// The payload bytes one publish of several cases may carry; 0 for one case each.
     batch_bytes_max: u32,
     publishes: u64,
@@ -135,7 +135,7 @@ impl Uplink {
         Self {
             cases: BTreeMap::new(),
             window_max: WINDOW_MAX,
-            share: Share::first(Moment(0)),
+            congestion: Congestion::unknown(Moment(0)),
             batch_bytes_max,
             publishes: 0,
             hold_until: Moment(0),
@@ -238,7 +238,7 @@ impl Uplink {
     /// The session is ready; the broker takes at most `receive_maximum` publishes in flight.
     pub fn connected(&mut self, now: Moment, receive_maximum: u16) {
         self.window_max = WINDOW_MAX.min(usize::from(receive_maximum)).max(1);
-        self.share = Share::first(now);
+        self.congestion = Congestion::unknown(now);
         self.connected_at = now;
         self.cut.clear();
         self.somebody_listens();
@@ -331,7 +331,7 @@ impl Uplink {
     /// The cloud asks for rest.
     pub fn hold(&mut self, until: Moment) {
         self.hold_until = self.hold_until.max(until);
-        self.share = Share::first(until);
+        self.congestion = Congestion::unknown(until);
     }
 
     /// Whether the cloud owes a word on something: a publish or a question.
@@ -342,7 +342,7 @@ impl Uplink {
 
     /// A cloud instance went down: what it had said it holds may be gone with it.
     pub fn instance_lost(&mut self, now: Moment) {
-        self.share = Share::first(now);
+        self.congestion = Congestion::unknown(now);
         for case in self.cases.values_mut() {
             if matches!(case.phase, Phase::Published | Phase::Asked | Phase::Held) {
                 case.enter(now, Phase::Doubtful { not_before: now + INSTANCE_LOST_WAIT });
@@ -370,7 +370,7 @@ impl Uplink {
             };
             if silent {
                 if case.phase == Phase::Published {
-                    self.share.halve(now, case.sent_at);
+                    self.congestion.halve(now, case.sent_at);
                 }
                 case.enter(now, Phase::Doubtful { not_before: now });
             }
@@ -429,13 +429,15 @@ impl Uplink {
         let sends = takes && self.has_slot(permission);
         let send_at = self.paced_until(permission).max(self.hold_until).max(self.nobody_until);
         // While a suspect is tried, or waits for the window to empty, an event comes before anything else is sent.
-        let room = self.room();
-        let waits = |case: &Tracked| case.due_at().is_some() && self.fits(case, room);
+        let places = self.places();
+        let waits = |case: &Tracked| case.due_at().is_some() && self.fits(case, places);
         let crosses = |case: &Tracked| self.is_suspect(case) && (case.is_publishing() || waits(case));
         let crossed = self.cases.values().any(Tracked::is_publishing) && self.cases.values().any(crosses);
         let ready_at = |case: &Tracked| {
             let alone_at = if self.is_suspect(case) { self.connected_at + ALONE_AFTER } else { Moment(0) };
-            case.due_at().filter(|_| sends && !crossed && self.fits(case, room)).map(|at| at.max(send_at).max(alone_at))
+            case.due_at()
+                .filter(|_| sends && !crossed && self.fits(case, places))
+                .map(|at| at.max(send_at).max(alone_at))
         };
         let due = |case: &Tracked| match case.phase {
             Phase::Ready { .. } => ready_at(case),

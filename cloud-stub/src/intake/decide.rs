@@ -58,7 +58,7 @@ pub fn is_news(fleet: &SpotChecks, own: &SpotChecks, known: u64) -> bool {
 
 /// A bundle that answers on a device in another version than before.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Turn {
+pub struct BundleChange {
     pub bundle: String,
     pub from: String,
     pub to: String,
@@ -69,8 +69,8 @@ pub struct Turn {
 
 /// What a device's new status says of its bundles that the one before did not.
 #[must_use]
-pub fn turns(before: &[ModelRef], after: &[ModelRef], told: Option<&Telemetry>) -> Vec<Turn> {
-    let turned = after.iter().filter_map(|now| {
+pub fn bundle_changes(before: &[ModelRef], after: &[ModelRef], told: Option<&Telemetry>) -> Vec<BundleChange> {
+    let changed = after.iter().filter_map(|now| {
         // Two models of one bundle may have different versions of it: what of them changed is not known.
         let mut old = before.iter().filter(|old| old.name == now.name);
         let (Some(old), None) = (old.next(), old.next()) else { return None };
@@ -80,9 +80,9 @@ pub fn turns(before: &[ModelRef], after: &[ModelRef], told: Option<&Telemetry>) 
         let rivals =
             told.into_iter().flat_map(|told| told.model_figures.values()).filter_map(|model| model.rival.as_ref());
         let rival = rivals.filter(|rival| rival.version == now.version).max_by_key(|rival| rival.compared).cloned();
-        Some(Turn { bundle: now.name.clone(), from: old.version.clone(), to: now.version.clone(), rival })
+        Some(BundleChange { bundle: now.name.clone(), from: old.version.clone(), to: now.version.clone(), rival })
     });
-    turned.collect()
+    changed.collect()
 }
 
 /// A case as it came, and its payload's real hash.
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_that_turned_is_told_with_how_the_two_compared() {
+    fn a_bundle_that_changed_is_told_with_how_the_two_compared() {
         let model = |name: &str, version: &str| ModelRef { name: name.to_owned(), version: version.to_owned() };
         let rival = |version: &str, compared| RivalFigures {
             version: version.to_owned(),
@@ -265,20 +265,20 @@ mod tests {
         let figures = hedge_proto::ModelFigures { rival: Some(rival("2", 812)), ..Default::default() };
         told.model_figures.insert(device("front"), figures);
         let before = [model("small", "1"), model("other", "1")];
-        let turn = |from: &str, to: &str, rival| Turn {
+        let change = |from: &str, to: &str, rival| BundleChange {
             bundle: "small".to_owned(),
             from: from.to_owned(),
             to: to.to_owned(),
             rival,
         };
         let after = [model("small", "2"), model("other", "1")];
-        assert_eq!(turns(&before, &after, Some(&told)), [turn("1", "2", Some(rival("2", 812)))]);
+        assert_eq!(bundle_changes(&before, &after, Some(&told)), [change("1", "2", Some(rival("2", 812)))]);
         // What compared another version says nothing of this one.
-        assert_eq!(turns(&after, &before, Some(&told)), [turn("2", "1", None)]);
-        assert_eq!(turns(&before, &after, None), [turn("1", "2", None)]);
-        // Nor is it known which of two has turned, or from what a new one has.
-        assert_eq!(turns(&before, &[model("small", "2"), model("small", "1")], None), []);
-        assert_eq!(turns(&[], &after, None), []);
+        assert_eq!(bundle_changes(&after, &before, Some(&told)), [change("2", "1", None)]);
+        assert_eq!(bundle_changes(&before, &after, None), [change("1", "2", None)]);
+        // Nor is it known which of two has changed, or from what a new one has.
+        assert_eq!(bundle_changes(&before, &[model("small", "2"), model("small", "1")], None), []);
+        assert_eq!(bundle_changes(&[], &after, None), []);
     }
 
     fn known(standing: Standing) -> Known {

@@ -316,8 +316,8 @@ impl Desk<'_, '_> {
             let before = on_record.as_ref().map_or(&[][..], |known| &known.models);
             if before != status.models {
                 let told = self.batch.telemetry(device)?.map(|(told, _)| told);
-                for turn in decide::turns(before, &status.models, told.as_ref()) {
-                    self.batch.add_event(device, "bundle", &json!(turn).to_string(), self.now_ms)?;
+                for change in decide::bundle_changes(before, &status.models, told.as_ref()) {
+                    self.batch.add_event(device, "bundle", &json!(change).to_string(), self.now_ms)?;
                 }
             }
             self.batch.set_device_status(device, status, self.now_ms)?;

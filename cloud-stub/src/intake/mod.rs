@@ -7,7 +7,7 @@
 //! ```
 //! Outcomes do not wait behind messages: the more cases came in, the fewer would be answered.
 //!
-//! Events that lie ready share a commit, at most as many as are decided in `BATCH_MAX`: whoever floods waits for its
+//! What lies ready shares a commit, of messages at most as many as are decided in `BATCH_MAX`: whoever floods waits for its
 //! next turn, and nobody waits for it. Nothing is acknowledged or answered before it, so a message is
 //! either on record or will be sent again by its device. Which answer a case gets is decided in [`decide`];
 //! topics and sessions are the link's, inference is the model's.
@@ -59,10 +59,10 @@ pub use panels::{AnswererNow, Taking};
 use trends::{Due, Trends};
 
 /// How many events share one commit: a broker's window for a few hundred devices.
-const EVENTS_PER_COMMIT_MAX: usize = 256;
+const MESSAGES_PER_COMMIT_MAX: usize = 256;
 
 /// How many acknowledgements may lie before the link: one for each message that was read and is not in its hands again.
-pub const SETTLED_MAX: usize = 2 * (ARRIVED_MAX + MESSAGES_MAX + EVENTS_PER_COMMIT_MAX);
+pub const SETTLED_MAX: usize = 2 * (ARRIVED_MAX + MESSAGES_MAX + MESSAGES_PER_COMMIT_MAX);
 
 /// How many messages wait for their turn here: one device alone gets half, more than the broker's window.
 const MESSAGES_MAX: usize = 512;
@@ -195,7 +195,7 @@ impl Intake {
         loop {
             // What finds no place because of all the others stays where it is, and holds up the link, and the link the
             // broker. One device that fills its own share is turned away.
-            let room = if stopping { 0 } else { EVENTS_PER_COMMIT_MAX.min(self.messages.items_left()) };
+            let room = if stopping { 0 } else { MESSAGES_PER_COMMIT_MAX.min(self.messages.items_left()) };
             let (mut events, mut messages) = inlets.take(room);
             if events.is_empty() && messages.is_empty() && self.messages.is_empty() {
                 if stopping {
@@ -300,7 +300,7 @@ impl Intake {
         let mut effects = Effects::default();
         let now = Instant::now();
         let mut messages: Vec<Incoming> =
-            std::iter::from_fn(|| self.next_message(now)).take(EVENTS_PER_COMMIT_MAX).collect();
+            std::iter::from_fn(|| self.next_message(now)).take(MESSAGES_PER_COMMIT_MAX).collect();
         let mut decided = 0;
         let committed = self.commit(&mut others, &messages, &mut decided, &mut effects);
         if committed.is_err() {

@@ -70,13 +70,13 @@ impl Uplink {
 
     /// The cloud's records hold these.
     pub fn received(&mut self, now: Moment, keys: &[CaseKey]) {
-        let used_up = 2 * self.share_left() <= self.share.cases();
+        let used_up = 2 * self.unconfirmed_left() <= self.congestion.cases_max();
         for key in keys {
             let Some(case) = self.cases.get_mut(key) else { continue };
             if case.is_unconfirmed() {
                 // Its word may come before the broker's.
                 let took = if case.is_publishing() { Duration::ZERO } else { now.since(case.since) };
-                self.share.confirmed(now, case.sent_at, took, used_up);
+                self.congestion.confirmed(now, case.sent_at, took, used_up);
             }
             case.enter(now, Phase::Held);
         }

@@ -13,11 +13,11 @@ use crate::clock::Moment;
 
 /// Whether one more case may set out.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
+pub(super) struct Places {
     /// Among all that the cloud owes an answer to.
     pub(super) owed: bool,
     /// In what the cloud has given no word of. Callers do not wait for that.
-    pub(super) share: bool,
+    pub(super) unconfirmed: bool,
 }
 
 impl Uplink {
@@ -37,19 +37,19 @@ impl Uplink {
     }
 
     /// Whether memory and what a message takes allow this one to be sent, whenever that is.
-    pub(super) fn fits(&self, case: &Tracked, room: Room) -> bool {
-        let has_place = (case.again || room.owed) && (case.case.urgent || room.share);
+    pub(super) fn fits(&self, case: &Tracked, places: Places) -> bool {
+        let has_place = (case.again || places.owed) && (case.case.urgent || places.unconfirmed);
         has_place && self.limit.is_none_or(|limit| case.case.payload_bytes < limit.from_bytes)
     }
 
-    pub(super) fn room(&self) -> Room {
-        Room { owed: self.owed() < OWED_MAX, share: self.share_left() > 0 }
+    pub(super) fn places(&self) -> Places {
+        Places { owed: self.owed() < OWED_MAX, unconfirmed: self.unconfirmed_left() > 0 }
     }
 
     /// How many more cases may be before the cloud without a word of it.
-    pub(super) fn share_left(&self) -> usize {
+    pub(super) fn unconfirmed_left(&self) -> usize {
         let unconfirmed = self.cases.values().filter(|case| case.is_unconfirmed()).count();
-        self.share.cases().saturating_sub(unconfirmed)
+        self.congestion.cases_max().saturating_sub(unconfirmed)
     }
 
     pub(super) fn publishes(&self, of: impl Fn(&Tracked) -> bool) -> usize {
@@ -64,8 +64,8 @@ impl Uplink {
             return suspects.into_iter().min_by_key(guilt);
         }
         let fresh_turn = self.publishes % u64::from(FRESH_EVERY) == u64::from(FRESH_EVERY) - 1;
-        let room = self.room();
-        let may_go = move |case: &&Tracked| case.is_due(now) && self.fits(case, room) && !self.is_suspect(case);
+        let places = self.places();
+        let may_go = move |case: &&Tracked| case.is_due(now) && self.fits(case, places) && !self.is_suspect(case);
         let due = || self.cases.values().filter(may_go);
         let newest = due()
             .filter(|case| fresh_turn && now.since(case.case.stored_at) < FRESH)
@@ -85,12 +85,12 @@ impl Uplink {
             .cases
             .values()
             .filter(|case| {
-                case.is_due(now) && self.fits(case, Room { owed: true, share: true }) && case.case.key != first
+                case.is_due(now) && self.fits(case, Places { owed: true, unconfirmed: true }) && case.case.key != first
             })
             .filter(shares)
             .collect();
         others.sort_by(|a, b| b.worth().total_cmp(&a.worth()));
-        let room = BATCH_CASES_MAX.min(OWED_MAX - self.owed()).min(self.share_left());
+        let room = BATCH_CASES_MAX.min(OWED_MAX - self.owed()).min(self.unconfirmed_left());
         for other in others {
             bytes = bytes.saturating_add(other.case.payload_bytes);
             if keys.len() >= room || bytes > self.batch_bytes_max {

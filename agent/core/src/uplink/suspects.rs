@@ -142,8 +142,8 @@ impl Uplink {
     pub(super) fn suspects_due(&self, now: Moment) -> (Vec<CaseKey>, bool) {
         let suspects = || self.cases.values().filter(|case| self.is_suspect(case));
         let lasted = now >= self.connected_at + ALONE_AFTER;
-        let room = self.room();
-        let may_go = |case: &&Tracked| lasted && case.is_due(now) && self.fits(case, room);
+        let places = self.places();
+        let may_go = |case: &&Tracked| lasted && case.is_due(now) && self.fits(case, places);
         let due = suspects().filter(may_go).map(|case| case.case.key).collect();
         (due, suspects().any(Tracked::is_publishing))
     }

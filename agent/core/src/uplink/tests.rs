@@ -305,3 +305,18 @@ fn a_fleet_that_comes_back_at_once_lays_no_more_before_the_cloud_than_it_takes_i
     let (_, most, _) = herd(1, 200, Duration::from_millis(1));
     assert!(most >= 64, "{most} cases at once");
 }
+
+#[test]
+fn words_on_what_was_sent_before_a_rest_do_not_let_more_set_out_after_it() {
+    let mut uplink = with_cases(100);
+    let sent: Vec<CaseKey> = core::iter::from_fn(|| match uplink.step(Moment(1), PROVEN)? {
+        Step::Send(keys) => Some(keys),
+        Step::Ask(_) => None,
+    })
+    .flatten()
+    .collect();
+    uplink.published(Moment(2), &sent, Publish::Acknowledged);
+    uplink.hold(Moment(10_000));
+    uplink.received(Moment(3), &sent);
+    assert_eq!((sent.len(), sends(&mut uplink, Moment(10_000), PROVEN)), (WINDOW_MAX, 1));
+}

@@ -18,41 +18,45 @@ const KEEPS_UP: Duration = Duration::from_secs(1);
 const FALLS_BEHIND: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone)]
-pub(super) struct Share {
-    cases: usize,
+pub(super) struct Congestion {
+    cases_max: usize,
     /// The shortest time from PUBACK to `received` on this connection: what broker and cloud take unhurried.
     quickest: Duration,
-    /// What was sent before says nothing of the present share.
-    halved_at: Moment,
+    /// Since when less may be under way than before: words on what was sent until then say nothing of how that does.
+    since: Moment,
 }
 
-impl Share {
-    /// For a connection or a cloud of which nothing is known.
-    pub(super) fn first(now: Moment) -> Self {
-        Self { cases: 1, quickest: Duration::MAX, halved_at: now }
+impl Congestion {
+    /// Of a connection or a cloud of which nothing is known.
+    pub(super) fn unknown(now: Moment) -> Self {
+        Self { cases_max: 1, quickest: Duration::MAX, since: now }
     }
 
-    pub(super) fn cases(&self) -> usize {
-        self.cases
+    /// How many cases may be before the cloud without a word of it.
+    pub(super) fn cases_max(&self) -> usize {
+        self.cases_max
     }
 
-    /// The cloud has a case that was sent at `sent_at`, so long after the broker had it. A share that was not used up does
-    /// not grow: nobody knows how the cloud would do with more.
+    /// The cloud has a case that was sent at `sent_at`, so long after the broker had it. Where not all were under way that
+    /// may be, nobody knows how the cloud would do with more.
     pub(super) fn confirmed(&mut self, now: Moment, sent_at: Moment, took: Duration, used_up: bool) {
+        if sent_at < self.since {
+            return;
+        }
         self.quickest = self.quickest.min(took);
         let behind = took - self.quickest;
         if behind > FALLS_BEHIND {
             self.halve(now, sent_at);
         } else if behind <= KEEPS_UP && used_up {
-            self.cases = (self.cases + 1).min(OWED_MAX);
+            self.cases_max = (self.cases_max + 1).min(OWED_MAX);
         }
     }
 
     /// Once for all that was under way together.
     pub(super) fn halve(&mut self, now: Moment, sent_at: Moment) {
-        if sent_at >= self.halved_at {
-            self.cases = (self.cases / 2).max(1);
-            self.halved_at = now;
+        if sent_at >= self.since {
+            self.cases_max = (self.cases_max / 2).max(1);
+            self.since = now;
         }
     }
 }
@@ -66,6 +70,6 @@ impl super::Uplink {
     }
 
     pub(crate) fn trust(&mut self) {
-        self.share.cases = OWED_MAX;
+        self.congestion.cases_max = OWED_MAX;
     }
 }
