@@ -58,7 +58,7 @@ use outcome::Decided;
 pub use panels::{AnswererNow, Taking};
 use trends::{Due, Trends};
 
-/// How many events share one commit: a broker's window for a few hundred devices.
+/// How many messages share one commit: a broker's window for a few hundred devices.
 const MESSAGES_PER_COMMIT_MAX: usize = 256;
 
 /// How many acknowledgements may lie before the link: one for each message that was read and is not in its hands again.
