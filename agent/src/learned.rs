@@ -294,6 +294,14 @@ impl Learned {
                 model = %self.name,
                 "another model answers in the cloud: what was learned from the one before is no evidence any more"
             ),
+            Some(News::OtherDoubt) if self.look(Experience::is_learned) == Some(true) => tracing::info!(
+                model = %self.name,
+                "spot checks show that a doubt learned from verdicts ranks answers better than their scores: it counts from now on"
+            ),
+            Some(News::OtherDoubt) => tracing::warn!(
+                model = %self.name,
+                "the learned doubt no longer ranks answers better than their scores: these count again"
+            ),
         }
     }
 

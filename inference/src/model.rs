@@ -200,7 +200,7 @@ impl Model {
             _ => run!(data),
         };
         let mut tensors = Tensors::default();
-        for name in self.task.reading.names() {
+        for name in self.task.names() {
             let value = outputs.get(name).ok_or_else(|| ModelError::Run(format!("there is no output `{name}`")))?;
             tensors.0.push((name.to_owned(), numbers(value)?));
         }

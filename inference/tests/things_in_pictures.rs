@@ -7,7 +7,12 @@ use hedge_proto::{BOXES_MAX, Doubt, Found, Measure, Output, Rect};
 /// Of 64 × 64 pixels.
 fn task(output: &str, labels: &[&str]) -> Task {
     let reading: Reading = toml::from_str(output).unwrap_or_else(|error| panic!("{output}: {error}"));
-    Task { reading, labels: labels.iter().map(|label| (*label).to_owned()).collect(), pixels: (64, 64) }
+    Task {
+        reading,
+        labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+        confidence: None,
+        pixels: (64, 64),
+    }
 }
 
 fn tensors(list: &[(&str, &[usize], &[f32])]) -> Tensors {

@@ -45,6 +45,10 @@ measures! {
     CountGap = "count_gap",
     /// How much more often than usual the answer has changed over the last frames of its source.
     Flicker = "flicker",
+    /// 1 − what an output of the model itself says about its being right.
+    Confidence = "confidence",
+    /// The probability that the cloud contradicts it, by all of the above, as the device has learned it from verdicts.
+    Learned = "learned",
 }
 
 impl Measure {
@@ -67,6 +71,12 @@ impl Doubt {
     #[must_use]
     pub fn with(mut self, measure: Measure, value: f32) -> Self {
         self.0[measure.at()] = Some(if value.is_nan() { 1.0 } else { value.clamp(0.0, 1.0) });
+        self
+    }
+
+    #[must_use]
+    pub fn without(mut self, measure: Measure) -> Self {
+        self.0[measure.at()] = None;
         self
     }
 

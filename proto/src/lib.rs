@@ -67,8 +67,8 @@ pub use share::{NotAShare, NotAWeight, Share, Weight};
 pub use spot_checks::{LOSSES_MAX, SpotChecks};
 pub use status::{
     BoardFigures, BudgetFigures, CloudState, CloudStatus, DeviceState, DeviceStatus, Faults, JudgeFigures,
-    LatencyFigures, LinkState, ModelFigures, PrivacyFigures, QueueFigures, RivalFigures, RivalRole, SampleFigures,
-    SinkFigures, SourceFigures, Telemetry, Throttling, WantedFigures,
+    LatencyFigures, LearnedFigures, LinkState, ModelFigures, PrivacyFigures, QueueFigures, RivalFigures, RivalRole,
+    SampleFigures, SinkFigures, SourceFigures, Telemetry, Throttling, WantedFigures,
 };
 pub use task::{ModelRef, Reason, labels_hash};
 pub use text::{NotText, in_one_line, text, without_mark};

@@ -350,6 +350,10 @@ pub struct ThresholdSettings {
     /// What happens while the input looks unlike what the model was checked on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_shift: Option<OnShift>,
+    /// Under a budget or a target: whether a doubt that is learned from verdicts counts in place of the score's, once spot
+    /// checks have shown that it ranks answers better.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learned: Option<bool>,
     /// The best score.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score_min: Option<Share>,

@@ -433,10 +433,31 @@ pub struct JudgeFigures {
     /// How probable it is that a contradicted answer is more doubtful than another; a half is chance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auroc: Option<f32>,
+    /// How well a learned doubt has done; absent unless one is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<LearnedFigures>,
     /// How many in ten thousand of the answers seen lately had a doubt in each of so many ranges of the same width, the
     /// least doubt first. Empty before the first answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub doubt: Vec<u16>,
+}
+
+/// A doubt that is learned from verdicts, beside that of the score.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct LearnedFigures {
+    /// Whether it counts in place of the score.
+    pub used: bool,
+    /// Spot checks that both were compared on, since it was last decided which of them counts.
+    pub checks: f32,
+    /// How probable it is that a contradicted answer is more doubtful than another, by the learned doubt and by the score's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auroc: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain_auroc: Option<f32>,
+    /// The first less the second, and its standard error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub better_by: Option<(f32, f32)>,
 }
 
 /// `whole`, `thumbnail 320` or `nothing`: a later version may know more.

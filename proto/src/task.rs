@@ -69,6 +69,10 @@ reasons! {
     CountGap = "count_gap",
     /// The answer changes from frame to frame, so that its score counts less.
     Flicker = "flicker",
+    /// The model itself says that it may be wrong.
+    Confidence = "confidence",
+    /// What verdicts have taught makes a contradiction likely.
+    Learned = "learned",
     /// The input does not look like what the model knows.
     OutOfDistribution = "out_of_distribution",
     /// A confident answer, sent anyway so that error can be measured.
@@ -131,6 +135,8 @@ impl From<Measure> for Reason {
             Measure::AnyError => Self::AnyError,
             Measure::CountGap => Self::CountGap,
             Measure::Flicker => Self::Flicker,
+            Measure::Confidence => Self::Confidence,
+            Measure::Learned => Self::Learned,
         }
     }
 }

@@ -112,6 +112,7 @@ impl ThresholdConfig {
                 ThresholdMode::Fixed => OnShift::Watch,
                 _ => OnShift::AskMore,
             }),
+            learned: self.0.learned.unwrap_or(false) && mode != ThresholdMode::Fixed,
             scale: ThresholdScale::ONE,
         }
     }
@@ -255,6 +256,17 @@ mod tests {
         let target = resolved("mode = \"target\"\ntarget = { risk = 0.02 }\nspot_checks = 0.1").expect("complete");
         assert_eq!(target.rule.target.expect("given").confidence.value(), 0.95);
         assert_eq!(target.rule.spot_checks.value(), 0.1);
+        assert!(
+            !budget.rule.learned
+                && resolved("mode = \"budget\"\nbudget = { share = 0.1 }\nlearned = true")
+                    .expect("complete")
+                    .rule
+                    .learned
+        );
+        assert!(
+            !resolved("score_min = 0.5\nlearned = true").expect("complete").rule.learned,
+            "numbers are about the score"
+        );
         let fixed = resolved("score_min = 0.5").expect("complete");
         assert_eq!((fixed.rule.spot_checks, fixed.rule.on_shift), (Share::ZERO, OnShift::Watch));
         for (text, part) in [

@@ -16,6 +16,7 @@ pub mod calibration;
 pub mod evidence;
 mod experience;
 mod flicker;
+mod head;
 mod limits;
 mod novelty;
 mod past;
@@ -228,6 +229,9 @@ impl Judgement {
     /// The score, and what it counts if that is less.
     fn scored(&self) -> String {
         let score = self.doubt.score().unwrap_or(1.0);
+        if let Some(learned) = self.doubt.get(Measure::Learned) {
+            return format!("score {score:.3}, which counts {:.3} by what verdicts have taught,", 1.0 - learned);
+        }
         match (counted(&self.doubt), own(&self.doubt), self.doubt.get(Measure::Flicker)) {
             (Some(counted), Some(own), Some(flicker)) if counted.1 > own.1 => format!(
                 "score {score:.3}, which counts {:.3} because the answers to the last frames flicker ({flicker:.3}),",

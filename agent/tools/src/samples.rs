@@ -39,6 +39,8 @@ pub(super) struct Labelled {
     /// Which of all samples it is: two models that see the same set are compared by it.
     pub(super) number: usize,
     pub(super) output: Vec<f32>,
+    /// How probable the model itself finds it that its answer is wrong, if it says so.
+    pub(super) doubt: Option<f32>,
     /// More than one where several classes have the same name; none where nobody has said, or where the model does not
     /// know the label.
     pub(super) classes: Vec<usize>,
@@ -199,9 +201,10 @@ impl Set {
         for (number, item) in self.items.iter().enumerate() {
             let seen = self.tensors(model.input(), number);
             let mut output = |tensor: &Tensor| {
-                let output = reading.numbers(&model.run(tensor)?, bundle.labels().len())?;
-                Scores::read(&output, reading.kind)?;
-                Ok(output)
+                let outputs = model.run(tensor)?;
+                let numbers = reading.numbers(&outputs, bundle.labels().len())?;
+                Scores::read(&numbers, reading.kind)?;
+                Ok((numbers, model.task().doubt_of_the_model(&outputs)?))
             };
             let outputs = match seen {
                 Ok(tensors) => tensors.iter().map(&mut output).collect(),
@@ -223,12 +226,18 @@ impl Set {
 }
 
 impl Samples {
-    fn add(&mut self, bundle: &Bundle, (number, item): (usize, &Item), output: anyhow::Result<Vec<f32>>) {
+    fn add(
+        &mut self,
+        bundle: &Bundle,
+        (number, item): (usize, &Item),
+        output: anyhow::Result<(Vec<f32>, Option<f32>)>,
+    ) {
         match output {
-            Ok(output) => {
+            Ok((output, doubt)) => {
                 let is_meant = |own: &str| item.label.as_ref().is_some_and(|label| means(bundle, own, label));
                 let classes = bundle.labels().iter().enumerate().filter(|(_, own)| is_meant(own));
-                self.known.push(Labelled { number, output, classes: classes.map(|(class, _)| class).collect() });
+                let classes = classes.map(|(class, _)| class).collect();
+                self.known.push(Labelled { number, output, doubt, classes });
             }
             Err(error) => self.left_out.push(format!("{}: {}", item.name, in_one_line(&*error))),
         }

@@ -326,3 +326,45 @@ fn a_model_of_numbers_is_calibrated_inferred_and_checked_like_one_of_pictures() 
     let (code, text) = run(&["bundle", "inspect", path(&bundle)]).expect("inspected");
     assert!(code == ExitCode::SUCCESS && text.contains("golden     ok: one.npy is c"), "{text}");
 }
+
+#[test]
+fn what_a_model_says_of_its_own_being_right_is_a_measure_and_it_is_told_how_well_it_ranks() {
+    let weights: [[f32; 3]; 4] = [[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 4.0], [0.0; 3]];
+    let model = Onnx::new(&[-1, 4])
+        .floats("w", &[4, 3], weights.as_flattened())
+        .floats("last", &[4, 1], &[0.0, 0.0, 0.0, 1.0])
+        .node("MatMul", &["x", "w"], "y", &[])
+        .node("MatMul", &["x", "last"], "sure", &[])
+        .output("sure", &[-1, 1])
+        .output("y", &[-1, 3]);
+    let Some(workshop) = Workshop::new(&model, "a\nb\nc\n") else { return };
+    workshop.refuses(&["--confidence", "shure"], &["there is no output `shure` for --confidence", "`sure`"]);
+    workshop.refuses(&["--confidence", "y"], &["--confidence takes an output of one number, but this is `y`"]);
+    let said = workshop.init(&["--confidence", "sure"]).expect("a bundle");
+    assert!(said.contains("confidence = \"sure\"") && said.contains("name = \"y\""), "{said}");
+
+    // The score is as sure of what is wrong as of what is right; the model itself knows better.
+    workshop.write("known/a/some.csv", b"x,y,z,sure\n1,0,0,0.9\n1,0,0,0.8\n0,1,0,0.1\n1,0,0,0.95\n");
+    workshop.write("known/b/some.csv", b"x,y,z,sure\n0,1,0,0.7\n1,0,0,0.2\n0,0,1,0.3\n0,1,0,1.0\n");
+    let (bundle, known) = (workshop.at("b"), workshop.at("known"));
+    let (_, text) = run(&["bundle", "calibrate", path(&bundle), "--samples", path(&known)]).expect("calibrated");
+    assert!(text.contains("ranking    of 8 samples, by the score: AUROC 0.500"), "{text}");
+    assert!(text.contains("by the model's own confidence: AUROC 1.000"), "{text}");
+    let (_, text) = run(&["bundle", "inspect", path(&bundle)]).expect("inspected");
+    assert!(text.contains("confidence sure: how probably the answer is right"), "{text}");
+    assert!(text.contains("own confidence: AUROC 1.000 (95 %: 1.000 to 1.000)"), "{text}");
+    let answers = workshop.infer(&["--json"], "known/a/some.csv");
+    let doubts = answers.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let doubts: Vec<_> = doubts.map(|answer| answer["decision"]["doubt"]["confidence"].as_f64()).collect();
+    assert!(doubts[2].is_some_and(|doubt| (doubt - 0.9).abs() < 1e-6), "{doubts:?}");
+
+    // Calibrated again on samples that are all right, it says nothing of how it ranks.
+    workshop.write("easy/a/some.csv", b"x,y,z,sure\n1,0,0,0.9\n1,0,0,0.8\n");
+    run(&["bundle", "calibrate", path(&bundle), "--samples", path(&workshop.at("easy"))]).expect("calibrated");
+    let (_, text) = run(&["bundle", "inspect", path(&bundle)]).expect("inspected");
+    assert!(text.contains("ranking    not measured"), "{text}");
+
+    workshop.write("odd.csv", b"x,y,z,sure\n1,0,0,1.7\n");
+    let said = workshop.infer(&[], "odd.csv");
+    assert!(said.contains("the output `sure` gave 1.700; `confidence` must be one number from 0 to 1"), "{said}");
+}

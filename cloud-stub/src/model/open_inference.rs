@@ -187,7 +187,7 @@ impl OpenInference {
             let (own, wanted) = (shape_in_words(&port.shape), shape_in_words(&wanted));
             return Err(format!("its input has the shape {own}, the bundle's {wanted}"));
         }
-        for name in self.task.reading.names() {
+        for name in self.task.names() {
             let output = metadata.outputs.iter().find(|port| port.name == name);
             let output =
                 output.ok_or_else(|| format!("its outputs are {}, and `{name}` is read", list(&metadata.outputs)))?;
@@ -207,7 +207,6 @@ impl OpenInference {
         let is_binary = self.tensors == TensorsAs::Binary;
         let outputs: Vec<Value> = self
             .task
-            .reading
             .names()
             .into_iter()
             .map(|name| match is_binary {
@@ -259,14 +258,14 @@ impl OpenInference {
             match numbers {
                 Some(numbers) if numbers.len() == count => given.push((name, Tensor::new(shape, numbers))),
                 // One that nobody reads may hold what it likes.
-                _ if !self.task.reading.names().contains(&name.as_str()) => {}
+                _ if !self.task.names().contains(&name.as_str()) => {}
                 Some(numbers) => {
                     return Err(half(&format!("`{name}` has {} numbers for the shape {shape:?}", numbers.len())));
                 }
                 None => return Err(half(&format!("`{name}` holds no numbers"))),
             }
         }
-        for name in self.task.reading.names() {
+        for name in self.task.names() {
             if given.iter().all(|(own, _)| own != name) {
                 return Err(half(&format!("there is no output `{name}`")));
             }

@@ -4,7 +4,7 @@ import { age, bytes, make, span } from "/parts.js";
 const REASONS = {
   low_score: "not sure enough", margin: "two close answers", entropy: "spread over many answers",
   expected_loss: "mistakes expected", errors: "mistakes expected", any_error: "a mistake is likely", count_gap: "more nearly seen",
-  flicker: "changes from frame to frame",
+  flicker: "changes from frame to frame", confidence: "the model doubts itself", learned: "such answers were contradicted",
   out_of_distribution: "unlike what it knows", spot_check: "spot check", policy: "by policy", unusable: "no usable answer",
 };
 

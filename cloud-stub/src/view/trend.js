@@ -162,6 +162,13 @@ function confidence(view, telemetry) {
   }) : null);
 }
 
+function learnedDoubt({ used, checks, auroc, plain_auroc }) {
+  const ranks = typeof auroc === "number" && typeof plain_auroc === "number"
+    ? `: of ${number(Math.round(checks))} spot checks it ranks a contradicted answer above another in ${percent(Math.round(auroc * 1000), 1000)} of pairs, the score in ${percent(Math.round(plain_auroc * 1000), 1000)}`
+    : "";
+  return used ? `A doubt learned from verdicts counts in place of the score${ranks}.` : `A doubt is learned from verdicts and does not count yet${ranks}.`;
+}
+
 function certificate(model, figures, settings) {
   const judge = figures.judge || {};
   const { target } = thresholdOf(model, settings);
@@ -186,6 +193,7 @@ function certificate(model, figures, settings) {
       parts.push(make("p", "soft", "How many more it needs the device does not say."));
     }
   }
+  if (judge.learned) parts.push(make("p", "soft", learnedDoubt(judge.learned)));
   return { figure: make("figure", "panel", make("figcaption", "", make("h3", "", `Certificate of ${model}`)), ...parts) };
 }
 

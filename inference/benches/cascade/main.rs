@@ -67,6 +67,7 @@ fn measure(trace: &Trace) -> (Value, u32) {
     let certificate = stream::certificate(rows);
     let (late, now) = stream::revocation(trace);
     let alarm = stream::alarm(trace);
+    let learned = stream::learned(rows);
     let (ece_raw, ece) = stream::calibration_error(rows);
     println!(
         "  budget 20 %: worst 500 answers off by {budget:.1} points (a fixed threshold: {fixed:.1}); calibration error \
@@ -81,6 +82,15 @@ fn measure(trace: &Trace) -> (Value, u32) {
         certificate.cost_500,
         certificate.ideal * 100.0,
         certificate.cost_1000,
+    );
+    println!(
+        "  a learned doubt came to count in {} of {} streams of at most {} checks: AUROC {:.3} on other samples, by the score \
+         {:.3}",
+        learned.used,
+        stream::LEARNED_DRAWS,
+        stream::LEARNED_CHECKS,
+        learned.counts,
+        learned.plain,
     );
     for (shift, alarm) in trace.shifts.iter().zip(&alarm.delays) {
         println!("  {}: alarm after {:.0} answers, 95 % within {:.0}", shift.name, alarm.0, alarm.1);
@@ -103,6 +113,8 @@ fn measure(trace: &Trace) -> (Value, u32) {
         "nauc_agree": rounded(ranking.area_agree),
         "nauc_accuracy": rounded(ranking.area_right),
         "auroc": rounded(ranking.auroc),
+        "auroc_learned": rounded(learned.counts),
+        "learned_used": f64::from(learned.used) / f64::from(stream::LEARNED_DRAWS),
         "gap_recovered_10": rounded(ranking.gap_10),
         "gap_recovered_20": rounded(ranking.gap_20),
         "budget_worst_window_pts": rounded(budget),

@@ -7,7 +7,10 @@ use hedge_core::judge::calibration::Calibration;
 use hedge_core::judge::evidence::Certificate;
 use hedge_core::judge::shift::Shift;
 use hedge_core::judge::{Asked, Experience, Limits, Rule};
-use hedge_proto::{Allowance, ModelRef, Share, Target, ThresholdMode};
+use hedge_proto::{
+    Allowance, Authority, CaseId, CaseKey, DeviceId, Epoch, Measure, ModelRef, Output, Share, Target, ThresholdMode,
+    Verdict,
+};
 
 use crate::rank::by;
 use crate::trace::{Row, Trace, agreement};
@@ -76,6 +79,62 @@ pub(crate) fn budget(trace: &Trace) -> (f64, f64) {
 
 fn experience() -> Experience {
     Experience::of(ModelRef { name: "bench".into(), version: "1".into() })
+}
+
+pub(crate) struct Learned {
+    /// In how many of so many streams a learned doubt came to count within [`LEARNED_CHECKS`] checks.
+    pub(crate) used: u32,
+    /// The areas under the ROC curves of the score's doubt and of what counts, on rows that were not learned from.
+    pub(crate) plain: f64,
+    pub(crate) counts: f64,
+}
+
+pub(crate) const LEARNED_DRAWS: u32 = 40;
+pub(crate) const LEARNED_CHECKS: usize = 3000;
+
+/// Half of the rows teach, as spot checks in random order, and the other half is ranked.
+pub(crate) fn learned(rows: &[Row]) -> Learned {
+    let mut sum = Learned { used: 0, plain: 0.0, counts: 0.0 };
+    for seed in 0..LEARNED_DRAWS {
+        let (mut experience, mut chance) = (experience(), Chance::from_seed(u64::from(seed)));
+        let mut drawn: Vec<(f64, &Row)> = rows.iter().map(|row| (chance.share(), row)).collect();
+        drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (taught, ranked) = drawn.split_at(rows.len() / 2);
+        // So strict that nothing is ever certified, and everything checked.
+        let target = Some(Target { risk: share(1e-4), confidence: share(CONFIDENCE), fleet: false });
+        let rule = Rule { mode: ThresholdMode::Target, target, learned: true, ..Rule::FIXED };
+        let asked = Asked { rule: &rule, ..Asked::of(Limits::NONE) };
+        for (at, (_, row)) in (0_u64..).zip(taught.iter().take(LEARNED_CHECKS)) {
+            let doubt = experience.judge(&row.doubt, asked, Moment(at * 1000), &mut chance).doubt;
+            // Of boxes an answer may be wrong in part: as often as that.
+            let said = if chance.share() < f64::from(row.loss) { "another" } else { "the same" };
+            let verdict = Verdict {
+                v: 1,
+                id: CaseId { device: device(), key: CaseKey { epoch: Epoch(1), sequence: at } },
+                revision: 1,
+                authority: Authority::Model,
+                task: "bench".into(),
+                said: Output::label(said),
+                model: ModelRef { name: "cloud".into(), version: "1".into() },
+            };
+            experience.learn(&verdict, (&Output::label("the same"), &doubt), true);
+        }
+        let [mut plain, mut counts] = [Calibration::default(), Calibration::default()];
+        for (_, row) in ranked {
+            let doubt = experience.judge(&row.doubt, asked, Moment(1 << 40), &mut chance).doubt;
+            plain.learn(bin(row.unsure), row.loss, 1.0);
+            counts.learn(bin(doubt.get(Measure::Learned).unwrap_or(row.unsure)), row.loss, 1.0);
+        }
+        sum.used += u32::from(experience.is_learned());
+        let area =
+            |calibration: &Calibration| f64::from(calibration.ranking().unwrap_or(0.5)) / f64::from(LEARNED_DRAWS);
+        (sum.plain, sum.counts) = (sum.plain + area(&plain), sum.counts + area(&counts));
+    }
+    sum
+}
+
+fn device() -> DeviceId {
+    DeviceId::new("bench").expect("a name")
 }
 
 pub(crate) struct Certified {

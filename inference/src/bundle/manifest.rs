@@ -25,7 +25,10 @@ pub struct Manifest {
     pub labels: Option<BundleFile>,
     pub input: Input,
     pub output: Reading,
+    /// Another output of the model: how probable it finds it that its answer is right.
+    pub confidence: Option<String>,
     pub threshold: Option<SuggestedThreshold>,
+    pub ranking: Option<Ranking>,
     /// The first one is used unless another is asked for.
     #[serde(rename = "variant")]
     pub variants: Vec<Variant>,
@@ -59,6 +62,26 @@ pub struct Golden {
     /// What is to be found, by variant; of a detector.
     #[serde(default)]
     pub found: BTreeMap<String, Vec<Found>>,
+}
+
+/// How well doubt tells wrong answers from right ones, as `bundle calibrate` has found it on labelled samples.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ranking {
+    pub samples: u32,
+    /// By the score.
+    pub score: Ranked,
+    /// By what the model itself says, if it does.
+    pub confidence: Option<Ranked>,
+}
+
+/// The area under a ROC curve: how probable it is that a wrong answer is more doubtful than a right one.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ranked {
+    pub auroc: f32,
+    /// With 95 % confidence.
+    pub within: (f32, f32),
 }
 
 /// What the maker of the bundle suggests an answer should reach; the operator's own numbers win.

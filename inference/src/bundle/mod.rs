@@ -15,7 +15,7 @@ use hedge_core::judge::Limits;
 use hedge_proto::{Digest, ModelRef, labels_hash};
 use sha2::{Digest as _, Sha256};
 
-pub use manifest::{Golden, Manifest, Variant};
+pub use manifest::{Golden, Manifest, Ranked, Ranking, Variant};
 
 pub use crate::features::{Color, Fit, Input, Layout, PictureInput, Resize, TENSOR_VALUES_MAX};
 pub use crate::inside::BundleFile;
@@ -159,6 +159,7 @@ impl Bundle {
         Task {
             reading,
             labels: self.labels.iter().map(|own| self.cloud_label(own).to_owned()).collect(),
+            confidence: self.manifest.confidence.clone(),
             pixels: picture.map_or((0, 0), |picture| (picture.width, picture.height)),
         }
     }

@@ -70,7 +70,7 @@ impl Outline {
 
     pub(super) fn is_batch_open(&self, task: &Task) -> bool {
         let is_open = |port: &Port| port.shape.as_ref().is_some_and(|shape| shape.first() == Some(&-1));
-        let is_read = |port: &&Port| task.reading.names().contains(&port.name.as_str());
+        let is_read = |port: &&Port| task.names().contains(&port.name.as_str());
         self.inputs.iter().all(is_open) && self.outputs.iter().filter(is_read).all(is_open)
     }
 
@@ -99,9 +99,10 @@ impl Outline {
     /// The outputs that the task reads, and their shapes for one sample.
     pub(super) fn check_outputs(&self, task: &Task) -> Result<Vec<(String, Vec<i64>)>, String> {
         let mut outputs = Vec::new();
-        for name in task.reading.names() {
+        for name in task.names() {
             let port = self.outputs.iter().find(|port| port.name == name).ok_or_else(|| {
                 let field = match &task.reading {
+                    _ if task.confidence.as_deref() == Some(name) => "`confidence` is",
                     Reading::Classes(_) => "`output.name` is",
                     Reading::Boxes(_) => "`[output]` names",
                 };
@@ -113,7 +114,8 @@ impl Outline {
             }
             outputs.push((name.to_owned(), shape));
             let labels = task.labels.len();
-            if let (Reading::Classes(_), Some(values)) = (&task.reading, port.values())
+            if let (Reading::Classes(classes), Some(values)) = (&task.reading, port.values())
+                && classes.name == name
                 && labels > 0
                 && !port.fits(labels)
             {

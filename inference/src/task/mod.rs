@@ -9,7 +9,7 @@ mod detect;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use hedge_proto::{Doubt, Output, Rect};
+use hedge_proto::{Doubt, Measure, Output, Rect};
 use serde::Deserialize;
 
 pub use classify::{ClassScore, Classify, OutputKind, Scores, Temperature};
@@ -45,6 +45,10 @@ pub enum Unusable {
     OutOfRange { score: f32, whole: f32 },
     #[error("the model gave {values} values for {labels} labels; the label file belongs to another model")]
     Classes { values: usize, labels: usize },
+    #[error(
+        "the output `{name}` gave {gave}; `confidence` must be one number from 0 to 1, how probably the answer is right"
+    )]
+    Confidence { name: String, gave: String },
     #[error("the output `{name}` has the shape {shape:?}, which is no table of {wanted}")]
     Shape { name: String, shape: Vec<usize>, wanted: String },
 }
@@ -131,6 +135,8 @@ pub struct Task {
     pub reading: Reading,
     /// The words of the answer by class; empty if the classes have numbers only.
     pub labels: Vec<String>,
+    /// The output that says how probably the answer is right, if the model has one.
+    pub confidence: Option<String>,
     /// Width and height of the model's input; 0 if it takes no pictures.
     pub pixels: (u32, u32),
 }
@@ -139,10 +145,30 @@ impl Task {
     /// What the model says of one sample. `frame` is where the input tensor's edges lie in the picture; beyond its
     /// edges if it was padded.
     pub fn read(&self, outputs: &Tensors, frame: &Rect) -> Result<(Output, Doubt), Unusable> {
-        match &self.reading {
+        let (said, doubt) = match &self.reading {
             Reading::Classes(classify) => classify.read(outputs, &self.labels),
             Reading::Boxes(detect) => detect.read(outputs, &self.labels, self.pixels, frame),
-        }
+        }?;
+        Ok((said, self.doubt_of_the_model(outputs)?.map_or(doubt, |own| doubt.with(Measure::Confidence, own))))
+    }
+
+    /// How probable the model itself finds it that its answer is wrong.
+    pub fn doubt_of_the_model(&self, outputs: &Tensors) -> Result<Option<f32>, Unusable> {
+        // Rounding takes a probability a little beyond its ends.
+        const BEYOND: f32 = 1e-3;
+        let Some(name) = &self.confidence else { return Ok(None) };
+        let gave = match outputs.get(name)?.data.as_slice() {
+            [sure] if (-BEYOND..=1.0 + BEYOND).contains(sure) => return Ok(Some(1.0 - sure)),
+            [other] => format!("{other:.3}"),
+            values => format!("{} numbers", values.len()),
+        };
+        Err(Unusable::Confidence { name: name.clone(), gave })
+    }
+
+    /// The outputs that are read.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        self.reading.names().into_iter().chain(self.confidence.as_deref()).collect()
     }
 
     /// The same, before any temperature.

@@ -117,6 +117,18 @@ impl Calibration {
         off.iter().map(|off| off.abs()).sum::<f32>() / self.labels().max(f32::MIN_POSITIVE)
     }
 
+    /// Of the right answers and of the wrong ones, which part is less doubtful than this step, half of the step's own counted.
+    /// `None` before there are so many of each.
+    pub(super) fn below(&self, step: usize, least: f32) -> Option<(f32, f32)> {
+        let (labels, wrong) = (self.labels.sum(), self.wrong.sum());
+        if wrong < least || labels - wrong < least {
+            return None;
+        }
+        let below = |bins: &Bins| bins.below(step) + bins.get(step) / 2.0;
+        let wrong_below = below(&self.wrong);
+        Some(((below(&self.labels) - wrong_below) / (labels - wrong), wrong_below / wrong))
+    }
+
     /// How probable it is that a wrong answer is more doubtful than a right one (the area under the ROC curve): 1/2 is
     /// chance. `None` while all were right, or all wrong.
     #[must_use]
@@ -131,6 +143,18 @@ impl Calibration {
         let all = right_below * f64::from(self.wrong.sum());
         #[expect(clippy::cast_possible_truncation, reason = "a share")]
         (all > 0.0).then_some((pairs / all) as f32)
+    }
+
+    /// Where the ranking lies with 95 % confidence (Hanley and McNeil 1982).
+    #[must_use]
+    pub fn ranking_within(&self) -> Option<(f32, f32)> {
+        let area = self.ranking()?;
+        let wrong = self.wrong.sum();
+        let right = self.labels() - wrong;
+        let of = |many: f32, both: f32| (many - 1.0).max(0.0) * (both - area * area);
+        let spread = area * (1.0 - area) + of(wrong, area / (2.0 - area)) + of(right, 2.0 * area * area / (1.0 + area));
+        let error = 1.96 * libm::sqrtf(spread / (wrong * right));
+        Some(((area - error).max(0.0), (area + error).min(1.0)))
     }
 }
 
@@ -197,6 +221,26 @@ mod tests {
         calibration.learn(10, 1.0, 1.0);
         assert_eq!(calibration.ranking(), Some(0.5));
     }
+
+    #[test]
+    fn a_ranking_has_an_interval_that_holds_as_often_as_it_says() {
+        let (mut held, mut chance) = (0, Chance::from_seed(1));
+        for _ in 0..400 {
+            let mut calibration = Calibration::default();
+            for _ in 0..300 {
+                let bin = usize::try_from(chance.next_u64() % 100).expect("small");
+                // Twice as probably wrong as the least doubtful, at the most: the area is known.
+                let wrong = chance.share() < 0.2 + 0.4 * bin as f64 / 99.0;
+                calibration.learn(bin, if wrong { 1.0 } else { 0.0 }, 1.0);
+            }
+            let (low, high) = calibration.ranking_within().expect("both kinds");
+            held += u32::from((low..=high).contains(&AREA));
+        }
+        assert!((368..=396).contains(&held), "{held} of 400 at 95 %");
+    }
+
+    /// E over pairs: wrong answers lie at x with the density (1 + 2x) / 2, right ones with (4 - 2x) / 3.
+    const AREA: f32 = 0.639;
 
     #[test]
     fn nothing_but_right_or_wrong_answers_is_no_trouble() {

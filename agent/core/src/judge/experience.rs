@@ -4,6 +4,7 @@
 //! no sample, and no score of any sample, is kept. A new version of the model begins with nothing.
 
 use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use hedge_proto::{
@@ -16,6 +17,7 @@ use super::allowance::Account;
 use super::bins::{Recent, bin, log_odds, share, upper};
 use super::calibration::{Calibration, Fit, PERSON_COUNTS};
 use super::evidence::{Certificate, Evidence};
+use super::head::Head;
 use super::shift::{Change, Shift};
 use super::{Asked, Bar, Judgement, Rule, by_limits, counted, own};
 use crate::agree::{agree, pairs};
@@ -102,6 +104,9 @@ pub struct Experience {
     fit: Option<Fit>,
     /// Of single boxes, by their scores.
     boxes: Calibration,
+    /// A doubt of its own, if that is wanted.
+    #[serde(default)]
+    head: Option<Box<Head>>,
     checks: Checks,
     open: Vec<Open>,
     /// When it last judged an answer.
@@ -117,6 +122,8 @@ pub enum News {
     Revoked,
     /// Another model answers in the cloud: what the other one said is no evidence any more.
     OtherCloud,
+    /// A learned doubt counts from now on, or no longer does: what is certified of the other is no evidence any more.
+    OtherDoubt,
 }
 
 impl Experience {
@@ -132,6 +139,7 @@ impl Experience {
             calibration: Calibration::default(),
             fit: None,
             boxes: Calibration::default(),
+            head: None,
             checks: Checks::default(),
             open: Vec::new(),
             judged_ms: 0,
@@ -142,6 +150,9 @@ impl Experience {
     #[must_use]
     pub fn resume(kept: Option<Self>, model: ModelRef) -> Self {
         let mut kept = kept.filter(|kept| kept.model == model).unwrap_or_else(|| Self::of(model));
+        if kept.head.as_ref().is_some_and(|head| !head.is_whole()) {
+            kept.rank_anew(None);
+        }
         kept.fit = kept.calibration.fit();
         kept
     }
@@ -149,6 +160,7 @@ impl Experience {
     /// Decides on one answer.
     pub fn judge(&mut self, doubt: &Doubt, asked: Asked<'_>, now: Moment, chance: &mut Chance) -> Judgement {
         let Asked { limits, weight, policy, contested, rule } = asked;
+        let doubt = &self.measured(doubt, rule);
         let raw = counted(doubt).map_or(0.0, |(_, doubt)| doubt);
         let alarm = self.changes(raw);
         let asks_more = rule.on_shift == OnShift::AskMore && self.shift.raised().is_some();
@@ -185,6 +197,34 @@ impl Experience {
             self.account.case(now);
         }
         Judgement { alarm, asked_more: asks_more, agreement: self.agreement(doubt), ..judgement }
+    }
+
+    /// With what was learned, if that is wanted and counts.
+    fn measured(&mut self, doubt: &Doubt, rule: &Rule) -> Doubt {
+        match &self.head {
+            None if rule.learned => self.head = Some(Box::default()),
+            Some(_) if !rule.learned => self.forget_learned(),
+            _ => {}
+        }
+        self.seen(doubt)
+    }
+
+    pub(super) fn seen(&self, doubt: &Doubt) -> Doubt {
+        self.head.as_ref().map_or_else(|| doubt.without(Measure::Learned), |head| head.seen(doubt))
+    }
+
+    fn forget_learned(&mut self) {
+        match self.head.take() {
+            Some(head) if head.is_used() => self.rank_anew(None),
+            _ => {}
+        }
+    }
+
+    /// Answers stand elsewhere among the others from now on: what is known by where they stood says nothing any more.
+    fn rank_anew(&mut self, head: Option<Box<Head>>) {
+        self.head = head;
+        (self.recent, self.shift) = (Recent::default(), Shift::default());
+        (self.certificate, self.calibration, self.fit) = (self.certificate.anew(), Calibration::default(), None);
     }
 
     /// The alarm that this answer raises. Frames that hardly differ are no new evidence: one in so many is looked at.
@@ -267,7 +307,7 @@ impl Experience {
         });
         self.open.push(Open {
             key,
-            bin: u8::try_from(step(doubt)).unwrap_or(u8::MAX),
+            bin: u8::try_from(step(&self.seen(doubt))).unwrap_or(u8::MAX),
             check,
             sent: false,
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
@@ -330,11 +370,13 @@ impl Experience {
         if other {
             self.certificate = self.certificate.anew();
             (self.calibration, self.boxes) = (Calibration::default(), Calibration::default());
+            // The next answer begins another, if it is wanted.
+            self.forget_learned();
         }
         if !person && self.cloud.as_ref() != Some(&verdict.model) {
             self.cloud = Some(verdict.model.clone());
         }
-        let step = step(doubt);
+        let step = step(&self.seen(doubt));
         let (loss, weight) = (1.0 - agree(local, &verdict.said), if person { PERSON_COUNTS } else { 1.0 });
         self.calibration.learn(step, loss, weight);
         if let (Output::Boxes(local), Output::Boxes(cloud)) = (local, &verdict.said) {
@@ -351,7 +393,18 @@ impl Experience {
         } else {
             None
         };
-        if other { Some(News::OtherCloud) } else { news }
+        let mut head = self.head.take();
+        let is_other =
+            head.as_mut().is_some_and(|head| head.learn(doubt, (loss, weight), check && verdict.revision == 1));
+        match is_other {
+            true => self.rank_anew(head),
+            false => self.head = head,
+        }
+        match news {
+            _ if other => Some(News::OtherCloud),
+            _ if is_other => Some(News::OtherDoubt),
+            news => news,
+        }
     }
 
     fn checked(&mut self, step: usize, loss: f32) -> Option<News> {
@@ -364,7 +417,8 @@ impl Experience {
 
     /// What all devices with this model have seen, if it is about this version and the same cloud.
     pub fn heard(&mut self, fleet: &SpotChecks) -> Option<News> {
-        let is_ours = fleet.model == self.model && self.cloud.as_ref() == Some(&fleet.cloud);
+        // A doubt that was learned here is no other device's.
+        let is_ours = fleet.model == self.model && self.cloud.as_ref() == Some(&fleet.cloud) && !self.is_learned();
         let evidence = Evidence::heard(fleet).filter(|_| is_ours)?;
         let before = self.certificate.certified();
         self.certificate.heard(evidence);
@@ -374,6 +428,12 @@ impl Experience {
     /// How probable it is that the cloud would say the same, by what it said before. `None` before it said enough.
     pub(super) fn agreement(&self, doubt: &Doubt) -> Option<f32> {
         Some(self.fit.as_ref()?.right(bin(counted(doubt)?.1)))
+    }
+
+    /// Whether a learned doubt counts.
+    #[must_use]
+    pub fn is_learned(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.is_used())
     }
 
     /// What the device tells about it.
@@ -398,7 +458,7 @@ impl Experience {
             spot_checks: self
                 .cloud
                 .clone()
-                .filter(|_| mode == ThresholdMode::Target)
+                .filter(|_| mode == ThresholdMode::Target && !self.is_learned())
                 .map(|cloud| self.certificate.own().told(self.model.clone(), cloud, 1)),
             fleet_checks: self.certificate.known_of_fleet().filter(|_| mode == ThresholdMode::Target).map(whole),
             shift: self.alarm().map(|change| change.name().to_owned()),
@@ -407,6 +467,7 @@ impl Experience {
             calibration_error: error(&self.calibration),
             box_calibration_error: error(&self.boxes),
             auroc: self.calibration.ranking(),
+            learned: self.head.as_ref().map(|head| head.figures()),
             doubt: self.recent.bins().in_ranges(),
         }
     }
@@ -444,8 +505,11 @@ fn step(doubt: &Doubt) -> usize {
     bin(counted(doubt).map_or(1.0, |(_, doubt)| doubt))
 }
 
-/// Why an answer is deferred whose doubt is too much: if that of its score would not be, because of the flicker.
+/// Why an answer is deferred whose doubt is too much: if that of its score would not be, because of what counts beside it.
 fn low_score(doubt: &Doubt, own_defers: impl FnOnce(f32) -> bool) -> Reason {
+    if doubt.get(Measure::Learned).is_some() {
+        return Reason::Learned;
+    }
     let flickers = doubt.get(Measure::Flicker).is_some_and(|flicker| flicker > 0.0);
     if flickers && own(doubt).is_some_and(|(_, own)| !own_defers(own)) { Reason::Flicker } else { Reason::LowScore }
 }

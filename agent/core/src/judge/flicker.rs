@@ -100,11 +100,15 @@ fn hashed(label: &str) -> u32 {
     label.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// The doubt that counts, and the measure of the score that it is in place of: where the answer changes with every frame, at
-/// least each second one is wrong, so that the score counts half. Never less than the score's own doubt.
+/// The doubt that counts: what was learned, if that is there. Otherwise that of the score: where the answer changes with
+/// every frame, at least each second one is wrong, so that the score counts half. Never less than the score's own doubt.
 #[must_use]
 pub(super) fn counted(doubt: &Doubt) -> Option<(Measure, f32)> {
     let (measure, own) = own(doubt)?;
+    // Flicker is among what it was learned from.
+    if let Some(learned) = doubt.get(Measure::Learned) {
+        return Some((Measure::Learned, learned));
+    }
     let counted = match doubt.get(Measure::Flicker) {
         Some(flicker) if flicker > 0.0 => 1.0 - (1.0 - own) * (1.0 - flicker / 2.0),
         _ => own,

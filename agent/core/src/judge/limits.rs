@@ -119,6 +119,8 @@ pub struct Rule {
     /// Which share of the answers that would stay is sent all the same.
     pub spot_checks: Share,
     pub on_shift: OnShift,
+    /// Whether a learned doubt may count in place of the score's. Never with numbers, which are about the score.
+    pub learned: bool,
     /// How strict all of it is taken now.
     pub scale: ThresholdScale,
 }
@@ -131,6 +133,7 @@ impl Rule {
         target: None,
         spot_checks: Share::ZERO,
         on_shift: OnShift::Watch,
+        learned: false,
         scale: ThresholdScale::ONE,
     };
 }

@@ -110,7 +110,7 @@ impl Experience {
         for (seen, stays) in past.seen.iter().zip(stays) {
             let kept = each(seen) * if stays { 1.0 - f64::from(checks) } else { 0.0 };
             deferred += each(seen) - kept;
-            let agrees = self.agreement(&seen.doubt);
+            let agrees = self.agreement(&self.seen(&seen.doubt));
             contradicted = contradicted.zip(agrees).map(|(sum, agrees)| sum + kept * f64::from(1.0 - agrees));
         }
         let cases_per_day = deferred * answers * DAY.as_secs_f64() / over.as_secs_f64();
@@ -128,7 +128,7 @@ impl Experience {
     /// For each answer of the past, whether it would have stayed but for spot checks.
     fn staying(&self, past: &Past, asked: &Asked<'_>, per_s: f64) -> Vec<bool> {
         let rule = asked.rule;
-        let raw = |seen: &Seen| counted(&seen.doubt).map_or(0.0, |(_, doubt)| doubt);
+        let raw = |seen: &Seen| counted(&self.seen(&seen.doubt)).map_or(0.0, |(_, doubt)| doubt);
         match rule.mode {
             ThresholdMode::Fixed => past.seen.iter().map(|seen| asked.limits.exceeded(&seen.doubt).is_none()).collect(),
             ThresholdMode::Target => {

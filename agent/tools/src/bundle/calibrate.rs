@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use hedge_inference::bundle::MANIFEST;
+use hedge_inference::bundle::{MANIFEST, Ranked, Ranking};
 use hedge_inference::task::{OutputKind, Reading};
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions, Tensor, read_text};
 use hedge_proto::in_one_line;
-use toml_edit::{DocumentMut, Item, Table, value};
+use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, Value, value};
 
-use super::calibration::{Quality, Scored, accuracy, fit_temperature, logits, quality, score, score_min};
+use super::calibration::{Quality, Scored, accuracy, fit_temperature, logits, quality, ranking, score, score_min};
+use super::inspect::write_ranking;
 use crate::samples::{SampleArgs, Samples, classes, files, tensors};
 
 /// Fit temperature and threshold on labelled samples and write both into the manifest.
@@ -56,6 +57,9 @@ pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Resul
     let kind = classes(&bundle)?.kind;
     write_quality("as it is", &quality(&known, kind)?, out)?;
     if args.dry_run {
+        if let Some(ranking) = ranking(&score(&known, kind)?) {
+            write_ranking(&ranking, out)?;
+        }
         if let Some(threshold) = bundle.threshold() {
             write_split(&score(&known, kind)?, threshold.score_min(), out)?;
         }
@@ -75,7 +79,11 @@ pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Resul
     let scored = score(&known, kind)?;
     let score_min = score_min(scored.iter().map(|sample| sample.score).collect(), args.defer_share);
     write_split(&scored, score_min, out)?;
-    change_manifest(args, temperature, score_min)?;
+    let ranking = ranking(&scored);
+    if let Some(ranking) = &ranking {
+        write_ranking(ranking, out)?;
+    }
+    change_manifest(args, temperature, score_min, ranking.as_ref())?;
     writeln!(out, "written    {}", args.dir.join(MANIFEST).display())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -110,7 +118,7 @@ fn detector(args: &CalibrateArgs, model: &mut Model, out: &mut impl Write) -> an
     let deferred = scores.iter().filter(|score| **score < score_min).count();
     writeln!(out, "score_min {score_min}: {deferred} of {} go to the cloud", scores.len())?;
     if !args.dry_run {
-        change_manifest(args, None, score_min)?;
+        change_manifest(args, None, score_min, None)?;
         writeln!(out, "written    {}", args.dir.join(MANIFEST).display())?;
     }
     Ok(ExitCode::SUCCESS)
@@ -147,27 +155,50 @@ fn write_split(scored: &[Scored], score_min: f32, out: &mut impl Write) -> std::
     )
 }
 
-/// Changes two numbers and leaves the rest of the file, with its comments, as it was.
-fn change_manifest(args: &CalibrateArgs, temperature: Option<f64>, score_min: f32) -> anyhow::Result<()> {
+/// Changes these numbers and leaves the rest of the file, with its comments, as it was.
+fn change_manifest(
+    args: &CalibrateArgs,
+    temperature: Option<f64>,
+    score_min: f32,
+    ranking: Option<&Ranking>,
+) -> anyhow::Result<()> {
     let path = args.dir.join(MANIFEST);
     let text = read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut manifest: DocumentMut = text.parse().with_context(|| path.display().to_string())?;
     if let Some(temperature) = temperature {
-        set(&mut manifest, "output", "temperature", temperature);
+        set(&mut manifest, "output", "temperature", temperature.into());
     }
-    // Through its decimals: 0.7321_f32 as f64 would be written with all its binary noise.
-    set(&mut manifest, "threshold", "score_min", score_min.to_string().parse()?);
+    set(&mut manifest, "threshold", "score_min", decimal(f64::from(score_min)));
+    // What was found on other samples is not of these.
+    manifest.remove("ranking");
+    if let Some(ranking) = ranking {
+        set(&mut manifest, "ranking", "samples", i64::from(ranking.samples).into());
+        set(&mut manifest, "ranking", "score", ranked(&ranking.score));
+        if let Some(confidence) = &ranking.confidence {
+            set(&mut manifest, "ranking", "confidence", ranked(confidence));
+        }
+    }
     let new = path.with_extension("toml.new");
     std::fs::write(&new, manifest.to_string()).with_context(|| format!("cannot write {}", new.display()))?;
     std::fs::rename(&new, &path).with_context(|| format!("cannot replace {}", path.display()))
 }
 
-fn set(manifest: &mut DocumentMut, table: &str, key: &str, number: f64) {
+/// 0.7321_f32 as f64 would be written with all its binary noise.
+fn decimal(number: f64) -> Value {
+    ((number * 1e4).round() / 1e4).into()
+}
+
+fn ranked(Ranked { auroc, within }: &Ranked) -> Value {
+    let [auroc, low, high] = [*auroc, within.0, within.1].map(|share| decimal(f64::from(share)));
+    InlineTable::from_iter([("auroc", auroc), ("within", Array::from_iter([low, high]).into())]).into()
+}
+
+fn set(manifest: &mut DocumentMut, table: &str, key: &str, number: Value) {
     let table = manifest.entry(table).or_insert_with(|| Item::Table(Table::new()));
     match table.get_mut(key).and_then(Item::as_value_mut) {
         Some(old) => {
             let decor = old.decor().clone();
-            *old = number.into();
+            *old = number;
             *old.decor_mut() = decor;
         }
         None => table[key] = value(number),

@@ -1,5 +1,8 @@
 //! From outputs with known classes to a temperature and a threshold. No IO.
 
+use hedge_core::judge::bins::bin;
+use hedge_core::judge::calibration::Calibration;
+use hedge_inference::bundle::{Ranked, Ranking};
 use hedge_inference::task::{OutputKind, Scores, Temperature};
 
 use crate::samples::Labelled;
@@ -31,6 +34,8 @@ pub(super) struct Scored {
     pub(super) right: bool,
     /// What the right class scored.
     pub(super) of_right: f32,
+    /// What the model itself doubts.
+    pub(super) doubt: Option<f32>,
 }
 
 /// The temperature with the least log loss (Guo et al. 2017), rounded to three decimals: golden-section search
@@ -72,7 +77,8 @@ pub(super) fn score(known: &[Labelled], kind: OutputKind) -> anyhow::Result<Vec<
         let scores = Scores::read(&sample.output, kind)?;
         let best = scores.top(1);
         let of_right = sample.classes.iter().map(|class| scores.as_slice()[*class]).sum();
-        Ok(Scored { score: best[0].score, right: sample.classes.contains(&best[0].class), of_right })
+        let right = sample.classes.contains(&best[0].class);
+        Ok(Scored { score: best[0].score, right, of_right, doubt: sample.doubt })
     };
     known.iter().map(scored).collect()
 }
@@ -108,6 +114,23 @@ pub(super) fn calibration_error(scored: &[Scored]) -> f64 {
     bins.iter().map(|(scores, right)| (scores - right).abs()).sum::<f64>() / scored.len() as f64
 }
 
+/// How well doubt tells wrong answers from right ones: that of the score, and the model's own if it has one. `None` if all are
+/// right, or all wrong.
+pub(super) fn ranking(scored: &[Scored]) -> Option<Ranking> {
+    let ranked = |doubt: fn(&Scored) -> Option<f32>| {
+        let mut ranked = Calibration::default();
+        for sample in scored {
+            ranked.learn(bin(doubt(sample)?), f32::from(u8::from(!sample.right)), 1.0);
+        }
+        Some(Ranked { auroc: ranked.ranking()?, within: ranked.ranking_within()? })
+    };
+    Some(Ranking {
+        samples: u32::try_from(scored.len()).unwrap_or(u32::MAX),
+        score: ranked(|sample| Some(1.0 - sample.score))?,
+        confidence: ranked(|sample| sample.doubt),
+    })
+}
+
 /// The highest threshold (four decimals) that defers at most `share` of the samples: those below it.
 pub(super) fn score_min(mut scores: Vec<f32>, share: f64) -> f32 {
     scores.sort_unstable_by(f32::total_cmp);
@@ -133,7 +156,7 @@ mod tests {
         for (distance, of_hundred) in [(0.405_465_f32, 60), (1.386_294, 80), (2.944_439, 95)] {
             for at in 0..100 {
                 let output = vec![distance * factor, 0.0];
-                known.push(Labelled { number: at, output, classes: vec![usize::from(at >= of_hundred)] });
+                known.push(Labelled { number: at, output, doubt: None, classes: vec![usize::from(at >= of_hundred)] });
             }
         }
         known
@@ -155,7 +178,8 @@ mod tests {
     #[test]
     fn a_sample_of_a_name_that_two_classes_have_is_right_with_either() {
         // r, crane, crane: the second crane is as right as the first.
-        let known = |output: [f32; 3]| Labelled { number: 0, output: output.to_vec(), classes: vec![1, 2] };
+        let known =
+            |output: [f32; 3]| Labelled { number: 0, output: output.to_vec(), doubt: None, classes: vec![1, 2] };
         let known = [known([0.0, 9.0, 0.0]), known([0.0, 0.0, 9.0])];
         let quality = quality(&known, logits(1.0).expect("valid")).expect("usable");
         assert_eq!(quality.accuracy, 1.0);
@@ -165,7 +189,7 @@ mod tests {
     #[test]
     fn the_threshold_never_defers_more_than_the_wanted_share() {
         let scored: Vec<Scored> =
-            (0..10).map(|at| Scored { score: 0.1 * at as f32, right: true, of_right: 0.0 }).collect();
+            (0..10).map(|at| Scored { score: 0.1 * at as f32, right: true, of_right: 0.0, doubt: None }).collect();
         let scores = |scored: &[Scored]| scored.iter().map(|sample| sample.score).collect();
         for share in [0.0, 0.2, 0.25, 0.99, 1.0] {
             let score_min = score_min(scores(&scored), share);

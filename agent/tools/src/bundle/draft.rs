@@ -51,6 +51,7 @@ pub(super) struct Draft {
     /// If it takes sound or a series: the tables that say how, as they were given.
     other: Option<String>,
     pub(super) output: OutputLines,
+    confidence: Option<String>,
     has_labels: bool,
     /// What was decided although the file says nothing of it.
     pub(super) remarks: Vec<String>,
@@ -140,7 +141,8 @@ impl Draft {
             remarks.push(format!("not read   {}", others.join(", ")));
         }
         let (input, has_labels) = (input.name.clone(), labels.is_some());
-        Ok(Self { name, task, input, shape, picture, other, output, has_labels, remarks })
+        let confidence = args.confidence.clone();
+        Ok(Self { name, task, input, shape, picture, other, output, confidence, has_labels, remarks })
     }
 
     pub(super) fn write_manifest(&self, dir: &Path) -> anyhow::Result<()> {
@@ -345,12 +347,13 @@ fn nearly(outputs: &[&Port], labels: &Labels) -> String {
 
 impl fmt::Display for Draft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, task, input, shape, output, has_labels, .. } = self;
+        let Self { name, task, input, shape, output, confidence, has_labels, .. } = self;
         writeln!(
             f,
-            "name = \"{name}\"\nversion = \"1\"\ntask = \"{task}\"\nkind = \"{}\"\n{}",
+            "name = \"{name}\"\nversion = \"1\"\ntask = \"{task}\"\nkind = \"{}\"\n{}{}",
             output.kind(),
-            if *has_labels { "labels = \"labels.txt\"\n" } else { "" }
+            if *has_labels { "labels = \"labels.txt\"\n" } else { "" },
+            confidence.as_ref().map_or_else(String::new, |output| format!("confidence = {}\n", quoted(output))),
         )?;
         writeln!(f, "[input]\nname = {}\nshape = {shape:?}\n", quoted(input))?;
         if let Some(picture) = &self.picture {

@@ -4,11 +4,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use hedge_core::judge::Limits;
 use hedge_inference::bundle::labels::{self, Labels};
 use hedge_inference::bundle::{MANIFEST, MODEL_BYTES_MAX};
-use hedge_inference::model::Outline;
+use hedge_inference::model::{Outline, Port};
 use hedge_inference::task::{OutputKind, Temperature};
 use hedge_inference::{Bundle, Model, ModelError, Runtime, SessionOptions, Tensor, Tensors, read_text};
 use hedge_proto::Name;
@@ -60,6 +60,9 @@ pub struct InitArgs {
     /// The output with the class scores, if the model has several
     #[arg(long, value_name = "NAME")]
     pub output: Option<String>,
+    /// An output of one number from 0 to 1 that says how probably the answer is right
+    #[arg(long, value_name = "NAME")]
+    pub confidence: Option<String>,
     /// What the output holds: logits, probabilities, percent or bytes [default: found by running the model]
     #[arg(long, value_name = "KIND", value_parser = output_kind)]
     pub output_kind: Option<OutputKind>,
@@ -164,7 +167,10 @@ pub(super) fn write(args: &InitArgs, out: &mut impl Write) -> anyhow::Result<Exi
     ensure!(!filled, "{} is not empty; choose a new folder with --out", dir.display());
 
     let runtime = Runtime::find(args.library.as_deref())?;
-    let outline = Outline::read(&runtime, &args.model).map_err(|error| not_loaded(args, error))?;
+    let mut outline = Outline::read(&runtime, &args.model).map_err(|error| not_loaded(args, error))?;
+    if let Some(confidence) = &args.confidence {
+        take_confidence(&mut outline, confidence).with_context(|| args.model.display().to_string())?;
+    }
     let read_labels = |file: &PathBuf| {
         let text = read_text(file).with_context(|| format!("cannot read {}", file.display()))?;
         labels::read(&text).map_err(|reason| anyhow!("{}: {reason}", file.display()))
@@ -188,6 +194,18 @@ pub(super) fn write(args: &InitArgs, out: &mut impl Write) -> anyhow::Result<Exi
     }
     writeln!(out, "{} is ready. Next: hedge-agent bundle calibrate {}", dir.join(MANIFEST).display(), dir.display())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What says how sure the answer is, is none of the answer.
+fn take_confidence(outline: &mut Outline, name: &str) -> anyhow::Result<()> {
+    let known: Vec<String> = outline.outputs.iter().map(Port::to_string).collect();
+    let Some(at) = outline.outputs.iter().position(|port| port.name == name) else {
+        bail!("there is no output `{name}` for --confidence; it has {}", known.join(", "));
+    };
+    let port = outline.outputs.remove(at);
+    let is_one = port.values() == Some(1) || port.shape.as_deref() == Some(&[-1]);
+    ensure!(port.is_float() && is_one, "--confidence takes an output of one number, but this is {port}");
+    Ok(())
 }
 
 /// A new folder on the same file system as `dir`. What an interrupted run left there is removed.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hedge_inference::bundle::Variant;
+use hedge_inference::bundle::{Ranked, Ranking, Variant};
 use hedge_inference::task::{OutputKind, Reading};
 use hedge_inference::{Bundle, Model, Runtime, SessionOptions, Tensor};
 use rustix::time::{ClockId, clock_gettime};
@@ -84,11 +84,32 @@ fn write_facts(bundle: &Bundle, out: &mut impl Write) -> anyhow::Result<()> {
             writeln!(out, "output     {names}: boxes, shown from {}", boxes.shown_min.value())?;
         }
     }
+    if let Some(confidence) = &manifest.confidence {
+        writeln!(out, "confidence {confidence}: how probably the answer is right")?;
+    }
     match bundle.threshold() {
         Some(threshold) => writeln!(out, "threshold  score_min {} is suggested", threshold.score_min())?,
         None => writeln!(out, "threshold  none is suggested; `bundle calibrate` finds one")?,
     }
+    match &manifest.ranking {
+        Some(ranking) => write_ranking(ranking, out)?,
+        None => writeln!(out, "ranking    not measured; `bundle calibrate` with labelled samples does")?,
+    }
     Ok(())
+}
+
+/// How well doubt tells wrong answers from right ones.
+pub(super) fn write_ranking(ranking: &Ranking, out: &mut impl Write) -> std::io::Result<()> {
+    let Ranking { samples, score, confidence } = ranking;
+    writeln!(out, "ranking    of {samples} samples, by the score: {}", ranked(score))?;
+    match confidence {
+        Some(confidence) => writeln!(out, "           by the model's own confidence: {}", ranked(confidence)),
+        None => Ok(()),
+    }
+}
+
+fn ranked(Ranked { auroc, within: (low, high) }: &Ranked) -> String {
+    format!("AUROC {auroc:.3} (95 %: {low:.3} to {high:.3})")
 }
 
 fn goldens_pass(bundle: &Bundle, variant: &Variant, model: &mut Model, out: &mut impl Write) -> anyhow::Result<bool> {

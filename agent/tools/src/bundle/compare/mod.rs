@@ -153,7 +153,7 @@ fn row(
         rights.extend(right);
         agreements.extend(agrees);
         if let Some(counts) = right.or(agrees) {
-            scored.push(Scored { score: best.score, right: counts, of_right: 0.0 });
+            scored.push(Scored { score: best.score, right: counts, of_right: 0.0, doubt: None });
         }
         if let (Some(cloud), Some(here)) = (cloud, right.or(agrees)) {
             // What has no label is measured by agreement, and the cloud agrees with itself.
