@@ -238,8 +238,9 @@ mod tests {
 
     /// Answers whose score says how probably they are wrong only in part; the rest is what the model says itself.
     fn answer(chance: &mut Chance, of_score: f32) -> (Doubt, f32) {
-        let mut drawn = || log_odds(chance.share() as f32 * 0.98 + 0.01);
-        let (own, hidden) = (drawn() - 1.0, drawn());
+        #[expect(clippy::cast_possible_truncation, reason = "a share")]
+        let [own, hidden] = [(); 2].map(|()| log_odds(chance.share() as f32 * 0.98 + 0.01));
+        let own = own - 1.0;
         let wrong = chance.share() < f64::from(share(of_score * own + (1.0 - of_score) * hidden - 1.0));
         let doubt = Doubt::NONE.with(Measure::Score, share(own)).with(Measure::Confidence, share(hidden));
         (doubt, if wrong { 1.0 } else { 0.0 })
