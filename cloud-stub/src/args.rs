@@ -20,6 +20,7 @@ use crate::fleet::delete::DeleteArgs;
 use crate::link::{BrokerArgs, Endpoint};
 use crate::payloads::PayloadsSetup;
 use crate::store::RecordsArgs;
+use crate::traces::TracesArgs;
 
 /// The cloud side of Hedge: answers the cases devices are not sure about, and sets and commands devices.
 #[derive(Debug, Parser)]
@@ -204,6 +205,9 @@ pub struct Serve {
     /// How often, in seconds, the status is published again. More often costs every device data
     #[arg(long, value_name = "S", env = "HEDGE_CLOUD_STATUS_S", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub status_s: u32,
+
+    #[command(flatten)]
+    pub traces: TracesArgs,
 
     /// How logs are written
     #[arg(long, value_name = "FORMAT", env = "HEDGE_CLOUD_LOG_FORMAT", default_value = "text")]

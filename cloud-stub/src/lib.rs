@@ -30,6 +30,7 @@ pub mod quickstart;
 pub mod reply;
 pub mod serve;
 pub mod store;
+pub mod traces;
 pub mod trend;
 pub mod turns;
 pub mod view;

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use rumqttc::ManualAck;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::traces::Came;
+
 /// The right to acknowledge one message, once, on the connection it came by.
 #[derive(Debug)]
 pub struct Receipt {
@@ -21,6 +23,7 @@ pub struct Incoming {
     pub receipt: Option<Receipt>,
     /// Its share of the memory that messages may take between the broker and the records.
     pub share: Option<OwnedSemaphorePermit>,
+    pub came: Came,
 }
 
 /// A message that needs nothing more from the broker.

@@ -28,6 +28,7 @@ use crate::model::{self, Answerer, Answering, Fixed, Onnx};
 use crate::payloads::Storage;
 use crate::presence::Heard;
 use crate::store::{Keep, Writer};
+use crate::traces::Exporting;
 use crate::{broker, payloads, view, wall_ms};
 
 /// How long stopping may take before the process ends anyway. What is committed is safe at any moment.
@@ -62,6 +63,7 @@ struct Running {
     events: mpsc::Sender<Event>,
     intake: oneshot::Receiver<Result<(), IntakeError>>,
     link: tokio::task::JoinHandle<()>,
+    exporting: Option<Exporting>,
     stop: [Signal; 2],
 }
 
@@ -89,10 +91,11 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
 
     // It waits for a server, and for the end of a process that had this name.
     let writer = tokio::task::block_in_place(|| Writer::open(&records, &args.instance))?;
+    let (traces, exporting) = args.traces.open(&args.instance)?;
     let (messages, events, mut inlets) = Inlets::open();
     let model_seconds = model::seconds();
     let runtime = tokio::runtime::Handle::current();
-    let panels = model::start(answerers, &events, &model_seconds, &runtime)?;
+    let panels = model::start(answerers, &events, &model_seconds, &traces, &runtime)?;
     let tasks: Vec<String> = panels.keys().cloned().collect();
     let labels = panels.iter().map(|(task, panel)| (task.clone(), panel.labels.clone())).collect();
     if tasks.is_empty() {
@@ -108,7 +111,16 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     let (now, link_now) = watch::channel(LinkNow::Connecting);
     let heard = Heard::default();
     let shut = Shut::default();
-    let outlets = Outlets { settled, replies, commits, taking, answerers, heard: heard.clone(), shut: shut.clone() };
+    let outlets = Outlets {
+        settled,
+        replies,
+        commits,
+        taking,
+        answerers,
+        heard: heard.clone(),
+        shut: shut.clone(),
+        traces: traces.clone(),
+    };
     let payloads = Storage::open(&args.payloads_dir()).context("--payload-dir")?;
     let payloads_address = match args.payloads() {
         Some(setup) => Some(payloads::start(&setup, payloads.clone()).await?),
@@ -129,7 +141,8 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         Some(login) => way.with_login(login),
         None => way,
     };
-    let dial = Dial { way, instance: args.instance.clone(), topics, shared: said.is_none(), status_every };
+    let shared = said.is_none();
+    let dial = Dial { way, instance: args.instance.clone(), topics, shared, status_every, traces };
     let shown = view::Shown {
         instance: args.instance.clone(),
         broker: dial.way.endpoint.to_string(),
@@ -161,7 +174,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
     tokio::spawn(tick(events.clone()));
     tokio::spawn(hedge_listen::serve(listener, PAGE_BOUNDS, tls, page, CancellationToken::new()));
     say_ready(said.as_deref(), payloads_address, &format!("{scheme}://{dashboard}"), more)?;
-    Ok(Running { events, intake, link, stop })
+    Ok(Running { events, intake, link, exporting, stop })
 }
 
 impl Running {
@@ -177,12 +190,16 @@ impl Running {
         }
         tracing::info!("stopping");
         notify(&[sd_notify::NotifyState::Stopping]);
-        let Self { events, intake, link, .. } = self;
+        let Self { events, intake, link, exporting, .. } = self;
         let stopped = timeout(STOP_MAX, async move {
             if events.send(Event::Stop).await.is_ok() {
                 intake.await.context("the intake has died; see the log above for why")??;
             }
-            link.await.context("the link has died")
+            link.await.context("the link has died")?;
+            if let Some(exporting) = exporting {
+                exporting.finish().await;
+            }
+            Ok(())
         });
         match stopped.await {
             Ok(ended) => ended,

@@ -34,6 +34,7 @@ mod status;
 mod task;
 mod text;
 mod topic;
+mod trace;
 mod verdict;
 
 pub use address::host_and_port;
@@ -73,6 +74,7 @@ pub use status::{
 pub use task::{ModelRef, Reason, labels_hash};
 pub use text::{NotText, in_one_line, text, without_mark};
 pub use topic::{Topic, Topics};
+pub use trace::{SENT_POWERED_MS, TRACEPARENT, TraceContext};
 pub use verdict::{Authority, DownMessage, Verdict};
 
 /// What [`Settings`] may hold, as JSON Schema; a test holds it against the types.

@@ -224,6 +224,9 @@ pub struct TelemetrySettings {
     #[cfg_attr(test, schemars(range(min = 1, max = 604_800)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval_s: Option<u64>,
+    /// Whether messages with cases carry their trace context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traces: Option<bool>,
 }
 
 /// Which answers a sink gets.

@@ -11,6 +11,7 @@ pub mod agent;
 pub mod browser;
 pub mod certificates;
 pub mod cloud;
+pub mod collector;
 pub mod connect_proxy;
 pub mod dependencies;
 pub mod enrolled;
@@ -47,6 +48,7 @@ pub mod wire;
 
 pub use agent::{Agent, AgentConfig};
 pub use cloud::{Cloud, CloudSetup};
+pub use collector::Collector;
 pub use enrolled::Quickstart;
 pub use ext4::Ext4;
 pub use faults::FaultProxy;

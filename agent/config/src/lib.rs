@@ -182,6 +182,8 @@ impl TryFrom<String> for Listen {
 pub struct TelemetryConfig {
     /// The link profile's if not given. A change of the link is told at once all the same.
     pub interval_s: Option<u64>,
+    /// Whether messages with cases carry their trace context.
+    pub traces: bool,
 }
 
 impl Config {

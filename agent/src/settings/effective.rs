@@ -23,7 +23,10 @@ pub(super) fn effective(config: &Config) -> Settings {
         log: Some(LogSettings { level: Some(config.log.level.clone()) }),
         link: Some(link(config)),
         outbox: Some(OutboxSettings { store_wait_ms: Some(config.outbox.store_wait_ms) }),
-        telemetry: Some(TelemetrySettings { interval_s: Some(config.telemetry_interval().as_secs()) }),
+        telemetry: Some(TelemetrySettings {
+            interval_s: Some(config.telemetry_interval().as_secs()),
+            traces: Some(config.telemetry.traces),
+        }),
         verdicts: Some(verdicts(&config.verdicts)),
         broker: config.broker.as_ref().map(|broker| broker_settings(broker, &config.link)),
         model: Some(config.models.iter().map(model).collect()),

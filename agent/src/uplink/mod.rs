@@ -43,6 +43,7 @@ use self::silence::Silence;
 pub use self::trouble::{Dialled, read as read_trouble, read_certificate, refused_in_tls};
 use self::upload::Uploads;
 pub use self::upload::payloads_fault;
+use crate::clock::Clock;
 use crate::faults::Faults;
 use crate::figures::Figures;
 use crate::in_force::InForce;
@@ -75,6 +76,8 @@ pub struct UplinkSetup {
     /// Holds what was stored to the ceiling of the moment it is sent.
     pub reducer: Reducer,
     pub meter: Meter,
+    /// Says when a traced case was sent.
+    pub clock: Clock,
     pub device: DeviceId,
     pub outbox: Outbox,
     /// Takes what comes down, and says when it is in good hands.
@@ -221,7 +224,7 @@ impl Uplink {
         tokio::spawn(async move {
             let ids = keys.iter().map(|key| shared.id(*key)).collect();
             let asked = match shared.case_message(&CaseMessage::Ask { ids }) {
-                Ok(message) => shared.publish_case_message(message).await,
+                Ok(message) => shared.publish_case_message(message, None).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = asked {

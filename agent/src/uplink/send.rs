@@ -8,9 +8,13 @@ use hedge_core::engine::Event;
 use hedge_core::privacy::{Ceiling, Treatment};
 use hedge_core::uplink::{Publish, Travel, travel};
 use hedge_proto::Payload;
-use hedge_proto::{Case, CaseKey, CaseMessage, MESSAGE_BYTES_MAX, Topic, from_cbor, to_cbor};
+use hedge_proto::{
+    Case, CaseKey, CaseMessage, MESSAGE_BYTES_MAX, SENT_POWERED_MS, TRACEPARENT, Topic, TraceContext, from_cbor,
+    to_cbor,
+};
 use rumqttc::PublishOptions;
 use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_bytes::ByteBuf;
 
 use super::upload::UploadError;
@@ -78,6 +82,9 @@ impl Shared {
             return self.tell(Event::Published { keys, outcome }).await;
         }
         let named = cases.iter().all(|case| case.payload.is_none());
+        // One for the message. What a batch holds besides its first case has its trace from its own id.
+        let traced = cases.first().filter(|_| settings.config.telemetry.traces);
+        let traced = traced.map(|case| TraceContext::on_device(&case.id));
         let message = match (cases.len(), cases.pop()) {
             (_, None) => return,
             (1, Some(only)) => CaseMessage::Case(Box::new(only)),
@@ -95,7 +102,7 @@ impl Shared {
             return self.tell(Event::Published { keys, outcome: Publish::Stuck }).await;
         }
         self.setup.outbox.mark(keys.iter().map(|key| (*key, Progress::Sent)).collect()).await;
-        let outcome = match self.publish_case_message(bytes).await {
+        let outcome = match self.publish_case_message(bytes, traced).await {
             Ok(()) if named => Publish::Named,
             Ok(()) => Publish::Acknowledged,
             Err(PublishError::NotConnected | PublishError::Nobody) => Publish::Nobody,
@@ -190,9 +197,24 @@ impl Shared {
         Ok(message)
     }
 
-    pub(super) async fn publish_case_message(&self, message: Vec<u8>) -> Result<(), PublishError> {
+    pub(super) async fn publish_case_message(
+        &self,
+        message: Vec<u8>,
+        traced: Option<TraceContext>,
+    ) -> Result<(), PublishError> {
         let topic = Topic::UpCase(self.setup.device.clone());
-        self.publish(&topic, message, PublishOptions::new(QoS::AtLeastOnce)).await
+        let mut options = PublishOptions::new(QoS::AtLeastOnce);
+        if let Some(context) = traced {
+            let properties = PublishProperties {
+                user_properties: vec![
+                    (TRACEPARENT.to_owned(), context.to_string()),
+                    (SENT_POWERED_MS.to_owned(), self.setup.clock.now().0.to_string()),
+                ],
+                ..PublishProperties::default()
+            };
+            options = options.properties(properties);
+        }
+        self.publish(&topic, message, options).await
     }
 }
 

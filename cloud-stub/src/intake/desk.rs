@@ -26,6 +26,7 @@ use crate::payloads::Storage;
 use crate::presence::Heard;
 use crate::reply::Replies;
 use crate::store::{Batch, Keep, StoreError, Totals, Waiting};
+use crate::traces::{Came, TakenIn, Traces};
 use crate::trend::{Bucket, Stretch};
 
 /// The most devices that are remembered without having sent a case: names are free to make up.
@@ -44,6 +45,8 @@ pub(super) struct Effects {
     pub(super) new_work: Vec<Waiting>,
     /// Came by HTTPS, and are on record now.
     pub(super) taken_payloads: Vec<Digest>,
+    /// What there is to tell of new cases that are traced.
+    pub(super) traced: Vec<TakenIn>,
     /// What became of devices.
     pub(super) trends: Vec<(DeviceId, Stretch)>,
     /// Who is told to wait if the commit fails, and how many cases that concerns.
@@ -81,6 +84,9 @@ pub(super) struct Desk<'a, 'w> {
     /// How many there are on record.
     pub(super) devices: &'a mut u64,
     pub(super) effects: &'a mut Effects,
+    pub(super) traces: &'a Traces,
+    /// How the message came that is looked at.
+    pub(super) came: Came,
     pub(super) now_ms: u64,
     /// When this commit began.
     pub(super) begun: Instant,
@@ -89,6 +95,7 @@ pub(super) struct Desk<'a, 'w> {
 impl Desk<'_, '_> {
     pub(super) fn message(&mut self, message: &Incoming) -> Result<(), StoreError> {
         let payload = &message.payload;
+        self.came = message.came;
         let topic = self.topics.read(&message.topic);
         let from = topic.as_ref().and_then(Topic::sender).cloned();
         // A status may also be its will, which the broker publishes.
@@ -244,6 +251,7 @@ impl Desk<'_, '_> {
     fn record(&mut self, from: &DeviceId, case: Case, payload: &[u8]) -> Result<(), StoreError> {
         self.batch.record(&case, payload, self.now_ms)?;
         let bytes = payload.len() as u64;
+        self.effects.traced.extend(self.traces.taking_in(&case, self.came, bytes));
         self.note_trend(from, Bucket::case(bytes));
         self.totals.cases += 1;
         self.totals.waiting += 1;

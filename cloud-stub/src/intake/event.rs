@@ -9,6 +9,7 @@ use crate::message::{Incoming, Settled};
 use crate::model::{Outcome, Questioned};
 use crate::presence::Heard;
 use crate::reply::Reply;
+use crate::traces::Traces;
 
 /// How many messages may lie before the intake. While there are more, nothing is read from the broker: brokers send more
 /// than the window they were told ([`crate::link::RECEIVE_MAX`]), and what they have sent must not be dropped.
@@ -114,6 +115,7 @@ pub struct Outlets {
     pub heard: Heard,
     /// Whose messages are turned away where they come in.
     pub shut: Shut,
+    pub traces: Traces,
 }
 
 #[cfg(test)]
@@ -129,6 +131,7 @@ mod tests {
             retained: false,
             receipt: None,
             share: None,
+            came: Default::default(),
         };
         let lie = std::iter::from_fn(|| messages.try_send(message()).ok()).count();
         assert!(events.try_send(Event::Tick).is_ok());

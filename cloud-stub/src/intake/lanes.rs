@@ -11,6 +11,7 @@ use super::decide::{BUSY_S, Room};
 use crate::answerers::Declined;
 use crate::store::Waiting;
 use crate::turns::{Tally, Turns};
+use crate::wall_ms;
 
 /// How many cases may wait for models before devices are told to wait: about 20 MiB of ids. A fleet that comes back
 /// after an outage finds room for what it has kept; what is turned away travels twice.
@@ -43,11 +44,13 @@ pub(super) struct Entry {
     pub(super) declined: Declined,
     /// How often an answerer that had nothing else has ended over it.
     pub(super) ends: u8,
+    /// Since when it waits, for its trace.
+    pub(super) since_ms: u64,
 }
 
 impl Entry {
     pub(super) fn new(id: CaseId, bytes: u64) -> Self {
-        Self { id, bytes, left_over: false, declined: Declined::default(), ends: 0 }
+        Self { id, bytes, left_over: false, declined: Declined::default(), ends: 0, since_ms: wall_ms() }
     }
 }
 

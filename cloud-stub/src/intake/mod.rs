@@ -28,9 +28,8 @@ mod panels;
 mod settings;
 mod trends;
 
-use std::time::{Duration, Instant};
-
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use hedge_proto::{CaseId, DeviceId, DownMessage, Topic, Topics};
 use tokio::runtime::Handle;
@@ -383,6 +382,8 @@ impl Intake {
             totals: &mut self.totals,
             devices: &mut self.devices,
             effects,
+            traces: &self.outlets.traces,
+            came: Default::default(),
             now_ms,
             begun,
         };
@@ -460,6 +461,7 @@ impl Intake {
             self.outlets.commits.send_modify(|commits| *commits += 1);
         }
         effects.trends.into_iter().for_each(|(device, stretch)| self.trends.add(device, &stretch));
+        effects.traced.into_iter().for_each(|taken| self.outlets.traces.taken_in(taken));
         effects.taken_payloads.iter().for_each(|sum| self.payloads.remove(*sum));
         for Waiting { id, task, bytes, .. } in effects.new_work {
             self.lanes.put(&task, Entry::new(id, bytes));

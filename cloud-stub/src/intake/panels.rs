@@ -9,6 +9,7 @@ use super::{Intake, IntakeError};
 use crate::answerers::{Choice, Condition, Declined, Ending, Ledger, Micro, Month, Seat};
 use crate::model::{Job, ModelFailure, Outcome, Panel, Panels, Questioned, Worker};
 use crate::store::{Batch, StoreError, Totals, Waiting, Writer};
+use crate::traces::Called;
 use crate::wall_ms;
 
 /// Every how many ticks an answerer that can be asked for nothing is asked whether it is still ready.
@@ -81,9 +82,10 @@ impl Intake {
 
     /// Puts a case where it belongs after its outcome was recorded, or was not.
     pub(super) fn close(&mut self, decided: Decided, is_recorded: bool) {
+        self.trace(&decided);
         let Decided { outcome, mut entry, next, .. } = decided;
         let task = &outcome.case.task;
-        entry.left_over = false;
+        (entry.left_over, entry.since_ms) = (false, wall_ms());
         match next {
             _ if !is_recorded => self.lanes.put_back(task, entry),
             Next::Close => {
@@ -94,6 +96,28 @@ impl Intake {
             // Behind the others of its device: one that its answerer cannot bear does not keep them waiting.
             Next::Again => self.lanes.put(task, entry),
         }
+    }
+
+    fn trace(&self, Decided { outcome, entry, .. }: &Decided) {
+        let Some(trace) = self.outlets.traces.of(&entry.id) else { return };
+        let panel = self.panels.get(&outcome.case.task);
+        let seat = panel.and_then(|panel| panel.route.seats().get(outcome.place));
+        let worker = panel.and_then(|panel| panel.workers.get(outcome.place));
+        let (word, why) = match &outcome.opinion {
+            Ok(_) => ("verdict", None),
+            Err(failure) => (failure.word(), Some(failure.to_string())),
+        };
+        trace.called(Called {
+            answerer: seat.map_or("", |seat| &seat.name),
+            is_remote: worker.is_some_and(Worker::is_remote),
+            since_ms: entry.since_ms,
+            left_over: entry.left_over,
+            began_ms: outcome.began_ms,
+            took: outcome.took,
+            span: outcome.span,
+            outcome: word,
+            why,
+        });
     }
 
     /// How many cases an answerer works on at once.

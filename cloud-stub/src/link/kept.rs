@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::hearing::{Hearing, HearingError, Listener};
 use super::{PACKET_BYTES_MAX, Way};
 use crate::message::Incoming;
+use crate::traces::Came;
 
 /// Between two tries.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
@@ -94,7 +95,7 @@ impl Listener for ToIntake<'_> {
         }
         let topic = String::from_utf8_lossy(&publish.topic).into_owned();
         let (payload, retained) = (publish.payload, publish.retain);
-        let message = Incoming { topic, payload, retained, receipt: None, share: None };
+        let message = Incoming { topic, payload, retained, receipt: None, share: None, came: Came::default() };
         // The intake has gone only where the program is ending.
         drop(self.intake.send(message).await);
     }

@@ -12,6 +12,7 @@ mod args;
 mod endpoint;
 mod hearing;
 mod kept;
+mod sending;
 mod session;
 mod stale;
 mod unsent;
@@ -34,6 +35,7 @@ use tokio::time::Instant;
 use crate::intake::{Shut, Taking};
 use crate::message::{Incoming, Settled};
 use crate::reply::Reply;
+use crate::traces::Traces;
 
 /// How many unacknowledged messages the broker may have under way to us. In the worst case each is as long
 /// as a message may be; pictures of cameras make it some MiB.
@@ -113,6 +115,7 @@ pub struct Dial {
     pub shared: bool,
     /// How often the status is published again, so that devices see a live one.
     pub status_every: Duration,
+    pub traces: Traces,
 }
 
 impl Dial {

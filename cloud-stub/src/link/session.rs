@@ -1,6 +1,5 @@
 //! One connection, from dialling to its end.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hedge_core::link::{Trouble, refusal};
-use hedge_proto::{CloudState, CloudStatus, Message as _, Name, Topic, Topics, to_cbor};
+use hedge_proto::{CloudState, CloudStatus, Message as _, Name, Topic, Topics};
 use rumqttc::mqttbytes::v5::{Packet, PubAckReason, RetainForwardRule, SubscribeReasonCode};
 use rumqttc::{
     AsyncClient, ConnectionError, Event as Mqtt, EventLoop, ManualAck, NetworkOptions, NoticeFailureReason,
@@ -19,12 +18,13 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::kept::{self, Kept};
+use super::sending::Sending;
 use super::stale::Stale;
 use super::unsent::{PassedOver, Unsent};
 use super::{Dial, Ends, LinkNow};
 use crate::intake::{Admission, Shut, Taking};
 use crate::message::{Incoming, Receipt, Settled};
-use crate::reply::Reply;
+use crate::traces::Came;
 use crate::wall_ms;
 
 /// What messages may take of the memory between the broker and the records.
@@ -84,9 +84,7 @@ pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &
     if matches!(end, End::Stopped) {
         say_goodbye(&client, &mut events, dial).await;
     }
-    for (_, reply) in std::mem::take(&mut sending.under_way) {
-        unsent.put_back(reply);
-    }
+    sending.left().for_each(|reply| unsent.put_back(reply));
     events.clean();
     events.drain_pending_as_failed(NoticeFailureReason::SessionReset);
     end
@@ -156,7 +154,9 @@ async fn receive(
         }
         let receipt = client.prepare_ack(&publish).map(|ack| Receipt { generation: inbox.generation, ack });
         let topic = String::from_utf8_lossy(&publish.topic).into_owned();
-        let message = Incoming { topic, payload: publish.payload, retained: publish.retain, receipt, share: None };
+        let came = Came::now(publish.properties.as_ref().map_or(&[], |properties| &properties.user_properties));
+        let message =
+            Incoming { topic, payload: publish.payload, retained: publish.retain, receipt, share: None, came };
         let message =
             match about.as_ref().and_then(Topic::sender).map(|from| inbox.shut.way(from, std::time::Instant::now())) {
                 None | Some(Admission::In) => message,
@@ -206,33 +206,6 @@ fn turn_away(client: &AsyncClient, message: Incoming) -> Option<Incoming> {
 /// `None` for a topic that was emptied, and for what cannot be read.
 fn state_of(payload: &[u8]) -> Option<CloudState> {
     CloudStatus::read(payload).ok().map(|status| status.state)
-}
-
-/// Replies the broker has not acknowledged yet.
-#[derive(Default)]
-struct Sending {
-    under_way: BTreeMap<u64, Reply>,
-    next: u64,
-}
-
-type Sent = Result<(), PublishNoticeError>;
-
-impl Sending {
-    async fn publish(
-        &mut self,
-        client: &AsyncClient,
-        dial: &Dial,
-        reply: Reply,
-    ) -> Result<impl Future<Output = (u64, Sent)> + use<>, String> {
-        let topic = dial.topics.text(&Topic::DownVerdict(reply.device.clone()));
-        let message = to_cbor(&reply.message);
-        let number = self.next;
-        self.next += 1;
-        self.under_way.insert(number, reply);
-        let options = PublishOptions::new(QoS::AtLeastOnce);
-        let notice = client.publish_tracked(topic, message, options).await.map_err(|error| error.to_string())?;
-        Ok(async move { (number, notice.wait_completion_async().await) })
-    }
 }
 
 /// What the receiving side hands to the sending one.
@@ -291,7 +264,7 @@ async fn send(
                 }
             }
             Some((number, sent)) = notices.next() => {
-                if let Some(reply) = sending.under_way.remove(&number) && worth_repeating(&reply, &sent) {
+                if let Some(reply) = sending.done(number, dial, &sent) {
                     unsent.put_back(reply);
                 }
             }
@@ -437,19 +410,6 @@ async fn acknowledge(client: &AsyncClient, generation: u64, settled: Settled) ->
         puback.reason = PubAckReason::QuotaExceeded;
     }
     client.manual_ack(ack).await.map_err(|error| error.to_string())
-}
-
-/// Whether a reply the broker did not take should be sent again. One that nobody listens for is not: the
-/// device asks when it is back.
-fn worth_repeating(reply: &Reply, sent: &Sent) -> bool {
-    match sent {
-        Ok(()) => false,
-        Err(PublishNoticeError::V5PubAck(reason)) => {
-            tracing::warn!(device = %reply.device, "the broker refuses a reply: {}", refusal(*reason as u8));
-            false
-        }
-        Err(_) => true,
-    }
 }
 
 async fn say_goodbye(client: &AsyncClient, events: &mut EventLoop, dial: &Dial) {

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hedge_proto::{TRACEPARENT, TraceContext};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Certificate, Client, RequestBuilder, StatusCode, redirect};
 
@@ -28,6 +29,12 @@ const QUOTE_CHARS_MAX: usize = 200;
 
 /// The longest wait that is asked for and kept to.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+
+tokio::task_local! {
+    /// The span of the call that a task makes, for whoever is called. Not an argument, because what an answerer is asked
+    /// does not depend on it.
+    pub(super) static SPAN: Option<TraceContext>;
+}
 
 /// The way to one answerer.
 pub(super) struct Caller {
@@ -92,6 +99,9 @@ impl Caller {
         let mut request = request.headers(self.headers.clone()).timeout(deadline);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
+        }
+        if let Ok(Some(span)) = SPAN.try_with(|span| *span) {
+            request = request.header(TRACEPARENT, span.to_string());
         }
         let failed = |error: reqwest::Error| ModelFailure::Down {
             had_it: !error.is_connect() && !error.is_builder(),

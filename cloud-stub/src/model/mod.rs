@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hedge_inference::{Region, Runtime, SessionOptions};
-use hedge_proto::{Authority, Case, DeviceId, ModelRef, Output, PayloadForm, Rect, in_one_line};
+use hedge_proto::{Authority, Case, DeviceId, ModelRef, Output, PayloadForm, Rect, TraceContext, in_one_line};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,8 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::answerers::{AnswererConfig, Kind, Micro, Route, Seat};
+use crate::traces::Traces;
+use crate::wall_ms;
 use alone::Alone;
 use bench::Taker;
 use remote::Calls;
@@ -65,6 +67,19 @@ pub enum ModelFailure {
         /// The case had reached it, and may be why.
         had_it: bool,
     },
+}
+
+impl ModelFailure {
+    /// For a trace.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Dead(_) => "no_verdict",
+            Self::Failed(_) => "failed",
+            Self::Later { .. } => "later",
+            Self::Down { .. } => "down",
+        }
+    }
 }
 
 /// The one thing a model does here.
@@ -108,6 +123,9 @@ pub struct Outcome {
     pub payload_bytes: u64,
     /// Whose it is: the answerer's place in its task's route.
     pub place: usize,
+    /// When the call began, for the case's trace, and the span that was told to the other side.
+    pub began_ms: u64,
+    pub span: Option<TraceContext>,
     pub took: Duration,
     pub opinion: Result<Opinion, ModelFailure>,
 }
@@ -182,6 +200,11 @@ impl Worker {
         }
     }
 
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        matches!(self.hands, Hands::Remote { .. })
+    }
+
     /// Asked from time to time also while all is well.
     #[must_use]
     pub fn is_watched(&self) -> bool {
@@ -248,6 +271,7 @@ pub fn start<E: From<Box<Outcome>> + From<Questioned> + Send + 'static>(
     answerers: Vec<Answering>,
     events: &mpsc::Sender<E>,
     seconds: &Seconds,
+    traces: &Traces,
     runtime: &Handle,
 ) -> std::io::Result<Panels> {
     let (now, mut seats, mut panels) = (Instant::now(), BTreeMap::<String, Vec<Seat>>::new(), Panels::new());
@@ -272,7 +296,8 @@ pub fn start<E: From<Box<Outcome>> + From<Questioned> + Send + 'static>(
             }
             Way::Remote(remote, places) => {
                 let (is_watched, remote) = (remote.is_watched(), Arc::from(remote));
-                let calls = Arc::new(Calls { remote, events, seconds, runtime: runtime.clone(), task, place });
+                let (runtime, traces) = (runtime.clone(), traces.clone());
+                let calls = Arc::new(Calls { remote, events, seconds, runtime, traces, task, place });
                 seats.push(Seat::remote(&name, places, price, now));
                 let asking = calls.clone();
                 Hands::Remote {
@@ -316,22 +341,23 @@ fn work<E: From<Box<Outcome>>>(
         let (left_over, mut together): (Vec<Job>, Vec<Job>) = together.into_iter().partition(|job| job.left_over);
         let mut outcomes = Vec::new();
         for job in left_over {
-            let begun = Instant::now();
+            let (begun, began_ms) = (Instant::now(), wall_ms());
             match alone.answer(&job.case, &job.payload) {
-                Some(opinion) => outcomes.push((job, begun.elapsed(), opinion)),
+                Some(opinion) => outcomes.push((job, began_ms, begun.elapsed(), opinion)),
                 None => together.push(job),
             }
         }
-        let begun = Instant::now();
+        let (begun, began_ms) = (Instant::now(), wall_ms());
         let opinions = match together.as_slice() {
             [only] => vec![model.answer(&only.case, &only.payload)],
             several => model.answer_all(several),
         };
         let each = begun.elapsed() / u32::try_from(together.len().max(1)).unwrap_or(u32::MAX);
-        outcomes.extend(together.into_iter().zip(opinions).map(|(job, opinion)| (job, each, opinion)));
-        for (Job { case, payload, .. }, took, opinion) in outcomes {
+        outcomes.extend(together.into_iter().zip(opinions).map(|(job, opinion)| (job, began_ms, each, opinion)));
+        for (Job { case, payload, .. }, began_ms, took, opinion) in outcomes {
             seconds.observe(took.as_secs_f64());
-            let outcome = Outcome { case, payload_bytes: payload.len() as u64, place, took, opinion };
+            let payload_bytes = payload.len() as u64;
+            let outcome = Outcome { case, payload_bytes, place, began_ms, span: None, took, opinion };
             if events.blocking_send(E::from(Box::new(outcome))).is_err() {
                 // The intake has gone; what is unanswered is picked up at the next start.
                 return;

@@ -8,11 +8,14 @@ use prometheus_client::metrics::histogram::Histogram;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::call::SPAN;
 use super::chat::Chat;
 use super::open_inference::OpenInference;
 use super::template::Template;
 use super::{Job, ModelFailure, Opinion, Outcome};
 use crate::answerers::{AnswererConfig, Kind};
+use crate::traces::Traces;
+use crate::wall_ms;
 
 /// One kind of service.
 enum Service {
@@ -94,6 +97,7 @@ pub(super) struct Calls<E> {
     pub(super) events: mpsc::Sender<E>,
     pub(super) seconds: Histogram,
     pub(super) runtime: Handle,
+    pub(super) traces: Traces,
     pub(super) task: String,
     pub(super) place: usize,
 }
@@ -102,12 +106,14 @@ impl<E: From<Box<Outcome>> + From<Questioned> + Send + 'static> Calls<E> {
     pub(super) fn put(&self, job: Job) {
         let (remote, events, seconds, place) =
             (self.remote.clone(), self.events.clone(), self.seconds.clone(), self.place);
+        let span = self.traces.of(&job.case.id).map(|trace| trace.begin());
         self.runtime.spawn(async move {
-            let begun = Instant::now();
-            let opinion = remote.answer(&job).await;
+            let (begun, began_ms) = (Instant::now(), wall_ms());
+            let opinion = SPAN.scope(span, remote.answer(&job)).await;
             let took = begun.elapsed();
             seconds.observe(took.as_secs_f64());
-            let outcome = Outcome { payload_bytes: job.payload.len() as u64, case: job.case, place, took, opinion };
+            let payload_bytes = job.payload.len() as u64;
+            let outcome = Outcome { payload_bytes, case: job.case, place, began_ms, span, took, opinion };
             // The intake has gone; what is unanswered is picked up at the next start.
             drop(events.send(E::from(Box::new(outcome))).await);
         });
