@@ -129,7 +129,7 @@ fn case_id(number: u64, devices: u64) -> Result<CaseId> {
 
 /// Writes the records. Returns how many bytes a week of history takes, of each device and hour.
 fn fill(dir: &Path, arguments: &Arguments) -> Result<f64> {
-    let at = RecordsAt::File(dir.join(FILE_NAME));
+    let at = RecordsAt::file(dir.join(FILE_NAME));
     let instance = Name::new("cloud-1")?;
     let mut writer = Writer::open(&at, &instance)?;
     let now_ms = wall_ms();

@@ -50,7 +50,7 @@ fn written() -> u64 {
 #[test]
 fn a_case_writes_a_bounded_multiple_of_its_payload() {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut writer = Writer::open(&RecordsAt::File(dir.path().join(FILE_NAME)), &Name::new("cloud-1").expect("valid"))
+    let mut writer = Writer::open(&RecordsAt::file(dir.path().join(FILE_NAME)), &Name::new("cloud-1").expect("valid"))
         .expect("records");
     let batch = writer.batch().expect("a batch");
     for n in 0..DEVICES {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::machine::Machine;
 use crate::namespace::CloudSide;
-use crate::{Ext4, browser, mosquitto, places, postgres};
+use crate::{Ext4, browser, mosquitto, object_store, places, postgres};
 
 /// Notes that the calling test did not run. Panics in CI.
 ///
@@ -54,6 +54,16 @@ pub fn has_postgres() -> bool {
     let here = postgres::is_installed();
     if !here {
         skipped("PostgreSQL is not installed; on Debian: apt-get install postgresql");
+    }
+    here
+}
+
+/// Whether an object store can be started; notes the skip if not.
+#[track_caller]
+pub fn has_object_store() -> bool {
+    let here = object_store::is_installed();
+    if !here {
+        skipped("there is no Python with moto; `cargo xtask test` makes one and sets HEDGETEST_PYTHON");
     }
     here
 }

@@ -10,7 +10,8 @@ use crate::command;
 
 /// What is in it, pinned. tritonclient speaks the Open Inference Protocol; onnxruntime is the judge of its scores;
 /// requests and paho-mqtt are what `examples/python` is written with; jsonschema and cbor2 hold messages against the
-/// AsyncAPI document; Jinja2 fills in templates as Home Assistant does; model_signing signs bundles as we do.
+/// AsyncAPI document; Jinja2 fills in templates as Home Assistant does; model_signing signs bundles as we do; moto is an object
+/// store that speaks S3.
 const PACKAGES: &[&str] = &[
     "tritonclient[http]==2.60.0",
     "onnxruntime==1.24.4",
@@ -20,6 +21,7 @@ const PACKAGES: &[&str] = &[
     "jsonschema==4.26.0",
     "cbor2==6.2.1",
     "Jinja2==3.1.6",
+    "moto[server]==5.2.1",
     "model_signing==1.1.1",
     "pyOpenSSL==26.4.0", // which model_signing imports and does not ask for
 ];

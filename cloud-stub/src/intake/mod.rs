@@ -411,7 +411,7 @@ impl Intake {
         for message in messages {
             desk.message(message)?;
             *decided += 1;
-            if others_done.elapsed() >= BATCH_MAX {
+            if others_done.elapsed() >= BATCH_MAX || batch.is_full() {
                 break;
             }
         }
@@ -419,6 +419,9 @@ impl Intake {
         let figures = changed || self.totals != before;
         // While nothing can be written, each try is also a question whether it can be again.
         let tries = !self.is_healthy;
+        if tries {
+            batch.probe()?;
+        }
         if !tries && !batch.has_changed() && (!figures || begun.saturating_duration_since(at) < FIGURES_EVERY) {
             self.figures = (at, figures);
             return Ok(false);

@@ -41,7 +41,7 @@ pub(super) fn decide(
 ) -> Decided {
     let place = outcome.place;
     let ending = match &outcome.opinion {
-        Ok(_) | Err(ModelFailure::Dead(_) | ModelFailure::Failed(_)) => Ending::Answered,
+        Ok(_) | Err(ModelFailure::Dead(_) | ModelFailure::Failed(_) | ModelFailure::NoPayload(_)) => Ending::Answered,
         Err(ModelFailure::Later { after, .. }) => Ending::Later(*after),
         Err(ModelFailure::Down { .. }) => Ending::Down,
     };
@@ -49,7 +49,7 @@ pub(super) fn decide(
     let (name, price) =
         panel.route.seats().get(place).map_or_else(Default::default, |seat| (seat.name.clone(), seat.price));
     let was_made = match &outcome.opinion {
-        Err(ModelFailure::Later { .. }) => false,
+        Err(ModelFailure::Later { .. } | ModelFailure::NoPayload(_)) => false,
         Err(ModelFailure::Down { had_it, .. }) => *had_it,
         _ => true,
     };
@@ -67,7 +67,7 @@ pub(super) fn decide(
     }
     let next = match &outcome.opinion {
         Ok(_) => Next::Close,
-        Err(ModelFailure::Later { .. } | ModelFailure::Down { .. }) => Next::Again,
+        Err(ModelFailure::Later { .. } | ModelFailure::Down { .. } | ModelFailure::NoPayload(_)) => Next::Again,
         Err(ModelFailure::Dead(_) | ModelFailure::Failed(_)) => {
             let declined = entry.declined.with(place);
             match panel.route.choose(declined, ledger) {

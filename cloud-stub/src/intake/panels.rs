@@ -8,7 +8,7 @@ use super::outcome::{self, Decided, Next};
 use super::{Intake, IntakeError};
 use crate::answerers::{Choice, Condition, Declined, Ending, Ledger, Micro, Month, Seat};
 use crate::model::{Job, ModelFailure, Outcome, Panel, Panels, Questioned, Worker};
-use crate::store::{Batch, StoreError, Totals, Waiting, Writer};
+use crate::store::{Batch, Payload, StoreError, Totals, Waiting, Writer};
 use crate::traces::Called;
 use crate::wall_ms;
 
@@ -73,6 +73,12 @@ impl Intake {
     pub(super) fn decide(&mut self, outcome: Box<Outcome>) -> Option<Decided> {
         let entry = self.under_way.remove(&outcome.case.id)?;
         let (task, place) = (outcome.case.task.clone(), outcome.place);
+        if let Err(failure @ ModelFailure::NoPayload(_)) = &outcome.opinion
+            && std::mem::replace(&mut self.is_healthy, false)
+        {
+            tracing::error!("{failure}; the answerers wait");
+            self.tell();
+        }
         let panel = self.panels.get_mut(&task)?;
         if let Err(failure @ (ModelFailure::Later { .. } | ModelFailure::Down { .. })) = &outcome.opinion {
             self.failures.insert((task, place), failure.to_string());
@@ -358,7 +364,11 @@ impl AnswererNow {
 /// Fetches a case for an answerer; `None` if it can no longer be run.
 fn prepare(writer: &mut Writer, totals: &mut Totals, entry: &Entry) -> Result<Option<Job>, StoreError> {
     if let Some((case, payload)) = writer.load(&entry.id)? {
-        return Ok(Some(Job { case, payload, left_over: entry.left_over }));
+        let (payload, coming) = match payload {
+            Payload::Here(bytes) => (bytes, None),
+            Payload::Coming(coming) => (Vec::new(), Some(coming)),
+        };
+        return Ok(Some(Job { case, payload, coming, left_over: entry.left_over }));
     }
     let batch = writer.batch_about(std::iter::once(&entry.id.device))?;
     if !batch.is_ours(&entry.id)? {

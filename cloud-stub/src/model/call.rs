@@ -258,7 +258,7 @@ mod tests {
                 ModelFailure::Later { after: None, .. } => "later".to_owned(),
                 ModelFailure::Down { had_it, .. } => (if had_it { "down had it" } else { "down" }).to_owned(),
                 ModelFailure::Dead(_) => "dead".to_owned(),
-                ModelFailure::Failed(_) => "failed".to_owned(),
+                ModelFailure::Failed(_) | ModelFailure::NoPayload(_) => "failed".to_owned(),
             };
             assert_eq!(found, meaning, "{status} {body}");
         }

@@ -34,6 +34,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::answerers::{AnswererConfig, Kind, Micro, Route, Seat};
+use crate::store::Coming;
 use crate::traces::Traces;
 use crate::wall_ms;
 use alone::Alone;
@@ -67,6 +68,9 @@ pub enum ModelFailure {
         /// The case had reached it, and may be why.
         had_it: bool,
     },
+    /// It was not asked: the payload cannot be fetched now. The case waits.
+    #[error("the payload cannot be fetched: {0}")]
+    NoPayload(String),
 }
 
 impl ModelFailure {
@@ -78,6 +82,7 @@ impl ModelFailure {
             Self::Failed(_) => "failed",
             Self::Later { .. } => "later",
             Self::Down { .. } => "down",
+            Self::NoPayload(_) => "no_payload",
         }
     }
 }
@@ -111,9 +116,25 @@ pub trait Answerer: Send {
 /// One case to answer.
 pub struct Job {
     pub case: Case,
+    /// Empty while it is coming.
     pub payload: Vec<u8>,
+    pub coming: Option<Coming>,
     /// A process before this one had it when it ended: see [`alone`].
     pub left_over: bool,
+}
+
+impl Job {
+    /// Returns once the payload is here.
+    async fn fetch(&mut self) -> Result<(), ModelFailure> {
+        let Some(coming) = self.coming.take() else { return Ok(()) };
+        match coming.await {
+            Ok(Ok(Some(bytes))) => self.payload = bytes,
+            Ok(Ok(None)) => return Err(ModelFailure::Failed("the payload is no longer kept here".to_owned())),
+            Ok(Err(why)) => return Err(ModelFailure::NoPayload(why)),
+            Err(_) => return Err(ModelFailure::NoPayload("this program is stopping".to_owned())),
+        }
+        Ok(())
+    }
 }
 
 /// What came of one job.
@@ -338,8 +359,16 @@ fn work<E: From<Box<Outcome>>>(
         if model.batch_max() > 1 {
             jobs.take_more(&mut together, model.batch_max(), wait);
         }
-        let (left_over, mut together): (Vec<Job>, Vec<Job>) = together.into_iter().partition(|job| job.left_over);
         let mut outcomes = Vec::new();
+        let mut here = Vec::new();
+        for mut job in together {
+            let (begun, began_ms) = (Instant::now(), wall_ms());
+            match futures_executor::block_on(job.fetch()) {
+                Ok(()) => here.push(job),
+                Err(failure) => outcomes.push((job, began_ms, begun.elapsed(), Err(failure))),
+            }
+        }
+        let (left_over, mut together): (Vec<Job>, Vec<Job>) = here.into_iter().partition(|job| job.left_over);
         for job in left_over {
             let (begun, began_ms) = (Instant::now(), wall_ms());
             match alone.answer(&job.case, &job.payload) {

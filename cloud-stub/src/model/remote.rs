@@ -103,13 +103,16 @@ pub(super) struct Calls<E> {
 }
 
 impl<E: From<Box<Outcome>> + From<Questioned> + Send + 'static> Calls<E> {
-    pub(super) fn put(&self, job: Job) {
+    pub(super) fn put(&self, mut job: Job) {
         let (remote, events, seconds, place) =
             (self.remote.clone(), self.events.clone(), self.seconds.clone(), self.place);
         let span = self.traces.of(&job.case.id).map(|trace| trace.begin());
         self.runtime.spawn(async move {
             let (begun, began_ms) = (Instant::now(), wall_ms());
-            let opinion = SPAN.scope(span, remote.answer(&job)).await;
+            let opinion = match job.fetch().await {
+                Ok(()) => SPAN.scope(span, remote.answer(&job)).await,
+                Err(failure) => Err(failure),
+            };
             let took = begun.elapsed();
             seconds.observe(took.as_secs_f64());
             let payload_bytes = job.payload.len() as u64;

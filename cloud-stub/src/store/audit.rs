@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use super::sql::{Row, Sql};
-use super::{Reader, RecordsAt, StoreError, count, damaged, postgres, schema, sql};
+use super::{Database, Reader, RecordsAt, StoreError, count, damaged, postgres, schema, sql};
 use crate::wall_ms;
 
 /// How many entries are kept: a year of a busy day's work, some 20 MB.
@@ -52,9 +52,9 @@ pub struct Audit(Arc<Mutex<Sql>>);
 impl Audit {
     /// Of records that a [`super::Writer`] has opened before.
     pub fn open(at: &RecordsAt) -> Result<Self, StoreError> {
-        let sql = match at {
-            RecordsAt::File(path) => Sql::File(schema::connect(path)?),
-            RecordsAt::Server(server) => Sql::Server(Box::new(postgres::Session::new(server))),
+        let sql = match &at.database {
+            Database::File(path) => Sql::File(schema::connect(path)?),
+            Database::Server(server) => Sql::Server(Box::new(postgres::Session::new(server))),
         };
         Ok(Self(Arc::new(Mutex::new(sql))))
     }

@@ -56,8 +56,8 @@ impl Sought {
 impl Batch<'_> {
     /// `None`: the case is not on record.
     pub fn delete(&self, id: &CaseId) -> Result<Option<Deleted>, StoreError> {
-        let statement = "SELECT c.seq, c.task, c.state, c.review, c.payload_bytes, p.seq \
-             FROM cases c LEFT JOIN payloads p ON p.seq = c.seq WHERE c.id = ?1";
+        let statement = "SELECT c.seq, c.task, c.state, c.review, c.payload_bytes, p.seq, \
+             c.payload_sha256, CAST(LENGTH(p.bytes) AS BIGINT) FROM cases c LEFT JOIN payloads p ON p.seq = c.seq WHERE c.id = ?1";
         let found = self.sql.row(statement, &[(&id.to_string()).into()], |row| {
             let waited = row.get::<i64>(2)? == 0;
             let deleted = Deleted {
@@ -68,9 +68,13 @@ impl Batch<'_> {
                 bytes: count(row.get(4)?),
                 payload_kept: row.get::<Option<i64>>(5)?.is_some(),
             };
-            Ok((row.get::<i64>(0)?, deleted))
+            let object: (Vec<u8>, Option<i64>) = (row.get(6)?, row.get(7)?);
+            Ok((row.get::<i64>(0)?, deleted, object))
         })?;
-        let Some((seq, deleted)) = found else { return Ok(None) };
+        let Some((seq, deleted, (sum, bytes_here))) = found else { return Ok(None) };
+        if let Some(bytes_here) = bytes_here.filter(|_| deleted.bytes > 0) {
+            self.let_go(id, &sum, bytes_here)?;
+        }
         for table in ["corrections", "payloads", "verdicts", "cases"] {
             self.change(&format!("DELETE FROM {table} WHERE seq = ?1"), &[seq.into()])?;
         }

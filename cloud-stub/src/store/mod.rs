@@ -20,6 +20,7 @@ mod checkpoint;
 mod delete;
 mod devices;
 mod lease;
+mod objects;
 mod postgres;
 mod reader;
 mod review;
@@ -35,6 +36,7 @@ mod writer;
 pub use args::RecordsArgs;
 pub use audit::{Act, Audit, AuditRow};
 pub use delete::Deleted;
+pub use objects::{Coming, Objects, Payload};
 pub use reader::{CaseRow, DeviceEvent, DeviceRow, Reader, SettingsRow};
 pub use review::{CaseList, Closed, Place, Sought};
 pub use totals::Totals;
@@ -80,6 +82,12 @@ pub enum StoreError {
     NameTaken(String),
     #[error("`{0}` was not heard of for so long that another process has its name, and its cases; start again")]
     Replaced(String),
+    #[error("--payloads: {0}")]
+    ObjectsAddress(String),
+    #[error("the payloads' store cannot be used: {0}")]
+    Objects(String),
+    #[error("this payload lies in an object store: give --payloads")]
+    ElsewhereUnknown,
     /// A row that this program did not write like this.
     #[error("a record is damaged: {0}")]
     Damaged(String),
@@ -87,7 +95,14 @@ pub enum StoreError {
 
 /// Where the records are.
 #[derive(Debug, Clone)]
-pub enum RecordsAt {
+pub struct RecordsAt {
+    pub(crate) database: Database,
+    /// Where payloads are, if not with the rest.
+    objects: Option<Objects>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Database {
     /// A file of one instance.
     File(PathBuf),
     /// A server of any number of instances.
@@ -95,6 +110,17 @@ pub enum RecordsAt {
 }
 
 impl RecordsAt {
+    #[must_use]
+    pub fn file(path: PathBuf) -> Self {
+        Self { database: Database::File(path), objects: None }
+    }
+
+    /// With payloads in this store.
+    #[must_use]
+    pub(crate) fn with_objects(self, objects: Objects) -> Self {
+        Self { objects: Some(objects), ..self }
+    }
+
     /// Reads `postgres://USER@HOST/DATABASE`. The server's certificate is checked against `authority`, or those that the
     /// system trusts.
     pub fn server(url: &str, authority: Option<&Path>) -> Result<Self, StoreError> {
@@ -119,22 +145,23 @@ impl RecordsAt {
         let ring = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(ring).with_safe_default_protocol_versions();
         let tls = tls.map_err(damaged)?.with_root_certificates(roots).with_no_client_auth();
-        Ok(Self::Server(Box::new(Server::read(url, tls).map_err(StoreError::Address)?)))
+        let server = Server::read(url, tls).map_err(StoreError::Address)?;
+        Ok(Self { database: Database::Server(Box::new(server)), objects: None })
     }
 
     /// Where what is made of them may lie for a while.
     #[must_use]
     pub fn folder(&self) -> PathBuf {
-        match self {
-            Self::File(path) => path.parent().unwrap_or(path).to_owned(),
-            Self::Server(_) => std::env::temp_dir(),
+        match &self.database {
+            Database::File(path) => path.parent().unwrap_or(path).to_owned(),
+            Database::Server(_) => std::env::temp_dir(),
         }
     }
 
     fn open_for_reading(&self) -> Result<Sql, StoreError> {
-        Ok(match self {
-            Self::File(path) => Sql::File(schema::open_for_reading(path)?),
-            Self::Server(server) => Sql::Server(Box::new(postgres::Session::new(server))),
+        Ok(match &self.database {
+            Database::File(path) => Sql::File(schema::open_for_reading(path)?),
+            Database::Server(server) => Sql::Server(Box::new(postgres::Session::new(server))),
         })
     }
 }

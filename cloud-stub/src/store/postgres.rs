@@ -44,7 +44,7 @@ type Pending = Pin<Box<dyn Future<Output = Result<u64, Error>> + Send>>;
 
 /// How the server is reached.
 #[derive(Clone)]
-pub struct Server {
+pub(crate) struct Server {
     config: Config,
     tls: MakeRustlsConnect,
 }
@@ -358,7 +358,7 @@ impl ToSql for Owned {
 #[cfg(test)]
 mod tests {
     use crate::store::testing::{Records, authority};
-    use crate::store::{RecordsAt, StoreError};
+    use crate::store::{Database, RecordsAt, StoreError};
 
     /// Why it is not used.
     fn refusal(at: &RecordsAt) -> String {
@@ -375,7 +375,7 @@ mod tests {
         let statement = "SELECT 1 FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl";
         assert!(session.exists(statement, &[]).expect("asked"), "not by TLS");
 
-        let RecordsAt::Server(server) = &records.at else { panic!("a file") };
+        let Database::Server(server) = &records.at.database else { panic!("a file") };
         let [tokio_postgres::config::Host::Tcp(address)] = server.config.get_hosts() else { panic!("one host") };
         authority(records.dir.path(), "other.pem");
         let url = format!("postgres://hedge@{address}/postgres?sslmode=require");

@@ -1,11 +1,12 @@
 //! Looks at committed records, beside the writer and without holding it up.
 
-use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, ModelRef, Telemetry, Verdict, from_cbor, from_json};
+use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, Digest, ModelRef, Telemetry, Verdict, from_cbor, from_json};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::objects::{self, KEPT_COLUMNS};
 use super::sql::{Row, Sql};
-use super::{RecordsAt, Standing, State, StoreError, Totals, count, damaged};
+use super::{Database, RecordsAt, Standing, State, StoreError, Totals, count, damaged};
 
 pub(super) const ROW_BYTES_MAX: usize = 1024 * 1024;
 
@@ -110,8 +111,23 @@ impl Reader {
 
     /// A case's content type and payload, while it is kept.
     pub fn payload(&self, id: &CaseId) -> Result<Option<(String, Vec<u8>)>, StoreError> {
-        let statement = "SELECT content_type, bytes FROM cases JOIN payloads USING (seq) WHERE id = ?1";
-        self.sql.row(statement, &[(&id.to_string()).into()], |row| Ok((row.get(0)?, row.get(1)?)))
+        let statement =
+            format!("SELECT content_type, {KEPT_COLUMNS} FROM cases JOIN payloads USING (seq) WHERE id = ?1");
+        let read = |row: &Row<'_>| Ok((row.get::<String>(0)?, objects::kept(row, 1, id)?));
+        match self.sql.row(&statement, &[(&id.to_string()).into()], read)? {
+            None => Ok(None),
+            Some((content_type, Ok(bytes))) => Ok(Some((content_type, bytes))),
+            Some((content_type, Err(key))) => {
+                let objects = self.at.objects.as_ref().ok_or(StoreError::ElsewhereUnknown)?;
+                Ok(objects.get_now(key)?.map(|bytes| (content_type, bytes)))
+            }
+        }
+    }
+
+    /// Whether a record has a payload of this sum.
+    pub(super) fn names_payload(&self, id: &str, sum: &Digest) -> Result<bool, StoreError> {
+        let statement = "SELECT seq FROM cases JOIN payloads USING (seq) WHERE id = ?1 AND payload_sha256 = ?2";
+        self.sql.exists(statement, &[id.into(), sum.0.as_slice().into()])
     }
 
     /// All devices by name.
@@ -177,14 +193,14 @@ impl Reader {
 
     /// How much room the records take.
     pub fn bytes(&self) -> Result<u64, StoreError> {
-        match &self.at {
+        match &self.at.database {
             // The database and what is not merged into it yet.
-            RecordsAt::File(path) => {
+            Database::File(path) => {
                 let log = path.with_extension("sqlite-wal");
                 let files = [path, &log].into_iter().filter_map(|file| std::fs::metadata(file).ok());
                 Ok(files.map(|file| file.len()).sum())
             }
-            RecordsAt::Server(_) => {
+            Database::Server(_) => {
                 let size = self.sql.row("SELECT pg_database_size(current_database())", &[], |row| row.get(0))?;
                 Ok(count(size.unwrap_or(0)))
             }

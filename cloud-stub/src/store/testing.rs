@@ -48,7 +48,7 @@ pub(crate) struct Records {
 /// Runs a test on records in a file, and on a server where PostgreSQL is installed.
 pub(crate) fn everywhere(test: impl Fn(&Records)) {
     let dir = tempfile::tempdir().expect("a directory");
-    test(&Records { at: RecordsAt::File(dir.path().join(FILE_NAME)), dir, server: None, words: Vec::new() });
+    test(&Records { at: RecordsAt::file(dir.path().join(FILE_NAME)), dir, server: None, words: Vec::new() });
     if let Some(records) = Records::on_server() {
         test(&records);
     }

@@ -251,7 +251,7 @@ mod tests {
     fn a_week_takes_at_most_200_bytes_a_device_and_hour() {
         const HOURS: u64 = 7 * 24;
         let dir = tempfile::tempdir().expect("a directory");
-        let at = super::super::RecordsAt::File(dir.path().join(super::super::FILE_NAME));
+        let at = super::super::RecordsAt::file(dir.path().join(super::super::FILE_NAME));
         let mut writer = Writer::open(&at, &Name::new("one").expect("valid")).expect("records");
         let bytes = |writer: &Writer| {
             let statement = "SELECT (page_count - freelist_count) * page_size \
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn a_device_s_history_is_found_by_an_index_alone() {
         let dir = tempfile::tempdir().expect("a directory");
-        let at = super::super::RecordsAt::File(dir.path().join(super::super::FILE_NAME));
+        let at = super::super::RecordsAt::file(dir.path().join(super::super::FILE_NAME));
         let writer = Writer::open(&at, &Name::new("one").expect("valid")).expect("records");
         let plan = writer
             .sql

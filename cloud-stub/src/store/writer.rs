@@ -1,6 +1,6 @@
 //! The one owner of all changes.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use crate::answerers::{Micro, Month};
@@ -8,9 +8,10 @@ use hedge_proto::{Case, CaseId, DeviceId, Digest, Name, PayloadForm, Verdict, fr
 
 use super::checkpoint::Checkpoints;
 use super::lease::{self, Lease};
+use super::objects::{self, KEPT_COLUMNS, Objects, Payload, Sweeping};
 use super::postgres::Session;
 use super::sql::{Row, Sql, Value};
-use super::{Known, RecordsAt, Standing, State, StoreError, Totals, count, damaged, schema};
+use super::{Database, Known, RecordsAt, Standing, State, StoreError, Totals, count, damaged, schema};
 
 /// How much is kept, and how long. Payloads go first; verdicts and the ids they belong to stay longest.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +54,9 @@ pub struct Writer {
     /// Who writes.
     pub(super) instance: String,
     pub(super) lease: Lease,
+    objects: Option<Objects>,
     _checkpoints: Option<Checkpoints>,
+    _sweeping: Option<Sweeping>,
 }
 
 /// Of one case that waits: as [`waiting`] reads it.
@@ -74,9 +77,9 @@ pub(super) fn waiting(row: &Row<'_>) -> Result<Waiting, StoreError> {
 impl Writer {
     /// Opens the records, making or upgrading them. `instance` is who writes; on a server nobody else may be called so.
     pub fn open(at: &RecordsAt, instance: &Name) -> Result<Self, StoreError> {
-        let (sql, checkpoints) = match at {
-            RecordsAt::File(path) => (Sql::File(schema::open(path)?), Checkpoints::start(path)),
-            RecordsAt::Server(server) => {
+        let (sql, checkpoints) = match &at.database {
+            Database::File(path) => (Sql::File(schema::open(path)?), Checkpoints::start(path)),
+            Database::Server(server) => {
                 let session = Session::new(server);
                 session.upgrade(&schema::server_steps().map_err(damaged)?)?;
                 (Sql::Server(Box::new(session)), None)
@@ -84,7 +87,12 @@ impl Writer {
         };
         let instance = instance.to_string();
         let lease = Lease::take(&sql, &instance)?;
-        Ok(Self { sql, instance, lease, _checkpoints: checkpoints })
+        let objects = at.objects.clone();
+        if let Some(objects) = &objects {
+            objects.check()?;
+        }
+        let sweeping = objects.clone().map(|objects| Sweeping::start(objects, at.clone())).transpose()?;
+        Ok(Self { sql, instance, lease, objects, _checkpoints: checkpoints, _sweeping: sweeping })
     }
 
     /// Changes that become durable together, or not at all: dropping a batch undoes it.
@@ -96,7 +104,15 @@ impl Writer {
     pub fn batch_about<'d>(&mut self, devices: impl Iterator<Item = &'d DeviceId>) -> Result<Batch<'_>, StoreError> {
         self.fence()?;
         self.sql.begin()?;
-        let batch = Batch { sql: &self.sql, instance: &self.instance, changed: Cell::new(false), committed: false };
+        let batch = Batch {
+            sql: &self.sql,
+            instance: &self.instance,
+            objects: self.objects.as_ref(),
+            to_put: RefCell::default(),
+            to_delete: RefCell::default(),
+            changed: Cell::new(false),
+            committed: false,
+        };
         if let Sql::Server(session) = &self.sql {
             session.execute(lease::FENCED, &[(&self.instance).into(), self.lease.process.into()])?;
             let mut keys: Vec<i64> = devices.map(lock_key).collect();
@@ -139,10 +155,18 @@ impl Writer {
     }
 
     /// A case and its payload; `None` once the payload has gone, or the case is not this instance's any more.
-    pub fn load(&self, id: &CaseId) -> Result<Option<(Case, Vec<u8>)>, StoreError> {
-        let statement = "SELECT header, bytes FROM cases JOIN payloads USING (seq) WHERE id = ?1 AND instance = ?2";
-        self.sql.row(statement, &[(&id.to_string()).into(), (&self.instance).into()], |row| {
-            Ok((from_cbor(&row.get::<Vec<u8>>(0)?, ROW_BYTES_MAX).map_err(damaged)?, row.get(1)?))
+    pub fn load(&self, id: &CaseId) -> Result<Option<(Case, Payload)>, StoreError> {
+        let statement = format!(
+            "SELECT header, {KEPT_COLUMNS} FROM cases JOIN payloads USING (seq) WHERE id = ?1 AND instance = ?2"
+        );
+        self.sql.row(&statement, &[(&id.to_string()).into(), (&self.instance).into()], |row| {
+            let case = from_cbor(&row.get::<Vec<u8>>(0)?, ROW_BYTES_MAX).map_err(damaged)?;
+            let payload = match (objects::kept(row, 1, id)?, &self.objects) {
+                (Ok(bytes), _) => Payload::Here(bytes),
+                (Err(key), Some(objects)) => Payload::Coming(objects.get(key)),
+                (Err(_), None) => return Err(StoreError::ElsewhereUnknown),
+            };
+            Ok((case, payload))
         })
     }
 }
@@ -160,6 +184,10 @@ const PRUNE_LOCK: i64 = 0x6865_6467_6501;
 pub struct Batch<'w> {
     pub(super) sql: &'w Sql,
     instance: &'w str,
+    objects: Option<&'w Objects>,
+    /// Objects that are put before the commit, and those that are deleted after it.
+    to_put: RefCell<Vec<(String, Vec<u8>)>>,
+    to_delete: RefCell<Vec<String>>,
     changed: Cell<bool>,
     committed: bool,
 }
@@ -187,8 +215,34 @@ impl Batch<'_> {
 
     /// Returns when everything in the batch would survive a power cut.
     pub fn commit(mut self) -> Result<(), StoreError> {
+        if let Some(objects) = self.objects {
+            objects.put_all(self.to_put.take())?;
+        }
         self.sql.commit()?;
         self.committed = true;
+        if let Some(objects) = self.objects {
+            objects.delete(self.to_delete.take());
+        }
+        Ok(())
+    }
+
+    /// Whether it has as many payload bytes as can be brought elsewhere in one commit.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.to_put.borrow().iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>() >= objects::COMMIT_BYTES_MAX
+    }
+
+    /// Whether what lies elsewhere can be reached.
+    pub fn probe(&self) -> Result<(), StoreError> {
+        self.objects.map_or(Ok(()), Objects::probe)
+    }
+
+    /// The object of a payload's row is deleted after the commit, if it has one.
+    pub(super) fn let_go(&self, id: &CaseId, sum: &[u8], bytes_here: i64) -> Result<(), StoreError> {
+        if bytes_here == 0 && self.objects.is_some() {
+            let sum = Digest(sum.try_into().map_err(damaged)?);
+            self.to_delete.borrow_mut().push(objects::key(id, &sum));
+        }
         Ok(())
     }
 
@@ -252,9 +306,17 @@ impl Batch<'_> {
             ],
         )?;
         if header.form != PayloadForm::Nothing {
+            let here = match self.objects {
+                Some(_) if !payload.is_empty() => {
+                    let key = objects::key(&header.id, &header.payload_sha256);
+                    self.to_put.borrow_mut().push((key, payload.to_vec()));
+                    &[]
+                }
+                _ => payload,
+            };
             self.change(
                 "INSERT INTO payloads (seq, bytes) VALUES ((SELECT seq FROM cases WHERE id = ?1), ?2)",
-                &[(&id).into(), payload.into()],
+                &[(&id).into(), here.into()],
             )?;
         }
         self.change("INSERT INTO devices (device) VALUES (?1) ON CONFLICT (device) DO NOTHING", &[device.into()])?;
@@ -362,18 +424,22 @@ impl Batch<'_> {
         let payload_bytes = count(super::totals(self.sql)?.payload_bytes);
         let mut over = payload_bytes.saturating_sub(keep.payload_bytes_max);
         let too_old_ms = now_ms.saturating_sub(keep.payload_age_ms);
-        let oldest: Vec<(i64, u64, u64)> = self.sql.rows(
-            "SELECT seq, payload_bytes, received_ms FROM payloads JOIN cases USING (seq) WHERE state != 0 \
-             ORDER BY seq LIMIT ?1",
+        let oldest = self.sql.rows(
+            "SELECT seq, payload_bytes, received_ms, id, payload_sha256, CAST(LENGTH(bytes) AS BIGINT) \
+             FROM payloads JOIN cases USING (seq) WHERE state != 0 ORDER BY seq LIMIT ?1",
             &[PRUNE_ROWS_MAX.into()],
-            |row| Ok((row.get(0)?, count(row.get(1)?), count(row.get(2)?))),
+            |row| {
+                let object: (String, Vec<u8>, i64) = (row.get(3)?, row.get(4)?, row.get(5)?);
+                Ok((row.get::<i64>(0)?, count(row.get(1)?), count(row.get(2)?), object))
+            },
         )?;
         let mut removed = 0;
-        for (seq, bytes, received_ms) in oldest {
+        for (seq, bytes, received_ms, (id, sum, bytes_here)) in oldest {
             if over == 0 && received_ms >= too_old_ms {
                 break;
             }
             self.change("DELETE FROM payloads WHERE seq = ?1", &[seq.into()])?;
+            self.let_go(&id.parse().map_err(damaged)?, &sum, bytes_here)?;
             removed += bytes;
             over = over.saturating_sub(bytes);
         }

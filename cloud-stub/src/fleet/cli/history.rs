@@ -7,11 +7,11 @@ use serde_json::Value;
 use super::args::History;
 use super::text::reported;
 use super::{say, say_json};
-use crate::store::{DeviceEvent, Reader, RecordsAt};
+use crate::store::{Database, DeviceEvent, Reader};
 
 pub(super) fn history(ask: &History) -> anyhow::Result<bool> {
     let at = ask.records.at(&ask.state_dir)?;
-    if let RecordsAt::File(path) = &at {
+    if let Database::File(path) = &at.database {
         let dir = ask.state_dir.display();
         ensure!(path.exists(), "{dir} holds no records of `serve`; name its folder with --state-dir");
     }

@@ -34,7 +34,7 @@ fn page() -> Page {
     let entrance = Entrance { users: file, proxies, proxy_header: HeaderName::from_static(USER) };
     let listen = "192.0.2.9:443".parse().expect("an address");
     let access = Access::open(&entrance, listen, true).expect("users");
-    let records = RecordsAt::File(dir.path().join("records.sqlite"));
+    let records = RecordsAt::file(dir.path().join("records.sqlite"));
     let instance = Name::new("cloud-1").expect("valid");
     drop(Writer::open(&records, &instance).expect("records"));
     let shown = Shown {

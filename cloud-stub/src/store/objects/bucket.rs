@@ -1,0 +1,120 @@
+//! Single requests to the store.
+
+use std::time::Duration;
+
+use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
+use rusty_s3::S3Action as _;
+use rusty_s3::actions::{ListObjectsV2, ListObjectsV2Response};
+
+use super::address::Address;
+
+/// How long a signed address holds: longer than any request, and than clocks differ on a good day.
+const SIGNED_FOR: Duration = Duration::from_secs(300);
+
+/// The largest object that is read: the largest payload is 64 MiB.
+const OBJECT_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// How long a list of a thousand objects may be, and what a server says of an error.
+const LIST_BYTES_MAX: u64 = 16 * 1024 * 1024;
+const ERROR_BYTES_MAX: u64 = 16 * 1024;
+
+const NOT_THERE: &str = "it says that there is no such bucket";
+
+#[derive(Debug)]
+pub(super) struct Bucket {
+    client: Client,
+    bucket: rusty_s3::Bucket,
+    prefix: String,
+    credentials: rusty_s3::Credentials,
+}
+
+impl Bucket {
+    pub(super) fn new(address: Address) -> Result<Self, String> {
+        let Address { bucket, prefix, credentials, authorities } = address;
+        let mut client = Client::builder().redirect(redirect::Policy::none()).connect_timeout(Duration::from_secs(2));
+        match authorities {
+            // Without this, a machine without any certificates could not even use plain HTTP.
+            None if bucket.base_url().scheme() == "http" => client = client.tls_certs_only([]),
+            None => {}
+            Some(path) => {
+                let wrong = |error: String| format!("AWS_CA_BUNDLE is {}: {error}", path.display());
+                let pem = hedge_inference::read_pem(&path).map_err(|error| wrong(error.to_string()))?;
+                let certificates =
+                    reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong(error.to_string()))?;
+                client = client.tls_certs_only(certificates);
+            }
+        }
+        let client = client.build().map_err(|error| hedge_proto::in_one_line(&error))?;
+        Ok(Self { client, bucket, prefix, credentials })
+    }
+
+    pub(super) async fn put(&self, key: String, bytes: Vec<u8>) -> Result<(), String> {
+        let url = self.bucket.put_object(Some(&self.credentials), &self.named(&key)).sign(SIGNED_FOR);
+        self.ask(Method::PUT, url, bytes).await?.map(drop).ok_or_else(|| NOT_THERE.to_owned())
+    }
+
+    pub(super) async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, String> {
+        let url = self.bucket.get_object(Some(&self.credentials), &self.named(key)).sign(SIGNED_FOR);
+        match self.ask(Method::GET, url, Vec::new()).await? {
+            Some(response) => read(response, OBJECT_BYTES_MAX).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) async fn delete(&self, key: &str) -> Result<(), String> {
+        let url = self.bucket.delete_object(Some(&self.credentials), &self.named(key)).sign(SIGNED_FOR);
+        self.ask(Method::DELETE, url, Vec::new()).await.map(drop)
+    }
+
+    /// Names and times of objects behind this one, without the prefix.
+    pub(super) async fn list(&self, after: Option<&str>, most: usize) -> Result<Vec<(String, String)>, String> {
+        let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
+        action.with_max_keys(most);
+        action.with_prefix(self.prefix.as_str());
+        if let Some(after) = after {
+            action.with_start_after(self.named(after));
+        }
+        let response = self.ask(Method::GET, action.sign(SIGNED_FOR), Vec::new()).await?;
+        let response = response.ok_or(NOT_THERE)?;
+        let text = String::from_utf8(read(response, LIST_BYTES_MAX).await?).map_err(|error| error.to_string())?;
+        let list: ListObjectsV2Response =
+            ListObjectsV2::parse_response(&text).map_err(|error| format!("its list cannot be read: {error}"))?;
+        let own = |key: String| key.strip_prefix(&self.prefix).map(str::to_owned);
+        let found = list.contents.into_iter();
+        Ok(found.filter_map(|object| Some((own(object.key)?, object.last_modified?))).collect())
+    }
+
+    fn named(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// Nothing for an object that is not there.
+    async fn ask(&self, method: Method, url: Url, body: Vec<u8>) -> Result<Option<Response>, String> {
+        let request = self.client.request(method, url).body(body);
+        // The address is signed, and is not for logs.
+        let response = request.send().await.map_err(|error| hedge_proto::in_one_line(&error.without_url()))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(Some(response));
+        }
+        let text = read(response, ERROR_BYTES_MAX).await.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
+        // That a whole bucket is away says nothing of what is in it.
+        if status == StatusCode::NOT_FOUND && code == Some("NoSuchKey") {
+            return Ok(None);
+        }
+        Err(format!("it answers {status}{}", code.map(|code| format!(" ({code})")).unwrap_or_default()))
+    }
+}
+
+async fn read(mut response: Response, bytes_max: u64) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| hedge_proto::in_one_line(&error.without_url()))? {
+        if (bytes.len() + chunk.len()) as u64 > bytes_max {
+            return Err(format!("its answer is longer than {bytes_max} bytes"));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,189 @@
+//! Payloads in a store that speaks S3, in the place of the database.
+//!
+//! ```text
+//! put all of a commit's objects ─► commit ─► acknowledge            delete rows ─► commit ─► delete their objects
+//! ```
+//! So a row never names an object that is not there, whatever ends this process. What is left over is an object without a
+//! row: that of a commit that came to nothing, which the device's next try names again, or of a deletion that was not
+//! carried out. [`Objects::sweep`] finds them.
+//!
+//! All requests run on one thread; who needs an outcome at once waits for it, with a bound.
+
+mod address;
+mod bucket;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use hedge_proto::{CaseId, Digest};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::sql::Row;
+use super::{StoreError, damaged};
+use bucket::Bucket;
+pub(super) use sweep::Sweeping;
+
+/// Requests at once, of each kind.
+const AT_ONCE: usize = 32;
+
+/// How long the objects of one commit may take: a server would end the open transaction after five seconds, and others take
+/// this instance for dead after four.
+const PUT_MAX: Duration = Duration::from_secs(3);
+
+/// How many payload bytes one commit brings: what a link of 30 Mbit/s carries in that time.
+pub(super) const COMMIT_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// How long one other request may take.
+const REQUEST_MAX: Duration = Duration::from_secs(10);
+
+/// An object of nobody's, by which it is seen whether the store can be used.
+const PROBE: &str = "probe";
+
+/// How many objects may wait to be deleted. What finds no place is left for [`Objects::sweep`].
+const DELETIONS_MAX: usize = 16 * 1024;
+
+/// A payload that is on its way here. Nothing: there is no such object.
+pub type Coming = oneshot::Receiver<Result<Option<Vec<u8>>, String>>;
+
+/// The store. Clones are the same; dropping the last ends its thread.
+#[derive(Debug, Clone)]
+pub struct Objects(Arc<Open>);
+
+#[derive(Debug)]
+struct Open {
+    bucket: Arc<Bucket>,
+    /// The thread's.
+    runtime: Handle,
+    gets: Arc<Semaphore>,
+    deletions: mpsc::Sender<String>,
+}
+
+impl Objects {
+    /// Reads `s3://BUCKET/PREFIX`, and the rest from the variables that AWS's own tools read. Nothing is dialled.
+    pub fn open(url: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, StoreError> {
+        let address = address::read(url, variable).map_err(StoreError::ObjectsAddress)?;
+        let bucket = Arc::new(Bucket::new(address).map_err(StoreError::ObjectsAddress)?);
+        let no_thread = |error: std::io::Error| StoreError::Objects(error.to_string());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_thread)?;
+        let handle = runtime.handle().clone();
+        let (deletions, mut to_delete) = mpsc::channel::<String>(DELETIONS_MAX);
+        let deleting = bucket.clone();
+        let work = async move {
+            while let Some(key) = to_delete.recv().await {
+                if let Err(why) = timed(REQUEST_MAX, deleting.delete(&key)).await {
+                    tracing::warn!(key, "an object could not be deleted, and is looked for later: {why}");
+                }
+            }
+        };
+        // The thread lasts as long as anybody could give it something to delete.
+        let thread = std::thread::Builder::new().name("objects".to_owned());
+        thread.spawn(move || runtime.block_on(work)).map_err(no_thread)?;
+        let gets = Arc::new(Semaphore::new(AT_ONCE));
+        Ok(Self(Arc::new(Open { bucket, runtime: handle, gets, deletions })))
+    }
+
+    /// Whether the store answers now.
+    pub(super) fn probe(&self) -> Result<(), StoreError> {
+        let bucket = self.0.bucket.clone();
+        self.wait(async move { timed(PUT_MAX, bucket.get(PROBE)).await.map(drop) })
+    }
+
+    /// Looks whether the store is one that can be used; it may be away now.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let bucket = self.0.bucket.clone();
+        let checked = self.wait(async move { timed(PUT_MAX, bucket.put(PROBE.to_owned(), Vec::new())).await });
+        match checked.and_then(|()| self.probe()) {
+            Err(StoreError::Objects(why)) if !why.starts_with("it answers 4") => {
+                tracing::warn!("the payloads' store cannot be used now, and no case is taken: {why}");
+                Ok(())
+            }
+            checked => checked,
+        }
+    }
+
+    /// Returns once all are there.
+    pub(super) fn put_all(&self, objects: Vec<(String, Vec<u8>)>) -> Result<(), StoreError> {
+        if objects.is_empty() {
+            return Ok(());
+        }
+        let bucket = self.0.bucket.clone();
+        self.wait(async move {
+            let puts = stream::iter(objects).map(|(key, bytes)| bucket.put(key, bytes));
+            timed(PUT_MAX, puts.buffer_unordered(AT_ONCE).try_collect::<()>()).await
+        })
+    }
+
+    /// Begins to fetch an object.
+    pub(super) fn get(&self, key: String) -> Coming {
+        let (told, coming) = oneshot::channel();
+        let (bucket, gets) = (self.0.bucket.clone(), self.0.gets.clone());
+        self.0.runtime.spawn(async move {
+            let _turn = gets.acquire_owned().await;
+            // Whoever wanted it may have gone meanwhile.
+            drop(told.send(timed(REQUEST_MAX, bucket.get(&key)).await));
+        });
+        coming
+    }
+
+    /// Fetches an object and waits for it.
+    pub(super) fn get_now(&self, key: String) -> Result<Option<Vec<u8>>, StoreError> {
+        let coming = self.get(key);
+        futures_executor::block_on(coming).unwrap_or_else(|_| Err(STOPPED.to_owned())).map_err(StoreError::Objects)
+    }
+
+    /// Has objects deleted whose rows are gone.
+    pub(super) fn delete(&self, keys: Vec<String>) {
+        for key in keys {
+            if self.0.deletions.try_send(key).is_err() {
+                tracing::debug!("too many objects wait to be deleted; the next sweep finds this one");
+            }
+        }
+    }
+
+    fn wait<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, String>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (told, outcome) = oneshot::channel();
+        self.0.runtime.spawn(async move { drop(told.send(work.await)) });
+        futures_executor::block_on(outcome).unwrap_or_else(|_| Err(STOPPED.to_owned())).map_err(StoreError::Objects)
+    }
+}
+
+const STOPPED: &str = "this program is stopping";
+
+async fn timed<T>(bound: Duration, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let late = || format!("no answer within {} s", bound.as_secs());
+    timeout(bound, work).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Where a case's payload lies. With the sum, because a case may get another payload, and each row must find its own.
+pub(super) fn key(id: &CaseId, sum: &Digest) -> String {
+    format!("{id}/{sum}")
+}
+
+/// Of a payload as [`kept`] reads it. Where the bytes are not, though there are some, they are in the store.
+pub(super) const KEPT_COLUMNS: &str = "bytes, payload_bytes, payload_sha256";
+
+/// The bytes of a row's payload, or the key of its object; `first` is the first of its columns.
+pub(super) fn kept(row: &Row<'_>, first: usize, id: &CaseId) -> Result<Result<Vec<u8>, String>, StoreError> {
+    let (bytes, count): (Vec<u8>, i64) = (row.get(first)?, row.get(first + 1)?);
+    if !bytes.is_empty() || count == 0 {
+        return Ok(Ok(bytes));
+    }
+    let sum: Vec<u8> = row.get(first + 2)?;
+    Ok(Err(key(id, &Digest(sum.as_slice().try_into().map_err(damaged)?))))
+}
+
+/// A payload that is wanted.
+#[derive(Debug)]
+pub enum Payload {
+    Here(Vec<u8>),
+    Coming(Coming),
+}
