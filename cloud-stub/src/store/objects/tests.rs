@@ -28,6 +28,8 @@ struct Store(Arc<Mutex<Kept>>);
 
 impl Store {
     fn start() -> (Self, Objects) {
+        // As `main` does; another test of this process may have.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let store = Self::default();
         let (router, runtime) = (Router::new().fallback(answer).with_state(store.clone()), Runtime::new());
         let address = runtime.serve(router);
