@@ -35,6 +35,7 @@ pub mod postgres;
 pub mod program;
 pub mod publisher;
 pub mod recipes;
+pub mod registry;
 pub mod scene;
 pub mod scrape;
 pub mod shelf_server;

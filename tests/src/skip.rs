@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::machine::Machine;
 use crate::namespace::CloudSide;
-use crate::{Ext4, browser, mosquitto, object_store, places, postgres};
+use crate::{Ext4, browser, mosquitto, object_store, places, postgres, registry};
 
 /// Notes that the calling test did not run. Panics in CI.
 ///
@@ -44,6 +44,16 @@ pub fn has_mosquitto() -> bool {
     let here = mosquitto::is_installed();
     if !here {
         skipped("mosquitto is not installed; on Debian: apt-get install mosquitto");
+    }
+    here
+}
+
+/// Whether a registry of containers is installed; notes the skip if not.
+#[track_caller]
+pub fn has_registry() -> bool {
+    let here = registry::is_installed();
+    if !here {
+        skipped("a registry is not installed; on Debian: apt-get install docker-registry");
     }
     here
 }

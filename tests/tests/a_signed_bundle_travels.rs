@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use hedge_proto::Digest;
 use hedge_tests::publisher::{Publisher, done};
+use hedge_tests::registry::{LOGIN, Registry};
 use hedge_tests::shelf_server::{ShelfServer, Trouble};
 use hedge_tests::soak::{Chance, rounds};
 use hedge_tests::{AgentConfig, Ext4, places, skip, wait};
@@ -119,6 +120,42 @@ fn a_bundle_is_fetched_tried_run_and_given_back() -> Result<()> {
 }
 
 /// A file that was good when it was published, and was changed on the server since, or cut short.
+#[test]
+fn a_registry_of_containers_serves_bundles_as_a_folder_does() -> Result<()> {
+    if !skip::has_onnxruntime() || !skip::has_registry() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let registry = Registry::start(scene.dir.path())?;
+    let update = |wanted: &str, from: &str, words: &[&str]| -> Result<Output> {
+        Ok(scene.command(&[&["update", MODEL, wanted, "--from", from], words].concat())?.output()?)
+    };
+    scene.publisher.publish("fashion-small", "2", |_| Ok(()), &[])?;
+    let digest = registry.push(&scene.publisher.folder(), "farm/models", "now")?;
+    let tag = registry.url("farm/models:now");
+    refused(&scene, &update("fashion-small/2", &tag, &[])?, "NAME:PASSWORD in [bundles] token_file");
+
+    let login = scene.dir.path().join("login");
+    std::fs::write(&login, format!("{LOGIN}\n"))?;
+    let bundles = |url: &str| format!("[bundles]\nurl = \"{url}\"\ntoken_file = \"{}\"", login.display());
+    let with = |url: &str| scene.config.clone().section(&bundles(url)).write();
+    with(&tag)?;
+    refused(&scene, &scene.command(&["update", MODEL, "fashion-small/9"])?.output()?, "fashion-small/9");
+    let said = done(&scene.command(&["update", MODEL, "fashion-small/2"])?.output()?);
+    ensure!(said.contains("promoted   fashion-small/2"), "{said}");
+
+    // By its digest it is what it was, whatever the tag has come to mean.
+    scene.publisher.publish("fashion-small", "3", |_| Ok(()), &[])?;
+    registry.push(&scene.publisher.folder(), "farm/models", "now")?;
+    with(&registry.url(&format!("farm/models@{digest}")))?;
+    let old = scene.command(&["update", MODEL, "fashion-small/3"])?.output()?;
+    ensure!(old.status.code() == Some(1) && scene.runs()? == "2", "{old:?}");
+    with(&tag)?;
+    done(&scene.command(&["update", MODEL, "fashion-small/3"])?.output()?);
+    assert_eq!(scene.runs()?, "3");
+    Ok(())
+}
+
 fn changed_and_cut(scene: &Scene, file: &Path) -> Result<()> {
     let good = std::fs::read(file)?;
     let mut bad = good.clone();

@@ -45,7 +45,7 @@ pub use self::log::{LogConfig, LogError, LogFormat, log_filter};
 pub use self::model::{ModelConfig, bundles_of};
 pub use self::outbox::{OutboxConfig, WhenFullName};
 pub use self::overrides::{NoSetting, Override};
-pub use self::payloads::{BundlesConfig, HttpUrl, PayloadsConfig};
+pub use self::payloads::{BundlesConfig, BundlesUrl, HttpUrl, PayloadsConfig};
 pub use self::place::span_of;
 pub use self::privacy::PrivacyConfig;
 pub use self::settings::{Seconds, SettingsConfig};

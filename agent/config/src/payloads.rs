@@ -22,14 +22,50 @@ pub struct PayloadsConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BundlesConfig {
-    /// The folder of published bundles on a web server, or `/bundles` of the cloud's `--payload-listen`.
-    pub url: HttpUrl,
+    /// The folder of published bundles on a web server, `/bundles` of the cloud's `--payload-listen`, or an artifact of a
+    /// registry of containers.
+    pub url: BundlesUrl,
     /// The first root, which says whose signatures count; needed until a bundle has been fetched once.
     pub root: Option<PathBuf>,
     /// PEM; the system's certificates if not given.
     pub ca_file: Option<PathBuf>,
-    /// The file's content is shown with every request.
+    /// The file's content is shown with every request; `NAME:PASSWORD` to a registry.
     pub token_file: Option<PathBuf>,
+}
+
+/// `https://…` or `http://…`; `oci://host[:port]/name[:tag]` or `oci+http://…` of a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct BundlesUrl {
+    pub at: HttpUrl,
+    pub is_registry: bool,
+}
+
+impl TryFrom<String> for BundlesUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.strip_prefix("oci") {
+            Some(rest) if rest.starts_with("://") => {
+                Ok(Self { at: format!("https{rest}").try_into()?, is_registry: true })
+            }
+            Some(rest) if rest.starts_with("+http://") => {
+                Ok(Self { at: rest.trim_start_matches('+').to_owned().try_into()?, is_registry: true })
+            }
+            _ => Ok(Self { at: text.try_into()?, is_registry: false }),
+        }
+    }
+}
+
+impl fmt::Display for BundlesUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.is_registry, self.at.tls) {
+            (false, _) => write!(f, "{}", self.at),
+            (true, tls) => {
+                write!(f, "{}://{}{}", if tls { "oci" } else { "oci+http" }, self.at.authority(), self.at.path)
+            }
+        }
+    }
 }
 
 /// `https://host[:port][/path]`, or `http://` where nobody else is on the way.
@@ -85,6 +121,22 @@ impl fmt::Display for HttpUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_registry_is_told_from_a_folder_and_written_as_it_was_read() {
+        let read = |text: &str| BundlesUrl::try_from(text.to_owned());
+        for (text, tls, is_registry) in [
+            ("oci://registry.example:443/farm/models:1", true, true),
+            ("oci+http://127.0.0.1:5000/models", false, true),
+            ("https://models.example:443/bundles", true, false),
+        ] {
+            let url = read(text).expect("valid");
+            assert_eq!((url.to_string().as_str(), url.at.tls, url.is_registry), (text, tls, is_registry));
+        }
+        for bad in ["oci:/x", "oci+https://x", "ocix://x", "oci://"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn addresses_are_read_whole_or_refused() {

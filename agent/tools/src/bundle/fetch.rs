@@ -1,21 +1,25 @@
 //! Fetches files over HTTP: goes on where it was cut off, takes no more than it was told to, and believes sums only.
 
-use std::cell::RefCell;
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, ensure};
-use hedge_config::BundlesConfig;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hedge_config::{BundlesConfig, HttpUrl};
 use hedge_core::clock::doubled;
 use hedge_core::release::DOCUMENT_BYTES_MAX;
 use hedge_proto::{Digest, in_one_line};
 use reqwest::header::{self, HeaderValue};
-use reqwest::{Certificate, Client, StatusCode, Url};
-use sha2::{Digest as _, Sha256};
+use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode, Url};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::part::Part;
+use super::registry::{Artifact, Login, MANIFEST_TYPES, token};
 
 /// How long nothing may come before a connection counts as dead.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
@@ -41,7 +45,19 @@ const SAID_EVERY: u64 = 16 * 1024;
 pub(super) struct Server {
     client: Client,
     base: Url,
+    registry: Option<Registry>,
     pace: Option<RefCell<Pace>>,
+}
+
+/// What is known of a registry.
+struct Registry {
+    artifact: Artifact,
+    /// The digests of its files, once its manifest has come.
+    files: OnceCell<BTreeMap<String, String>>,
+    /// Name and password.
+    secret: Option<String>,
+    /// What it wants to see with every request, as far as it has said so.
+    shown: RefCell<Option<HeaderValue>>,
 }
 
 /// Keeps what comes to a rate, and says how much has come: whoever started this process counts it.
@@ -65,10 +81,11 @@ enum Cut {
 impl Server {
     pub(super) fn new(from: &BundlesConfig, bytes_per_s: Option<NonZeroU64>) -> anyhow::Result<Self> {
         // A base without a slash at its end would lose its last part.
-        let base = Url::parse(&format!("{}/", from.url)).with_context(|| from.url.to_string())?;
+        let at = &from.url.at;
+        let base = Url::parse(&format!("{at}/")).with_context(|| from.url.to_string())?;
         // Sums are over the bytes as they lie on the server, so nothing is asked for compressed, nor unpacked.
         let mut client = Client::builder().connect_timeout(SILENCE_MAX).redirect(reqwest::redirect::Policy::limited(3));
-        if !from.url.tls {
+        if !at.tls {
             // Without this, a machine without any certificates could not even use plain HTTP.
             client = client.tls_certs_only([]);
         } else if let Some(file) = &from.ca_file {
@@ -76,15 +93,22 @@ impl Server {
             let pem = hedge_inference::read_pem(file).with_context(at)?;
             client = client.tls_certs_only(Certificate::from_pem_bundle(&pem).with_context(at)?);
         }
-        if let Some(file) = &from.token_file {
-            let at = || format!("[bundles] token_file = {}", file.display());
-            let token = hedge_inference::read_text(file).with_context(at)?;
-            let mut value: HeaderValue = format!("Bearer {}", token.trim()).parse().with_context(at)?;
-            value.set_sensitive(true);
-            client = client.default_headers([(header::AUTHORIZATION, value)].into_iter().collect());
-        }
+        let secret = from.token_file.as_ref().map(|file| {
+            let text = hedge_inference::read_text(file).map(|text| text.trim().to_owned());
+            text.with_context(|| format!("[bundles] token_file = {}", file.display()))
+        });
+        let secret = secret.transpose()?;
+        let registry = match (from.url.is_registry, &secret) {
+            (true, _) => Some(Registry::new(at, secret)?),
+            (false, Some(token)) => {
+                let value = hidden(&format!("Bearer {token}"))?;
+                client = client.default_headers([(header::AUTHORIZATION, value)].into_iter().collect());
+                None
+            }
+            (false, None) => None,
+        };
         let pace = |bytes_per_s| RefCell::new(Pace { bytes_per_s, came: 0, said: 0, expected: 0, due: Instant::now() });
-        let server = Self { client: client.build()?, base, pace: bytes_per_s.map(pace) };
+        let server = Self { client: client.build()?, base, registry, pace: bytes_per_s.map(pace) };
         server.count(CONNECTION_BYTES)?;
         Ok(server)
     }
@@ -122,24 +146,42 @@ impl Server {
         Ok(self.count(CONNECTION_BYTES)?)
     }
 
-    fn url(&self, path: &str) -> anyhow::Result<Url> {
+    /// Where a file is; `None` if a registry has none of that path.
+    async fn url(&self, path: &str) -> anyhow::Result<Option<Url>> {
+        if let Some(registry) = &self.registry {
+            if registry.files.get().is_none() {
+                let at = registry.artifact.manifest()?;
+                let manifest =
+                    self.fetched(&at).await?.with_context(|| format!("{at}: the registry has no such artifact"))?;
+                let files = registry.artifact.files(&manifest).with_context(|| at.to_string())?;
+                registry.files.get_or_init(|| files);
+            }
+            let digest = registry.files.get().and_then(|files| files.get(path));
+            return digest.map(|digest| registry.artifact.blob(digest)).transpose();
+        }
         let mut url = self.base.clone();
         // Segment by segment: what stands in a name is never read as part of the address.
         url.path_segments_mut()
             .map_err(|()| anyhow!("{} has no path", self.base))?
             .pop_if_empty()
             .extend(path.split('/'));
-        Ok(url)
+        Ok(Some(url))
     }
 
     /// A document, whole; `None` if there is none.
     pub(super) async fn document(&self, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
-        let url = self.url(path)?;
+        match self.url(path).await? {
+            Some(url) => self.fetched(&url).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn fetched(&self, url: &Url) -> anyhow::Result<Option<Vec<u8>>> {
         let mut failures = 0;
         loop {
-            match timeout(SILENCE_MAX, self.try_document(&url)).await {
+            match timeout(SILENCE_MAX, self.try_document(url)).await {
                 Ok(Ok(found)) => return Ok(found),
-                Ok(Err(Cut::Never(error))) => return Err(error.context(url)),
+                Ok(Err(Cut::Never(error))) => return Err(error.context(url.to_string())),
                 Ok(Err(Cut::Again(why))) => self.again(&mut failures, &why).await.with_context(|| url.to_string())?,
                 Err(_) => self.again(&mut failures, "it takes too long").await.with_context(|| url.to_string())?,
             }
@@ -147,17 +189,73 @@ impl Server {
     }
 
     async fn try_document(&self, url: &Url) -> Result<Option<Vec<u8>>, Cut> {
-        let cut = |error: reqwest::Error| Cut::Again(in_one_line(&error));
-        let disk = |error: std::io::Error| Cut::Never(error.into());
         self.paced().await;
-        self.count(REQUEST_BYTES).map_err(disk)?;
-        let mut response = self.client.get(url.clone()).send().await.map_err(cut)?;
+        let response = self.sent(|| self.client.get(url.clone()).header(header::ACCEPT, self.accepted(url))).await?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Ok(None),
             status if status.is_server_error() => return Err(Cut::Again(format!("it answers {status}"))),
             status => return Err(Cut::Never(anyhow!("it answers {status}"))),
         }
+        self.whole(response).await.map(Some)
+    }
+
+    /// Only a manifest has several forms.
+    fn accepted(&self, url: &Url) -> &'static str {
+        let manifest = self.registry.as_ref().and_then(|registry| registry.artifact.manifest().ok());
+        if manifest.as_ref() == Some(url) { MANIFEST_TYPES } else { "*/*" }
+    }
+
+    /// The answer to a request, which is made again once if a registry wants a login first.
+    async fn sent(&self, request: impl Fn() -> RequestBuilder) -> Result<Response, Cut> {
+        let send = async |request: RequestBuilder| {
+            let shown = self.registry.as_ref().and_then(|registry| registry.shown.borrow().clone());
+            let request =
+                shown.into_iter().fold(request, |request, shown| request.header(header::AUTHORIZATION, shown));
+            self.count(REQUEST_BYTES).map_err(|error| Cut::Never(error.into()))?;
+            let sent = timeout(SILENCE_MAX, request.send()).await;
+            sent.map_err(|_| Cut::Again("no answer comes".to_owned()))?.map_err(|error| Cut::Again(in_one_line(&error)))
+        };
+        let response = send(request()).await?;
+        let Some(registry) = self.registry.as_ref().filter(|_| response.status() == StatusCode::UNAUTHORIZED) else {
+            return Ok(response);
+        };
+        let challenge = response.headers().get(header::WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
+        let login = registry.artifact.login(challenge.unwrap_or_default()).map_err(Cut::Never)?;
+        let basic = || {
+            let secret = registry.secret.as_ref().filter(|secret| secret.contains(':'));
+            secret.map(|secret| hidden(&format!("Basic {}", STANDARD.encode(secret)))).transpose().map_err(Cut::Never)
+        };
+        let shown = match login {
+            Login::Basic => basic()?.ok_or_else(|| {
+                Cut::Never(anyhow!("the registry wants a name and a password: NAME:PASSWORD in [bundles] token_file"))
+            })?,
+            // A token that somebody else has got.
+            Login::Token(_) if registry.secret.as_ref().is_some_and(|secret| !secret.contains(':')) => {
+                hidden(&format!("Bearer {}", registry.secret.as_deref().unwrap_or_default())).map_err(Cut::Never)?
+            }
+            Login::Token(at) => {
+                // Not what the registry itself is shown.
+                registry.shown.replace(None);
+                let asked = basic()?
+                    .into_iter()
+                    .fold(self.client.get(at.clone()), |asked, shown| asked.header(header::AUTHORIZATION, shown));
+                let answer = send(asked).await?;
+                if answer.status() != StatusCode::OK {
+                    return Err(Cut::Never(anyhow!("its login at {at} answers {}", answer.status())));
+                }
+                let token = token(&self.whole(answer).await?).map_err(Cut::Never)?;
+                hidden(&format!("Bearer {token}")).map_err(Cut::Never)?
+            }
+        };
+        registry.shown.replace(Some(shown));
+        send(request()).await
+    }
+
+    /// A body of the size of a document.
+    async fn whole(&self, mut response: Response) -> Result<Vec<u8>, Cut> {
+        let cut = |error: reqwest::Error| Cut::Again(in_one_line(&error));
+        let disk = |error: std::io::Error| Cut::Never(error.into());
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(cut)? {
             if (bytes.len() + chunk.len()) as u64 > DOCUMENT_BYTES_MAX {
@@ -166,12 +264,12 @@ impl Server {
             self.count(chunk.len() as u64).map_err(disk)?;
             bytes.extend_from_slice(&chunk);
         }
-        Ok(Some(bytes))
+        Ok(bytes)
     }
 
     /// A file of at most `bytes_max` with this sum, into `to`, which may hold its beginning. Returns its size.
     pub(super) async fn file(&self, path: &str, to: &Path, sum: Digest, bytes_max: u64) -> anyhow::Result<u64> {
-        let url = self.url(path)?;
+        let url = self.url(path).await?.with_context(|| format!("{} has no file {path}", self.base))?;
         let mut part = Part::open(to, bytes_max)?;
         let mut failures = 0;
         // A beginning may be damaged, by a power cut, say, or be of another file; a second is not.
@@ -202,13 +300,11 @@ impl Server {
         let cut = |error: reqwest::Error| Cut::Again(in_one_line(&error));
         let disk = |error: std::io::Error| Cut::Never(error.into());
         let begin = part.length;
-        let mut request = self.client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity");
-        if begin > 0 {
-            request = request.header(header::RANGE, format!("bytes={begin}-"));
-        }
-        self.count(REQUEST_BYTES).map_err(disk)?;
-        let sent = timeout(SILENCE_MAX, request.send()).await.map_err(|_| Cut::Again("no answer comes".to_owned()))?;
-        let mut response = sent.map_err(cut)?;
+        let request = || {
+            let request = self.client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity");
+            if begin > 0 { request.header(header::RANGE, format!("bytes={begin}-")) } else { request }
+        };
+        let mut response = self.sent(request).await?;
         match response.status() {
             StatusCode::PARTIAL_CONTENT if begin > 0 && begins_at(&response, begin) => {}
             // Nothing is left to send: the sum says whether that is so.
@@ -239,6 +335,19 @@ impl Server {
     }
 }
 
+impl Registry {
+    fn new(at: &HttpUrl, secret: Option<String>) -> anyhow::Result<Self> {
+        Ok(Self { artifact: Artifact::new(at)?, files: OnceCell::new(), secret, shown: RefCell::new(None) })
+    }
+}
+
+/// A header that no log shows.
+fn hidden(text: &str) -> anyhow::Result<HeaderValue> {
+    let mut value: HeaderValue = text.parse().context("[bundles] token_file holds what no header can")?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 fn begins_at(response: &reqwest::Response, begin: u64) -> bool {
     let range = response.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
     range.is_some_and(|range| range.starts_with(&format!("bytes {begin}-")))
@@ -266,53 +375,6 @@ impl Drop for Pace {
     fn drop(&mut self) {
         // Little comes of a server that has nothing, however often it is asked: it counts all the same.
         drop(self.say());
-    }
-}
-
-/// A file's beginning, and the sum of it.
-struct Part {
-    file: File,
-    length: u64,
-    /// How many bytes have come, counted again when they come again.
-    came: u64,
-    sum: Sha256,
-}
-
-impl Part {
-    fn open(path: &Path, bytes_max: u64) -> anyhow::Result<Self> {
-        let at = || path.display().to_string();
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).with_context(at)?;
-        let mut part = Self { length: 0, came: 0, sum: Sha256::new(), file: file.try_clone().with_context(at)? };
-        let mut piece = vec![0; 64 * 1024];
-        loop {
-            match file.read(&mut piece).with_context(at)? {
-                0 => break,
-                read => part.sum.update(piece.get(..read).unwrap_or_default()),
-            }
-            part.length = file.metadata().with_context(at)?.len();
-        }
-        if part.length > bytes_max {
-            part.begin_again()?;
-        }
-        Ok(part)
-    }
-
-    fn add(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.sum.update(bytes);
-        self.length += bytes.len() as u64;
-        self.came += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn begin_again(&mut self) -> anyhow::Result<()> {
-        self.file.set_len(0)?;
-        (self.length, self.sum) = (0, Sha256::new());
-        Ok(())
-    }
-
-    fn has(&self, sum: Digest) -> bool {
-        Digest(self.sum.clone().finalize().into()) == sum
     }
 }
 
@@ -403,5 +465,59 @@ mod tests {
         let error = bomb.file("f", &to, sum, many.len() as u64).await.expect_err("it is something else");
         assert!(format!("{error:#}").contains("is not the file that was signed"), "{error:#}");
         assert_eq!(std::fs::metadata(&to).expect("a file").len(), packed_bytes as u64, "nothing was unpacked");
+    }
+
+    /// A registry that answers only who shows a token of its login, and its login only who shows a name and a password.
+    async fn registry(files: &'static [(&'static str, &'static str)], secret: &str) -> (Server, tempfile::TempDir) {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let at = listener.local_addr().expect("an address").to_string();
+        let own = at.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 4096];
+                let read = stream.read(&mut request).await.unwrap_or(0);
+                let request = String::from_utf8_lossy(&request[..read]).into_owned();
+                let shows = |shown: &str| request.to_ascii_lowercase().contains(&format!("authorization: {shown}\r\n"));
+                let path = request.split(' ').nth(1).unwrap_or_default();
+                let found = files.iter().find(|(of, _)| path.starts_with(of)).map(|(_, body)| *body);
+                let challenge = format!("WWW-Authenticate: Bearer realm=\"http://{own}/login\",service=\"{own}\"\r\n");
+                let (status, head, body) = match found {
+                    _ if path.starts_with("/login?scope=") && shows("basic bjpw") => {
+                        ("200 OK", "", "{\"token\":\"t0\"}")
+                    }
+                    _ if path.starts_with("/login") => ("403 Forbidden", "", ""),
+                    _ if !shows("bearer t0") => ("401 Unauthorized", challenge.as_str(), ""),
+                    Some(body) => ("200 OK", "", body),
+                    None => ("404 Not Found", "", ""),
+                };
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\n{head}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                drop(stream.write_all(answer.as_bytes()).await);
+            }
+        });
+        let dir = tempfile::tempdir().expect("a folder");
+        std::fs::write(dir.path().join("login"), secret).expect("written");
+        let url = format!("oci+http://{at}/m:1").try_into().expect("a URL");
+        let from = BundlesConfig { url, root: None, ca_file: None, token_file: Some(dir.path().join("login")) };
+        (Server::new(&from, None).expect("a server"), dir)
+    }
+
+    #[tokio::test]
+    async fn a_registry_is_logged_in_to_where_it_says() {
+        const MANIFEST: &str = "{\"layers\":[{\"digest\":\"sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc\",\
+                                \"annotations\":{\"org.opencontainers.image.title\":\"list.json\"}}]}";
+        const FILES: &[(&str, &str)] = &[("/v2/m/manifests/1", MANIFEST), ("/v2/m/blobs/sha256:ccc", "[]")];
+        let (server, _dir) = registry(FILES, "n:p").await;
+        assert_eq!(server.document("list.json").await.expect("it comes"), Some(b"[]".to_vec()));
+        assert_eq!(server.document("root/2.json").await.expect("nothing"), None);
+        let (server, _dir) = registry(FILES, "n:q").await;
+        let error = format!("{:#}", server.document("list.json").await.expect_err("refused"));
+        assert!(error.contains("its login at http://") && error.contains("answers 403"), "{error}");
+        let (server, _dir) = registry(&[], "n:p").await;
+        let error = format!("{:#}", server.document("list.json").await.expect_err("nothing there"));
+        assert!(error.contains("/v2/m/manifests/1: the registry has no such artifact"), "{error}");
     }
 }

@@ -20,7 +20,7 @@ use anyhow::{Context as _, ensure};
 use hedge_agent::bundles::Shelves;
 use hedge_agent::clock::Clock;
 use hedge_agent::state::StateFile;
-use hedge_config::{BundlesConfig, Config, HttpUrl, ModelConfig};
+use hedge_config::{BundlesConfig, BundlesUrl, Config, ModelConfig};
 use hedge_core::clock::Moment;
 use hedge_core::release::shelf::{Held, NotTried, Shelf};
 use hedge_core::release::{Dates, Entry, Root, Trusted};
@@ -45,7 +45,7 @@ pub struct UpdateArgs {
     pub wanted: (Name, Name),
     /// The folder of published bundles: http://… or https://… [default: `[bundles] url` of the configuration]
     #[arg(long, value_name = "URL", value_parser = url)]
-    pub from: Option<HttpUrl>,
+    pub from: Option<BundlesUrl>,
     /// The first root (root/1.json of that folder), which says whose signatures count; needed once [default: `[bundles]
     /// root` of the configuration]
     #[arg(long, value_name = "FILE")]
@@ -79,7 +79,7 @@ fn name_and_version(text: &str) -> Result<(Name, Name), String> {
     Ok((part(name)?, part(version)?))
 }
 
-fn url(text: &str) -> Result<HttpUrl, String> {
+fn url(text: &str) -> Result<BundlesUrl, String> {
     text.to_owned().try_into()
 }
 
