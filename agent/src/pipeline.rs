@@ -441,6 +441,7 @@ fn case(judged: &Judged, payload: &SentPayload) -> Case {
         content_type: payload.content_type.clone(),
         payload_sha256: payload.digest(),
         payload: None,
+        offer: None,
         metadata: judged.metadata.clone(),
     }
 }

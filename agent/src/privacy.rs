@@ -47,9 +47,9 @@ impl Reducer {
         match treatment {
             Treatment::Keep => payload,
             Treatment::Drop => payload.nothing(),
-            Treatment::Shrink { side_max } => {
+            Treatment::Shrink { side_max } | Treatment::Offer { side_max } => {
                 match self.made(&payload, move |kind, bytes| thumbnail(kind, bytes, side_max)).await {
-                    Ok(Some(jpeg)) if jpeg.len() < payload.bytes.len() => SentPayload::thumbnail(jpeg),
+                    Ok(Some(jpeg)) if treatment.saves(jpeg.len(), payload.bytes.len()) => SentPayload::thumbnail(jpeg),
                     Ok(_) => payload,
                     Err(error) => {
                         tracing::warn!(error, "a picture could not be made smaller; it stays as it came");

@@ -299,6 +299,7 @@ fn case(id: CaseId, payload: &[u8]) -> Case {
         content_type: "image/jpeg".to_owned(),
         payload_sha256: Digest::of(payload),
         payload: None,
+        offer: None,
         metadata: Default::default(),
     }
 }

@@ -17,6 +17,7 @@ use crate::bundle::cli::BundleArgs;
 use crate::export::cli::ExportArgs;
 use crate::fleet::cli::DeviceArgs;
 use crate::fleet::delete::DeleteArgs;
+use crate::intake::Enough;
 use crate::link::{BrokerArgs, Endpoint};
 use crate::payloads::PayloadsSetup;
 use crate::store::RecordsArgs;
@@ -160,6 +161,9 @@ pub struct Serve {
 
     #[command(flatten)]
     pub config: ConfigFile,
+
+    #[command(flatten)]
+    pub enough: Enough,
 
     /// This instance's name: letters, digits, `.`, `_`, `-`
     #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_INSTANCE", default_value = "cloud-1")]

@@ -33,6 +33,7 @@ fn case(n: u64) -> Case {
         settings_version: 0,
         captured: Captured { powered_ms: 1, boot: "b".to_owned(), wall_ms: None, synced: false },
         form: PayloadForm::Whole,
+        offer: None,
         content_type: "image/png".to_owned(),
         payload_sha256: Digest::of(&n.to_be_bytes()),
         payload: None,

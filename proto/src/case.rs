@@ -41,6 +41,16 @@ pub enum PayloadForm {
     Whole,
 }
 
+/// More of a sample than came with its case: the device keeps it, and sends it when the cloud says
+/// [`send`](crate::DownMessage::Send).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Offer {
+    pub form: PayloadForm,
+    pub payload_sha256: Digest,
+    pub payload_bytes: u64,
+}
+
 /// Who set the threshold the decision was made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -104,6 +114,9 @@ pub struct Case {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Option<alloc::string::String>"))]
     pub payload: Option<ByteBuf>,
+    /// What more of the sample is to be had. Readers that do not know it answer from what came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offer: Option<Offer>,
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     pub metadata: Metadata,
 }

@@ -145,8 +145,8 @@ impl Settings {
         }
         for State { name, wait_ms_max, payload, .. } in link.states.iter().flat_map(StatesSettings::all) {
             number(&format!("link.states.{name}.wait_ms_max"), wait_ms_max, 0..=60_000);
-            if let Some(Payload::Thumbnail(side)) = payload {
-                number(&format!("link.states.{name}.payload.thumbnail"), Some(u64::from(*side)), 16..=4096);
+            if let Some((form, side)) = payload.and_then(Payload::side) {
+                number(&format!("link.states.{name}.payload.{form}"), Some(u64::from(side)), 16..=4096);
             }
         }
         let windows = link.windows.clone().unwrap_or_default();

@@ -109,7 +109,7 @@ pub struct StateSettings {
     #[cfg_attr(test, schemars(range(min = 0, max = 60_000)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_ms_max: Option<u64>,
-    /// In which form a case is stored and sent.
+    /// In which form a case is stored. `thumbnail_first` counts when it is sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<Payload>,
     /// Cases per second from the queue; 0 for none.
@@ -146,6 +146,9 @@ pub enum Payload {
     Nothing,
     /// Pixels of the longer side, at most. What is no picture, or no larger, goes as it came if the ceiling lets it.
     Thumbnail(#[cfg_attr(test, schemars(range(min = 16, max = 4096)))] u32),
+    /// All of it is stored. A thumbnail of at most so many pixels goes first, and the whole when the cloud asks for it.
+    /// What is no picture, or would not become half as long, goes whole at once.
+    ThumbnailFirst(#[cfg_attr(test, schemars(range(min = 16, max = 4096)))] u32),
     /// As it came.
     Whole,
 }
@@ -153,6 +156,16 @@ pub enum Payload {
 impl Payload {
     /// Pixels that a thumbnail's longer side may have.
     pub const SIDES: RangeInclusive<u32> = 16..=4096;
+
+    /// Its name, and the pixels of its thumbnail's longer side, if it has one.
+    #[must_use]
+    pub fn side(self) -> Option<(&'static str, u32)> {
+        match self {
+            Self::Nothing | Self::Whole => None,
+            Self::Thumbnail(side) => Some(("thumbnail", side)),
+            Self::ThumbnailFirst(side) => Some(("thumbnail_first", side)),
+        }
+    }
 }
 
 /// As status, `check` and refusals say it.
@@ -161,6 +174,7 @@ impl fmt::Display for Payload {
         match self {
             Self::Nothing => f.write_str("nothing"),
             Self::Thumbnail(side_max) => write!(f, "thumbnail {side_max}"),
+            Self::ThumbnailFirst(side_max) => write!(f, "thumbnail first {side_max}"),
             Self::Whole => f.write_str("whole"),
         }
     }

@@ -35,6 +35,7 @@ fn case() -> Case {
         content_type: "image/jpeg".into(),
         payload_sha256: Digest::of(b"payload"),
         payload: Some(ByteBuf::from(b"payload".to_vec())),
+        offer: None,
         metadata: Metadata::from([("line".to_owned(), "3".to_owned())]),
     }
 }

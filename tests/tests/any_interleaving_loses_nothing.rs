@@ -44,6 +44,9 @@ fn each_kind_of_planted_bug_is_found() {
         (Planted::DeadAtLimit, "no state of the world makes a dead letter"),
         (Planted::NeverLooksAgain, "in calm every case is answered or dead in bounded time"),
         (Planted::TakesRevisionZero, "a verdict of revision 0 ends no case"),
+        (Planted::SendsWhole, "where thumbnails go first, the whole goes when the cloud asks for it"),
+        (Planted::AnswersUnsure, "an answer is made of the whole, or of a thumbnail that is enough or must do"),
+        (Planted::ForgetsTheWanted, "in calm every case is answered or dead in bounded time"),
     ] {
         let report = sweep(1, SEEDS_TO_FIND, 1, Some(planted));
         let Some(failure) = report.failure else { panic!("{planted:?} lives unseen through {} worlds", report.seeds) };

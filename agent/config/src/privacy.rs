@@ -2,15 +2,27 @@
 
 use hedge_core::privacy::Ceiling;
 use hedge_proto::{FieldError, Payload, Settings};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::states::payload;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrivacyConfig {
-    #[serde(deserialize_with = "payload")]
+    #[serde(deserialize_with = "ceiling")]
     ceiling: Option<Payload>,
+}
+
+/// A ceiling has no order in which things go.
+fn ceiling<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Payload>, D::Error> {
+    match payload(deserializer)? {
+        Some(Payload::ThumbnailFirst(side)) => Err(D::Error::custom(format!(
+            "thumbnail_first is no ceiling: give \"whole\" if the whole may leave when the cloud asks for it, or \
+             {{ thumbnail = {side} }} if it never may"
+        ))),
+        ceiling => Ok(ceiling),
+    }
 }
 
 impl PrivacyConfig {
@@ -34,7 +46,9 @@ impl PrivacyConfig {
         let ceiling = match self.ceiling().0 {
             Payload::Nothing => toml::Value::from("nothing"),
             Payload::Whole => toml::Value::from("whole"),
-            Payload::Thumbnail(side_max) => toml::Table::from_iter([("thumbnail".to_owned(), side_max.into())]).into(),
+            Payload::Thumbnail(side_max) | Payload::ThumbnailFirst(side_max) => {
+                toml::Table::from_iter([("thumbnail".to_owned(), side_max.into())]).into()
+            }
         };
         toml::Table::from_iter([("ceiling".to_owned(), ceiling)])
     }
@@ -80,9 +94,10 @@ mod tests {
         };
         assert_eq!(online(json!("nothing")), Payload::Nothing);
         assert_eq!(online(json!({"thumbnail": 64})), Payload::Thumbnail(64));
-        for more in [json!({"thumbnail": 321}), json!("whole"), json!(null)] {
+        for more in [json!({"thumbnail": 321}), json!({"thumbnail_first": 321}), json!("whole"), json!(null)] {
             assert_eq!(online(more), Payload::Thumbnail(320));
         }
+        assert_eq!(online(json!({"thumbnail_first": 64})), Payload::Thumbnail(64), "nothing is offered");
     }
 
     #[test]
@@ -97,7 +112,12 @@ mod tests {
 
     #[test]
     fn a_form_that_this_version_does_not_know_is_refused_by_its_line() {
-        for (ceiling, said) in [("\"embedding\"", "embedding"), ("{ thumbnail = 5 }", "from 16 to 4096"), ("1", "")] {
+        for (ceiling, said) in [
+            ("\"embedding\"", "embedding"),
+            ("{ thumbnail = 5 }", "from 16 to 4096"),
+            ("1", ""),
+            ("{ thumbnail_first = 64 }", "is no ceiling"),
+        ] {
             let text = format!("[privacy]\nceiling = {ceiling}\n");
             let refused = ConfigFile::parse(&text, "agent.toml", std::iter::empty()).map(drop);
             let error = refused.expect_err(ceiling).to_string();

@@ -83,12 +83,13 @@ impl TryFrom<u64> for WaitMs {
 
 /// Reads a payload, whose thumbnail must have a size that makes sense.
 pub(super) fn payload<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Payload>, D::Error> {
-    match Payload::deserialize(deserializer)? {
-        Payload::Thumbnail(side) if !Payload::SIDES.contains(&side) => {
+    let payload = Payload::deserialize(deserializer)?;
+    match payload.side() {
+        Some((form, side)) if !Payload::SIDES.contains(&side) => {
             let (least, most) = Payload::SIDES.into_inner();
-            Err(D::Error::custom(format!("thumbnail = {side} is not a number of pixels from {least} to {most}")))
+            Err(D::Error::custom(format!("{form} = {side} is not a number of pixels from {least} to {most}")))
         }
-        payload => Ok(Some(payload)),
+        _ => Ok(Some(payload)),
     }
 }
 
@@ -167,6 +168,7 @@ mod tests {
             ("[degraded]\ndrain_per_s = 1e-9", "drain_per_s"),
             ("[degraded]\ndrain_per_s = nan", "drain_per_s"),
             ("[online]\npayload = { thumbnail = 1 }", "thumbnail = 1 is not"),
+            ("[online]\npayload = { thumbnail_first = 5000 }", "thumbnail_first = 5000 is not"),
             ("[online]\npayload = \"embedding\"", "embedding"),
             ("[connecting]", "connecting"),
         ] {

@@ -30,7 +30,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use hedge_proto::{CaseKey, CloudState, CloudStatus, LinkState, Name};
+use hedge_proto::{CaseKey, CloudState, CloudStatus, LinkState, Name, PayloadForm};
 
 use crate::budget::{Budget, Ceilings, Spent};
 use crate::clock::Moment;
@@ -73,9 +73,10 @@ pub enum Event {
     Unknown {
         keys: Vec<CaseKey>,
     },
-    /// The cloud asks for one payload (again).
+    /// The cloud asks for one payload (again), in this form.
     Wanted {
         key: CaseKey,
+        form: PayloadForm,
     },
     Busy {
         after: Duration,
@@ -138,9 +139,12 @@ pub enum Action {
         count: usize,
         below_bytes: u32,
     },
-    /// Publish these cases whole, in one message, and note that they were sent.
+    /// Publish these cases in one message, and note that they were sent. Of pictures, thumbnails of `first` pixels go, and
+    /// their wholes are offered if `offers`, if that is given and [`crate::privacy`] has it so.
     Send {
         keys: Vec<CaseKey>,
+        first: Option<u32>,
+        offers: bool,
     },
     Ask {
         keys: Vec<CaseKey>,
@@ -422,7 +426,7 @@ impl Engine {
                 self.actions.push_back(Action::MarkReceived { keys });
             }
             Event::Unknown { keys } => keys.into_iter().for_each(|key| self.uplink.wanted(now, key)),
-            Event::Wanted { key } => self.uplink.wanted(now, key),
+            Event::Wanted { key, form } => self.uplink.wanted_as(now, key, form),
             // It may say so again.
             Event::Busy { after } => self.uplink.hold(now + after.min(RETRY_AFTER_MAX)),
             Event::Failed { key, reason } if self.uplink.fails(now, key) => {
@@ -471,9 +475,11 @@ impl Engine {
             let action = match step {
                 Step::Ask(keys) => Action::Ask { keys },
                 Step::Send(keys) => {
+                    // By the state in which it sets out: it may be the last one under a ceiling.
+                    let first = self.policy().thumbnail_first().filter(|_| !self.uplink.goes_whole(&keys));
                     self.budget.spend(now, keys.len() as u64, 0);
                     self.weigh_budget(now);
-                    Action::Send { keys }
+                    Action::Send { offers: self.uplink.offers(&keys), keys, first }
                 }
             };
             self.actions.push_back(action);

@@ -19,10 +19,18 @@ pub struct Policy {
     pub threshold: ThresholdScale,
     /// The longest a caller waits for a verdict; also ends waits that began in another state.
     pub wait_max: Duration,
-    /// For cases stored in this state.
+    /// For cases stored in this state. What goes first counts for cases sent in it.
     pub payload: Payload,
     /// Cases per second; none for as fast as the cloud takes them, 0 for none at all.
     pub drain_per_s: Option<f32>,
+}
+
+impl Policy {
+    /// The pixels of the thumbnails that go first over this link, if they do.
+    #[must_use]
+    pub fn thumbnail_first(&self) -> Option<u32> {
+        if let Payload::ThumbnailFirst(side_max) = self.payload { Some(side_max) } else { None }
+    }
 }
 
 /// One policy for each state.

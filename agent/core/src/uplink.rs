@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Invariant: after one full publish a payload travels again only if the cloud says that it lacks it, and however often
-//! it says so, at most [`SENDS_PER_HOUR_MAX`] times in any hour.
+//! it says so, at most [`SENDS_PER_HOUR_MAX`] times in any hour. A thumbnail that goes first and the whole that follows
+//! when the cloud says `send` count as one payload.
 //!
 //! What a message does not take now, because broker or cloud take less, waits on the disk and holds nobody up: that is a
 //! state of the world, which another connection may end.
@@ -46,7 +47,7 @@ pub use self::limits::*;
 use self::suspects::Suspicion;
 pub use self::suspects::{ALONE_AFTER, CUT_AFTER, Guilty, HELD_WAIT, HELD_WAIT_MAX};
 pub use self::tracked::Waiting;
-use self::tracked::{Phase, Tracked, worth};
+use self::tracked::{Phase, Tracked, Whole, worth};
 pub use self::travel::{MESSAGE_TIME_MAX, Travel, travel};
 
 /// What is to be done next.
@@ -62,7 +63,7 @@ pub enum Step {
 pub enum Publish {
     /// The broker has it and somebody subscribes.
     Acknowledged,
-    /// The same of a message that only names its payload, which went another way.
+    /// The same of a message without all of its payload: it only names what went another way, or has a thumbnail of it.
     Named,
     /// The broker has it and nobody subscribes, or it was never sent: the cloud cannot have it.
     Nobody,
@@ -240,6 +241,9 @@ impl Uplink {
         self.window_max = WINDOW_MAX.min(usize::from(receive_maximum)).max(1);
         self.congestion = Congestion::unknown(now);
         self.connected_at = now;
+        for case in self.cases.values_mut().filter(|case| case.whole == Whole::TooLarge) {
+            case.whole = Whole::Offered;
+        }
         self.cut.clear();
         self.somebody_listens();
     }

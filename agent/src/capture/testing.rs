@@ -93,6 +93,7 @@ pub(crate) fn case(sequence: u64) -> Case {
         content_type: "image/png".to_owned(),
         payload_sha256: Digest::of(b"x"),
         payload: None,
+        offer: None,
         metadata: BTreeMap::new(),
     }
 }

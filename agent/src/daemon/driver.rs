@@ -18,7 +18,7 @@ use super::notify::Watchdog;
 use crate::clock::Clock;
 use crate::faults::{Faults, Part};
 use crate::link::LinkView;
-use crate::uplink::{Meter, Uplink};
+use crate::uplink::{Meter, Outgoing, Uplink};
 use hedge_outbox::{Entry, Outbox, Progress, StoreError};
 
 /// Events that may wait for the engine. It takes microseconds for each; whoever is faster waits a moment.
@@ -127,12 +127,12 @@ impl Driver {
     }
 
     /// What is to be sent is gathered in `sends`.
-    fn carry_out(&self, action: Action, sends: &mut Vec<Vec<CaseKey>>) {
+    fn carry_out(&self, action: Action, sends: &mut Vec<Outgoing>) {
         match action {
             Action::LinkChanged { state, reason } => self.show_link(state, reason),
             Action::Dial { way } => self.with_uplink(|uplink| uplink.dial(way)),
             Action::HangUp => self.with_uplink(Uplink::leave),
-            Action::Send { keys } => sends.push(keys),
+            Action::Send { keys, first, offers } => sends.push(Outgoing { keys, first, offers }),
             Action::Ask { keys } => self.with_uplink(|uplink| uplink.ask(keys)),
             Action::Fetch { count, below_bytes } => self.fetch(count, below_bytes),
             Action::MarkReceived { keys } => self.mark_received(keys),

@@ -256,8 +256,7 @@ impl Shared {
             DownMessage::Dead { id, reason } if id.device == self.setup.device => {
                 Event::Dead { key: id.key, reason: readable(&reason, REASON_CHARS_MAX) }
             }
-            // The whole payload answers every form that is asked for.
-            DownMessage::Send { id, .. } if id.device == self.setup.device => Event::Wanted { key: id.key },
+            DownMessage::Send { id, form } if id.device == self.setup.device => Event::Wanted { key: id.key, form },
             DownMessage::Failed { id, .. } | DownMessage::Dead { id, .. } | DownMessage::Send { id, .. } => {
                 tracing::warn!(%id, "a message about another device's case dropped");
                 return Ok(());

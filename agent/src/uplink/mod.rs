@@ -38,6 +38,7 @@ pub use self::meter::Meter;
 pub use self::network::watch as watch_network;
 pub use self::options::session_options;
 pub use self::options::{OptionsError, options};
+pub use self::send::Outgoing;
 pub use self::session::{granted, subscribed};
 use self::silence::Silence;
 pub use self::trouble::{Dialled, read as read_trouble, read_certificate, refused_in_tls};
@@ -208,14 +209,14 @@ impl Uplink {
         self.0.publish_kept_at(topic, payload).await
     }
 
-    /// Publishes these cases whole, each list in one message; the outcomes are events. `payload_bytes_max` is what the
+    /// Publishes these; the outcomes are events. `payload_bytes_max` is what the
     /// cloud takes within a message, `wire_max` the version that it reads.
-    pub fn send(&self, publishes: Vec<Vec<CaseKey>>, payload_bytes_max: Option<u64>, wire_max: u16) {
+    pub fn send(&self, messages: Vec<Outgoing>, payload_bytes_max: Option<u64>, wire_max: u16) {
         let shared = self.0.clone();
         shared.wire_max.store(wire_max, Ordering::Relaxed);
         let bytes_max = payload_bytes_max.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(MESSAGE_BYTES_MAX);
         shared.case_bytes_max.store(bytes_max.saturating_add(CASE_BYTES_MAX), Ordering::Relaxed);
-        tokio::spawn(async move { shared.send_all(publishes).await });
+        tokio::spawn(async move { shared.send_all(messages).await });
     }
 
     /// Asks what has become of these cases.

@@ -3,13 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use hedge_core::engine::Event;
-use hedge_core::privacy::{Ceiling, Treatment};
+use hedge_core::privacy::Treatment;
 use hedge_core::uplink::{Publish, Travel, travel};
-use hedge_proto::Payload;
 use hedge_proto::{
-    Case, CaseKey, CaseMessage, MESSAGE_BYTES_MAX, SENT_POWERED_MS, TRACEPARENT, Topic, TraceContext, from_cbor,
+    Case, CaseKey, CaseMessage, MESSAGE_BYTES_MAX, Offer, SENT_POWERED_MS, TRACEPARENT, Topic, TraceContext, from_cbor,
     to_cbor,
 };
 use rumqttc::PublishOptions;
@@ -21,6 +21,15 @@ use super::upload::UploadError;
 use super::{CASE_BYTES_MAX, ENVELOPE_BYTES_MAX, PublishError, Shared};
 use crate::privacy::SentPayload;
 use hedge_outbox::{Outbox, Progress, ReadError};
+
+/// What goes in one message.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    pub keys: Vec<CaseKey>,
+    /// Thumbnails of so many pixels go first, and the wholes are offered, if `offers`.
+    pub first: Option<u32>,
+    pub offers: bool,
+}
 
 /// A case as it was read to be sent.
 enum Read {
@@ -36,24 +45,25 @@ enum Read {
 impl Shared {
     /// Reads the cases of several messages in one go, for each trip to a thread that may wait for the disk costs more
     /// than reading a case, and publishes them side by side.
-    pub(super) async fn send_all(&self, publishes: Vec<Vec<CaseKey>>) {
-        let (outbox, keys) = (self.setup.outbox.clone(), publishes.clone());
+    pub(super) async fn send_all(&self, messages: Vec<Outgoing>) {
+        let (outbox, sending) = (self.setup.outbox.clone(), messages.clone());
         let read = tokio::task::spawn_blocking(move || {
             let read = |key: CaseKey| (key, read_case(&outbox, key));
-            keys.into_iter().map(|keys| keys.into_iter().map(read).collect()).collect::<Vec<Vec<_>>>()
+            let read = |Outgoing { keys, first, offers }| (keys.into_iter().map(read).collect(), (first, offers));
+            sending.into_iter().map(read).collect::<Vec<(Vec<_>, _)>>()
         });
         match read.await {
-            Ok(read) => drop(join_all(read.into_iter().map(|cases| self.send_cases(cases))).await),
+            Ok(read) => drop(join_all(read.into_iter().map(|(cases, how)| self.send_cases(cases, how))).await),
             Err(error) => {
                 tracing::error!(%error, "cases could not be read; they will be tried again");
-                let keys = publishes.concat();
+                let keys = messages.into_iter().flat_map(|message| message.keys).collect();
                 self.tell(Event::Published { keys, outcome: Publish::Stuck }).await;
             }
         }
     }
 
     /// Publishes cases in one message, and tells the engine what became of each.
-    async fn send_cases(&self, read: Vec<(CaseKey, Read)>) {
+    async fn send_cases(&self, read: Vec<(CaseKey, Read)>, (first, offers): (Option<u32>, bool)) {
         let settings = self.setup.settings.borrow().clone();
         let mut cases = Vec::with_capacity(read.len());
         let wire_max = self.wire_max.load(Ordering::Relaxed);
@@ -63,7 +73,12 @@ impl Shared {
                     let outcome = Publish::Newer { version: case.v };
                     self.tell(Event::Published { keys: vec![key], outcome }).await;
                 }
-                Read::Case(case) => cases.push(self.keep_within(settings.ceiling_of(&case), *case).await),
+                Read::Case(case) => {
+                    let treatment = settings.ceiling_of(&case).treat_stored(first, case.form);
+                    let mut case = self.treat(treatment, *case).await;
+                    case.offer = case.offer.filter(|_| offers);
+                    cases.push(case);
+                }
                 Read::Gone => self.tell(Event::Closed { key, spoken: false }).await,
                 Read::Later(error) => {
                     tracing::warn!(id = %self.id(key), error, "a case cannot be read now; it will be tried again");
@@ -81,7 +96,7 @@ impl Shared {
         if let Some(outcome) = outcome {
             return self.tell(Event::Published { keys, outcome }).await;
         }
-        let named = cases.iter().all(|case| case.payload.is_none());
+        let named = cases.iter().all(|case| case.payload.is_none() || case.offer.is_some());
         // One for the message. What a batch holds besides its first case has its trace from its own id.
         let traced = cases.first().filter(|_| settings.config.telemetry.traces);
         let traced = traced.map(|case| TraceContext::on_device(&case.id));
@@ -160,7 +175,7 @@ impl Shared {
         match (message, error) {
             (CaseMessage::Batch(cases), PublishError::TooLarge { .. }) => {
                 for case in cases {
-                    Box::pin(self.send_cases(vec![(case.id.key, Read::Case(Box::new(case)))])).await;
+                    Box::pin(self.send_cases(vec![(case.id.key, Read::Case(Box::new(case)))], (None, true))).await;
                 }
             }
             (_, PublishError::TooLarge { bytes_max, .. }) => {
@@ -171,16 +186,18 @@ impl Shared {
         }
     }
 
-    /// The case with what may leave of its payload: it may have been stored under a higher ceiling.
-    async fn keep_within(&self, ceiling: Ceiling, mut case: Case) -> Case {
-        let treatment = ceiling.treat(Payload::Whole, case.form);
+    /// The case with what goes of its payload: it may have been stored under a higher ceiling, or a thumbnail goes first.
+    async fn treat(&self, treatment: Treatment, mut case: Case) -> Case {
         if treatment == Treatment::Keep {
             return case;
         }
-        let bytes = case.payload.take().map(ByteBuf::into_vec).unwrap_or_default().into();
-        let stored = SentPayload { form: case.form, content_type: case.content_type, bytes };
+        let bytes = Bytes::from(case.payload.take().map(ByteBuf::into_vec).unwrap_or_default());
+        let Case { form, payload_sha256, .. } = case;
+        let whole = Offer { form, payload_sha256, payload_bytes: bytes.len() as u64 };
+        let stored = SentPayload { form, content_type: case.content_type, bytes };
         let sent = self.setup.reducer.treat(stored, treatment).await;
         case.payload_sha256 = sent.digest();
+        case.offer = (matches!(treatment, Treatment::Offer { .. }) && sent.form != form).then_some(whole);
         (case.form, case.content_type) = (sent.form, sent.content_type);
         case.payload = Some(ByteBuf::from(Vec::from(sent.bytes)));
         case

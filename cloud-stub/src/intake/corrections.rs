@@ -135,7 +135,7 @@ impl Desk<'_, '_> {
         match &known.standing {
             Standing::Failed(_) => self.totals.failed -= 1,
             Standing::Dead(_) => self.totals.dead -= 1,
-            Standing::Waiting | Standing::Answered(_) => {}
+            Standing::Waiting | Standing::Wanted | Standing::Answered(_) => {}
         }
         self.closes(case, Word { revision: now + 1, ..Word::of(review) })?;
         self.batch.is_unheard(&case.id, self.now_ms)?;

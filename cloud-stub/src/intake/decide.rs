@@ -30,6 +30,10 @@ pub enum Step {
     Note,
     /// It failed before and comes again: try again, and say `received`.
     Reopen,
+    /// It is the whole that was wanted: put it in the thumbnail's place, and say `received`.
+    Complete,
+    /// Its device has no more to give than the thumbnail: answer from that, and say `received`.
+    MakeDo,
     /// It is on record: say this.
     Repeat(DownMessage),
     /// It is not taken: say this.
@@ -105,30 +109,37 @@ pub fn on_case(arrived: &Arrived<'_>, known: Option<&Known>, room: Room) -> Step
         return Step::Refuse(dead(&case.id, "the case names another device than the one that sent it"));
     }
     if let Some(known) = known {
-        return on_known(case, known);
+        return on_known(arrived, known);
     }
     if let Err(what) = case.check() {
-        return Step::Refuse(dead(&case.id, &format!("the case is not taken: {what}")));
+        return untaken(case, &what);
     }
     if case.form == PayloadForm::Nothing {
         return on_nothing(arrived);
     }
+    if let Some(reason) = wrong_payload(arrived) {
+        return Step::Refuse(failed(&case.id, reason));
+    }
+    match room {
+        _ if arrived.header_bytes > HEADER_BYTES_MAX => too_much(arrived),
+        Room::Free => Step::Record,
+        Room::Full { after_s } => Step::Hold(DownMessage::Busy { after_s }),
+        Room::NoModel => {
+            let reason = format!("no model here answers the task `{}`, and too many such cases wait", case.task);
+            Step::Refuse(failed(&case.id, &reason))
+        }
+    }
+}
+
+fn untaken(case: &Case, what: &str) -> Step {
+    Step::Refuse(dead(&case.id, &format!("the case is not taken: {what}")))
+}
+
+fn wrong_payload(arrived: &Arrived<'_>) -> Option<&'static str> {
     match arrived.payload_sha256 {
-        None => {
-            Step::Refuse(failed(&case.id, "the payload is neither in the message nor in this cloud's --payload-dir"))
-        }
-        Some(sum) if sum != case.payload_sha256 => {
-            Step::Refuse(failed(&case.id, "the payload is not the one its SHA-256 sum names"))
-        }
-        Some(_) if arrived.header_bytes > HEADER_BYTES_MAX => too_much(arrived),
-        Some(_) => match room {
-            Room::Free => Step::Record,
-            Room::Full { after_s } => Step::Hold(DownMessage::Busy { after_s }),
-            Room::NoModel => {
-                let reason = format!("no model here answers the task `{}`, and too many such cases wait", case.task);
-                Step::Refuse(failed(&case.id, &reason))
-            }
-        },
+        None => Some("the payload is neither in the message nor in this cloud's --payload-dir"),
+        Some(sum) if sum != arrived.case.payload_sha256 => Some("the payload is not the one its SHA-256 sum names"),
+        Some(_) => None,
     }
 }
 
@@ -162,9 +173,20 @@ fn too_much(arrived: &Arrived<'_>) -> Step {
     Step::Refuse(dead(&arrived.case.id, &text))
 }
 
-fn on_known(case: &Case, known: &Known) -> Step {
+fn on_known(arrived: &Arrived<'_>, known: &Known) -> Step {
+    let case = arrived.case;
+    // It has its place already, whatever the room.
+    if known.wants(case) {
+        return match wrong_payload(arrived) {
+            Some(reason) => Step::Refuse(failed(&case.id, reason)),
+            None => case.check().map_or_else(|what| untaken(case, &what), |()| Step::Complete),
+        };
+    }
+    if known.standing == Standing::Wanted && case.offer.is_none() && case.form < PayloadForm::Whole {
+        return Step::MakeDo;
+    }
     // A device whose operator has lowered what may leave it sends a case anew without its sample.
-    if known.payload_sha256 != case.payload_sha256 && case.form != PayloadForm::Nothing {
+    if !known.is_of(case) && case.form != PayloadForm::Nothing {
         return Step::Refuse(dead(&case.id, "another payload is on record under this id"));
     }
     match standing(&case.id, &known.standing) {
@@ -199,6 +221,7 @@ pub fn on_ask(from: &DeviceId, id: &CaseId, known: Option<&Known>) -> Told {
 fn standing(id: &CaseId, standing: &Standing) -> Option<DownMessage> {
     match standing {
         Standing::Waiting => Some(DownMessage::Received { ids: vec![id.clone()] }),
+        Standing::Wanted => Some(DownMessage::Send { id: id.clone(), form: PayloadForm::Whole }),
         Standing::Answered(verdict) => Some(DownMessage::Verdict(verdict.clone())),
         Standing::Dead(reason) => Some(dead(id, reason)),
         Standing::Failed(_) => None,
@@ -226,7 +249,7 @@ pub(super) fn failed(id: &CaseId, reason: &str) -> DownMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hedge_proto::{Authority, ModelRef, Name, Output, Verdict};
+    use hedge_proto::{Authority, ModelRef, Name, Offer, Output, Verdict};
 
     fn device(name: &str) -> DeviceId {
         Name::new(name).expect("valid")
@@ -282,14 +305,20 @@ mod tests {
     }
 
     fn known(standing: Standing) -> Known {
-        Known { payload_sha256: Digest::of(b"p"), standing }
+        Known { payload_sha256: Digest::of(b"p"), other_sha256: None, standing }
     }
 
     const FULL: Room = Room::Full { after_s: 70 };
 
-    fn every_standing() -> [Standing; 4] {
+    fn every_standing() -> [Standing; 5] {
         let why = "why".to_owned();
-        [Standing::Waiting, Standing::Answered(verdict()), Standing::Failed(why.clone()), Standing::Dead(why)]
+        [
+            Standing::Waiting,
+            Standing::Wanted,
+            Standing::Answered(verdict()),
+            Standing::Failed(why.clone()),
+            Standing::Dead(why),
+        ]
     }
 
     fn decide(case: &Case, known: Option<&Known>, room: Room) -> Step {
@@ -312,6 +341,59 @@ mod tests {
         }
     }
 
+    /// Of the whole `w`.
+    fn thumbnail() -> Case {
+        let offer = Offer { form: PayloadForm::Whole, payload_sha256: Digest::of(b"w"), payload_bytes: 1 };
+        Case { form: PayloadForm::Thumbnail, offer: Some(offer), ..case() }
+    }
+
+    fn known_thumbnail(standing: Standing) -> Known {
+        Known { other_sha256: Some(Digest::of(b"w")), ..known(standing) }
+    }
+
+    #[test]
+    fn while_the_whole_is_wanted_it_is_asked_for_again_whatever_its_device_says() {
+        let known = known_thumbnail(Standing::Wanted);
+        let send = DownMessage::Send { id: case().id, form: PayloadForm::Whole };
+        for room in [Room::Free, FULL, Room::NoModel] {
+            assert_eq!(decide(&thumbnail(), Some(&known), room), Step::Repeat(send.clone()));
+        }
+        assert_eq!(on_ask(&device("d"), &case().id, Some(&known)), Told::Say(send));
+    }
+
+    #[test]
+    fn the_whole_takes_the_thumbnails_place_once_and_only_if_it_is_what_was_offered() {
+        let whole = Case { payload_sha256: Digest::of(b"w"), ..case() };
+        let arrives = |known: &Known, sum: &[u8]| {
+            let payload_sha256 = Some(Digest::of(sum));
+            on_case(&Arrived { from: &device("d"), case: &whole, payload_sha256, header_bytes: 100 }, Some(known), FULL)
+        };
+        assert_eq!(arrives(&known_thumbnail(Standing::Wanted), b"w"), Step::Complete, "it has its place");
+        let wrong = arrives(&known_thumbnail(Standing::Wanted), b"x");
+        assert!(matches!(wrong, Step::Refuse(DownMessage::Failed { .. })), "{wrong:?}");
+        // Whatever comes late is answered from the record.
+        for standing in every_standing().into_iter().filter(|standing| *standing != Standing::Wanted) {
+            let step = arrives(&known_thumbnail(standing.clone()), b"w");
+            assert!(matches!(step, Step::Repeat(_) | Step::Reopen), "{step:?}");
+            let completed = Known { payload_sha256: Digest::of(b"w"), ..known(standing) };
+            let step = decide(&thumbnail(), Some(&completed), Room::Free);
+            assert!(matches!(step, Step::Repeat(_) | Step::Reopen), "{step:?}");
+        }
+        let other = Case { payload_sha256: Digest::of(b"o"), ..case() };
+        let step = decide(&other, Some(&known_thumbnail(Standing::Answered(verdict()))), Room::Free);
+        assert!(matches!(step, Step::Refuse(DownMessage::Dead { .. })), "{step:?}");
+    }
+
+    #[test]
+    fn a_device_that_offers_no_more_is_answered_from_the_thumbnail() {
+        let known = known_thumbnail(Standing::Wanted);
+        let smaller = Case { payload_sha256: Digest::of(b"s"), form: PayloadForm::Thumbnail, ..case() };
+        let nothing = Case { payload_sha256: Digest::of(b""), form: PayloadForm::Nothing, ..case() };
+        for less in [Case { offer: None, ..thumbnail() }, smaller, nothing] {
+            assert_eq!(decide(&less, Some(&known), Room::Free), Step::MakeDo, "{:?}", less.form);
+        }
+    }
+
     #[test]
     fn a_new_case_is_recorded_only_where_there_is_room() {
         assert_eq!(decide(&case(), None, Room::Free), Step::Record);
@@ -323,7 +405,7 @@ mod tests {
     fn a_known_case_is_answered_from_its_record_whatever_the_room() {
         for room in [Room::Free, FULL, Room::NoModel] {
             for standing in every_standing() {
-                let step = decide(&case(), Some(&known(standing.clone())), room);
+                let step = decide(&thumbnail(), Some(&known(standing.clone())), room);
                 match standing {
                     Standing::Failed(_) => assert_eq!(step, Step::Reopen),
                     _ => assert!(matches!(step, Step::Repeat(_)), "{step:?}"),
@@ -346,7 +428,7 @@ mod tests {
         for standing in every_standing() {
             let known = known(standing);
             let told = on_ask(&device("d"), &case().id, Some(&known));
-            match decide(&case(), Some(&known), Room::Free) {
+            match decide(&thumbnail(), Some(&known), Room::Free) {
                 Step::Repeat(message) => assert_eq!(told, Told::Say(message)),
                 Step::Reopen => assert_eq!(told, Told::Reopen),
                 other => panic!("{other:?}"),

@@ -36,10 +36,10 @@ impl Unwanted {
     pub(super) fn close(self, is_recorded: bool, lanes: &mut Lanes) {
         let told = if is_recorded { Ok(self.gone.len()) } else { Err(NotReviewed::NotRecorded) };
         if is_recorded {
-            for Deleted { id, task, in_review, waited, bytes, .. } in &self.gone {
+            for Deleted { id, task, in_review, waited, wanted, bytes, .. } in &self.gone {
                 if *in_review {
                     lanes.reviewed(&id.device, *bytes);
-                } else if *waited && !lanes.has_model(task) {
+                } else if *waited && !*wanted && !lanes.has_model(task) {
                     lanes.release(task, &id.device, *bytes);
                 }
                 // One that waits for a model, or that a model has, gives its place back when its turn comes.

@@ -196,24 +196,26 @@ impl Desk<'_, '_> {
             return Ok(());
         }
         let known = self.batch.known(&case.id)?;
-        let (payload, uploaded) = match (case.payload.take(), &known) {
-            (None, None) if case.form != PayloadForm::Nothing => (self.uploaded(case.payload_sha256), true),
-            (payload, _) => (payload.map(ByteBuf::into_vec), false),
+        // A known case is answered from its record: only a payload that is new is worth hashing.
+        let is_news = known.as_ref().is_none_or(|known| known.wants(&case));
+        let (payload, uploaded) = match case.payload.take() {
+            None if is_news && case.form != PayloadForm::Nothing => (self.uploaded(case.payload_sha256), true),
+            payload => (payload.map(ByteBuf::into_vec), false),
         };
-        // A known case is answered from its record: only a new one's payload is worth hashing.
-        let payload_sha256 = match (&known, &payload) {
-            (None, Some(bytes)) => Some(Digest::of(bytes)),
-            _ => None,
-        };
+        let payload_sha256 = payload.as_ref().filter(|_| is_news).map(|bytes| Digest::of(bytes));
         let arrived = Arrived { from, case: &case, payload_sha256, header_bytes: to_cbor(&case).len() };
         let bytes = payload.as_ref().map_or(0, |payload| payload.len() as u64);
         let room = self.lanes.room(&case.task, from, bytes);
-        match decide::on_case(&arrived, known.as_ref(), room) {
-            Step::Record => {
-                if uploaded {
-                    self.effects.taken_payloads.push(case.payload_sha256);
-                }
-                self.record(from, case, payload.as_deref().unwrap_or(&[]))
+        let step = decide::on_case(&arrived, known.as_ref(), room);
+        if uploaded && matches!(step, Step::Record | Step::Complete) {
+            self.effects.taken_payloads.push(case.payload_sha256);
+        }
+        match step {
+            Step::Record => self.record(from, case, payload.as_deref().unwrap_or(&[])),
+            Step::Complete => self.complete(from, &case, payload.as_deref().unwrap_or(&[])),
+            Step::MakeDo => {
+                self.effects.replies.add(from, DownMessage::Received { ids: vec![case.id.clone()] });
+                self.make_do(&case.id)
             }
             Step::Note => self.note(from, &case),
             Step::Reopen => self.reopen(from, &case.id),
@@ -262,27 +264,6 @@ impl Desk<'_, '_> {
         Ok(())
     }
 
-    /// A case without its sample is closed as it is recorded. It counts neither for nor against the device's model.
-    fn note(&mut self, from: &DeviceId, case: &Case) -> Result<(), StoreError> {
-        self.batch.record(case, &[], self.now_ms)?;
-        self.note_trend(from, Bucket::case(0));
-        self.totals.cases += 1;
-        let said = match decide::standing_answer(case) {
-            Ok(verdict) => {
-                self.batch.answer(&verdict, None, self.now_ms)?;
-                self.totals.answered += 1;
-                DownMessage::Verdict(verdict)
-            }
-            Err(reason) => {
-                self.batch.kill(&case.id, reason)?;
-                self.totals.dead += 1;
-                dead(&case.id, reason)
-            }
-        };
-        self.effects.replies.add(from, said);
-        Ok(())
-    }
-
     fn reopen(&mut self, from: &DeviceId, id: &CaseId) -> Result<(), StoreError> {
         let work = self.batch.as_waiting(id)?;
         self.batch.reopen(id)?;
@@ -293,7 +274,7 @@ impl Desk<'_, '_> {
         Ok(())
     }
 
-    fn take_work(&mut self, work: Waiting) {
+    pub(super) fn take_work(&mut self, work: Waiting) {
         self.lanes.reserve(&work.task, &work.id.device, work.bytes);
         self.effects.new_work.push(work);
     }
@@ -351,7 +332,7 @@ impl Desk<'_, '_> {
         self.correct_again(device, false)
     }
 
-    fn note_trend(&mut self, device: &DeviceId, at: Bucket) {
+    pub(super) fn note_trend(&mut self, device: &DeviceId, at: Bucket) {
         self.effects.trends.push((device.clone(), Stretch::at(self.now_ms, at)));
     }
 
@@ -396,7 +377,8 @@ impl Desk<'_, '_> {
     }
 
     /// What came of asking one answerer, and what becomes of the case.
-    pub(super) fn outcome(&mut self, Decided { outcome, next, authority, .. }: &Decided) -> Result<(), StoreError> {
+    pub(super) fn outcome(&mut self, decided: &mut Decided) -> Result<(), StoreError> {
+        let Decided { outcome, next, authority, .. } = decided;
         let Outcome { case, opinion, .. } = &**outcome;
         if !matches!(next, Next::Again) && !self.batch.is_ours(&case.id)? {
             // Another instance took this one for dead and has its cases, or has answered this one already.
@@ -406,6 +388,8 @@ impl Desk<'_, '_> {
         match next {
             Next::Again => return Ok(()),
             Next::Pass { by, .. } => return self.batch.decline(&case.id, by),
+            Next::Want if self.want(case)? => return Ok(()),
+            Next::Want => *next = Next::Close,
             Next::Close => {}
         }
         let message = match opinion {
@@ -467,7 +451,7 @@ impl Desk<'_, '_> {
 }
 
 /// Sizes come nowhere near the difference.
-fn signed(bytes: u64) -> i64 {
+pub(super) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 

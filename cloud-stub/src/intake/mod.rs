@@ -21,8 +21,10 @@ mod delete;
 mod desk;
 mod event;
 mod fleet_checks;
+mod forms;
 mod gate;
 mod lanes;
+mod line;
 mod outcome;
 mod panels;
 mod settings;
@@ -31,7 +33,7 @@ mod trends;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use hedge_proto::{CaseId, DeviceId, DownMessage, Topic, Topics};
+use hedge_proto::{CaseId, DeviceId, DownMessage, Topics};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -44,12 +46,12 @@ use crate::store::{Keep, StoreError, Totals, Waiting, Writer};
 use crate::turns::Turns;
 use crate::wall_ms;
 use corrections::Corrections;
-use decide::BUSY_S;
 pub use delete::{DELETED_AT_ONCE_MAX, Unwanted};
 use desk::{Desk, Effects};
 use event::ARRIVED_MAX;
 pub use event::{Event, Inlets, NotReviewed, Outlets, Review};
 use fleet_checks::FleetChecks;
+pub use forms::Enough;
 use gate::Gate;
 pub use gate::{Admission, Shut};
 use lanes::{Entry, Lanes};
@@ -66,9 +68,6 @@ pub const SETTLED_MAX: usize = 2 * (ARRIVED_MAX + MESSAGES_MAX + MESSAGES_PER_CO
 /// How many messages wait for their turn here: one device alone gets half, more than the broker's window.
 const MESSAGES_MAX: usize = 512;
 const MESSAGES_BYTES_MAX: u64 = 512 * 1024 * 1024;
-
-/// How many messages of a device lie with the broker while it waits for a word of ours, at most.
-const DEVICE_WINDOW: usize = 64;
 
 /// After this long no further message joins a commit: what a good device may wait for a flood's turn.
 const BATCH_MAX: Duration = Duration::from_millis(10);
@@ -119,6 +118,7 @@ pub struct Intake {
     lanes: Lanes,
     panels: Panels,
     ledger: Ledger,
+    enough: Enough,
     /// What was asked of an answerer and has not come back.
     under_way: HashMap<CaseId, Entry>,
     /// Whether the records can be written.
@@ -147,6 +147,7 @@ impl Intake {
         keep: Keep,
         panels: Panels,
         ledger: Ledger,
+        enough: Enough,
         payloads: Storage,
         outlets: Outlets,
     ) -> Result<Self, StoreError> {
@@ -163,6 +164,7 @@ impl Intake {
             lanes,
             panels,
             ledger,
+            enough,
             under_way: HashMap::new(),
             is_healthy: true,
             failures: HashMap::new(),
@@ -241,58 +243,6 @@ impl Intake {
         self.outlets.replies.capacity() >= self.outlets.replies.max_capacity() / 2
     }
 
-    /// Puts a message where it waits for its device's turn, or turns it away.
-    fn line_up(&mut self, message: Incoming) {
-        let (device, bytes) = (self.about(&message), message.payload.len() as u64);
-        // A device that keeps to its side of the wire never has more than so many under way, and is not the one to pay
-        // while all of them together fill this place.
-        let keeps_to_its_side = self.messages.len_of(&device) < DEVICE_WINDOW && self.messages.items_left() > 0;
-        if keeps_to_its_side || self.messages.has_room(&device, bytes) {
-            self.messages.put(&device, message, bytes);
-        } else {
-            self.gate.shut_out(&device, Instant::now(), "it sends more than its share of messages");
-            self.turn_away(message);
-        }
-    }
-
-    /// The next message that is looked at. What a device has sent before it was shut out is turned away, too; an
-    /// operator's word is nothing that its device is made to pay for.
-    fn next_message(&mut self, now: Instant) -> Option<Incoming> {
-        while let Some(message) = self.messages.pop() {
-            let topic = self.topics.read(&message.topic);
-            match topic.as_ref().and_then(Topic::sender).map(|from| (from, self.gate.shut.way(from, now))) {
-                None | Some((_, Admission::In)) => return Some(message),
-                Some((_, Admission::Away)) => self.turn_away(message),
-                Some((from, Admission::AwayAndTold)) => {
-                    let busy = DownMessage::Busy { after_s: BUSY_S };
-                    drop(self.reply(Reply { device: from.clone(), message: busy }));
-                    self.turn_away(message);
-                }
-            }
-        }
-        None
-    }
-
-    fn put_back(&mut self, message: Incoming) {
-        let (device, bytes) = (self.about(&message), message.payload.len() as u64);
-        self.messages.put_back(&device, message, bytes);
-    }
-
-    /// With whose messages it waits.
-    fn about(&self, message: &Incoming) -> DeviceId {
-        match self.topics.read(&message.topic) {
-            Some(Topic::DownDesired(device)) => device,
-            Some(topic) => topic.sender().cloned().unwrap_or_else(nobody),
-            None => nobody(),
-        }
-    }
-
-    fn turn_away(&self, message: Incoming) {
-        if let Some(receipt) = message.receipt {
-            self.settle(Settled { receipt, taken: false });
-        }
-    }
-
     /// One commit, and what follows from it.
     fn take(&mut self, mut others: Others) {
         let before = self.totals;
@@ -367,7 +317,9 @@ impl Intake {
             let is_wide = self.ticks % PRUNE_TICKS == 1;
             others.trends = if is_wide { self.trends.due_with_old(&self.writer)? } else { self.trends.due() };
         }
+        let overdue = if others.is_tick { self.overdue(now_ms)? } else { Vec::new() };
         let of_others = of_outcomes.chain(of_reviews).chain(of_unwanted).chain(others.trends.devices());
+        let of_others = of_others.chain(overdue.iter().map(|id| &id.device));
         let batch = self.writer.batch_about(about.iter().chain(of_others))?;
         let mut desk = Desk {
             batch: &batch,
@@ -387,9 +339,10 @@ impl Intake {
             now_ms,
             begun,
         };
-        for decided in &others.outcomes {
+        for decided in &mut others.outcomes {
             desk.outcome(decided)?;
         }
+        overdue.iter().try_for_each(|id| desk.make_do(id))?;
         for Reviewed { review, taken, .. } in &mut others.reviews {
             *taken = desk.reviewed(review)?;
         }
@@ -493,10 +446,4 @@ impl Intake {
         tracing::debug!("a reply was dropped: the link takes no more now");
         Some(dropped.into_inner())
     }
-}
-
-/// Under whose name messages wait whose topics name no device.
-fn nobody() -> DeviceId {
-    #[expect(clippy::expect_used, reason = "a dash is a name")]
-    DeviceId::new("-").expect("a name")
 }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use hedge_proto::Authority;
 
+use super::forms::Enough;
 use super::lanes::Entry;
 use crate::answerers::{Choice, Declined, Ending, Ledger};
 use crate::model::{ModelFailure, Outcome, Panel};
@@ -24,6 +25,8 @@ pub(super) struct Decided {
 pub(super) enum Next {
     /// It is answered, or will not be.
     Close,
+    /// Its thumbnail is not enough, and its device has more.
+    Want,
     /// This answerer will not answer it, and another may.
     Pass { by: String, declined: Declined },
     /// It waits until an answerer is there again.
@@ -36,8 +39,8 @@ pub(super) fn decide(
     mut entry: Entry,
     panel: &mut Panel,
     ledger: &mut Ledger,
-    now: Instant,
-    chance: f64,
+    enough: &Enough,
+    (now, chance): (Instant, f64),
 ) -> Decided {
     let place = outcome.place;
     let ending = match &outcome.opinion {
@@ -65,12 +68,16 @@ pub(super) fn decide(
             outcome.opinion = Err(ModelFailure::Dead(why));
         }
     }
+    let has_more = enough.may_ask(&outcome.case);
     let next = match &outcome.opinion {
+        Ok(opinion) if has_more && !enough.is_sure(&opinion.said, outcome.case.said.as_ref()) => Next::Want,
         Ok(_) => Next::Close,
         Err(ModelFailure::Later { .. } | ModelFailure::Down { .. } | ModelFailure::NoPayload(_)) => Next::Again,
         Err(ModelFailure::Dead(_) | ModelFailure::Failed(_)) => {
             let declined = entry.declined.with(place);
             match panel.route.choose(declined, ledger) {
+                // A person shall see the whole.
+                Choice::Nobody | Choice::Review(_) if has_more => Next::Want,
                 Choice::Nobody => Next::Close,
                 Choice::Ask(_) | Choice::Review(_) | Choice::Wait => Next::Pass { by: name, declined },
             }

@@ -83,7 +83,7 @@ impl Intake {
         if let Err(failure @ (ModelFailure::Later { .. } | ModelFailure::Down { .. })) = &outcome.opinion {
             self.failures.insert((task, place), failure.to_string());
         }
-        Some(outcome::decide(outcome, entry, panel, &mut self.ledger, Instant::now(), chance()))
+        Some(outcome::decide(outcome, entry, panel, &mut self.ledger, &self.enough, (Instant::now(), chance())))
     }
 
     /// Puts a case where it belongs after its outcome was recorded, or was not.
@@ -94,7 +94,8 @@ impl Intake {
         (entry.left_over, entry.since_ms) = (false, wall_ms());
         match next {
             _ if !is_recorded => self.lanes.put_back(task, entry),
-            Next::Close => {
+            // While it waits for its device, it takes no place from those that wait for a model.
+            Next::Close | Next::Want => {
                 self.lanes.took(task, outcome.took / self.places(task, outcome.place));
                 self.lanes.release(task, &entry.id.device, entry.bytes);
             }

@@ -12,6 +12,8 @@ pub struct Deleted {
     pub task: String,
     /// It had no answer yet.
     pub waited: bool,
+    /// Its whole sample was wanted.
+    pub wanted: bool,
     /// It waited for a person.
     pub in_review: bool,
     pub bytes: u64,
@@ -57,13 +59,15 @@ impl Batch<'_> {
     /// `None`: the case is not on record.
     pub fn delete(&self, id: &CaseId) -> Result<Option<Deleted>, StoreError> {
         let statement = "SELECT c.seq, c.task, c.state, c.review, c.payload_bytes, p.seq, \
-             c.payload_sha256, CAST(LENGTH(p.bytes) AS BIGINT) FROM cases c LEFT JOIN payloads p ON p.seq = c.seq WHERE c.id = ?1";
+             c.payload_sha256, CAST(LENGTH(p.bytes) AS BIGINT), c.wanted_ms \
+             FROM cases c LEFT JOIN payloads p ON p.seq = c.seq WHERE c.id = ?1";
         let found = self.sql.row(statement, &[(&id.to_string()).into()], |row| {
             let waited = row.get::<i64>(2)? == 0;
             let deleted = Deleted {
                 id: id.clone(),
                 task: row.get(1)?,
                 waited,
+                wanted: row.get::<Option<i64>>(8)?.is_some(),
                 in_review: waited && row.get::<i64>(3)? == 1,
                 bytes: count(row.get(4)?),
                 payload_kept: row.get::<Option<i64>>(5)?.is_some(),

@@ -31,6 +31,7 @@ mod sql;
 pub(crate) mod testing;
 mod totals;
 mod trend;
+mod wanted;
 mod writer;
 
 pub use args::RecordsArgs;
@@ -176,6 +177,8 @@ fn totals(sql: &Sql) -> Result<Totals, StoreError> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Known {
     pub payload_sha256: Digest,
+    /// Of the sample's other form: of the whole that is offered, or of the thumbnail that came before it.
+    pub other_sha256: Option<Digest>,
     pub standing: Standing,
 }
 
@@ -184,6 +187,8 @@ pub struct Known {
 pub enum Standing {
     /// Recorded, not answered yet.
     Waiting,
+    /// Recorded with a thumbnail, which is not enough: the whole is wanted of its device.
+    Wanted,
     /// The verdict of the highest revision.
     Answered(Verdict),
     /// The model could not; it may be tried again.
@@ -202,6 +207,11 @@ enum State {
 }
 
 impl State {
+    /// A case without a verdict.
+    fn open(wanted_ms: Option<i64>) -> Standing {
+        if wanted_ms.is_some() { Standing::Wanted } else { Standing::Waiting }
+    }
+
     fn read(number: i64) -> Result<Self, StoreError> {
         Ok(match number {
             0 => Self::Waiting,

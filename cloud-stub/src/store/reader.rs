@@ -81,7 +81,7 @@ pub struct Reader {
 }
 
 pub(super) const CASE_COLUMNS: &str = "c.header, c.received_ms, c.state, c.reason, c.agrees, c.payload_bytes, \
-     (SELECT p.seq FROM payloads p WHERE p.seq = c.seq), v.verdict, v.given_ms \
+     (SELECT p.seq FROM payloads p WHERE p.seq = c.seq), v.verdict, v.given_ms, c.wanted_ms \
      FROM cases c LEFT JOIN verdicts v ON v.seq = c.seq \
      AND v.revision = (SELECT MAX(revision) FROM verdicts w WHERE w.seq = c.seq)";
 
@@ -215,7 +215,7 @@ pub(super) fn case_row(row: &Row<'_>) -> Result<CaseRow, StoreError> {
     let verdict = verdict.map(|bytes| from_cbor::<Verdict>(&bytes, ROW_BYTES_MAX)).transpose().map_err(damaged)?;
     let reason = reason.unwrap_or_default();
     let standing = match State::read(row.get(2)?)? {
-        State::Waiting => Standing::Waiting,
+        State::Waiting => State::open(row.get(9)?),
         State::Failed => Standing::Failed(reason),
         State::Dead => Standing::Dead(reason),
         State::Answered => Standing::Answered(verdict.ok_or_else(|| damaged("an answered case without a verdict"))?),

@@ -109,7 +109,7 @@ impl Reader {
         loop {
             values[0] = Owned::Number(seq);
             let given: Vec<Value<'_>> = values.iter().map(Owned::as_value).collect();
-            let rows = self.sql.rows(&statement, &given, |row| Ok((row.get(9)?, case_row(row)?)))?;
+            let rows = self.sql.rows(&statement, &given, |row| Ok((row.get(10)?, case_row(row)?)))?;
             let is_last = rows.len() < CHUNK as usize;
             for (at, row) in rows {
                 seq = at;

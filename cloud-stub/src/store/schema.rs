@@ -129,6 +129,11 @@ CREATE TABLE spot_checks (                       -- what each device's spot chec
     UNIQUE (model, version, cloud, device)
 );
 ",
+    r"
+ALTER TABLE cases ADD COLUMN wanted_ms INTEGER;  -- since when the whole sample is wanted; nobody is asked meanwhile
+ALTER TABLE cases ADD COLUMN other_sha256 BLOB;  -- of the whole that is offered, or of the thumbnail that came before it
+CREATE INDEX cases_wanted ON cases (device) WHERE wanted_ms IS NOT NULL;
+",
 ];
 
 /// The same for a server's tables, which began with the layout above.
@@ -138,6 +143,7 @@ pub(super) fn server_steps() -> Result<Vec<refinery::Migration>, refinery::Error
         ("V2__audit", include_str!("postgres_2.sql")),
         ("V3__trends", include_str!("postgres_3.sql")),
         ("V4__spot_checks", include_str!("postgres_4.sql")),
+        ("V5__wanted", include_str!("postgres_5.sql")),
     ];
     steps.into_iter().map(|(name, sql)| refinery::Migration::unapplied(name, sql)).collect()
 }

@@ -32,6 +32,7 @@ pub(crate) fn case(sequence: u64) -> Case {
         content_type: "image/png".to_owned(),
         payload_sha256: Digest::of(b"p"),
         payload: None,
+        offer: None,
         metadata: Default::default(),
     }
 }

@@ -60,7 +60,7 @@ pub struct Writer {
 }
 
 /// Of one case that waits: as [`waiting`] reads it.
-pub(super) const WAITING_COLUMNS: &str = "id, task, payload_bytes, declined, review";
+pub(super) const WAITING_COLUMNS: &str = "id, task, payload_bytes, declined, review, wanted_ms";
 
 pub(super) fn waiting(row: &Row<'_>) -> Result<Waiting, StoreError> {
     let declined: Option<String> = row.get(3)?;
@@ -141,9 +141,11 @@ impl Writer {
         Ok(count(self.sql.row("SELECT COUNT(*) FROM devices", &[], |row| row.get(0))?.unwrap_or(0)))
     }
 
-    /// All cases without a verdict that are this instance's, oldest first.
+    /// All cases that wait for an answer of this instance, oldest first.
     pub fn waiting(&self) -> Result<Vec<Waiting>, StoreError> {
-        let statement = format!("SELECT {WAITING_COLUMNS} FROM cases WHERE state = 0 AND instance = ?1 ORDER BY seq");
+        let statement = format!(
+            "SELECT {WAITING_COLUMNS} FROM cases WHERE state = 0 AND wanted_ms IS NULL AND instance = ?1 ORDER BY seq"
+        );
         self.sql.rows(&statement, &[(&self.instance).into()], waiting)
     }
 
@@ -237,6 +239,16 @@ impl Batch<'_> {
         self.objects.map_or(Ok(()), Objects::probe)
     }
 
+    /// What of a payload lies in its row: nothing, where it is brought elsewhere.
+    pub(super) fn here<'p>(&self, header: &Case, payload: &'p [u8]) -> &'p [u8] {
+        if self.objects.is_none() || payload.is_empty() {
+            return payload;
+        }
+        let key = objects::key(&header.id, &header.payload_sha256);
+        self.to_put.borrow_mut().push((key, payload.to_vec()));
+        &[]
+    }
+
     /// The object of a payload's row is deleted after the commit, if it has one.
     pub(super) fn let_go(&self, id: &CaseId, sum: &[u8], bytes_here: i64) -> Result<(), StoreError> {
         if bytes_here == 0 && self.objects.is_some() {
@@ -254,20 +266,22 @@ impl Batch<'_> {
     /// What is on record about a case, this batch included.
     pub fn known(&self, id: &CaseId) -> Result<Option<Known>, StoreError> {
         let statement = "SELECT payload_sha256, state, reason, \
-             (SELECT verdict FROM verdicts v WHERE v.seq = cases.seq ORDER BY revision DESC LIMIT 1) \
-             FROM cases WHERE id = ?1";
+             (SELECT verdict FROM verdicts v WHERE v.seq = cases.seq ORDER BY revision DESC LIMIT 1), \
+             wanted_ms, other_sha256 FROM cases WHERE id = ?1";
         self.sql.row(statement, &[(&id.to_string()).into()], |row| {
             let (sum, reason): (Vec<u8>, Option<String>) = (row.get(0)?, row.get(2)?);
             let reason = reason.unwrap_or_default();
             let standing = match State::read(row.get(1)?)? {
-                State::Waiting => Standing::Waiting,
+                State::Waiting => State::open(row.get(4)?),
                 State::Failed => Standing::Failed(reason),
                 State::Dead => Standing::Dead(reason),
                 State::Answered => {
                     Standing::Answered(from_cbor(&row.get::<Vec<u8>>(3)?, ROW_BYTES_MAX).map_err(damaged)?)
                 }
             };
-            Ok(Known { payload_sha256: Digest(sum.as_slice().try_into().map_err(damaged)?), standing })
+            let digest = |sum: Vec<u8>| sum.as_slice().try_into().map(Digest).map_err(damaged);
+            let other_sha256 = row.get::<Option<Vec<u8>>>(5)?.map(digest).transpose()?;
+            Ok(Known { payload_sha256: digest(sum)?, other_sha256, standing })
         })
     }
 
@@ -290,9 +304,10 @@ impl Batch<'_> {
     pub fn record(&self, header: &Case, payload: &[u8], now_ms: u64) -> Result<(), StoreError> {
         let id = header.id.to_string();
         let device = header.id.device.as_str();
+        let offered = header.offer;
         self.change(
             "INSERT INTO cases (id, device, task, received_ms, payload_sha256, payload_bytes, content_type, \
-             header, state, instance) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, ?9)",
+             header, state, instance, other_sha256) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, ?9, ?10)",
             &[
                 (&id).into(),
                 device.into(),
@@ -303,20 +318,13 @@ impl Batch<'_> {
                 (&header.content_type).into(),
                 (&to_cbor(header)).into(),
                 self.instance.into(),
+                offered.as_ref().map(|offer| offer.payload_sha256.0.as_slice()).into(),
             ],
         )?;
         if header.form != PayloadForm::Nothing {
-            let here = match self.objects {
-                Some(_) if !payload.is_empty() => {
-                    let key = objects::key(&header.id, &header.payload_sha256);
-                    self.to_put.borrow_mut().push((key, payload.to_vec()));
-                    &[]
-                }
-                _ => payload,
-            };
             self.change(
                 "INSERT INTO payloads (seq, bytes) VALUES ((SELECT seq FROM cases WHERE id = ?1), ?2)",
-                &[(&id).into(), here.into()],
+                &[(&id).into(), self.here(header, payload).into()],
             )?;
         }
         self.change("INSERT INTO devices (device) VALUES (?1) ON CONFLICT (device) DO NOTHING", &[device.into()])?;
@@ -503,6 +511,7 @@ mod tests {
             }
             let answered = Some(Known {
                 payload_sha256: case(1).payload_sha256,
+                other_sha256: None,
                 standing: Standing::Answered(verdict(case(1).id, 2)),
             });
             assert_eq!(batch.known(&case(1).id).expect("read"), answered);

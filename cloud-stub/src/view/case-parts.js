@@ -126,7 +126,7 @@ function cloudSide(c, tasks) {
     said.title = `${name} (${c.verdict.model.name} ${c.verdict.model.version})`;
     side.append(said, ...scoreRows([...classes(c.verdict.result), ...found(c.verdict.result)]));
   } else {
-    const held = tasks && !tasks.includes(c.task) ? `held: no model here for ${c.task}` : "waiting…";
+    const held = c.whole_wanted ? "the whole was asked for…" : tasks && !tasks.includes(c.task) ? `held: no model here for ${c.task}` : "waiting…";
     side.append(make("p", "said none", { waiting: held, failed: "could not answer: ", dead: "will not answer: " }[c.state] + (c.why || "")));
   }
   return side;

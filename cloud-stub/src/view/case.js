@@ -117,7 +117,7 @@ function drawSides(c) {
   const last = (test) => [...c.words].reverse().find(test);
   const cloud = last((word) => ["model", "stronger_model"].includes(word.authority));
   const person = last((word) => word.authority === "person");
-  const waits = { waiting: "waiting…", failed: `could not answer: ${c.why}`, dead: `will not answer: ${c.why}`, answered: "said nothing" }[c.state];
+  const waits = { waiting: c.whole_wanted ? "not sure of the thumbnail: the whole was asked for" : "waiting…", failed: `could not answer: ${c.why}`, dead: `will not answer: ${c.why}`, answered: "said nothing" }[c.state];
   at("sides").replaceChildren(
     side("Device", modelOf({ model: c.local_model }), c.local, "no usable answer"),
     side("Cloud", cloud ? modelOf(cloud) : "", cloud && cloud.result, waits),

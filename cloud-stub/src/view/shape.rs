@@ -232,6 +232,8 @@ pub struct CaseView {
     pub agreement: Option<f32>,
     /// How much of the sample came.
     pub form: PayloadForm,
+    /// It is not enough: the device was asked for the whole.
+    pub whole_wanted: bool,
     /// Of the sample, also when nothing of it came.
     pub content_type: String,
     pub payload_bytes: u64,
@@ -264,8 +266,9 @@ impl VerdictView {
 impl From<CaseRow> for CaseView {
     fn from(row: CaseRow) -> Self {
         let case = row.case;
+        let whole_wanted = row.standing == Standing::Wanted;
         let (state, why, verdict) = match row.standing {
-            Standing::Waiting => ("waiting", None, None),
+            Standing::Waiting | Standing::Wanted => ("waiting", None, None),
             Standing::Answered(verdict) => ("answered", None, Some(verdict)),
             Standing::Failed(why) => ("failed", Some(why), None),
             Standing::Dead(why) => ("dead", Some(why), None),
@@ -293,6 +296,7 @@ impl From<CaseRow> for CaseView {
             agrees: row.agrees,
             picture: case.form != PayloadForm::Nothing && picture_type(&case.content_type).is_some(),
             form: case.form,
+            whole_wanted,
             content_type: case.content_type,
             payload_bytes: row.payload_bytes,
             payload_kept: row.payload_kept,

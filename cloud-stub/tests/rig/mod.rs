@@ -381,6 +381,7 @@ impl Device {
             settings_version: 0,
             captured: Captured { powered_ms: 1, boot: "b".to_owned(), wall_ms: None, synced: false },
             form: PayloadForm::Whole,
+            offer: None,
             content_type: "image/png".to_owned(),
             payload_sha256: Digest::of(payload),
             payload: Some(payload.to_vec().into()),

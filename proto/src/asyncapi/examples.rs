@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     Answer, Authority, Captured, Case, CaseDecision, CaseFate, CaseId, CaseMessage, CloudState, CloudStatus,
     DeviceState, DeviceStatus, Digest, Doubt, DownMessage, Explanation, LabelScore, LinkState, Measure, Metadata,
-    ModelRef, Outcome, Output, PayloadForm, PrivacyFigures, Reason, SampleFigures, SpotChecks, Telemetry,
+    ModelRef, Offer, Outcome, Output, PayloadForm, PrivacyFigures, Reason, SampleFigures, SpotChecks, Telemetry,
     ThresholdMode, Verdict, WIRE_VERSION,
 };
 
@@ -88,6 +88,7 @@ pub(crate) fn case() -> Case {
         content_type: "image/jpeg".to_string(),
         payload_sha256: Digest::of(b"\xff\xd8\xff"),
         payload: None,
+        offer: None,
         metadata: Metadata::new(),
     }
 }
@@ -96,7 +97,11 @@ pub(super) fn case_message() -> Examples {
     let mut sent = value(&CaseMessage::Case(Box::new(case())));
     // As schema and examples show byte strings.
     sent["case"]["payload"] = "ffd8ff".into();
-    vec![("case", sent), ("ask", value(&CaseMessage::Ask { ids: vec![id()] }))]
+    let offer = Offer { form: PayloadForm::Whole, payload_sha256: Digest::of(b"whole"), payload_bytes: 2_400_000 };
+    let thumbnail = Case { form: PayloadForm::Thumbnail, offer: Some(offer), ..case() };
+    let mut thumbnail = value(&CaseMessage::Case(Box::new(thumbnail)));
+    thumbnail["case"]["payload"] = "ffd8ff".into();
+    vec![("case", sent), ("thumbnail", thumbnail), ("ask", value(&CaseMessage::Ask { ids: vec![id()] }))]
 }
 
 pub(super) fn down_message() -> Examples {

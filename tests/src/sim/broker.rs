@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use hedge_proto::CaseKey;
 
-use super::message::{Ack, Client, End, Message, Packet, Status};
+use super::message::{Ack, Client, End, Form, Message, Packet, Status};
 use super::world::World;
 
 /// How many messages wait for a client that is away; more are dropped silently, as real brokers do.
@@ -54,10 +54,12 @@ impl World {
         match packet {
             Packet::Connect => self.broker_connects(wire, client),
             Packet::Subscribe => self.broker_subscribes(wire, client),
-            Packet::Publish { message: Message::Cases(keys), .. } if self.ends_over(&keys) => self.refuse(wire),
+            Packet::Publish { message: Message::Cases(keys, form), .. } if self.ends_over(&keys, form) => {
+                self.refuse(wire)
+            }
             Packet::Publish { id, message, .. } => {
                 let ack = match message {
-                    Message::Cases(_) | Message::Ask(_) => self.route_up(message),
+                    Message::Cases(..) | Message::Ask(_) => self.route_up(message),
                     Message::Status(instance, status) => {
                         self.retain(instance, status);
                         Ack::Taken
@@ -108,8 +110,8 @@ impl World {
     }
 
     /// Whether it ends the connection over these: they are larger than it takes, or one is poison to it.
-    fn ends_over(&self, keys: &[CaseKey]) -> bool {
-        let too_large = self.broker.silent_max.is_some_and(|max| self.message_bytes(keys) > max);
+    fn ends_over(&self, keys: &[CaseKey], form: Form) -> bool {
+        let too_large = self.broker.silent_max.is_some_and(|max| self.message_bytes(keys, form) > max);
         too_large || keys.iter().any(|key| self.is_poison(*key))
     }
 
@@ -198,7 +200,7 @@ impl World {
         if self.plan.hands_on && self.plan.shared_subscription {
             let waiting = left.in_flight.into_iter().map(|(_, message, _)| message);
             for message in waiting.chain(left.queue.into_iter().map(|(message, _)| message)) {
-                if matches!(message, Message::Cases(_) | Message::Ask(_)) {
+                if matches!(message, Message::Cases(..) | Message::Ask(_)) {
                     self.route_up(message);
                 }
             }

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, VecDeque};
 use hedge_proto::CaseKey;
 
 use super::Planted;
-use super::message::{Ack, Client, Down, End, Message, Packet, Status};
-use super::oracle::on_record;
+use super::message::{Ack, Client, Down, End, Form, Message, Packet, Status};
+use super::oracle::{made_of_enough, on_record};
+use super::records::{Record, Records, Said, Standing};
 use super::world::{Happening, World};
 
 /// How long the cloud asks for rest: when it is full, when it does not read a message, when it cannot write.
@@ -22,46 +23,13 @@ const REPLIES_UNDER_WAY_MAX: usize = 64;
 const DIAL_WAIT: (u64, u64) = (1_000, 40_000);
 const STABLE_MS: u64 = 60_000;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// Before the model of an instance.
-    Waiting(usize),
-    Answered(u32),
-    Failed,
-    Dead,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Record {
-    standing: Standing,
-    failures: u32,
-}
-
-/// What outlives the process.
-#[derive(Debug, Default)]
-pub(super) struct Records {
-    cases: BTreeMap<CaseKey, Record>,
-    waiting: usize,
-}
-
-impl Records {
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
-    fn set(&mut self, key: CaseKey, standing: Standing) {
-        let record = self.cases.entry(key).or_insert(Record { standing: Standing::Failed, failures: 0 });
-        self.waiting -= usize::from(matches!(record.standing, Standing::Waiting(_)));
-        self.waiting += usize::from(matches!(standing, Standing::Waiting(_)));
-        record.standing = standing;
-    }
-}
-
 /// What goes on inside an instance's process. It dies with it.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Commit,
     Outcome(CaseKey),
+    /// It has waited for the whole.
+    MakeDo(CaseKey),
     SecondOpinion(CaseKey),
     SayOnline,
     Redial,
@@ -135,6 +103,15 @@ impl World {
         &mut self.records[number]
     }
 
+    fn cloud_waits_for_the_whole(&mut self, instance: usize, key: CaseKey) {
+        self.cloud_after(instance, self.plan.whole_wait, Step::MakeDo(key));
+    }
+
+    /// Whether a model is not sure of what it makes of this case's thumbnail.
+    fn needs_the_whole(&self, key: CaseKey) -> bool {
+        super::plan::Dice::new(self.plan.seed ^ key.epoch.0.rotate_left(7) ^ key.sequence).one_in(2)
+    }
+
     pub(super) fn wipe_records(&mut self, instance: usize) {
         self.store(instance).clear();
     }
@@ -154,6 +131,12 @@ impl World {
         let left: Vec<CaseKey> =
             self.store(instance).cases.iter().filter(|(_, record)| mine(record)).map(|(key, _)| *key).collect();
         left.into_iter().for_each(|key| self.cloud_infers(instance, key));
+        let wanted = |record: &Record| record.standing == Standing::Wanted(instance);
+        let wanted: Vec<CaseKey> =
+            self.store(instance).cases.iter().filter(|(_, record)| wanted(record)).map(|(key, _)| *key).collect();
+        if self.planted != Some(Planted::ForgetsTheWanted) {
+            wanted.into_iter().for_each(|key| self.cloud_waits_for_the_whole(instance, key));
+        }
     }
 
     /// Ends between any two steps; `polite` says goodbye first.
@@ -225,7 +208,7 @@ impl World {
     }
 
     fn cloud_acks_first(&mut self, instance: usize, wire: usize, id: u32, message: &Message) {
-        if let Message::Cases(keys) = message {
+        if let Message::Cases(keys, _) = message {
             self.cloud_acknowledges(instance, wire, id, keys, false);
         }
     }
@@ -253,6 +236,7 @@ impl World {
         match step {
             Step::Commit => self.cloud_commits(instance),
             Step::Outcome(key) => self.cloud_outcome(instance, key),
+            Step::MakeDo(key) => self.cloud_makes_do(instance, key),
             Step::SecondOpinion(key) => self.cloud_second_opinion(instance, key),
             Step::SayOnline => {
                 if self.clouds[instance].open {
@@ -306,8 +290,8 @@ impl World {
         let mut work = Vec::new();
         for (_, _, message) in &inbox {
             match message {
-                Message::Cases(keys) => {
-                    keys.iter().for_each(|key| self.cloud_takes(instance, *key, &mut said, &mut work));
+                Message::Cases(keys, form) => {
+                    keys.iter().for_each(|key| self.cloud_takes(instance, (*key, *form), &mut said, &mut work));
                 }
                 Message::Ask(keys) => {
                     keys.iter().for_each(|key| self.cloud_is_asked(instance, *key, &mut said, &mut work))
@@ -316,7 +300,7 @@ impl World {
             }
         }
         for (wire, id, message) in inbox {
-            let Message::Cases(keys) = &message else {
+            let Message::Cases(keys, _) = &message else {
                 self.transmit(wire, End::Client, Packet::PubAck { id, ack: Ack::Taken });
                 continue;
             };
@@ -330,7 +314,8 @@ impl World {
         work.into_iter().for_each(|key| self.cloud_infers(instance, key));
     }
 
-    fn cloud_takes(&mut self, instance: usize, key: CaseKey, said: &mut Said, work: &mut Vec<CaseKey>) {
+    fn cloud_takes(&mut self, instance: usize, arrived: (CaseKey, Form), said: &mut Said, work: &mut Vec<CaseKey>) {
+        let (key, form) = arrived;
         if self.clouds[instance].other_version_until > self.now {
             said.busy_s = said.busy_s.max(Some(HOLD_S));
             return;
@@ -338,7 +323,23 @@ impl World {
         if self.clouds[instance].forgetful_until > self.now {
             return if self.plan.says_send { said.single.push(Down::Send(key)) } else { said.unknown.push(key) };
         }
-        if let Some(record) = self.store(instance).cases.get(&key).copied() {
+        if let Some(record) = self.store(instance).cases.get_mut(&key) {
+            let record = match record.standing {
+                // The whole takes the thumbnail's place.
+                Standing::Wanted(_) if form == Form::Whole => {
+                    record.form = form;
+                    self.store(instance).set(key, Standing::Waiting(instance));
+                    said.received.push(key);
+                    return work.push(key);
+                }
+                Standing::Wanted(_) if form == Form::Last => {
+                    record.makes_do = true;
+                    self.store(instance).set(key, Standing::Waiting(instance));
+                    said.received.push(key);
+                    return work.push(key);
+                }
+                _ => *record,
+            };
             return self.cloud_repeats(instance, key, record.standing, said, work);
         }
         let room = if self.calm() { usize::MAX } else { self.plan.room };
@@ -347,7 +348,7 @@ impl World {
         } else if self.store(instance).waiting >= room {
             said.busy_s = said.busy_s.max(Some(BUSY_S));
         } else {
-            self.store(instance).set(key, Standing::Waiting(instance));
+            self.store(instance).take(key, form, Standing::Waiting(instance));
             said.received.push(key);
             work.push(key);
         }
@@ -371,6 +372,8 @@ impl World {
     ) {
         match standing {
             Standing::Waiting(_) => said.received.push(key),
+            Standing::Wanted(_) if self.planted == Some(Planted::ForgetsTheWanted) => said.received.push(key),
+            Standing::Wanted(_) => said.single.push(Down::Send(key)),
             Standing::Answered(revision) => said.single.push(Down::Verdict { key, revision }),
             Standing::Dead => said.single.push(Down::Dead(key)),
             Standing::Failed => {
@@ -394,11 +397,17 @@ impl World {
         if self.clouds[instance].unhealthy_until > self.now {
             return self.cloud_after(instance, 1_000, Step::Outcome(key));
         }
-        let nature = self.nature(key);
+        let (nature, unsure, planted) = (self.nature(key), self.needs_the_whole(key), self.planted);
         let store = self.store(instance);
         let Some(record) = store.cases.get_mut(&key) else { return };
         if !matches!(record.standing, Standing::Waiting(_)) {
             return;
+        }
+        let is_enough = record.form == Form::Whole || record.makes_do || !unsure;
+        if !is_enough && planted != Some(Planted::AnswersUnsure) && nature == Nature::Answerable {
+            store.set(key, Standing::Wanted(instance));
+            self.cloud_waits_for_the_whole(instance, key);
+            return self.cloud_answers(instance, vec![Down::Send(key)]);
         }
         let (standing, message) = match nature {
             Nature::Fails(times) if record.failures < times => {
@@ -409,10 +418,26 @@ impl World {
             _ => (Standing::Answered(1), Down::Verdict { key, revision: 1 }),
         };
         store.set(key, standing);
+        if nature == Nature::Answerable {
+            self.check(made_of_enough(key, is_enough));
+        }
         self.cloud_answers(instance, vec![message]);
         if standing == Standing::Answered(1) && self.dice.one_in(self.plan.second_opinion_one_in) {
             let wait = self.dice.between(100, 100_000);
             self.cloud_after(instance, wait, Step::SecondOpinion(key));
+        }
+    }
+
+    /// The whole has not come in time, and another instance has not got it.
+    fn cloud_makes_do(&mut self, instance: usize, key: CaseKey) {
+        if self.clouds[instance].unhealthy_until > self.now {
+            return self.cloud_after(instance, 1_000, Step::MakeDo(key));
+        }
+        let store = self.store(instance);
+        if let Some(record) = store.cases.get_mut(&key).filter(|record| record.standing == Standing::Wanted(instance)) {
+            record.makes_do = true;
+            store.set(key, Standing::Waiting(instance));
+            self.cloud_infers(instance, key);
         }
     }
 
@@ -469,38 +494,5 @@ impl World {
         self.clouds[instance].dial_wait = (2 * most).min(DIAL_WAIT.1);
         let wait = self.dice.between(most / 2, most);
         self.cloud_after(instance, wait, Step::Redial);
-    }
-}
-
-/// What one commit has to tell, in the order the cloud says it.
-#[derive(Debug, Default)]
-struct Said {
-    received: Vec<CaseKey>,
-    unknown: Vec<CaseKey>,
-    single: Vec<Down>,
-    busy_s: Option<u32>,
-}
-
-impl Said {
-    /// Whether the device is told that these were not taken.
-    fn refused(&self, keys: &[CaseKey]) -> bool {
-        let about = |key: &CaseKey| {
-            let single = |down: &Down| matches!(down, Down::Failed(known) | Down::Send(known) if known == key);
-            self.unknown.contains(key) || self.single.iter().any(single)
-        };
-        self.busy_s.is_some() || keys.iter().any(about)
-    }
-
-    fn into_messages(self) -> Vec<Down> {
-        let mut messages = Vec::new();
-        for ids in self.received.chunks(hedge_proto::IDS_MAX) {
-            messages.push(Down::Received(ids.to_vec()));
-        }
-        for ids in self.unknown.chunks(hedge_proto::IDS_MAX) {
-            messages.push(Down::Unknown(ids.to_vec()));
-        }
-        messages.extend(self.single);
-        messages.extend(self.busy_s.map(|after_s| Down::Busy { after_s }));
-        messages
     }
 }

@@ -7,13 +7,12 @@ use hedge_core::budget::{Budget, Ceilings, Spent};
 use hedge_core::clock::Moment;
 use hedge_core::engine::{Engine, Event, Setup};
 use hedge_core::outbox::sort_key;
-use hedge_core::policy::Policies;
 use hedge_core::uplink::Waiting;
 use hedge_proto::{CaseKey, Epoch};
 
 use super::Planted;
 use super::disk::{Disk, Op, Progress, Stage};
-use super::message::End;
+use super::message::{End, Form};
 use super::uplink::UnderWay;
 use super::watch::Watch;
 use super::world::{Happening, World};
@@ -28,7 +27,7 @@ pub(super) enum Step {
     /// A task tells the engine something.
     Tell(Event),
     /// A task reads cases, to publish them in one message.
-    Load(Vec<CaseKey>),
+    Load(Vec<CaseKey>, Form),
     /// A task looks for the best cases.
     Look(usize, u32),
     Mark(Vec<CaseKey>),
@@ -115,7 +114,7 @@ impl World {
             recovery_after: None,
             open_cases: open,
             profile: self.plan.profile,
-            policies: Policies::DEFAULT,
+            policies: self.plan.policies(),
             budget: Budget::resume(ceilings, Some(self.device.spent.clone()), now),
             batch_bytes_max: self.plan.batch_bytes_max,
             seed: self.dice.number(),
@@ -218,7 +217,7 @@ impl World {
         match step {
             Step::Tick => self.device_ticks(),
             Step::Tell(event) => self.tell(event),
-            Step::Load(keys) => self.device_publishes(keys),
+            Step::Load(keys, form) => self.device_publishes(keys, form),
             Step::Look(count, below_bytes) => {
                 let mut below_bytes = below_bytes;
                 if self.planted == Some(Planted::NeverLooksAgain) {

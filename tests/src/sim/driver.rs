@@ -9,7 +9,7 @@ use super::Planted;
 use super::device::{Step, short, shown};
 use super::disk::Op;
 use super::lies::FAILED;
-use super::message::{Client, End};
+use super::message::{Client, End, Form};
 use super::oracle::{engine_is_bounded, never_spins, rests};
 use super::world::World;
 
@@ -85,11 +85,17 @@ impl World {
                 self.check(checked);
                 self.dial(Client::Device, self.device.life);
             }
-            Action::Send { keys } => {
+            Action::Send { keys, first, offers } => {
                 self.ledger.tries(&keys);
                 let checked = self.device.watch.sends(now, &keys, self.plan.cases_per_hour);
                 self.check(checked);
-                self.device_soon(Step::Load(keys.clone()));
+                let form = match first {
+                    Some(_) if self.planted == Some(Planted::SendsWhole) => Form::Whole,
+                    Some(_) if !offers => Form::Last,
+                    Some(_) => Form::Thumbnail,
+                    None => Form::Whole,
+                };
+                self.device_soon(Step::Load(keys.clone(), form));
                 if self.planted == Some(Planted::IgnoresWindow) && self.device.watch.proven() {
                     self.tell_behind_the_watch(Event::Received { keys });
                 }
@@ -100,7 +106,7 @@ impl World {
                 self.check(checked);
                 match self.planted {
                     Some(Planted::NeverAsks) => {}
-                    Some(Planted::SendsOnSilence) => self.device_soon(Step::Load(keys)),
+                    Some(Planted::SendsOnSilence) => self.device_soon(Step::Load(keys, self.plan.first_form())),
                     _ => self.device_asks(keys),
                 }
             }
@@ -129,7 +135,7 @@ impl World {
     }
 
     fn sends_at_once(&mut self, keys: Vec<CaseKey>) -> Vec<Event> {
-        keys.into_iter().for_each(|key| self.device_soon(Step::Load(vec![key])));
+        keys.into_iter().for_each(|key| self.device_soon(Step::Load(vec![key], self.plan.first_form())));
         Vec::new()
     }
 
@@ -160,7 +166,7 @@ impl World {
                 self.device.watch.hears(now, &Event::NetworkChanged);
                 vec![event, Event::BrokerChanged]
             }
-            (Some(Planted::SendsWhenWanted), Event::Wanted { key }) => self.sends_at_once(vec![key]),
+            (Some(Planted::SendsWhenWanted), Event::Wanted { key, .. }) => self.sends_at_once(vec![key]),
             (Some(Planted::SendsWhenWanted), Event::Unknown { keys }) => self.sends_at_once(keys),
             (Some(Planted::CountsEachFailed), Event::Failed { key, reason }) => {
                 self.device_writes(Op::Attempt { key, reason });

@@ -53,9 +53,19 @@ pub(super) enum Ack {
     Refused,
 }
 
+/// What goes of the payloads of one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// And the whole is offered.
+    Thumbnail,
+    /// A thumbnail, and there is no more to be had.
+    Last,
+    Whole,
+}
+
 #[derive(Debug, Clone)]
 pub(super) enum Message {
-    Cases(Vec<CaseKey>),
+    Cases(Vec<CaseKey>, Form),
     Ask(Vec<CaseKey>),
     Status(usize, Status),
     Down(Down),

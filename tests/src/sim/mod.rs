@@ -23,6 +23,7 @@ mod message;
 mod net;
 mod oracle;
 mod plan;
+mod records;
 mod sweep;
 mod trace;
 mod uplink;
@@ -83,6 +84,12 @@ pub enum Planted {
     NeverLooksAgain,
     /// Revision 0 counts as a verdict.
     TakesRevisionZero,
+    /// Where thumbnails go first, the whole goes at once.
+    SendsWhole,
+    /// The cloud answers from a thumbnail that is not enough.
+    AnswersUnsure,
+    /// The cloud says once that it wants the whole, and has forgotten it when it starts again.
+    ForgetsTheWanted,
 }
 
 /// A world in which everything held.

@@ -12,7 +12,8 @@ use hedge_core::uplink::{HELD_WAIT, HELD_WAIT_MAX, LIMIT_WAIT, NOBODY_WAIT, QUIE
 use hedge_proto::CaseKey;
 
 use super::device::short;
-use super::plan::{Fault, Plan};
+use super::message::Form;
+use super::plan::{Fault, Plan, WHOLE_WAIT_MAX};
 
 /// A promise that does not hold, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +126,14 @@ pub(super) fn on_record(key: CaseKey, recorded: bool) -> Checked {
     broken("the cloud acknowledges a case only once it is on record", format!("{} is not", short(key)))
 }
 
+pub(super) fn made_of_enough(key: CaseKey, is_enough: bool) -> Checked {
+    if is_enough {
+        return Ok(());
+    }
+    let promise = "an answer is made of the whole, or of a thumbnail that is enough or must do";
+    broken(promise, format!("{} was answered from a thumbnail", short(key)))
+}
+
 /// Counted from the beginning of the calm, every case is answered or dead within this time: the longest quiets
 /// between two questions, the longest rests a cloud or broker may ask for, and the drain itself.
 pub(super) fn drain_within(plan: &Plan) -> Duration {
@@ -142,7 +151,9 @@ pub(super) fn drain_within(plan: &Plan) -> Duration {
     // and each time their size is held for twice as long.
     let poison = if plan.poison.is_some() && plan.poison_lasts { 3 * HELD_WAIT_MAX } else { Duration::ZERO };
     let lies = if plan.faults.contains(&Fault::Lies) { RETRY_AFTER_MAX + QUIET_MAX } else { Duration::ZERO };
-    let waits = waits + limits + poison + lies;
+    // Each whole that is too large waits; the cloud makes do after its time; and a word may be lost once more.
+    let wholes = if plan.thumbnails { WHOLE_WAIT_MAX + LIMIT_WAIT + 2 * QUIET_MAX } else { Duration::ZERO };
+    let waits = waits + limits + poison + lies + if plan.is_peaceful() { Duration::ZERO } else { wholes };
     #[expect(clippy::cast_precision_loss, reason = "a bound, not a count")]
     let paced = Duration::from_secs_f32(plan.cases as f32 * plan.accept_per_s.map_or(0.0, |per_s| 1.0 / per_s));
     // An hour for each time the ceiling is reached; a payload may travel twice and more.
@@ -170,8 +181,11 @@ pub(super) struct Ledger {
 
 #[derive(Debug, Default)]
 struct Account {
-    /// How often its payload went out.
+    /// How often its payload went out, and how often only a thumbnail of it.
     travelled: u32,
+    thumbnails: u32,
+    /// The cloud has asked for the whole, and not said since that it has nothing of it.
+    whole: bool,
     /// How often more than once it was allowed to: the cloud lacks it, wants it, failed on it, or nobody listened.
     allowed: u32,
     /// How many sends and questions the cloud has called failed, and whether one is open to be.
@@ -225,11 +239,15 @@ impl Ledger {
     pub(super) fn hears(&mut self, event: &Event) -> Option<CaseKey> {
         match event {
             Event::Unknown { keys } => {
-                keys.iter().for_each(|key| self.allows(*key));
+                keys.iter().for_each(|key| {
+                    self.allows(*key);
+                    self.account(*key).whole = false;
+                });
                 keys.last().copied()
             }
-            Event::Wanted { key } => {
+            Event::Wanted { key, .. } => {
                 self.allows(*key);
+                self.account(*key).whole = true;
                 Some(*key)
             }
             Event::Failed { key, .. } => {
@@ -246,9 +264,14 @@ impl Ledger {
         }
     }
 
-    /// In a peaceful world, however slow the cloud, each payload goes out once.
+    /// In a peaceful world, however slow the cloud, each payload goes out once; where thumbnails go first, the whole at most
+    /// once after it.
     pub(super) fn sent_once(&self) -> Checked {
-        match self.cases.iter().find(|(_, account)| account.travelled != 1) {
+        let is_once = |account: &Account| match account.thumbnails {
+            0 => account.travelled == 1,
+            thumbnails => thumbnails == 1 && account.travelled <= 2,
+        };
+        match self.cases.iter().find(|(_, account)| !is_once(account)) {
             None => Ok(()),
             Some((key, account)) => {
                 let text = format!("{} went out {} times", short(*key), account.travelled);
@@ -258,10 +281,15 @@ impl Ledger {
     }
 
     /// A payload goes out on a connection.
-    pub(super) fn travels(&mut self, key: CaseKey, open: bool) -> Checked {
+    pub(super) fn travels(&mut self, key: CaseKey, open: bool, form: Form, thumbnails_first: bool) -> Checked {
         self.payloads += 1;
         let account = self.account(key);
         account.travelled += 1;
+        account.thumbnails += u32::from(form != Form::Whole);
+        if thumbnails_first && form == Form::Whole && !account.whole {
+            let text = format!("nobody has asked for the whole of {}", short(key));
+            return broken("where thumbnails go first, the whole goes when the cloud asks for it", text);
+        }
         if !open {
             return broken("an answered or dead case is not sent again", format!("{} was", short(key)));
         }

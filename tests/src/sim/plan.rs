@@ -8,6 +8,10 @@ use std::time::Duration;
 use hedge_core::budget::Ceilings;
 use hedge_core::chance::Chance;
 use hedge_core::link::{Profile, Windows};
+use hedge_core::policy::Policies;
+use hedge_proto::Payload;
+
+use super::message::Form;
 
 /// Everything random comes from here, so that the seed is the whole world.
 #[derive(Debug, Clone)]
@@ -123,6 +127,10 @@ pub(super) struct Plan {
     pub(super) twice_one_in: u64,
     /// The cloud asks for payloads with `send` instead of saying `unknown`.
     pub(super) says_send: bool,
+    /// Thumbnails go first.
+    pub(super) thumbnails: bool,
+    /// How long the cloud waits for the whole of what it wants.
+    pub(super) whole_wait: u64,
     pub(super) latency: (u64, u64),
     pub(super) disk: (u64, u64),
     /// A task of the device is held up for seconds now and then.
@@ -185,6 +193,9 @@ impl Plan {
             hands_on: dice.one_in(2),
             twice_one_in: dice.pick(&[0, 0, 10, 100]),
             says_send: dice.one_in(4),
+            // Not by the dice: other worlds stay as they are.
+            thumbnails: seed % 5 == 2,
+            whole_wait: if seed.is_multiple_of(2) { 20_000 } else { WHOLE_WAIT_MAX.as_secs() * 1_000 },
             latency: dice.pick(&[(1, 5), (5, 80), (100, 700)]),
             disk: dice.pick(&[(1, 3), (1, 50), (20, 2_000)]),
             slow_task_one_in: dice.pick(&[0, 10, 100]),
@@ -218,10 +229,27 @@ impl Plan {
         self.faults.is_empty() && self.poison.is_none() && one_memory && self.room == usize::MAX && self.odd_one_in == 0
     }
 
+    /// In which form payloads go first.
+    pub(super) fn first_form(&self) -> Form {
+        if self.thumbnails { Form::Thumbnail } else { Form::Whole }
+    }
+
+    pub(super) fn policies(&self) -> Policies {
+        let mut policies = Policies::DEFAULT;
+        if self.thumbnails {
+            policies.online.payload = Payload::ThumbnailFirst(320);
+            policies.degraded.payload = Payload::ThumbnailFirst(320);
+        }
+        policies
+    }
+
     pub(super) fn ceilings(&self) -> Ceilings {
         Ceilings { cases_per_hour: self.cases_per_hour.unwrap_or(u64::MAX / 2), ..Ceilings::LAN }
     }
 }
+
+/// The longest that the cloud waits for the whole of what it has a thumbnail of.
+pub(super) const WHOLE_WAIT_MAX: Duration = Duration::from_secs(600);
 
 /// Every eighth world has a radio that rests. Not by the dice: other worlds stay as they are.
 fn windows(seed: u64) -> Option<Windows> {

@@ -6,13 +6,13 @@ use std::time::Duration;
 use hedge_core::engine::Event;
 use hedge_core::link::Loss;
 use hedge_core::uplink::Publish;
-use hedge_proto::{CaseKey, CloudState, CloudStatus, Name, WIRE_VERSION};
+use hedge_proto::{CaseKey, CloudState, CloudStatus, Name, PayloadForm, WIRE_VERSION};
 
 use super::Planted;
 use super::device::{Step, short};
 use super::disk::{Op, Progress, Stage};
 use super::lies::FAILED;
-use super::message::{Ack, Client, Down, End, Message, Packet, Status};
+use super::message::{Ack, Client, Down, End, Form, Message, Packet, Status};
 use super::oracle::acknowledged_is_durable;
 use super::world::World;
 
@@ -22,7 +22,7 @@ const PACKET_BYTES: u64 = 100;
 /// A publish that waits for its PUBACK.
 #[derive(Debug)]
 pub(super) enum UnderWay {
-    Cases(Vec<CaseKey>),
+    Cases(Vec<CaseKey>, Form),
     Ask(Vec<CaseKey>),
 }
 
@@ -37,7 +37,7 @@ impl World {
         }
     }
 
-    pub(super) fn device_publishes(&mut self, mut keys: Vec<CaseKey>) {
+    pub(super) fn device_publishes(&mut self, mut keys: Vec<CaseKey>, form: Form) {
         keys.retain(|key| self.device_loads(*key));
         if keys.is_empty() {
             return;
@@ -46,14 +46,14 @@ impl World {
             return self.device_soon(Step::Tell(Event::Published { keys, outcome: Publish::Nobody }));
         };
         let bytes_max = self.device_bytes_max(wire);
-        if self.message_bytes(&keys) > bytes_max {
+        if self.message_bytes(&keys, form) > bytes_max {
             return match keys[..] {
                 [_] => {
                     let outcome = Publish::TooLarge { bytes_max: Some(bytes_max) };
                     self.device_soon(Step::Tell(Event::Published { keys, outcome }));
                 }
                 // What is too large together may fit one by one.
-                _ => keys.into_iter().for_each(|key| self.device_publishes(vec![key])),
+                _ => keys.into_iter().for_each(|key| self.device_publishes(vec![key], form)),
             };
         }
         let now = self.device_now();
@@ -62,10 +62,10 @@ impl World {
             let checked = self.device.watch.travels(now, *key);
             self.check(checked);
             let open = matches!(self.device.disk.get(*key).map(|row| row.stage), Some(Stage::Open(_)));
-            let checked = self.ledger.travels(*key, open);
+            let checked = self.ledger.travels(*key, open, form, self.plan.thumbnails);
             self.check(checked);
         }
-        self.device_transmits(wire, Message::Cases(keys.clone()), UnderWay::Cases(keys));
+        self.device_transmits(wire, Message::Cases(keys.clone(), form), UnderWay::Cases(keys, form));
     }
 
     /// Whether it is still to be sent.
@@ -88,8 +88,9 @@ impl World {
         self.net.wires[wire].packet_bytes_max.into_iter().chain(known).min().unwrap_or(u32::MAX)
     }
 
-    pub(super) fn message_bytes(&self, keys: &[CaseKey]) -> u32 {
-        let payload = |key: &CaseKey| self.device.disk.get(*key).map_or(0, super::disk::Row::payload_bytes);
+    pub(super) fn message_bytes(&self, keys: &[CaseKey], form: Form) -> u32 {
+        let whole = |key: &CaseKey| self.device.disk.get(*key).map_or(0, super::disk::Row::payload_bytes);
+        let payload = |key: &CaseKey| if form == Form::Whole { whole(key) } else { whole(key) / 8 };
         keys.iter().map(|key| payload(key).saturating_add(ENVELOPE_BYTES)).fold(0, u32::saturating_add)
     }
 
@@ -126,8 +127,11 @@ impl World {
 
     fn device_hears_ack(&mut self, id: u32, ack: Ack) {
         let event = match (self.device.under_way.remove(&id), ack) {
-            (Some(UnderWay::Cases(keys)), Ack::Taken) => Event::Published { keys, outcome: Publish::Acknowledged },
-            (Some(UnderWay::Cases(keys)), Ack::Nobody | Ack::Refused) => {
+            (Some(UnderWay::Cases(keys, form)), Ack::Taken) => {
+                let outcome = if form == Form::Whole { Publish::Acknowledged } else { Publish::Named };
+                Event::Published { keys, outcome }
+            }
+            (Some(UnderWay::Cases(keys, _)), Ack::Nobody | Ack::Refused) => {
                 keys.iter().for_each(|key| self.ledger.allows(*key));
                 Event::Published { keys, outcome: Publish::Nobody }
             }
@@ -153,9 +157,9 @@ impl World {
             Message::Down(Down::Busy { after_s }) => Event::Busy { after: Duration::from_secs(u64::from(after_s)) },
             Message::Down(Down::Failed(key)) => Event::Failed { key, reason: FAILED.to_owned() },
             Message::Down(Down::Dead(key)) => Event::Dead { key, reason: "dead".to_owned() },
-            Message::Down(Down::Send(key)) => Event::Wanted { key },
+            Message::Down(Down::Send(key)) => Event::Wanted { key, form: PayloadForm::Whole },
             Message::Down(Down::Odd) => return self.acknowledge(id),
-            Message::Cases(_) | Message::Ask(_) => return,
+            Message::Cases(..) | Message::Ask(_) => return,
         };
         self.tell(event);
         self.acknowledge(id);
@@ -171,7 +175,7 @@ impl World {
         self.device.inbox.clear();
         for (_, what) in std::mem::take(&mut self.device.under_way) {
             self.device_soon(Step::Tell(match what {
-                UnderWay::Cases(keys) => Event::Published { keys, outcome: Publish::Unclear },
+                UnderWay::Cases(keys, _) => Event::Published { keys, outcome: Publish::Unclear },
                 UnderWay::Ask(keys) => Event::AskFailed { keys },
             }));
         }

@@ -112,7 +112,9 @@ impl Watch {
             Event::Published { keys, outcome } => {
                 for key in keys {
                     match (self.flying.get_mut(key), outcome) {
-                        (Some((_, acknowledged @ None)), Publish::Acknowledged) => *acknowledged = Some(now),
+                        (Some((_, acknowledged @ None)), Publish::Acknowledged | Publish::Named) => {
+                            *acknowledged = Some(now)
+                        }
                         (Some((_, None)), Publish::Nobody | Publish::Unclear | Publish::TooLarge { .. }) => {
                             self.flying.remove(key);
                         }
@@ -124,7 +126,7 @@ impl Watch {
                 self.proven |= self.connected;
                 self.flying.retain(|key, _| !keys.contains(key));
             }
-            Event::Wanted { key } | Event::Dead { key, .. } | Event::Failed { key, .. } => {
+            Event::Wanted { key, .. } | Event::Dead { key, .. } | Event::Failed { key, .. } => {
                 self.proven |= self.connected;
                 self.flying.remove(key);
             }

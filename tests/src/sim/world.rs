@@ -6,13 +6,14 @@ use std::collections::BinaryHeap;
 use hedge_proto::CaseKey;
 
 use super::broker::Broker;
-use super::cloud::{self, Cloud, Records};
+use super::cloud::{self, Cloud};
 use super::device::{self, Device};
 use super::disk::Stage;
 use super::message::{Client, End, Packet};
 use super::net::Net;
 use super::oracle::{Broken, Checked, Ledger, drain_within};
 use super::plan::{Dice, Fault, Plan};
+use super::records::Records;
 use super::trace::Trace;
 use super::{Planted, Summary};
 

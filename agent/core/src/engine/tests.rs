@@ -1,3 +1,4 @@
+mod forms;
 mod measure;
 mod windows;
 
@@ -80,7 +81,7 @@ fn a_case_goes_out_when_the_cloud_is_there_and_is_closed_by_its_verdict() {
     let mut engine = online(0);
     actions(&mut engine);
     engine.handle(Moment(3), Event::Stored(waiting(7, false)));
-    assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(7)] }]);
+    assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(7)], first: None, offers: true }]);
     engine.handle(Moment(4), Event::Published { keys: vec![key(7)], outcome: Publish::Acknowledged });
     engine.handle(Moment(5), Event::Received { keys: vec![key(7)] });
     assert_eq!(actions(&mut engine), [Action::MarkReceived { keys: vec![key(7)] }]);
@@ -95,9 +96,12 @@ fn what_an_earlier_run_sent_is_asked_about_first() {
     let fetch = Action::Fetch { count: READY_MAX, below_bytes: u32::MAX };
     assert!(actions(&mut engine).contains(&fetch));
     engine.handle(Moment(3), Event::Fetched(vec![waiting(1, true), waiting(2, false)]));
-    assert_eq!(actions(&mut engine), [Action::Ask { keys: vec![key(1)] }, Action::Send { keys: vec![key(2)] }]);
+    assert_eq!(
+        actions(&mut engine),
+        [Action::Ask { keys: vec![key(1)] }, Action::Send { keys: vec![key(2)], first: None, offers: true }]
+    );
     engine.handle(Moment(4), Event::Unknown { keys: vec![key(1)] });
-    assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(1)] }]);
+    assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(1)], first: None, offers: true }]);
 }
 
 #[test]
@@ -107,7 +111,7 @@ fn nothing_is_sent_while_no_cloud_is_known_to_read_it() {
     engine.handle(Moment(2), Event::Stored(waiting(7, false)));
     assert!(!actions(&mut engine).iter().any(|action| matches!(action, Action::Send { .. })));
     engine.handle(Moment(3), cloud(CloudState::Online));
-    assert!(actions(&mut engine).contains(&Action::Send { keys: vec![key(7)] }));
+    assert!(actions(&mut engine).contains(&Action::Send { keys: vec![key(7)], first: None, offers: true }));
 }
 
 #[test]
@@ -207,7 +211,7 @@ fn what_memory_had_no_room_for_is_fetched_when_there_is_room() {
     let mut fetches = 0;
     while let Some(action) = engine.next_action() {
         match action {
-            Action::Send { keys } => engine.handle(Moment(4), Event::Closed { key: keys[0], spoken: true }),
+            Action::Send { keys, .. } => engine.handle(Moment(4), Event::Closed { key: keys[0], spoken: true }),
             Action::Fetch { .. } => fetches += 1,
             _ => {}
         }
@@ -226,7 +230,7 @@ fn a_case_stored_while_the_disk_is_looked_at_is_not_forgotten() {
     let mut open: Vec<CaseKey> = (0..2 * READY_MAX as u64).map(key).collect();
     while let Some(action) = engine.next_action() {
         match action {
-            Action::Send { keys } => {
+            Action::Send { keys, .. } => {
                 open.retain(|known| *known != keys[0]);
                 engine.handle(Moment(5), Event::Closed { key: keys[0], spoken: true });
             }
@@ -252,7 +256,7 @@ fn a_backlog_larger_than_memory_drains_to_the_last_case() {
                 let best = disk.iter().take(count).map(|&sequence| waiting(sequence, false)).collect();
                 engine.handle(now, Event::Fetched(best));
             }
-            Action::Send { keys } => {
+            Action::Send { keys, .. } => {
                 let key = keys[0];
                 engine.handle(now, Event::Published { keys, outcome: Publish::Acknowledged });
                 disk.retain(|&sequence| sequence != key.sequence);
@@ -317,11 +321,11 @@ fn a_payload_that_cannot_be_brought_waits_alone() {
     engine.handle(Moment(4), Event::Published { keys: vec![key(7)], outcome: Publish::Stuck });
     assert_eq!(actions(&mut engine), [], "not at once");
     engine.handle(Moment(5), Event::Stored(waiting(8, false)));
-    assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(8)] }]);
+    assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(8)], first: None, offers: true }]);
     let again = Moment(4) + crate::uplink::STUCK_WAIT;
     assert!(engine.wake_at().is_some_and(|at| at <= again));
     engine.handle(again, Event::Tick);
-    assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(7)] }]);
+    assert_eq!(actions(&mut engine), [Action::Send { keys: vec![key(7)], first: None, offers: true }]);
     engine.handle(again, Event::Published { keys: vec![key(7)], outcome: Publish::Stuck });
     engine.handle(again + crate::uplink::STUCK_WAIT, Event::Tick);
     assert_eq!(actions(&mut engine), [], "each time longer");

@@ -1,8 +1,8 @@
 //! What broker and cloud say of cases under way.
 
-use hedge_proto::CaseKey;
+use hedge_proto::{CaseKey, PayloadForm};
 
-use super::tracked::Phase;
+use super::tracked::{Phase, Whole};
 use super::*;
 
 impl Uplink {
@@ -11,10 +11,13 @@ impl Uplink {
         match outcome {
             Publish::Nobody | Publish::Refused => self.nobody_listens(now),
             Publish::Acknowledged => self.passed(keys),
+            // Its thumbnail did fit, and so do those of others.
+            Publish::TooLarge { .. } if self.goes_whole(keys) => {}
             Publish::TooLarge { bytes_max } => self.exceeds(now, keys, bytes_max),
             // A case is offered again at the latest after `QUIET_MAX`; one that is gone by then is no fault any more.
             Publish::Newer { version } => self.newer = Some((version, now + QUIET_MAX + QUIET_MAX)),
-            Publish::Named | Publish::Unclear | Publish::Stuck => {}
+            Publish::Named => self.cleared(keys),
+            Publish::Unclear | Publish::Stuck => {}
         }
         for key in keys {
             let Some(case) = self.cases.get_mut(key).filter(|case| case.phase == Phase::Publishing) else { continue };
@@ -30,6 +33,12 @@ impl Uplink {
                     case.stuck = case.stuck.saturating_add(1);
                     case.sends -= u32::from(outcome != Publish::Refused);
                     case.enter(now, Phase::Ready { not_before });
+                }
+                // The cloud is told, and makes do.
+                Publish::TooLarge { .. } if case.whole == Whole::Wanted => {
+                    case.sends -= 1;
+                    case.whole = Whole::TooLarge;
+                    case.enter(now, Phase::Ready { not_before: now });
                 }
                 Publish::TooLarge { .. } => {
                     case.sends -= 1;
@@ -82,12 +91,34 @@ impl Uplink {
         }
     }
 
-    /// The cloud lacks this case's payload, or wants it again.
+    /// The cloud lacks this case's payload, or wants it again. It has no use for more of it than it had before.
     pub fn wanted(&mut self, now: Moment, key: CaseKey) {
         if let Some(case) = self.cases.get_mut(&key) {
-            case.again = true;
+            (case.again, case.whole) = (true, Whole::Offered);
             case.enter(now, Phase::Ready { not_before: now });
         }
+    }
+
+    /// The cloud wants a payload in this form. Of what it was never sent it cannot know that it wants more.
+    pub fn wanted_as(&mut self, now: Moment, key: CaseKey, form: PayloadForm) {
+        let before = self.cases.get(&key).map_or(Whole::Offered, |case| case.whole);
+        let is_asked_for = form == PayloadForm::Whole && self.was_sent(key);
+        self.wanted(now, key);
+        if let Some(case) = self.cases.get_mut(&key).filter(|_| is_asked_for) {
+            case.whole = if before == Whole::TooLarge { before } else { Whole::Wanted };
+        }
+    }
+
+    /// Whether what is being sent goes whole, although thumbnails go first. It goes alone, as everything that goes again.
+    #[must_use]
+    pub fn goes_whole(&self, keys: &[CaseKey]) -> bool {
+        keys.iter().filter_map(|key| self.cases.get(key)).any(|case| case.whole == Whole::Wanted)
+    }
+
+    /// Whether the whole may follow what is being sent.
+    #[must_use]
+    pub fn offers(&self, keys: &[CaseKey]) -> bool {
+        keys.iter().filter_map(|key| self.cases.get(key)).all(|case| case.whole != Whole::TooLarge)
     }
 
     /// The cloud says that it tried and could not: true if that is news. Each try is one send or question, and counts

@@ -120,12 +120,21 @@ impl Uplink {
 
     /// The broker took these: they were not the reason, and neither was the size of the largest.
     pub(super) fn passed(&mut self, keys: &[CaseKey]) {
+        self.cleared(keys);
         for key in keys {
-            let Some(case) = self.cases.get_mut(key) else { continue };
-            (case.suspect, case.guilt) = (false, 0);
+            let Some(case) = self.cases.get(key) else { continue };
             let bytes = case.case.payload_bytes;
             self.carried_bytes = self.carried_bytes.max(Some(bytes));
             self.suspicion = self.suspicion.filter(|limit| bytes < limit.from_bytes);
+        }
+    }
+
+    /// They were not the reason, as they went; their size was not tried.
+    pub(super) fn cleared(&mut self, keys: &[CaseKey]) {
+        for key in keys {
+            if let Some(case) = self.cases.get_mut(key) {
+                (case.suspect, case.guilt) = (false, 0);
+            }
         }
     }
 

@@ -18,6 +18,15 @@ pub struct Waiting {
     pub urgent: bool,
 }
 
+/// Of a case whose thumbnail goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whole {
+    Offered,
+    Wanted,
+    /// A message does not take it over the present connection: the thumbnail goes once more, and offers nothing.
+    TooLarge,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Phase {
     Ready { not_before: Moment },
@@ -35,6 +44,7 @@ pub(super) struct Tracked {
     /// Which publish carried it, and whether the cloud has asked for it again.
     pub(super) publish: u64,
     pub(super) again: bool,
+    pub(super) whole: Whole,
     /// When the phase began.
     pub(super) since: Moment,
     /// How often the cloud was asked without a verdict; lengthens the next wait.
@@ -60,6 +70,7 @@ impl Tracked {
             phase,
             publish: 0,
             again: false,
+            whole: Whole::Offered,
             since: now,
             asked: 0,
             tried: false,

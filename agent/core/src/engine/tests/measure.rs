@@ -12,7 +12,7 @@ fn sized(sequence: u64, payload_bytes: u32) -> Event {
 
 fn sent(engine: &mut Engine) -> Vec<u64> {
     let sends = actions(engine).into_iter().filter_map(|action| match action {
-        Action::Send { keys } => Some(keys),
+        Action::Send { keys, .. } => Some(keys),
         _ => None,
     });
     sends.flatten().map(|key| key.sequence).collect()
@@ -39,7 +39,7 @@ fn reconnect(engine: &mut Engine, at: Moment, loss: Loss) -> Moment {
 #[test]
 fn one_payload_travels_at_most_so_often_in_any_hour_whoever_asks() {
     for word in [
-        || Event::Wanted { key: key(7) },
+        || Event::Wanted { key: key(7), form: PayloadForm::Whole },
         || Event::Unknown { keys: vec![key(7)] },
         || Event::Published { keys: vec![key(7)], outcome: Publish::Nobody },
     ] {
@@ -64,7 +64,7 @@ fn how_often_a_payload_travelled_is_known_after_a_restart() {
     let mut engine = online(0);
     engine.handle(Moment(3), sized(7, 100));
     for at in 4..10 {
-        engine.handle(Moment(at), Event::Wanted { key: key(7) });
+        engine.handle(Moment(at), Event::Wanted { key: key(7), form: PayloadForm::Whole });
         engine.handle(Moment(at), Event::Tick);
     }
     assert_eq!(sent(&mut engine).len(), 3, "what may travel at once");
@@ -85,7 +85,7 @@ fn a_hostile_cloud_keeps_no_other_case_back() {
     for sequence in 0..100 {
         engine.handle(Moment(3), sized(sequence, 100));
         for _ in 0..20 {
-            engine.handle(Moment(3), Event::Wanted { key: key(sequence) });
+            engine.handle(Moment(3), Event::Wanted { key: key(sequence), form: PayloadForm::Whole });
         }
     }
     sent(&mut engine);
@@ -203,7 +203,7 @@ fn poisoned(loss: Loss, bytes: u32) -> (Engine, Moment, usize) {
         let mut ends = false;
         for action in actions(&mut engine) {
             match action {
-                Action::Send { keys } => {
+                Action::Send { keys, .. } => {
                     ends |= keys.contains(&key(9));
                     travelled += usize::from(keys.contains(&key(9)));
                     let passed: Vec<_> = keys.into_iter().filter(|key| key.sequence != 9).collect();

@@ -86,7 +86,7 @@ impl Radio {
                     self.used.push(self.now + GOODBYE);
                     self.after(GOODBYE, Event::Disconnected(Loss::Closed));
                 }
-                Action::Send { keys } => self.send(keys),
+                Action::Send { keys, .. } => self.send(keys),
                 Action::Ask { keys } => {
                     self.used.push(self.now);
                     self.after(Duration::from_secs(1), Event::Unknown { keys });
