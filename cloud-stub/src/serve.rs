@@ -126,7 +126,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         Some(setup) => Some(payloads::start(&setup, payloads.clone()).await?),
         None => None,
     };
-    let work = Intake::new(writer, topics.clone(), keep(args), panels, ledger, args.enough, payloads, outlets)?;
+    let work = Intake::new(writer, topics.clone(), (keep(args), args.enough), panels, ledger, payloads, outlets)?;
     let (intake_ended, intake) = oneshot::channel();
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
         // Nobody waits for it only when the process is ending anyway.

@@ -144,10 +144,9 @@ impl Intake {
     pub fn new(
         writer: Writer,
         topics: Topics,
-        keep: Keep,
+        (keep, enough): (Keep, Enough),
         panels: Panels,
         ledger: Ledger,
-        enough: Enough,
         payloads: Storage,
         outlets: Outlets,
     ) -> Result<Self, StoreError> {
