@@ -177,7 +177,7 @@ mod tests {
                 batch.want(&id, 5)
             });
             assert_eq!(writer.overdue(5).expect("read"), []);
-            assert_eq!(writer.overdue(6).expect("read"), [id.clone()]);
+            assert_eq!(writer.overdue(6).expect("read"), std::slice::from_ref(&id));
             let work = committed(&mut writer, |batch| batch.make_do(&id));
             assert_eq!(work, Some(Waiting::new(id.clone(), "t".to_owned(), 1)), "everybody is asked again");
             assert_eq!((writer.overdue(6).expect("read"), writer.waiting().expect("read").len()), (vec![], 1));
