@@ -13,6 +13,7 @@
 pub mod allowance;
 pub mod bins;
 pub mod calibration;
+mod checks;
 pub mod evidence;
 mod experience;
 mod flicker;

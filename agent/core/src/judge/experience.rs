@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::allowance::Account;
 use super::bins::{Recent, bin, log_odds, share, upper};
 use super::calibration::{Calibration, Fit, PERSON_COUNTS};
+use super::checks::Checks;
 use super::evidence::{Certificate, Evidence};
 use super::head::Head;
 use super::shift::{Change, Shift};
@@ -39,11 +40,6 @@ const CHECKS_OF_BUDGET: f32 = 0.2;
 /// While the input looks unlike what the model was checked on, a fixed threshold allows this part of the doubt.
 const DOUBT_IN_SHIFT: f32 = 0.5;
 
-/// Ranks of independent answers differ by so much on average, squared; those of frames that hardly change by less.
-const INDEPENDENT: f32 = 1.0 / 6.0;
-const ALIKE_STEP: f32 = 1.0 / 200.0;
-const SPACING_MAX: f32 = 100.0;
-
 /// A case that was made and has not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Open {
@@ -53,39 +49,6 @@ struct Open {
     sent: bool,
     bytes: u32,
     since_ms: u64,
-}
-
-/// Spot checks that were drawn, and what became of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-struct Checks {
-    drawn: u64,
-    answered: u64,
-    lost: u64,
-    /// A sum of losses: of boxes an answer may be wrong in part.
-    contradicted: f64,
-    /// Answers since the last one.
-    since: u32,
-    /// Answers since the alarm looked at one.
-    unlooked: u32,
-    /// How much ranks differ from one answer to the next, squared, on average.
-    differs: Option<f32>,
-    last_rank: f32,
-}
-
-impl Checks {
-    fn saw(&mut self, rank: f32) {
-        let by = (rank - self.last_rank) * (rank - self.last_rank);
-        let before = self.differs.unwrap_or(INDEPENDENT);
-        (self.differs, self.last_rank) = (Some(before + ALIKE_STEP * (by - before)), rank);
-        self.since = self.since.saturating_add(1);
-    }
-
-    /// From one answer to another that is as good as independent of it.
-    fn spacing(&self) -> f32 {
-        let alike = (1.0 - self.differs.unwrap_or(INDEPENDENT) / INDEPENDENT).clamp(0.0, 0.98);
-        libm::roundf((1.0 + alike) / (1.0 - alike)).min(SPACING_MAX)
-    }
 }
 
 /// What is known of one version of a model.

@@ -2,7 +2,6 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::Duration;
@@ -16,8 +15,9 @@ use hedge_core::release::DOCUMENT_BYTES_MAX;
 use hedge_proto::{Digest, in_one_line};
 use reqwest::header::{self, HeaderValue};
 use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode, Url};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
+use super::pace::Pace;
 use super::part::Part;
 use super::registry::{Artifact, Login, MANIFEST_TYPES, token};
 
@@ -38,9 +38,6 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const REQUEST_BYTES: u64 = 1024;
 const CONNECTION_BYTES: u64 = 8 * 1024;
 
-/// How many bytes come before it is said that they have.
-const SAID_EVERY: u64 = 16 * 1024;
-
 /// A server that bundles are fetched from.
 pub(super) struct Server {
     client: Client,
@@ -58,17 +55,6 @@ struct Registry {
     secret: Option<String>,
     /// What it wants to see with every request, as far as it has said so.
     shown: RefCell<Option<HeaderValue>>,
-}
-
-/// Keeps what comes to a rate, and says how much has come: whoever started this process counts it.
-struct Pace {
-    bytes_per_s: NonZeroU64,
-    came: u64,
-    said: u64,
-    /// Of the whole bundle, once that is known.
-    expected: u64,
-    /// When the next byte is due.
-    due: Instant,
 }
 
 /// Why a try ended, and whether another may help.
@@ -107,8 +93,8 @@ impl Server {
             }
             (false, None) => None,
         };
-        let pace = |bytes_per_s| RefCell::new(Pace { bytes_per_s, came: 0, said: 0, expected: 0, due: Instant::now() });
-        let server = Self { client: client.build()?, base, registry, pace: bytes_per_s.map(pace) };
+        let pace = bytes_per_s.map(|bytes_per_s| RefCell::new(Pace::new(bytes_per_s)));
+        let server = Self { client: client.build()?, base, registry, pace };
         server.count(CONNECTION_BYTES)?;
         Ok(server)
     }
@@ -353,37 +339,13 @@ fn begins_at(response: &reqwest::Response, begin: u64) -> bool {
     range.is_some_and(|range| range.starts_with(&format!("bytes {begin}-")))
 }
 
-impl Pace {
-    fn count(&mut self, bytes: u64) -> std::io::Result<()> {
-        self.came += bytes;
-        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s.get() as f64);
-        // What was not used of the rate is not made up for.
-        self.due = self.due.max(Instant::now()) + takes;
-        if self.came - self.said < SAID_EVERY { Ok(()) } else { self.say() }
-    }
-
-    fn say(&mut self) -> std::io::Result<()> {
-        self.said = self.came;
-        // Also tells that whoever counts has gone.
-        let mut out = std::io::stdout();
-        writeln!(out, "came       {} of {} bytes", self.came, self.expected)?;
-        out.flush()
-    }
-}
-
-impl Drop for Pace {
-    fn drop(&mut self) {
-        // Little comes of a server that has nothing, however often it is asked: it counts all the same.
-        drop(self.say());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::Instant;
 
     use super::*;
 

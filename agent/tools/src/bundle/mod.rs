@@ -10,6 +10,7 @@ mod draft;
 mod fetch;
 mod init;
 mod inspect;
+mod pace;
 mod part;
 mod preprocessing;
 mod proof;
