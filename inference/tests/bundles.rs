@@ -209,6 +209,8 @@ fn a_bundle_may_limit_any_measure_and_no_other_word() {
     assert_eq!((threshold.score_min(), threshold.most(Measure::Errors)), (0.6, 0.25));
     let error = limits("mistakes = 0.25").expect_err("refused");
     assert!(error.contains("`doubt_max.mistakes` is no measure") && error.contains("mean_shown"), "{error}");
+    let error = limits("learned = 0.25").expect_err("a device's own");
+    assert!(error.contains("`doubt_max.learned` is no measure") && error.ends_with("confidence"), "{error}");
 }
 
 #[test]

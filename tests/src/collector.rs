@@ -1,16 +1,17 @@
 //! A collector of traces that takes OTLP over HTTP, and a service that answers cases and is told their traces.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use prost::Message as _;
 
 use crate::address;
+use crate::request::Request;
 
 /// What a head or body has at most.
 const PART_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -106,7 +107,7 @@ impl Collector {
 fn serve(client: &TcpStream, state: &Mutex<State>) -> Result<()> {
     client.set_read_timeout(Some(IDLE_MAX))?;
     let mut reader = BufReader::new(client);
-    while let Some(request) = read_one(&mut reader)? {
+    while let Some(request) = Request::read(&mut reader, PART_BYTES_MAX)? {
         let (status, body) = answer(request, &mut state.lock().unwrap_or_else(PoisonError::into_inner))?;
         let mut writer = client;
         write!(writer, "HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
@@ -128,7 +129,7 @@ fn answer(request: Request, state: &mut State) -> Result<(&'static str, String)>
         // Whether it is alive: it says so also while it answers no case.
         return Ok(("404 Not Found", String::new()));
     }
-    state.asked.push(request.traceparent);
+    state.asked.push(request.header("traceparent").to_owned());
     Ok(match &state.label {
         Some(label) => ("200 OK", serde_json::json!({ "label": label }).to_string()),
         None => DOWN,
@@ -162,42 +163,4 @@ fn spans(told: ExportTraceServiceRequest) -> Vec<Span> {
         }
     }
     spans
-}
-
-#[derive(Default)]
-struct Request {
-    method: String,
-    path: String,
-    traceparent: String,
-    body: Vec<u8>,
-}
-
-/// One request; `None` when the client has gone.
-fn read_one(reader: &mut BufReader<&TcpStream>) -> Result<Option<Request>> {
-    let (mut request, mut length) = (Request::default(), 0_u64);
-    let mut line = String::new();
-    let mut head = reader.by_ref().take(PART_BYTES_MAX);
-    loop {
-        line.clear();
-        if !matches!(head.read_line(&mut line), Ok(1..)) {
-            return Ok(None);
-        }
-        let text = line.trim_end();
-        if text.is_empty() {
-            break;
-        }
-        match text.split_once(": ") {
-            None => {
-                let mut words = text.split(' ').map(str::to_owned);
-                request.method = words.next().unwrap_or_default();
-                request.path = words.next().unwrap_or_default();
-            }
-            Some((name, value)) if name.eq_ignore_ascii_case("traceparent") => request.traceparent = value.to_owned(),
-            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => length = value.parse()?,
-            Some(_) => {}
-        }
-    }
-    ensure!(length <= PART_BYTES_MAX, "a body of {length} bytes");
-    reader.by_ref().take(length).read_to_end(&mut request.body)?;
-    Ok((request.body.len() as u64 == length).then_some(request))
 }

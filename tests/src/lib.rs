@@ -36,6 +36,7 @@ pub mod program;
 pub mod publisher;
 pub mod recipes;
 pub mod registry;
+mod request;
 pub mod scene;
 pub mod scrape;
 pub mod shelf_server;

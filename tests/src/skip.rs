@@ -24,6 +24,14 @@ pub fn skipped(reason: &str) {
     assert!(std::env::var_os("CI").is_none(), "in CI nothing is skipped: {reason}");
 }
 
+#[track_caller]
+fn is_here(here: bool, reason: &str) -> bool {
+    if !here {
+        skipped(reason);
+    }
+    here
+}
+
 fn note(list: &Path, line: &str) -> std::io::Result<()> {
     std::fs::OpenOptions::new().create(true).append(true).open(list)?.write_all(line.as_bytes())
 }
@@ -31,99 +39,76 @@ fn note(list: &Path, line: &str) -> std::io::Result<()> {
 /// Whether ONNX Runtime is here; notes the skip if not.
 #[track_caller]
 pub fn has_onnxruntime() -> bool {
-    let here = places::onnxruntime().is_some();
-    if !here {
-        skipped("ONNX Runtime is not here; `cargo xtask test` fetches it and sets ORT_DYLIB_PATH");
-    }
-    here
+    is_here(
+        places::onnxruntime().is_some(),
+        "ONNX Runtime is not here; `cargo xtask test` fetches it and sets ORT_DYLIB_PATH",
+    )
 }
 
 /// Whether mosquitto is installed; notes the skip if not.
 #[track_caller]
 pub fn has_mosquitto() -> bool {
-    let here = mosquitto::is_installed();
-    if !here {
-        skipped("mosquitto is not installed; on Debian: apt-get install mosquitto");
-    }
-    here
+    is_here(mosquitto::is_installed(), "mosquitto is not installed; on Debian: apt-get install mosquitto")
 }
 
 /// Whether a registry of containers is installed; notes the skip if not.
 #[track_caller]
 pub fn has_registry() -> bool {
-    let here = registry::is_installed();
-    if !here {
-        skipped("a registry is not installed; on Debian: apt-get install docker-registry");
-    }
-    here
+    is_here(registry::is_installed(), "a registry is not installed; on Debian: apt-get install docker-registry")
 }
 
 /// Whether PostgreSQL is installed; notes the skip if not.
 #[track_caller]
 pub fn has_postgres() -> bool {
-    let here = postgres::is_installed();
-    if !here {
-        skipped("PostgreSQL is not installed; on Debian: apt-get install postgresql");
-    }
-    here
+    is_here(postgres::is_installed(), "PostgreSQL is not installed; on Debian: apt-get install postgresql")
 }
 
 /// Whether an object store can be started; notes the skip if not.
 #[track_caller]
 pub fn has_object_store() -> bool {
-    let here = object_store::is_installed();
-    if !here {
-        skipped("there is no Python with moto; `cargo xtask test` makes one and sets HEDGETEST_PYTHON");
-    }
-    here
+    is_here(
+        object_store::is_installed(),
+        "there is no Python with moto; `cargo xtask test` makes one and sets HEDGETEST_PYTHON",
+    )
 }
 
 /// Whether Chromium and its driver are installed; notes the skip if not.
 #[track_caller]
 pub fn has_browser() -> bool {
-    let here = Path::new(browser::CHROMEDRIVER).is_file();
-    if !here {
-        skipped("no browser is installed; on Debian: apt-get install --no-install-recommends chromium chromium-driver");
-    }
-    here
+    is_here(
+        Path::new(browser::CHROMEDRIVER).is_file(),
+        "no browser is installed; on Debian: apt-get install --no-install-recommends chromium chromium-driver",
+    )
 }
 
 /// Whether promtool is installed; notes the skip if not.
 #[track_caller]
 pub fn has_promtool() -> bool {
-    let here = Path::new(places::PROMTOOL).is_file();
-    if !here {
-        skipped("promtool is not installed; on Debian: apt-get install --no-install-recommends prometheus");
-    }
-    here
+    is_here(
+        Path::new(places::PROMTOOL).is_file(),
+        "promtool is not installed; on Debian: apt-get install --no-install-recommends prometheus",
+    )
 }
 
 /// Whether a machine can be booted here; notes the skip if not.
 #[track_caller]
 pub fn has_machine() -> bool {
-    let here = Machine::parts().is_some();
-    if !here {
-        skipped("no machine can be booted; `cargo xtask test` as root with mmdebstrap and systemd-container makes one");
-    }
-    here
+    is_here(
+        Machine::parts().is_some(),
+        "no machine can be booted; `cargo xtask test` as root with mmdebstrap and systemd-container makes one",
+    )
 }
 
 /// Whether this process may make network namespaces; notes the skip if not.
 #[track_caller]
 pub fn has_namespaces() -> bool {
     let reason = CloudSide::unavailable();
-    if let Some(reason) = &reason {
-        skipped(reason);
-    }
-    reason.is_none()
+    is_here(reason.is_none(), reason.as_deref().unwrap_or_default())
 }
 
 /// Whether this process may mount a file system of its own; notes the skip if not.
 #[track_caller]
 pub fn has_ext4() -> bool {
     let reason = Ext4::unavailable();
-    if let Some(reason) = &reason {
-        skipped(reason);
-    }
-    reason.is_none()
+    is_here(reason.is_none(), reason.as_deref().unwrap_or_default())
 }

@@ -1,7 +1,7 @@
 //! A web server that takes corrections, and sometimes forgets to say so.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::address;
+use crate::request::Request;
 
 /// A head or body larger than this is not a correction.
 const PART_BYTES_MAX: u64 = 64 * 1024;
@@ -86,8 +87,10 @@ impl Webhook {
 fn serve(client: &TcpStream, taken: &Mutex<Taken>) -> Result<()> {
     client.set_read_timeout(Some(IDLE_MAX))?;
     let mut reader = BufReader::new(client);
-    while let Some((key, body)) = read_one(&mut reader)? {
-        let body = serde_json::from_slice(&body).context("the body is not JSON")?;
+    while let Some(request) = Request::read(&mut reader, PART_BYTES_MAX)? {
+        let key = request.header("idempotency-key").to_owned();
+        ensure!(!key.is_empty(), "a delivery without a key");
+        let body = serde_json::from_slice(&request.body).context("the body is not JSON")?;
         let confirmed = {
             let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
             taken.deliveries += 1;
@@ -102,29 +105,4 @@ fn serve(client: &TcpStream, taken: &Mutex<Taken>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Key and body of one request; `None` when the client has gone, whether between two or within one.
-fn read_one(reader: &mut BufReader<&TcpStream>) -> Result<Option<(String, Vec<u8>)>> {
-    let (mut key, mut length) = (String::new(), 0);
-    let mut line = String::new();
-    let mut head = reader.by_ref().take(PART_BYTES_MAX);
-    loop {
-        line.clear();
-        if !matches!(head.read_line(&mut line), Ok(1..)) {
-            return Ok(None);
-        }
-        let text = line.trim_end();
-        if text.is_empty() {
-            break;
-        }
-        match text.split_once(": ") {
-            Some((name, value)) if name.eq_ignore_ascii_case("idempotency-key") => key = value.to_owned(),
-            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => length = value.parse()?,
-            _ => {}
-        }
-    }
-    ensure!(!key.is_empty() && length as u64 <= PART_BYTES_MAX, "no key, or a body of {length} bytes");
-    let mut body = vec![0; length];
-    Ok(reader.read_exact(&mut body).is_ok().then_some((key, body)))
 }

@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use device::{Counts, Device, Fleet, LABEL, Stage, TASK};
-use hedge_proto::Topics;
+use device::{Device, Fleet, LABEL, Stage, TASK};
 use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::{Cloud, CloudSetup, Mosquitto, ObjectStore, Postgres, skip, wait};
 use serde_json::json;
@@ -48,18 +47,8 @@ fn payloads_in_an_object_store_are_read_deleted_and_not_lost_while_it_is_away() 
         cloud.wait_until_connected()?;
         clouds.push(cloud);
     }
-    let payload = vec![7; 1024];
-    let fleet = Arc::new(Fleet {
-        broker: mosquitto.address(),
-        authority: None,
-        topics: Topics::new("")?,
-        payload: payload.clone(),
-        batch_bytes_max: 0,
-        every: Some(Duration::from_secs_f64(DEVICES as f64 / CASES_PER_S)),
-        kept: 0,
-        counts: Counts::default(),
-        begun: tokio::time::Instant::now(),
-    });
+    let every = Some(Duration::from_secs_f64(DEVICES as f64 / CASES_PER_S));
+    let fleet = Arc::new(Fleet { every, ..Fleet::at(mosquitto.address())? });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (stage, stages) = watch::channel(Stage::Working);
     for number in 0..DEVICES {
@@ -77,7 +66,7 @@ fn payloads_in_an_object_store_are_read_deleted_and_not_lost_while_it_is_away() 
         let url = format!("{}/api/cases/{case}/payload", cloud.dashboard());
         let read = ureq::get(&url).call()?.body_mut().read_to_vec()?;
         // The first bytes tell one payload from another.
-        assert_eq!((read.len(), &read[8..]), (payload.len(), &payload[8..]));
+        assert_eq!((read.len(), &read[8..]), (fleet.payload.len(), &fleet.payload[8..]));
     }
     let path = format!("/api/cases/{case}/delete");
     let found = clouds[1].post(&path, &json!({}))?;

@@ -16,8 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use device::{Counts, Device, Fleet, LABEL, Stage, TASK};
-use hedge_proto::Topics;
+use device::{Device, Fleet, LABEL, Stage, TASK};
 use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::{Cloud, CloudSetup, Ext4, Mosquitto, Postgres, skip, soak, wait};
 use tokio::sync::watch;
@@ -63,17 +62,8 @@ impl Stand {
             cloud.wait_until_connected()?;
             clouds.push((cloud, setup));
         }
-        let fleet = Arc::new(Fleet {
-            broker: mosquitto.address(),
-            authority: None,
-            topics: Topics::new("")?,
-            payload: vec![7; 1024],
-            batch_bytes_max: 0,
-            every: Some(Duration::from_secs_f64(DEVICES as f64 / CASES_PER_S)),
-            kept: 0,
-            counts: Counts::default(),
-            begun: tokio::time::Instant::now(),
-        });
+        let every = Some(Duration::from_secs_f64(DEVICES as f64 / CASES_PER_S));
+        let fleet = Arc::new(Fleet { every, ..Fleet::at(mosquitto.address())? });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let (stage, stages) = watch::channel(Stage::Working);
         for number in 0..DEVICES {

@@ -113,8 +113,10 @@ impl TryFrom<ThresholdFields> for SuggestedThreshold {
         let limits = Limits::new(fields.score_min, fields.margin_min, fields.entropy_max);
         let mut limits = limits.map_err(|error| error.to_string())?;
         for (name, most) in fields.doubt_max {
-            let measure = Measure::ALL.iter().find(|measure| measure.name() == name).ok_or_else(|| {
-                let known: Vec<&str> = Measure::ALL.iter().map(|measure| measure.name()).collect();
+            // What a device has learned is no bundle's.
+            let measures = Measure::ALL.iter().filter(|measure| **measure != Measure::Learned);
+            let measure = measures.clone().find(|measure| measure.name() == name).ok_or_else(|| {
+                let known: Vec<&str> = measures.map(|measure| measure.name()).collect();
                 format!("`doubt_max.{name}` is no measure; there are: {}", known.join(", "))
             })?;
             limits = limits.at_most(*measure, most);

@@ -83,6 +83,21 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
+    /// Over this broker in the open, with payloads of 1 KiB, each in a message of its own.
+    pub(crate) fn at(broker: SocketAddr) -> Result<Self> {
+        Ok(Self {
+            broker,
+            authority: None,
+            topics: Topics::new("")?,
+            payload: vec![7; 1024],
+            batch_bytes_max: 0,
+            every: None,
+            kept: 0,
+            counts: Counts::default(),
+            begun: Instant::now(),
+        })
+    }
+
     fn now(&self) -> Moment {
         Moment(u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX))
     }

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use hedge_proto::Topics;
 use hedge_tests::certificates::Authority;
 use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::{Cloud, CloudSetup, Mosquitto, Postgres, wait};
@@ -202,15 +201,12 @@ fn measure(arguments: &Arguments, runtime: &tokio::runtime::Runtime) -> Result<V
     let mut stand = Stand::start(arguments)?;
     let every = Some(arguments.devices as f64 / arguments.rate).filter(|every| every.is_finite());
     let fleet = Arc::new(Fleet {
-        broker: stand.mosquitto.address(),
         authority: stand.authority.as_ref().map(|authority| std::fs::read(authority.file())).transpose()?,
-        topics: Topics::new("")?,
         payload: vec![7; arguments.payload],
         batch_bytes_max: if arguments.one_each { 0 } else { BATCH_BYTES_MAX },
         every: every.map(Duration::from_secs_f64),
         kept: arguments.herd,
-        counts: device::Counts::default(),
-        begun: tokio::time::Instant::now(),
+        ..Fleet::at(stand.mosquitto.address())?
     });
     let (counts, (stage, stages)) = (&fleet.counts, watch::channel(Stage::Away));
     let rss_alone = stand.rss_kib()?;

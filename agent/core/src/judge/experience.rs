@@ -114,7 +114,7 @@ impl Experience {
     pub fn resume(kept: Option<Self>, model: ModelRef) -> Self {
         let mut kept = kept.filter(|kept| kept.model == model).unwrap_or_else(|| Self::of(model));
         if kept.head.as_ref().is_some_and(|head| !head.is_whole()) {
-            kept.rank_anew(None);
+            kept.forget_learned();
         }
         kept.fit = kept.calibration.fit();
         kept

@@ -137,8 +137,8 @@ impl Server {
         if let Some(registry) = &self.registry {
             if registry.files.get().is_none() {
                 let at = registry.artifact.manifest()?;
-                let manifest =
-                    self.fetched(&at).await?.with_context(|| format!("{at}: the registry has no such artifact"))?;
+                let manifest = self.fetched(&at, MANIFEST_TYPES).await?;
+                let manifest = manifest.with_context(|| format!("{at}: the registry has no such artifact"))?;
                 let files = registry.artifact.files(&manifest).with_context(|| at.to_string())?;
                 registry.files.get_or_init(|| files);
             }
@@ -157,15 +157,16 @@ impl Server {
     /// A document, whole; `None` if there is none.
     pub(super) async fn document(&self, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
         match self.url(path).await? {
-            Some(url) => self.fetched(&url).await,
+            Some(url) => self.fetched(&url, "*/*").await,
             None => Ok(None),
         }
     }
 
-    async fn fetched(&self, url: &Url) -> anyhow::Result<Option<Vec<u8>>> {
+    /// `accept`: only a manifest has several forms.
+    async fn fetched(&self, url: &Url, accept: &'static str) -> anyhow::Result<Option<Vec<u8>>> {
         let mut failures = 0;
         loop {
-            match timeout(SILENCE_MAX, self.try_document(url)).await {
+            match timeout(SILENCE_MAX, self.try_document(url, accept)).await {
                 Ok(Ok(found)) => return Ok(found),
                 Ok(Err(Cut::Never(error))) => return Err(error.context(url.to_string())),
                 Ok(Err(Cut::Again(why))) => self.again(&mut failures, &why).await.with_context(|| url.to_string())?,
@@ -174,9 +175,9 @@ impl Server {
         }
     }
 
-    async fn try_document(&self, url: &Url) -> Result<Option<Vec<u8>>, Cut> {
+    async fn try_document(&self, url: &Url, accept: &'static str) -> Result<Option<Vec<u8>>, Cut> {
         self.paced().await;
-        let response = self.sent(|| self.client.get(url.clone()).header(header::ACCEPT, self.accepted(url))).await?;
+        let response = self.sent(|| self.client.get(url.clone()).header(header::ACCEPT, accept)).await?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Ok(None),
@@ -186,56 +187,54 @@ impl Server {
         self.whole(response).await.map(Some)
     }
 
-    /// Only a manifest has several forms.
-    fn accepted(&self, url: &Url) -> &'static str {
-        let manifest = self.registry.as_ref().and_then(|registry| registry.artifact.manifest().ok());
-        if manifest.as_ref() == Some(url) { MANIFEST_TYPES } else { "*/*" }
-    }
-
     /// The answer to a request, which is made again once if a registry wants a login first.
     async fn sent(&self, request: impl Fn() -> RequestBuilder) -> Result<Response, Cut> {
-        let send = async |request: RequestBuilder| {
-            let shown = self.registry.as_ref().and_then(|registry| registry.shown.borrow().clone());
-            let request =
-                shown.into_iter().fold(request, |request, shown| request.header(header::AUTHORIZATION, shown));
-            self.count(REQUEST_BYTES).map_err(|error| Cut::Never(error.into()))?;
-            let sent = timeout(SILENCE_MAX, request.send()).await;
-            sent.map_err(|_| Cut::Again("no answer comes".to_owned()))?.map_err(|error| Cut::Again(in_one_line(&error)))
-        };
-        let response = send(request()).await?;
-        let Some(registry) = self.registry.as_ref().filter(|_| response.status() == StatusCode::UNAUTHORIZED) else {
-            return Ok(response);
-        };
-        let challenge = response.headers().get(header::WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
-        let login = registry.artifact.login(challenge.unwrap_or_default()).map_err(Cut::Never)?;
-        let basic = || {
-            let secret = registry.secret.as_ref().filter(|secret| secret.contains(':'));
-            secret.map(|secret| hidden(&format!("Basic {}", STANDARD.encode(secret)))).transpose().map_err(Cut::Never)
-        };
-        let shown = match login {
-            Login::Basic => basic()?.ok_or_else(|| {
-                Cut::Never(anyhow!("the registry wants a name and a password: NAME:PASSWORD in [bundles] token_file"))
-            })?,
-            // A token that somebody else has got.
-            Login::Token(_) if registry.secret.as_ref().is_some_and(|secret| !secret.contains(':')) => {
-                hidden(&format!("Bearer {}", registry.secret.as_deref().unwrap_or_default())).map_err(Cut::Never)?
+        let shown = self.registry.as_ref().and_then(|registry| registry.shown.borrow().clone());
+        let response = self.sent_as(request(), shown).await?;
+        match &self.registry {
+            Some(registry) if response.status() == StatusCode::UNAUTHORIZED => {
+                let challenge = response.headers().get(header::WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
+                let shown = self.logged_in(registry, challenge.unwrap_or_default()).await?;
+                registry.shown.replace(Some(shown.clone()));
+                self.sent_as(request(), Some(shown)).await
             }
-            Login::Token(at) => {
-                // Not what the registry itself is shown.
-                registry.shown.replace(None);
-                let asked = basic()?
-                    .into_iter()
-                    .fold(self.client.get(at.clone()), |asked, shown| asked.header(header::AUTHORIZATION, shown));
-                let answer = send(asked).await?;
+            _ => Ok(response),
+        }
+    }
+
+    async fn sent_as(&self, request: RequestBuilder, shown: Option<HeaderValue>) -> Result<Response, Cut> {
+        self.count(REQUEST_BYTES).map_err(|error| Cut::Never(error.into()))?;
+        let request = match shown {
+            Some(shown) => request.header(header::AUTHORIZATION, shown),
+            None => request,
+        };
+        let sent = timeout(SILENCE_MAX, request.send()).await;
+        sent.map_err(|_| Cut::Again("no answer comes".to_owned()))?.map_err(|error| Cut::Again(in_one_line(&error)))
+    }
+
+    /// What a registry wants to be shown with every request.
+    async fn logged_in(&self, registry: &Registry, challenge: &str) -> Result<HeaderValue, Cut> {
+        let login = registry.artifact.login(challenge).map_err(Cut::Never)?;
+        let secret = registry.secret.as_deref();
+        let basic =
+            secret.filter(|secret| secret.contains(':')).map(|secret| format!("Basic {}", STANDARD.encode(secret)));
+        let basic = basic.map(|basic| hidden(&basic)).transpose().map_err(Cut::Never)?;
+        match (login, basic, secret) {
+            (Login::Basic, Some(basic), _) => Ok(basic),
+            (Login::Basic, None, _) => Err(Cut::Never(anyhow!(
+                "the registry wants a name and a password: NAME:PASSWORD in [bundles] token_file"
+            ))),
+            // A token that somebody else has got.
+            (Login::Token(_), None, Some(token)) => hidden(&format!("Bearer {token}")).map_err(Cut::Never),
+            (Login::Token(at), basic, _) => {
+                let answer = self.sent_as(self.client.get(at.clone()), basic).await?;
                 if answer.status() != StatusCode::OK {
                     return Err(Cut::Never(anyhow!("its login at {at} answers {}", answer.status())));
                 }
                 let token = token(&self.whole(answer).await?).map_err(Cut::Never)?;
-                hidden(&format!("Bearer {token}")).map_err(Cut::Never)?
+                hidden(&format!("Bearer {token}")).map_err(Cut::Never)
             }
-        };
-        registry.shown.replace(Some(shown));
-        send(request()).await
+        }
     }
 
     /// A body of the size of a document.
