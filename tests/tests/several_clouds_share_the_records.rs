@@ -154,8 +154,10 @@ fn a_server_that_crashes_or_hangs_loses_nothing_and_is_used_again() -> Result<()
     // From then on the clouds say of themselves that they take nothing.
     wait::pause(ROUND * (soak::rounds(1) - 1));
     stand.postgres.thaw()?;
-    eprintln!("frozen for {} s", frozen.elapsed().as_secs());
-    let took = stand.finish(PATIENCE)?;
+    let frozen = frozen.elapsed();
+    eprintln!("frozen for {} s", frozen.as_secs());
+    // What was made meanwhile is answered, too.
+    let took = stand.finish(PATIENCE + 2 * frozen)?;
     eprintln!("all answered {} s after the last was made", took.as_secs());
     stand.check_totals()
 }

@@ -184,8 +184,8 @@ struct Account {
     /// How often its payload went out, and how often only a thumbnail of it.
     travelled: u32,
     thumbnails: u32,
-    /// The cloud has asked for the whole, and not said since that it has nothing of it.
-    whole: bool,
+    /// How often more the whole may go: once each time that the cloud has asked for it, or nobody listened.
+    whole: u32,
     /// How often more than once it was allowed to: the cloud lacks it, wants it, failed on it, or nobody listened.
     allowed: u32,
     /// How many sends and questions the cloud has called failed, and whether one is open to be.
@@ -213,8 +213,14 @@ impl Ledger {
         self.cases.entry(key).or_default()
     }
 
-    pub(super) fn allows(&mut self, key: CaseKey) {
+    fn allows(&mut self, key: CaseKey) {
         self.account(key).allowed += 1;
+    }
+
+    /// Nobody listened when it went out.
+    pub(super) fn unheard(&mut self, key: CaseKey, form: Form) {
+        self.allows(key);
+        self.account(key).whole += u32::from(form == Form::Whole);
     }
 
     /// The device restarted and its disk does not say that these were sent.
@@ -239,15 +245,12 @@ impl Ledger {
     pub(super) fn hears(&mut self, event: &Event) -> Option<CaseKey> {
         match event {
             Event::Unknown { keys } => {
-                keys.iter().for_each(|key| {
-                    self.allows(*key);
-                    self.account(*key).whole = false;
-                });
+                keys.iter().for_each(|key| self.allows(*key));
                 keys.last().copied()
             }
             Event::Wanted { key, .. } => {
                 self.allows(*key);
-                self.account(*key).whole = true;
+                self.account(*key).whole += 1;
                 Some(*key)
             }
             Event::Failed { key, .. } => {
@@ -286,9 +289,12 @@ impl Ledger {
         let account = self.account(key);
         account.travelled += 1;
         account.thumbnails += u32::from(form != Form::Whole);
-        if thumbnails_first && form == Form::Whole && !account.whole {
-            let text = format!("nobody has asked for the whole of {}", short(key));
-            return broken("where thumbnails go first, the whole goes when the cloud asks for it", text);
+        if thumbnails_first && form == Form::Whole {
+            let Some(left) = account.whole.checked_sub(1) else {
+                let text = format!("nobody has asked for the whole of {}", short(key));
+                return broken("where thumbnails go first, the whole goes when the cloud asks for it", text);
+            };
+            account.whole = left;
         }
         if !open {
             return broken("an answered or dead case is not sent again", format!("{} was", short(key)));

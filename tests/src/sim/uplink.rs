@@ -131,8 +131,8 @@ impl World {
                 let outcome = if form == Form::Whole { Publish::Acknowledged } else { Publish::Named };
                 Event::Published { keys, outcome }
             }
-            (Some(UnderWay::Cases(keys, _)), Ack::Nobody | Ack::Refused) => {
-                keys.iter().for_each(|key| self.ledger.allows(*key));
+            (Some(UnderWay::Cases(keys, form)), Ack::Nobody | Ack::Refused) => {
+                keys.iter().for_each(|key| self.ledger.unheard(*key, form));
                 Event::Published { keys, outcome: Publish::Nobody }
             }
             (Some(UnderWay::Ask(keys)), Ack::Nobody | Ack::Refused) => Event::AskFailed { keys },

@@ -93,20 +93,28 @@ impl Uplink {
 
     /// The cloud lacks this case's payload, or wants it again. It has no use for more of it than it had before.
     pub fn wanted(&mut self, now: Moment, key: CaseKey) {
-        if let Some(case) = self.cases.get_mut(&key) {
-            (case.again, case.whole) = (true, Whole::Offered);
-            case.enter(now, Phase::Ready { not_before: now });
-        }
+        self.goes_again(now, key, Whole::Offered);
     }
 
     /// The cloud wants a payload in this form. Of what it was never sent it cannot know that it wants more.
     pub fn wanted_as(&mut self, now: Moment, key: CaseKey, form: PayloadForm) {
-        let before = self.cases.get(&key).map_or(Whole::Offered, |case| case.whole);
         let is_asked_for = form == PayloadForm::Whole && self.was_sent(key);
-        self.wanted(now, key);
-        if let Some(case) = self.cases.get_mut(&key).filter(|_| is_asked_for) {
-            case.whole = if before == Whole::TooLarge { before } else { Whole::Wanted };
+        let whole = match self.cases.get(&key).map(|case| case.whole) {
+            _ if !is_asked_for => Whole::Offered,
+            Some(Whole::TooLarge) => Whole::TooLarge,
+            _ => Whole::Wanted,
+        };
+        self.goes_again(now, key, whole);
+    }
+
+    fn goes_again(&mut self, now: Moment, key: CaseKey, whole: Whole) {
+        let Some(case) = self.cases.get_mut(&key) else { return };
+        // The word came twice, or late: what it asks for is on its way.
+        if case.is_publishing() && (whole == case.whole || whole == Whole::Offered) {
+            return;
         }
+        (case.again, case.whole) = (true, whole);
+        case.enter(now, Phase::Ready { not_before: now });
     }
 
     /// Whether what is being sent goes whole, although thumbnails go first. It goes alone, as everything that goes again.

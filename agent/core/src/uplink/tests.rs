@@ -1,5 +1,5 @@
 use super::*;
-use hedge_proto::Epoch;
+use hedge_proto::{Epoch, PayloadForm};
 
 const PROVEN: Permission = Permission { proven: true, accept_per_s: None };
 
@@ -42,6 +42,32 @@ fn puback_frees_a_slot_of_the_window_and_the_word_of_the_cloud_one_of_the_unconf
     assert_eq!(sends(&mut uplink, Moment(2), PROVEN), 0, "the cloud has said nothing");
     uplink.received(Moment(2), &[key(99), key(98)]);
     assert_eq!(sends(&mut uplink, Moment(3), PROVEN), 2);
+}
+
+#[test]
+fn a_word_that_comes_twice_sends_a_payload_once() {
+    let mut uplink = with_cases(1);
+    let send = Some(Step::Send([key(0)].into()));
+    assert_eq!(uplink.step(Moment(1), PROVEN), send);
+    for (at, form) in [(2, PayloadForm::Whole), (3, PayloadForm::Thumbnail)] {
+        uplink.published(Moment(at), &[key(0)], Publish::Named);
+        uplink.wanted_as(Moment(at), key(0), form);
+        assert_eq!(uplink.step(Moment(at), PROVEN), send, "{form:?}");
+        uplink.wanted_as(Moment(at), key(0), form);
+        uplink.wanted(Moment(at), key(0));
+        assert_eq!(uplink.step(Moment(at), PROVEN), None, "{form:?} is on its way");
+        assert_eq!(uplink.goes_whole(&[key(0)]), form == PayloadForm::Whole);
+    }
+}
+
+#[test]
+fn a_thumbnail_on_its_way_is_not_the_whole_that_is_wanted() {
+    let mut uplink = with_cases(1);
+    let send = Some(Step::Send([key(0)].into()));
+    assert_eq!(uplink.step(Moment(1), PROVEN), send);
+    uplink.wanted_as(Moment(2), key(0), PayloadForm::Whole);
+    assert_eq!(uplink.step(Moment(2), PROVEN), send);
+    assert!(uplink.goes_whole(&[key(0)]));
 }
 
 #[test]
