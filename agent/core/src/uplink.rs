@@ -118,6 +118,8 @@ pub struct Uplink {
     repeated_before: BTreeMap<CaseKey, (u32, Moment)>,
     /// The largest payload that the broker was seen to take.
     carried_bytes: Option<u32>,
+    /// Whether the broker has taken a thumbnail.
+    carried_small: bool,
 }
 
 /// What the link allows.
@@ -150,6 +152,7 @@ impl Uplink {
             newer: None,
             repeated_before: BTreeMap::new(),
             carried_bytes: None,
+            carried_small: false,
         }
     }
 

@@ -16,7 +16,10 @@ impl Uplink {
             Publish::TooLarge { bytes_max } => self.exceeds(now, keys, bytes_max),
             // A case is offered again at the latest after `QUIET_MAX`; one that is gone by then is no fault any more.
             Publish::Newer { version } => self.newer = Some((version, now + QUIET_MAX + QUIET_MAX)),
-            Publish::Named => self.cleared(keys),
+            Publish::Named => {
+                self.cleared(keys);
+                self.carried_small = true;
+            }
             Publish::Unclear | Publish::Stuck => {}
         }
         for key in keys {

@@ -3,8 +3,8 @@
 //! Some brokers do not say what they do not take; they end the connection over it. A case is suspected when the
 //! connection ends right after it was sent. It then travels alone, over a connection that has lasted for a while. If that
 //! ends as well, the case is held for an hour, each time twice as long, and with it, unless a payload as large has passed
-//! here, all that are as large. A link that is cut by chance holds nothing up: it would have to hit the same case twice,
-//! the second time within moments of [`ALONE_AFTER`] in peace.
+//! here, all that are as large. Where thumbnails pass, one that does not is held alone. A link that is cut by chance holds
+//! nothing up: it would have to hit the same case twice, the second time within moments of [`ALONE_AFTER`] in peace.
 //!
 //! ```text
 //!  sent ── connection ends ──▶ suspect ── alone, it ends again ──▶ held ── 1 h, 2 h, … ──▶ suspect
@@ -107,9 +107,11 @@ impl Uplink {
         case.suspect = true;
         case.guilt = case.guilt.saturating_add(1);
         let by_itself = carried_bytes.is_some_and(|carried| bytes <= carried);
-        if by_itself {
+        if by_itself || case.small {
             case.held_until = now + held(case.guilt);
-        } else {
+        }
+        // Where thumbnails pass, it is not for its size that one does not.
+        if !by_itself && !(case.small && self.carried_small) {
             let before = self.suspicion.filter(|limit| bytes >= limit.from_bytes);
             let times = before.map_or(1, |limit| limit.times.saturating_add(1));
             let from_bytes = before.map_or(bytes, |limit| limit.from_bytes);
@@ -129,6 +131,15 @@ impl Uplink {
         }
     }
 
+    /// These are about to set out as thumbnails.
+    pub fn shrink(&mut self, keys: &[CaseKey]) {
+        for key in keys {
+            if let Some(case) = self.cases.get_mut(key) {
+                case.small = true;
+            }
+        }
+    }
+
     /// They were not the reason, as they went; their size was not tried.
     pub(super) fn cleared(&mut self, keys: &[CaseKey]) {
         for key in keys {
@@ -141,7 +152,7 @@ impl Uplink {
     /// Another broker, or an operator's word: nothing that is held for its size is held any longer.
     pub fn forget_suspicion(&mut self) {
         self.suspicion = None;
-        self.carried_bytes = None;
+        (self.carried_bytes, self.carried_small) = (None, false);
         for case in self.cases.values_mut() {
             case.held_until = Moment(0);
         }

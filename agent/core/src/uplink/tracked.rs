@@ -53,9 +53,10 @@ pub(super) struct Tracked {
     pub(super) tried: bool,
     /// How often its payload could not be brought to the cloud.
     pub(super) stuck: u32,
-    /// How often its payload has set out, and when it did last.
+    /// How often its payload has set out, when it did last, and whether as a thumbnail.
     pub(super) sends: u32,
     pub(super) sent_at: Moment,
+    pub(super) small: bool,
     /// The connection ended right after it was sent: it travels alone. How often it did so alone, and until when it is
     /// held for that.
     pub(super) suspect: bool,
@@ -77,6 +78,7 @@ impl Tracked {
             stuck: 0,
             sends: 0,
             sent_at: Moment(0),
+            small: false,
             suspect: false,
             guilt: 0,
             held_until: Moment(0),
@@ -104,6 +106,7 @@ impl Tracked {
         self.publish = publish;
         self.sends = self.sends.saturating_add(1);
         self.sent_at = now;
+        self.small = false;
         self.tried = true;
         self.enter(now, Phase::Publishing);
     }

@@ -7,7 +7,7 @@ use hedge_proto::Payload;
 const SIDE: u32 = 320;
 
 /// Over whose link thumbnails go first.
-fn metered() -> Engine {
+pub(super) fn metered() -> Engine {
     let mut engine = online(0);
     configure(&mut engine, Payload::ThumbnailFirst(SIDE));
     actions(&mut engine);
@@ -99,6 +99,7 @@ fn thumbnail_and_whole_share_what_a_payload_may_travel_in_an_hour() {
     while now < Moment(0) + Duration::from_secs(6 * 3600) {
         let sent = actions(&mut engine).into_iter().filter(|action| matches!(action, Action::Send { .. })).count();
         at.extend(core::iter::repeat_n(now, sent));
+        engine.handle(now, Event::Published { keys: vec![key(7)], outcome: Publish::Named });
         engine.handle(now, wanted(PayloadForm::Whole));
         now = now + Duration::from_secs(1);
         engine.handle(now, Event::Tick);

@@ -38,17 +38,18 @@ fn reconnect(engine: &mut Engine, at: Moment, loss: Loss) -> Moment {
 
 #[test]
 fn one_payload_travels_at_most_so_often_in_any_hour_whoever_asks() {
-    for word in [
-        || Event::Wanted { key: key(7), form: PayloadForm::Whole },
-        || Event::Unknown { keys: vec![key(7)] },
-        || Event::Published { keys: vec![key(7)], outcome: Publish::Nobody },
+    let taken = || Event::Published { keys: vec![key(7)], outcome: Publish::Acknowledged };
+    for words in [
+        vec![taken(), Event::Wanted { key: key(7), form: PayloadForm::Whole }],
+        vec![taken(), Event::Unknown { keys: vec![key(7)] }],
+        vec![Event::Published { keys: vec![key(7)], outcome: Publish::Nobody }],
     ] {
         let mut engine = online(0);
         engine.handle(Moment(3), sized(7, 100));
         let (mut now, mut at) = (Moment(3), Vec::new());
         while now < Moment(0) + 12 * HOUR {
             at.extend(sent(&mut engine).iter().map(|_| now));
-            engine.handle(now, word());
+            words.iter().for_each(|word| engine.handle(now, word.clone()));
             engine.handle(now, Event::Drain);
             now = now + Duration::from_secs(1);
             engine.handle(now, Event::Tick);
@@ -64,6 +65,7 @@ fn how_often_a_payload_travelled_is_known_after_a_restart() {
     let mut engine = online(0);
     engine.handle(Moment(3), sized(7, 100));
     for at in 4..10 {
+        published(&mut engine, Moment(at), 7, Publish::Acknowledged);
         engine.handle(Moment(at), Event::Wanted { key: key(7), form: PayloadForm::Whole });
         engine.handle(Moment(at), Event::Tick);
     }
@@ -85,10 +87,11 @@ fn a_hostile_cloud_keeps_no_other_case_back() {
     for sequence in 0..100 {
         engine.handle(Moment(3), sized(sequence, 100));
         for _ in 0..20 {
+            sent(&mut engine);
+            published(&mut engine, Moment(3), sequence, Publish::Acknowledged);
             engine.handle(Moment(3), Event::Wanted { key: key(sequence), form: PayloadForm::Whole });
         }
     }
-    sent(&mut engine);
     engine.handle(Moment(4), sized(1_000, 100));
     assert_eq!(sent(&mut engine), [1_000]);
 }
@@ -192,8 +195,7 @@ fn a_case_that_the_broker_refuses_by_itself_keeps_no_other_back() {
 }
 
 /// Six cases, of which the broker ends the connection over number 9.
-fn poisoned(loss: Loss, bytes: u32) -> (Engine, Moment, usize) {
-    let mut engine = online(0);
+fn poisoned(mut engine: Engine, loss: Loss, bytes: u32) -> (Engine, Moment, usize) {
     for sequence in 0..5 {
         engine.handle(Moment(3), sized(sequence, 5_000));
     }
@@ -203,11 +205,12 @@ fn poisoned(loss: Loss, bytes: u32) -> (Engine, Moment, usize) {
         let mut ends = false;
         for action in actions(&mut engine) {
             match action {
-                Action::Send { keys, .. } => {
+                Action::Send { keys, first, .. } => {
                     ends |= keys.contains(&key(9));
                     travelled += usize::from(keys.contains(&key(9)));
                     let passed: Vec<_> = keys.into_iter().filter(|key| key.sequence != 9).collect();
-                    engine.handle(now, Event::Published { keys: passed.clone(), outcome: Publish::Acknowledged });
+                    let outcome = if first.is_some() { Publish::Named } else { Publish::Acknowledged };
+                    engine.handle(now, Event::Published { keys: passed.clone(), outcome });
                     passed.into_iter().for_each(|key| engine.handle(now, Event::Closed { key, spoken: true }));
                 }
                 Action::Ask { keys } => engine.handle(now, Event::Unknown { keys }),
@@ -229,7 +232,7 @@ fn poisoned(loss: Loss, bytes: u32) -> (Engine, Moment, usize) {
 #[test]
 fn a_case_that_ends_the_connection_is_tried_alone_and_then_held() {
     for loss in [Loss::Broken, Loss::Closed, Loss::Refused] {
-        let (mut engine, now, travelled) = poisoned(loss, 50_000);
+        let (mut engine, now, travelled) = poisoned(online(0), loss, 50_000);
         assert_eq!(travelled, 2, "{loss:?}");
         assert_eq!(engine.payload_bytes_max(now), Some(49_999), "others as large may go another way");
         assert_eq!(engine.limit().map(|limit| (limit.from_bytes, limit.bytes_max)), Some((50_000, None)));
@@ -244,10 +247,23 @@ fn a_case_that_ends_the_connection_is_tried_alone_and_then_held() {
 
 #[test]
 fn a_case_that_ends_the_connection_whatever_its_size_is_a_dead_letter_in_the_end() {
-    let (mut engine, now, travelled) = poisoned(Loss::Closed, 50);
+    let (mut engine, now, travelled) = poisoned(online(0), Loss::Closed, 50);
     assert_eq!((travelled, engine.payload_bytes_max(now), engine.limit()), (2, None, None));
     engine.handle(now, Event::TryCounted { key: key(9), tries: TRIES_MAX, reason: String::from("cut") });
     assert!(actions(&mut engine).contains(&Action::Bury { key: key(9), reason: String::from("cut") }));
+}
+
+#[test]
+fn a_thumbnail_that_ends_the_connection_is_held_alone() {
+    let (mut engine, now, travelled) = poisoned(forms::metered(), Loss::Closed, 2_000);
+    assert_eq!((travelled, engine.payload_bytes_max(now), engine.limit()), (2, None, None));
+    engine.handle(now, sized(20, 60_000));
+    assert_eq!(sent(&mut engine), [20], "the link is there for the others");
+    published(&mut engine, now, 20, Publish::Named);
+    let again = now + HELD_WAIT;
+    assert!(engine.wake_at() <= Some(again), "held for an hour, not for good");
+    engine.handle(again, Event::Tick);
+    assert_eq!(sent(&mut engine), [9]);
 }
 
 #[test]
