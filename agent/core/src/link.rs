@@ -63,7 +63,7 @@ pub const TAKEN_OVER_WAIT: Duration = Duration::from_secs(180);
 /// this id: some brokers do not say so.
 pub const SHORT_SESSIONS: u32 = 5;
 
-/// The wait after that guess. It may be wrong (a broker that restarts over and over), so it is below two minutes.
+/// The least wait after that guess. It may be wrong (a broker that restarts over and over), so it is below two minutes.
 pub const SHORT_SESSIONS_WAIT: Duration = Duration::from_secs(110);
 
 const LIKE_A_TWIN: &str = "the broker closes every connection soon: does another client use this client id?";
@@ -349,8 +349,8 @@ impl Link {
         let wait;
         (wait, self.reason) = match loss {
             Loss::Broken => (dial_wait, "no connection to the broker"),
-            Loss::TakenOver => (TAKEN_OVER_WAIT, "another client uses this device's client id"),
-            Loss::Closed if twin => (SHORT_SESSIONS_WAIT, LIKE_A_TWIN),
+            Loss::TakenOver => (dial_wait.max(TAKEN_OVER_WAIT), "another client uses this device's client id"),
+            Loss::Closed if twin => (dial_wait.max(SHORT_SESSIONS_WAIT), LIKE_A_TWIN),
             Loss::Closed => (dial_wait, "the broker closed the connection"),
             Loss::Refused => (dial_wait, "the broker ended the connection over something that was sent"),
         };

@@ -194,6 +194,27 @@ fn a_taken_over_session_waits_minutes() {
 }
 
 #[test]
+fn no_loss_makes_the_wait_shorter_than_the_trouble_has_made_it() {
+    for loss in [Loss::Broken, Loss::Closed, Loss::Refused, Loss::TakenOver] {
+        let mut link = Link::new(Moment(0), true, None, Profile::METERED, 1);
+        let mut now = Moment(0);
+        while now < at_s(3600) {
+            link.take_dial(now).expect("dials");
+            link.lost(now, Loss::Broken);
+            now = link.dial_at().expect("dials again");
+        }
+        for _ in 0..SHORT_SESSIONS {
+            assert!(link.take_dial(now).is_some());
+            link.connected(now);
+            link.lost(now, loss);
+            let wait = link.dial_at().expect("dials again").since(now);
+            assert!(wait >= Profile::METERED.dial_wait_max / 2, "{loss:?}: {wait:?}");
+            now = now + wait;
+        }
+    }
+}
+
+#[test]
 fn a_few_connections_closed_at_once_look_like_a_twin_but_a_stable_or_broken_one_does_not() {
     let mut link = Link::new(Moment(0), true, None, Profile::LAN, 1);
     let mut session = |held: Duration, loss: Loss| {
