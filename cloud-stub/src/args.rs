@@ -19,7 +19,7 @@ use crate::fleet::cli::DeviceArgs;
 use crate::fleet::delete::DeleteArgs;
 use crate::intake::Enough;
 use crate::link::{BrokerArgs, Endpoint};
-use crate::payloads::PayloadsSetup;
+use crate::payloads::PayloadsArgs;
 use crate::store::RecordsArgs;
 use crate::traces::TracesArgs;
 
@@ -169,30 +169,8 @@ pub struct Serve {
     #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_INSTANCE", default_value = "cloud-1")]
     pub instance: Name,
 
-    /// Take payloads that are too large for MQTT by HTTPS here. Any address but loopback needs a certificate and a token
-    #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_PAYLOAD_LISTEN")]
-    pub payload_listen: Option<SocketAddr>,
-
-    /// The certificate shown there (PEM)
-    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PAYLOAD_CERT", requires_all = ["payload_listen", "payload_key"])]
-    pub payload_cert: Option<PathBuf>,
-
-    /// The key of that certificate (PEM)
-    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PAYLOAD_KEY", requires = "payload_cert")]
-    pub payload_key: Option<PathBuf>,
-
-    /// File that holds the token devices must show there, and nothing else
-    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PAYLOAD_TOKEN_FILE", requires = "payload_listen")]
-    pub payload_token_file: Option<PathBuf>,
-
-    /// Where such payloads lie until their case comes; all instances need the same one [default: payloads in the state
-    /// directory]
-    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_PAYLOAD_DIR")]
-    pub payload_dir: Option<PathBuf>,
-
-    /// Serve the published bundles of this folder under /bundles of that address, to devices that show the token
-    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_BUNDLES", requires = "payload_listen")]
-    pub bundles: Option<PathBuf>,
+    #[command(flatten)]
+    pub payloads: PayloadsArgs,
 
     /// How many MiB of payloads are kept; the oldest go first, answers stay
     #[arg(long, value_name = "MIB", env = "HEDGE_CLOUD_PAYLOAD_MIB", default_value_t = 4096)]
@@ -366,24 +344,6 @@ pub enum LogFormat {
 }
 
 impl Serve {
-    /// Where large payloads are taken, if they are.
-    #[must_use]
-    pub fn payloads(&self) -> Option<PayloadsSetup> {
-        Some(PayloadsSetup {
-            listen: self.payload_listen?,
-            certificate: self.payload_cert.clone(),
-            key: self.payload_key.clone(),
-            token_file: self.payload_token_file.clone(),
-            bundles: self.bundles.clone(),
-        })
-    }
-
-    /// Where large payloads lie until their case comes.
-    #[must_use]
-    pub fn payloads_dir(&self) -> PathBuf {
-        self.payload_dir.clone().unwrap_or_else(|| self.state_dir.join("payloads"))
-    }
-
     /// How the dashboard is reached: by the file where nothing else is said here.
     #[must_use]
     pub fn entrance(&self, file: &PageConfig) -> Entrance {

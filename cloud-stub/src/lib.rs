@@ -17,7 +17,6 @@ pub mod bundle;
 pub mod ca;
 pub mod check;
 pub mod export;
-mod files;
 pub mod fleet;
 pub mod identity;
 pub mod intake;
@@ -38,7 +37,30 @@ pub mod view;
 /// Milliseconds since 1970 UTC. For people and for the age of records; no answer depends on it.
 #[must_use]
 pub fn wall_ms() -> u64 {
-    #[expect(clippy::disallowed_methods, reason = "the one place of the cloud that reads the wall clock")]
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    hedge_identity::wall_ms().unwrap_or(0)
+}
+
+/// `2026-11-29 17:03:09`, in UTC.
+fn utc(ms: u64) -> String {
+    let seconds = i64::try_from(ms / 1000).unwrap_or(i64::MAX);
+    let Ok(at) = time::OffsetDateTime::from_unix_timestamp(seconds) else { return ms.to_string() };
+    let (date, (hour, minute, second)) = (at.date(), at.to_hms());
+    format!("{date} {hour:02}:{minute:02}:{second:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_people_read_them() {
+        for (ms, text) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_400_000, "2000-02-29 00:00:00"),
+            (1_798_761_599_000, "2026-12-31 23:59:59"),
+            (4_107_542_400_000, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(utc(ms), text);
+        }
+    }
 }

@@ -29,7 +29,7 @@ use crate::payloads::Storage;
 use crate::presence::Heard;
 use crate::store::{Keep, Writer};
 use crate::traces::Exporting;
-use crate::{broker, payloads, view, wall_ms};
+use crate::{broker, view, wall_ms};
 
 /// How long stopping may take before the process ends anyway. What is committed is safe at any moment.
 const STOP_MAX: Duration = Duration::from_secs(8);
@@ -121,11 +121,9 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         shut: shut.clone(),
         traces: traces.clone(),
     };
-    let payloads = Storage::open(&args.payloads_dir()).context("--payload-dir")?;
-    let payloads_address = match args.payloads() {
-        Some(setup) => Some(payloads::start(&setup, payloads.clone()).await?),
-        None => None,
-    };
+    let payloads_dir = args.payloads.payload_dir.clone().unwrap_or_else(|| args.state_dir.join("payloads"));
+    let payloads = Storage::open(&payloads_dir).context("--payload-dir")?;
+    let payloads_address = args.payloads.serve(payloads.clone()).await?;
     let work = Intake::new(writer, topics.clone(), (keep(args), args.enough), panels, ledger, payloads, outlets)?;
     let (intake_ended, intake) = oneshot::channel();
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
@@ -153,7 +151,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         model_seconds,
         answerers: answerers_seen,
         events: events.clone(),
-        bundles: args.bundles.clone(),
+        bundles: args.payloads.bundles.clone(),
     };
     let rollouts = Rollouts::open(args.state_dir.join(format!("rollouts-{}.json", args.instance)), wall_ms());
     let operating = view::Operating::new(dial.way.clone(), dial.topics.clone(), &dial.instance, rollouts);
@@ -238,7 +236,7 @@ async fn brokers(args: &Serve, topics: &Topics) -> anyhow::Result<Brokers> {
         }
         None => Brokers {
             endpoint: args.broker.url.clone(),
-            credentials: args.broker.credentials(),
+            credentials: args.broker.credentials.clone(),
             login: None,
             said: None,
         },

@@ -22,4 +22,4 @@ pub use features::{
 pub use model::{Model, ModelError, SessionOptions};
 pub use runtime::{Provider, ProviderChoice, RunsOn, Runtime, RuntimeError, probe_if_asked};
 pub use task::{Task, Tensors, Unusable};
-pub use text::{read_pem, read_text};
+pub use text::{read_pem, read_secret, read_text};

@@ -12,6 +12,11 @@ pub fn read_text(path: &Path) -> Result<String> {
     hedge_proto::text(read(path)?).map_err(invalid)
 }
 
+/// Like [`read_text`] for a token or a password: without the white space around it.
+pub fn read_secret(path: &Path) -> Result<String> {
+    Ok(read_text(path)?.trim().to_owned())
+}
+
 /// Like [`read_text`] for PEM, which may have remarks in any encoding beside it.
 pub fn read_pem(path: &Path) -> Result<Vec<u8>> {
     hedge_proto::without_mark(read(path)?).map_err(invalid)

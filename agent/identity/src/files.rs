@@ -43,6 +43,12 @@ impl Folder {
 
 /// Writes a file that only its owner may read, whole or not at all, and durably.
 pub fn write_secret(path: &Path, text: &str) -> io::Result<()> {
+    write_whole(path, text.as_bytes(), 0o600)
+}
+
+/// Writes a file whole or not at all, and durably: who reads it meanwhile, and who starts after a power cut, gets the old
+/// or the new one.
+pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
@@ -51,9 +57,10 @@ pub fn write_secret(path: &Path, text: &str) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(text.as_bytes())?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
 }

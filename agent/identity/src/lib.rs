@@ -4,6 +4,7 @@
 
 mod enrol;
 mod files;
+mod http;
 mod verifier;
 
 use std::path::Path;
@@ -18,7 +19,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use self::enrol::{EnrolError, Held, enrol, new_key, renew};
-pub use self::files::{Folder, write_secret};
+pub use self::files::{Folder, write_secret, write_whole};
+pub use self::http::http_client;
 pub use self::verifier::{Shown, Verifier};
 
 /// What of a certificate matters here.

@@ -105,8 +105,8 @@ pub fn payloads_fault(config: &PayloadsConfig) -> Option<String> {
 fn token(config: &PayloadsConfig) -> Result<Option<HeaderValue>, UploadError> {
     let Some(path) = &config.token_file else { return Ok(None) };
     let unusable = |source| UploadError::Token { path: path.clone(), source };
-    let token = hedge_inference::read_text(path).map_err(unusable)?;
-    let value = format!("Bearer {}", token.trim()).parse().map_err(|_| {
+    let token = hedge_inference::read_secret(path).map_err(unusable)?;
+    let value = format!("Bearer {token}").parse().map_err(|_| {
         unusable(io::Error::new(io::ErrorKind::InvalidData, "it holds more than one line, or what no header can hold"))
     })?;
     Ok(Some(value))

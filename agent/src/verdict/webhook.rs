@@ -1,11 +1,15 @@
 //! Posts answers to a URL as JSON, at least once, with `Idempotency-Key: id/revision`.
 
+use std::error::Error;
+use std::iter::successors;
+#[cfg(test)]
 use std::path::Path;
 use std::time::Duration;
 
+use hedge_identity::http_client;
 use hedge_proto::Answer;
 use reqwest::header::HeaderValue;
-use reqwest::{Certificate, Client, StatusCode, Url, redirect};
+use reqwest::{Client, StatusCode, Url};
 
 use super::SinkError;
 use hedge_config::WebhookConfig;
@@ -78,32 +82,20 @@ impl Open {
     fn new(config: &WebhookConfig) -> Result<Self, String> {
         let expected = || format!("url = \"{}\" is not http://… or https://…; put it right and reload", config.url);
         let url = Url::parse(&config.url).map_err(|_| expected())?;
-        // A redirect would repeat the token to whoever it names.
-        let mut builder = Client::builder().timeout(DELIVERY_WAIT_MAX).redirect(redirect::Policy::none());
-        match (url.scheme(), &config.ca_file) {
-            // Without this, a machine without any certificates could not even use plain HTTP.
-            ("http", _) => builder = builder.tls_certs_only([]),
-            ("https", None) => {}
-            ("https", Some(path)) => {
-                let pem = hedge_inference::read_pem(path).map_err(|error| unreadable("ca_file", path, &error))?;
-                let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| {
-                    format!("ca_file = {} is not a PEM file of certificates: {error}", path.display())
-                })?;
-                builder = builder.tls_certs_only(certificates);
-            }
+        let ca_file = match url.scheme() {
+            "http" => None,
+            "https" => config.ca_file.as_deref(),
             _ => return Err(expected()),
-        }
-        let client = builder.build().map_err(|error| {
+        };
+        let client = http_client(url.as_str(), ca_file).map_err(|why| format!("ca_file = {why}"))?;
+        let client = client.timeout(DELIVERY_WAIT_MAX).build().map_err(|error| {
             format!("TLS cannot be set up ({error}); install ca-certificates or give ca_file", error = plain(&error))
         })?;
-        let token = match &config.token_file {
-            None => None,
-            Some(path) => {
-                let text = hedge_inference::read_text(path).map_err(|error| unreadable("token_file", path, &error))?;
-                Some(text.trim().to_owned())
-            }
-        };
-        Ok(Self { client, url, token })
+        let token = config.token_file.as_deref().map(|path| {
+            let why = |error| format!("token_file = {}: {error}", path.display());
+            hedge_inference::read_secret(path).map_err(why)
+        });
+        Ok(Self { client, url, token: token.transpose()? })
     }
 }
 
@@ -134,12 +126,8 @@ fn without_secrets(location: &str) -> String {
 
 /// The error with its cause, without the URL, which may hold a secret.
 fn plain(error: &reqwest::Error) -> String {
-    let mut source: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    let mut cause = None;
-    while let Some(inner) = source {
-        cause = Some(inner.to_string());
-        source = inner.source();
-    }
+    let cause =
+        successors(error.source(), |cause: &&(dyn Error + 'static)| (*cause).source()).last().map(ToString::to_string);
     let kind = if error.is_timeout() {
         format!("no answer within {} s", DELIVERY_WAIT_MAX.as_secs())
     } else if error.is_connect() {
@@ -148,10 +136,6 @@ fn plain(error: &reqwest::Error) -> String {
         "the delivery failed".to_owned()
     };
     cause.map_or(kind.clone(), |cause| format!("{kind}: {cause}"))
-}
-
-fn unreadable(field: &str, path: &Path, error: &std::io::Error) -> String {
-    format!("{field} = {}: {error}", path.display())
 }
 
 #[cfg(test)]

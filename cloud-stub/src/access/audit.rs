@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use time::OffsetDateTime;
 
 use crate::store::{AuditRow, Reader, RecordsArgs};
+use crate::utc;
 
 /// Say who did what by the dashboard, the latest last
 #[derive(Debug, Args)]
@@ -39,16 +39,8 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<String> {
 fn line(row: &AuditRow) -> String {
     let AuditRow { who, address, act, about, detail, outcome, .. } = row;
     let who = if who.is_empty() { "-" } else { who };
-    let words = [&when(row.at_ms), who, address, act, about, detail, outcome];
+    let words = [&format!("{} UTC", utc(row.at_ms)), who, address, act, about, detail, outcome];
     words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join("  ")
-}
-
-/// `2026-11-29 17:03:09 UTC`
-fn when(at_ms: u64) -> String {
-    let seconds = i64::try_from(at_ms / 1000).unwrap_or(i64::MAX);
-    let Ok(at) = OffsetDateTime::from_unix_timestamp(seconds) else { return at_ms.to_string() };
-    let (date, (hour, minute, second)) = (at.date(), at.to_hms());
-    format!("{date} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
 #[cfg(test)]

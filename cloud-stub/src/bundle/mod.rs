@@ -18,9 +18,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use hedge_core::release::{DOCUMENT_BYTES_MAX, Root, Trusted};
+use hedge_identity::write_whole;
 use hedge_inference::signing::{Envelope, Payload};
-
-use crate::files;
 
 /// Where the root of this version is.
 fn root_path(folder: &Path, version: u64) -> PathBuf {
@@ -64,5 +63,7 @@ fn trusted(folder: &Path) -> anyhow::Result<Trusted> {
 
 /// Who fetches it meanwhile gets the old or the new one.
 fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
-    files::replace(path, text.as_bytes()).with_context(|| path.display().to_string())
+    let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+    let written = made.and_then(|()| write_whole(path, text.as_bytes(), 0o644));
+    written.with_context(|| path.display().to_string())
 }

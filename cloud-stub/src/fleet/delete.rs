@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::Args;
+use hedge_identity::http_client;
 use hedge_proto::{CaseId, Name};
 use serde_json::{Value, json};
 
@@ -110,27 +111,15 @@ struct Dashboard<'a> {
 
 impl<'a> Dashboard<'a> {
     fn new(args: &'a DeleteArgs) -> anyhow::Result<Self> {
-        let mut http = reqwest::Client::builder().timeout(ANSWER_WAIT_MAX).redirect(reqwest::redirect::Policy::none());
-        match &args.ca {
-            // Without this, a machine without any certificates could not even use plain HTTP.
-            None if args.url.starts_with("http://") => http = http.tls_certs_only([]),
-            None => {}
-            Some(path) => {
-                let pem = hedge_inference::read_pem(path).with_context(|| format!("--ca {}", path.display()))?;
-                http = http.tls_certs_only(reqwest::Certificate::from_pem_bundle(&pem).context("--ca")?);
-            }
-        }
-        let token = match &args.token_file {
-            Some(path) => {
-                let text =
-                    hedge_inference::read_text(path).with_context(|| format!("--token-file {}", path.display()))?;
-                Some(text.trim().to_owned())
-            }
-            None => None,
-        };
+        let http = http_client(&args.url, args.ca.as_deref()).map_err(|why| anyhow!("--ca {why}"))?;
+        let token = args
+            .token_file
+            .as_ref()
+            .map(|path| hedge_inference::read_secret(path).with_context(|| format!("--token-file {}", path.display())));
         let url = args.url.trim_end_matches('/').to_owned();
         ensure!(url.starts_with("http://") || url.starts_with("https://"), "--url {url}: write https://HOST:PORT");
-        Ok(Self { args, url, token, http: http.build()?, now_ms: wall_ms() })
+        let http = http.timeout(ANSWER_WAIT_MAX).build()?;
+        Ok(Self { args, url, token: token.transpose()?, http, now_ms: wall_ms() })
     }
 
     /// How many cases it is about; with what that has said, deletes them.

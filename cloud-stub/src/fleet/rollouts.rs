@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use hedge_identity::write_whole;
 use hedge_proto::{Confirm, DeviceId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,7 +17,6 @@ use tokio::sync::oneshot;
 use super::carry_out::Progress;
 use super::change::Onto;
 use super::rollout::{Step, Stopped};
-use crate::files;
 
 /// How many are kept: the newest.
 const KEPT_MAX: usize = 50;
@@ -226,7 +226,7 @@ impl Rollouts {
     pub fn write(&self) -> io::Result<()> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let json = serde_json::to_vec(&self.all().list).map_err(io::Error::other)?;
-        files::replace(&self.file, &json)
+        write_whole(&self.file, &json, 0o644)
     }
 }
 

@@ -6,12 +6,13 @@
 //! ```
 //! The newest signs; all are trusted until they are retired.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use hedge_identity::write_whole;
 use hedge_proto::{DeviceId, FINGERPRINT_CHARS};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -265,13 +266,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 
 /// Writes a whole file or none; a crash leaves nothing half-written under its name.
 pub fn write(path: &Path, text: &str, mode: u32) -> Result<(), AuthorityError> {
-    let new = path.with_extension("new");
-    let written = fs::remove_file(&new)
-        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-        .and_then(|()| OpenOptions::new().write(true).create_new(true).mode(mode).open(&new))
-        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&new, path));
-    written.map_err(|source| at(path, source))
+    write_whole(path, text.as_bytes(), mode).map_err(|source| at(path, source))
 }
 
 pub(super) fn at(path: &Path, source: io::Error) -> AuthorityError {

@@ -10,4 +10,4 @@ mod tls;
 pub use authority::{Authority, AuthorityError, Issued, write};
 pub use enrolment::{Terms, router};
 pub use registry::{Claim, Device, Registry, new_secret};
-pub use tls::{CertificateError, certificate_in, common_name, fresh_certificate, server_config};
+pub use tls::{certificate_in, common_name, fresh_certificate, server_config};

@@ -11,7 +11,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::authority::{Authority, AuthorityError};
+use super::authority::{Authority, AuthorityError, at};
 use crate::wall_ms;
 
 /// How often a certificate's files are read again: whoever renews them does so days before their end.
@@ -35,39 +35,27 @@ pub fn fresh_certificate(
     authority: Authority,
     hosts: Vec<String>,
 ) -> Result<Arc<dyn ResolvesServerCert>, AuthorityError> {
-    let fresh = Arc::new(Fresh(RwLock::new(issue(&authority, &hosts)?)));
-    let shown = fresh.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(FRESH_EVERY).await;
-            match Authority::open(authority.dir()).and_then(|authority| issue(&authority, &hosts)) {
-                Ok(new) => *shown.0.write().unwrap_or_else(PoisonError::into_inner) = new,
-                Err(error) => tracing::error!("the server's certificate cannot be renewed: {error}"),
-            }
-        }
-    });
-    Ok(fresh)
-}
-
-/// A file that is no certificate or key.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {reason}")]
-pub struct CertificateError {
-    pub path: PathBuf,
-    pub reason: String,
+    renewed(FRESH_EVERY, move || issue(&Authority::open(authority.dir())?, &hosts))
 }
 
 /// The certificate and key in these files (PEM), which are read again while the program runs: they are renewed there.
-pub fn certificate_in(certificate: PathBuf, key: PathBuf) -> Result<Arc<dyn ResolvesServerCert>, CertificateError> {
-    let fresh = Arc::new(Fresh(RwLock::new(read(&certificate, &key)?)));
-    let shown = fresh.clone();
+pub fn certificate_in(certificate: PathBuf, key: PathBuf) -> Result<Arc<dyn ResolvesServerCert>, AuthorityError> {
+    renewed(READ_EVERY, move || read(&certificate, &key))
+}
+
+fn renewed(
+    every: Duration,
+    make: impl Fn() -> Result<Arc<CertifiedKey>, AuthorityError> + Send + Sync + 'static,
+) -> Result<Arc<dyn ResolvesServerCert>, AuthorityError> {
+    let fresh = Arc::new(Fresh(RwLock::new(make()?)));
+    let (shown, make) = (fresh.clone(), Arc::new(make));
     tokio::spawn(async move {
         loop {
-            tokio::time::sleep(READ_EVERY).await;
-            let files = (certificate.clone(), key.clone());
-            match tokio::task::spawn_blocking(move || read(&files.0, &files.1)).await {
+            tokio::time::sleep(every).await;
+            let make = make.clone();
+            match tokio::task::spawn_blocking(move || make()).await {
                 Ok(Ok(new)) => *shown.0.write().unwrap_or_else(PoisonError::into_inner) = new,
-                Ok(Err(error)) => tracing::error!("the certificate stays as it was: {error}"),
+                Ok(Err(error)) => tracing::error!("the server's certificate stays as it was: {error}"),
                 Err(_) => return,
             }
         }
@@ -75,11 +63,8 @@ pub fn certificate_in(certificate: PathBuf, key: PathBuf) -> Result<Arc<dyn Reso
     Ok(fresh)
 }
 
-fn read(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, CertificateError> {
-    let wrong = |path: &Path, error: &dyn std::fmt::Display| CertificateError {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    };
+fn read(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, AuthorityError> {
+    let wrong = |path: &Path, error: &dyn std::fmt::Display| at(path, std::io::Error::other(error.to_string()));
     let pem = |path: &Path| hedge_inference::read_pem(path).map_err(|error| wrong(path, &error));
     let chain = CertificateDer::pem_slice_iter(&pem(certificate)?).collect::<Result<Vec<_>, _>>();
     let chain = chain.map_err(|error| wrong(certificate, &error))?;

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use clap::Args;
 use hedge_proto::host_and_port;
 use rumqttc::{TlsConfiguration, Transport};
 
@@ -56,12 +57,26 @@ impl fmt::Display for Endpoint {
 }
 
 /// Files and a name that prove who we are, as the command line names them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Credentials {
+    /// Authorities that may have signed the broker's certificate (PEM); without it the system's are used
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_CA")]
     pub ca: Option<PathBuf>,
-    pub certificate: Option<PathBuf>,
+
+    /// Our certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_CERT", requires = "key")]
+    pub cert: Option<PathBuf>,
+
+    /// The key of our certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_KEY", requires = "cert")]
     pub key: Option<PathBuf>,
+
+    /// User name for the broker
+    #[arg(long, value_name = "NAME", env = "HEDGE_CLOUD_USERNAME")]
     pub username: Option<String>,
+
+    /// File that holds the password and nothing else
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PASSWORD_FILE", requires = "username")]
     pub password_file: Option<PathBuf>,
 }
 
@@ -83,7 +98,7 @@ pub enum CredentialsError {
 impl Credentials {
     /// The transport to `endpoint`, with every file read.
     pub(super) fn transport(&self, endpoint: &Endpoint) -> Result<Transport, CredentialsError> {
-        let client_auth = match (&self.certificate, &self.key) {
+        let client_auth = match (&self.cert, &self.key) {
             (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
             (None, None) => None,
             _ => return Err(CredentialsError::HalfPair),

@@ -209,11 +209,8 @@ pub async fn run(dial: Dial, mut ends: Ends) {
     loop {
         generation += 1;
         let began = Instant::now();
-        let end = session::run(&dial, generation, &mut ends, &mut unsent, &mut stale).await;
-        let reason = match end {
-            session::End::Stopped => return,
-            session::End::Broken(reason) => reason,
-        };
+        let ended = session::run(&dial, generation, &mut ends, &mut unsent, &mut stale).await;
+        let Err(reason) = ended else { return };
         if began.elapsed() >= STABLE {
             wait = DIAL_WAIT_MIN;
         }

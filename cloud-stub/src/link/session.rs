@@ -49,15 +49,14 @@ const GOODBYE_MAX: Duration = Duration::from_secs(3);
 /// One shared name for all instances: each case goes to one of them.
 const SHARE_GROUP: &str = "hedge";
 
-/// How a connection ended.
-pub(super) enum End {
-    /// All replies are sent and nobody is left to send more.
-    Stopped,
-    Broken(String),
-}
-
-/// Runs one connection.
-pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &mut Unsent, stale: &mut Stale) -> End {
+/// Runs one connection until all replies are sent and nobody is left to send more, or until it breaks, and why.
+pub(super) async fn run(
+    dial: &Dial,
+    generation: u64,
+    ends: &mut Ends,
+    unsent: &mut Unsent,
+    stale: &mut Stale,
+) -> Result<(), String> {
     ends.now.send_replace(LinkNow::Connecting);
     let (client, mut events) = AsyncClient::builder(dial.options()).capacity(REQUESTS_MAX).build();
     let mut sending = Sending::default();
@@ -78,10 +77,10 @@ pub(super) async fn run(dial: &Dial, generation: u64, ends: &mut Ends, unsent: &
     // Both sides run on this task and neither is dropped before the connection ends: a poll that is
     // dropped half-way would lose its place in a packet.
     let end = tokio::select! {
-        error = receive(&client, &mut events, &inbox, &contradicted) => End::Broken(error.to_string()),
+        error = receive(&client, &mut events, &inbox, &contradicted) => Err(error.to_string()),
         end = send(&client, dial, &inbox, &contradicted, from, ends, unsent, &mut sending) => end,
     };
-    if matches!(end, End::Stopped) {
+    if end.is_ok() {
         say_goodbye(&client, &mut events, dial).await;
     }
     sending.left().for_each(|reply| unsent.put_back(reply));
@@ -225,14 +224,12 @@ async fn send(
     ends: &mut Ends,
     unsent: &mut Unsent,
     sending: &mut Sending,
-) -> End {
+) -> Result<(), String> {
     let From { passed, others_say, stale } = from;
     // Whatever is heard from here on is heard over this connection.
     let since_ms = wall_ms();
     let taking = *ends.taking.borrow_and_update();
-    if let Err(reason) = open(client, dial, taking).await {
-        return End::Broken(reason);
-    }
+    open(client, dial, taking).await?;
     let _kept = Kept::read(dial.way.clone(), dial.topics.clone(), inbox.intake.clone());
     stale.listen(client, &dial.topics).await;
     tracing::info!(broker = %dial.way.endpoint, "connected");
@@ -246,66 +243,44 @@ async fn send(
     let mut more = true;
     loop {
         if !more && notices.is_empty() && unsent.0.is_empty() {
-            return End::Stopped;
+            return Ok(());
         }
         while notices.len() < IN_FLIGHT_MAX
             && let Some(reply) = unsent.0.pop()
         {
-            match sending.publish(client, dial, reply).await {
-                Ok(notice) => notices.push(notice),
-                Err(reason) => return End::Broken(reason),
-            }
+            notices.push(sending.publish(client, dial, reply).await?);
         }
         tokio::select! {
             biased;
-            Some(settled) = ends.settled.recv() => {
-                if let Err(reason) = acknowledge(client, inbox.generation, settled).await {
-                    return End::Broken(reason);
-                }
-            }
+            Some(settled) = ends.settled.recv() => acknowledge(client, inbox.generation, settled).await?,
             Some((number, sent)) = notices.next() => {
                 if let Some(reply) = sending.done(number, dial, &sent) {
                     unsent.put_back(reply);
                 }
             }
-            Some(told) = statuses.next() => {
-                if let Err(reason) = told {
-                    return End::Broken(reason);
-                }
-            }
+            Some(told) = statuses.next() => told?,
             Some(message) = passed.recv() => {
                 let device = dial.topics.read(&message.topic).and_then(|topic| topic.sender().cloned());
                 if let Some(reply) = device.and_then(|device| passed_over.busy(device)) {
                     unsent.put(reply);
                 }
-                if let Some(receipt) = message.receipt
-                    && let Err(reason) = acknowledge(client, inbox.generation, Settled { receipt, taken: false }).await
-                {
-                    return End::Broken(reason);
+                if let Some(receipt) = message.receipt {
+                    acknowledge(client, inbox.generation, Settled { receipt, taken: false }).await?;
                 }
             }
             Some((other, state)) = others_say.recv() => stale.hear(other, state),
             () = contradicted.notified() => {
                 let taking = *ends.taking.borrow();
-                match publish_status(client, dial, taking).await {
-                    Ok(told) => statuses.push(told),
-                    Err(reason) => return End::Broken(reason),
-                }
+                statuses.push(publish_status(client, dial, taking).await?);
             }
             _ = live.tick() => {
                 let taking = *ends.taking.borrow();
-                match publish_status(client, dial, taking).await {
-                    Ok(told) => statuses.push(told),
-                    Err(reason) => return End::Broken(reason),
-                }
+                statuses.push(publish_status(client, dial, taking).await?);
                 stale.clear(client, &dial.topics).await;
             }
             Ok(()) = ends.taking.changed(), if more => {
                 let taking = *ends.taking.borrow();
-                match publish_status(client, dial, taking).await {
-                    Ok(told) => statuses.push(told),
-                    Err(reason) => return End::Broken(reason),
-                }
+                statuses.push(publish_status(client, dial, taking).await?);
             }
             // What finds no place here holds up the answerers.
             reply = ends.replies.recv(), if more && unsent.has_room() => match reply {

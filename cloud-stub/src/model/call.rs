@@ -9,13 +9,15 @@
 //! | another 4xx | no verdict for this case; down while nothing was ever answered: then the configuration is suspected |
 //! | a 4xx with words of a content policy, 413 | no verdict for this case |
 
-use std::path::Path;
+use std::error::Error;
+use std::iter::successors;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hedge_identity::http_client;
 use hedge_proto::{TRACEPARENT, TraceContext};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use reqwest::{Certificate, Client, RequestBuilder, StatusCode, redirect};
+use reqwest::{Client, RequestBuilder, StatusCode};
 
 use super::ModelFailure;
 use crate::answerers::AnswererConfig;
@@ -57,24 +59,12 @@ impl Caller {
     /// Reads the files that the configuration names; nothing is dialled. What is wrong names its field.
     pub(super) fn new(config: &AnswererConfig) -> Result<Self, String> {
         let url = config.url.clone().unwrap_or_default();
-        // A redirect would repeat the token to whoever it names.
-        let mut builder = Client::builder().redirect(redirect::Policy::none()).connect_timeout(Duration::from_secs(10));
-        match &config.ca_file {
-            // Without this, a machine without any certificates could not even use plain HTTP.
-            None if url.starts_with("http://") => builder = builder.tls_certs_only([]),
-            None => {}
-            Some(path) => {
-                let pem = hedge_inference::read_pem(path).map_err(|error| unreadable("ca_file", path, &error))?;
-                let certificates = Certificate::from_pem_bundle(&pem)
-                    .map_err(|error| format!("ca_file = {} holds no certificates: {error}", path.display()))?;
-                builder = builder.tls_certs_only(certificates);
-            }
-        }
-        let client =
-            builder.build().map_err(|error| format!("TLS cannot be set up: {}", plain(&error, Duration::ZERO)))?;
+        let client = http_client(&url, config.ca_file.as_deref()).map_err(|why| format!("ca_file = {why}"))?;
+        let client = client.connect_timeout(Duration::from_secs(10)).build();
+        let client = client.map_err(|error| format!("TLS cannot be set up: {}", plain(&error, Duration::ZERO)))?;
         let token = config.token_file.as_deref().map(|path| {
-            let text = hedge_inference::read_text(path).map_err(|error| unreadable("token_file", path, &error))?;
-            Ok::<_, String>(text.trim().to_owned())
+            let why = |error| format!("token_file = {}: {error}", path.display());
+            hedge_inference::read_secret(path).map_err(why)
         });
         let mut headers = HeaderMap::new();
         for (name, value) in config.headers.iter().flatten() {
@@ -122,10 +112,6 @@ impl Caller {
         let after = headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, wall_ms()));
         Err(refused(status, after, &String::from_utf8_lossy(&body), self.is_proven.load(Ordering::Relaxed)))
     }
-}
-
-fn unreadable(field: &str, path: &Path, error: &std::io::Error) -> String {
-    format!("{field} = {}: {error}", path.display())
 }
 
 /// Seconds, or a date.
@@ -209,12 +195,8 @@ pub(super) fn quoted(body: &str) -> String {
 
 /// The error with its cause, without the URL, which may hold a secret.
 fn plain(error: &reqwest::Error, deadline: Duration) -> String {
-    let mut source: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    let mut cause = None;
-    while let Some(inner) = source {
-        cause = Some(inner.to_string());
-        source = inner.source();
-    }
+    let cause =
+        successors(error.source(), |cause: &&(dyn Error + 'static)| (*cause).source()).last().map(ToString::to_string);
     let kind = if error.is_connect() {
         "it cannot be reached".to_owned()
     } else if error.is_timeout() {

@@ -3,76 +3,80 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
 use hedge_listen::{Bounds, CancellationToken, Listener};
 
 use super::{Storage, routes};
-use crate::identity::{AuthorityError, CertificateError, certificate_in, server_config};
+use crate::identity::{certificate_in, server_config};
 
 /// Devices at once, of which those that fetch a bundle may take an hour; others wait to be let in. A site with one
 /// address may have many.
 const BOUNDS: Bounds = Bounds { what: "--payload-listen", connections_max: 1024, address_max: 256, files_each: 2 };
 
-/// Where payloads are taken, as the command line says it.
-#[derive(Debug, Clone)]
-pub struct PayloadsSetup {
-    pub listen: SocketAddr,
-    pub certificate: Option<PathBuf>,
-    pub key: Option<PathBuf>,
-    pub token_file: Option<PathBuf>,
-    /// The folder of published bundles that is served beside them.
+/// Where payloads are taken, if they are.
+#[derive(Debug, Args)]
+pub struct PayloadsArgs {
+    /// Take payloads that are too large for MQTT by HTTPS here. Any address but loopback needs a certificate and a token
+    #[arg(long, value_name = "ADDR", env = "HEDGE_CLOUD_PAYLOAD_LISTEN")]
+    pub payload_listen: Option<SocketAddr>,
+
+    /// The certificate shown there (PEM)
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PAYLOAD_CERT", requires_all = ["payload_listen", "payload_key"])]
+    pub payload_cert: Option<PathBuf>,
+
+    /// The key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PAYLOAD_KEY", requires = "payload_cert")]
+    pub payload_key: Option<PathBuf>,
+
+    /// File that holds the token devices must show there, and nothing else
+    #[arg(long, value_name = "FILE", env = "HEDGE_CLOUD_PAYLOAD_TOKEN_FILE", requires = "payload_listen")]
+    pub payload_token_file: Option<PathBuf>,
+
+    /// Where such payloads lie until their case comes; all instances need the same one [default: payloads in the state
+    /// directory]
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_PAYLOAD_DIR")]
+    pub payload_dir: Option<PathBuf>,
+
+    /// Serve the published bundles of this folder under /bundles of that address, to devices that show the token
+    #[arg(long, value_name = "DIR", env = "HEDGE_CLOUD_BUNDLES", requires = "payload_listen")]
     pub bundles: Option<PathBuf>,
 }
 
-/// Why payloads cannot be taken.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    #[error(
-        "--payload-listen {0} can be reached by others: give --payload-cert, --payload-key and --payload-token-file"
-    )]
-    Open(SocketAddr),
-    #[error("{path}: {reason}")]
-    File { path: PathBuf, reason: String },
-    #[error(
-        "--bundles {0} is no folder of published bundles: it has no list.json; `hedge-cloud bundle publish` makes one"
-    )]
-    NoBundles(PathBuf),
-    #[error("--payload-token-file {0} is empty")]
-    NoToken(PathBuf),
-    #[error(transparent)]
-    Certificate(#[from] CertificateError),
-    #[error("TLS cannot be set up: {0}")]
-    Tls(#[from] AuthorityError),
-    #[error("--payload-listen: {0}")]
-    Bind(#[from] hedge_listen::ListenError),
-}
-
-/// Opens the address and serves until the process ends. Returns the real address.
-pub async fn start(setup: &PayloadsSetup, storage: Storage) -> Result<SocketAddr, ListenError> {
-    let file = |path: &PathBuf, reason: String| ListenError::File { path: path.clone(), reason };
-    let tls = match (&setup.certificate, &setup.key) {
-        (Some(certificate), Some(key)) => Some(server_config(certificate_in(certificate.clone(), key.clone())?, None)?),
-        _ => None,
-    };
-    let token = match &setup.token_file {
-        None => None,
-        Some(path) => {
-            let text = hedge_inference::read_text(path).map_err(|error| file(path, error.to_string()))?;
-            let token = text.trim().to_owned();
-            if token.is_empty() {
-                return Err(ListenError::NoToken(path.clone()));
-            }
-            Some(token)
+impl PayloadsArgs {
+    /// Opens the address, if there is one, and serves until the process ends. Returns the real address.
+    pub async fn serve(&self, storage: Storage) -> anyhow::Result<Option<SocketAddr>> {
+        let Some(listen) = self.payload_listen else { return Ok(None) };
+        let tls = match (&self.payload_cert, &self.payload_key) {
+            (Some(certificate), Some(key)) => Some(
+                server_config(certificate_in(certificate.clone(), key.clone())?, None)
+                    .context("TLS cannot be set up")?,
+            ),
+            _ => None,
+        };
+        let token = self.payload_token_file.as_ref().map(|path| -> anyhow::Result<String> {
+            let token = hedge_inference::read_secret(path).with_context(|| path.display().to_string())?;
+            ensure!(!token.is_empty(), "--payload-token-file {} is empty", path.display());
+            Ok(token)
+        });
+        let token = token.transpose()?;
+        if !listen.ip().is_loopback() && (tls.is_none() || token.is_none()) {
+            bail!(
+                "--payload-listen {listen} can be reached by others: give --payload-cert, --payload-key and \
+                 --payload-token-file"
+            );
         }
-    };
-    if !setup.listen.ip().is_loopback() && (tls.is_none() || token.is_none()) {
-        return Err(ListenError::Open(setup.listen));
+        if let Some(dir) = self.bundles.as_ref().filter(|dir| !dir.join("list.json").is_file()) {
+            bail!(
+                "--bundles {} is no folder of published bundles: it has no list.json; `hedge-cloud bundle publish` \
+                 makes one",
+                dir.display()
+            );
+        }
+        let listener = Listener::tcp(listen).await.context("--payload-listen")?;
+        let address = listener.address().unwrap_or(listen);
+        let routes = routes(storage, token.as_deref(), self.bundles.as_deref());
+        tokio::spawn(hedge_listen::serve(listener, BOUNDS, tls, routes, CancellationToken::new()));
+        Ok(Some(address))
     }
-    if let Some(dir) = setup.bundles.as_ref().filter(|dir| !dir.join("list.json").is_file()) {
-        return Err(ListenError::NoBundles(dir.clone()));
-    }
-    let listener = Listener::tcp(setup.listen).await?;
-    let address = listener.address().unwrap_or(setup.listen);
-    let routes = routes(storage, token.as_deref(), setup.bundles.as_deref());
-    tokio::spawn(hedge_listen::serve(listener, BOUNDS, tls, routes, CancellationToken::new()));
-    Ok(address)
 }

@@ -13,7 +13,7 @@
 mod listen;
 mod storage;
 
-pub use listen::{ListenError, PayloadsSetup, start};
+pub use listen::PayloadsArgs;
 pub use storage::{PAYLOAD_BYTES_MAX, Storage};
 
 use std::net::SocketAddr;

@@ -117,13 +117,7 @@ pub(super) fn said(error: &Error) -> String {
     if let Some(error) = error.as_db_error() {
         return error.message().to_owned();
     }
-    let mut text = error.to_string();
-    let mut below = std::error::Error::source(error);
-    while let Some(error) = below {
-        text = format!("{text}: {error}");
-        below = error.source();
-    }
-    text
+    hedge_proto::in_one_line(error)
 }
 
 /// Never ends: what drops a session may itself run in another runtime, where none may be waited for.

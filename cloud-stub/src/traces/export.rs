@@ -100,12 +100,8 @@ impl TracesArgs {
 
 fn exporter(url: &str, service: &'static str, instance: &Name) -> Result<SpanExporter, NoTraces> {
     let no_client = |error: &(dyn std::error::Error + 'static)| NoTraces::NoClient(hedge_proto::in_one_line(error));
-    let mut client = reqwest::Client::builder().timeout(REQUEST_MAX).redirect(reqwest::redirect::Policy::none());
-    if url.starts_with("http://") {
-        // Without this, a machine without any certificates could not even use plain HTTP.
-        client = client.tls_certs_only([]);
-    }
-    let client = client.build().map_err(|error| no_client(&error))?;
+    let client = hedge_identity::http_client(url, None).map_err(NoTraces::NoClient)?;
+    let client = client.timeout(REQUEST_MAX).build().map_err(|error| no_client(&error))?;
     let builder = SpanExporter::builder().with_http().with_http_client(client).with_protocol(Protocol::HttpBinary);
     let mut exporter =
         builder.with_endpoint(url).with_timeout(REQUEST_MAX).build().map_err(|error| no_client(&error))?;

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use hedge_proto::DeviceId;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::trend::Span;
+use super::trend::Asked;
 use super::{ApiError, View};
 use crate::store::{CaseRow, Sought};
 use crate::trend::{Assumptions, Bucket, Given, Saved, Shown, saved, series};
@@ -16,17 +16,6 @@ use crate::wall_ms;
 
 /// How many of its latest cases tell how long the cloud takes.
 const LOOKED_AT: u32 = 24;
-
-/// What is asked for. Numbers are fields of their own: `flatten` reads no numbers of a query.
-#[derive(Deserialize)]
-pub(super) struct Asked {
-    #[serde(default)]
-    span: Span,
-    call_price: Option<f64>,
-    gb_price: Option<f64>,
-    sample_bytes: Option<f64>,
-    cloud_ms: Option<f64>,
-}
 
 #[derive(Serialize)]
 pub(super) struct SavedView {
@@ -39,11 +28,12 @@ pub(super) struct SavedView {
 pub(super) async fn of_device(
     State(view): State<View>,
     Path(name): Path<String>,
-    Query(asked): Query<Asked>,
+    Query(Asked { span }): Query<Asked>,
+    Query(given): Query<Given>,
 ) -> Result<Json<SavedView>, ApiError> {
     let device = DeviceId::new(&name)?;
-    let given = asked.given()?;
-    let (since_s, bucket_s) = asked.span.since(wall_ms());
+    given.check().map_err(ApiError::BadRequest)?;
+    let (since_s, bucket_s) = span.since(wall_ms());
     let looked = view.records.read(move |reader| {
         let sought = Sought { device: Some(device.clone()), ..Sought::default() };
         Ok(match reader.device(&device)? {
@@ -52,41 +42,29 @@ pub(super) async fn of_device(
         })
     });
     let (pages, cases) = looked.await?.ok_or(ApiError::NoDevice(name))?;
-    Ok(Json(SavedView::new(given, &sum(series(pages, since_s, bucket_s)), &cases.rows)))
+    Ok(Json(SavedView::new(given, series(pages, since_s, bucket_s), &cases.rows)))
 }
 
 pub(super) async fn of_fleet(
     State(view): State<View>,
-    Query(asked): Query<Asked>,
+    Query(Asked { span }): Query<Asked>,
+    Query(given): Query<Given>,
 ) -> Result<Json<SavedView>, ApiError> {
-    let given = asked.given()?;
-    let (since_s, bucket_s) = asked.span.since(wall_ms());
+    given.check().map_err(ApiError::BadRequest)?;
+    let (since_s, bucket_s) = span.since(wall_ms());
     let looked = view.records.read(move |reader| {
         Ok((reader.fleet_trend(since_s)?, reader.find(&Sought::default(), LOOKED_AT)?.unwrap_or_default()))
     });
     let (pages, cases) = looked.await?;
-    Ok(Json(SavedView::new(given, &sum(series(pages, since_s, bucket_s)), &cases.rows)))
-}
-
-fn sum(buckets: Vec<Shown>) -> Bucket {
-    let mut passed = Bucket::default();
-    buckets.iter().for_each(|shown| passed.merge(&shown.bucket));
-    passed
-}
-
-impl Asked {
-    fn given(&self) -> Result<Given, ApiError> {
-        let Self { call_price, gb_price, sample_bytes, cloud_ms, .. } = *self;
-        let given = Given { call_price, gb_price, sample_bytes, cloud_ms };
-        given.check().map_err(ApiError::BadRequest)?;
-        Ok(given)
-    }
+    Ok(Json(SavedView::new(given, series(pages, since_s, bucket_s), &cases.rows)))
 }
 
 impl SavedView {
-    fn new(given: Given, passed: &Bucket, cases: &[CaseRow]) -> Self {
+    fn new(given: Given, buckets: Vec<Shown>, cases: &[CaseRow]) -> Self {
+        let mut passed = Bucket::default();
+        buckets.iter().for_each(|shown| passed.merge(&shown.bucket));
         let measured_ms = mean_ms(cases);
-        let assumed = given.over(passed, measured_ms);
+        let assumed = given.over(&passed, measured_ms);
         let known = |given: Option<f64>, measured: bool| match (given, measured) {
             (Some(_), _) => "given",
             (None, true) => "measured",
@@ -98,7 +76,7 @@ impl SavedView {
             ("sample_bytes", known(given.sample_bytes, passed.case_bytes > 0)),
             ("cloud_ms", known(given.cloud_ms, measured_ms.is_some())),
         ]);
-        Self { saved: saved(passed, &assumed), assumed, known }
+        Self { saved: saved(&passed, &assumed), assumed, known }
     }
 }
 

@@ -38,7 +38,7 @@ impl Span {
 #[derive(Deserialize)]
 pub(super) struct Asked {
     #[serde(default)]
-    span: Span,
+    pub(super) span: Span,
 }
 
 /// What became of one device.

@@ -12,9 +12,10 @@ use base64::engine::general_purpose::STANDARD;
 use hedge_config::{BundlesConfig, HttpUrl};
 use hedge_core::clock::doubled;
 use hedge_core::release::DOCUMENT_BYTES_MAX;
+use hedge_identity::http_client;
 use hedge_proto::{Digest, in_one_line};
 use reqwest::header::{self, HeaderValue};
-use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use tokio::time::{sleep, sleep_until, timeout};
 
 use super::pace::Pace;
@@ -70,18 +71,11 @@ impl Server {
         let at = &from.url.at;
         let base = Url::parse(&format!("{at}/")).with_context(|| from.url.to_string())?;
         // Sums are over the bytes as they lie on the server, so nothing is asked for compressed, nor unpacked.
-        let mut client = Client::builder().connect_timeout(SILENCE_MAX).redirect(reqwest::redirect::Policy::limited(3));
-        if !at.tls {
-            // Without this, a machine without any certificates could not even use plain HTTP.
-            client = client.tls_certs_only([]);
-        } else if let Some(file) = &from.ca_file {
-            let at = || format!("[bundles] ca_file = {}", file.display());
-            let pem = hedge_inference::read_pem(file).with_context(at)?;
-            client = client.tls_certs_only(Certificate::from_pem_bundle(&pem).with_context(at)?);
-        }
+        let client = http_client(base.as_str(), from.ca_file.as_deref().filter(|_| at.tls));
+        let client = client.map_err(|why| anyhow!("[bundles] ca_file = {why}"))?;
+        let mut client = client.connect_timeout(SILENCE_MAX).redirect(reqwest::redirect::Policy::limited(3));
         let secret = from.token_file.as_ref().map(|file| {
-            let text = hedge_inference::read_text(file).map(|text| text.trim().to_owned());
-            text.with_context(|| format!("[bundles] token_file = {}", file.display()))
+            hedge_inference::read_secret(file).with_context(|| format!("[bundles] token_file = {}", file.display()))
         });
         let secret = secret.transpose()?;
         let registry = match (from.url.is_registry, &secret) {

@@ -69,7 +69,7 @@ fn target<'a>(words: &'a [String], chosen: &Chosen) -> anyhow::Result<(Target, &
 /// Connects and listens to what `target` needs.
 async fn connect(common: &Common, target: &Target, topics: &'static [&'static str]) -> anyhow::Result<Operator> {
     let broker = &common.broker;
-    let way = Way::new(broker.url.clone(), &broker.credentials())?;
+    let way = Way::new(broker.url.clone(), &broker.credentials)?;
     let device = match target {
         Target::One(name) => Some(name.clone()),
         Target::Many(_) => None,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
+use reqwest::{Client, Method, Response, StatusCode, Url};
 use rusty_s3::S3Action as _;
 use rusty_s3::actions::{ListObjectsV2, ListObjectsV2Response};
 
@@ -31,20 +31,10 @@ pub(super) struct Bucket {
 impl Bucket {
     pub(super) fn new(address: Address) -> Result<Self, String> {
         let Address { bucket, prefix, credentials, authorities } = address;
-        let mut client = Client::builder().redirect(redirect::Policy::none()).connect_timeout(Duration::from_secs(2));
-        match authorities {
-            // Without this, a machine without any certificates could not even use plain HTTP.
-            None if bucket.base_url().scheme() == "http" => client = client.tls_certs_only([]),
-            None => {}
-            Some(path) => {
-                let wrong = |error: String| format!("AWS_CA_BUNDLE is {}: {error}", path.display());
-                let pem = hedge_inference::read_pem(&path).map_err(|error| wrong(error.to_string()))?;
-                let certificates =
-                    reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong(error.to_string()))?;
-                client = client.tls_certs_only(certificates);
-            }
-        }
-        let client = client.build().map_err(|error| hedge_proto::in_one_line(&error))?;
+        let client = hedge_identity::http_client(bucket.base_url().as_str(), authorities.as_deref())
+            .map_err(|why| format!("AWS_CA_BUNDLE is {why}"))?;
+        let client =
+            client.connect_timeout(Duration::from_secs(2)).build().map_err(|error| hedge_proto::in_one_line(&error))?;
         Ok(Self { client, bucket, prefix, credentials })
     }
 
