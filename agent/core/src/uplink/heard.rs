@@ -112,8 +112,8 @@ impl Uplink {
 
     fn goes_again(&mut self, now: Moment, key: CaseKey, whole: Whole) {
         let Some(case) = self.cases.get_mut(&key) else { return };
-        // The word came twice, or late: what it asks for is on its way.
-        if case.is_publishing() && (whole == case.whole || whole == Whole::Offered) {
+        // The word came twice, or crossed what it asks for. Should that be lost, the cloud is asked, and says so again.
+        if case.is_unconfirmed() && (whole == case.whole || whole == Whole::Offered) {
             return;
         }
         (case.again, case.whole) = (true, whole);

@@ -38,7 +38,7 @@ fn reconnect(engine: &mut Engine, at: Moment, loss: Loss) -> Moment {
 
 #[test]
 fn one_payload_travels_at_most_so_often_in_any_hour_whoever_asks() {
-    let taken = || Event::Published { keys: vec![key(7)], outcome: Publish::Acknowledged };
+    let taken = || Event::Received { keys: vec![key(7)] };
     for words in [
         vec![taken(), Event::Wanted { key: key(7), form: PayloadForm::Whole }],
         vec![taken(), Event::Unknown { keys: vec![key(7)] }],
@@ -65,7 +65,7 @@ fn how_often_a_payload_travelled_is_known_after_a_restart() {
     let mut engine = online(0);
     engine.handle(Moment(3), sized(7, 100));
     for at in 4..10 {
-        published(&mut engine, Moment(at), 7, Publish::Acknowledged);
+        engine.handle(Moment(at), Event::Received { keys: vec![key(7)] });
         engine.handle(Moment(at), Event::Wanted { key: key(7), form: PayloadForm::Whole });
         engine.handle(Moment(at), Event::Tick);
     }
@@ -88,7 +88,7 @@ fn a_hostile_cloud_keeps_no_other_case_back() {
         engine.handle(Moment(3), sized(sequence, 100));
         for _ in 0..20 {
             sent(&mut engine);
-            published(&mut engine, Moment(3), sequence, Publish::Acknowledged);
+            engine.handle(Moment(3), Event::Received { keys: vec![key(sequence)] });
             engine.handle(Moment(3), Event::Wanted { key: key(sequence), form: PayloadForm::Whole });
         }
     }
