@@ -271,7 +271,7 @@ impl Judge {
         region: Option<Region>,
         threshold: Arc<ThresholdConfig>,
         scale: ThresholdScale,
-        frame_of: Option<Name>,
+        frame_of: Option<(Name, Option<Name>)>,
     ) -> Result<(Opinion, Arc<ModelCard>), SampleError> {
         self.ask(|reply| Job::Judge { content_type, bytes, region, threshold, scale, frame_of, reply }).await
     }

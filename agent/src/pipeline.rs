@@ -115,7 +115,7 @@ impl Pipeline {
             (link.state, link.policy.threshold)
         };
         let (content_type, bytes) = (input.content_type.clone(), input.bytes.clone());
-        let frame_of = input.frame.then(|| input.source.clone());
+        let frame_of = input.frame.then(|| (input.source.clone(), input.camera.clone()));
         let region = input.view.or(source.region);
         let judged = judge.judge(content_type, bytes, region, threshold, scale, frame_of).await;
         let (mut opinion, card) = judged?;

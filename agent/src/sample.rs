@@ -23,6 +23,8 @@ pub struct NewSample {
     /// The next in a stream of its source, not what somebody sends or lays down: answers to the ones before it say
     /// something of this one's.
     pub frame: bool,
+    /// Whose frame it is, if whoever sends it says so. None: the source has one camera.
+    pub camera: Option<Name>,
     pub content_type: ContentType,
     pub bytes: Bytes,
     /// The thing in the picture that it is about, if another model has found one; the source's region if not.

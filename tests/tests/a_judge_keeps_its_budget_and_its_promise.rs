@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use hedge_proto::{Answer, CaseFate, JudgeFigures, Name, Outcome, SettingsOutcome, Telemetry, ThresholdMode};
+use anyhow::{Context as _, Result, ensure};
+use hedge_proto::{Answer, CaseFate, JudgeFigures, Name, Outcome, Reason, SettingsOutcome, Telemetry, ThresholdMode};
 use hedge_tests::agent::AgentConfig;
+use hedge_tests::fashion::Fashion;
 use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::{Agent, Operator, Scene, Tally, skip};
 use serde_json::json;
@@ -145,6 +146,37 @@ fn a_budget_or_target_that_says_nothing_is_refused_by_name() -> Result<()> {
         let refused = last.is_some_and(|last| last.outcome == SettingsOutcome::Refused);
         let named = last.is_some_and(|last| format!("{:?}", last.errors).contains(part));
         ensure!(refused && named, "{last:?}");
+    }
+    agent.stop()
+}
+
+#[test]
+fn sure_answers_to_the_frames_of_a_camera_that_a_caller_names_count_less_when_they_flicker() -> Result<()> {
+    if !skip::has_onnxruntime() {
+        return Ok(());
+    }
+    let (dir, fashion) = (tempfile::tempdir()?, Fashion::load()?);
+    let mut agent =
+        AgentConfig::new(dir.path(), DEVICE).model_keeping("fashion-small", 0.7).http_source("pictures").start()?;
+    let post = |index, camera| agent.http.post("pictures", camera, "image/png", &fashion.png(index)?);
+    let sure = |index: &usize| Ok::<_, anyhow::Error>(post(*index, "")?.decision.score > Some(0.95));
+    let of = |wanted: &str| {
+        let mut known = (0..100).filter(|index| fashion.label(*index) == wanted);
+        known.find(|index| sure(index).unwrap_or_default()).with_context(|| format!("no sure answer of {wanted}"))
+    };
+    let (boot, bag) = (of("Ankle boot")?, of("Bag")?);
+    for _ in 0..101 {
+        post(boot, "&camera=yard")?;
+    }
+    for _ in 0..5 {
+        post(bag, "&camera=yard")?;
+        post(boot, "&camera=yard")?;
+    }
+    let flickers = post(bag, "&camera=yard")?.decision;
+    ensure!(flickers.reason == Some(Reason::Flicker), "{flickers:?}");
+    for elsewhere in ["", "&camera=porch", "&camera=pictures"] {
+        let stays = post(bag, elsewhere)?.decision;
+        ensure!(stays.outcome == Outcome::Keep, "{elsewhere}: {stays:?}");
     }
     agent.stop()
 }

@@ -399,6 +399,7 @@ fn sample(source: &Name, reference: Option<String>, bytes: Bytes) -> Result<NewS
         metadata: Default::default(),
         urgent: false,
         frame: false,
+        camera: None,
         content_type,
         bytes,
         view: None,

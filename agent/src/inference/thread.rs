@@ -35,8 +35,8 @@ pub(super) enum Job {
         region: Option<Region>,
         threshold: Arc<ThresholdConfig>,
         scale: ThresholdScale,
-        /// The source, if the samples of it are frames.
-        frame_of: Option<Name>,
+        /// The source, and which camera if it has several, of a sample that is a frame.
+        frame_of: Option<(Name, Option<Name>)>,
         reply: oneshot::Sender<Result<(Opinion, Arc<ModelCard>), SampleError>>,
     },
     /// The samples after it are answered by another bundle.
@@ -197,7 +197,7 @@ impl ModelThread {
         bytes: &[u8],
         region: Option<&Region>,
         (threshold, scale): (&ThresholdConfig, ThresholdScale),
-        frame_of: Option<&Name>,
+        frame_of: Option<&(Name, Option<Name>)>,
     ) -> Result<(Opinion, Arc<ModelCard>), SampleError> {
         let (name, figures, work) = (self.setup.name.clone(), self.setup.figures.clone(), self.work.clone());
         let (record, learned) = (self.record.clone(), self.setup.learned.clone());
@@ -229,7 +229,9 @@ impl ModelThread {
         let mut opinion = Opinion::by(task, &outputs, &tensor.frame, &thresholds, |said, doubt, asked| {
             contested = differs(Some(said));
             let asked = Asked { contested, ..asked };
-            let doubt = &frame_of.map_or(*doubt, |source| frames.saw(source.as_str(), said, doubt));
+            let doubt = &frame_of.map_or(*doubt, |(source, camera)| {
+                frames.saw((source.as_str(), camera.as_ref().map(Name::as_str)), said, doubt)
+            });
             // It was begun when the model was loaded.
             learned.judge(doubt, asked).unwrap_or_else(|| judge(doubt, &asked))
         });

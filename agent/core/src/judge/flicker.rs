@@ -3,7 +3,8 @@
 //! Of answers that contradict each other about one scene not all can be right, however sure each is. [`Frames`] tells how
 //! often the answers of a source have changed lately; [`counted`] is the doubt that comes of it. A scene that changes once
 //! does not flicker. Nor does a source whose frames always show something else, as on a belt: what counts is how much more
-//! often than usual its answers change. Samples that are not frames of one camera or microphone are not shown to it.
+//! often than usual its answers change. Samples that are not frames of one camera or microphone are not shown to it. A source
+//! that others send to may bring frames of several cameras, each by its name.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -18,7 +19,9 @@ const CHANGES: usize = 8;
 const USUAL_FROM: u32 = 100;
 const USUAL_OVER: u32 = 1000;
 
-/// Sources that one model is remembered to have answered. Beyond them the one that was silent longest is forgotten.
+/// Sources that one model is remembered to have answered, each camera of one counted by itself. Beyond them the one that was
+/// silent longest is forgotten: of the cameras that callers name if there is one, so that no number of names makes the
+/// device forget its own.
 const SOURCES_MAX: usize = 64;
 
 /// What was answered to the last frames, by source.
@@ -28,6 +31,8 @@ pub struct Frames(Vec<Source>);
 #[derive(Debug, Clone)]
 struct Source {
     name: String,
+    /// As a caller names it. None if all frames of the source are of one.
+    camera: Option<String>,
     /// What the last frame was answered with: a hash of each label, in order. Places are not in it: things move.
     said: Vec<u32>,
     /// For the next frame, so that no answer waits for memory.
@@ -41,15 +46,15 @@ struct Source {
 impl Frames {
     /// Takes note of what the next frame of a source was answered with. Returns its doubt with that of the source's flicker,
     /// once that can be told.
-    pub fn saw(&mut self, source: &str, said: &Output, doubt: &Doubt) -> Doubt {
+    pub fn saw(&mut self, (source, camera): (&str, Option<&str>), said: &Output, doubt: &Doubt) -> Doubt {
         // The last one that was seen is the last in the list.
-        match self.0.iter().position(|known| known.name == source) {
+        match self.0.iter().position(|known| known.name == source && known.camera.as_deref() == camera) {
             Some(at) => self.0[at..].rotate_left(1),
             None => {
                 if self.0.len() == SOURCES_MAX {
-                    self.0.remove(0);
+                    self.0.remove(self.0.iter().position(|known| known.camera.is_some()).unwrap_or(0));
                 }
-                self.0.push(Source::new(source));
+                self.0.push(Source::new(source, camera));
             }
         }
         let flicker = self.0.last_mut().and_then(|source| source.saw(said));
@@ -58,9 +63,10 @@ impl Frames {
 }
 
 impl Source {
-    fn new(name: &str) -> Self {
+    fn new(name: &str, camera: Option<&str>) -> Self {
         let (said, spare) = (Vec::new(), Vec::new());
-        Self { name: name.to_owned(), said, spare, changes: [0.0; CHANGES], frames: 0, usual: 0.0 }
+        let (name, camera) = (name.to_owned(), camera.map(ToOwned::to_owned));
+        Self { name, camera, said, spare, changes: [0.0; CHANGES], frames: 0, usual: 0.0 }
     }
 
     fn saw(&mut self, said: &Output) -> Option<f32> {
@@ -137,7 +143,7 @@ mod tests {
 
     /// The flicker of the last of these answers of one source.
     fn of(frames: &mut Frames, source: &str, answers: impl IntoIterator<Item = Output>) -> Option<f32> {
-        let last = answers.into_iter().map(|said| frames.saw(source, &said, &Doubt::NONE)).last();
+        let last = answers.into_iter().map(|said| frames.saw((source, None), &said, &Doubt::NONE)).last();
         last.expect("answers").get(Measure::Flicker)
     }
 
@@ -191,6 +197,24 @@ mod tests {
         assert_eq!(frames.0.len(), SOURCES_MAX);
         let known: Vec<bool> = ["a", "cam 127"].map(|source| frames.0.iter().any(|one| one.name == source)).into();
         assert_eq!(known, [false, true], "the one that was silent longest is forgotten");
+    }
+
+    #[test]
+    fn a_camera_that_a_caller_names_is_never_the_device_s_own_and_makes_it_forget_none_of_these() {
+        let mut frames = Frames::default();
+        let mut saw = |camera: Option<&str>, label: &str| {
+            frames.saw(("porch", camera), &Output::label(label), &Doubt::NONE).get(Measure::Flicker)
+        };
+        for at in 0..200 {
+            assert_eq!(saw(None, "cat").unwrap_or_default(), 0.0, "its own answers never change");
+            saw(Some("porch"), if at % 2 == 0 { "cat" } else { "dog" });
+        }
+        for at in 0..2 * SOURCES_MAX {
+            saw(Some(&alloc::format!("cam {at}")), "cat");
+        }
+        assert_eq!(saw(None, "cat"), Some(0.0), "it is still known what is usual for it");
+        assert_eq!(saw(Some("porch"), "cat"), None, "this one was silent longest");
+        assert_eq!(frames.0.len(), SOURCES_MAX);
     }
 
     #[test]

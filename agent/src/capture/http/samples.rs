@@ -73,6 +73,7 @@ pub(super) struct PostQuery {
     wait_ms: Option<u64>,
     #[serde(rename = "ref")]
     reference: Option<String>,
+    camera: Option<String>,
 }
 
 /// Takes one sample. The response is its correction if one comes within `wait_ms` and as long as the link's state
@@ -90,6 +91,8 @@ pub(super) async fn post<I: Intake>(
         let bytes = reference.len();
         return Err(HttpError::bad_request(format!("ref has {bytes} bytes; at most {REFERENCE_BYTES_MAX} are kept")));
     }
+    let camera = query.camera.as_deref().map(Name::new).transpose();
+    let camera = camera.map_err(|error| HttpError::bad_request(format!("camera: {error}")))?;
     let metadata = metadata(&headers)?;
     let received = api.bodies.receive(&headers, body).await?;
 
@@ -100,7 +103,8 @@ pub(super) async fn post<I: Intake>(
         metadata,
         urgent: query.wait_ms.is_some_and(|wait_ms| wait_ms > 0)
             && !api.intake.link().borrow().policy.wait_max.is_zero(),
-        frame: false,
+        frame: camera.is_some(),
+        camera,
         content_type: content_type(stated, &received.bytes)?,
         bytes: received.bytes.clone(),
         view: None,

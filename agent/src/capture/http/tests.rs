@@ -95,6 +95,18 @@ async fn a_picture_gets_its_answer_with_ref_and_metadata_handed_on() {
 }
 
 #[tokio::test]
+async fn a_picture_whose_caller_names_its_camera_is_a_frame_of_that_camera() {
+    let server = server("").await;
+    assert_eq!(server.post("?camera=camera.yard", JPEG).await.0, 200);
+    let (status, body) = server.post("?camera=cam/yard", JPEG).await;
+    let text = "{\"error\":\"camera: `cam/yard` is not a name of 1 to 64 letters, digits, `.`, `_` or `-`\"}";
+    assert_eq!((status, body.as_str()), (400, text));
+    let samples = server.fake.samples.lock().expect("not poisoned");
+    let camera = samples[0].camera.as_ref().map(ToString::to_string);
+    assert_eq!((samples[0].frame, camera.as_deref(), samples.len()), (true, Some("camera.yard"), 1));
+}
+
+#[tokio::test]
 async fn a_200_mb_upload_is_refused_before_it_is_sent_and_the_connection_ends() {
     let server = server("").await;
     let mut socket = TcpStream::connect(server.address).await.expect("connected");
