@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use axum::http::HeaderName;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use hedge_config::ConfigError;
+use hedge_config::{ConfigError, LogFormat};
 use hedge_proto::Name;
 
 use crate::access::audit::AuditArgs;
@@ -335,12 +335,6 @@ pub enum CaCommand {
     Devices,
     /// Revoke a device: it gets no further certificate, and the guarded broker refuses it at once
     Revoke { device: Name },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
 }
 
 impl Serve {

@@ -1,5 +1,7 @@
 //! `hedge-cloud check`: reads the configuration file, loads and asks every answerer of it, and says how each is.
 
+use hedge_proto::word;
+
 use crate::answerers::Kind;
 use crate::args::Check;
 use crate::model::{self, Way};
@@ -15,7 +17,7 @@ pub fn run(args: &Check) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut is_well = true;
     for answerer in &config.answerers {
-        let (name, kind) = (&answerer.name, answerer.kind.name());
+        let (name, kind) = (&answerer.name, word(&answerer.kind));
         let asked = match model::load(answerer, args.library.as_deref()) {
             Ok(answering) => match answering.way {
                 Way::Remote(remote, _) => runtime.block_on(remote.question()).map_err(|failure| failure.to_string()),

@@ -4,10 +4,10 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use hedge_cloud::args::{Cli, Command, LogFormat};
-use hedge_cloud::bundle::cli::BundleArgs;
-use hedge_cloud::fleet::cli::{self, DeviceArgs};
+use hedge_cloud::args::{Cli, Command};
+use hedge_cloud::fleet::cli;
 use hedge_cloud::{ca, check, quickstart, serve};
+use hedge_config::LogFormat;
 use hedge_proto::in_one_line;
 use tracing_subscriber::EnvFilter;
 
@@ -30,17 +30,7 @@ fn main() -> ExitCode {
             log_to_stderr(LogFormat::Text, "info");
             ended(quickstart::run(&args))
         }
-        Command::Check(args) => {
-            log_to_stderr(LogFormat::Text, "warn");
-            match check::run(&args) {
-                Ok(true) => ExitCode::SUCCESS,
-                Ok(false) => ExitCode::from(FAILED),
-                Err(error) => {
-                    eprintln!("hedge-cloud: {}", in_one_line(&*error));
-                    ExitCode::from(NOT_STARTED)
-                }
-            }
-        }
+        Command::Check(args) => all_well(|| check::run(&args)),
         Command::Export(args) => {
             log_to_stderr(LogFormat::Text, "warn");
             match hedge_cloud::export::cli::run(&args) {
@@ -48,21 +38,21 @@ fn main() -> ExitCode {
                     eprintln!("{said}");
                     ExitCode::SUCCESS
                 }
-                Err(error) => {
-                    eprintln!("hedge-cloud: {}", in_one_line(&*error));
-                    ExitCode::from(FAILED)
-                }
+                Err(error) => failed(&error, FAILED),
             }
         }
         Command::Ca(args) => {
             log_to_stderr(LogFormat::Text, "info");
             ended(ca::run(&args).map_err(serve::ServeError::Run))
         }
-        Command::Device(args) => device(&args),
+        Command::Device(args) => all_well(|| cli::run(&args)),
         Command::Delete(args) => say(hedge_cloud::fleet::delete::run(&args)),
         Command::User(args) => say(hedge_cloud::access::cli::run(&args)),
         Command::Audit(args) => say(hedge_cloud::access::audit::run(&args)),
-        Command::Bundle(args) => bundle(&args),
+        Command::Bundle(args) => {
+            log_to_stderr(LogFormat::Text, "warn");
+            say(hedge_cloud::bundle::cli::run(&args))
+        }
         Command::Answer(args) => {
             log_to_stderr(LogFormat::Text, "warn");
             ended(serve::answer(&args).map_err(serve::ServeError::Run))
@@ -88,21 +78,18 @@ fn ended(outcome: Result<(), serve::ServeError>) -> ExitCode {
     }
 }
 
-fn device(args: &DeviceArgs) -> ExitCode {
+fn all_well(run: impl FnOnce() -> anyhow::Result<bool>) -> ExitCode {
     log_to_stderr(LogFormat::Text, "warn");
-    match cli::run(args) {
+    match run() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
-        Err(error) => {
-            eprintln!("hedge-cloud: {}", in_one_line(&*error));
-            ExitCode::from(NOT_STARTED)
-        }
+        Err(error) => failed(&error, NOT_STARTED),
     }
 }
 
-fn bundle(args: &BundleArgs) -> ExitCode {
-    log_to_stderr(LogFormat::Text, "warn");
-    say(hedge_cloud::bundle::cli::run(args))
+fn failed(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("hedge-cloud: {}", in_one_line(&**error));
+    ExitCode::from(code)
 }
 
 #[expect(clippy::print_stdout, reason = "a command's result goes to standard output")]
@@ -112,10 +99,7 @@ fn say(ran: anyhow::Result<String>) -> ExitCode {
             println!("{said}");
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("hedge-cloud: {}", in_one_line(&*error));
-            ExitCode::from(FAILED)
-        }
+        Err(error) => failed(&error, FAILED),
     }
 }
 

@@ -75,6 +75,18 @@ pub fn to_value<T: Serialize>(document: &T) -> serde_json::Value {
     serde_json::from_slice(&to_json(document)).unwrap_or_default()
 }
 
+/// What an enum's value is called in JSON, for people.
+///
+/// # Panics
+/// As [`to_json`].
+#[must_use]
+pub fn word<T: Serialize>(value: &T) -> String {
+    match to_value(value) {
+        serde_json::Value::String(word) => word,
+        other => other.to_string(),
+    }
+}
+
 /// Reads one JSON document of at most `bytes_max` bytes.
 pub fn from_json<T: DeserializeOwned>(bytes: &[u8], bytes_max: usize) -> Result<T, DecodeError> {
     check_size(bytes, bytes_max)?;

@@ -41,7 +41,7 @@ pub use address::host_and_port;
 pub use answer::{Answer, CaseFate, Crop, Explanation, Outcome, Refusal};
 pub use bounds::{ASK_BYTES_MAX, CLOUD_STATUS_BYTES_MAX, DOWN_BYTES_MAX, Message, TEXT_BYTES_MAX, WIRE_VERSIONS_MAX};
 pub use case::{Captured, Case, CaseDecision, CaseMessage, Metadata, Offer, PayloadForm, ThresholdMode};
-pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json, to_value};
+pub use codec::{DecodeError, from_cbor, from_json, to_cbor, to_json, to_value, word};
 pub use control::{
     COMMAND_ID_BYTES_MAX, CommandMessage, CommandOutcome, Confirm, Desired, ExplainArgs, ForgetArgs, LastDesired,
     LogLevelArgs, Order, Reply, Reported, RequeueArgs, SettingsOutcome, SnapshotArgs, SourceArgs, VERSION_MAX,

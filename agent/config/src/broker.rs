@@ -10,7 +10,8 @@ use hedge_proto::{Name, Topics, host_and_port};
 use serde::Deserialize;
 use serde::de::Error as _;
 
-use super::{Problem, Seconds};
+use super::Problem;
+use super::settings::seconds;
 
 /// Where the broker is and how the device shows who it is.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -43,7 +44,8 @@ pub struct BrokerConfig {
     /// Where to go when this broker is away for long. Not settable remotely.
     pub recovery: Option<Box<BrokerConfig>>,
     /// Without a connection for so long, the recovery broker is dialled, too.
-    pub recovery_after_s: Option<Seconds>,
+    #[serde(default, rename = "recovery_after_s", deserialize_with = "seconds")]
+    recovery_after: Option<Duration>,
 }
 
 /// `[credentials.NAME]`: how the device shows who it is, under a name that remote settings may use.
@@ -66,8 +68,7 @@ impl BrokerConfig {
     /// How long the usual broker may be away; `None` if there is no other.
     #[must_use]
     pub fn recovery_after(&self) -> Option<Duration> {
-        let after = self.recovery_after_s.map_or(RECOVERY_AFTER, Seconds::duration);
-        self.recovery.as_ref().map(|_| after)
+        self.recovery.as_ref().map(|_| self.recovery_after.unwrap_or(RECOVERY_AFTER))
     }
 
     /// Puts named credentials in their place.
@@ -87,7 +88,7 @@ impl BrokerConfig {
                 let message = "a recovery broker has no recovery broker".to_owned();
                 Err(Problem { field: vec!["broker".to_owned(), "recovery".to_owned()], span: None, message })
             }
-            Some(recovery) if recovery.recovery_after_s.is_some() => {
+            Some(recovery) if recovery.recovery_after.is_some() => {
                 let message = "recovery_after_s belongs to [broker], not to [broker.recovery]".to_owned();
                 Err(Problem { field: vec!["broker".to_owned(), "recovery".to_owned()], span: None, message })
             }

@@ -27,6 +27,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hedge_core::engine::Configured;
 use hedge_core::identity::device_id;
 use hedge_core::policy::Policies;
 use hedge_identity::Certificate;
@@ -48,7 +49,7 @@ pub use self::overrides::{NoSetting, Override};
 pub use self::payloads::{BundlesConfig, BundlesUrl, HttpUrl, PayloadsConfig};
 pub use self::place::span_of;
 pub use self::privacy::PrivacyConfig;
-pub use self::settings::{Seconds, SettingsConfig};
+pub use self::settings::SettingsConfig;
 pub use self::source::{Fate, FormatName, PcmWindow, Quiet, RowWindow, SourceConfig, SourceKind, StreamFormat, Window};
 pub use self::states::{StateConfig, StatesConfig};
 pub use self::threshold::{ThresholdConfig, unknown_labels};
@@ -205,6 +206,17 @@ impl Config {
     #[must_use]
     pub fn policies(&self) -> Policies {
         self.link.states.policies().under(self.privacy.ceiling())
+    }
+
+    /// What the engine goes by.
+    #[must_use]
+    pub fn configured(&self) -> Configured {
+        Configured {
+            profile: self.link.profile(),
+            policies: self.policies(),
+            ceilings: self.link.ceilings(),
+            batch_bytes_max: self.link.batch_bytes_max(),
+        }
     }
 
     /// How often live figures are sent while nothing changes.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use hedge_core::budget::Ceilings;
 use hedge_core::link::{Profile, Windows};
 use hedge_proto::LinkProfile;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::StatesConfig;
 
@@ -17,6 +18,7 @@ pub struct LinkConfig {
     pub batch_bytes_max: Option<u32>,
     pub ceilings: CeilingsConfig,
     /// When the radio is used, if not always.
+    #[serde(deserialize_with = "windows")]
     pub windows: WindowsConfig,
     /// What the device does differently in each state of the link.
     pub states: StatesConfig,
@@ -38,19 +40,12 @@ pub struct CeilingsConfig {
 
 /// Windows in which a radio is used; in between it rests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "WindowsFields")]
+#[serde(deny_unknown_fields, default)]
 pub struct WindowsConfig {
     /// From the beginning of one to that of the next; 0 for a link that is used at any time.
     pub every_s: u32,
     /// How long each is open.
     pub open_s: u32,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct WindowsFields {
-    every_s: u32,
-    open_s: u32,
 }
 
 /// Time to connect over a slow modem, send some cases and hear their verdicts.
@@ -63,34 +58,26 @@ const WINDOW_EVERY_S: std::ops::RangeInclusive<u32> = 60..=43_200;
 /// A handshake on a slow link, and what was wanted of the device meanwhile.
 const WINDOW_OPEN_S_MIN: u32 = 30;
 
-impl Default for WindowsFields {
-    fn default() -> Self {
-        Self { every_s: 0, open_s: WINDOW_OPEN_S }
-    }
-}
-
 impl Default for WindowsConfig {
     fn default() -> Self {
         Self { every_s: 0, open_s: WINDOW_OPEN_S }
     }
 }
 
-impl TryFrom<WindowsFields> for WindowsConfig {
-    type Error = String;
-
-    fn try_from(WindowsFields { every_s, open_s }: WindowsFields) -> Result<Self, String> {
-        let (least, most) = (WINDOW_EVERY_S.start(), WINDOW_EVERY_S.end());
-        if every_s != 0 && !WINDOW_EVERY_S.contains(&every_s) {
-            return Err(format!("every_s = {every_s} is neither 0 nor a number from {least} to {most}"));
-        }
-        if open_s < WINDOW_OPEN_S_MIN {
-            return Err(format!("open_s = {open_s} is below {WINDOW_OPEN_S_MIN}"));
-        }
-        if every_s != 0 && open_s >= every_s {
-            return Err(format!("open_s = {open_s} is not below every_s = {every_s}: the radio would never rest"));
-        }
-        Ok(Self { every_s, open_s })
-    }
+fn windows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<WindowsConfig, D::Error> {
+    let windows = WindowsConfig::deserialize(deserializer)?;
+    let WindowsConfig { every_s, open_s } = windows;
+    let (least, most) = (WINDOW_EVERY_S.start(), WINDOW_EVERY_S.end());
+    let wrong = if every_s != 0 && !WINDOW_EVERY_S.contains(&every_s) {
+        format!("every_s = {every_s} is neither 0 nor a number from {least} to {most}")
+    } else if open_s < WINDOW_OPEN_S_MIN {
+        format!("open_s = {open_s} is below {WINDOW_OPEN_S_MIN}")
+    } else if every_s != 0 && open_s >= every_s {
+        format!("open_s = {open_s} is not below every_s = {every_s}: the radio would never rest")
+    } else {
+        return Ok(windows);
+    };
+    Err(D::Error::custom(wrong))
 }
 
 impl WindowsConfig {

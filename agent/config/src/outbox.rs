@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use hedge_core::outbox::WhenFull;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use hedge_outbox::Limits;
 
@@ -18,7 +19,8 @@ pub struct OutboxConfig {
     /// What happens to a new case when a cap is reached.
     pub when_full: WhenFullName,
     /// A case is dropped when it has waited so long, counted while the device is switched on.
-    pub age_max_s: AgeMax,
+    #[serde(rename = "age_max_s", deserialize_with = "age_max")]
+    pub(super) age_max: Duration,
     /// How long an answer waits to be able to say `stored`.
     pub store_wait_ms: u64,
 }
@@ -32,22 +34,15 @@ pub enum WhenFullName {
     RefuseNew,
 }
 
-/// At least a minute: with less, cases would go before a link that is up could take them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "u64")]
-pub struct AgeMax(Duration);
+/// With less, cases would go before a link that is up could take them.
+const AGE_MAX_LEAST_S: u64 = 60;
 
-const AGE_MAX_LEAST: Duration = Duration::from_secs(60);
-
-impl TryFrom<u64> for AgeMax {
-    type Error = String;
-
-    fn try_from(seconds: u64) -> Result<Self, String> {
-        let age_max = Duration::from_secs(seconds);
-        if age_max < AGE_MAX_LEAST {
-            return Err(format!("{seconds} s is too short for a case to be answered; give it at least 60"));
-        }
-        Ok(Self(age_max))
+fn age_max<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    match u64::deserialize(deserializer)? {
+        seconds @ AGE_MAX_LEAST_S.. => Ok(Duration::from_secs(seconds)),
+        seconds => Err(D::Error::custom(format!(
+            "{seconds} s is too short for a case to be answered; give it at least {AGE_MAX_LEAST_S}"
+        ))),
     }
 }
 
@@ -60,7 +55,7 @@ impl Default for OutboxConfig {
             payload_bytes_max: 8 * 1024 * 1024,
             when_full: WhenFullName::default(),
             // A month of outage; what has waited longer is of little use to anyone.
-            age_max_s: AgeMax(Duration::from_secs(30 * 24 * 3600)),
+            age_max: Duration::from_secs(30 * 24 * 3600),
             store_wait_ms: 250,
         }
     }
@@ -74,7 +69,7 @@ impl OutboxConfig {
 
     #[must_use]
     pub fn age_max(&self) -> Duration {
-        self.age_max_s.0
+        self.age_max
     }
 
     #[must_use]

@@ -3,44 +3,34 @@
 use std::time::Duration;
 
 use hedge_core::control::trial::TRIAL;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SettingsConfig {
     /// How long settings that could cut the link are on trial.
-    trial_s: Option<Seconds>,
+    #[serde(rename = "trial_s", deserialize_with = "seconds")]
+    trial: Option<Duration>,
 }
 
 impl SettingsConfig {
     #[must_use]
     pub fn trial(&self) -> Duration {
-        self.trial_s.map_or(TRIAL, Seconds::duration)
+        self.trial.unwrap_or(TRIAL)
     }
 }
 
 /// Under 5 s nothing connects; who waits for more than a day has gone to see the device.
 const SECONDS: std::ops::RangeInclusive<u32> = 5..=86_400;
 
-/// A wait that a person sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "u32")]
-pub struct Seconds(u32);
-
-impl Seconds {
-    #[must_use]
-    pub fn duration(self) -> Duration {
-        Duration::from_secs(self.0.into())
-    }
-}
-
-impl TryFrom<u32> for Seconds {
-    type Error = String;
-
-    fn try_from(value: u32) -> Result<Self, String> {
-        match value {
-            value if SECONDS.contains(&value) => Ok(Self(value)),
-            _ => Err(format!("{value} is not a number of seconds from {} to {}", SECONDS.start(), SECONDS.end())),
+/// Reads a wait that a person sets.
+pub(super) fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    match u32::deserialize(deserializer)? {
+        value if SECONDS.contains(&value) => Ok(Some(Duration::from_secs(value.into()))),
+        value => {
+            let (least, most) = (SECONDS.start(), SECONDS.end());
+            Err(D::Error::custom(format!("{value} is not a number of seconds from {least} to {most}")))
         }
     }
 }

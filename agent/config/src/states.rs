@@ -10,33 +10,31 @@ use serde::{Deserialize, Deserializer};
 
 /// Overrides of [`Policies::DEFAULT`], by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
-#[serde(try_from = "Fields")]
+#[serde(deny_unknown_fields, default)]
 pub struct StatesConfig {
     online: StateConfig,
     degraded: StateConfig,
+    #[serde(deserialize_with = "offline")]
     offline: StateConfig,
+    #[serde(deserialize_with = "over_budget")]
     over_budget: StateConfig,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct Fields {
-    online: StateConfig,
-    degraded: StateConfig,
-    offline: StateConfig,
-    over_budget: StateConfig,
+fn offline<'de, D: Deserializer<'de>>(deserializer: D) -> Result<StateConfig, D::Error> {
+    silent(deserializer, "offline")
 }
 
-impl TryFrom<Fields> for StatesConfig {
-    type Error = String;
+fn over_budget<'de, D: Deserializer<'de>>(deserializer: D) -> Result<StateConfig, D::Error> {
+    silent(deserializer, "over_budget")
+}
 
-    fn try_from(Fields { online, degraded, offline, over_budget }: Fields) -> Result<Self, String> {
-        for (state, config) in [("offline", &offline), ("over_budget", &over_budget)] {
-            if config.drain_per_s.is_some() {
-                return Err(format!("`drain_per_s` has no effect in [link.states.{state}]: nothing is sent there"));
-            }
-        }
-        Ok(Self { online, degraded, offline, over_budget })
+fn silent<'de, D: Deserializer<'de>>(deserializer: D, state: &str) -> Result<StateConfig, D::Error> {
+    let config = StateConfig::deserialize(deserializer)?;
+    match config.drain_per_s {
+        Some(_) => Err(D::Error::custom(format!(
+            "`drain_per_s` has no effect in [link.states.{state}]: nothing is sent there"
+        ))),
+        None => Ok(config),
     }
 }
 
@@ -44,40 +42,27 @@ impl TryFrom<Fields> for StatesConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StateConfig {
-    threshold_scale: Option<Scale>,
-    wait_ms_max: Option<WaitMs>,
+    #[serde(deserialize_with = "scale")]
+    threshold_scale: Option<ThresholdScale>,
+    #[serde(deserialize_with = "wait_ms")]
+    wait_ms_max: Option<u64>,
     #[serde(deserialize_with = "payload")]
     payload: Option<Payload>,
-    drain_per_s: Option<PerSecond>,
+    #[serde(deserialize_with = "per_second")]
+    drain_per_s: Option<f32>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(try_from = "f32")]
-struct Scale(ThresholdScale);
-
-impl TryFrom<f32> for Scale {
-    type Error = String;
-
-    fn try_from(value: f32) -> Result<Self, String> {
-        ThresholdScale::new(value).map(Self).map_err(|error| error.to_string())
-    }
+fn scale<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ThresholdScale>, D::Error> {
+    ThresholdScale::new(f32::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
 /// The longest wait the HTTP interface honours.
 const WAIT_MS_MAX: u64 = 60_000;
 
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(try_from = "u64")]
-struct WaitMs(u64);
-
-impl TryFrom<u64> for WaitMs {
-    type Error = String;
-
-    fn try_from(value: u64) -> Result<Self, String> {
-        match value {
-            0..=WAIT_MS_MAX => Ok(Self(value)),
-            _ => Err(format!("wait_ms_max = {value} is not a number from 0 to {WAIT_MS_MAX}")),
-        }
+fn wait_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    match u64::deserialize(deserializer)? {
+        ms @ 0..=WAIT_MS_MAX => Ok(Some(ms)),
+        ms => Err(D::Error::custom(format!("wait_ms_max = {ms} is not a number from 0 to {WAIT_MS_MAX}"))),
     }
 }
 
@@ -93,19 +78,12 @@ pub(super) fn payload<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opti
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(try_from = "f32")]
-struct PerSecond(f32);
-
-impl TryFrom<f32> for PerSecond {
-    type Error = String;
-
-    fn try_from(value: f32) -> Result<Self, String> {
-        if value == 0.0 || (0.001..=1e6).contains(&value) {
-            Ok(Self(value))
-        } else {
-            Err(format!("drain_per_s = {value} is neither 0 (send nothing) nor a number from 0.001 to 1000000"))
-        }
+fn per_second<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f32>, D::Error> {
+    match f32::deserialize(deserializer)? {
+        value if value == 0.0 || (0.001..=1e6).contains(&value) => Ok(Some(value)),
+        value => Err(D::Error::custom(format!(
+            "drain_per_s = {value} is neither 0 (send nothing) nor a number from 0.001 to 1000000"
+        ))),
     }
 }
 
@@ -126,10 +104,10 @@ impl StatesConfig {
 impl StateConfig {
     fn over(&self, ours: Policy) -> Policy {
         Policy {
-            threshold: self.threshold_scale.map_or(ours.threshold, |scale| scale.0),
-            wait_max: self.wait_ms_max.map_or(ours.wait_max, |wait| Duration::from_millis(wait.0)),
+            threshold: self.threshold_scale.unwrap_or(ours.threshold),
+            wait_max: self.wait_ms_max.map_or(ours.wait_max, Duration::from_millis),
             payload: self.payload.map_or(ours.payload, Payload::from),
-            drain_per_s: self.drain_per_s.map_or(ours.drain_per_s, |per_s| Some(per_s.0)),
+            drain_per_s: self.drain_per_s.or(ours.drain_per_s),
         }
     }
 }

@@ -169,7 +169,7 @@ pub enum Action {
     },
 }
 
-/// What settings change while the engine runs.
+/// What is configured of it, and may change while it runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Configured {
     pub profile: Profile,
@@ -187,11 +187,9 @@ pub struct Setup {
     pub recovery_after: Option<Duration>,
     /// Cases the outbox holds from earlier runs.
     pub open_cases: u64,
-    pub profile: Profile,
-    pub policies: Policies,
-    pub budget: Budget,
-    /// Payload bytes that small cases may share a publish up to; 0 for one case each.
-    pub batch_bytes_max: u32,
+    pub configured: Configured,
+    /// By earlier runs; `None` where that is lost.
+    pub spent: Option<Spent>,
     /// Chance, for the waits between dials.
     pub seed: u64,
 }
@@ -216,13 +214,15 @@ impl Engine {
     /// Dials at once if there is a broker.
     #[must_use]
     pub fn new(now: Moment, setup: Setup) -> Self {
-        let mut uplink = Uplink::new(setup.batch_bytes_max);
-        uplink.recall_repeated(&setup.budget.spent().repeated);
+        let Configured { profile, policies, ceilings, batch_bytes_max } = setup.configured;
+        let budget = Budget::resume(ceilings, setup.spent, now);
+        let mut uplink = Uplink::new(batch_bytes_max);
+        uplink.recall_repeated(&budget.spent().repeated);
         let mut engine = Self {
-            link: Link::new(now, setup.has_broker, setup.recovery_after, setup.profile, setup.seed),
+            link: Link::new(now, setup.has_broker, setup.recovery_after, profile, setup.seed),
             uplink,
-            policies: setup.policies,
-            budget: setup.budget,
+            policies,
+            budget,
             over_until: None,
             actions: VecDeque::new(),
             more_on_disk: setup.open_cases > 0,

@@ -13,6 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
+use super::http::http_body;
 use super::verifier::{Verifier, pinned};
 use super::{Certificate, CertificateClock};
 
@@ -134,15 +135,11 @@ async fn post(base: &str, path: &str, body: Vec<u8>, tls: rustls::ClientConfig) 
         .build()
         .map_err(|error| unreachable(&error))?;
     let sent = client.post(&url).header("content-type", "application/json").body(body).send().await;
-    let mut response = sent.map_err(|error| unreachable(&error))?;
+    let response = sent.map_err(|error| unreachable(&error))?;
     let status = response.status();
-    let mut text = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(&error))? {
-        text.extend_from_slice(&chunk);
-        if text.len() > DOCUMENT_BYTES_MAX {
-            return Err(EnrolError::Unusable { url, reason: "the answer is too long".to_owned() });
-        }
-    }
+    let Some(text) = http_body(response, DOCUMENT_BYTES_MAX).await.map_err(|error| unreachable(&error))? else {
+        return Err(EnrolError::Unusable { url, reason: "the answer is too long".to_owned() });
+    };
     if !status.is_success() {
         let reason =
             from_json::<NotEnrolled>(&text, DOCUMENT_BYTES_MAX).map_or_else(|_| status.to_string(), |said| said.error);

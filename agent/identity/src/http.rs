@@ -1,8 +1,8 @@
-//! Whom a program trusts that calls another over HTTP.
+//! Whom a program trusts that calls another over HTTP, and how much of an answer it reads.
 
 use std::path::Path;
 
-use reqwest::{Certificate, Client, ClientBuilder, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Response, redirect};
 
 /// A client for `url` that trusts the authorities in this file (PEM), or the system's. It follows no redirect: that would
 /// repeat a token to whoever it names. What is wrong begins with the file's name.
@@ -20,4 +20,16 @@ pub fn http_client(url: &str, authorities: Option<&Path>) -> Result<ClientBuilde
             builder.tls_certs_only(certificates)
         }
     })
+}
+
+/// The body of an answer; `None` if it is longer.
+pub async fn http_body(mut response: Response, bytes_max: usize) -> reqwest::Result<Option<Vec<u8>>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > bytes_max {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body))
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use hedge_core::engine::Event;
 use hedge_core::release::shelf::{NotTried, Shelf};
 use hedge_proto::{Answer, CaseKey, ForgetArgs, LogLevelArgs, Name, Order, RequeueArgs, WhatIfArgs, to_value};
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::CarriesOut;
@@ -38,7 +37,7 @@ impl CarriesOut for Effects {
     async fn carry_out(&self, order: Order) -> Result<Value, String> {
         match order {
             Order::Ping => Ok(json!({"version": env!("CARGO_PKG_VERSION")})),
-            Order::Status => document(&self.pipeline.status()),
+            Order::Status => Ok(to_value(&self.pipeline.status())),
             Order::Explain(args) => Ok(self.explain(usize::from(args.last))),
             Order::Drain => {
                 let told = self.pipeline.events.send(Event::Drain).await;
@@ -48,11 +47,11 @@ impl CarriesOut for Effects {
             Order::WhatIf(args) => self.what_if(*args),
             Order::Pause(args) => self.control.pause(args.source).await.map(nothing),
             Order::Resume(args) => self.control.resume(args.source).await.map(nothing),
-            Order::QueueStats => document(&self.pipeline.queue().stats()),
+            Order::QueueStats => Ok(to_value(&self.pipeline.queue().stats())),
             Order::DeadLetters => {
                 let queue = self.pipeline.queue();
                 let listed = tokio::task::spawn_blocking(move || queue.list(Some(Stage::Dead), DEAD_LETTERS_MAX));
-                document(&listed.await.map_err(|error| error.to_string())?)
+                Ok(to_value(&listed.await.map_err(|error| error.to_string())?))
             }
             Order::Requeue(args) => self.requeue(args).await,
             Order::Forget(args) => self.forget(args).await,
@@ -67,7 +66,7 @@ impl CarriesOut for Effects {
                     Some(state) => format!("source `{}`: {reason}; its state: {state}", args.source),
                     None => format!("there is no source named `{}`", args.source),
                 })?;
-                document(&*answer)
+                Ok(to_value(&*answer))
             }
             Order::Restart => {
                 self.restart.ask()?;
@@ -153,10 +152,6 @@ impl Effects {
         }
         Ok(json!({"forgotten": forgotten}))
     }
-}
-
-fn document(document: &impl Serialize) -> Result<Value, String> {
-    Ok(to_value(document))
 }
 
 fn nothing((): ()) -> Value {

@@ -333,13 +333,7 @@ impl<E: CarriesOut, S: Says> DeskTask<E, S> {
     }
 
     async fn note(&self, command: &str, by: Option<&str>, reply: &Reply) {
-        let outcome = match reply.outcome {
-            CommandOutcome::Done => "done",
-            CommandOutcome::Refused => "refused",
-            CommandOutcome::Failed => "failed",
-            CommandOutcome::Interrupted => "interrupted",
-        };
-        let entry = Noted::new(Kind::Command, command, outcome);
+        let entry = Noted::new(Kind::Command, command, reply.outcome.text());
         let by = by.map(ToOwned::to_owned);
         self.audit.note(Noted { by, id: reply.id.clone(), reason: reply.reason.clone(), ..entry }).await;
     }

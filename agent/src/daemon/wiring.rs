@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hedge_core::budget::{Budget, Spent};
+use hedge_core::budget::Spent;
 use hedge_core::engine::{Engine, Event, Setup};
 use hedge_proto::{Epoch, Name};
 use tokio::sync::{mpsc, watch};
@@ -218,10 +218,8 @@ fn engine(
         has_broker,
         recovery_after: config.broker.as_ref().and_then(BrokerConfig::recovery_after),
         open_cases,
-        profile: config.link.profile(),
-        policies: config.policies(),
-        budget: Budget::resume(config.link.ceilings(), spent, clock.now()),
-        batch_bytes_max: config.link.batch_bytes_max(),
+        configured: config.configured(),
+        spent,
         seed: random_u64()?,
     };
     Ok(Engine::new(clock.now(), setup))

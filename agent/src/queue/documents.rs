@@ -22,19 +22,6 @@ pub enum Stage {
     Dead,
 }
 
-impl Stage {
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Sent => "sent",
-            Self::Received => "received",
-            Self::Answered => "answered",
-            Self::Dead => "dead",
-        }
-    }
-}
-
 impl From<State> for Stage {
     fn from(state: State) -> Self {
         match state {

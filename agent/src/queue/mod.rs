@@ -13,7 +13,7 @@ use hedge_core::clock::Moment;
 use hedge_core::engine::Event;
 use hedge_core::outbox::given_up_for_size;
 use hedge_core::uplink::Waiting;
-use hedge_proto::{Case, CaseId, CaseKey, DeviceId, MESSAGE_BYTES_MAX, from_cbor};
+use hedge_proto::{Case, CaseId, CaseKey, DeviceId, MESSAGE_BYTES_MAX, from_cbor, word};
 use tokio::sync::mpsc;
 
 pub use self::documents::{
@@ -148,7 +148,7 @@ impl Queue {
             let problem = match entry.map(|entry| entry.state) {
                 None => Some(QueueError::NoCase(id).to_string()),
                 Some(State::Dead) => self.outbox.requeue(id.0).await.err().map(|error| error.to_string()),
-                Some(state) => Some(format!("it is no dead letter but {}", Stage::from(state).name())),
+                Some(state) => Some(format!("it is no dead letter but {}", word(&Stage::from(state)))),
             };
             if let (None, Some(entry)) = (&problem, entry) {
                 self.tell(Event::Stored(Waiting { sent: false, ..entry.waiting() })).await;

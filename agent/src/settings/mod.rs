@@ -15,7 +15,7 @@ use std::time::Duration;
 use hedge_core::clock::Moment;
 use hedge_core::control::settings::{Book, Overlay};
 use hedge_core::control::trial::{End, Evidence, Trial};
-use hedge_core::engine::{Configured, Event};
+use hedge_core::engine::Event;
 use hedge_core::link::Way;
 use hedge_proto::{
     CaseKey, Confirm, Epoch, FieldError, LastDesired, Name, Reported, Settings, SettingsOutcome, ThresholdSettings,
@@ -335,14 +335,8 @@ impl SettingsTask {
         }
         self.capture.apply(&now.config, &now.paused, &self.pipeline);
         self.sinks.apply(&now.config.verdicts);
-        let configured = Configured {
-            profile: now.config.link.profile(),
-            policies: now.config.policies(),
-            ceilings: now.config.link.ceilings(),
-            batch_bytes_max: now.config.link.batch_bytes_max(),
-        };
         // If the engine is gone the agent is stopping.
-        drop(self.events.send(Event::Configured(Box::new(configured))).await);
+        drop(self.events.send(Event::Configured(Box::new(now.config.configured()))).await);
         if redial {
             drop(self.events.send(Event::BrokerChanged).await);
         }

@@ -6,6 +6,8 @@ use std::io;
 use std::time::Duration;
 
 use hedge_core::link::Trouble;
+use hedge_identity::http_body;
+use hedge_proto::in_one_line;
 use reqwest::redirect;
 use rumqttc::mqttbytes::Error as MqttError;
 use rumqttc::{ConnectReturnCode, ConnectionError, StateError};
@@ -18,7 +20,7 @@ use hedge_config::{BrokerConfig, BrokerTransport, ProbeConfig};
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest body that is compared with what is expected.
-const PROBE_BODY_BYTES_MAX: u64 = 4 * 1024;
+const PROBE_BODY_BYTES_MAX: usize = 4 * 1024;
 
 /// What is known of a connection besides the error that ended it.
 pub struct Dialled<'a> {
@@ -225,11 +227,8 @@ pub(super) async fn probe(config: &ProbeConfig) -> Option<Trouble> {
         return Some(Trouble::CaptivePortal);
     }
     let Some(expected) = &config.body else { return Some(Trouble::OnlyBroker) };
-    if response.content_length().is_some_and(|bytes| bytes > PROBE_BODY_BYTES_MAX) {
-        return Some(Trouble::CaptivePortal);
-    }
-    match response.text().await {
-        Ok(body) if body.trim() == expected.trim() => Some(Trouble::OnlyBroker),
+    match http_body(response, PROBE_BODY_BYTES_MAX).await {
+        Ok(Some(body)) if body.trim_ascii() == expected.trim().as_bytes() => Some(Trouble::OnlyBroker),
         Ok(_) => Some(Trouble::CaptivePortal),
         Err(_) => Some(Trouble::NoAnswer),
     }
@@ -237,13 +236,7 @@ pub(super) async fn probe(config: &ProbeConfig) -> Option<Trouble> {
 
 fn read_http(error: &reqwest::Error) -> Trouble {
     // The causes are only told apart by their words.
-    let mut words = String::new();
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = cause {
-        words.push_str(&error.to_string());
-        cause = error.source();
-    }
-    let words = words.to_lowercase();
+    let words = in_one_line(error).to_lowercase();
     if error.is_timeout() {
         Trouble::NoAnswer
     } else if words.contains("not valid yet") || words.contains("notvalidyet") || words.contains("expired") {

@@ -246,46 +246,30 @@ fn with_verdict(stored: Option<StoredCase>) -> Result<(Case, Verdict), String> {
 fn correct(case: Case, verdict: Verdict, link: LinkState, score_min: Share) -> Answer {
     let Verdict { revision, authority, task, said, model, .. } = verdict;
     let decision = explanation(&case, authority);
-    let Case { id, reference, source, captured, metadata, said: local, model: own_model, .. } = case;
-    let agreement = local.as_ref().map(|local| agree(local, &said));
-    let answer = |authority, model, said, decision, changed| Answer {
-        id,
-        reference,
-        source,
-        task,
-        revision,
-        authority,
-        model,
-        said: Some(said),
-        provisional: false,
-        changed,
-        decision,
-        case: None,
-        link,
-        captured,
-        metadata,
-        crops: Vec::new(),
-    };
-    match local {
-        Some(local) if !corrects(authority, said.score(), score_min, true) => {
-            let because = format!(
-                "the cloud said `{}` with {:.2}, below verdicts.score_min {:.2}; the device's answer stands",
-                said.headline(),
-                said.score().unwrap_or_default(),
-                score_min.value()
-            );
-            answer(Authority::Device, own_model, local, Explanation { because, ..decision }, false)
-        }
-        _ => answer(authority, model, said, decision, agreement.is_none_or(|share| share < 1.0)),
+    let agreement = case.said.as_ref().map(|local| agree(local, &said));
+    let own = Answer { task, revision, provisional: false, case: None, ..answer_of(case, decision, link) };
+    if own.said.is_some() && !corrects(authority, said.score(), score_min, true) {
+        let because = format!(
+            "the cloud said `{}` with {:.2}, below verdicts.score_min {:.2}; the device's answer stands",
+            said.headline(),
+            said.score().unwrap_or_default(),
+            score_min.value()
+        );
+        return Answer { decision: Explanation { because, ..own.decision }, ..own };
     }
+    Answer { authority, model, said: Some(said), changed: agreement.is_none_or(|share| share < 1.0), ..own }
 }
 
 /// What an earlier run answered, as far as its case says.
 fn recalled(case: Case, link: LinkState) -> Answer {
-    let decision = explanation(&case, Authority::Device);
+    let because = "answered before the agent's last start".to_owned();
+    let decision = Explanation { because, ..explanation(&case, Authority::Device) };
+    answer_of(case, decision, link)
+}
+
+/// The device's own answer, of which this is the case.
+fn answer_of(case: Case, decision: Explanation, link: LinkState) -> Answer {
     Answer {
-        decision: Explanation { because: "answered before the agent's last start".to_owned(), ..decision },
-        said: case.said,
         id: case.id,
         reference: case.reference,
         source: case.source,
@@ -293,8 +277,10 @@ fn recalled(case: Case, link: LinkState) -> Answer {
         revision: 0,
         authority: Authority::Device,
         model: case.model,
+        said: case.said,
         provisional: true,
         changed: false,
+        decision,
         case: Some(CaseFate::Stored),
         link,
         captured: case.captured,

@@ -53,12 +53,7 @@ fn window(text: &str) -> Result<Window, String> {
 }
 
 /// Runs until SIGTERM.
-pub fn run(arguments: FeedArgs) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("starting the runtime")?.block_on(feed(arguments))
-}
-
-async fn feed(arguments: FeedArgs) -> anyhow::Result<ExitCode> {
+pub async fn run(arguments: FeedArgs) -> anyhow::Result<ExitCode> {
     let format = StreamFormat::new(arguments.format, arguments.window).map_err(anyhow::Error::msg)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = CancellationToken::new();

@@ -55,11 +55,10 @@ pub fn run(command: &LogCommand) -> anyhow::Result<ExitCode> {
 fn text(line: &Line) -> String {
     let at = line.at.as_deref().unwrap_or("at an unknown time");
     let entry = &line.entry;
-    let kind = serde_json::to_string(&entry.kind).unwrap_or_default();
     let mut text = format!(
         "{at}{}  {}  {}  {}  by {}",
         if line.synced { "" } else { "?" },
-        kind.trim_matches('"'),
+        hedge_proto::word(&entry.kind),
         entry.what,
         entry.outcome,
         entry.by.as_deref().unwrap_or("unknown"),

@@ -42,28 +42,15 @@ fn act(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Queue(arguments) => {
             let config = Config::load(&arguments.config, std::env::vars())?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.context("starting the runtime")?.block_on(queue::run(&arguments, &config))
+            alone(queue::run(&arguments, &config))
         }
-        Command::Setup(arguments) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.context("starting the runtime")?.block_on(setup::run(&arguments))
-        }
-        Command::Settings(command) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.context("starting the runtime")?.block_on(settings::run(&command))
-        }
+        Command::Setup(arguments) => alone(setup::run(&arguments)),
+        Command::Settings(command) => alone(settings::run(&command)),
         Command::Log(command) => log::run(&command),
-        Command::Feed(arguments) => feed::run(arguments),
+        Command::Feed(arguments) => alone(feed::run(arguments)),
         Command::Infer(arguments) => infer::run(&arguments),
-        Command::Check(arguments) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.context("starting the runtime")?.block_on(check::run(&arguments))
-        }
-        Command::Support(arguments) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.context("starting the runtime")?.block_on(support::run(&arguments))
-        }
+        Command::Check(arguments) => alone(check::run(&arguments)),
+        Command::Support(arguments) => alone(support::run(&arguments)),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Schema => {
             // A reader that has seen enough is no failure.
@@ -72,6 +59,12 @@ fn act(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Bundle(command) => bundle::run(&command),
     }
+}
+
+/// Runs a command on this thread.
+fn alone(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("starting the runtime")?.block_on(command)
 }
 
 /// The same process runs the program from its beginning, so a restart needs nobody outside. Files are closed by it.

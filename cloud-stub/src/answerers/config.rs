@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use axum::http::HeaderName;
 use hedge_config::{ConfigError, Override, read_toml, span_of};
-use hedge_proto::{Authority, Name};
-use serde::Deserialize;
+use hedge_proto::{Authority, Name, to_value, word};
+use serde::{Deserialize, Serialize};
 
 use super::{ANSWERERS_MAX, Micro};
 
@@ -71,7 +71,7 @@ pub struct MoneyConfig {
 }
 
 /// What kind of answerer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     Onnx,
@@ -82,17 +82,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Onnx => "onnx",
-            Self::OpenInference => "open_inference",
-            Self::Chat => "chat",
-            Self::Http => "http",
-            Self::Person => "person",
-        }
-    }
-
     /// The fields that it needs besides `name` and `kind`.
     fn needs(self) -> &'static [&'static str] {
         match self {
@@ -121,7 +110,7 @@ impl Kind {
 }
 
 /// How tensors travel to an Open Inference Protocol server.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TensorsAs {
     /// Numbers in JSON: every server reads it.
@@ -132,7 +121,7 @@ pub enum TensorsAs {
 }
 
 /// One answerer. Which fields it has is up to its kind.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnswererConfig {
     pub name: Name,
@@ -235,9 +224,10 @@ impl Config {
             if self.answerers[..n].iter().any(|other| other.name == answerer.name) {
                 return at(&["answerer", &n.to_string()], format!("two answerers are named `{name}`"));
             }
-            answerer.check().map_err(|(field, message)| {
-                (vec!["answerer".to_owned(), name.to_owned(), field.to_owned()], message)
-            })?;
+            let checked = answerer
+                .check_fields()
+                .and_then(|()| answerer.check_values().map_err(|(field, message)| (field.to_owned(), message)));
+            checked.map_err(|(field, message)| (vec!["answerer".to_owned(), name.to_owned(), field], message))?;
             if answerer.price.is_some_and(|price| price > 0.0) && self.money.is_none() {
                 return at(
                     &["answerer", name, "price"],
@@ -298,49 +288,28 @@ impl AnswererConfig {
         self.price.and_then(Micro::of).unwrap_or_default()
     }
 
-    /// The fields that are given.
-    fn given(&self) -> Vec<&'static str> {
-        let given = [
-            ("task", self.task.is_some()),
-            ("bundle", self.bundle.is_some()),
-            ("threads", self.threads.is_some()),
-            ("batch_max", self.batch_max.is_some()),
-            ("batch_wait_ms", self.batch_wait_ms.is_some()),
-            ("url", self.url.is_some()),
-            ("model", self.model.is_some()),
-            ("version", self.version.is_some()),
-            ("tensors", self.tensors.is_some()),
-            ("labels", self.labels.is_some()),
-            ("prompt", self.prompt.is_some()),
-            ("extra", self.extra.is_some()),
-            ("body", self.body.is_some()),
-            ("content_type", self.content_type.is_some()),
-            ("label", self.label.is_some()),
-            ("score", self.score.is_some()),
-            ("headers", self.headers.is_some()),
-            ("token_file", self.token_file.is_some()),
-            ("ca_file", self.ca_file.is_some()),
-            ("concurrency", self.concurrency.is_some()),
-            ("deadline_ms", self.deadline_ms.is_some()),
-            ("authority", self.authority.is_some()),
-            ("price", self.price.is_some()),
-        ];
-        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+    /// Whether it has what its kind needs, and nothing that its kind has not.
+    fn check_fields(&self) -> Result<(), (String, String)> {
+        let (needs, may, kind) = (self.kind.needs(), self.kind.may_have(), word(&self.kind));
+        let fields = to_value(self);
+        let given = |field: &str| !fields[field].is_null();
+        if let Some(missing) = needs.iter().find(|field| !given(field)) {
+            return Err(((*missing).to_owned(), format!("an answerer of the kind `{kind}` needs it")));
+        }
+        let known: Vec<&str> = ["name", "kind"].iter().chain(needs).chain(&may).copied().collect();
+        let odd = fields
+            .as_object()
+            .and_then(|fields| fields.keys().find(|field| given(field) && !known.contains(&field.as_str())));
+        match odd {
+            Some(odd) => Err((
+                odd.clone(),
+                format!("an answerer of the kind `{kind}` has no such field, but: {}", known[2..].join(", ")),
+            )),
+            None => Ok(()),
+        }
     }
 
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        let (given, needs, may) = (self.given(), self.kind.needs(), self.kind.may_have());
-        let kind = self.kind.name();
-        if let Some(missing) = needs.iter().find(|field| !given.contains(field)) {
-            return Err((missing, format!("an answerer of the kind `{kind}` needs it")));
-        }
-        if let Some(odd) = given.iter().find(|field| !needs.contains(field) && !may.contains(field)) {
-            let known: Vec<&str> = needs.iter().chain(&may).copied().collect();
-            return Err((
-                odd,
-                format!("an answerer of the kind `{kind}` has no such field, but: {}", known.join(", ")),
-            ));
-        }
+    fn check_values(&self) -> Result<(), (&'static str, String)> {
         let between =
             |field, number: Option<u32>, most: u32| match number.filter(|number| *number == 0 || *number > most) {
                 Some(number) => Err((field, format!("{number} is not between 1 and {most}"))),

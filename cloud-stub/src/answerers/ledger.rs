@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::signed;
+
 /// Money in millionths of whatever `price` and `month_max` are given in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Micro(pub u64);
@@ -98,7 +100,7 @@ impl Ledger {
         if price.0 > 0 {
             let own = self.spent.entry(answerer.to_owned()).or_default();
             own.0 = own.0.saturating_add(price.0);
-            self.note(answerer, signed(price));
+            self.note(answerer, signed(price.0));
         }
     }
 
@@ -106,7 +108,7 @@ impl Ledger {
     pub fn give_back(&mut self, answerer: &str, price: Micro) {
         if let Some(own) = self.spent.get_mut(answerer) {
             own.0 = own.0.saturating_sub(price.0);
-            self.note(answerer, -signed(price));
+            self.note(answerer, -signed(price.0));
         }
     }
 
@@ -136,10 +138,6 @@ impl Ledger {
         }
         self.spent = on_record;
     }
-}
-
-fn signed(price: Micro) -> i64 {
-    i64::try_from(price.0).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

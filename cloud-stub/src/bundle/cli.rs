@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
-use hedge_core::release::{List, PublicKey};
+use hedge_core::release::{List, PublicKey, name_and_version};
 use hedge_inference::Bundle;
 use hedge_inference::bundle::MANIFEST;
 use hedge_inference::signing::{
@@ -135,12 +135,6 @@ pub(super) struct PublishArgs {
     /// How many days the list holds: a device that is shown an old list notices after so long
     #[arg(long, value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) days: u16,
-}
-
-fn name_and_version(text: &str) -> Result<(Name, Name), String> {
-    let (name, version) = text.split_once('/').ok_or("write NAME/VERSION")?;
-    let part = |text: &str| Name::new(text).map_err(|error| error.to_string());
-    Ok((part(name)?, part(version)?))
 }
 
 /// Does what was asked; the text is for standard output.

@@ -104,6 +104,12 @@ impl Report {
         }
     }
 
+    /// What was wrong before anything was sent.
+    #[must_use]
+    pub fn not_sent(device: &DeviceId, errors: Vec<FieldError>) -> Self {
+        Self { errors, ..Self::new(device, Ending::Refused).because("nothing was sent") }
+    }
+
     #[must_use]
     pub fn because(mut self, reason: impl Into<String>) -> Self {
         self.reason = Some(reason.into());

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::board::Device;
 use super::carry_out::{Patience, Progress, carry_out};
 use super::change::{Change, Onto, draft};
-use super::errand::{Ending, Errand, Report, What};
+use super::errand::{Errand, Report, What};
 use super::operator::Operator;
 use super::stages;
 use crate::link::HearingError;
@@ -66,10 +66,7 @@ pub fn drafts(devices: &[(DeviceId, Device)], plan: &Plan) -> Vec<Result<Errand,
     let drafts =
         devices.iter().map(|(name, device)| match draft(device, &plan.change, plan.onto, plan.confirm, &plan.by) {
             Ok(draft) => Ok(Errand::settings(name.clone(), draft)),
-            Err(errors) => {
-                let report = Report::new(name, Ending::Refused).because("nothing was sent");
-                Err(Box::new(Report { errors, ..report }))
-            }
+            Err(errors) => Err(Box::new(Report::not_sent(name, errors))),
         });
     drafts.collect()
 }

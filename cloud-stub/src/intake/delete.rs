@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use super::NotReviewed;
 use super::desk::Desk;
 use super::lanes::Lanes;
+use crate::signed;
 use crate::store::{Deleted, StoreError};
 
 /// How many cases one event deletes: a commit stays short.
@@ -57,7 +58,7 @@ impl Desk<'_, '_> {
             let Some(gone) = self.batch.delete(id)? else { continue };
             self.totals.waiting -= i64::from(gone.waited);
             if gone.payload_kept {
-                self.totals.payload_bytes -= i64::try_from(gone.bytes).unwrap_or(i64::MAX);
+                self.totals.payload_bytes -= signed(gone.bytes);
             }
             unwanted.gone.push(gone);
         }

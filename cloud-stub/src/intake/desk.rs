@@ -25,6 +25,7 @@ use crate::model::{ModelFailure, Outcome, Panels};
 use crate::payloads::Storage;
 use crate::presence::Heard;
 use crate::reply::Replies;
+use crate::signed;
 use crate::store::{Batch, Keep, StoreError, Totals, Waiting};
 use crate::traces::{Came, TakenIn, Traces};
 use crate::trend::{Bucket, Stretch};
@@ -448,11 +449,6 @@ impl Desk<'_, '_> {
         self.totals.payload_bytes -= signed(removed);
         Ok(())
     }
-}
-
-/// Sizes come nowhere near the difference.
-pub(super) fn signed(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// What somebody says of a case.

@@ -13,7 +13,8 @@ use hedge_proto::{Case, CaseId, DeviceId, DownMessage, Output, PayloadForm, Shar
 
 use super::Intake;
 use super::decide::{self, dead};
-use super::desk::{Desk, signed};
+use super::desk::Desk;
+use crate::signed;
 use crate::store::StoreError;
 use crate::trend::Bucket;
 

@@ -14,7 +14,7 @@ use std::iter::successors;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hedge_identity::http_client;
+use hedge_identity::{http_body, http_client};
 use hedge_proto::{TRACEPARENT, TraceContext};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, StatusCode};
@@ -97,15 +97,11 @@ impl Caller {
             had_it: !error.is_connect() && !error.is_builder(),
             why: plain(&error, deadline),
         };
-        let mut response = request.send().await.map_err(failed)?;
+        let response = request.send().await.map_err(failed)?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(ModelFailure::Dead(format!("its answer is longer than {ANSWER_BYTES_MAX} bytes")));
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let Some(body) = http_body(response, ANSWER_BYTES_MAX).await.map_err(failed)? else {
+            return Err(ModelFailure::Dead(format!("its answer is longer than {ANSWER_BYTES_MAX} bytes")));
+        };
         if status.is_success() {
             return Ok(Answered { headers, body });
         }

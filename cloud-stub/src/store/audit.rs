@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use super::sql::{Row, Sql};
-use super::{Database, Reader, RecordsAt, StoreError, count, damaged, postgres, schema, sql};
-use crate::wall_ms;
+use super::{Database, Reader, RecordsAt, StoreError, count, damaged, postgres, schema};
+use crate::{signed, wall_ms};
 
 /// How many entries are kept: a year of a busy day's work, some 20 MB.
 const ROWS_MAX: i64 = 100_000;
@@ -91,7 +91,7 @@ impl Reader {
     pub fn audit(&self, before: Option<u64>, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
         let statement = "SELECT seq, at_ms, who, address, act, about, detail, outcome FROM audit \
              WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2";
-        let before = before.map_or(i64::MAX, sql);
+        let before = before.map_or(i64::MAX, signed);
         self.sql.rows(statement, &[before.into(), limit.into()], audit_row)
     }
 }

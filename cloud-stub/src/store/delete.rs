@@ -1,7 +1,7 @@
 //! Removes cases for good because somebody asked for it: the case, its payload and everything that was said of it. What
 //! was counted stays counted.
 
-use hedge_proto::{CaseId, DeviceId};
+use hedge_proto::{CaseId, DeviceId, word};
 
 use super::{Batch, Sought, StoreError, count};
 
@@ -45,8 +45,7 @@ impl Sought {
             self.task.as_ref().map(|task| format!("task={task}")),
             self.label.as_ref().map(|label| format!("label={label}")),
             self.agrees.map(|agrees| format!("agrees={agrees}")),
-            self.authority
-                .map(|authority| format!("authority={}", serde_json::json!(authority).as_str().unwrap_or_default())),
+            self.authority.map(|authority| format!("authority={}", word(&authority))),
             self.waits_for_person.then(|| "waiting".to_owned()),
             self.since_ms.map(|ms| format!("since_ms={ms}")),
             self.until_ms.map(|ms| format!("until_ms={ms}")),

@@ -2,8 +2,8 @@
 
 use hedge_proto::{DeviceId, DeviceStatus, Telemetry, to_json};
 
-use super::writer::ROW_BYTES_MAX;
-use super::{Batch, StoreError, damaged};
+use super::sql::Value;
+use super::{Batch, ROW_BYTES_MAX, StoreError, damaged};
 
 /// How many events a device's history keeps: with the bound on each, at most 800 KiB a device.
 const EVENTS_PER_DEVICE_MAX: u32 = 200;
@@ -16,19 +16,11 @@ impl Batch<'_> {
     }
 
     pub fn set_device_status(&self, device: &DeviceId, status: &DeviceStatus, now_ms: u64) -> Result<(), StoreError> {
-        self.change(
-            "INSERT INTO devices (device, status, status_ms) VALUES (?1, ?2, ?3) \
-             ON CONFLICT (device) DO UPDATE SET status = excluded.status, status_ms = excluded.status_ms",
-            &[device.as_str().into(), (&to_json(status)).into(), now_ms.into()],
-        )
+        self.set_document(device, "status", (&to_json(status)).into(), now_ms)
     }
 
     pub fn set_telemetry(&self, device: &DeviceId, telemetry: &Telemetry, now_ms: u64) -> Result<(), StoreError> {
-        self.change(
-            "INSERT INTO devices (device, telemetry, telemetry_ms) VALUES (?1, ?2, ?3) \
-             ON CONFLICT (device) DO UPDATE SET telemetry = excluded.telemetry, telemetry_ms = excluded.telemetry_ms",
-            &[device.as_str().into(), (&to_json(telemetry)).into(), now_ms.into()],
-        )
+        self.set_document(device, "telemetry", (&to_json(telemetry)).into(), now_ms)
     }
 
     /// What a device reported, and what is wanted of it: the documents as they are on record.
@@ -40,20 +32,27 @@ impl Batch<'_> {
 
     /// Keeps, or forgets, what a device reported as its settings.
     pub fn set_reported(&self, device: &DeviceId, json: Option<&str>, now_ms: u64) -> Result<(), StoreError> {
-        self.change(
-            "INSERT INTO devices (device, reported, reported_ms) VALUES (?1, ?2, ?3) \
-             ON CONFLICT (device) DO UPDATE SET reported = excluded.reported, reported_ms = excluded.reported_ms",
-            &[device.as_str().into(), json.into(), now_ms.into()],
-        )
+        self.set_document(device, "reported", json.into(), now_ms)
     }
 
     /// Keeps, or forgets, what is wanted as a device's settings.
     pub fn set_desired(&self, device: &DeviceId, json: Option<&str>, now_ms: u64) -> Result<(), StoreError> {
-        self.change(
-            "INSERT INTO devices (device, desired, desired_ms) VALUES (?1, ?2, ?3) \
-             ON CONFLICT (device) DO UPDATE SET desired = excluded.desired, desired_ms = excluded.desired_ms",
-            &[device.as_str().into(), json.into(), now_ms.into()],
-        )
+        self.set_document(device, "desired", json.into(), now_ms)
+    }
+
+    /// Puts a document of this device into its column, and when it came beside it.
+    fn set_document(
+        &self,
+        device: &DeviceId,
+        column: &str,
+        document: Value<'_>,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        let statement = format!(
+            "INSERT INTO devices (device, {column}, {column}_ms) VALUES (?1, ?2, ?3) ON CONFLICT (device) \
+             DO UPDATE SET {column} = excluded.{column}, {column}_ms = excluded.{column}_ms"
+        );
+        self.change(&statement, &[device.as_str().into(), document, now_ms.into()])
     }
 
     /// Whether the device's history has this very event.

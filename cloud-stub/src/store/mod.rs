@@ -48,12 +48,15 @@ pub use writer::{Batch, Waiting, Writer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hedge_proto::{Digest, Verdict};
+use hedge_proto::{Digest, Verdict, from_cbor};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
 use postgres::Server;
 use sql::Sql;
+
+/// The largest document of a row that is read.
+const ROW_BYTES_MAX: usize = 1024 * 1024;
 
 /// The database's file name in the state directory.
 pub const FILE_NAME: &str = "records.sqlite";
@@ -200,38 +203,36 @@ pub enum Standing {
 }
 
 /// How [`Standing`] is written in the `state` column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Waiting = 0,
-    Answered = 1,
-    Failed = 2,
-    Dead = 3,
-}
+const WAITING: i64 = 0;
+const ANSWERED: i64 = 1;
+const FAILED: i64 = 2;
+const DEAD: i64 = 3;
 
-impl State {
-    /// A case without a verdict.
-    fn open(wanted_ms: Option<i64>) -> Standing {
-        if wanted_ms.is_some() { Standing::Wanted } else { Standing::Waiting }
-    }
-
-    fn read(number: i64) -> Result<Self, StoreError> {
-        Ok(match number {
-            0 => Self::Waiting,
-            1 => Self::Answered,
-            2 => Self::Failed,
-            3 => Self::Dead,
-            other => return Err(StoreError::Damaged(format!("state {other}"))),
+impl Standing {
+    /// By the columns `state`, `reason` and `wanted_ms`, and the latest verdict.
+    fn read(
+        state: i64,
+        reason: Option<String>,
+        wanted_ms: Option<i64>,
+        verdict: Option<Vec<u8>>,
+    ) -> Result<Self, StoreError> {
+        let reason = reason.unwrap_or_default();
+        Ok(match state {
+            WAITING if wanted_ms.is_some() => Self::Wanted,
+            WAITING => Self::Waiting,
+            ANSWERED => {
+                let verdict = verdict.ok_or_else(|| damaged("an answered case without a verdict"))?;
+                Self::Answered(from_cbor(&verdict, ROW_BYTES_MAX).map_err(damaged)?)
+            }
+            FAILED => Self::Failed(reason),
+            DEAD => Self::Dead(reason),
+            other => return Err(damaged(format!("state {other}"))),
         })
     }
 }
 
 fn damaged(error: impl std::fmt::Display) -> StoreError {
     StoreError::Damaged(error.to_string())
-}
-
-/// SQLite's integers are signed; none of our counts comes near the difference.
-fn sql(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn count(number: i64) -> u64 {

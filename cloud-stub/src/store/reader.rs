@@ -1,14 +1,12 @@
 //! Looks at committed records, beside the writer and without holding it up.
 
-use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, Digest, ModelRef, Telemetry, Verdict, from_cbor, from_json};
+use hedge_proto::{Case, CaseId, DeviceId, DeviceStatus, Digest, ModelRef, Telemetry, Verdict, from_json};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::objects::{self, KEPT_COLUMNS};
 use super::sql::{Row, Sql};
-use super::{Database, RecordsAt, Standing, State, StoreError, Totals, count, damaged};
-
-pub(super) const ROW_BYTES_MAX: usize = 1024 * 1024;
+use super::{Database, ROW_BYTES_MAX, RecordsAt, Standing, StoreError, Totals, count, damaged};
 
 /// One case as recorded, without its payload.
 #[derive(Debug, Clone)]
@@ -209,21 +207,10 @@ impl Reader {
 }
 
 pub(super) fn case_row(row: &Row<'_>) -> Result<CaseRow, StoreError> {
-    let header: Vec<u8> = row.get(0)?;
-    let reason: Option<String> = row.get(3)?;
-    let verdict: Option<Vec<u8>> = row.get(7)?;
-    let verdict = verdict.map(|bytes| from_cbor::<Verdict>(&bytes, ROW_BYTES_MAX)).transpose().map_err(damaged)?;
-    let reason = reason.unwrap_or_default();
-    let standing = match State::read(row.get(2)?)? {
-        State::Waiting => State::open(row.get(9)?),
-        State::Failed => Standing::Failed(reason),
-        State::Dead => Standing::Dead(reason),
-        State::Answered => Standing::Answered(verdict.ok_or_else(|| damaged("an answered case without a verdict"))?),
-    };
     Ok(CaseRow {
-        case: from_cbor(&header, ROW_BYTES_MAX).map_err(damaged)?,
+        case: row.cbor(0)?,
         received_ms: count(row.get(1)?),
-        standing,
+        standing: Standing::read(row.get(2)?, row.get(3)?, row.get(9)?, row.get(7)?)?,
         given_ms: row.get::<Option<i64>>(8)?.map(count),
         agrees: row.get::<Option<i64>>(4)?.map(|agrees| agrees != 0),
         payload_bytes: count(row.get(5)?),

@@ -5,10 +5,10 @@
 
 use std::ops::ControlFlow;
 
-use hedge_proto::{Authority, Case, CaseId, DeviceId, Verdict, from_cbor};
+use hedge_proto::{Authority, Case, CaseId, DeviceId, Verdict};
 
 use super::postgres::Owned;
-use super::reader::{CASE_COLUMNS, ROW_BYTES_MAX, case_row};
+use super::reader::{CASE_COLUMNS, case_row};
 use super::sql::Value;
 use super::{Batch, CaseRow, Known, Reader, StoreError, Writer, count, damaged};
 
@@ -157,9 +157,7 @@ impl Reader {
     /// Everything that was ever said of a case, the first word first.
     pub fn words(&self, id: &CaseId) -> Result<Vec<(Verdict, u64)>, StoreError> {
         let statement = "SELECT verdict, given_ms FROM verdicts JOIN cases USING (seq) WHERE id = ?1 ORDER BY revision";
-        self.sql.rows(statement, &[(&id.to_string()).into()], |row| {
-            Ok((from_cbor(&row.get::<Vec<u8>>(0)?, ROW_BYTES_MAX).map_err(damaged)?, count(row.get(1)?)))
-        })
+        self.sql.rows(statement, &[(&id.to_string()).into()], |row| Ok((row.cbor(0)?, count(row.get(1)?))))
     }
 }
 
@@ -241,10 +239,10 @@ impl Batch<'_> {
     pub fn closed(&self, id: &CaseId) -> Result<Option<Closed>, StoreError> {
         let statement = "SELECT header, agrees FROM cases WHERE id = ?1 AND state != 0";
         let row = self.sql.row(statement, &[(&id.to_string()).into()], |row| {
-            Ok((row.get::<Vec<u8>>(0)?, row.get::<Option<i64>>(1)?.map(|agrees| agrees != 0)))
+            Ok((row.cbor(0)?, row.get::<Option<i64>>(1)?.map(|agrees| agrees != 0)))
         })?;
-        let (Some((header, agrees)), Some(known)) = (row, self.known(id)?) else { return Ok(None) };
-        Ok(Some(Closed { case: from_cbor(&header, ROW_BYTES_MAX).map_err(damaged)?, known, agrees }))
+        let (Some((case, agrees)), Some(known)) = (row, self.known(id)?) else { return Ok(None) };
+        Ok(Some(Closed { case, known, agrees }))
     }
 
     /// Takes back that a verdict agreed with its device, or did not: another takes its place.

@@ -1,9 +1,8 @@
 //! Keeps what each device's spot checks have come to, and adds those of a fleet up.
 
 use hedge_core::judge::evidence::Evidence;
-use hedge_proto::{DeviceId, ModelRef, SpotChecks, from_cbor, to_cbor};
+use hedge_proto::{DeviceId, ModelRef, SpotChecks, to_cbor};
 
-use super::writer::ROW_BYTES_MAX;
 use super::{Batch, StoreError, count, damaged};
 
 /// Devices whose checks are added up. More would say the same more exactly.
@@ -38,7 +37,7 @@ impl Batch<'_> {
              WHERE model = ?1 AND version = ?2 AND cloud = ?3 ORDER BY at_ms DESC LIMIT ?4",
             &[(&model.name).into(), (&model.version).into(), (&key(cloud)?).into(), DEVICES_MAX.into()],
             |row| {
-                let told: SpotChecks = from_cbor(&row.get::<Vec<u8>>(0)?, ROW_BYTES_MAX).map_err(damaged)?;
+                let told: SpotChecks = row.cbor(0)?;
                 Ok((Evidence::heard(&told), count(row.get(1)?)))
             },
         )?;

@@ -2,11 +2,14 @@
 //! words that both take; the few that differ stand beside what they are for.
 
 use bytes::BytesMut;
+use hedge_proto::from_cbor;
 use rusqlite::types::{FromSql, ToSqlOutput, ValueRef};
+use serde::de::DeserializeOwned;
 use tokio_postgres::types::{FromSql as FromServer, IsNull, ToSql, Type, to_sql_checked};
 
 use super::postgres::Session;
-use super::{StoreError, sql};
+use super::{ROW_BYTES_MAX, StoreError, damaged};
+use crate::signed;
 
 /// Records that are open.
 pub(super) enum Sql {
@@ -39,6 +42,11 @@ impl Row<'_> {
             Self::File(row) => row.get(column)?,
             Self::Server(row) => row.try_get(column)?,
         })
+    }
+
+    /// What is kept as CBOR.
+    pub(super) fn cbor<T: DeserializeOwned>(&self, column: usize) -> Result<T, StoreError> {
+        from_cbor(&self.get::<Vec<u8>>(column)?, ROW_BYTES_MAX).map_err(damaged)
     }
 }
 
@@ -135,7 +143,7 @@ impl From<i64> for Value<'_> {
 
 impl From<u64> for Value<'_> {
     fn from(number: u64) -> Self {
-        Self::Number(sql(number))
+        Self::Number(signed(number))
     }
 }
 

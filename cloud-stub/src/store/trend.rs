@@ -7,9 +7,8 @@ use std::collections::BTreeSet;
 
 use hedge_proto::{DeviceId, Telemetry, from_json};
 
-use super::reader::ROW_BYTES_MAX;
 use super::sql::Row;
-use super::{Batch, Reader, StoreError, Writer, count, damaged};
+use super::{Batch, ROW_BYTES_MAX, Reader, StoreError, Writer, count, damaged};
 use crate::trend::{Page, Place};
 
 impl Batch<'_> {

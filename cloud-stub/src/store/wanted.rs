@@ -1,9 +1,9 @@
 //! Cases of which a thumbnail is on record, and whose whole samples are wanted of their devices. Meanwhile nobody is asked
 //! about them.
 
-use hedge_proto::{Case, CaseId, DeviceId, Digest, from_cbor, to_cbor};
+use hedge_proto::{Case, CaseId, DeviceId, Digest, to_cbor};
 
-use super::writer::{Batch, ROW_BYTES_MAX, WAITING_COLUMNS, Waiting, Writer, waiting};
+use super::writer::{Batch, WAITING_COLUMNS, Waiting, Writer, waiting};
 use super::{Known, Standing, StoreError, count, damaged};
 
 /// The most cases that are looked at together because their wait is over.
@@ -86,7 +86,7 @@ impl Batch<'_> {
              FROM cases WHERE id = ?1 AND state = 0 AND wanted_ms IS NOT NULL"
         );
         self.sql.row(&statement, &[(&id.to_string()).into()], |row| {
-            let header = from_cbor(&row.get::<Vec<u8>>(6)?, ROW_BYTES_MAX).map_err(damaged)?;
+            let header = row.cbor(6)?;
             Ok((header, waiting(row)?, row.get::<Option<i64>>(7)?.unwrap_or(0)))
         })
     }

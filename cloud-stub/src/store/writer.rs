@@ -4,14 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use crate::answerers::{Micro, Month};
-use hedge_proto::{Case, CaseId, DeviceId, Digest, Name, PayloadForm, Verdict, from_cbor, to_cbor};
+use hedge_proto::{Case, CaseId, DeviceId, Digest, Name, PayloadForm, Verdict, to_cbor};
 
 use super::checkpoint::Checkpoints;
 use super::lease::{self, Lease};
 use super::objects::{self, KEPT_COLUMNS, Objects, Payload, Sweeping};
 use super::postgres::Session;
 use super::sql::{Row, Sql, Value};
-use super::{Database, Known, RecordsAt, Standing, State, StoreError, Totals, count, damaged, schema};
+use super::{DEAD, Database, FAILED, Known, RecordsAt, Standing, StoreError, Totals, WAITING, count, damaged, schema};
 
 /// A case that has no verdict yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,9 +33,6 @@ impl Waiting {
         Self { id, task, bytes, declined: Vec::new(), review: false }
     }
 }
-
-/// The largest row this program writes into a CBOR column.
-pub(super) const ROW_BYTES_MAX: usize = 1024 * 1024;
 
 /// All writing goes through here, from one thread.
 pub struct Writer {
@@ -151,7 +148,7 @@ impl Writer {
             "SELECT header, {KEPT_COLUMNS} FROM cases JOIN payloads USING (seq) WHERE id = ?1 AND instance = ?2"
         );
         self.sql.row(&statement, &[(&id.to_string()).into(), (&self.instance).into()], |row| {
-            let case = from_cbor(&row.get::<Vec<u8>>(0)?, ROW_BYTES_MAX).map_err(damaged)?;
+            let case = row.cbor(0)?;
             let payload = match (objects::kept(row, 1, id)?, &self.objects) {
                 (Ok(bytes), _) => Payload::Here(bytes),
                 (Err(key), Some(objects)) => Payload::Coming(objects.get(key)),
@@ -255,19 +252,10 @@ impl Batch<'_> {
              (SELECT verdict FROM verdicts v WHERE v.seq = cases.seq ORDER BY revision DESC LIMIT 1), \
              wanted_ms, other_sha256 FROM cases WHERE id = ?1";
         self.sql.row(statement, &[(&id.to_string()).into()], |row| {
-            let (sum, reason): (Vec<u8>, Option<String>) = (row.get(0)?, row.get(2)?);
-            let reason = reason.unwrap_or_default();
-            let standing = match State::read(row.get(1)?)? {
-                State::Waiting => State::open(row.get(4)?),
-                State::Failed => Standing::Failed(reason),
-                State::Dead => Standing::Dead(reason),
-                State::Answered => {
-                    Standing::Answered(from_cbor(&row.get::<Vec<u8>>(3)?, ROW_BYTES_MAX).map_err(damaged)?)
-                }
-            };
+            let standing = Standing::read(row.get(1)?, row.get(2)?, row.get(4)?, row.get(3)?)?;
             let digest = |sum: Vec<u8>| sum.as_slice().try_into().map(Digest).map_err(damaged);
             let other_sha256 = row.get::<Option<Vec<u8>>>(5)?.map(digest).transpose()?;
-            Ok(Known { payload_sha256: digest(sum)?, other_sha256, standing })
+            Ok(Known { payload_sha256: digest(row.get(0)?)?, other_sha256, standing })
         })
     }
 
@@ -345,24 +333,24 @@ impl Batch<'_> {
 
     /// Notes that the model could not answer; the case may be tried again.
     pub fn fail(&self, id: &CaseId, reason: &str) -> Result<(), StoreError> {
-        self.set_state(id, State::Failed, Some(reason))
+        self.set_state(id, FAILED, Some(reason))
     }
 
     /// Notes that a case will never be answered.
     pub fn kill(&self, id: &CaseId, reason: &str) -> Result<(), StoreError> {
-        self.set_state(id, State::Dead, Some(reason))
+        self.set_state(id, DEAD, Some(reason))
     }
 
     /// Opens a failed case for another try, by this instance.
     pub fn reopen(&self, id: &CaseId) -> Result<(), StoreError> {
-        self.set_state(id, State::Waiting, None)
+        self.set_state(id, WAITING, None)
     }
 
-    fn set_state(&self, id: &CaseId, state: State, reason: Option<&str>) -> Result<(), StoreError> {
+    fn set_state(&self, id: &CaseId, state: i64, reason: Option<&str>) -> Result<(), StoreError> {
         // Who tries a case again asks everybody again.
         self.change(
             "UPDATE cases SET state = ?2, reason = ?3, declined = NULL, review = 0, instance = ?4 WHERE id = ?1",
-            &[(&id.to_string()).into(), (state as i64).into(), reason.into(), self.instance.into()],
+            &[(&id.to_string()).into(), state.into(), reason.into(), self.instance.into()],
         )
     }
 
@@ -382,9 +370,7 @@ impl Batch<'_> {
     /// A case that waits for a person, and how many bytes its payload has.
     pub fn under_review(&self, id: &CaseId) -> Result<Option<(Case, u64)>, StoreError> {
         let statement = "SELECT header, payload_bytes FROM cases WHERE id = ?1 AND review = 1 AND state = 0";
-        self.sql.row(statement, &[(&id.to_string()).into()], |row| {
-            Ok((from_cbor(&row.get::<Vec<u8>>(0)?, ROW_BYTES_MAX).map_err(damaged)?, count(row.get(1)?)))
-        })
+        self.sql.row(statement, &[(&id.to_string()).into()], |row| Ok((row.cbor(0)?, count(row.get(1)?))))
     }
 
     /// Adds to what an answerer's calls have cost in a month. Returns what they have cost so far, all instances' together.

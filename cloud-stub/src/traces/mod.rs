@@ -20,13 +20,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use hedge_proto::{Captured, Case, CaseId, SENT_POWERED_MS, TRACEPARENT, TraceContext};
+use hedge_proto::{Captured, Case, CaseId, SENT_POWERED_MS, TRACEPARENT, TraceContext, word};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
 use tokio::sync::mpsc;
 
-use crate::wall_ms;
+use crate::{signed, wall_ms};
 
 /// The longest text of an attribute: an answerer's own words may be long.
 const TEXT_CHARS_MAX: usize = 300;
@@ -132,9 +132,9 @@ impl Traces {
             KeyValue::new("hedge.source", case.source.clone()),
             KeyValue::new("hedge.task", case.task.clone()),
             KeyValue::new("hedge.model", format!("{} {}", case.model.name, case.model.version)),
-            KeyValue::new("hedge.reason", word_of(&case.decision.reason)),
-            KeyValue::new("hedge.form", word_of(&case.form)),
-            KeyValue::new("hedge.payload_bytes", i64::try_from(payload_bytes).unwrap_or(i64::MAX)),
+            KeyValue::new("hedge.reason", word(&case.decision.reason)),
+            KeyValue::new("hedge.form", word(&case.form)),
+            KeyValue::new("hedge.payload_bytes", signed(payload_bytes)),
         ];
         Some(TakenIn { id: case.id.clone(), came, captured: case.captured.clone(), about })
     }
@@ -294,15 +294,6 @@ fn since(from_ms: u64) -> Duration {
 
 fn shortened(text: &str) -> String {
     text.chars().take(TEXT_CHARS_MAX).collect()
-}
-
-/// How the wire spells it.
-fn word_of(word: &impl serde::Serialize) -> String {
-    match serde_json::to_value(word) {
-        Ok(serde_json::Value::String(word)) => word,
-        Ok(other) => other.to_string(),
-        Err(_) => String::new(),
-    }
 }
 
 #[cfg(test)]

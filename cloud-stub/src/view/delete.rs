@@ -174,9 +174,8 @@ async fn delete(
 /// What a device says to it; one that is away takes the command when it is back within an hour.
 async fn forget(view: &View, device: DeviceId, args: Value, by: String) -> Value {
     let told = async {
-        let id = random_id().map_err(|error| ApiError::NoChance(error.to_string()))?;
-        let (command, issued_ms) = ("forget".to_owned(), Some(wall_ms()));
-        let message = CommandMessage { id: Some(id), command, args, issued_ms, by: Some(by) };
+        let (id, command, issued_ms) = (Some(random_id()?), "forget".to_owned(), Some(wall_ms()));
+        let message = CommandMessage { id, command, args, issued_ms, by: Some(by) };
         let errand = Errand::command(device.clone(), message).map_err(ApiError::BadRequest)?;
         view.operating.clone().act(device.clone(), |_| Ok(errand)).await
     };

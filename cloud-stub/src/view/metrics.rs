@@ -18,6 +18,7 @@ use super::{ApiError, FleetView, View, all_devices};
 use crate::answerers::Condition;
 use crate::intake::AnswererNow;
 use crate::link::LinkNow;
+use crate::signed;
 use crate::store::Totals;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -102,10 +103,6 @@ fn register_totals(page: &mut Registry, now: &Totals) {
 
 fn gauge(value: u64) -> ConstGauge<i64> {
     ConstGauge::new(signed(value))
-}
-
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 fn gauges(label: &'static str, values: &[(&'static str, i64)]) -> Family<Labels, Gauge> {

@@ -50,7 +50,7 @@ use crate::access::{Access, NotIn};
 use crate::fleet::rollouts::NotNow;
 use crate::fleet::select::Where;
 use crate::intake::{AnswererNow, Event, NotReviewed};
-use crate::link::LinkNow;
+use crate::link::{HearingError, LinkNow};
 use crate::model::Seconds;
 use crate::presence::Heard;
 use crate::store::{Audit, AuditRow, DeviceRow, Reader, RecordsAt, StoreError};
@@ -285,10 +285,10 @@ enum ApiError {
     Outdated { seen: u64, wanted: u64 },
     #[error("{0} changes and commands are under way already; try again in a moment")]
     TooManyErrands(usize),
-    #[error("{0}")]
-    NoBroker(String),
+    #[error(transparent)]
+    NoBroker(#[from] HearingError),
     #[error("the system gives no random numbers: {0}")]
-    NoChance(String),
+    NoChance(#[from] getrandom::Error),
     #[error("there is no case `{0}` on record")]
     NoCase(String),
     #[error("there are {now} of them now, not {seen}; look again")]
@@ -350,7 +350,11 @@ impl IntoResponse for ApiError {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         };
-        (status, Json(serde_json::json!({ "error": self.to_string() }))).into_response()
+        let mut said = serde_json::json!({ "error": self.to_string() });
+        if let Self::WrongFields(errors) = &self {
+            said["errors"] = serde_json::json!(errors);
+        }
+        (status, Json(said)).into_response()
     }
 }
 

@@ -25,7 +25,7 @@ use crate::access::Who;
 use crate::fleet::board::Device;
 use crate::fleet::carry_out::{Patience, carry_out};
 use crate::fleet::change::{Change, Edit, Onto, draft};
-use crate::fleet::errand::{Ending, Errand, Report};
+use crate::fleet::errand::{Errand, Report};
 use crate::fleet::operator::{ACTING, Operator, Scope};
 use crate::fleet::random_id;
 use crate::fleet::rollouts::Rollouts;
@@ -166,8 +166,7 @@ pub(super) fn fields(edits: BTreeMap<String, Value>) -> Result<Vec<Edit>, Vec<Fi
 
 /// Nothing reaches the device with one wrong field.
 fn wrong(device: &DeviceId, errors: Vec<FieldError>) -> (StatusCode, Json<Report>) {
-    let report = Report { errors, ..Report::new(device, Ending::Refused).because("nothing was sent") };
-    (StatusCode::UNPROCESSABLE_ENTITY, Json(report))
+    (StatusCode::UNPROCESSABLE_ENTITY, Json(Report::not_sent(device, errors)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -193,7 +192,7 @@ pub(super) async fn command(
 ) -> Result<Json<Report>, ApiError> {
     let device = DeviceId::new(&name)?;
     let CommandRequest { command, args, id, by } = read(&body)?;
-    let id = id.map_or_else(random_id, Ok).map_err(|error| ApiError::NoChance(error.to_string()))?;
+    let id = id.map_or_else(random_id, Ok)?;
     let by = Some(view.operating.who(&who, by)?);
     note.say(if args.is_null() { command.clone() } else { format!("{command} {args}") });
     let message = CommandMessage { id: Some(id), command, args, issued_ms: Some(wall_ms()), by };
@@ -203,10 +202,4 @@ pub(super) async fn command(
 
 pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     from_json(body, BODY_BYTES_MAX).map_err(|error| ApiError::BadRequest(error.to_string()))
-}
-
-impl From<HearingError> for ApiError {
-    fn from(error: HearingError) -> Self {
-        Self::NoBroker(error.to_string())
-    }
 }

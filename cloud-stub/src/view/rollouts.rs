@@ -9,12 +9,10 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use hedge_proto::{DeviceId, ModelRef};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::operate::{fields, read};
@@ -106,14 +104,7 @@ pub(super) async fn begin(
     let Asked { wanted, devices, by } = read(&body)?;
     let by = view.operating.who(&who, by)?;
     note.say(in_words(&wanted));
-    let meant = match Meant::new(wanted, by) {
-        Ok(meant) => meant,
-        Err(ApiError::WrongFields(errors)) => {
-            let said = json!({"error": "some fields are wrong", "errors": errors});
-            return Ok((StatusCode::UNPROCESSABLE_ENTITY, Json(said)).into_response());
-        }
-        Err(error) => return Err(error),
-    };
+    let meant = Meant::new(wanted, by)?;
     let operator = view.operating.everywhere().await?;
     let stages = meant.stages(&operator);
     let now: usize = stages.iter().map(Vec::len).sum();
@@ -130,7 +121,7 @@ pub(super) async fn begin(
         operator.close().await;
         return Err(ApiError::OtherNumber { seen, now });
     }
-    let id = random_id().map_err(|error| ApiError::NoChance(error.to_string()))?;
+    let id = random_id()?;
     note.say(format!("{id}: {} on {now} devices", in_words(&meant.wanted)));
     let rollouts = view.operating.rollouts.clone();
     let stop = rollouts.begin(id.clone(), meant.wanted.clone(), meant.plan.by.clone(), wall_ms())?;

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use hedge_core::budget::{Budget, Ceilings, Spent};
+use hedge_core::budget::{Ceilings, Spent};
 use hedge_core::clock::Moment;
-use hedge_core::engine::{Engine, Event, Setup};
+use hedge_core::engine::{Configured, Engine, Event, Setup};
 use hedge_core::outbox::sort_key;
 use hedge_core::uplink::Waiting;
 use hedge_proto::{CaseKey, Epoch};
@@ -113,10 +113,13 @@ impl World {
             has_broker: true,
             recovery_after: None,
             open_cases: open,
-            profile: self.plan.profile,
-            policies: self.plan.policies(),
-            budget: Budget::resume(ceilings, Some(self.device.spent.clone()), now),
-            batch_bytes_max: self.plan.batch_bytes_max,
+            configured: Configured {
+                profile: self.plan.profile,
+                policies: self.plan.policies(),
+                ceilings,
+                batch_bytes_max: self.plan.batch_bytes_max,
+            },
+            spent: Some(self.device.spent.clone()),
             seed: self.dice.number(),
         };
         let engine = Engine::new(now, setup);

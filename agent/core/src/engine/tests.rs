@@ -34,27 +34,18 @@ fn actions(engine: &mut Engine) -> Vec<Action> {
 }
 
 fn engine(open_cases: u64, ceilings: Ceilings) -> Engine {
-    begun(Moment(0), open_cases, Budget::resume(ceilings, Some(Spent::default()), Moment(0)))
+    begun(Moment(0), open_cases, ceilings, Spent::default())
 }
 
 /// With what an earlier run has spent, and cases on the disk.
-fn restarted(now: Moment, budget: Budget) -> Engine {
-    begun(now, 1, budget)
+fn restarted(now: Moment, spent: Spent) -> Engine {
+    begun(now, 1, Ceilings::LAN, spent)
 }
 
-fn begun(now: Moment, open_cases: u64, budget: Budget) -> Engine {
-    let (profile, policies) = (Profile::LAN, Policies::DEFAULT);
-    let setup = Setup {
-        has_broker: true,
-        recovery_after: None,
-        open_cases,
-        profile,
-        policies,
-        budget,
-        batch_bytes_max: 0,
-        seed: 1,
-    };
-    Engine::new(now, setup)
+fn begun(now: Moment, open_cases: u64, ceilings: Ceilings, spent: Spent) -> Engine {
+    let configured = Configured { profile: Profile::LAN, policies: Policies::DEFAULT, ceilings, batch_bytes_max: 0 };
+    let (has_broker, recovery_after) = (true, None);
+    Engine::new(now, Setup { has_broker, recovery_after, open_cases, configured, spent: Some(spent), seed: 1 })
 }
 
 fn online(open_cases: u64) -> Engine {

@@ -38,6 +38,13 @@ pub const BUNDLES_MAX: usize = 4096;
 /// The largest list, and so the largest document: [`BUNDLES_MAX`] bundles of 256 bytes.
 pub const DOCUMENT_BYTES_MAX: u64 = 1024 * 1024;
 
+/// `NAME/VERSION`, as people name a bundle.
+pub fn name_and_version(text: &str) -> Result<(Name, Name), String> {
+    let (name, version) = text.split_once('/').ok_or("write NAME/VERSION")?;
+    let part = |text: &str| Name::new(text).map_err(|error| error.to_string());
+    Ok((part(name)?, part(version)?))
+}
+
 /// A key of ECDSA over P-256: its uncompressed point. Hexadecimal in documents, so that a key can be written in one
 /// way only and never counts twice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -23,7 +23,7 @@ use hedge_agent::state::StateFile;
 use hedge_config::{BundlesConfig, BundlesUrl, Config, ModelConfig};
 use hedge_core::clock::Moment;
 use hedge_core::release::shelf::{Held, NotTried, Shelf};
-use hedge_core::release::{Dates, Entry, Root, Trusted};
+use hedge_core::release::{Dates, Entry, Root, Trusted, name_and_version};
 use hedge_identity::{Certificate, built_ms, wall_ms};
 use hedge_inference::Bundle;
 use hedge_inference::signing::{Envelope, Payload, SIGNATURE, Verified, self_contained, verify_folder};
@@ -71,12 +71,6 @@ pub struct ShelfArgs {
     pub model: Name,
     #[command(flatten)]
     pub config: ConfigArgument,
-}
-
-fn name_and_version(text: &str) -> Result<(Name, Name), String> {
-    let (name, version) = text.split_once('/').ok_or("write NAME/VERSION")?;
-    let part = |text: &str| Name::new(text).map_err(|error| error.to_string());
-    Ok((part(name)?, part(version)?))
 }
 
 fn url(text: &str) -> Result<BundlesUrl, String> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use axum::http::StatusCode;
 use bytes::Bytes;
-use hedge_proto::{DeviceId, to_json};
+use hedge_proto::{DeviceId, to_json, word};
 
 use crate::client::{AskError, Client};
 use crate::running;
@@ -158,7 +158,7 @@ fn device(config: &Config) -> anyhow::Result<DeviceId> {
 }
 
 fn filter(begin: &str, stage: Option<Stage>) -> String {
-    stage.map(|stage| format!("{begin}stage={}", stage.name())).unwrap_or_default()
+    stage.map(|stage| format!("{begin}stage={}", word(&stage))).unwrap_or_default()
 }
 
 fn unless_gone<T>(answer: Result<T, AskError>) -> anyhow::Result<Option<T>> {

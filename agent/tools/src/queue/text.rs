@@ -1,7 +1,7 @@
 //! Writes the queue's documents for people: aligned columns, ages and sizes in round numbers.
 
 use hedge_agent::queue::{CaseDocument, CaseLine, Changed, CheckReport, Listing, Stats};
-use hedge_proto::Output;
+use hedge_proto::{Output, word};
 
 /// How much of a note a line of the list shows; `show` has all of it.
 const NOTE_CHARS_SHOWN: usize = 60;
@@ -26,7 +26,7 @@ fn row(line: &CaseLine) -> [String; 7] {
     };
     [
         line.id.to_string(),
-        line.stage.name().to_owned(),
+        word(&line.stage),
         age(line.age_s),
         size(line.payload_bytes),
         line.tries.to_string(),
@@ -39,7 +39,7 @@ pub(super) fn case(document: &CaseDocument) -> String {
     let CaseDocument { line, case, verdict } = document;
     let mut rows = vec![
         ["id".to_owned(), line.id.to_string()],
-        ["stage".into(), format!("{}, {} old, {} tries failed", line.stage.name(), age(line.age_s), line.tries)],
+        ["stage".into(), format!("{}, {} old, {} tries failed", word(&line.stage), age(line.age_s), line.tries)],
         ["source".into(), case.source.clone()],
         ["task".into(), case.task.clone()],
         ["asked because".into(), format!("{}, threshold {}", word(&case.decision.reason), case.decision.threshold)],
@@ -48,7 +48,7 @@ pub(super) fn case(document: &CaseDocument) -> String {
     let local = case.said.iter().flat_map(Output::lines);
     rows.extend(local.map(|line| ["local answer".into(), line]));
     rows.push(["payload".into(), format!("{}, {}", case.content_type, size(line.payload_bytes))]);
-    rows.push(["sha256".into(), word(case.payload_sha256)]);
+    rows.push(["sha256".into(), word(&case.payload_sha256)]);
     rows.extend(case.reference.iter().map(|reference| ["ref".into(), reference.clone()]));
     rows.extend(case.metadata.iter().map(|(name, value)| [format!("metadata {name}"), value.clone()]));
     rows.extend(line.note.iter().map(|note| ["note".into(), note.clone()]));
@@ -113,12 +113,6 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
         text.push('\n');
     }
     text
-}
-
-/// As JSON writes it, without the quotes.
-fn word(value: impl serde::Serialize) -> String {
-    let text = serde_json::to_string(&value).unwrap_or_default();
-    text.trim_matches('"').to_owned()
 }
 
 fn age(seconds: u64) -> String {

@@ -24,14 +24,14 @@ use crate::wall_ms;
 const TRIAL_WAIT: Duration = Duration::from_secs(240);
 
 pub(super) async fn set(ask: &Set) -> anyhow::Result<bool> {
-    let (target, rest) = target(&ask.words, &ask.chosen)?;
+    let (target, rest) = target(&ask.words, &ask.common.chosen)?;
     ensure!(!rest.is_empty(), "nothing is set; write KEY=VALUE");
     let edits = rest.iter().map(|text| text.parse::<Edit>()).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?;
     change(&ask.common, &target, &Change::Edits(edits), &ask.change).await
 }
 
 pub(super) async fn apply(ask: &Apply) -> anyhow::Result<bool> {
-    let (target, rest) = target(&ask.words, &ask.chosen)?;
+    let (target, rest) = target(&ask.words, &ask.common.chosen)?;
     let [file] = rest else { bail!("give one FILE with the settings, or `-`") };
     change(&ask.common, &target, &Change::Whole(overlay(Path::new(file))?), &ask.change).await
 }
@@ -113,7 +113,7 @@ async fn in_stages(
 }
 
 pub(super) async fn command(ask: &Command) -> anyhow::Result<bool> {
-    let (target, rest) = target(&ask.words, &ask.chosen)?;
+    let (target, rest) = target(&ask.words, &ask.common.chosen)?;
     let Some((name, args)) = rest.split_first() else { bail!("no command is given; `--help` lists them") };
     let args = arguments(args)?;
     let who = ask.by.who();

@@ -39,7 +39,7 @@ pub struct DeviceArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum Ask {
     /// Show all devices: link, version, models, settings
-    List(List),
+    List(Common),
     /// Show one device with its last change and its live figures, which it is asked for
     #[command(override_usage = "hedge-cloud device status [OPTIONS] NAME|--all|--where CONDITIONS")]
     Status(Look),
@@ -111,6 +111,9 @@ dashboard's page of the device. The device itself keeps more: `hedge-agent log s
 #[derive(Debug, Args)]
 pub(super) struct Common {
     #[command(flatten)]
+    pub(super) chosen: Chosen,
+
+    #[command(flatten)]
     pub(super) broker: BrokerArgs,
 
     /// One JSON object per device and line
@@ -141,20 +144,10 @@ pub(super) struct Chosen {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct List {
-    #[command(flatten)]
-    pub(super) chosen: Chosen,
-    #[command(flatten)]
-    pub(super) common: Common,
-}
-
-#[derive(Debug, Args)]
 pub(super) struct Look {
     /// The device's name, and for `get` the setting's
     #[arg(value_name = "NAME")]
     pub(super) words: Vec<String>,
-    #[command(flatten)]
-    pub(super) chosen: Chosen,
     #[command(flatten)]
     pub(super) common: Common,
 }
@@ -222,8 +215,6 @@ pub(super) struct Set {
     #[command(flatten)]
     pub(super) change: Change,
     #[command(flatten)]
-    pub(super) chosen: Chosen,
-    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -234,8 +225,6 @@ pub(super) struct Apply {
     pub(super) words: Vec<String>,
     #[command(flatten)]
     pub(super) change: Change,
-    #[command(flatten)]
-    pub(super) chosen: Chosen,
     #[command(flatten)]
     pub(super) common: Common,
 }
@@ -252,8 +241,6 @@ pub(super) struct Command {
 
     #[command(flatten)]
     pub(super) by: By,
-    #[command(flatten)]
-    pub(super) chosen: Chosen,
     #[command(flatten)]
     pub(super) common: Common,
 }

@@ -5,12 +5,12 @@ use hedge_proto::{CommandMessage, DeviceId, LastDesired, ModelRef, Name, Reporte
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::args::{List, Look};
+use super::args::{Common, Look};
 use super::{Target, chosen, connect, say, say_json, target, text};
 use crate::fleet::board::Device;
 use crate::fleet::carry_out::{Patience, carry_out};
 use crate::fleet::change::path;
-use crate::fleet::differ::{differences, field};
+use crate::fleet::differ::{differences, field, leaves};
 use crate::fleet::errand::{Errand, Report};
 use crate::fleet::operator::{ACTING, LOOKING};
 use crate::fleet::random_id;
@@ -62,12 +62,12 @@ impl<'a> Summary<'a> {
     }
 }
 
-pub(super) async fn list(ask: &List) -> anyhow::Result<bool> {
+pub(super) async fn list(ask: &Common) -> anyhow::Result<bool> {
     let target = Target::Many(ask.chosen.clone());
-    let operator = connect(&ask.common, &target, LOOKING).await?;
+    let operator = connect(ask, &target, LOOKING).await?;
     let devices = chosen(&operator, &target)?;
     let rows: Vec<Summary<'_>> = devices.iter().map(|(name, device)| Summary::new(name, device)).collect();
-    if ask.common.json {
+    if ask.json {
         rows.iter().try_for_each(say_json)?;
     } else {
         say(&text::table(&rows))?;
@@ -77,7 +77,7 @@ pub(super) async fn list(ask: &List) -> anyhow::Result<bool> {
 }
 
 pub(super) async fn status(ask: &Look) -> anyhow::Result<bool> {
-    let (target, rest) = target(&ask.words, &ask.chosen)?;
+    let (target, rest) = target(&ask.words, &ask.common.chosen)?;
     nothing_more(rest)?;
     let mut operator = connect(&ask.common, &target, ACTING).await?;
     let devices = chosen(&operator, &target)?;
@@ -110,7 +110,7 @@ pub(super) async fn status(ask: &Look) -> anyhow::Result<bool> {
 }
 
 pub(super) async fn get(ask: &Look) -> anyhow::Result<bool> {
-    let (target, rest) = target(&ask.words, &ask.chosen)?;
+    let (target, rest) = target(&ask.words, &ask.common.chosen)?;
     let key = match rest {
         [] => None,
         [key] => Some((key.as_str(), path(key).map_err(anyhow::Error::msg)?)),
@@ -153,7 +153,7 @@ pub(super) async fn get(ask: &Look) -> anyhow::Result<bool> {
             say_json(&json!({"device": name, "version": reported.version, "key": key, "value": value, "from": from}))?;
         } else {
             let asked = key.as_ref().map(|(key, _)| *key).unwrap_or_default();
-            for field in leaves(&suggested).filter(|field| field.starts_with(asked)) {
+            for (field, _) in leaves(&suggested).iter().filter(|(field, _)| field.starts_with(asked)) {
                 eprintln!("{name}: `{field}` is what the bundle suggests");
             }
             let value = text::value(&value);
@@ -182,24 +182,8 @@ fn with_suggested(mut settings: Value, suggested: &Value) -> Value {
     settings
 }
 
-/// The names of all single values.
-fn leaves(value: &Value) -> impl Iterator<Item = String> {
-    let mut found = Vec::new();
-    let mut open = vec![(String::new(), value)];
-    while let Some((name, value)) = open.pop() {
-        match value {
-            Value::Object(fields) => {
-                let dot = if name.is_empty() { "" } else { "." };
-                open.extend(fields.iter().map(|(field, value)| (format!("{name}{dot}{field}"), value)));
-            }
-            _ => found.push(name),
-        }
-    }
-    found.into_iter().rev()
-}
-
 pub(super) async fn diff(ask: &Look) -> anyhow::Result<bool> {
-    let (target, rest) = target(&ask.words, &ask.chosen)?;
+    let (target, rest) = target(&ask.words, &ask.common.chosen)?;
     nothing_more(rest)?;
     let operator = connect(&ask.common, &target, LOOKING).await?;
     let devices = chosen(&operator, &target)?;

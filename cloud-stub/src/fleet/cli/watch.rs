@@ -17,7 +17,7 @@ use crate::wall_ms;
 const DIAL_WAIT: Duration = Duration::from_secs(3);
 
 pub(super) async fn watch(ask: &Look) -> anyhow::Result<bool> {
-    let target = if ask.words.is_empty() { Target::Many(ask.chosen.clone()) } else { watched(ask)? };
+    let target = if ask.words.is_empty() { Target::Many(ask.common.chosen.clone()) } else { watched(ask)? };
     let mut operator = connect(&ask.common, &target, WATCHING).await?;
     print_board(ask, &operator)?;
     loop {
@@ -41,7 +41,7 @@ pub(super) async fn watch(ask: &Look) -> anyhow::Result<bool> {
 }
 
 fn watched(ask: &Look) -> anyhow::Result<Target> {
-    let (target, rest) = target(&ask.words, &ask.chosen)?;
+    let (target, rest) = target(&ask.words, &ask.common.chosen)?;
     ensure!(rest.is_empty(), "give one NAME, or none for all devices");
     Ok(target)
 }
@@ -80,7 +80,7 @@ fn print_board(ask: &Look, operator: &Operator) -> anyhow::Result<()> {
 fn print(ask: &Look, operator: &Operator, heard: &Heard) -> anyhow::Result<()> {
     let Heard { device, said, retained } = heard;
     let known = operator.board.devices.get(device);
-    let wanted = ask.chosen.filter.as_ref().is_none_or(|w| known.is_some_and(|known| w.holds(device, known)));
+    let wanted = ask.common.chosen.filter.as_ref().is_none_or(|w| known.is_some_and(|known| w.holds(device, known)));
     if !wanted {
         return Ok(());
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hedge_identity::{http_body, http_client};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use rusty_s3::S3Action as _;
 use rusty_s3::actions::{ListObjectsV2, ListObjectsV2Response};
@@ -12,11 +13,11 @@ use super::address::Address;
 const SIGNED_FOR: Duration = Duration::from_secs(300);
 
 /// The largest object that is read: the largest payload is 64 MiB.
-const OBJECT_BYTES_MAX: u64 = 128 * 1024 * 1024;
+const OBJECT_BYTES_MAX: usize = 128 * 1024 * 1024;
 
 /// How long a list of a thousand objects may be, and what a server says of an error.
-const LIST_BYTES_MAX: u64 = 16 * 1024 * 1024;
-const ERROR_BYTES_MAX: u64 = 16 * 1024;
+const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
+const ERROR_BYTES_MAX: usize = 16 * 1024;
 
 const NOT_THERE: &str = "it says that there is no such bucket";
 
@@ -31,7 +32,7 @@ pub(super) struct Bucket {
 impl Bucket {
     pub(super) fn new(address: Address) -> Result<Self, String> {
         let Address { bucket, prefix, credentials, authorities } = address;
-        let client = hedge_identity::http_client(bucket.base_url().as_str(), authorities.as_deref())
+        let client = http_client(bucket.base_url().as_str(), authorities.as_deref())
             .map_err(|why| format!("AWS_CA_BUNDLE is {why}"))?;
         let client =
             client.connect_timeout(Duration::from_secs(2)).build().map_err(|error| hedge_proto::in_one_line(&error))?;
@@ -98,13 +99,8 @@ impl Bucket {
     }
 }
 
-async fn read(mut response: Response, bytes_max: u64) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| hedge_proto::in_one_line(&error.without_url()))? {
-        if (bytes.len() + chunk.len()) as u64 > bytes_max {
-            return Err(format!("its answer is longer than {bytes_max} bytes"));
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes)
+async fn read(response: Response, bytes_max: usize) -> Result<Vec<u8>, String> {
+    let body = http_body(response, bytes_max).await;
+    let body = body.map_err(|error| hedge_proto::in_one_line(&error.without_url()))?;
+    body.ok_or_else(|| format!("its answer is longer than {bytes_max} bytes"))
 }

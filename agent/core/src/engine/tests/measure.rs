@@ -70,8 +70,7 @@ fn how_often_a_payload_travelled_is_known_after_a_restart() {
         engine.handle(Moment(at), Event::Tick);
     }
     assert_eq!(sent(&mut engine).len(), 3, "what may travel at once");
-    let budget = Budget::resume(Ceilings::LAN, Some(engine.spent(Moment(10))), Moment(10));
-    let mut engine = restarted(Moment(10), budget);
+    let mut engine = restarted(Moment(10), engine.spent(Moment(10)));
     engine.handle(Moment(11), Event::Connected { receive_maximum: 100 });
     engine.handle(Moment(12), cloud(CloudState::Online));
     engine.handle(Moment(13), Event::Stored(Waiting { payload_bytes: 100, ..waiting(7, true) }));
