@@ -129,7 +129,8 @@ impl Message for DownMessage {
             Self::Checks(checks) => {
                 model(&checks.model)?;
                 model(&checks.cloud)?;
-                at_most("losses", checks.lost.len(), LOSSES_MAX)
+                at_most("losses", checks.lost.len(), LOSSES_MAX)?;
+                at_most("steps that held", checks.held.len(), LOSSES_MAX)
             }
         }
     }

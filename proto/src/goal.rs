@@ -35,8 +35,9 @@ impl Allowance {
         Self { share: None, cases_per_hour: None, cases_per_day: None, bytes_per_hour: None, bytes_per_day: None };
 }
 
-/// On at most `risk` of all samples the device keeps an answer that the cloud would have contradicted. That is true with
-/// `confidence` at every moment, while the input stays like what was checked.
+/// On at most `risk` of all samples the device keeps an answer that the cloud would have contradicted, or at most `risk` of
+/// the answers that it keeps are such. That is true with `confidence` at every moment, while the input stays like what was
+/// checked.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -44,10 +45,31 @@ pub struct Target {
     pub risk: Share,
     #[serde(default = "usual_confidence")]
     pub confidence: Share,
+    /// Of which answers `risk` is a share.
+    #[serde(default, skip_serializing_if = "RiskOf::is_usual")]
+    pub of: RiskOf,
     /// Spot checks of all devices with the same version of the model are evidence, too: it is true of their average then.
     /// What revokes is this device's own.
     #[serde(default = "usually_by_fleet", skip_serializing_if = "is_usual")]
     pub fleet: bool,
+}
+
+/// Which answers the risk of a target is a share of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum RiskOf {
+    /// Of all samples, those that are sent among them.
+    #[default]
+    All,
+    /// Of the answers that stay on the device. To show it takes several times as many spot checks.
+    Kept,
+}
+
+impl RiskOf {
+    fn is_usual(&self) -> bool {
+        *self == Self::All
+    }
 }
 
 fn usually_by_fleet() -> bool {

@@ -53,7 +53,7 @@ pub use doubt::{Doubt, Measure};
 pub use enrolment::{
     ENROL_PATH, EnrolRequest, Enrolled, FINGERPRINT_CHARS, NotEnrolled, PairingCode, RENEW_PATH, RenewRequest,
 };
-pub use goal::{Allowance, ClassPolicy, OnShift, Target};
+pub use goal::{Allowance, ClassPolicy, OnShift, RiskOf, Target};
 pub use id::{CaseId, CaseKey, DeviceId, Epoch, InvalidId, Name};
 pub use newer::newer;
 pub use output::{BOXES_MAX, Found, LabelScore, Output, Rect, said};

@@ -21,4 +21,8 @@ pub struct SpotChecks {
     pub checks: f64,
     /// In which step of doubt how many lost so many quarters, counted from 0. What lost nothing is not listed.
     pub lost: Vec<(u8, u8, f32)>,
+    /// In which step of doubt how many lost nothing. Earlier versions do not tell it; what they count says nothing of kept
+    /// answers alone but what was lost of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<(u8, f32)>,
 }

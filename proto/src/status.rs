@@ -406,7 +406,7 @@ pub struct JudgeFigures {
     pub checks_lost: u64,
     #[serde(default)]
     pub contradicted: f64,
-    /// How many more spot checks it takes until half of the answers may stay under the target, if none is contradicted.
+    /// At least so many more spot checks, none of them contradicted, until half of the answers may stay under the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checks_missing: Option<u32>,
     /// Under a target: this device's own, told to the others.

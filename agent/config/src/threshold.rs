@@ -183,7 +183,7 @@ fn of_labels<T: Copy>(map: Option<&BTreeMap<String, Option<T>>>) -> impl Iterato
 
 #[cfg(test)]
 mod tests {
-    use hedge_proto::{Measure, Output};
+    use hedge_proto::{Measure, Output, RiskOf};
 
     use super::*;
 
@@ -256,6 +256,9 @@ mod tests {
         let target = resolved("mode = \"target\"\ntarget = { risk = 0.02 }\nspot_checks = 0.1").expect("complete");
         assert_eq!(target.rule.target.expect("given").confidence.value(), 0.95);
         assert_eq!(target.rule.spot_checks.value(), 0.1);
+        assert_eq!(target.rule.target.expect("given").of, RiskOf::All);
+        let kept = resolved("mode = \"target\"\ntarget = { risk = 0.02, of = \"kept\" }").expect("complete");
+        assert_eq!(kept.rule.target.expect("given").of, RiskOf::Kept);
         assert!(
             !budget.rule.learned
                 && resolved("mode = \"budget\"\nbudget = { share = 0.1 }\nlearned = true")
@@ -275,6 +278,7 @@ mod tests {
             ("mode = \"target\"", "needs a target"),
             ("target = { risk = 0.0 }", "target.risk = 0"),
             ("target = { risk = 0.1, confidence = 1.0 }", "target.confidence = 1"),
+            ("target = { risk = 0.1, of = \"most\" }", "unknown variant `most`, expected `all` or `kept`"),
             ("mode = \"best\"", "best"),
             ("budget = { case_per_day = 5 }", "case_per_day"),
         ] {

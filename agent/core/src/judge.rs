@@ -27,7 +27,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 
 pub use hedge_proto::Reason;
-use hedge_proto::{ClassPolicy, Doubt, Explanation, Measure, Outcome, Target, ThresholdMode, Weight};
+use hedge_proto::{ClassPolicy, Doubt, Explanation, Measure, Outcome, RiskOf, Target, ThresholdMode, Weight};
 
 use self::allowance::Room;
 pub use self::experience::{Experience, News};
@@ -260,9 +260,14 @@ impl Judgement {
         let scored = self.scored();
         let (risk, sure) =
             target.map_or((0.0, 0.0), |target| (target.risk.value() * 100.0, target.confidence.value() * 100.0));
-        let promise = format!("at most {risk:.1} % kept and contradicted, {sure:.0} % sure, by {checks}");
+        let of_kept = target.is_some_and(|target| target.of == RiskOf::Kept);
+        let (what, of_these) = match of_kept {
+            true => ("of the kept answers contradicted", " of answers at least as sure"),
+            false => ("kept and contradicted", ""),
+        };
+        let promise = format!("at most {risk:.1} % {what}, {sure:.0} % sure, by {checks}");
         let missing = match missing {
-            Some(missing) => format!("; this score needs at least {missing} more"),
+            Some(missing) => format!("; this score needs at least {missing} more{of_these}"),
             None => String::new(),
         };
         match least {

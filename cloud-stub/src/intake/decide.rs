@@ -328,8 +328,9 @@ mod tests {
 
     #[test]
     fn a_device_is_told_of_its_fleet_s_checks_when_they_are_clearly_more_than_it_knows() {
-        let model = || ModelRef { name: "m".to_owned(), version: "1".to_owned() };
-        let checks = |devices, checks| SpotChecks { model: model(), cloud: model(), devices, checks, lost: vec![] };
+        let it = || ModelRef { name: "m".to_owned(), version: "1".to_owned() };
+        let checks =
+            |devices, checks| SpotChecks { model: it(), cloud: it(), devices, checks, lost: vec![], held: vec![] };
         for (fleet, own, known, news) in [
             (checks(2, 100.0), 20.0, 0, true),
             (checks(2, 100.0), 20.0, 81, true),

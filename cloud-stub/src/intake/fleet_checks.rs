@@ -39,7 +39,8 @@ impl FleetChecks {
 impl Desk<'_, '_> {
     /// Adds a device's own to the fleet's, and tells it of these if they are news to it.
     pub(super) fn spot_checks(&mut self, device: &DeviceId, judge: &JudgeFigures) -> Result<(), StoreError> {
-        let Some(own) = judge.spot_checks.as_ref().filter(|own| own.lost.len() <= LOSSES_MAX) else { return Ok(()) };
+        let fits = |own: &&SpotChecks| own.lost.len().max(own.held.len()) <= LOSSES_MAX;
+        let Some(own) = judge.spot_checks.as_ref().filter(fits) else { return Ok(()) };
         self.batch.set_spot_checks(device, own, self.now_ms)?;
         let Some(known) = judge.fleet_checks else { return Ok(()) };
         let fleet = self.fleet_checks.of(self.batch, own, self.begun)?;

@@ -92,6 +92,7 @@ mod tests {
                 devices: 1,
                 checks,
                 lost: vec![(120, 3, 1.0)],
+                held: vec![(98, 1.0)],
             };
             let set = |device: &str, version: &str, told: &SpotChecks| {
                 let told = SpotChecks { model: model(version), ..told.clone() };
@@ -107,6 +108,7 @@ mod tests {
             set("e", "1", &told("c", 3.0));
             let fleet = batch.fleet_checks(&model("1"), &model("c")).expect("read");
             assert_eq!((fleet.devices, fleet.checks, fleet.lost), (2, 7.0, vec![(120, 3, 2.0)]));
+            assert_eq!(fleet.held, [(98, 2.0)]);
             batch.forget_spot_checks(0, Some(&name("b"))).expect("forgotten");
             assert_eq!(batch.fleet_checks(&model("1"), &model("c")).expect("read").devices, 1);
             batch.forget_spot_checks(6, None).expect("forgotten");

@@ -182,7 +182,8 @@ function certificate(model, figures, settings) {
     parts.push(make("p", "", figures.judge ? `No certificate: the threshold of ${model} is ${judge.mode === "budget" ? "steered by a budget" : "a fixed number"}.` : "The device does not report how it judges."));
     if (figures.judge) parts.push(make("p", "soft", evidence));
   } else {
-    const promise = target ? `at most ${percent(target.risk, 1)} of all answers are kept that the cloud would contradict, with a confidence of ${percent(target.confidence ?? 0.95, 1)}` : "a target is set";
+    const least = target && (target.of === "kept" ? "of the answers that are kept the cloud would contradict" : "of all answers are kept that the cloud would contradict");
+    const promise = target ? `at most ${percent(target.risk, 1)} ${least}, with a confidence of ${percent(target.confidence ?? 0.95, 1)}` : "a target is set";
     const stands = typeof judge.score_min === "number";
     parts.push(make("p", "", make("span", `pill ${stands ? "good" : "warn"}`, stands ? "certified" : "not certified yet"), ` ${promise}.`));
     parts.push(make("p", "soft", evidence));

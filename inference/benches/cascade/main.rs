@@ -65,6 +65,7 @@ fn measure(trace: &Trace) -> (Value, u32) {
     let ranking = rank::of(rows);
     let (budget, fixed) = stream::budget(trace);
     let certificate = stream::certificate(rows);
+    let selective = stream::selective(rows);
     let (late, now) = stream::revocation(trace);
     let alarm = stream::alarm(trace);
     let learned = stream::learned(rows);
@@ -82,6 +83,14 @@ fn measure(trace: &Trace) -> (Value, u32) {
         certificate.cost_500,
         certificate.ideal * 100.0,
         certificate.cost_1000,
+    );
+    println!(
+        "  the same of kept answers alone: violated in {:.1} %; {:.1} % asked about at 1,000 spot checks, {:.1} % at 3,000, \
+         {:.1} % if all were known",
+        selective.ever_violated * 100.0,
+        selective.deferral_1000 * 100.0,
+        selective.deferral_3000 * 100.0,
+        selective.ideal * 100.0,
     );
     println!(
         "  a learned doubt came to count in {} of {} streams of at most {} checks: AUROC {:.3} on other samples, by the score \
@@ -124,6 +133,12 @@ fn measure(trace: &Trace) -> (Value, u32) {
         "cost_pts_500": rounded(certificate.cost_500),
         "cost_pts_1000": rounded(certificate.cost_1000),
         "revoked_falsely": rounded(certificate.revoked_falsely),
+        "selective": {
+            "ever_violated": rounded(selective.ever_violated),
+            "deferral_1000": rounded(selective.deferral_1000),
+            "deferral_3000": rounded(selective.deferral_3000),
+            "deferral_ideal": rounded(selective.ideal),
+        },
         "alarm_median": worst(&mut alarm.delays.iter().map(|delay| delay.0)),
         "alarm_p95": worst(&mut alarm.delays.iter().map(|delay| delay.1)),
         "false_alarms": alarm.false_ones,

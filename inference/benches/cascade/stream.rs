@@ -8,8 +8,8 @@ use hedge_core::judge::evidence::Certificate;
 use hedge_core::judge::shift::Shift;
 use hedge_core::judge::{Asked, Experience, Limits, Rule};
 use hedge_proto::{
-    Allowance, Authority, CaseId, CaseKey, DeviceId, Epoch, Measure, ModelRef, Output, Share, Target, ThresholdMode,
-    Verdict,
+    Allowance, Authority, CaseId, CaseKey, DeviceId, Epoch, Measure, ModelRef, Output, RiskOf, Share, Target,
+    ThresholdMode, Verdict,
 };
 
 use crate::rank::by;
@@ -101,7 +101,7 @@ pub(crate) fn learned(rows: &[Row]) -> Learned {
         drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (taught, ranked) = drawn.split_at(rows.len() / 2);
         // So strict that nothing is ever certified, and everything checked.
-        let target = Some(Target { risk: share(1e-4), confidence: share(CONFIDENCE), fleet: false });
+        let target = Some(Target { risk: share(1e-4), confidence: share(CONFIDENCE), of: RiskOf::All, fleet: false });
         let rule = Rule { mode: ThresholdMode::Target, target, learned: true, ..Rule::FIXED };
         let asked = Asked { rule: &rule, ..Asked::of(Limits::NONE) };
         for (at, (_, row)) in (0_u64..).zip(taught.iter().take(LEARNED_CHECKS)) {
@@ -150,7 +150,7 @@ pub(crate) struct Certified {
 fn target(rows: &[Row]) -> Target {
     let third = (1.0 - agreement(rows)) / 3.0;
     let risk = [0.2, 0.1, 0.05, 0.02, 0.01].into_iter().find(|risk| f64::from(*risk) <= third).unwrap_or(0.005);
-    Target { risk: share(risk), confidence: share(CONFIDENCE), fleet: false }
+    Target { risk: share(risk), confidence: share(CONFIDENCE), of: RiskOf::All, fleet: false }
 }
 
 /// What is kept, and kept and contradicted, of all rows up to each step of doubt.
@@ -206,6 +206,43 @@ pub(crate) fn certificate(rows: &[Row]) -> Certified {
     let part = |count: u32| f64::from(count) / f64::from(DRAWS);
     let [cost_500, cost_1000] = costs;
     Certified { risk, ideal, ever_violated: part(violated), cost_500, cost_1000, revoked_falsely: part(revoked) }
+}
+
+pub(crate) struct Selective {
+    pub(crate) ideal: f64,
+    pub(crate) ever_violated: f64,
+    /// After so many checks.
+    pub(crate) deferral_1000: f64,
+    pub(crate) deferral_3000: f64,
+}
+
+/// The same risk, of the kept answers alone.
+pub(crate) fn selective(rows: &[Row]) -> Selective {
+    let target = Target { of: RiskOf::Kept, ..target(rows) };
+    let (risk, steps) = (f64::from(target.risk.value()), of_steps(rows));
+    let allowed = |(kept, lost): &(f64, f64)| *lost <= risk * kept;
+    let ideal = 1.0 - steps.iter().filter(|step| allowed(step)).map(|(kept, _)| *kept).fold(0.0, f64::max);
+    let (mut violated, mut deferral) = (0, [0.0, 0.0]);
+    for seed in 0..DRAWS {
+        let (mut certificate, mut chance) = (Certificate::default(), Chance::from_seed(u64::from(seed)));
+        certificate.aim(Some(target));
+        let mut ever = false;
+        for label in 1..=3000 {
+            let row = draw(rows, &mut chance);
+            certificate.checked(bin(row.unsure), row.loss);
+            let at = certificate.certified();
+            ever |= at.is_some_and(|at| !allowed(&steps[at]));
+            let asked = 1.0 - at.map_or(0.0, |at| steps[at].0);
+            match label {
+                1000 => deferral[0] += asked / f64::from(DRAWS),
+                3000 => deferral[1] += asked / f64::from(DRAWS),
+                _ => {}
+            }
+        }
+        violated += u32::from(ever);
+    }
+    let [deferral_1000, deferral_3000] = deferral;
+    Selective { ideal, ever_violated: f64::from(violated) / f64::from(DRAWS), deferral_1000, deferral_3000 }
 }
 
 /// Median and 95th percentile, in answers or checks.

@@ -129,7 +129,8 @@ pub(super) fn down_message() -> Examples {
 
 fn fleet_checks() -> SpotChecks {
     let lost = vec![(120, 3, 2.0), (131, 3, 1.0)];
-    SpotChecks { model: model("photo-small"), cloud: model("photo-large"), devices: 9, checks: 512.0, lost }
+    let held = vec![(98, 400.0), (120, 80.0), (131, 29.0)];
+    SpotChecks { model: model("photo-small"), cloud: model("photo-large"), devices: 9, checks: 512.0, lost, held }
 }
 
 pub(super) fn answer() -> Examples {

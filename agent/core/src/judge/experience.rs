@@ -218,7 +218,7 @@ impl Experience {
         let score_min = self.certificate.certified().map(|certified| 1.0 - upper(certified));
         let bar = Bar::Target {
             score_min,
-            checks: self.certificate.evidence().checks(),
+            checks: self.certificate.checks(),
             of_fleet: self.certificate.fleet().is_some(),
             missing: if keeps { None } else { self.certificate.missing(scaled(raw)) },
             target: asked.rule.target,
@@ -417,7 +417,7 @@ impl Experience {
             checks: self.checks.answered,
             checks_lost: self.checks.lost,
             contradicted: self.checks.contradicted + self.checks.lost as f64,
-            checks_missing: self.certificate.missing(half),
+            checks_missing: self.certificate.missing_to_half(half),
             spot_checks: self
                 .cloud
                 .clone()

@@ -1,9 +1,10 @@
+mod kept;
 mod learned;
 
 use alloc::vec;
 use core::time::Duration;
 
-use hedge_proto::{Allowance, CaseId, ClassPolicy, DeviceId, Epoch, LabelScore, Measure, Share, Target};
+use hedge_proto::{Allowance, CaseId, ClassPolicy, DeviceId, Epoch, LabelScore, Measure, RiskOf, Share, Target};
 use proptest::prelude::*;
 
 use super::*;
@@ -19,7 +20,7 @@ fn budget(of_all: f32) -> Rule {
 }
 
 fn target(risk: f32) -> Rule {
-    let target = Some(Target { risk: share(risk), confidence: share(0.9), fleet: true });
+    let target = Some(Target { risk: share(risk), confidence: share(0.9), of: RiskOf::All, fleet: true });
     Rule { mode: ThresholdMode::Target, target, spot_checks: share(0.05), ..Rule::FIXED }
 }
 
