@@ -449,8 +449,7 @@ mod tests {
 
     #[test]
     fn a_case_of_an_older_version_is_read_like_any_other() {
-        let older = Case { v: WIRE_VERSION - 1, ..case() };
-        assert_eq!(decide(&older, None, Room::Free), Step::Record);
+        assert_eq!(decide(&Case { v: WIRE_VERSION - 1, ..case() }, None, Room::Free), Step::Record);
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Uplink {
             case.held_until = now + held(case.guilt);
         }
         // Where thumbnails pass, it is not for its size that one does not.
-        if !by_itself && !(case.small && self.carried_small) {
+        if !(by_itself || case.small && self.carried_small) {
             let before = self.suspicion.filter(|limit| bytes >= limit.from_bytes);
             let times = before.map_or(1, |limit| limit.times.saturating_add(1));
             let from_bytes = before.map_or(bytes, |limit| limit.from_bytes);
