@@ -233,7 +233,7 @@ async fn the_months_money_is_never_exceeded_also_across_kills_and_then_the_next_
         }),
     );
     let calls = || backend.asked("/dear").iter().filter(|asked| asked.method == "POST").count();
-    let is = async |cloud: &Cloud, state: &str| cloud.get("/api/answerers").await[0]["state"] == json!(state);
+    let is_spent = |answerers: &Value| answerers[0]["state"] == "no_money";
     let mut device = None;
     let mut sent = 0;
     for round in 1..=3 {
@@ -245,22 +245,14 @@ async fn the_months_money_is_never_exceeded_also_across_kills_and_then_the_next_
         }
         cloud.connected().await;
         let device = device.as_ref().unwrap();
-        let until = Instant::now() + rig::PATIENCE;
         // What a call costs is on record before it is made: a kill in between has spent it for nothing.
-        while !is(&cloud, "up").await && !is(&cloud, "no_money").await {
-            assert!(Instant::now() < until, "{}", cloud.get("/api/answerers").await);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        cloud.until("/api/answerers", |all| all[0]["state"] == "up" || is_spent(all)).await;
         for _ in 0..4 {
             device.send(device.case(sent, b"picture")).await;
             sent += 1;
         }
         cloud.figure("cases", sent).await;
-        let until = Instant::now() + rig::PATIENCE;
-        while calls() < round * 2 && !is(&cloud, "no_money").await {
-            assert!(Instant::now() < until, "{} calls in round {round}", calls());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        cloud.until("/api/answerers", |all| calls() >= round * 2 || is_spent(all)).await;
         cloud.kill();
     }
     let cloud = start(dir.path(), &broker, &config);
@@ -284,22 +276,13 @@ async fn a_person_answers_from_the_review_queue_however_long_it_takes() {
     device.cloud_is(CloudState::Online).await;
     device.send(device.case(0, b"picture")).await;
     assert_eq!(device.hears().await, received(device.id(0)));
-    let waits = async |cloud: &Cloud| {
-        let until = Instant::now() + rig::PATIENCE;
-        loop {
-            let waiting = cloud.get("/api/review").await;
-            if waiting[0]["id"] == json!(device.id(0).to_string()) {
-                return;
-            }
-            assert!(Instant::now() < until, "{waiting}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    waits(&cloud).await;
+    let id = device.id(0).to_string();
+    let waits = |waiting: &Value| waiting[0]["id"] == id.as_str();
+    cloud.until("/api/review", waits).await;
     cloud.kill();
     let cloud = start(dir.path(), &broker, config);
     cloud.connected().await;
-    waits(&cloud).await;
+    cloud.until("/api/review", waits).await;
     device.ask(vec![device.id(0)]).await;
     assert_eq!(device.hears().await, received(device.id(0)), "asked about, it is still received");
     let path = format!("/api/review/{}", device.id(0));

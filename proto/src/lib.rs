@@ -72,7 +72,7 @@ pub use status::{
     SampleFigures, SinkFigures, SourceFigures, Telemetry, Throttling, WantedFigures,
 };
 pub use task::{ModelRef, Reason, labels_hash};
-pub use text::{NotText, in_one_line, text, without_mark};
+pub use text::{NotText, in_one_line, root_cause, text, without_mark};
 pub use topic::{Topic, Topics};
 pub use trace::{SENT_POWERED_MS, TRACEPARENT, TraceContext};
 pub use verdict::{Authority, DownMessage, Verdict};

@@ -60,6 +60,13 @@ pub fn in_one_line(error: &(dyn Error + 'static)) -> String {
     )
 }
 
+/// What all the others that are said came of; `None` if the error has no cause.
+#[must_use]
+pub fn root_cause(error: &(dyn Error + 'static)) -> Option<String> {
+    let causes = core::iter::successors(error.source(), |cause: &&(dyn Error + 'static)| (*cause).source());
+    causes.last().map(ToString::to_string)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

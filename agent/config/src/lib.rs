@@ -211,12 +211,8 @@ impl Config {
     /// What the engine goes by.
     #[must_use]
     pub fn configured(&self) -> Configured {
-        Configured {
-            profile: self.link.profile(),
-            policies: self.policies(),
-            ceilings: self.link.ceilings(),
-            batch_bytes_max: self.link.batch_bytes_max(),
-        }
+        let (profile, policies) = (self.link.profile(), self.policies());
+        Configured { profile, policies, ceilings: self.link.ceilings(), batch_bytes_max: self.link.batch_bytes_max() }
     }
 
     /// How often live figures are sent while nothing changes.

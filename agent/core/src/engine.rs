@@ -476,10 +476,7 @@ impl Engine {
                 Step::Ask(keys) => Action::Ask { keys },
                 Step::Send(keys) => {
                     // By the state in which it sets out: it may be the last one under a ceiling.
-                    let first = self.policy().thumbnail_first().filter(|_| !self.uplink.goes_whole(&keys));
-                    if first.is_some() {
-                        self.uplink.shrink(&keys);
-                    }
+                    let first = self.uplink.shrinks(&keys, self.policy().thumbnail_first());
                     self.budget.spend(now, keys.len() as u64, 0);
                     self.weigh_budget(now);
                     Action::Send { offers: self.uplink.offers(&keys), keys, first }

@@ -1,13 +1,9 @@
 //! Posts answers to a URL as JSON, at least once, with `Idempotency-Key: id/revision`.
 
-use std::error::Error;
-use std::iter::successors;
-#[cfg(test)]
-use std::path::Path;
 use std::time::Duration;
 
 use hedge_identity::http_client;
-use hedge_proto::Answer;
+use hedge_proto::{Answer, root_cause};
 use reqwest::header::HeaderValue;
 use reqwest::{Client, StatusCode, Url};
 
@@ -38,7 +34,7 @@ impl Webhook {
     }
 
     #[cfg(test)]
-    pub(super) fn with_token(mut self, token: &Path) -> Self {
+    pub(super) fn with_token(mut self, token: &std::path::Path) -> Self {
         self.config.token_file = Some(token.to_owned());
         self
     }
@@ -126,8 +122,7 @@ fn without_secrets(location: &str) -> String {
 
 /// The error with its cause, without the URL, which may hold a secret.
 fn plain(error: &reqwest::Error) -> String {
-    let cause =
-        successors(error.source(), |cause: &&(dyn Error + 'static)| (*cause).source()).last().map(ToString::to_string);
+    let cause = root_cause(error);
     let kind = if error.is_timeout() {
         format!("no answer within {} s", DELIVERY_WAIT_MAX.as_secs())
     } else if error.is_connect() {

@@ -9,13 +9,11 @@
 //! | another 4xx | no verdict for this case; down while nothing was ever answered: then the configuration is suspected |
 //! | a 4xx with words of a content policy, 413 | no verdict for this case |
 
-use std::error::Error;
-use std::iter::successors;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hedge_identity::{http_body, http_client};
-use hedge_proto::{TRACEPARENT, TraceContext};
+use hedge_proto::{TRACEPARENT, TraceContext, root_cause};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, StatusCode};
 
@@ -191,8 +189,7 @@ pub(super) fn quoted(body: &str) -> String {
 
 /// The error with its cause, without the URL, which may hold a secret.
 fn plain(error: &reqwest::Error, deadline: Duration) -> String {
-    let cause =
-        successors(error.source(), |cause: &&(dyn Error + 'static)| (*cause).source()).last().map(ToString::to_string);
+    let cause = root_cause(error);
     let kind = if error.is_connect() {
         "it cannot be reached".to_owned()
     } else if error.is_timeout() {

@@ -121,8 +121,7 @@ impl Uplink {
     }
 
     /// Whether what is being sent goes whole, although thumbnails go first. It goes alone, as everything that goes again.
-    #[must_use]
-    pub fn goes_whole(&self, keys: &[CaseKey]) -> bool {
+    pub(super) fn goes_whole(&self, keys: &[CaseKey]) -> bool {
         keys.iter().filter_map(|key| self.cases.get(key)).any(|case| case.whole == Whole::Wanted)
     }
 

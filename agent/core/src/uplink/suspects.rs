@@ -131,13 +131,15 @@ impl Uplink {
         }
     }
 
-    /// These are about to set out as thumbnails.
-    pub fn shrink(&mut self, keys: &[CaseKey]) {
+    /// As thumbnails of how many pixels these set out, over a link where thumbnails of so many go first.
+    pub fn shrinks(&mut self, keys: &[CaseKey], side_max: Option<u32>) -> Option<u32> {
+        let first = side_max.filter(|_| !self.goes_whole(keys));
         for key in keys {
             if let Some(case) = self.cases.get_mut(key) {
-                case.small = true;
+                case.small = first.is_some();
             }
         }
+        first
     }
 
     /// They were not the reason, as they went; their size was not tried.

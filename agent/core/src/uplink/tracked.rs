@@ -106,7 +106,6 @@ impl Tracked {
         self.publish = publish;
         self.sends = self.sends.saturating_add(1);
         self.sent_at = now;
-        self.small = false;
         self.tried = true;
         self.enter(now, Phase::Publishing);
     }
