@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use rustix::process::Signal;
 
 use crate::program::{Program, Recipe};
-use crate::{address, wait};
+use crate::address;
 
 /// Names the interpreter of the environment that has it.
 const PYTHON: &str = "HEDGETEST_PYTHON";
@@ -62,12 +62,6 @@ impl ObjectStore {
         let list = ureq::get(&url).header("Authorization", AUTHORIZATION).call()?.body_mut().read_to_string()?;
         let keys = list.split("<Key>").skip(1);
         Ok(keys.filter_map(|rest| Some(rest.split_once("</Key>")?.0.to_owned())).collect())
-    }
-
-    pub fn wait_until_gone(&self, part: &str) -> Result<()> {
-        wait::until_true("an object is deleted", START_WAIT_MAX, || {
-            Ok(!self.names()?.iter().any(|name| name.contains(part)))
-        })
     }
 
     /// Nobody is answered any more, until [`Self::thaw`].

@@ -18,9 +18,9 @@ pub struct RecordsArgs {
     #[arg(long = "records-ca", value_name = "FILE", env = "HEDGE_CLOUD_RECORDS_CA", requires = "url")]
     pub authority: Option<PathBuf>,
 
-    /// Keep payloads in this S3-compatible store, which all instances may share, instead of with the records:
-    /// s3://BUCKET/PREFIX. Its keys, region and, for a server of your own, address are those of AWS_ACCESS_KEY_ID,
-    /// AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL: see docs/instances.md
+    /// Keep payloads in this folder or S3-compatible store, which all instances may share, instead of with the records:
+    /// file:///PATH or s3://BUCKET/PREFIX. A store's keys, region and, for a server of your own, address are those of
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL: see docs/instances.md
     #[arg(long = "payloads", value_name = "URL", env = "HEDGE_CLOUD_PAYLOADS")]
     pub objects: Option<String>,
 }

@@ -92,7 +92,7 @@ pub enum StoreError {
     ObjectsAddress(String),
     #[error("the payloads' store cannot be used: {0}")]
     Objects(String),
-    #[error("this payload lies in an object store: give --payloads")]
+    #[error("this payload lies outside the database: give --payloads")]
     ElsewhereUnknown,
     /// A row that this program did not write like this.
     #[error("a record is damaged: {0}")]

@@ -18,7 +18,7 @@ pub(super) struct Address {
 pub(super) fn read(url: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Address, String> {
     let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
     let either = |one: &str, other: &str| variable(one).or_else(|| variable(other));
-    let rest = url.strip_prefix("s3://").ok_or("write s3://BUCKET or s3://BUCKET/PREFIX")?;
+    let rest = url.strip_prefix("s3://").ok_or("write file:///PATH, s3://BUCKET or s3://BUCKET/PREFIX")?;
     let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if name.is_empty() || rest.contains(['?', '#', '@']) {
         return Err("write s3://BUCKET or s3://BUCKET/PREFIX; keys and the server's address stand in AWS_… variables"

@@ -7,6 +7,7 @@ use reqwest::{Client, Method, Response, StatusCode, Url};
 use rusty_s3::S3Action as _;
 use rusty_s3::actions::{ListObjectsV2, ListObjectsV2Response};
 
+use super::Failed;
 use super::address::Address;
 
 /// How long a signed address holds: longer than any request, and than clocks differ on a good day.
@@ -19,7 +20,9 @@ const OBJECT_BYTES_MAX: usize = 128 * 1024 * 1024;
 const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 
-const NOT_THERE: &str = "it says that there is no such bucket";
+fn not_there() -> Failed {
+    Failed::Refused("it says that there is no such bucket".to_owned())
+}
 
 #[derive(Debug)]
 pub(super) struct Bucket {
@@ -39,12 +42,12 @@ impl Bucket {
         Ok(Self { client, bucket, prefix, credentials })
     }
 
-    pub(super) async fn put(&self, key: String, bytes: Vec<u8>) -> Result<(), String> {
+    pub(super) async fn put(&self, key: String, bytes: Vec<u8>) -> Result<(), Failed> {
         let url = self.bucket.put_object(Some(&self.credentials), &self.named(&key)).sign(SIGNED_FOR);
-        self.ask(Method::PUT, url, bytes).await?.map(drop).ok_or_else(|| NOT_THERE.to_owned())
+        self.ask(Method::PUT, url, bytes).await?.map(drop).ok_or_else(not_there)
     }
 
-    pub(super) async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, String> {
+    pub(super) async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Failed> {
         let url = self.bucket.get_object(Some(&self.credentials), &self.named(key)).sign(SIGNED_FOR);
         match self.ask(Method::GET, url, Vec::new()).await? {
             Some(response) => read(response, OBJECT_BYTES_MAX).await.map(Some),
@@ -52,13 +55,13 @@ impl Bucket {
         }
     }
 
-    pub(super) async fn delete(&self, key: &str) -> Result<(), String> {
+    pub(super) async fn delete(&self, key: &str) -> Result<(), Failed> {
         let url = self.bucket.delete_object(Some(&self.credentials), &self.named(key)).sign(SIGNED_FOR);
         self.ask(Method::DELETE, url, Vec::new()).await.map(drop)
     }
 
     /// Names and times of objects behind this one, without the prefix.
-    pub(super) async fn list(&self, after: Option<&str>, most: usize) -> Result<Vec<(String, String)>, String> {
+    pub(super) async fn list(&self, after: Option<&str>, most: usize) -> Result<Vec<(String, String)>, Failed> {
         let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
         action.with_max_keys(most);
         action.with_prefix(self.prefix.as_str());
@@ -66,10 +69,12 @@ impl Bucket {
             action.with_start_after(self.named(after));
         }
         let response = self.ask(Method::GET, action.sign(SIGNED_FOR), Vec::new()).await?;
-        let response = response.ok_or(NOT_THERE)?;
-        let text = String::from_utf8(read(response, LIST_BYTES_MAX).await?).map_err(|error| error.to_string())?;
+        let response = response.ok_or_else(not_there)?;
+        let unread = |error: String| Failed::Away(format!("its list cannot be read: {error}"));
+        let text =
+            String::from_utf8(read(response, LIST_BYTES_MAX).await?).map_err(|error| unread(error.to_string()))?;
         let list: ListObjectsV2Response =
-            ListObjectsV2::parse_response(&text).map_err(|error| format!("its list cannot be read: {error}"))?;
+            ListObjectsV2::parse_response(&text).map_err(|error| unread(error.to_string()))?;
         let own = |key: String| key.strip_prefix(&self.prefix).map(str::to_owned);
         let found = list.contents.into_iter();
         Ok(found.filter_map(|object| Some((own(object.key)?, object.last_modified?))).collect())
@@ -80,10 +85,9 @@ impl Bucket {
     }
 
     /// Nothing for an object that is not there.
-    async fn ask(&self, method: Method, url: Url, body: Vec<u8>) -> Result<Option<Response>, String> {
+    async fn ask(&self, method: Method, url: Url, body: Vec<u8>) -> Result<Option<Response>, Failed> {
         let request = self.client.request(method, url).body(body);
-        // The address is signed, and is not for logs.
-        let response = request.send().await.map_err(|error| hedge_proto::in_one_line(&error.without_url()))?;
+        let response = request.send().await.map_err(away)?;
         let status = response.status();
         if status.is_success() {
             return Ok(Some(response));
@@ -95,12 +99,17 @@ impl Bucket {
         if status == StatusCode::NOT_FOUND && code == Some("NoSuchKey") {
             return Ok(None);
         }
-        Err(format!("it answers {status}{}", code.map(|code| format!(" ({code})")).unwrap_or_default()))
+        let said = format!("it answers {status}{}", code.map(|code| format!(" ({code})")).unwrap_or_default());
+        Err(if status.is_client_error() { Failed::Refused(said) } else { Failed::Away(said) })
     }
 }
 
-async fn read(response: Response, bytes_max: usize) -> Result<Vec<u8>, String> {
-    let body = http_body(response, bytes_max).await;
-    let body = body.map_err(|error| hedge_proto::in_one_line(&error.without_url()))?;
-    body.ok_or_else(|| format!("its answer is longer than {bytes_max} bytes"))
+async fn read(response: Response, bytes_max: usize) -> Result<Vec<u8>, Failed> {
+    let body = http_body(response, bytes_max).await.map_err(away)?;
+    body.ok_or_else(|| Failed::Away(format!("its answer is longer than {bytes_max} bytes")))
+}
+
+/// The address is signed, and is not for logs.
+fn away(error: reqwest::Error) -> Failed {
+    Failed::Away(hedge_proto::in_one_line(&error.without_url()))
 }

@@ -1,4 +1,4 @@
-//! Payloads in a store that speaks S3, in the place of the database.
+//! Payloads in a store that speaks S3 or in a folder, in the place of the database.
 //!
 //! ```text
 //! put all of a commit's objects ─► commit ─► acknowledge            delete rows ─► commit ─► delete their objects
@@ -11,6 +11,7 @@
 
 mod address;
 mod bucket;
+mod folder;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use tokio::time::timeout;
 use super::sql::Row;
 use super::{StoreError, damaged};
 use bucket::Bucket;
+use folder::Folder;
 pub(super) use sweep::Sweeping;
 
 /// Requests at once, of each kind.
@@ -51,32 +53,109 @@ const DELETIONS_MAX: usize = 16 * 1024;
 /// A payload that is on its way here. Nothing: there is no such object.
 pub type Coming = oneshot::Receiver<Result<Option<Vec<u8>>, String>>;
 
+/// Why a request came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    /// It would tomorrow, too, unless somebody changes something.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Away(String),
+}
+
+impl From<Failed> for StoreError {
+    fn from(failed: Failed) -> Self {
+        Self::Objects(failed.to_string())
+    }
+}
+
 /// The store. Clones are the same; dropping the last ends its thread.
 #[derive(Debug, Clone)]
 pub struct Objects(Arc<Open>);
 
 #[derive(Debug)]
 struct Open {
-    bucket: Arc<Bucket>,
+    place: Place,
     /// The thread's.
     runtime: Handle,
     gets: Arc<Semaphore>,
     deletions: mpsc::Sender<String>,
 }
 
+/// Where they are. Clones are the same.
+#[derive(Debug, Clone)]
+enum Place {
+    Bucket(Arc<Bucket>),
+    Folder(Folder),
+}
+
+impl Place {
+    async fn put(&self, key: String, bytes: Vec<u8>) -> Result<(), Failed> {
+        match self {
+            Self::Bucket(bucket) => bucket.put(key, bytes).await,
+            Self::Folder(folder) => in_folder(folder, move |folder| folder.put(&key, &bytes)).await,
+        }
+    }
+
+    async fn get(&self, key: String) -> Result<Option<Vec<u8>>, Failed> {
+        match self {
+            Self::Bucket(bucket) => bucket.get(&key).await,
+            Self::Folder(folder) => in_folder(folder, move |folder| folder.get(&key)).await,
+        }
+    }
+
+    async fn delete(&self, key: String) -> Result<(), Failed> {
+        match self {
+            Self::Bucket(bucket) => bucket.delete(&key).await,
+            Self::Folder(folder) => in_folder(folder, move |folder| folder.delete(&key)).await,
+        }
+    }
+
+    /// Names and times of objects behind this one.
+    async fn list(&self, after: Option<String>, most: usize) -> Result<Vec<(String, String)>, Failed> {
+        match self {
+            Self::Bucket(bucket) => bucket.list(after.as_deref(), most).await,
+            Self::Folder(folder) => in_folder(folder, move |folder| folder.list(after.as_deref(), most)).await,
+        }
+    }
+
+    /// Makes it ready, and tries it.
+    async fn prepare(&self) -> Result<(), Failed> {
+        match self {
+            Self::Bucket(bucket) => bucket.put(PROBE.to_owned(), Vec::new()).await?,
+            Self::Folder(folder) => in_folder(folder, Folder::make).await?,
+        }
+        self.get(PROBE.to_owned()).await.map(drop)
+    }
+}
+
+/// A disk, too, may be at the other end of a network that is away, and its thread then stands.
+async fn in_folder<T: Send + 'static>(
+    folder: &Folder,
+    work: impl FnOnce(&Folder) -> Result<T, Failed> + Send + 'static,
+) -> Result<T, Failed> {
+    let folder = folder.clone();
+    tokio::task::spawn_blocking(move || work(&folder)).await.unwrap_or_else(|_| Err(stopping()))
+}
+
 impl Objects {
-    /// Reads `s3://BUCKET/PREFIX`, and the rest from the variables that AWS's own tools read. Nothing is dialled.
+    /// Reads `file:///PATH`, or `s3://BUCKET/PREFIX` and the rest from the variables that AWS's own tools read. Nothing is
+    /// dialled.
     pub fn open(url: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, StoreError> {
-        let address = address::read(url, variable).map_err(StoreError::ObjectsAddress)?;
-        let bucket = Arc::new(Bucket::new(address).map_err(StoreError::ObjectsAddress)?);
+        let place = match folder::read(url) {
+            Some(folder) => folder.map(Place::Folder),
+            None => address::read(url, variable).and_then(Bucket::new).map(|bucket| Place::Bucket(Arc::new(bucket))),
+        };
+        let place = place.map_err(StoreError::ObjectsAddress)?;
         let no_thread = |error: std::io::Error| StoreError::Objects(error.to_string());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_thread)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(AT_ONCE).enable_all().build();
+        let runtime = runtime.map_err(no_thread)?;
         let handle = runtime.handle().clone();
         let (deletions, mut to_delete) = mpsc::channel::<String>(DELETIONS_MAX);
-        let deleting = bucket.clone();
+        let deleting = place.clone();
         let work = async move {
             while let Some(key) = to_delete.recv().await {
-                if let Err(why) = timed(REQUEST_MAX, deleting.delete(&key)).await {
+                if let Err(why) = timed(REQUEST_MAX, deleting.delete(key.clone())).await {
                     tracing::warn!(key, "an object could not be deleted, and is looked for later: {why}");
                 }
             }
@@ -85,25 +164,24 @@ impl Objects {
         let thread = std::thread::Builder::new().name("objects".to_owned());
         thread.spawn(move || runtime.block_on(work)).map_err(no_thread)?;
         let gets = Arc::new(Semaphore::new(AT_ONCE));
-        Ok(Self(Arc::new(Open { bucket, runtime: handle, gets, deletions })))
+        Ok(Self(Arc::new(Open { place, runtime: handle, gets, deletions })))
     }
 
     /// Whether the store answers now.
     pub(super) fn probe(&self) -> Result<(), StoreError> {
-        let bucket = self.0.bucket.clone();
-        self.wait(async move { timed(PUT_MAX, bucket.get(PROBE)).await.map(drop) })
+        let place = self.0.place.clone();
+        Ok(self.wait(async move { timed(PUT_MAX, place.get(PROBE.to_owned())).await.map(drop) })?)
     }
 
     /// Looks whether the store is one that can be used; it may be away now.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        let bucket = self.0.bucket.clone();
-        let checked = self.wait(async move { timed(PUT_MAX, bucket.put(PROBE.to_owned(), Vec::new())).await });
-        match checked.and_then(|()| self.probe()) {
-            Err(StoreError::Objects(why)) if !why.starts_with("it answers 4") => {
+        let place = self.0.place.clone();
+        match self.wait(async move { timed(PUT_MAX, place.prepare()).await }) {
+            Err(Failed::Away(why)) => {
                 tracing::warn!("the payloads' store cannot be used now, and no case is taken: {why}");
                 Ok(())
             }
-            checked => checked,
+            checked => Ok(checked?),
         }
     }
 
@@ -112,21 +190,21 @@ impl Objects {
         if objects.is_empty() {
             return Ok(());
         }
-        let bucket = self.0.bucket.clone();
-        self.wait(async move {
-            let puts = stream::iter(objects).map(|(key, bytes)| bucket.put(key, bytes));
+        let place = self.0.place.clone();
+        Ok(self.wait(async move {
+            let puts = stream::iter(objects).map(|(key, bytes)| place.put(key, bytes));
             timed(PUT_MAX, puts.buffer_unordered(AT_ONCE).try_collect::<()>()).await
-        })
+        })?)
     }
 
     /// Begins to fetch an object.
     pub(super) fn get(&self, key: String) -> Coming {
         let (told, coming) = oneshot::channel();
-        let (bucket, gets) = (self.0.bucket.clone(), self.0.gets.clone());
+        let (place, gets) = (self.0.place.clone(), self.0.gets.clone());
         self.0.runtime.spawn(async move {
             let _turn = gets.acquire_owned().await;
             // Whoever wanted it may have gone meanwhile.
-            drop(told.send(timed(REQUEST_MAX, bucket.get(&key)).await));
+            drop(told.send(timed(REQUEST_MAX, place.get(key)).await.map_err(|failed| failed.to_string())));
         });
         coming
     }
@@ -134,7 +212,7 @@ impl Objects {
     /// Fetches an object and waits for it.
     pub(super) fn get_now(&self, key: String) -> Result<Option<Vec<u8>>, StoreError> {
         let coming = self.get(key);
-        futures_executor::block_on(coming).unwrap_or_else(|_| Err(STOPPED.to_owned())).map_err(StoreError::Objects)
+        futures_executor::block_on(coming).unwrap_or_else(|_| Err(stopping().to_string())).map_err(StoreError::Objects)
     }
 
     /// Has objects deleted whose rows are gone.
@@ -148,18 +226,20 @@ impl Objects {
 
     fn wait<T: Send + 'static>(
         &self,
-        work: impl Future<Output = Result<T, String>> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        work: impl Future<Output = Result<T, Failed>> + Send + 'static,
+    ) -> Result<T, Failed> {
         let (told, outcome) = oneshot::channel();
         self.0.runtime.spawn(async move { drop(told.send(work.await)) });
-        futures_executor::block_on(outcome).unwrap_or_else(|_| Err(STOPPED.to_owned())).map_err(StoreError::Objects)
+        futures_executor::block_on(outcome).unwrap_or_else(|_| Err(stopping()))
     }
 }
 
-const STOPPED: &str = "this program is stopping";
+fn stopping() -> Failed {
+    Failed::Away("this program is stopping".to_owned())
+}
 
-async fn timed<T>(bound: Duration, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    let late = || format!("no answer within {} s", bound.as_secs());
+async fn timed<T>(bound: Duration, work: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+    let late = || Failed::Away(format!("no answer within {} s", bound.as_secs()));
     timeout(bound, work).await.unwrap_or_else(|_| Err(late()))
 }
 

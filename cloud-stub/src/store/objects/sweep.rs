@@ -50,8 +50,8 @@ impl Objects {
     pub(in crate::store) fn sweep(&self, reader: &Reader, before_ms: u64) -> Result<u64, StoreError> {
         let (before, mut after, mut count) = (as_listed(before_ms), None::<String>, 0);
         loop {
-            let (bucket, from) = (self.0.bucket.clone(), after.take());
-            let page = self.wait(async move { timed(REQUEST_MAX, bucket.list(from.as_deref(), PAGE)).await })?;
+            let (place, from) = (self.0.place.clone(), after.take());
+            let page = self.wait(async move { timed(REQUEST_MAX, place.list(from, PAGE)).await })?;
             let Some((last, _)) = page.last() else { return Ok(count) };
             after = Some(last.clone());
             let mut left_over = Vec::new();
@@ -78,7 +78,7 @@ fn read(key: &str) -> Option<(&str, Digest)> {
 }
 
 /// As lists have it, without what is below a second: in the order of time.
-fn as_listed(ms: u64) -> String {
+pub(super) fn as_listed(ms: u64) -> String {
     let seconds = i64::try_from(ms / 1000).unwrap_or(i64::MAX);
     let at = time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     let (date, (hour, minute, second)) = (at.date(), at.time().as_hms());

@@ -1,10 +1,12 @@
-//! Payloads in a store that speaks S3, shared by three instances: read wherever they are wanted, deleted with their cases,
-//! and none lost while the store is away.
+//! Payloads in a store that speaks S3 or in a folder, shared by three instances: read wherever they are wanted, deleted with
+//! their cases, and none lost while the store is away.
 #![allow(dead_code, clippy::cast_precision_loss, reason = "the devices are those of the bench")]
 
 #[path = "../benches/fleet/device.rs"]
 mod device;
 
+use std::fs::DirEntry;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -28,22 +30,76 @@ fn of(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
+/// Where payloads lie.
+enum Store {
+    Bucket(ObjectStore),
+    Folder(PathBuf),
+}
+
+impl Store {
+    fn environment(&self) -> Vec<(String, String)> {
+        match self {
+            Self::Bucket(store) => store.environment(),
+            Self::Folder(path) => vec![("HEDGE_CLOUD_PAYLOADS".to_owned(), format!("file://{}", path.display()))],
+        }
+    }
+
+    /// Whether it has a payload of this case.
+    fn has(&self, case: &str) -> Result<bool> {
+        Ok(match self {
+            Self::Bucket(store) => store.names()?.iter().any(|name| name.starts_with(&format!("hedge/{case}/"))),
+            Self::Folder(path) => {
+                let inner = std::fs::read_dir(path)?.collect::<Result<Vec<_>, _>>()?;
+                let of_case = |file: &DirEntry| file.file_name().to_string_lossy().starts_with(&format!("{case}_"));
+                let inner = inner.iter().filter(|entry| entry.path().is_dir());
+                inner.flat_map(|entry| std::fs::read_dir(entry.path())).flatten().flatten().any(|file| of_case(&file))
+            }
+        })
+    }
+
+    fn take_away(&self) -> Result<()> {
+        match self {
+            Self::Bucket(store) => store.freeze(),
+            Self::Folder(path) => Ok(std::fs::rename(path, path.with_extension("away"))?),
+        }
+    }
+
+    fn bring_back(&self) -> Result<()> {
+        match self {
+            Self::Bucket(store) => store.thaw(),
+            Self::Folder(path) => Ok(std::fs::rename(path.with_extension("away"), path)?),
+        }
+    }
+}
+
 #[test]
 fn payloads_in_an_object_store_are_read_deleted_and_not_lost_while_it_is_away() -> Result<()> {
     if !skip::has_mosquitto() || !skip::has_postgres() || !skip::has_object_store() {
         return Ok(());
     }
     let dir = tempfile::tempdir()?;
-    let (store, postgres) = (ObjectStore::start(dir.path())?, Postgres::start(dir.path())?);
-    let mosquitto =
-        Mosquitto::start_with(dir.path(), &MosquittoSetup { shipped_limits: true, ..MosquittoSetup::default() })?;
+    read_deleted_and_not_lost(dir.path(), &Store::Bucket(ObjectStore::start(dir.path())?))
+}
+
+#[test]
+fn payloads_in_a_folder_are_read_deleted_and_not_lost_while_it_is_away() -> Result<()> {
+    if !skip::has_mosquitto() || !skip::has_postgres() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    read_deleted_and_not_lost(dir.path(), &Store::Folder(dir.path().join("payloads")))
+}
+
+fn read_deleted_and_not_lost(dir: &Path, store: &Store) -> Result<()> {
+    let postgres = Postgres::start(dir)?;
+    let mosquitto = Mosquitto::start_with(dir, &MosquittoSetup { shipped_limits: true, ..MosquittoSetup::default() })?;
     let mut clouds = Vec::new();
     for number in 1..=3 {
         let mut setup =
             CloudSetup { instance: format!("cloud-{number}"), ..CloudSetup::stub(&mosquitto.url(), TASK, LABEL) };
         setup.environment = store.environment();
         setup.environment.push(("HEDGE_CLOUD_RECORDS".to_owned(), postgres.url()));
-        let cloud = Cloud::start(dir.path(), &setup)?;
+        let cloud = Cloud::start(dir, &setup)?;
         cloud.wait_until_connected()?;
         clouds.push(cloud);
     }
@@ -60,8 +116,7 @@ fn payloads_in_an_object_store_are_read_deleted_and_not_lost_while_it_is_away() 
     // What one instance has put, each of them shows; nothing of it is in the database.
     let cases = clouds[0].get("/api/cases")?;
     let case = cases[0]["id"].as_str().context("a case")?.to_owned();
-    let key = format!("hedge/{case}/");
-    ensure!(store.names()?.iter().any(|name| name.starts_with(&key)), "{key} is not among {:?}", store.names());
+    ensure!(store.has(&case)?, "the payload of {case} is not there");
     for cloud in &clouds {
         let url = format!("{}/api/cases/{case}/payload", cloud.dashboard());
         let read = ureq::get(&url).call()?.body_mut().read_to_vec()?;
@@ -71,12 +126,12 @@ fn payloads_in_an_object_store_are_read_deleted_and_not_lost_while_it_is_away() 
     let path = format!("/api/cases/{case}/delete");
     let found = clouds[1].post(&path, &json!({}))?;
     clouds[1].post(&path, &json!({"cases": 1, "until_ms": found["until_ms"]}))?;
-    store.wait_until_gone(&key)?;
+    wait::until_true("the payload is deleted", PATIENCE, || Ok(!store.has(&case)?))?;
 
     // Without it devices are told to wait, and go on by themselves.
-    store.freeze()?;
+    store.take_away()?;
     wait::until_true("devices are told to wait", PATIENCE, || Ok(of(&counts.busy) > 0))?;
-    store.thaw()?;
+    store.bring_back()?;
     let wanted = of(&counts.answered) + 30;
     wait::until_true("cases are answered again", PATIENCE, || Ok(of(&counts.answered) >= wanted))?;
     stage.send_replace(Stage::Finishing);
