@@ -186,7 +186,7 @@ impl Pipeline {
             bytes: input.bytes.clone(),
         };
         let (asked, ceiling) = (self.link.borrow().policy.payload, judged.settings.config.privacy.ceiling());
-        self.reducer.treat(whole, ceiling.treat(asked, PayloadForm::Whole)).await
+        self.reducer.treat(whole, judged.view, ceiling.treat(asked, PayloadForm::Whole)).await
     }
 
     /// What was answered already to the sample of this name, as it stands now.
@@ -218,8 +218,7 @@ impl Pipeline {
         }
         let mut crops = Vec::new();
         for (source, view) in settings.crops(&input.source, said) {
-            let [left, top, width, height] = [view.left, view.top, view.width, view.height].map(f64::from);
-            let Ok(region) = Region::new(left, top, width, height) else { continue };
+            let Ok(region) = Region::try_from(view) else { continue };
             // Two things in a row are no two frames of one.
             let whole = input.clone();
             let mut crop =

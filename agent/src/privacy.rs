@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hedge_core::privacy::Treatment;
-use hedge_inference::{ContentType, FeatureError, pixels_only, thumbnail};
-use hedge_proto::{Digest, PayloadForm};
+use hedge_inference::{ContentType, FeatureError, Region, cropped, pixels_only, thumbnail};
+use hedge_proto::{Digest, PayloadForm, Rect};
 use tokio::sync::Semaphore;
 
 /// What of a sample goes to the cloud.
@@ -23,8 +23,10 @@ impl SentPayload {
         Digest::of(&self.bytes)
     }
 
-    fn thumbnail(jpeg: Vec<u8>) -> Self {
-        Self { form: PayloadForm::Thumbnail, content_type: ContentType::Jpeg.to_header(), bytes: Bytes::from(jpeg) }
+    /// Of this one. Of a part of a picture there is only a part.
+    fn smaller(&self, jpeg: Vec<u8>) -> Self {
+        let form = if self.form == PayloadForm::Crop { PayloadForm::Crop } else { PayloadForm::Thumbnail };
+        Self { form, content_type: ContentType::Jpeg.to_header(), bytes: Bytes::from(jpeg) }
     }
 
     fn nothing(self) -> Self {
@@ -43,13 +45,22 @@ impl Default for Reducer {
 }
 
 impl Reducer {
-    pub async fn treat(&self, payload: SentPayload, treatment: Treatment) -> SentPayload {
+    /// `view` is the part of the picture that was judged, if that is not all of it.
+    pub async fn treat(&self, payload: SentPayload, view: Option<Rect>, treatment: Treatment) -> SentPayload {
+        let is_picture = ContentType::parse(&payload.content_type).is_some_and(|kind| kind.is_picture());
+        let treatment = match (treatment, view.filter(|_| is_picture)) {
+            (Treatment::Cut { side_max }, Some(view)) => return self.cut(payload, view, side_max).await,
+            (Treatment::Cut { side_max }, None) => {
+                side_max.map_or(Treatment::Keep, |side_max| Treatment::Shrink { side_max })
+            }
+            (treatment, _) => treatment,
+        };
         match treatment {
-            Treatment::Keep => payload,
+            Treatment::Keep | Treatment::Cut { .. } => payload,
             Treatment::Drop => payload.nothing(),
             Treatment::Shrink { side_max } | Treatment::Offer { side_max } => {
                 match self.made(&payload, move |kind, bytes| thumbnail(kind, bytes, side_max)).await {
-                    Ok(Some(jpeg)) if treatment.saves(jpeg.len(), payload.bytes.len()) => SentPayload::thumbnail(jpeg),
+                    Ok(Some(jpeg)) if treatment.saves(jpeg.len(), payload.bytes.len()) => payload.smaller(jpeg),
                     Ok(_) => payload,
                     Err(error) => {
                         tracing::warn!(error, "a picture could not be made smaller; it stays as it came");
@@ -59,18 +70,31 @@ impl Reducer {
             }
             Treatment::Fit { side_max } => {
                 match self.made(&payload, move |kind, bytes| thumbnail(kind, bytes, side_max)).await {
-                    Ok(Some(jpeg)) => SentPayload::thumbnail(jpeg),
+                    Ok(Some(jpeg)) => payload.smaller(jpeg),
                     Ok(None) => payload,
                     Err(error) => held_back(payload, &error),
                 }
             }
             Treatment::Reduce { side_max } => {
                 match self.made(&payload, move |kind, bytes| pixels_only(kind, bytes, side_max)).await {
-                    Ok(Some(jpeg)) => SentPayload::thumbnail(jpeg),
+                    Ok(Some(jpeg)) => payload.smaller(jpeg),
                     Ok(None) => payload.nothing(),
                     Err(error) => held_back(payload, &error),
                 }
             }
+        }
+    }
+
+    async fn cut(&self, payload: SentPayload, view: Rect, side_max: Option<u32>) -> SentPayload {
+        let part = match Region::try_from(view) {
+            Ok(part) => part,
+            Err(error) => return held_back(payload, &error.to_string()),
+        };
+        let side_max = side_max.unwrap_or(u32::MAX);
+        match self.made(&payload, move |kind, bytes| cropped(kind, bytes, &part, side_max).map(Some)).await {
+            Ok(Some(jpeg)) => SentPayload { form: PayloadForm::Crop, ..payload.smaller(jpeg) },
+            Ok(None) => payload.nothing(),
+            Err(error) => held_back(payload, &error),
         }
     }
 
@@ -118,12 +142,48 @@ mod tests {
     #[tokio::test]
     async fn a_thumbnail_is_made_once_and_made_smaller_only_for_a_lower_ceiling() {
         let reducer = Reducer::default();
-        let made = reducer.treat(sample("image/png", PICTURE), Treatment::Reduce { side_max: 16 }).await;
+        let made = reducer.treat(sample("image/png", PICTURE), None, Treatment::Reduce { side_max: 16 }).await;
         assert_eq!((made.form, &*made.content_type, side(&made.bytes)), (PayloadForm::Thumbnail, "image/jpeg", 16));
-        let again = reducer.treat(made.clone(), Treatment::Fit { side_max: 16 }).await;
+        let again = reducer.treat(made.clone(), None, Treatment::Fit { side_max: 16 }).await;
         assert_eq!(again.bytes, made.bytes, "what travels has the same sum each time");
-        let smaller = reducer.treat(made, Treatment::Fit { side_max: 8 }).await;
+        let smaller = reducer.treat(made, None, Treatment::Fit { side_max: 8 }).await;
         assert_eq!((smaller.form, side(&smaller.bytes)), (PayloadForm::Thumbnail, 8));
+    }
+
+    /// The upper right quarter.
+    const VIEW: Option<Rect> = Some(Rect { left: 0.5, top: 0.0, width: 0.5, height: 0.5 });
+
+    #[tokio::test]
+    async fn of_a_picture_only_the_part_that_was_judged_is_left_in_every_later_form_too() {
+        let (reducer, cut) = (Reducer::default(), Treatment::Cut { side_max: None });
+        let made = reducer.treat(sample("image/png", PICTURE), VIEW, cut).await;
+        assert_eq!((made.form, &*made.content_type, side(&made.bytes)), (PayloadForm::Crop, "image/jpeg", 14));
+        let small = Treatment::Cut { side_max: Some(8) };
+        let smaller = reducer.treat(sample("image/png", PICTURE), VIEW, small).await;
+        assert_eq!((smaller.form, side(&smaller.bytes)), (PayloadForm::Crop, 8));
+        // Of what was stored as a thumbnail of all of it there is the same part.
+        let thumbnail = reducer.treat(sample("image/png", PICTURE), VIEW, Treatment::Reduce { side_max: 20 }).await;
+        let part = reducer.treat(thumbnail, VIEW, cut).await;
+        assert_eq!((part.form, side(&part.bytes)), (PayloadForm::Crop, 10));
+        // A part stays one when it is made smaller: nobody looks for the part in it again.
+        let part = reducer.treat(made, VIEW, Treatment::Reduce { side_max: 8 }).await;
+        assert_eq!((part.form, side(&part.bytes)), (PayloadForm::Crop, 8));
+    }
+
+    #[tokio::test]
+    async fn what_was_judged_as_a_whole_or_is_no_picture_stays_and_a_part_that_cannot_be_meant_leaves_as_nothing() {
+        let (reducer, cut) = (Reducer::default(), Treatment::Cut { side_max: None });
+        let series = sample("application/vnd.hedge.tensor; dtype=f32; shape=1,2", &[7; 8]);
+        for (payload, view) in [(sample("image/png", PICTURE), None), (series, VIEW)] {
+            let left = reducer.treat(payload.clone(), view, cut).await;
+            assert_eq!((left.form, left.bytes), (PayloadForm::Whole, payload.bytes));
+        }
+        let outside = Some(Rect { left: 0.9, top: 0.0, width: 0.5, height: 0.5 });
+        let damaged = (sample("image/jpeg", b"\xFF\xD8\xFF taken at home"), VIEW);
+        for (payload, view) in [(sample("image/png", PICTURE), outside), damaged] {
+            let left = reducer.treat(payload, view, cut).await;
+            assert_eq!((left.form, left.bytes.len()), (PayloadForm::Nothing, 0));
+        }
     }
 
     #[tokio::test]
@@ -135,11 +195,11 @@ mod tests {
         for payload in [damaged, tensor, strange] {
             let kind = payload.content_type.clone();
             for treatment in [Treatment::Reduce { side_max }, Treatment::Drop] {
-                let left = reducer.treat(payload.clone(), treatment).await;
+                let left = reducer.treat(payload.clone(), None, treatment).await;
                 assert_eq!((left.form, left.bytes.len()), (PayloadForm::Nothing, 0), "{kind}");
                 assert_eq!((left.digest(), left.content_type), (Digest::of(&[]), kind.clone()));
             }
-            let saved = reducer.treat(payload.clone(), Treatment::Shrink { side_max }).await;
+            let saved = reducer.treat(payload.clone(), None, Treatment::Shrink { side_max }).await;
             assert_eq!((saved.form, saved.bytes), (PayloadForm::Whole, payload.bytes));
         }
     }

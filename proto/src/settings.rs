@@ -149,6 +149,9 @@ pub enum Payload {
     /// All of it is stored. A thumbnail of at most so many pixels goes first, and the whole when the cloud asks for it.
     /// What is no picture, or would not become half as long, goes whole at once.
     ThumbnailFirst(#[cfg_attr(test, schemars(range(min = 16, max = 4096)))] u32),
+    /// Of a picture the part that was judged: its source's region, or the thing that was found in it. All of it where that is
+    /// all of it. Anything else as it came.
+    Crop,
     /// As it came.
     Whole,
 }
@@ -161,7 +164,7 @@ impl Payload {
     #[must_use]
     pub fn side(self) -> Option<(&'static str, u32)> {
         match self {
-            Self::Nothing | Self::Whole => None,
+            Self::Nothing | Self::Crop | Self::Whole => None,
             Self::Thumbnail(side) => Some(("thumbnail", side)),
             Self::ThumbnailFirst(side) => Some(("thumbnail_first", side)),
         }
@@ -175,6 +178,7 @@ impl fmt::Display for Payload {
             Self::Nothing => f.write_str("nothing"),
             Self::Thumbnail(side_max) => write!(f, "thumbnail {side_max}"),
             Self::ThumbnailFirst(side_max) => write!(f, "thumbnail first {side_max}"),
+            Self::Crop => f.write_str("crop"),
             Self::Whole => f.write_str("whole"),
         }
     }

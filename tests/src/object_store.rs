@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::process::Signal;
 
-use crate::program::{Program, Recipe};
 use crate::address;
+use crate::program::{Program, Recipe};
 
 /// Names the interpreter of the environment that has it.
 const PYTHON: &str = "HEDGETEST_PYTHON";

@@ -45,6 +45,7 @@ impl PrivacyConfig {
     pub(super) fn table(self) -> toml::Table {
         let ceiling = match self.ceiling().0 {
             Payload::Nothing => toml::Value::from("nothing"),
+            Payload::Crop => toml::Value::from("crop"),
             Payload::Whole => toml::Value::from("whole"),
             Payload::Thumbnail(side_max) | Payload::ThumbnailFirst(side_max) => {
                 toml::Table::from_iter([("thumbnail".to_owned(), side_max.into())]).into()

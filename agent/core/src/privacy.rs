@@ -27,6 +27,7 @@ impl Ceiling {
         match (asked, self.0) {
             // Nothing is offered that may not follow.
             (Payload::ThumbnailFirst(side), Payload::Thumbnail(most)) => Payload::Thumbnail(side.min(most)),
+            (Payload::ThumbnailFirst(side), Payload::Crop) => Payload::Thumbnail(side),
             _ => asked.min(self.0),
         }
     }
@@ -37,6 +38,11 @@ impl Ceiling {
         match (self.hold(asked), form) {
             (Payload::Nothing, _) => Treatment::Drop,
             (_, PayloadForm::Nothing) | (Payload::Whole | Payload::ThumbnailFirst(_), _) => Treatment::Keep,
+            (Payload::Crop | Payload::Thumbnail(_), PayloadForm::Crop) if self >= Self(Payload::Crop) => {
+                Treatment::Keep
+            }
+            (Payload::Crop, _) => Treatment::Cut { side_max: None },
+            (Payload::Thumbnail(side_max), _) if self.0 == Payload::Crop => Treatment::Cut { side_max: Some(side_max) },
             (Payload::Thumbnail(side_max), _) if self == Self::NONE => Treatment::Shrink { side_max },
             (Payload::Thumbnail(side_max), PayloadForm::Thumbnail) => Treatment::Fit { side_max },
             (Payload::Thumbnail(side_max), _) => Treatment::Reduce { side_max },
@@ -62,6 +68,9 @@ pub enum Treatment {
     Shrink { side_max: u32 },
     /// To save more bytes: a thumbnail goes and all of it is offered, where the thumbnail is short enough.
     Offer { side_max: u32 },
+    /// Nothing but the part of the picture that was judged; what has no such part is judged as a whole and stays, or is
+    /// shrunk to so long.
+    Cut { side_max: Option<u32> },
     /// They are pixels of a picture already and stay as they are unless it is longer.
     Fit { side_max: u32 },
     /// Nothing but the pixels of a picture at most so long; what is no picture goes.
@@ -86,12 +95,13 @@ impl Treatment {
 mod tests {
     use super::*;
 
-    const PAYLOADS: [Payload; 6] = [
+    const PAYLOADS: [Payload; 7] = [
         Payload::Nothing,
         Payload::Thumbnail(64),
         Payload::Thumbnail(320),
         Payload::ThumbnailFirst(64),
         Payload::ThumbnailFirst(320),
+        Payload::Crop,
         Payload::Whole,
     ];
 
@@ -110,6 +120,7 @@ mod tests {
             (Treatment::Reduce { side_max }, _) | (Treatment::Fit { side_max }, PayloadForm::Thumbnail) => {
                 Some(Payload::Thumbnail(side_max))
             }
+            (Treatment::Cut { .. }, _) | (Treatment::Keep, PayloadForm::Crop) => Some(Payload::Crop),
             (Treatment::Keep | Treatment::Shrink { .. } | Treatment::Offer { .. } | Treatment::Fit { .. }, _) => None,
         }
     }

@@ -195,7 +195,7 @@ impl Shared {
         let Case { form, payload_sha256, .. } = case;
         let whole = Offer { form, payload_sha256, payload_bytes: bytes.len() as u64 };
         let stored = SentPayload { form, content_type: case.content_type, bytes };
-        let sent = self.setup.reducer.treat(stored, treatment).await;
+        let sent = self.setup.reducer.treat(stored, case.view, treatment).await;
         case.payload_sha256 = sent.digest();
         case.offer = (matches!(treatment, Treatment::Offer { .. }) && sent.form != form).then_some(whole);
         (case.form, case.content_type) = (sent.form, sent.content_type);

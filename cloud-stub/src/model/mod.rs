@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hedge_inference::{Region, Runtime, SessionOptions};
-use hedge_proto::{Authority, Case, DeviceId, ModelRef, Output, PayloadForm, Rect, TraceContext, in_one_line};
+use hedge_proto::{Authority, Case, DeviceId, ModelRef, Output, PayloadForm, TraceContext, in_one_line};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -397,12 +397,9 @@ fn work<E: From<Box<Outcome>>>(
 
 /// The part of the payload that the device judged: its view, unless that is all that came.
 fn region(case: &Case) -> Result<Option<Region>, String> {
-    let Some(Rect { left, top, width, height }) = case.view.filter(|_| case.form != PayloadForm::Crop) else {
-        return Ok(None);
-    };
-    let [left, top, width, height] = [left, top, width, height].map(f64::from);
-    let region = Region::new(left, top, width, height);
-    region.map(Some).map_err(|error| format!("the case's `view` cannot be meant: {error}"))
+    let view = case.view.filter(|_| case.form != PayloadForm::Crop);
+    let region = view.map(Region::try_from).transpose();
+    region.map_err(|error| format!("the case's `view` cannot be meant: {error}"))
 }
 
 /// What was found in a part of a picture that came alone, at its places in the whole.

@@ -156,7 +156,8 @@ function foreseen(model, { in_force: before, then }) {
   const parts = [`${both((f) => percent(f.deferred))} of the answers sent`, `${both((f) => number(Math.round(f.cases_per_day)))} cases a day`];
   if (then.bytes_per_day !== undefined) parts.push(`${both((f) => bytes(Math.round(f.bytes_per_day ?? 0)))} a day`);
   parts.push(then.contradicted === undefined ? "how many would be contradicted is not known yet"
-    : `${both((f) => percent(f.contradicted ?? 0))} kept that the cloud would contradict`);
+    : `${both((f) => percent(f.contradicted ?? 0))} kept that the cloud would contradict`
+      + (then.deferred < 1 ? `, ${both((f) => percent((f.contradicted ?? 0) / (1 - f.deferred || 1)))} of the kept` : ""));
   return `${model}: ${parts.join(", ")}. By the last ${number(then.answers)} answers.`;
 }
 

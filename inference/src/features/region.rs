@@ -45,6 +45,15 @@ impl TryFrom<Fields> for Region {
     }
 }
 
+impl TryFrom<hedge_proto::Rect> for Region {
+    type Error = InvalidRegion;
+
+    fn try_from(place: hedge_proto::Rect) -> Result<Self, InvalidRegion> {
+        let [left, top, width, height] = [place.left, place.top, place.width, place.height].map(f64::from);
+        Self::new(left, top, width, height)
+    }
+}
+
 /// A rectangle in pixels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rect {

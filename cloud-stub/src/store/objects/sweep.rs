@@ -7,7 +7,7 @@ use hedge_proto::Digest;
 
 use super::{Objects, REQUEST_MAX, timed};
 use crate::store::{Reader, RecordsAt, StoreError};
-use crate::wall_ms;
+use crate::{utc, wall_ms};
 
 /// How often all objects are looked at. A list of a thousand costs what one object costs to put.
 const EVERY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -79,10 +79,7 @@ fn read(key: &str) -> Option<(&str, Digest)> {
 
 /// As lists have it, without what is below a second: in the order of time.
 pub(super) fn as_listed(ms: u64) -> String {
-    let seconds = i64::try_from(ms / 1000).unwrap_or(i64::MAX);
-    let at = time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-    let (date, (hour, minute, second)) = (at.date(), at.time().as_hms());
-    format!("{:04}-{:02}-{:02}T{hour:02}:{minute:02}:{second:02}", date.year(), u8::from(date.month()), date.day())
+    utc(ms).replace(' ', "T")
 }
 
 #[cfg(test)]
