@@ -140,7 +140,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         None => way,
     };
     let shared = said.is_none();
-    let dial = Dial { way, instance: args.instance.clone(), topics, shared, status_every, traces };
+    let dial = Dial { way, instance: args.instance.clone(), topics, shared, status_every, traces: traces.clone() };
     let shown = view::Shown {
         instance: args.instance.clone(),
         broker: dial.way.endpoint.to_string(),
@@ -149,6 +149,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         link: link_now,
         heard,
         model_seconds,
+        traces,
         answerers: answerers_seen,
         events: events.clone(),
         bundles: args.payloads.bundles.clone(),

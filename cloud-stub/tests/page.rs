@@ -5,8 +5,8 @@ mod rig;
 use std::process::Command;
 
 use hedge_proto::{
-    CloudState, DeviceState, DeviceStatus, LinkState, ModelRef, Output, QueueFigures, SampleFigures, Telemetry, Topic,
-    to_json,
+    Case, CloudState, DeviceState, DeviceStatus, LinkState, ModelRef, Output, PayloadForm, QueueFigures, Rect,
+    SampleFigures, Telemetry, Topic, to_json,
 };
 use rig::{Broker, Cloud, Device, PATIENCE};
 use serde_json::{Value, json};
@@ -382,6 +382,9 @@ async fn a_person_may_correct_a_case_that_is_closed() {
     }
 }
 
+/// The upper right quarter.
+const VIEW: Rect = Rect { left: 0.5, top: 0.0, width: 0.5, height: 0.5 };
+
 #[tokio::test]
 async fn an_export_has_each_answered_picture_once_and_no_device_in_both_halves() {
     let dir = TempDir::new().expect("a directory");
@@ -391,7 +394,9 @@ async fn an_export_has_each_answered_picture_once_and_no_device_in_both_halves()
     for n in 0..12 {
         let device = Device::connect(&format!("hall-{n}"), cloud.broker).await;
         for sequence in 0..3 {
-            device.send(device.case(sequence, format!("\x7fPNG not really {n} {sequence}").as_bytes())).await;
+            let case = device.case(sequence, format!("\x7fPNG not really {n} {sequence}").as_bytes());
+            let form = [PayloadForm::Whole, PayloadForm::Whole, PayloadForm::Crop][sequence as usize];
+            device.send(Case { view: (sequence > 0).then_some(VIEW), form, ..case }).await;
             cases += 1;
         }
         let mut numbers = device.case(3, b"numbers");
@@ -415,8 +420,15 @@ async fn an_export_has_each_answered_picture_once_and_no_device_in_both_halves()
         let lines: Vec<Vec<&str>> = labels.lines().skip(1).map(|line| line.split(',').collect()).collect();
         assert_eq!(counts[half], lines.len());
         for line in lines {
-            let (file, device, label) = (line[0], line[2], line[5]);
+            let (file, id, device, label) = (line[0], line[1], line[2], line[5]);
             assert_eq!(label, "boot");
+            // A label is about a part where the device judged one, and that is not all that came.
+            let part = match id.rsplit_once('.') {
+                Some((_, "1")) => ("0.5", "whole"),
+                Some((_, "2")) => ("", "crop"),
+                _ => ("", "whole"),
+            };
+            assert_eq!((line[7], line[17]), part, "{id}");
             devices.insert(device.to_owned());
             let picture = std::fs::read_to_string(dir.join(file)).expect("its picture");
             let number = device.trim_start_matches("hall-");

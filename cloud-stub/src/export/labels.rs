@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use hedge_proto::{Found, Output};
+use hedge_proto::{Found, Output, PayloadForm, Rect};
 use serde_json::{Value, json};
 use tempfile::tempfile_in;
 
@@ -37,7 +37,7 @@ pub(super) struct Coco {
     labels: BTreeMap<String, usize>,
 }
 
-const COLUMNS: &str = "file,id,device,source,task,label,score,left,top,width,height,authority,by,revision,given_ms,device_label,device_score\n";
+const COLUMNS: &str = "file,id,device,source,task,label,score,left,top,width,height,authority,by,revision,given_ms,device_label,device_score,form\n";
 
 impl Labels {
     pub(super) fn new(format: Format, scratch: &Path) -> io::Result<Self> {
@@ -85,6 +85,8 @@ fn line(row: &CaseRow, picture: &Picture) -> Value {
     let verdict = row.verdict();
     json!({
         "file": picture.file,
+        "form": case.form,
+        "view": labelled_part(row),
         "id": case.id.to_string(),
         "device": case.id.device,
         "half": Half::of(case.id.device.as_str()),
@@ -106,7 +108,11 @@ fn csv_lines(row: &CaseRow, picture: &Picture, file: &mut impl Write) -> io::Res
     let Some(verdict) = row.verdict() else { return Ok(()) };
     let case = &row.case;
     let (id, given_ms) = (case.id.to_string(), row.given_ms.unwrap_or_default().to_string());
-    let authority = serde_json::to_value(verdict.authority).map_err(io::Error::from)?;
+    let word = |word: serde_json::Result<Value>| {
+        word.map(|word| word.as_str().unwrap_or_default().to_owned()).map_err(io::Error::from)
+    };
+    let authority = word(serde_json::to_value(verdict.authority))?;
+    let form = word(serde_json::to_value(case.form))?;
     let own = case.said.as_ref().map_or_else(String::new, Output::headline);
     let own_score = case.said.as_ref().and_then(Output::score).map_or_else(String::new, |score| score.to_string());
     let mut put = |label: &str, score: Option<f32>, place: [String; 4]| {
@@ -114,24 +120,26 @@ fn csv_lines(row: &CaseRow, picture: &Picture, file: &mut impl Write) -> io::Res
         let mut fields = vec![&*picture.file, &id, case.id.device.as_str(), &case.source, &case.task, label, &score];
         fields.extend(place.iter().map(String::as_str));
         let revision = verdict.revision.to_string();
-        fields.extend([
-            authority.as_str().unwrap_or_default(),
-            &verdict.model.name,
-            &revision,
-            &given_ms,
-            &own,
-            &own_score,
-        ]);
+        fields.extend([&*authority, &verdict.model.name, &revision, &given_ms, &own, &own_score, &form]);
         let fields: Vec<String> = fields.into_iter().map(quoted).collect();
         writeln!(file, "{}", fields.join(","))
     };
+    let edges = |place: Rect| [place.left, place.top, place.width, place.height].map(|edge| edge.to_string());
     match boxes(&verdict.said) {
-        None => put(&verdict.said.headline(), verdict.said.score(), Default::default()),
-        Some(found) => found.iter().try_for_each(|Found { label, score, place }| {
-            let place = [place.left, place.top, place.width, place.height].map(|edge| edge.to_string());
-            put(label, Some(*score), place)
-        }),
+        None => {
+            let place = labelled_part(row).map(edges).unwrap_or_default();
+            put(&verdict.said.headline(), verdict.said.score(), place)
+        }
+        Some(found) => {
+            found.iter().try_for_each(|Found { label, score, place }| put(label, Some(*score), edges(*place)))
+        }
     }
+}
+
+/// The part of the picture that the label is about, where that is not all of it. Boxes say themselves where they are.
+fn labelled_part(row: &CaseRow) -> Option<Rect> {
+    let is_label = row.verdict().is_some_and(|verdict| boxes(&verdict.said).is_none());
+    row.case.view.filter(|_| is_label && row.case.form != PayloadForm::Crop)
 }
 
 /// As RFC 4180 has it; a table program must not take it for a formula.

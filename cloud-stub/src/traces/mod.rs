@@ -53,6 +53,14 @@ struct Open {
     threshold: u64,
 }
 
+impl Traces {
+    /// How many spans the collector did not get; none where nothing is traced.
+    #[must_use]
+    pub fn dropped(&self) -> Option<u64> {
+        self.0.as_ref().map(|open| open.dropped.load(Ordering::Relaxed))
+    }
+}
+
 /// The trace of one case.
 pub struct Trace<'a> {
     open: &'a Open,

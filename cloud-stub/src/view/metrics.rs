@@ -44,6 +44,9 @@ pub(super) async fn metrics(State(view): State<View>) -> Result<impl IntoRespons
     if let Some(bytes) = resident_bytes() {
         page.register("resident_memory_bytes", "Memory of the process", gauge(bytes));
     }
+    if let Some(spans) = view.shown.traces.dropped() {
+        page.register("dropped_spans", "Spans that the collector did not get", ConstCounter::new(spans));
+    }
     register_devices(&mut page, &fleet);
     register_totals(&mut page, &totals);
     let mut text = String::new();

@@ -54,6 +54,7 @@ use crate::link::{HearingError, LinkNow};
 use crate::model::Seconds;
 use crate::presence::Heard;
 use crate::store::{Audit, AuditRow, DeviceRow, Reader, RecordsAt, StoreError};
+use crate::traces::Traces;
 use crate::wall_ms;
 
 /// The most cases one answer of the API lists.
@@ -78,6 +79,7 @@ pub struct Shown {
     pub link: watch::Receiver<LinkNow>,
     pub heard: Heard,
     pub model_seconds: Seconds,
+    pub traces: Traces,
     pub answerers: watch::Receiver<Vec<AnswererNow>>,
     /// The way of a person's word into the records.
     pub events: mpsc::Sender<Event>,

@@ -45,6 +45,7 @@ fn page() -> Page {
         link: watch::channel(LinkNow::Connecting).1,
         heard: Heard::default(),
         model_seconds: crate::model::seconds(),
+        traces: crate::traces::Traces::default(),
         answerers: watch::channel(Vec::new()).1,
         events: mpsc::channel(1).0,
         bundles: None,
