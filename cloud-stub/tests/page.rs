@@ -395,7 +395,7 @@ async fn an_export_has_each_answered_picture_once_and_no_device_in_both_halves()
         let device = Device::connect(&format!("hall-{n}"), cloud.broker).await;
         for sequence in 0..3 {
             let case = device.case(sequence, format!("\x7fPNG not really {n} {sequence}").as_bytes());
-            let form = [PayloadForm::Whole, PayloadForm::Whole, PayloadForm::Crop][sequence as usize];
+            let form = if sequence == 2 { PayloadForm::Crop } else { PayloadForm::Whole };
             device.send(Case { view: (sequence > 0).then_some(VIEW), form, ..case }).await;
             cases += 1;
         }

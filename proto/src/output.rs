@@ -35,6 +35,13 @@ impl Rect {
     /// The whole picture.
     pub const WHOLE: Self = Self { left: 0.0, top: 0.0, width: 1.0, height: 1.0 };
 
+    /// The whole picture as this part of it sees it.
+    #[must_use]
+    pub fn around(&self) -> Self {
+        let (width, height) = (1.0 / self.width, 1.0 / self.height);
+        Self { left: -self.left * width, top: -self.top * height, width, height }
+    }
+
     #[must_use]
     pub fn is_finite(&self) -> bool {
         [self.left, self.top, self.width, self.height].into_iter().all(f32::is_finite)
@@ -281,6 +288,18 @@ mod tests {
         let other =
             read(r#"{"classify":{"label":"dog","scores":[{"label":"cat","score":0.6},{"label":"dog","score":0.4}]}}"#);
         assert_eq!(other.labels().collect::<Vec<_>>(), ["dog"], "what is named counts, not the higher number");
+    }
+
+    #[test]
+    fn what_is_found_in_a_part_has_its_place_in_the_whole_and_back() {
+        let (part, place) = (
+            Rect { left: 0.5, top: 0.25, width: 0.5, height: 0.25 },
+            Rect { left: 0.5, top: 0.0, width: 0.25, height: 1.0 },
+        );
+        let found = |place| Output::Boxes(vec![Found { label: "cat".to_owned(), score: 0.5, place }]);
+        let in_whole = found(place).within(&part);
+        assert_eq!(in_whole, found(Rect { left: 0.75, top: 0.25, width: 0.125, height: 0.25 }));
+        assert_eq!(in_whole.within(&part.around()), found(place));
     }
 
     #[test]

@@ -197,9 +197,10 @@ impl Coco {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::export::as_shown;
     use crate::store::Standing;
     use crate::store::testing::case;
-    use hedge_proto::{Authority, Rect, Verdict};
+    use hedge_proto::{Authority, Case, Verdict};
 
     #[test]
     fn boxes_are_in_pixels_of_their_picture_and_each_label_has_one_number() {
@@ -211,7 +212,12 @@ mod tests {
             place: Rect { left: 0.5, top: 0.25, width: 0.25, height: 0.5 },
         };
         for sequence in 0..2 {
-            let case = case(sequence);
+            let mut case = case(sequence);
+            // Of the second only the right half came.
+            if sequence == 1 {
+                let view = Some(Rect { left: 0.5, width: 0.5, ..Rect::WHOLE });
+                case = Case { form: PayloadForm::Crop, view, ..case };
+            }
             let verdict = Verdict {
                 v: 2,
                 id: case.id.clone(),
@@ -232,7 +238,7 @@ mod tests {
             };
             let picture =
                 Picture { file: format!("pictures/{sequence}.png"), bytes: Vec::new(), size: Some((200, 100)) };
-            labels.add(&row, &picture).expect("added");
+            labels.add(&as_shown(row), &picture).expect("added");
         }
         let (name, mut file) = labels.finish().expect("finished");
         file.rewind().expect("from its beginning");
@@ -245,6 +251,7 @@ mod tests {
         let wanted = [(1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2)].map(|(a, b, c)| (json!(a), json!(b), json!(c)));
         assert_eq!(numbers, wanted.iter().map(|(a, b, c)| (a, b, c)).collect::<Vec<_>>());
         assert_eq!(boxes[0]["bbox"], json!([100.0, 25.0, 50.0, 50.0]));
+        assert_eq!(boxes[2]["bbox"], json!([0.0, 25.0, 100.0, 50.0]));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use hedge_proto::{Authority, Digest, Found, Output, PayloadForm};
 use serde::{Deserialize, Serialize};
 
 use self::labels::{Labels, Picture};
-use crate::store::{CaseList, CaseRow, Place, Reader, Sought, StoreError};
+use crate::store::{CaseList, CaseRow, Place, Reader, Sought, Standing, StoreError};
 
 /// Why there is no whole archive.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +93,7 @@ pub fn write(
     let mut counts = Counts::default();
     loop {
         let CaseList { rows, more_after } = reader.find(&sought, CHUNK)?.unwrap_or_default();
-        for row in rows {
+        for row in rows.into_iter().map(as_shown) {
             let picture = match picture(reader, &row, format)? {
                 Ok(picture) => picture,
                 Err(why) => {
@@ -140,19 +140,25 @@ fn append(archive: &mut tar::Builder<impl Write>, path: &str, bytes: u64, from: 
     archive.append_data(&mut header, path, from)
 }
 
+/// Boxes have their places in the whole picture, and where only a part of it came, in the training set in that.
+fn as_shown(mut row: CaseRow) -> CaseRow {
+    if let Some(around) = row.case.view.filter(|_| row.case.form == PayloadForm::Crop).map(|view| view.around()) {
+        row.case.said = row.case.said.map(|said| said.within(&around));
+        if let Standing::Answered(verdict) = &mut row.standing {
+            verdict.said = verdict.said.clone().within(&around);
+        }
+    }
+    row
+}
+
 /// The picture of a case, or why the case is no part of a training set.
 fn picture(reader: &Reader, row: &CaseRow, format: Format) -> Result<Result<Picture, &'static str>, StoreError> {
     let Some(verdict) = row.verdict() else { return Ok(Err("not_answered")) };
     if verdict.authority == Authority::Device {
         return Ok(Err("answered_by_the_device_alone"));
     }
-    let has_boxes = boxes(&verdict.said).is_some();
-    if format == Format::Coco && !has_boxes {
+    if format == Format::Coco && boxes(&verdict.said).is_none() {
         return Ok(Err("no_boxes"));
-    }
-    // Boxes have their places in the whole picture.
-    if has_boxes && row.case.form == PayloadForm::Crop {
-        return Ok(Err("only_a_part_of_the_picture"));
     }
     let known = ContentType::parse(&row.case.content_type);
     let Some((content_type, ending)) = known.and_then(|known| known.ending().map(|ending| (known, ending))) else {

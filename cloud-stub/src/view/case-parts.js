@@ -46,15 +46,14 @@ function shot(c) {
   return box;
 }
 
-// What each side found, over the picture: the device's boxes broken, the cloud's solid. Only the whole picture has the
-// places that boxes are given in.
+// What each side found, over the picture: the device's boxes broken, the cloud's solid.
 const NAMED_MAX = 6; // More names than these would hide the picture; the others are read by pointing at the box.
 
 function drawBoxes(c) {
   const frame = make("div", "boxes");
-  const sides = c.form === "crop" ? [] : [["device", things(c.local)], ["cloud", c.verdict ? things(c.verdict.result) : []]];
+  const sides = [["device", things(c.local)], ["cloud", c.verdict ? things(c.verdict.result) : []]];
   for (const [side, found] of sides) {
-    found.forEach(({ label, score, place }, index) => {
+    found.map((one) => inPicture(c, one)).forEach(({ label, score, place }, index) => {
       const name = `${label} ${Math.round(score * 100)} %`;
       const box = make("i", `box by-${side}`, index < NAMED_MAX ? make("span", "", name) : null);
       box.title = `${side}: ${name}`;
@@ -75,6 +74,19 @@ function fitFrame(frame) {
   const shape = image.naturalWidth / image.naturalHeight;
   frame.style.aspectRatio = shape;
   frame.style.width = `min(100%, ${FRAME_HEIGHT_PX * shape}px)`;
+}
+
+// Boxes have their places in the whole picture; where only a part of it came, that is what is shown and drawn on.
+const part = (c) => (c.form === "crop" && c.view) || { left: 0, top: 0, width: 1, height: 1 };
+
+export function inPicture(c, one) {
+  const { left, top, width, height } = part(c), at = one.place;
+  return { ...one, place: { left: (at.left - left) / width, top: (at.top - top) / height, width: at.width / width, height: at.height / height } };
+}
+
+export function inWhole(c, one) {
+  const { left, top, width, height } = part(c), at = one.place;
+  return { ...one, place: { left: left + at.left * width, top: top + at.top * height, width: at.width * width, height: at.height * height } };
 }
 
 export const finds = (c) => Boolean((c.local && c.local.detect) || (c.verdict && c.verdict.result.detect));

@@ -1,6 +1,6 @@
 // Shows one case and takes a person's word on it. Everything from devices is written as text, never as markup.
 import { age, at, bytes, drawNotice, listen, make, setClock } from "/parts.js";
-import { because, classes, found, headline, isRows, isSound, mark, scoreRows, things } from "/case-parts.js";
+import { because, classes, found, headline, inPicture, inWhole, isRows, isSound, mark, scoreRows, things } from "/case-parts.js";
 import { seriesChart } from "/charts.js";
 import { makeBoxes } from "/boxes.js";
 import { beside, fromAddress, toAddress } from "/sought.js";
@@ -95,13 +95,12 @@ function drawPicture(c) {
   const frame = make("div", "whole", image);
   box.replaceChildren(frame);
   image.src = `${api(c.id)}/payload`;
-  // Only the whole picture has the places that boxes are given in.
-  if (isBoxes(c) && c.form !== "crop") {
+  if (isBoxes(c)) {
     boxes = makeBoxes(frame, (selected) => {
       at("delete-box").disabled = !selected;
       if (selected && document.activeElement !== at("label")) at("label").value = selected.label;
     });
-    boxes.show(things(stands(c)));
+    boxes.show(things(stands(c)).map((one) => inPicture(c, one)));
   }
 }
 
@@ -165,7 +164,7 @@ function draw(c) {
     at("box-tools").hidden = !boxes;
     const unable = isBoxes(c) && !boxes;
     at("confirm").disabled = unable;
-    at("keys").textContent = unable ? "Only a part of the picture is here, so that its boxes cannot be drawn." : boxes
+    at("keys").textContent = unable ? "Without the picture its boxes cannot be drawn." : boxes
       ? "Draw with the pointer, or n for a new box; Tab goes to the next box, arrows move it, with Shift they resize it, 1 to 0 name it, Delete removes it. Enter confirms all boxes and goes on."
       : "1 to 0 says that label and goes on, Enter confirms what stands, / is for any other label. j and k go to the next and the previous case.";
   }
@@ -212,7 +211,7 @@ async function send() {
   if (boxes) {
     const nameless = boxes.nameless();
     if (nameless) { boxes.focus(nameless); say("This box has no label yet.", "wrong"); return; }
-    word.found = boxes.said();
+    word.found = boxes.said().map((one) => inWhole(shown, one));
   } else if (label) {
     word.label = label;
   } else {
