@@ -31,20 +31,20 @@ impl Starting {
             Err(error) => error,
         };
         let state_dir = state_dir(path, environment);
-        match read_kept(&state_dir.join(KEPT), path, environment) {
-            Ok(mut file) => {
-                if let Some(privacy) = std::fs::read(path).ok().and_then(|bytes| PrivacyConfig::of_damaged(&bytes)) {
-                    file.hold_to(privacy);
-                }
-                let fault =
-                    format!("{error}; the last configuration that worked stays in force until this is corrected");
-                Self { file, fault: Some(fault) }
+        let (mut file, fault) = match read_kept(&state_dir.join(KEPT), path, environment) {
+            Ok(file) => {
+                let fault = "the last configuration that worked stays in force until this is corrected".to_owned();
+                (file, fault)
             }
             Err(why) => {
-                let fault = format!("{error}; there is none that worked before ({why}), so no source is served");
-                Self { file: bare(path, state_dir, environment), fault: Some(fault) }
+                let fault = format!("there is none that worked before ({why}), so no source is served");
+                (bare(path, state_dir, environment), fault)
             }
+        };
+        if let Some(privacy) = std::fs::read(path).ok().and_then(|bytes| PrivacyConfig::of_damaged(&bytes)) {
+            file.hold_to(privacy);
         }
+        Self { file, fault: Some(format!("{error}; {fault}")) }
     }
 }
 
@@ -163,6 +163,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary folder");
         let path = dir.path().join("agent.toml");
         let good = format!("state_dir = \"{}\"\n[privacy]\nceiling = {{ thumbnail = 320 }}\n", dir.path().display());
+        // Also where none has worked: whoever asks what may leave must not be told that all may.
+        std::fs::write(&path, format!("{good}[link")).expect("written");
+        assert_eq!(Starting::load(&path, &[]).file.config.privacy.ceiling(), Ceiling(Payload::Thumbnail(320)));
         std::fs::write(&path, &good).expect("written");
         Starting::load(&path, &[]).file.keep().expect("kept");
         for (damaged, held) in [
@@ -170,6 +173,7 @@ mod tests {
             ("[privacy]\nceiling = { thumbnail = 64 }\n[link", Payload::Thumbnail(64)),
             ("[privacy]\nceiling = \"nothng\"\n", Payload::Nothing),
             ("[privacy]\nceilin", Payload::Nothing),
+            ("[privacy]\nceiling = \"crop\"\n[link", Payload::Thumbnail(320)),
             ("privacy.ceiling = \"whole", Payload::Nothing),
             ("[privacy]\nceiling = \"whole\"\n[link", Payload::Thumbnail(320)),
             ("[link", Payload::Thumbnail(320)),
