@@ -265,6 +265,13 @@ mod tests {
     }
 
     #[test]
+    fn a_first_row_with_a_mistake_is_not_left_out_as_headings() {
+        let error = columns(&[], 2, None).read(&ContentType::Csv, b"1,x2\n3,4\n").expect_err("a mistake").to_string();
+        assert!(error.contains("line 1 holds `x2`"), "{error}");
+        assert!(is_heading(b"x,y\n") && is_heading(b"t,\n") && !is_heading(b"1,x2\n"));
+    }
+
+    #[test]
     fn rows_are_read_as_tables_and_programs_write_them() {
         use ContentType::{Csv, Json, NdJson};
         let (named, plain) = (columns(&["x", "y"], 2, None), columns(&[], 2, None));
