@@ -5,6 +5,7 @@
 
 mod outline;
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use hedge_core::agree::{agree, pairs};
@@ -376,10 +377,65 @@ fn numbers(value: &DynValue) -> Result<Tensor, ModelError> {
 }
 
 fn open(runtime: &Runtime, path: &Path, options: &SessionOptions) -> Result<Session, ModelError> {
-    let load = |error: ort::Error| ModelError::Load { path: path.to_owned(), reason: error.to_string() };
+    let load = |error: ort::Error| ModelError::Load {
+        path: path.to_owned(),
+        reason: in_plain_words(path, &error.to_string()),
+    };
     let builder = match &options.provider {
         Some(choice) => runtime.session_on(choice, options.threads),
         None => runtime.session(options.threads),
     };
     builder.map_err(load)?.commit_from_file(path).map_err(load)
+}
+
+/// What ONNX Runtime says of a file that it does not load, without the place in its source that it names; and what the
+/// file is if it is no model.
+fn in_plain_words(path: &Path, said: &str) -> String {
+    let said =
+        said.split_once(" failed:").filter(|(before, _)| before.starts_with("Load model")).map_or(said, |two| two.1);
+    if said.starts_with("Protobuf parsing failed") || said.contains("does not have a graph") {
+        let mut begin = Vec::new();
+        let read = std::fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut begin));
+        return match read.ok().and_then(|_| features::what_else(&begin)) {
+            Some(what) => format!("it is {what}, and no ONNX model"),
+            None => "it is no ONNX model, or only a part of one; copy or export it again".to_owned(),
+        };
+    }
+    // `/path/file.cc:12 void name(type (*)(int)) What is wrong`
+    let Some((_, after)) = said.strip_prefix('/').and_then(|said| said.split_once('(')) else { return said.to_owned() };
+    let mut open = 1;
+    let end = after.find(|letter| {
+        open += i32::from(letter == '(') - i32::from(letter == ')');
+        open == 0
+    });
+    let words = end.and_then(|end| after.get(end + 1..)).unwrap_or(said).trim_start();
+    words.strip_prefix("const ").unwrap_or(words).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_runtime_says_of_a_file_is_told_without_its_source() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let page = folder.path().join("model.onnx");
+        std::fs::write(&page, "<!DOCTYPE html><html>").expect("written");
+        let signature =
+            "/src/core/graph/model.cc:181 onnx::Model::Model(onnx::Proto&&, const std::function<void(int)>&)";
+        for (said, words) in [
+            (
+                format!("Load model from m.onnx failed:{signature} Unsupported model IR version: 99"),
+                "Unsupported model IR version: 99",
+            ),
+            (format!("{signature} const Opset 99 (of 24) is not supported"), "Opset 99 (of 24) is not supported"),
+            ("File does not exist".to_owned(), "File does not exist"),
+            (
+                "Load model from m.onnx failed:Protobuf parsing failed.".to_owned(),
+                "it is a web page, and no ONNX model",
+            ),
+        ] {
+            assert_eq!(in_plain_words(&page, &said), words);
+        }
+    }
 }

@@ -5,6 +5,7 @@
 mod enrol;
 mod files;
 mod http;
+mod pem;
 mod verifier;
 
 use std::path::Path;
@@ -12,8 +13,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hedge_core::identity::{CertificateNames, Validity, judged_ms};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -21,6 +21,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub use self::enrol::{EnrolError, Held, enrol, new_key, renew};
 pub use self::files::{Folder, write_secret, write_whole};
 pub use self::http::{http_body, http_client};
+pub use self::pem::{read_certificates, read_key};
 pub use self::verifier::{Shown, Verifier};
 
 /// What of a certificate matters here.
@@ -33,8 +34,10 @@ pub struct Certificate {
 impl Certificate {
     /// The first certificate of a PEM file.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let pem = hedge_inference::read_pem(path).map_err(|error| error.to_string())?;
-        CertificateDer::from_pem_slice(&pem).map_err(|error| error.to_string()).and_then(|der| Self::parse(&der))
+        read_certificates(path)?
+            .first()
+            .ok_or_else(|| "it holds no certificate".to_owned())
+            .and_then(|der| Self::parse(der))
     }
 
     pub fn parse(der: &[u8]) -> Result<Self, String> {
@@ -107,6 +110,8 @@ pub fn wall_ms() -> Option<u64> {
 mod tests {
     use super::*;
     use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
 
     fn certificate(common: Option<&str>, alt: Option<SanType>) -> String {
         let mut params = CertificateParams::default();

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedge_inference::{ContentType, Tensor, Tensors};
+use hedge_inference::{ContentType, Tensor, Tensors, what_else};
 use hedge_listen::{ListenError, Listener};
 use hedge_proto::{Answer, CaseId, Name, Telemetry};
 use tokio::sync::{mpsc, watch};
@@ -376,12 +376,17 @@ fn content_type(stated: Option<&str>, bytes: &[u8]) -> Result<ContentType, Sampl
     if NOT_SAID.iter().any(|other| media.eq_ignore_ascii_case(other)) {
         let sniffed = ContentType::sniff(bytes).or_else(|| ContentType::sniff_rows(bytes));
         return sniffed.ok_or_else(|| {
-            SampleError::Unusable(
-                "this is neither a JPEG nor a PNG picture, no WAV file and no rows of numbers".to_owned(),
-            )
+            let looks = what_else(bytes).map_or_else(String::new, |what| format!("{what}, "));
+            SampleError::Unusable(format!(
+                "this is {looks}neither a JPEG nor a PNG picture, no WAV file and no rows of numbers"
+            ))
         });
     }
     ContentType::parse(stated).ok_or_else(|| {
+        if media.eq_ignore_ascii_case("multipart/form-data") {
+            let how = "send the bytes alone as the body, as curl does with --data-binary @FILE and not with -F";
+            return SampleError::Unusable(format!("a form with files in it is not read; {how}"));
+        }
         let stated: String = stated.chars().take(100).collect();
         SampleError::Unusable(format!(
             "`{stated}` is not read; send image/jpeg, image/png, audio/wav, text/csv, application/json, application/x-ndjson \

@@ -6,8 +6,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hedge_inference::read_pem;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
@@ -58,6 +56,7 @@ fn certified(
                       `openssl ecparam -name prime256v1 -genkey -noout -out device.key`, then a new certificate for it";
         unreadable("key_file", key, &format!("it holds {what}; {advice}"))
     })?;
+    let several = chain.len() > 1;
     let own = CertifiedKey::new(chain, signing);
     match own.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(own),
@@ -65,7 +64,12 @@ fn certified(
             let other = certificate.display();
             let advice = "`openssl pkey -in KEY -pubout` and `openssl x509 -in CERTIFICATE -pubkey -noout` print the \
                           same for a pair";
-            Err(unreadable("key_file", key, &format!("it is not the key of certificate_file = {other}; {advice}")))
+            let first = if several { ", in which the device's own certificate must be the first" } else { "" };
+            Err(unreadable(
+                "key_file",
+                key,
+                &format!("it is not the key of certificate_file = {other}{first}; {advice}"),
+            ))
         }
         Err(error) if format!("{error:?}").contains("UnsupportedCertVersion") => {
             let what = "it is an X.509 version 1 certificate, which brokers and TLS do not take";
@@ -113,86 +117,11 @@ pub fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, OptionsErr
 }
 
 fn certificates(field: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, OptionsError> {
-    let bytes = read_pem(path).map_err(|error| unreadable(field, path, &error))?;
-    let read = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
-    match read {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(unreadable(field, path, &instead_of_certificate(&bytes, path))),
-        Err(error) => Err(unreadable(field, path, &format!("its PEM is damaged ({error}); copy the whole file again"))),
-    }
+    hedge_identity::read_certificates(path).map_err(|error| unreadable(field, path, &error))
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, OptionsError> {
-    let bytes = read_pem(path).map_err(|error| unreadable("key_file", path, &error))?;
-    if let Some(what) = instead_of_key(&bytes, path) {
-        return Err(unreadable("key_file", path, &what));
-    }
-    PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
-        unreadable("key_file", path, &format!("its PEM is damaged ({error}); copy the whole file again"))
-    })
-}
-
-/// The beginning of a DER file, and of a PKCS#12 one, which is a DER sequence that begins with its version, 3.
-fn is_der(bytes: &[u8]) -> bool {
-    matches!(bytes, [0x30, 0x80..=0x84, ..] | [0x30, _, 0x02 | 0x30, ..])
-}
-
-fn is_pkcs12(bytes: &[u8]) -> bool {
-    is_der(bytes) && bytes.get(..16).unwrap_or(bytes).windows(3).take(6).any(|part| part == [0x02, 0x01, 0x03])
-}
-
-fn has(bytes: &[u8], label: &str) -> bool {
-    bytes.windows(label.len()).any(|part| part == label.as_bytes())
-}
-
-/// What there is in a file that holds no PEM certificate.
-fn instead_of_certificate(bytes: &[u8], path: &Path) -> String {
-    let file = path.display();
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        "it is empty".to_owned()
-    } else if is_pkcs12(bytes) {
-        format!("it is a PKCS#12 file; `openssl pkcs12 -in {file} -nokeys -out {file}.pem` takes the certificates out")
-    } else if has(bytes, "PKCS7-----") {
-        format!(
-            "it is a PKCS#7 file; `openssl pkcs7 -in {file} -print_certs -out {file}.pem` takes the certificates out"
-        )
-    } else if is_der(bytes) {
-        format!("it is DER, not PEM; `openssl x509 -inform der -in {file} -out {file}.pem` makes it PEM")
-    } else if has(bytes, "BEGIN TRUSTED CERTIFICATE") {
-        format!("it is OpenSSL's own form; `openssl x509 -in {file} -out {file}.pem` makes it a plain certificate")
-    } else if has(bytes, "CERTIFICATE REQUEST-----") {
-        "it is a request for a certificate; have the authority sign it: `openssl x509 -req -in REQUEST -CA …`"
-            .to_owned()
-    } else if has(bytes, "PRIVATE KEY-----") {
-        "it holds a private key and no certificate: are the two files swapped?".to_owned()
-    } else {
-        "it holds no PEM certificate (-----BEGIN CERTIFICATE-----)".to_owned()
-    }
-}
-
-/// What there is in a file that holds no PEM key which can be used as it is.
-fn instead_of_key(bytes: &[u8], path: &Path) -> Option<String> {
-    let file = path.display();
-    Some(if bytes.iter().all(u8::is_ascii_whitespace) {
-        "it is empty".to_owned()
-    } else if has(bytes, "BEGIN ENCRYPTED PRIVATE KEY") || has(bytes, "Proc-Type: 4,ENCRYPTED") {
-        let advice = "and nobody is there to type its passphrase";
-        format!("the key is encrypted, {advice}; `openssl pkey -in {file} -out {file}.plain` and chmod 600 take it off")
-    } else if has(bytes, "BEGIN OPENSSH PRIVATE KEY") {
-        format!("it is an SSH key; `ssh-keygen -p -m PEM -f {file}` rewrites it, or make a new one with openssl")
-    } else if has(bytes, "PRIVATE KEY-----") {
-        return None;
-    } else if is_pkcs12(bytes) {
-        format!("it is a PKCS#12 file; `openssl pkcs12 -in {file} -nocerts -nodes -out {file}.pem` takes the key out")
-    } else if is_der(bytes) {
-        format!("it is DER, not PEM; `openssl pkey -inform der -in {file} -out {file}.pem` makes it PEM")
-    } else if has(bytes, "BEGIN CERTIFICATE") {
-        "it holds a certificate and no private key: are the two files swapped?".to_owned()
-    } else if has(bytes, "PUBLIC KEY-----") {
-        "it holds a public key; the private one is needed".to_owned()
-    } else {
-        "it holds no PEM private key (-----BEGIN PRIVATE KEY-----)".to_owned()
-    })
+    hedge_identity::read_key(path).map_err(|error| unreadable("key_file", path, &error))
 }
 
 #[cfg(test)]

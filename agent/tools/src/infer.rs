@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hedge_core::judge::{Limits, Thresholds};
@@ -122,6 +122,11 @@ struct FileAnswer {
     model_ms: f64,
 }
 
+/// Milliseconds, as many of their parts as a clock tells.
+fn in_ms(took: Duration) -> f64 {
+    (took.as_secs_f64() * 1e6).round() / 1e3
+}
+
 /// One answer for each sample of a file.
 fn answers(
     bundle: &Bundle,
@@ -131,12 +136,12 @@ fn answers(
 ) -> anyhow::Result<Vec<Line>> {
     let started = Instant::now();
     let tensors = tensors(model.input(), file)?;
-    let features_ms = started.elapsed().as_secs_f64() * 1e3 / tensors.len() as f64;
+    let features_ms = in_ms(started.elapsed() / u32::try_from(tensors.len().max(1)).unwrap_or(1));
     let several = tensors.len() > 1;
     let answer = |(at, tensor): (usize, &Tensor)| {
         let begun = Instant::now();
         let outputs = model.run(tensor)?;
-        let model_ms = begun.elapsed().as_secs_f64() * 1e3;
+        let model_ms = in_ms(begun.elapsed());
         let Opinion { said, explanation, .. } =
             Opinion::new(model.task(), &outputs, &tensor.frame, thresholds.unwrap_or(&Limits::NONE.into()));
         Ok(Line::Answer(Box::new(FileAnswer {

@@ -141,6 +141,78 @@ fn boxes_that_the_model_has_chosen_are_known() {
 }
 
 #[test]
+fn a_row_that_begins_with_its_class_is_known_by_its_numbers() {
+    let paddle = [[1.0, 0.9, 16.0, 16.0, 48.0, 48.0], [0.0, 0.1, 0.0, 0.0, 9.0, 9.0]].concat();
+    check(
+        &saying(plain(), &[("o", &[2, 6], &paddle)]),
+        &["name = \"o\", at = 2, form = \"corners\"", "scores = { name = \"o\", at = 1", "classes = { name = \"o\" }"],
+    );
+}
+
+#[test]
+fn classes_that_are_counted_from_1_get_their_own_labels() {
+    let corners = [[16.0, 16.0, 48.0, 48.0].as_slice(), &[0.0, 0.0, 9.0, 9.0].repeat(3)].concat();
+    let torchvision = [
+        ("boxes", &[4, 4][..], &corners[..]),
+        ("labels", &[4], &[2.0, 1.0, 1.0, 1.0]),
+        ("scores", &[4], &[0.9, 0.1, 0.1, 0.1]),
+    ];
+    check(&saying(plain(), &torchvision), &["first = 1", "class 1 is `cat`"]);
+    let ssd = [[0.0, 2.0, 0.9, 0.25, 0.25, 0.75, 0.75], [0.0, 1.0, 0.1, 0.0, 0.0, 0.2, 0.2]].concat();
+    check(&saying(plain(), &[("o", &[1, 1, 2, 7], &ssd)]), &["at = 1, first = 1", "class 1 is `cat`"]);
+    let chosen = |class: f32| [[16.0, 16.0, 48.0, 48.0, 0.9, class], [0.0, 0.0, 9.0, 9.0, 0.1, 1.0]].concat();
+    check(&saying(plain(), &[("o", &[1, 2, 6], &chosen(2.0))]), &["at = 5, first = 1"]);
+    check_asks(
+        &saying(plain(), &[("o", &[1, 2, 6], &chosen(7.0))]),
+        &["classes from 1 to 7, but there are 2 labels", "--first-class"],
+    );
+    // A label of nothing at the beginning is class 0.
+    let Some(Made { said, .. }) = init(&saying(plain(), &torchvision), "background\ncat\ndog\n", &[]) else { return };
+    assert!(said.expect("a bundle").contains("class 0 is `background`"));
+}
+
+#[test]
+fn tensorflow_lites_last_step_is_known_by_its_names() {
+    let names: [&'static str; 4] = [
+        "TFLite_Detection_PostProcess",
+        "TFLite_Detection_PostProcess:1",
+        "TFLite_Detection_PostProcess:2",
+        "TFLite_Detection_PostProcess:3",
+    ];
+    let model = saying(
+        Onnx::new_of(UINT8, &[1, 64, 64, 3]),
+        &[
+            (names[0], &[1, 4, 4], &[[0.25, 0.25, 0.75, 0.75].as_slice(), &[0.0, 0.0, 0.2, 0.2].repeat(3)].concat()),
+            (names[1], &[1, 4], &[1.0, 0.0, 0.0, 0.0]),
+            (names[2], &[1, 4], &[0.9, 0.1, 0.9, 0.9]),
+            (names[3], &[1], &[2.0]),
+        ],
+    );
+    check(&model, &["corners_yx", "count = \"TFLite_Detection_PostProcess:3\"", "class 0 is `cat`"]);
+    let Some(Made { said, .. }) = init(&model, "???\ncat\ndog\n", &[]) else { return };
+    assert!(said.expect_err("shifted by one").contains("the label `???` is of nothing"));
+}
+
+#[test]
+fn the_score_of_nothing_is_found_at_either_end_and_has_no_label() {
+    let shares = rows([0.8, 0.8, 0.1, 0.1], [0.5, 0.5, 0.5, 0.5]);
+    let logits = rows([0.0, 0.0, 9.0], [0.0, (0.9_f32 / 0.05).ln(), 0.0]);
+    let detr = saying(plain(), &[("pred_boxes", &[1, 8, 4], &shares), ("logits", &[1, 8, 3], &logits)]);
+    check(&detr, &["background = \"last\"", "kind = \"softmax\"", "the last of nothing"]);
+    let Some(Made { said, .. }) = init(&detr, "background\ncat\ndog\n", &[]) else { return };
+    assert!(said.expect_err("it would be found everywhere").contains("the label `background` is of nothing"));
+}
+
+#[test]
+fn columns_that_are_neither_boxes_nor_labels_are_asked_about() {
+    let odd = rows([8.0, 8.0, 12.0, 12.0, 0.01, 0.02, 0.5], [32.0, 32.0, 32.0, 32.0, 0.1, 0.9, -0.7]);
+    let angle = saying(plain(), &[("o", &[1, 7, 8], &turned(&odd, 7))]);
+    check_asks(&angle, &["its rows are longer by 1 than boxes and labels take", "an angle"]);
+    let Some(Made { said, .. }) = init(&angle, "cat\ndog\nbird\nfish\nbee\n", &[]) else { return };
+    assert!(said.expect_err("too many labels").contains("these are of 3 labels"));
+}
+
+#[test]
 fn what_nobody_can_tell_is_asked_for_by_its_option() {
     let corners = rows([8.0, 8.0, 12.0, 12.0], [16.0, 16.0, 48.0, 48.0]);
     let scores = rows([0.01, 0.02], [0.1, 0.9]);
@@ -149,7 +221,7 @@ fn what_nobody_can_tell_is_asked_for_by_its_option() {
     let odd = rows([-8.0, 8.0, -12.0, 12.0], [16.0, 16.0, -48.0, -48.0]);
     check_asks(&saying(plain(), &[("b", &[1, 8, 4], &odd), ("s", &[1, 8, 2], &scores)]), &["--box-form", "--priors"]);
     let none = saying(plain(), &[("o", &[1, 5, 5, 3], &[0.0; 75])]);
-    check_asks(&none, &["2 labels", "--boxes and --scores"]);
+    check_asks(&none, &["2 labels (one label per line), but", "--boxes and --scores"]);
     let Some(Made { said, .. }) = init(&none, "cat\ndog\n", &["--kind", "detect"]) else { return };
     assert!(said.expect_err("asked").contains("name them with --boxes and --scores"));
     let Some(Made { said, .. }) = init(&none, "cat\ndog\n", &["--boxes", "nowhere"]) else { return };

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use hedge_inference::Bundle;
 
-use support::onnx::{Attribute, INT64, Onnx};
+use support::onnx::{Attribute, INT64, Onnx, UINT8};
 use support::{library_is_there, path, png, run};
 
 const PICTURE: [i64; 4] = [1, 3, 32, 32];
@@ -137,6 +137,18 @@ fn a_softmax_of_many_classes_in_eight_bits_is_probabilities() {
 }
 
 #[test]
+fn logits_in_bytes_are_said_to_be_too_sure_until_they_are_calibrated() {
+    let model = Onnx::colours(&PICTURE, 0.02).floats("scale", &[], &[0.05]).byte("zero", 128);
+    let model = model.node("QuantizeLinear", &["l", "scale", "zero"], "y", &[]).output_of("y", UINT8, &[1, 4]);
+    let Some(workshop) = Workshop::new(&model, RGBZ) else { return };
+    let said = workshop.init(&["--preset", "raw"]).expect("a bundle");
+    assert!(
+        said.contains("logits in bytes, whose scale is not known: far too sure until `bundle calibrate`"),
+        "{said}"
+    );
+}
+
+#[test]
 fn labels_that_do_not_exclude_each_other_are_asked_about() {
     let sigmoids = Onnx::colours(&PICTURE, 0.02).node("Sigmoid", &["l"], "y", &[]).output("y", &[1, 4]);
     let Some(workshop) = Workshop::new(&sigmoids, RGBZ) else { return };
@@ -144,6 +156,56 @@ fn labels_that_do_not_exclude_each_other_are_asked_about() {
     workshop.refuses(&["--preset", "raw", "--output-kind", "percent"], &["it is no percent, as --output-kind says"]);
     let said = workshop.init(&["--preset", "raw", "--output-kind", "logits"]).expect("a person has said it");
     assert!(said.contains("kind = \"logits\"") && said.contains("as --output-kind says"), "{said}");
+}
+
+#[test]
+fn a_bundle_that_could_not_read_its_own_model_is_not_made() {
+    // Only for inputs far beyond any picture do these add up to 1.
+    let sigmoids = Onnx::new(&PICTURE).means("x").floats("k", &[1], &[4.0]).node("Mul", &["m", "k"], "l", &[]);
+    let sigmoids = sigmoids.node("Sigmoid", &["l"], "y", &[]).output("y", &[1, 3]);
+    let Some(workshop) = Workshop::new(&sigmoids, "r\ng\nb\n") else { return };
+    let told = ["--preset", "unit", "--output-kind", "probabilities"];
+    workshop.refuses(&told, &["m.onnx gives what cannot be read so: the output adds up to"]);
+}
+
+#[test]
+fn a_table_is_no_list_of_classes_without_labels_and_neither_is_one_number() {
+    let table = Onnx::new(&PICTURE).means("x").floats("t", &[1, 84, 8], &[0.5; 672]);
+    let table = table.node("ReduceMean", &["m"], "one", &[Attribute::Int("keepdims", 0)]);
+    let table = table.node("Mul", &["t", "one"], "y", &[]).output("y", &[1, 84, 8]);
+    let one = Onnx::new(&PICTURE).means("x").floats("w", &[3, 1], &[1.0; 3]).node("MatMul", &["m", "w"], "y", &[]);
+    let rows = Onnx::new(&PICTURE).means("x").node("ReduceMean", &["m"], "one", &[Attribute::Int("keepdims", 0)]);
+    let rows = rows.floats("t", &[1, 9, 7], &[0.3; 63]).node("Mul", &["t", "one"], "y", &[]).output("y", &[1, 9, 7]);
+    for (model, words) in [
+        (table, "`y` (1×84×8 numbers)"),
+        (one.output("y", &[1, 1]), "the two lines of --labels"),
+        (rows, "gives other numbers; give --labels"),
+    ] {
+        let Some(workshop) = Workshop::new(&model, "") else { return };
+        let (model, out) = (workshop.at("m.onnx"), workshop.at("b"));
+        let error = run(&["bundle", "init", path(&model), "--out", path(&out)]).expect_err("asked");
+        let error = hedge_proto::in_one_line(&*error);
+        assert!(error.contains(words) && error.contains("--labels"), "{error}");
+    }
+}
+
+#[test]
+fn pixels_that_a_model_of_whole_numbers_cannot_tell_apart_are_refused() {
+    const INT8: u64 = 3;
+    let model = |kind, bias: f32| {
+        let of = Onnx::new_of(kind, &PICTURE).node("Cast", &["x"], "f", &[Attribute::Int("to", 1)]);
+        let of = of.floats("bias", &[1], &[bias]).node("Add", &["f", "bias"], "g", &[]).means("g").scaled(0.02);
+        softmax(of, "l", "y").output("y", &[1, 4])
+    };
+    for (model, mean) in [(model(UINT8, 0.0), "mean = 0.0"), (model(INT8, 128.0), "mean = 128.0")] {
+        let Some(workshop) = Workshop::new(&model, RGBZ) else { return };
+        for preset in ["unit", "imagenet", "minus-one-one"] {
+            workshop.refuses(&["--preset", preset], &["takes whole numbers", "say --preset raw"]);
+        }
+        let said = workshop.init(&[]).expect("a bundle");
+        assert!(said.contains(mean), "{said}");
+        assert!(workshop.infer(&[], "red.png").contains("0.961  r\n"));
+    }
 }
 
 #[test]
@@ -218,6 +280,11 @@ fn what_a_model_has_instead_of_scores_is_said_in_plain_words() {
         .output_of_maps("chances");
     let Some(workshop) = Workshop::new(&maps, "no\nyes\n") else { return };
     workshop.refuses(&[], &["`label` (int64)", "`chances` (a list of maps", "zipmap=False"]);
+    let best = Onnx::colours(&PICTURE, 0.02).node("ArgMax", &["l"], "y", &[Attribute::Int("axis", 1)]);
+    let Some(workshop) = Workshop::new(&best.output_of("y", INT64, &[1, 1]), "no\nyes\n") else { return };
+    for named in [&[][..], &["--output", "y"]] {
+        workshop.refuses(named, &["`y` holds whole numbers, such as the number of the best class alone"]);
+    }
     let five = softmax(Onnx::colours(&PICTURE, 0.02), "l", "y").output("y", &[1, 4]);
     let Some(workshop) = Workshop::new(&five, "background\nr\ng\nb\nz\n") else { return };
     workshop.refuses(&[], &["labels.txt holds 5 labels", "`y` (1×4 numbers)", "remove the line `background`"]);
@@ -262,6 +329,8 @@ fn an_error_of_init_brings_its_cause() {
     workshop.write("m.onnx", &open.file());
     workshop.write("labels.txt", RGBZ.as_bytes());
     workshop.refuses(&[], &["has the shape any×any×any×any: it leaves sizes open"]);
+    workshop.write("m.onnx", b"<!DOCTYPE html><title>404</title>");
+    workshop.refuses(&[], &["m.onnx: it is a web page, and no ONNX model"]);
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn init_says_what_is_wrong_with_a_model_it_cannot_take() {
     let labels = models().join("photo-small/labels.txt");
     let arguments = ["bundle", "init", path(&model), "--labels", path(&labels), "--out", path(&out)];
     let error = run(&arguments).expect_err("1000 labels for 10 classes").to_string();
-    assert!(error.contains("each of the 1000 labels"), "{error}");
+    assert!(error.contains("holds 1000 labels"), "{error}");
     assert!(!out.exists(), "nothing is left behind");
 }
 

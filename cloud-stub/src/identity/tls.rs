@@ -65,13 +65,8 @@ fn renewed(
 
 fn read(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, AuthorityError> {
     let wrong = |path: &Path, error: &dyn std::fmt::Display| at(path, std::io::Error::other(error.to_string()));
-    let pem = |path: &Path| hedge_inference::read_pem(path).map_err(|error| wrong(path, &error));
-    let chain = CertificateDer::pem_slice_iter(&pem(certificate)?).collect::<Result<Vec<_>, _>>();
-    let chain = chain.map_err(|error| wrong(certificate, &error))?;
-    if chain.is_empty() {
-        return Err(wrong(certificate, &"it holds no certificate"));
-    }
-    let private = PrivateKeyDer::from_pem_slice(&pem(key)?).map_err(|error| wrong(key, &error))?;
+    let chain = hedge_identity::read_certificates(certificate).map_err(|error| wrong(certificate, &error))?;
+    let private = hedge_identity::read_key(key).map_err(|error| wrong(key, &error))?;
     let certified = CertifiedKey::from_der(chain, private, &ring::default_provider());
     certified.map(Arc::new).map_err(|error| wrong(key, &error))
 }

@@ -7,6 +7,9 @@ use serde_json::Value;
 /// The most classes a model may tell apart.
 pub const LABELS_MAX: usize = 65_536;
 
+/// The longest label: a few hundred of them fit into an answer.
+const LABEL_BYTES_MAX: usize = 256;
+
 /// The labels of a file, in the order of the model's outputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labels {
@@ -65,6 +68,7 @@ pub fn structured(text: &str) -> Option<&'static str> {
 
 /// Reads labels in any form that is known, or says which form was seen and what is wrong with it.
 pub fn read(text: &str) -> Result<Labels, String> {
+    let text = &text.replace("\r\n", "\n").replace('\r', "\n");
     let (names, form) = match structured(text) {
         Some(form @ JSON) => (json(&serde_json::from_str(text.trim()).unwrap_or_default()), form),
         Some(form @ PYTHON) => (python(text.trim()).map_or_else(|| Err("it cannot be read".into()), in_order), form),
@@ -73,16 +77,31 @@ pub fn read(text: &str) -> Result<Labels, String> {
     };
     let names = names.map_err(|reason| if form == LINES { reason } else { format!("it is {form}: {reason}") })?;
     // The rules for the count and for empty labels are those of lines.
-    Ok(Labels { names: lines(&names.join("\n"))?, form })
+    let names = lines(&names.join("\n"))?;
+    let is_label = |name: &String| name.len() <= LABEL_BYTES_MAX && !name.chars().any(char::is_control);
+    match names.iter().position(|name| !is_label(name)) {
+        Some(at) => Err(format!(
+            "label {} is longer than {LABEL_BYTES_MAX} bytes or holds a control character; it goes into every answer, so \
+             shorten it",
+            at + 1
+        )),
+        None => Ok(Labels { names, form }),
+    }
 }
 
 type Named = (Result<Vec<String>, String>, &'static str);
 
 fn plain(text: &str) -> Result<Named, String> {
-    if text.lines().any(|line| line.trim_end() == "names:") {
-        return Err("it is YAML; write the names into a file of their own, one per line".into());
+    if let Some(names) = yaml(text) {
+        return Ok((names, "YAML"));
+    }
+    if let Some(names) = list(text) {
+        return Ok((Ok(names), "a list in brackets"));
     }
     let rows: Vec<&str> = text.trim_end().lines().map(str::trim).collect();
+    if let Some(names) = marked(&rows) {
+        return Ok((Ok(names), "one label per line, between marks"));
+    }
     match rows.as_slice() {
         [] => return Ok((lines(text), LINES)),
         [row] if row.contains(',') => {
@@ -96,10 +115,71 @@ fn plain(text: &str) -> Result<Named, String> {
     if let Some(names) = numbered(&rows) {
         return Ok((names, "numbered lines"));
     }
+    let with_number = |row: &&str| {
+        let (name, number) = row.rsplit_once([':', '='])?;
+        Some((number.trim().parse().ok()?, unquoted(name)))
+    };
+    if let Some(Ok(names)) = rows.iter().map(with_number).collect::<Option<_>>().map(in_order) {
+        return Ok((Ok(names), "labels with their numbers"));
+    }
     if let Some(names) = rows.iter().map(|row| synset(row)).collect::<Option<Vec<String>>>() {
         return Ok((Ok(names), "synset lines, of which the first word is the label"));
     }
     Ok((lines(text), LINES))
+}
+
+/// `- tench`, `* tench`, `"tench",`: every line has the same marks.
+fn marked(rows: &[&str]) -> Option<Vec<String>> {
+    let all = |name: &dyn Fn(&str) -> Option<String>| rows.iter().map(|row| name(row)).collect::<Option<Vec<String>>>();
+    let after = |mark: &str| all(&|row| row.strip_prefix(mark).map(unquoted));
+    let between = |quote: char| {
+        all(&|row| {
+            let inner = row.trim_end_matches(',').strip_prefix(quote)?.strip_suffix(quote)?;
+            (!inner.contains(quote)).then(|| inner.trim().to_owned())
+        })
+    };
+    let found = after("- ").or_else(|| after("* ")).or_else(|| between('"')).or_else(|| between('\''));
+    found.filter(|_| !rows.is_empty())
+}
+
+/// `['tench', "goldfish"]` or `(…)`, perhaps after `CLASSES =`.
+fn list(text: &str) -> Option<Vec<String>> {
+    let text = text.trim();
+    let text =
+        text.split_once('=').filter(|(name, _)| !name.contains(['[', '('])).map_or(text, |(_, list)| list.trim());
+    let pair = |open: char, close: char| text.strip_prefix(open)?.strip_suffix(close);
+    let tokens = tokens(pair('[', ']').or_else(|| pair('(', ')'))?)?;
+    let entries = tokens.split(|token| *token == Token::Sign(',')).filter(|entry| !entry.is_empty());
+    let name = |entry: &[Token]| match entry {
+        [Token::Text(name)] => Some(name.clone()),
+        _ => None,
+    };
+    entries.map(name).collect()
+}
+
+/// The `names:` of a `data.yaml`, as YOLO's trainers write it: a list or a map, in brackets or a line each.
+fn yaml(text: &str) -> Option<Result<Vec<String>, String>> {
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("names:"));
+    let first = lines.next()?.strip_prefix("names:")?;
+    let is_more = |line: &&str| line.starts_with([' ', '\t', '-', ']', '}']) || line.trim().is_empty();
+    let body: Vec<&str> = std::iter::once(first).chain(lines.take_while(is_more)).map(str::trim).collect();
+    let body: Vec<&str> = body.into_iter().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let joined = body.join(" ");
+    let within = |open: char, close: char| joined.strip_prefix(open)?.strip_suffix(close);
+    let numbered = |entry: &str| {
+        let (number, name) = entry.split_once(':')?;
+        Some((number.trim().parse().ok()?, unquoted(name)))
+    };
+    let entries = |inner: &str| cells(inner.trim_end_matches([',', ' ']), ',');
+    let read = if let Some(inner) = within('[', ']') {
+        Some(Ok(entries(inner)))
+    } else if let Some(inner) = within('{', '}') {
+        entries(inner).iter().map(|entry| numbered(entry)).collect::<Option<_>>().map(in_order)
+    } else {
+        let list = body.iter().map(|line| line.strip_prefix('-').map(unquoted)).collect::<Option<Vec<String>>>();
+        list.map(Ok).or_else(|| body.iter().map(|line| numbered(line)).collect::<Option<_>>().map(in_order))
+    };
+    Some(read.unwrap_or_else(|| Err("write its names into a file of their own, one per line".into())))
 }
 
 /// `n01440764 tench, Tinca tinca`.
@@ -110,14 +190,16 @@ fn synset(row: &str) -> Option<String> {
     is_number.then(|| words.split(',').next().unwrap_or_default().trim().to_owned())
 }
 
-/// `0: tench`, `0 tench`, `0,tench`.
+/// `0: tench`, `0 tench`, `0,tench`, `0) tench`, `0 - tench`.
 fn numbered(rows: &[&str]) -> Option<Result<Vec<String>, String>> {
     let mut spaces = true;
     let number = |row: &&str| {
         let digits = row.find(|letter: char| !letter.is_ascii_digit())?;
         let rest = &row[digits..];
-        spaces &= rest.starts_with(' ');
-        let name = rest.strip_prefix([':', ',', ';', '\t', ' ', '='])?.trim_start_matches([' ', '\t', ':']);
+        let marked = [". ", ") ", " - "].into_iter().find_map(|mark| rest.strip_prefix(mark));
+        spaces &= marked.is_none() && rest.starts_with(' ');
+        let name = marked.or_else(|| rest.strip_prefix([':', ',', ';', '\t', ' ', '=']))?;
+        let name = name.trim_start_matches([' ', '\t', ':']);
         Some((row[..digits].parse().ok()?, unquoted(name)))
     };
     let numbered: Vec<(usize, String)> = rows.iter().map(number).collect::<Option<_>>()?;
@@ -170,7 +252,10 @@ fn cells(row: &str, separator: char) -> Vec<String> {
 fn unquoted(text: &str) -> String {
     let text = text.trim();
     let inner = |quote: char| text.strip_prefix(quote)?.strip_suffix(quote);
-    inner('"').or_else(|| inner('\'')).unwrap_or(text).trim().to_owned()
+    match inner('"') {
+        Some(inner) => inner.replace("\"\"", "\"").trim().to_owned(),
+        None => inner('\'').unwrap_or(text).trim().to_owned(),
+    }
 }
 
 fn json(value: &Value) -> Result<Vec<String>, String> {
@@ -178,7 +263,19 @@ fn json(value: &Value) -> Result<Vec<String>, String> {
     match value {
         Value::Array(list) => {
             let name = |one: &Value| one.as_str().or_else(|| one.get("name")?.as_str()).map(str::to_owned);
-            list.iter().map(name).collect::<Option<_>>().ok_or_else(|| "not every entry of its list is a name".into())
+            let names: Option<Vec<String>> = list.iter().map(name).collect();
+            let mut names = names.ok_or("not every entry of its list is a name")?;
+            // Categories of COCO: their numbers are their order, and may leave some out.
+            let id = |one: &Value| one.get("id")?.as_u64();
+            if let Some(ids) = list.iter().map(id).collect::<Option<Vec<u64>>>() {
+                let mut numbered: Vec<(u64, String)> = ids.into_iter().zip(names).collect();
+                numbered.sort_by_key(|(id, _)| *id);
+                if let Some(two) = numbered.windows(2).find(|two| two[0].0 == two[1].0) {
+                    return Err(format!("the number {} is there twice, again for `{}`", two[1].0, two[1].1));
+                }
+                names = numbered.into_iter().map(|(_, name)| name).collect();
+            }
+            Ok(names)
         }
         Value::Object(map) => {
             if let Some(inner) = KEYS.iter().find_map(|key| map.get(*key)) {
@@ -263,7 +360,8 @@ fn python(text: &str) -> Option<Vec<(usize, String)>> {
     let tokens = tokens(text.strip_prefix('{')?.trim_end().strip_suffix('}')?)?;
     let entries = tokens.split(|token| *token == Token::Sign(','));
     let entry = |entry: &[Token]| match entry {
-        [Token::Word(number), Token::Sign(':'), Token::Text(words)] => Some((number.parse().ok()?, words.clone())),
+        [Token::Word(number), Token::Sign(':'), Token::Text(words)]
+        | [Token::Text(words), Token::Sign(':'), Token::Word(number)] => Some((number.parse().ok()?, words.clone())),
         _ => None,
     };
     entries.filter(|tokens| !tokens.is_empty()).map(entry).collect()
@@ -332,6 +430,24 @@ mod tests {
             ("label;colour\nr;red\ng;green\nb;blue\n", "CSV"),
             ("r,0\ng,1\nb,2\n", "CSV"),
             ("r,g, b\n", "commas"),
+            ("r\rg\rb\r", "one label per line"),
+            (r#"[{"id": 7, "name": "b"}, {"id": 1, "name": "r"}, {"id": 3, "name": "g"}]"#, "JSON"),
+            ("{'r': 0, 'g': 1, 'b': 2}", "Python"),
+            ("CLASSES = ['r', \"g\",\n  'b',]\n", "brackets"),
+            ("('r', 'g', 'b')", "brackets"),
+            ("labels = [\"r\", \"g\", \"b\"]\n", "brackets"),
+            ("- r\n- \"g\"\n- b\n", "marks"),
+            ("'r',\n'g',\n'b'\n", "marks"),
+            ("0. r\n1. g\n2. b\n", "numbered"),
+            ("1) r\n2) g\n3) b\n", "numbered"),
+            ("0 - r\n1 - g\n2 - b\n", "numbered"),
+            ("r: 0\ng: 1\nb: 2\n", "with their numbers"),
+            ("r=0\ng=1\nb=2\n", "with their numbers"),
+            ("train: images\n\nnc: 3\nnames: ['r', 'g', 'b']\n", "YAML"),
+            ("names:\n  0: r\n  1: g\n  2: b\ndownload: x\n", "YAML"),
+            ("nc: 3\nnames:\n- r\n- g\n- b\n", "YAML"),
+            ("names: [r,\n  g,\n  b]\nroboflow:\n  version: 1\n", "YAML"),
+            ("names: {0: r, 1: g, 2: b}\n", "YAML"),
         ] {
             check(text, &rgb, form);
         }
@@ -344,6 +460,10 @@ mod tests {
         check("0 cars\n1 cars\n2 cars", &["0 cars", "1 cars", "2 cars"], "one label per line");
         check("cat, tabby\ndog, hound", &["cat, tabby", "dog, hound"], "one label per line");
         check("[unknown]\nyes", &["[unknown]", "yes"], "one label per line");
+        check("[unknown]\n[cat]", &["[unknown]", "[cat]"], "one label per line");
+        check("1.5 mm\n2.5 mm", &["1.5 mm", "2.5 mm"], "one label per line");
+        check("ratio: 4\nratio: 16", &["ratio: 4", "ratio: 16"], "one label per line");
+        check("rock 'n' roll\nmen's", &["rock 'n' roll", "men's"], "one label per line");
         check("crane\ncrane", &["crane", "crane"], "one label per line");
     }
 
@@ -356,7 +476,10 @@ mod tests {
             ("{\"a\": true}", "it is JSON: a list of names"),
             ("[1, 2]", "it is JSON: not every entry"),
             ("item {\n name: 'r'\n}", "pbtxt): its item 1 has no `id`"),
-            ("path: data\nnames:\n  0: r\n  1: g\n", "it is YAML"),
+            ("path: data\nnames:\n  0: r\n  2: g\n", "it is YAML: the number 1 is left out"),
+            ("names: *others\n", "it is YAML: write its names"),
+            ("[{\"id\": 1, \"name\": \"r\"}, {\"id\": 1, \"name\": \"g\"}]", "the number 1 is there twice"),
+            ("r\ng\u{1b}[31m\n", "label 2 is longer than 256 bytes or holds a control character"),
         ] {
             let error = read(text).expect_err(text);
             assert!(error.contains(words), "`{error}` does not say `{words}`");

@@ -141,6 +141,47 @@ impl ContentType {
     }
 }
 
+/// What a file is that is no sample, by its first bytes; none if nobody knows.
+#[must_use]
+pub fn what_else(bytes: &[u8]) -> Option<&'static str> {
+    const MARKS: [(usize, &[u8], &str); 27] = [
+        (8, b"WEBP", "a WebP picture"),
+        (0, b"GIF8", "a GIF picture"),
+        (4, b"ftyphei", "a HEIC picture"),
+        (4, b"ftyphev", "a HEIC picture"),
+        (4, b"ftypmif1", "a HEIC picture"),
+        (4, b"ftypavi", "an AVIF picture"),
+        (4, b"ftyp", "a video (MP4)"),
+        (0, b"II*\0", "a TIFF picture, or a camera's raw file"),
+        (0, b"MM\0*", "a TIFF picture, or a camera's raw file"),
+        (0, b"\0\0\0\x0CjP  ", "a JPEG 2000 picture"),
+        (0, b"\xFF\x4F\xFF\x51", "a JPEG 2000 picture"),
+        (0, b"\xFF\x0A", "a JPEG XL picture"),
+        (0, b"\0\0\0\x0CJXL ", "a JPEG XL picture"),
+        (8, b"AVI ", "a video (AVI)"),
+        (0, b"\x1A\x45\xDF\xA3", "a video (Matroska or WebM)"),
+        (0, b"BM", "a BMP picture"),
+        (0, b"%PDF", "a PDF document"),
+        (0, b"\x93NUMPY", "a NumPy array (.npy)"),
+        (0, b"\x89HDF", "an HDF5 file, as Keras writes"),
+        (4, b"TFL3", "a TensorFlow Lite model"),
+        (0, b"PK\x03\x04", "a ZIP archive, as .npz, .pt and .keras are"),
+        (0, b"\x1F\x8B", "a gzip file"),
+        (0, b"version https://git-lfs", "a pointer of Git LFS (`git lfs pull` brings the file)"),
+        (0, b"<svg", "an SVG picture"),
+        (0, b"<!DOCTYPE", "a web page"),
+        (0, b"<html", "a web page"),
+        (0, b"data:", "a data URL in place of the bytes themselves"),
+    ];
+    if bytes.is_empty() {
+        return Some("empty");
+    }
+    let is_there = |(at, mark, _): &&(usize, &[u8], &str)| {
+        bytes.get(*at..at + mark.len()).is_some_and(|part| part.eq_ignore_ascii_case(mark))
+    };
+    MARKS.iter().find(is_there).map(|(_, _, what)| *what)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,6 +214,22 @@ mod tests {
         }
         assert_eq!(ContentType::sniff(b"RIFF\0\0\0\0WAVEfmt "), Some(ContentType::Wav));
         assert_eq!(ContentType::sniff(b"RIFF\0\0\0\0AVI "), None);
+    }
+
+    #[test]
+    fn what_is_no_sample_is_called_by_its_name() {
+        for (bytes, what) in [
+            (&b""[..], Some("empty")),
+            (b"RIFF\x10\0\0\0WEBPVP8 ", Some("a WebP picture")),
+            (b"\0\0\0\x18ftypheic", Some("a HEIC picture")),
+            (b"\0\0\0\x18ftypavif", Some("an AVIF picture")),
+            (b"\0\0\0\x18ftypisom", Some("a video (MP4)")),
+            (b"<!doctype html>", Some("a web page")),
+            (b"\x1c\0\0\0TFL3", Some("a TensorFlow Lite model")),
+            (b"dear camera", None),
+        ] {
+            assert_eq!(what_else(bytes), what);
+        }
     }
 
     #[test]

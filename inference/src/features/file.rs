@@ -1,7 +1,8 @@
 //! Samples in files whose bytes alone say what they are: pictures, recordings, `.npy`, numbers as text, raw f32.
 
 use super::Input;
-use super::{ContentType, FeatureError, StageTimes, Tensor, npy, tensor};
+use super::series::{separator, words};
+use super::{ContentType, FeatureError, StageTimes, Tensor, npy, tensor, what_else};
 
 /// The input tensors of a file: one of a picture or a recording, one or more of numbers.
 pub(crate) fn samples(input: &Input, bytes: &[u8]) -> Result<Vec<Tensor>, FeatureError> {
@@ -33,15 +34,16 @@ pub(crate) fn samples(input: &Input, bytes: &[u8]) -> Result<Vec<Tensor>, Featur
             _ => cut(input, rows.concat()),
         };
     }
+    let looks = what_else(bytes).map_or_else(String::new, |what| format!("{what}, "));
     let printed = bytes.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace());
     if bytes.len() == one * size_of::<f32>() && !printed {
         return Ok(vec![Tensor::read(&input.shape, bytes, &input.shape)?]);
     }
     let wanted = format!("numbers (.npy, CSV, or {} bytes of little-endian float32)", one * size_of::<f32>());
     let reason = match (&input.picture, &input.audio) {
-        (Some(_), _) => format!("it is neither JPEG nor PNG, nor {wanted}"),
-        (None, Some(_)) => format!("it is no WAV file, nor {wanted}"),
-        (None, None) => format!("it holds no {wanted}"),
+        (Some(_), _) => format!("it is {looks}neither JPEG nor PNG, nor {wanted}"),
+        (None, Some(_)) => format!("it is {looks}no WAV file, nor {wanted}"),
+        (None, None) => format!("it is {looks}no {wanted}"),
     };
     Err(FeatureError::NoSample { reason })
 }
@@ -59,19 +61,37 @@ fn cut(input: &Input, data: Vec<f32>) -> Result<Vec<Tensor>, FeatureError> {
 fn rows(bytes: &[u8]) -> Result<Option<Vec<Vec<f32>>>, FeatureError> {
     let Ok(text) = hedge_proto::text(bytes.to_vec()) else { return Ok(None) };
     let lines: Vec<(usize, &str)> = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).collect();
-    let Some(begin) = lines.iter().take(2).position(|(_, line)| numbers(line).is_ok()) else { return Ok(None) };
+    // Where some cells of the first line are numbers it is a sample with a mistake, and no headings.
+    let any = |line: &str| cells(line).iter().any(|cell| cell.replace(',', ".").parse::<f32>().is_ok());
+    let are_numbers = |at: usize| lines.get(at).is_some_and(|(_, line)| numbers(line).is_ok());
+    let begin = match lines.first() {
+        Some((_, first)) if any(first) && (separator(first).is_some() || are_numbers(0) || are_numbers(1)) => 0,
+        Some(_) if lines.get(1).is_some_and(|(_, second)| any(second)) => 1,
+        _ => return Ok(None),
+    };
     let row = |(at, line): &(usize, &str)| {
-        numbers(line).map_err(|word| FeatureError::NoSample {
-            reason: format!("line {} holds `{word}`, which is not a number", at + 1),
-        })
+        let refused = |word: String| {
+            let what = match word.as_str() {
+                "" => "has an empty cell".to_owned(),
+                word if word.contains(',') => format!("holds `{word}`: write numbers with a decimal point"),
+                word => format!("holds `{word}`, which is not a number"),
+            };
+            FeatureError::NoSample { reason: format!("line {} {what}", at + 1) }
+        };
+        numbers(line).map_err(refused)
     };
     lines[begin..].iter().map(row).collect::<Result<_, _>>().map(Some)
 }
 
-/// The numbers of a line, or the first word that is none.
+/// The cells of a line; a separator may end it. Where that is a semicolon, a comma is none.
+fn cells(line: &str) -> Vec<String> {
+    let (line, separator) = (line.trim(), separator(line.trim()));
+    words(separator.and_then(|sign| line.strip_suffix(sign)).unwrap_or(line), separator)
+}
+
+/// The numbers of a line, or the first cell that is none.
 fn numbers(line: &str) -> Result<Vec<f32>, String> {
-    let words = line.split([',', ';', '\t', ' ']).map(str::trim).filter(|word| !word.is_empty());
-    words.map(|word| word.parse().map_err(|_| word.chars().take(40).collect())).collect()
+    cells(line).iter().map(|cell| cell.parse().map_err(|_| cell.chars().take(40).collect())).collect()
 }
 
 #[cfg(test)]
@@ -120,13 +140,32 @@ mod tests {
     }
 
     #[test]
+    fn no_number_shifts_to_anothers_place_and_no_row_is_left_out() {
+        for (text, words) in [
+            ("0.5,,2,3\n", "line 1 has an empty cell"),
+            ("1,2,3\n1\t\t2\t3\n", "line 2 has an empty cell"),
+            ("0,5;1,5\n1,5;2,5\n", "line 1 holds `0,5`: write numbers with a decimal point"),
+            ("0.5,NA,2\n1,2,3\n", "line 1 holds `NA`"),
+            ("0.5 NA 2\n1 2 3\n", "line 1 holds `NA`"),
+        ] {
+            let error = samples(&three(), text.as_bytes()).expect_err(text).to_string();
+            assert!(error.contains(words), "`{error}` does not say `{words}`");
+        }
+        check(b"\"a\",\"b\",\"c\"\n\"0.5\",\"-1\",\"2\"\n", &[[0.5, -1.0, 2.0]]);
+        check(b"0.5, -1, 2,\n", &[[0.5, -1.0, 2.0]]);
+        check(b" 0.5   -1 2 \n", &[[0.5, -1.0, 2.0]]);
+    }
+
+    #[test]
     fn a_file_that_is_no_sample_says_why() {
         for (bytes, words) in [
-            (b"notes of the day".to_vec(), "it holds no numbers (.npy, CSV, or 12 bytes"),
-            (b"twelve bytes".to_vec(), "it holds no numbers"),
-            (Vec::new(), "it holds no numbers"),
+            (b"notes of the day".to_vec(), "it is no numbers (.npy, CSV, or 12 bytes"),
+            (b"twelve bytes".to_vec(), "it is no numbers"),
+            (Vec::new(), "it is empty, no numbers"),
             (b"1,2\n3,4\n".to_vec(), "rows of 2 numbers, but the model takes 3"),
             (b"1,2,3\n4,five,6\n".to_vec(), "line 2 holds `five`"),
+            (b"a,b,c\n4,five,6\n".to_vec(), "line 2 holds `five`"),
+            (b"RIFF\x10\0\0\0WEBPVP8 ".to_vec(), "it is a WebP picture, no numbers"),
             (f32s(&[0.0, f32::NAN, 0.0]), "value 1 of the tensor is NaN"),
             (npy("<f4", "False", "(2,)", &f32s(&[0.0; 2])), "the shape [2], but the model takes [1, 3]"),
             (npy("<f4", "True", "(1, 3)", &f32s(&[0.0; 3])), "np.ascontiguousarray"),

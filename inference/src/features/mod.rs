@@ -23,7 +23,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 pub use audio::wav;
-pub use content::{ContentType, DIMENSIONS_MAX};
+pub use content::{ContentType, DIMENSIONS_MAX, what_else};
 pub(crate) use file::samples;
 use input::PerChannel;
 pub use input::{Color, Fit, Input, Layout, PictureInput, Resize, TENSOR_VALUES_MAX};
@@ -148,8 +148,9 @@ fn check_kind(content_type: &ContentType, bytes: &[u8]) -> Result<(), FeatureErr
         Some(found) if found == *content_type => return Ok(()),
         Some(other) => other.word(),
         None if bytes.is_empty() => "none at all",
-        None if *content_type == ContentType::Wav => "no WAV file",
-        None => "neither JPEG nor PNG",
+        None => {
+            what_else(bytes).unwrap_or(if content_type.is_picture() { "neither JPEG nor PNG" } else { "no WAV file" })
+        }
     };
     Err(FeatureError::NotWhatItSays { said: content_type.word(), found })
 }

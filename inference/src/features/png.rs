@@ -9,7 +9,14 @@ use super::picture::{Orientation, Picture};
 use super::{DECODE_BYTES_MAX, FeatureError, check_memory, check_pixels, exif};
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Picture, FeatureError> {
-    let damaged = |error: DecodingError| FeatureError::Damaged { format: "PNG", reason: error.to_string() };
+    let damaged = |error: DecodingError| {
+        // The library names its own types.
+        let reason = match error {
+            DecodingError::Format(_) => "a part of it was changed, or is not as the format has it".to_owned(),
+            other => other.to_string(),
+        };
+        FeatureError::Damaged { format: "PNG", reason }
+    };
     let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), Limits { bytes: DECODE_BYTES_MAX });
     decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
     decoder.set_ignore_text_chunk(true);
@@ -61,4 +68,24 @@ fn chunks(bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
         rest = after.get(4..).unwrap_or_default(); // its checksum
         Some((kind, content))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_was_changed_is_said_in_plain_words() {
+        let mut bytes = Vec::new();
+        let mut writer = ::png::Encoder::new(&mut bytes, 2, 2).write_header().expect("a header");
+        writer.write_image_data(&[0; 4]).expect("pixels");
+        drop(writer);
+        let data = bytes.windows(4).position(|kind| kind == b"IDAT").expect("pixels");
+        for at in [data + 6, bytes.len() - 13] {
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x55;
+            let error = decode(&changed).expect_err("damaged").to_string();
+            assert!(error.ends_with("a part of it was changed, or is not as the format has it"), "{error}");
+        }
+    }
 }

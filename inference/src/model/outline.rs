@@ -39,7 +39,7 @@ impl fmt::Display for Port {
         match &self.shape {
             Some(shape) if !self.is_float() && shape.len() < 2 => write!(f, "`{name}` ({})", self.kind),
             Some(shape) if !self.is_float() => write!(f, "`{name}` ({} of {})", shape_in_words(shape), self.kind),
-            Some(shape) if shape.is_empty() => write!(f, "`{name}` (one number)"),
+            Some(_) if self.values() == Some(1) => write!(f, "`{name}` (one number)"),
             Some(shape) => write!(f, "`{name}` ({} numbers)", shape_in_words(shape)),
             None if self.kind == MAPS => {
                 write!(f, "`{name}` ({MAPS}; a model of scikit-learn must be exported with zipmap=False)")
@@ -136,6 +136,7 @@ impl Port {
         };
         let kind = match outlet.dtype() {
             ValueType::Tensor { ty, .. } => element(*ty),
+            ValueType::Sequence(of) if matches!(**of, ValueType::Tensor { .. }) => "a list of tensors",
             ValueType::Sequence(_) | ValueType::Map { .. } => MAPS,
             ValueType::Optional(_) => "an optional value",
         };
@@ -168,11 +169,30 @@ impl Port {
         matches!(self.element, Float16 | Float32 | Float64)
     }
 
-    /// Whether it may hold a number for each class: fractions, or bytes of a quantised model. Larger whole numbers count
-    /// or name something.
+    /// Whether it may hold a number for each class: one list of fractions, or of bytes of a quantised model. Larger whole
+    /// numbers count or name something.
     #[must_use]
     pub fn may_be_scores(&self) -> bool {
-        self.is_float() || matches!(self.element, TensorElementType::Uint8 | TensorElementType::Int8)
+        let sides = self.shape.as_deref().and_then(|shape| shape.get(1..)).unwrap_or_default();
+        let is_list = sides.iter().filter(|side| **side != 1).count() < 2;
+        is_list && (self.is_float() || self.is_byte())
+    }
+
+    /// Whether it holds bytes, with or without a sign.
+    #[must_use]
+    pub fn is_byte(&self) -> bool {
+        matches!(self.element, TensorElementType::Uint8 | TensorElementType::Int8)
+    }
+
+    /// The whole numbers that it can hold; none if it holds fractions.
+    #[must_use]
+    pub fn whole_range(&self) -> Option<(f64, f64)> {
+        match self.element {
+            TensorElementType::Uint8 => Some((0.0, f64::from(u8::MAX))),
+            TensorElementType::Int8 => Some((f64::from(i8::MIN), f64::from(i8::MAX))),
+            TensorElementType::Int32 | TensorElementType::Int64 => Some((f64::from(i32::MIN), f64::from(i32::MAX))),
+            _ => None,
+        }
     }
 
     fn numbers(&self, side: &str) -> Result<&[i64], String> {
@@ -194,7 +214,8 @@ fn is_number(element: TensorElementType) -> bool {
 fn element(of: TensorElementType) -> &'static str {
     match of {
         TensorElementType::Float32 => "float32",
-        TensorElementType::Float16 | TensorElementType::Bfloat16 => "float16",
+        TensorElementType::Float16 => "float16",
+        TensorElementType::Bfloat16 => "bfloat16",
         TensorElementType::Float64 => "float64",
         TensorElementType::Int64 => "int64",
         TensorElementType::Int32 => "int32",

@@ -72,7 +72,11 @@ impl From<hedge_listen::Refused> for HttpError {
 
 impl From<QueryRejection> for HttpError {
     fn from(rejection: QueryRejection) -> Self {
-        Self::bad_request(rejection.body_text())
+        // The library's words for what a programmer got wrong.
+        let said = rejection.body_text();
+        let said = said.strip_prefix("Failed to deserialize query string: ").unwrap_or(&said);
+        let said = said.replace("invalid digit found in string", "it takes a whole number");
+        Self::bad_request(format!("after the `?` of the address: {said}"))
     }
 }
 

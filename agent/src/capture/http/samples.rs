@@ -174,8 +174,8 @@ pub(super) fn metadata(headers: &HeaderMap) -> Result<Metadata, HttpError> {
     if bytes.len() > METADATA_BYTES_MAX {
         return Err(SampleError::MetadataTooLarge { bytes: bytes.len(), bytes_max: METADATA_BYTES_MAX }.into());
     }
-    serde_json::from_slice(bytes).map_err(|error| {
-        HttpError::bad_request(format!("X-Hedge-Metadata is not a JSON object with texts as values: {error}"))
+    serde_json::from_slice(bytes).map_err(|_| {
+        HttpError::bad_request("X-Hedge-Metadata is not a JSON object with texts as values, such as {\"line\": \"3\"}")
     })
 }
 

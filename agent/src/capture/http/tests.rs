@@ -225,7 +225,7 @@ async fn each_bad_request_gets_its_status_and_a_sentence() {
     let two = "[[source]]\nname = \"a\"\nkind = \"http\"\n[[source]]\nname = \"b\"\nkind = \"http\"";
     let server = server(two).await;
     let long_metadata = format!("POST /v1/samples?source=a HTTP/1.1\r\nX-Hedge-Metadata: \"{}\"", "x".repeat(2000));
-    let cases: [(&str, &[u8], u16, &str); 14] = [
+    let cases: [(&str, &[u8], u16, &str); 17] = [
         ("POST /v1/samples HTTP/1.1", JPEG, 400, "say which source with ?source=; there are: a, b"),
         (
             "POST /v1/samples?source=c HTTP/1.1",
@@ -235,7 +235,15 @@ async fn each_bad_request_gets_its_status_and_a_sentence() {
         ),
         ("POST /v1/samples?source=a&wait=1 HTTP/1.1", JPEG, 400, "unknown field `wait`"),
         ("POST /v1/samples?source=a HTTP/1.1", b"just text", 422, "neither a JPEG nor a PNG"),
-        ("POST /v1/samples?source=a HTTP/1.1", b"", 422, "neither a JPEG nor a PNG"),
+        ("POST /v1/samples?source=a HTTP/1.1", b"", 422, "empty, neither a JPEG nor a PNG"),
+        ("POST /v1/samples?source=a HTTP/1.1", b"RIFF....WEBPVP8 ", 422, "this is a WebP picture, neither"),
+        (
+            "POST /v1/samples?source=a HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=x",
+            JPEG,
+            422,
+            "--data-binary @FILE and not with -F",
+        ),
+        ("POST /v1/samples?source=a&wait_ms=x HTTP/1.1", JPEG, 400, "of the address: wait_ms: it takes a whole number"),
         ("POST /v1/samples?source=a HTTP/1.1\r\nContent-Type: text/plain", JPEG, 422, "`text/plain` is not read"),
         ("POST /v1/samples?source=a HTTP/1.1\r\nContent-Encoding: gzip", JPEG, 415, "send it as it is"),
         ("POST /v1/samples?source=a HTTP/1.1\r\nX-Hedge-Metadata: {\"n\": 1}", JPEG, 400, "texts as values"),

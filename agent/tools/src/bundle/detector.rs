@@ -2,6 +2,8 @@
 //!
 //! What two readings fit is asked for by the option's name; what is assumed is said. No IO.
 
+mod tried;
+
 use std::fmt;
 
 use anyhow::{Context, bail, ensure};
@@ -18,11 +20,8 @@ const USUAL_IOU_MAX: f32 = 0.6;
 /// The scales of most detectors that count from cells.
 const USUAL_STRIDES: [&[u16]; 5] = [&[8, 16, 32], &[8, 16, 32, 64], &[4, 8, 16, 32], &[8, 16, 32, 64, 128], &[16, 32]];
 
-/// Corners, score and class.
-const CHOSEN_COLUMNS: usize = 6;
-
-/// Coordinates that are shares of the picture reach a little beyond it at most.
-const SHARE_MAX: f32 = 2.0;
+/// The boxes of TensorFlow Lite's own step at the end of an SSD; classes, scores and count are called so with :1, :2, :3.
+const TFLITE: &str = "TFLite_Detection_PostProcess";
 
 /// For a model that finds things; what it does not say is found out, or asked for.
 #[derive(Debug, Default, clap::Args)]
@@ -70,13 +69,23 @@ pub(super) struct Detector {
     scores: Table,
     score_kind: Option<&'static str>,
     objectness: Option<usize>,
-    background: bool,
+    background: Option<Nothing>,
+    /// With the number of the first label, which is only assumed unless somebody told it.
     classes: Option<(Table, usize)>,
+    first_told: bool,
+    labels: Vec<String>,
     count: Option<String>,
     shown_min: f32,
     iou_max: Option<f32>,
     /// Such models are trained on pictures in a letterbox of gray, from 0 to 1.
     pub(super) yolo: bool,
+}
+
+/// The class that is of nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Nothing {
+    First,
+    Last,
 }
 
 /// Columns of an output.
@@ -111,6 +120,11 @@ fn is_called(port: &Port, words: &[&str]) -> bool {
     words.iter().any(|word| name.contains(word))
 }
 
+/// Whether a label stands for the background.
+fn is_of_nothing(label: &str) -> bool {
+    ["__background__", "background", "_background_", "bg", "???"].contains(&label.to_ascii_lowercase().as_str())
+}
+
 impl Detector {
     /// What the outputs' names and shapes say; none if they are not those of a detector.
     pub(super) fn recognised(
@@ -139,6 +153,8 @@ impl Detector {
             None => Self::several(&ports, (boxes, scores, classes), count)?,
         };
         let Some(mut found) = found else { return Ok(None) };
+        found.labels = labels.map_or_else(Vec::new, |labels| labels.names.clone());
+        found.without_nothing()?;
         found.shown_min = args.shown_min.unwrap_or(found.shown_min);
         found.form = args.box_form.clone().or(found.form);
         found.unit = args.box_unit.clone().or(found.unit);
@@ -148,12 +164,29 @@ impl Detector {
         }
         if let (Some(first), Some((_, known))) = (args.first_class, &mut found.classes) {
             *known = first;
+            found.first_told = true;
         }
         found.strides.clone_from(&args.strides);
         if found.counts_from_cells() && found.strides.is_empty() {
             found.strides = found.usual_strides(&ports, pixels)?;
         }
         Ok(Some(found))
+    }
+
+    /// A first label of nothing is the class 0 of a model that counts its things from 1. Where the model leaves nothing
+    /// out of its classes, or gives it a score as to the others, it is no label.
+    fn without_nothing(&mut self) -> anyhow::Result<()> {
+        let Some(label) = self.labels.first().filter(|label| is_of_nothing(label)) else { return Ok(()) };
+        let is_left_out = match &self.classes {
+            Some((_, 0)) => self.boxes.name.contains(TFLITE),
+            Some(_) => false,
+            None => !self.yolo && self.background.is_none(),
+        };
+        ensure!(!is_left_out, "the label `{label}` is of nothing, and no box has it: remove its line");
+        if let Some((_, first)) = &mut self.classes {
+            *first = 0;
+        }
+        Ok(())
     }
 
     fn counts_from_cells(&self) -> bool {
@@ -175,17 +208,15 @@ impl Detector {
         };
         // Seven columns are also those of two labels with objectness, which come with one dimension for the picture.
         let chosen_by_shape = last == 7 && port.shape.as_ref().is_some_and(|shape| shape.len() != 3);
-        for side in [last, rows].into_iter().filter(|_| !chosen_by_shape) {
-            for (more, objectness) in [(4, None), (5, Some(4))] {
-                if of_labels(side, more) && rows != last {
-                    let first = usize::try_from(more).unwrap_or(4);
-                    return Some(Self {
-                        objectness,
-                        iou_max: Some(USUAL_IOU_MAX),
-                        yolo: true,
-                        ..Self::new(whole(side), at(side, first))
-                    });
-                }
+        // One column more than labels is an angle where the columns come first, and objectness only where the rows do.
+        for (side, first, objectness) in [(last, 4, None), (last, 5, Some(4)), (rows, 4, None)] {
+            if of_labels(side, first) && rows != last && !chosen_by_shape {
+                return Some(Self {
+                    objectness,
+                    iou_max: Some(USUAL_IOU_MAX),
+                    yolo: true,
+                    ..Self::new(whole(side), at(side, usize::try_from(first).unwrap_or(4)))
+                });
             }
         }
         let chosen = |boxes: Table, scores: Table, classes: Table| Self {
@@ -201,7 +232,8 @@ impl Detector {
             (7, 4) => Some(Self {
                 form: Some("corners".to_owned()),
                 unit: Some("fraction".to_owned()),
-                ..chosen(at(7, 3), at(7, 2), at(7, 1))
+                classes: Some((at(7, 1), 1)),
+                ..Self::new(at(7, 3), at(7, 2))
             }),
             // Picture, x1, y1, x2, y2, class, score.
             (7, _) => {
@@ -259,8 +291,10 @@ impl Detector {
             _ => None,
         };
         let one_column = |port: &&&Port| columns_of(port) == Some(1);
+        let is_step = |port: &Port, which: &str| port.name.strip_prefix(TFLITE) == Some(which);
         let chosen = classes.or_else(|| {
-            rest.iter().filter(one_column).copied().find(|port| is_called(port, &["class", "label", "cls", "categor"]))
+            let called = |port: &&Port| is_called(port, &["class", "label", "cls", "categor"]) || is_step(port, ":1");
+            rest.iter().filter(one_column).copied().find(called)
         });
         let matrix = |port: &&&Port| {
             let wanted = labels.and_then(|count| i64::try_from(count).ok());
@@ -278,7 +312,8 @@ impl Detector {
                         bail!("several outputs may be scores: {}; name one with --scores", listed(&many))
                     }
                     _ => rest.iter().filter(one_column).copied().find(|port| {
-                        port.is_float() && is_called(port, &["score", "conf", "prob"]) && Some(*port) != chosen
+                        let called = is_called(port, &["score", "conf", "prob"]) || is_step(port, ":2");
+                        port.is_float() && called && Some(*port) != chosen
                     }),
                 }
             }
@@ -291,16 +326,21 @@ impl Detector {
             columns: usize::try_from(columns).unwrap_or(1),
         };
         let background = chosen.is_none() && labels.is_some_and(|count| usize::try_from(columns) == Ok(count + 1));
-        let tensorflow = is_called(port, &["detection_boxes"]);
+        let background = background.then_some(Nothing::First);
+        let counts_from_1 = is_called(port, &["detection_boxes"]);
+        let tensorflow = counts_from_1 || port.name == TFLITE;
+        // torchvision, which knows no batch, has the background at 0.
+        let torchvision =
+            |port: &Port| port.shape.as_ref().is_some_and(|shape| shape.len() == 1) && is_called(port, &["label"]);
         let found = Self {
             form: if bins > 1 { Some("distances".to_owned()) } else { tensorflow.then(|| "corners_yx".to_owned()) },
             unit: tensorflow.then(|| "fraction".to_owned()),
             bins,
             background,
-            classes: chosen.map(|port| (table(port, 1), usize::from(tensorflow))),
+            classes: chosen.map(|port| (table(port, 1), usize::from(counts_from_1 || torchvision(port)))),
             count: rest
                 .iter()
-                .find(|port| sides(port).is_empty() && is_called(port, &["num"]))
+                .find(|port| sides(port).is_empty() && (is_called(port, &["num"]) || is_step(port, ":3")))
                 .map(|port| port.name.clone()),
             iou_max: chosen.is_none().then_some(USUAL_IOU_MAX),
             ..Self::new(table(port, i64::try_from(4 * bins)?), table(score, columns))
@@ -319,8 +359,10 @@ impl Detector {
             scores,
             score_kind: None,
             objectness: None,
-            background: false,
+            background: None,
             classes: None,
+            first_told: false,
+            labels: Vec::new(),
             count: None,
             shown_min: USUAL_SHOWN_MIN,
             iou_max: None,
@@ -346,79 +388,24 @@ impl Detector {
         USUAL_STRIDES.iter().find(cells).map(|strides| strides.to_vec())
     }
 
-    /// What only the numbers say: `outputs` for made-up pictures, and for photos if there are any.
-    pub(super) fn tried(&mut self, outputs: &[Tensors], pixels: (u32, u32)) -> anyhow::Result<()> {
-        let all = |table: &Table, at: usize| outputs.iter().flat_map(|one| table.column(one, at)).collect::<Vec<f32>>();
-        // Six columns of two labels may be a score for each, or score and class: a class is a whole number.
-        let last = Table { at: CHOSEN_COLUMNS - 1, ..self.boxes.clone() };
-        let two_labels = self.boxes.name == self.scores.name && self.boxes.columns == CHOSEN_COLUMNS;
-        if two_labels && self.classes.is_none() && all(&last, 0).iter().all(|number| number.fract() == 0.0) {
-            (self.classes, self.iou_max) = (Some((last, 0)), None);
-            self.form.get_or_insert_with(|| "corners".to_owned());
-        }
-        let [a, b, c, d] = [0, 1, 2, 3].map(|side| all(&self.boxes, side * self.bins));
-        let nothing = a.is_empty();
-        if self.form.is_none() {
-            ensure!(
-                !nothing,
-                "it finds nothing in made-up pictures, so nobody can tell what its boxes are: give a photo with --picture, or \
-                 say --box-form"
-            );
-            let share =
-                |test: &dyn Fn(usize) -> bool| (0..a.len()).filter(|at| test(*at)).count() as f32 / a.len() as f32;
-            let corners = share(&|at| c[at] >= a[at] && d[at] >= b[at]) > 0.98;
-            let sizes = share(&|at| c[at] >= 0.0 && d[at] >= 0.0) > 0.98;
-            let cells = Self::strides_of((a.len() / outputs.len().max(1)) as u64, pixels);
-            self.form = Some(match (self.yolo, corners, sizes, cells) {
-                (true, _, true, _) => "centre_size".to_owned(),
-                (true, _, false, Some(cells)) => {
-                    self.strides = cells;
-                    "grid".to_owned()
-                }
-                (false, true, _, _) => "corners".to_owned(),
-                (false, false, true, _) => "centre_size".to_owned(),
-                _ => bail!(
-                    "the numbers of its boxes are no corners and no sizes: say --box-form, and --priors FILE.npy if it is an \
-                     SSD that shifts prior boxes"
-                ),
-            });
-        }
-        if self.unit.is_none() && !self.counts_from_cells() && self.form.as_deref() != Some("deltas") {
-            ensure!(
-                !nothing,
-                "it finds nothing in made-up pictures, so nobody can tell whether its boxes count pixels: give a photo with \
-                 --picture, or say --box-unit"
-            );
-            let largest = [&a, &b, &c, &d]
-                .into_iter()
-                .flatten()
-                .filter(|number| number.is_finite())
-                .fold(0.0, |max: f32, number| max.max(number.abs()));
-            self.unit = Some(if largest <= SHARE_MAX { "fraction" } else { "pixels" }.to_owned());
-        }
-        let classes = self.scores.columns.saturating_sub(self.scores.at).max(1);
-        let columns = if self.classes.is_some() { 1 } else { classes };
-        let probable = (0..columns).all(|at| all(&self.scores, at).iter().all(|score| (-0.01..=1.01).contains(score)));
-        self.score_kind = Some(match (probable, self.background) {
-            (true, _) => "probabilities",
-            (false, true) => "softmax",
-            (false, false) => "sigmoid",
-        });
-        Ok(())
-    }
-
     /// What was found, for people.
     pub(super) fn in_words(&self) -> String {
         let form = self.form.as_deref().unwrap_or("to be found").replace('_', " ");
         let unit = self.unit.as_deref().map_or(String::new(), |unit| format!(" in {unit}"));
         let scores = self.score_kind.unwrap_or("to be found");
         let nms = if self.iou_max.is_some() { "overlaps are removed here" } else { "the model removes overlaps" };
+        let nothing = match self.background {
+            None => "",
+            Some(Nothing::First) => ", the first of nothing",
+            Some(Nothing::Last) => ", the last of nothing",
+        };
+        let first = match (&self.classes, self.labels.first()) {
+            (Some((_, first)), Some(label)) => format!("; class {first} is `{label}`"),
+            _ => String::new(),
+        };
         format!(
-            "boxes `{}` as {form}{unit}, scores `{}` as {scores}{}; {nms}; a box is shown from {}",
-            self.boxes.name,
-            self.scores.name,
-            if self.background { ", the first of nothing" } else { "" },
-            self.shown_min
+            "boxes `{}` as {form}{unit}, scores `{}` as {scores}{nothing}{first}; {nms}; a box is shown from {}",
+            self.boxes.name, self.scores.name, self.shown_min
         )
     }
 }
@@ -454,8 +441,10 @@ impl fmt::Display for Detector {
         if let Some(objectness) = self.objectness {
             write!(f, ", objectness = {objectness}")?;
         }
-        if self.background {
-            write!(f, ", background = true")?;
+        match self.background {
+            None => {}
+            Some(Nothing::First) => write!(f, ", background = true")?,
+            Some(Nothing::Last) => write!(f, ", background = \"last\"")?,
         }
         writeln!(f, " }}")?;
         if let Some((classes, first)) = &self.classes {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use hedge_inference::bundle::labels::{self, Labels};
-use hedge_inference::bundle::{MANIFEST, sum_of};
+use hedge_inference::bundle::{Input, MANIFEST, sum_of};
 use hedge_inference::model::{Outline, Port, shape_in_words};
 use hedge_inference::read_text;
 use hedge_inference::task::{OutputKind, Temperature};
@@ -18,6 +18,9 @@ use super::preprocessing::{PictureLines, Preprocessing, Usual};
 
 /// What most picture models are trained on.
 const USUAL_SIDE: u16 = 224;
+
+/// A picture of which half of the steps from black to white are lost is another picture.
+const PIXELS_TOLD_MIN: f64 = 128.0;
 
 /// Width and height in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub(super) struct Draft {
     task: Name,
     input: String,
     shape: Vec<usize>,
+    /// What the input is called that takes whole numbers only, and the least and the greatest of them.
+    whole: Option<(&'static str, (f64, f64))>,
     /// If the model takes pictures.
     picture: Option<PictureLines>,
     /// If it takes sound or a series: the tables that say how, as they were given.
@@ -59,7 +64,12 @@ pub(super) struct Draft {
 
 /// The `[output]` of a manifest.
 pub(super) enum OutputLines {
-    Classes { name: String, kind: OutputKind },
+    Classes {
+        name: String,
+        kind: OutputKind,
+        /// Of a quantised model.
+        is_byte: bool,
+    },
     Boxes(Box<Detector>),
 }
 
@@ -118,6 +128,9 @@ impl Draft {
         let picture = picture
             .map(|(layout, color)| PictureLines::new(layout, color, &found, (usual, args.preset, args.crop)))
             .transpose()?;
+        let whole = input.whole_range().map(|range| (input.kind, range));
+        let has_sign = input.is_byte() && whole.is_some_and(|(_, (least, _))| least < 0.0);
+        let picture = if has_sign { picture.map(PictureLines::with_a_sign) } else { picture };
         if picture.is_some() && !found.from.is_empty() {
             remarks.push(format!("pictures   as {} beside the model says", found.from.join(" and ")));
         }
@@ -142,7 +155,22 @@ impl Draft {
         }
         let (input, has_labels) = (input.name.clone(), labels.is_some());
         let confidence = args.confidence.clone();
-        Ok(Self { name, task, input, shape, picture, other, output, confidence, has_labels, remarks })
+        Ok(Self { name, task, input, shape, whole, picture, other, output, confidence, has_labels, remarks })
+    }
+
+    /// Refuses pixels that a model of whole numbers cannot tell apart, because they would be rounded or cut to a few.
+    pub(super) fn check_pixels(&self, input: &Input) -> anyhow::Result<()> {
+        let (Some((kind, (least, most))), Some(picture)) = (self.whole, &input.picture) else { return Ok(()) };
+        for (mean, std) in picture.mean.iter().zip(&picture.std) {
+            let [from, to] = [0.0, 255.0].map(|pixel| f64::from((pixel - mean) / std).clamp(least, most).round());
+            ensure!(
+                (to - from).abs() > PIXELS_TOLD_MIN,
+                "the input `{}` takes whole numbers ({kind}), and pixels from 0 to 255 would become {from} to {to} there: \
+                 say --preset raw, which leaves them as they are",
+                self.input
+            );
+        }
+        Ok(())
     }
 
     pub(super) fn write_manifest(&self, dir: &Path) -> anyhow::Result<()> {
@@ -222,22 +250,34 @@ fn output(
     }
     let port = match labels {
         Some(labels) => {
+            let port = class_output(args, &outline.outputs, labels)?;
             labels::several(&labels.names).map_err(|reason| anyhow!("{}: {reason}", args.labels_shown()))?;
-            class_output(args, &outline.outputs, labels)?
+            port
         }
         None => {
             let named = |port: &&Port| args.output.as_ref().is_none_or(|name| port.name == *name);
-            let numbers = |port: &&Port| named(port) && port.shape.is_some() && port.is_float();
-            let [port] = outline.outputs.iter().filter(numbers).collect::<Vec<_>>()[..] else {
+            let [port] =
+                outline.outputs.iter().filter(|port| named(port) && port.may_be_scores()).collect::<Vec<_>>()[..]
+            else {
+                let known: Vec<String> = outline.outputs.iter().map(Port::to_string).collect();
                 bail!(
-                    "{}: name the output with the class scores with --output, or give --labels",
-                    args.model.display()
+                    "{}: of its outputs {} one must be a number for each class; name it with --output, or give --labels, \
+                     as a detector needs them",
+                    args.model.display(),
+                    known.join(", ")
                 );
             };
+            ensure!(
+                port.values() != Some(1),
+                "{}: `{}` is one number; what a low and what a high one means are the two lines of --labels",
+                args.model.display(),
+                port.name
+            );
             port
         }
     };
-    Ok(OutputLines::Classes { name: port.name.clone(), kind: OutputKind::Logits { temperature: Temperature::ONE } })
+    let kind = OutputKind::Logits { temperature: Temperature::ONE };
+    Ok(OutputLines::Classes { name: port.name.clone(), kind, is_byte: port.is_byte() })
 }
 
 /// One sample at a time, open sizes filled in; and layout and colour if the shape is that of a picture.
@@ -252,6 +292,9 @@ struct Guess {
 fn guess(open_shape: &[i64], size: Option<Size>) -> anyhow::Result<Guess> {
     match open_shape.first() {
         Some(-1 | 1) => {}
+        Some(many) if open_shape.len() == 3 => {
+            bail!("it has {many} as the count of samples at a time; export the model with a count of 1 before that")
+        }
         Some(many) => bail!("it takes {many} samples at a time; export the model for one"),
         None => bail!("it takes a single number; samples have at least one dimension more"),
     }
@@ -305,7 +348,7 @@ fn class_output<'a>(args: &InitArgs, outputs: &'a [Port], labels: &Labels) -> an
     // One number for two labels is a rarer fit than one for each, and an open size fits everything.
     let fitting = |values: Option<usize>| {
         let told = args.output.is_some();
-        let scores = |port: &&Port| port.shape.is_some() && (told || port.may_be_scores());
+        let scores = |port: &&Port| port.may_be_scores() || told && port.shape.is_some() && port.is_float();
         named.iter().copied().filter(|port| scores(port) && port.values() == values).collect::<Vec<_>>()
     };
     let binary = if count == 2 { fitting(Some(1)) } else { Vec::new() };
@@ -318,19 +361,32 @@ fn class_output<'a>(args: &InitArgs, outputs: &'a [Port], labels: &Labels) -> an
             list(several)
         )),
         None => Err(anyhow!(
-            "{file} holds {count} labels ({}), but {model} has no output with one number for each of the {count} labels; \
-             it has {}{}; if it finds things in pictures, name its outputs with --boxes and --scores",
-            labels.form,
+            "{file} holds {}, but {model} has no output with one number for each; it has {}{}. If it finds things in \
+             pictures, name its outputs with --boxes and --scores",
+            held(labels),
             list(&named),
             nearly(&named, labels)
         )),
     }
 }
 
+/// How many labels there are, and as what they were read.
+fn held(labels: &Labels) -> String {
+    match labels.names.as_slice() {
+        [only] => format!("one label, `{only}`"),
+        names => format!("{} labels ({})", names.len(), labels.form),
+    }
+}
+
 /// What is most likely wrong where one label is too many or too few.
 fn nearly(outputs: &[&Port], labels: &Labels) -> String {
-    let counts: Vec<usize> = outputs.iter().filter_map(|port| port.values()).collect();
+    let counts: Vec<usize> =
+        outputs.iter().filter(|port| port.may_be_scores()).filter_map(|port| port.values()).collect();
     let count = labels.names.len();
+    let table = |port: &Port| match *port.shape.as_deref()? {
+        [_, one, other] => usize::try_from(one.min(other)).ok().filter(|columns| *columns > 4 && one != other),
+        _ => None,
+    };
     if counts.contains(&(count - 1)) {
         format!(
             ". One label is too many: remove the line `{}` if it is a heading or a class that this model does not have",
@@ -340,6 +396,21 @@ fn nearly(outputs: &[&Port], labels: &Labels) -> String {
         ". One label is missing: add a line for the background, most likely as the first, if the model has a class for \
          it"
         .to_owned()
+    } else if let Some(port) = outputs.iter().find(|port| port.whole_range().is_some() && !port.is_byte()) {
+        format!(
+            ". `{}` holds whole numbers, such as the number of the best class alone; Hedge needs a score for each class, so \
+             export the model without its last step (ArgMax)",
+            port.name
+        )
+    } else if let Some((port, columns)) = outputs.iter().find_map(|port| Some((port, table(port)?))) {
+        let name = &port.name;
+        match columns.checked_sub(4 + count) {
+            Some(more) => format!(
+                ". If `{name}` holds boxes and scores, its rows are longer by {more} than boxes and labels take: masks, key \
+                 points or an angle, which are not read; export a model that only detects, or give a label for each class"
+            ),
+            None => format!(". If `{name}` holds boxes and scores, these are of {} labels", columns - 4),
+        }
     } else {
         String::new()
     }
@@ -378,7 +449,7 @@ impl OutputLines {
 impl fmt::Display for OutputLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Classes { name, kind } => {
+            Self::Classes { name, kind, .. } => {
                 writeln!(f, "[output]\nname = {}\nkind = \"{}\"", quoted(name), kind.word())
             }
             Self::Boxes(detector) => detector.fmt(f),

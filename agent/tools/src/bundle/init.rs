@@ -245,6 +245,7 @@ impl Made<'_> {
         }
         draft.write_manifest(dir)?;
         let (bundle, mut model) = self.load()?;
+        draft.check_pixels(bundle.input()).with_context(|| args.model.display().to_string())?;
         let mut inputs = trial::inputs(bundle.input());
         for file in &args.picture {
             inputs.extend(tensors(model.input(), file).with_context(|| file.display().to_string())?);
@@ -252,13 +253,18 @@ impl Made<'_> {
         let outputs = outputs(&mut model, &inputs)?;
         let pixels = draft.pixels();
         let words = match &mut draft.output {
-            OutputLines::Classes { name, kind } => {
+            OutputLines::Classes { name, kind, is_byte } => {
                 let values: Vec<Vec<f32>> =
                     outputs.iter().filter_map(|one| Some(one.get(name).ok()?.data.clone())).collect();
                 let (found, words) = trial::output_kind(&values, args.output_kind)
                     .map_err(|reason| anyhow!("the output `{name}` of {}: {reason}", args.model.display()))?;
                 *kind = found;
-                format!("`{name}`: {words}")
+                match kind {
+                    OutputKind::Logits { .. } if *is_byte => format!(
+                        "`{name}`: {words} in bytes, whose scale is not known: far too sure until `bundle calibrate` finds it"
+                    ),
+                    _ => format!("`{name}`: {words}"),
+                }
             }
             OutputLines::Boxes(detector) => {
                 // Far beyond any picture a detector's boxes are anywhere.
@@ -270,6 +276,7 @@ impl Made<'_> {
             }
         };
         draft.write_manifest(dir)?;
+        self.can_answer(&inputs, &outputs)?;
         let mut lines = vec![
             draft.to_string(),
             match labels {
@@ -285,6 +292,20 @@ impl Made<'_> {
             text.push_str(&self.answers()?);
         }
         Ok(text)
+    }
+
+    /// A bundle that reads hardly anything of what its model gives is none.
+    fn can_answer(&self, inputs: &[Tensor], outputs: &[Tensors]) -> anyhow::Result<()> {
+        let task = Bundle::open(&self.dir)?.reading();
+        let ordinary = outputs.iter().zip(inputs).take(trial::ORDINARY);
+        let read: Vec<_> = ordinary.map(|(outputs, input)| task.read(outputs, &input.frame)).collect();
+        let mut unusable = read.iter().filter_map(|one| one.as_ref().err());
+        match unusable.next() {
+            Some(error) if unusable.count() * 2 >= read.len() => {
+                Err(anyhow!("{} gives what cannot be read so: {error}", self.args.model.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn load(&self) -> anyhow::Result<(Bundle, Model)> {

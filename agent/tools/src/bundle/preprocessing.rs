@@ -303,6 +303,14 @@ impl PictureLines {
     pub(super) fn layout(&self) -> &'static str {
         self.layout
     }
+
+    /// Pixels as they are are bytes from -128 for a model that takes bytes with a sign.
+    pub(super) fn with_a_sign(mut self) -> Self {
+        if self.mean == "0.0" && self.std == "1.0" {
+            self.mean = "128.0".to_owned();
+        }
+        self
+    }
 }
 
 impl fmt::Display for PictureLines {

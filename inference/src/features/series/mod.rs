@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 pub use self::rows::is_heading;
 use self::rows::{Columns, Row};
+pub(super) use self::rows::{separator, words};
 use super::span::Span;
 use super::{ContentType, FeatureError, PerChannel, TENSOR_VALUES_MAX, Tensor};
 

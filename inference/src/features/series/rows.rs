@@ -31,6 +31,11 @@ fn refused(reason: String) -> FeatureError {
     FeatureError::NoSample { reason }
 }
 
+/// Where a text stops being JSON.
+fn from_where(error: &serde_json::Error) -> String {
+    format!(" from line {}, character {} on", error.line(), error.column())
+}
+
 /// A few words of somebody's text.
 fn quoted(text: &str) -> String {
     text.trim().chars().take(40).collect()
@@ -58,7 +63,7 @@ impl Columns {
         let Some((_, first)) = lines.peek() else { return Ok(Vec::new()) };
         let separator = separator(first);
         let headings = words(first, separator);
-        let is_header = headings.iter().any(|word| cell(word).is_err());
+        let is_header = are_names(&headings);
         let places = if is_header {
             lines.next();
             self.places(&headings)?
@@ -83,15 +88,16 @@ impl Columns {
         lines
             .map(|(at, line)| {
                 let place = format!("line {}", at + 1);
-                let value: Value =
-                    serde_json::from_str(line).map_err(|error| refused(format!("{place} is no JSON: {error}")))?;
+                let value: Value = serde_json::from_str(line)
+                    .map_err(|error| refused(format!("{place} is no JSON{}", from_where(&error))))?;
                 self.one(&place, &value)
             })
             .collect()
     }
 
     fn json(&self, text: &str) -> Result<Vec<Row>, FeatureError> {
-        let value: Value = serde_json::from_str(text).map_err(|error| refused(format!("it is no JSON: {error}")))?;
+        let value: Value =
+            serde_json::from_str(text).map_err(|error| refused(format!("it is no JSON{}", from_where(&error))))?;
         match &value {
             Value::Array(rows) if rows.iter().any(|row| row.is_array() || row.is_object()) => {
                 rows.iter().enumerate().map(|(at, row)| self.one(&format!("row {}", at + 1), row)).collect()
@@ -192,20 +198,25 @@ impl Columns {
     }
 }
 
-/// Whether a line names columns: it is no JSON, and not all of it is numbers or nothing.
+/// Whether a line names columns: it is no JSON, and none of it is a number.
 #[must_use]
 pub fn is_heading(line: &[u8]) -> bool {
     let Ok(line) = std::str::from_utf8(line) else { return false };
     let line = line.trim_start_matches('\u{feff}').trim();
-    !line.starts_with(['{', '[']) && words(line, separator(line)).iter().any(|word| cell(word).is_err())
+    !line.starts_with(['{', '[']) && are_names(&words(line, separator(line)))
 }
 
-fn separator(line: &str) -> Option<char> {
+/// Whether cells name columns. Where one is a number, another that is none is a mistake in a row, not a name.
+pub(in crate::features) fn are_names(cells: &[String]) -> bool {
+    cells.iter().any(|word| cell(word).is_err()) && !cells.iter().any(|word| matches!(cell(word), Ok(Some(_))))
+}
+
+pub(in crate::features) fn separator(line: &str) -> Option<char> {
     [';', '\t', ','].into_iter().find(|separator| line.contains(*separator))
 }
 
 /// The cells of a line.
-fn words(line: &str, separator: Option<char>) -> Vec<String> {
+pub(in crate::features) fn words(line: &str, separator: Option<char>) -> Vec<String> {
     let word = |word: &str| word.trim().trim_matches('"').to_owned();
     match separator {
         Some(separator) => line.trim_end_matches(['\r', '\n']).split(separator).map(word).collect(),
@@ -251,6 +262,13 @@ mod tests {
         let rows = columns.read(kind, text.as_bytes()).expect(text);
         let rows: Vec<(Option<f64>, &[Option<f64>])> = rows.iter().map(|row| (row.time, &*row.cells)).collect();
         assert_eq!(rows, expected, "{text}");
+    }
+
+    #[test]
+    fn a_first_row_with_a_mistake_is_not_left_out_as_headings() {
+        let error = columns(&[], 2, None).read(&ContentType::Csv, b"1,x2\n3,4\n").expect_err("a mistake").to_string();
+        assert!(error.contains("line 1 holds `x2`"), "{error}");
+        assert!(is_heading(b"x,y\n") && is_heading(b"t,\n") && !is_heading(b"1,x2\n"));
     }
 
     #[test]

@@ -76,9 +76,40 @@ pub(crate) struct ScoreColumns {
     pub(crate) kind: ScoreKind,
     /// The column with the score that there is anything at all.
     pub(crate) objectness: Option<usize>,
-    /// Whether the first class is "nothing".
+    /// The class that is "nothing": `true` or `"first"`, or `"last"`.
     #[serde(default)]
-    pub(crate) background: bool,
+    pub(crate) background: Background,
+}
+
+/// Which class of a row is "nothing".
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "BackgroundField")]
+pub(crate) enum Background {
+    #[default]
+    None,
+    First,
+    Last,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum BackgroundField {
+    IsThere(bool),
+    Place(String),
+}
+
+impl TryFrom<BackgroundField> for Background {
+    type Error = &'static str;
+
+    fn try_from(field: BackgroundField) -> Result<Self, Self::Error> {
+        match field {
+            BackgroundField::IsThere(false) => Ok(Self::None),
+            BackgroundField::IsThere(true) => Ok(Self::First),
+            BackgroundField::Place(place) if place == "first" => Ok(Self::First),
+            BackgroundField::Place(place) if place == "last" => Ok(Self::Last),
+            BackgroundField::Place(_) => Err("`background` is true, \"first\" or \"last\""),
+        }
+    }
 }
 
 /// What the scores are.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use hedge_core::agree::iou;
 use hedge_proto::{BOXES_MAX, Doubt, Found, Measure, Output, Rect, Share};
 
-use self::columns::ScoreKind;
+use self::columns::{Background, ScoreKind};
 pub(super) use self::columns::{BoxColumns, ClassColumn, ScoreColumns};
 use self::tables::{Cells, Tables};
 use super::{Tensors, Unusable, label};
@@ -59,7 +59,7 @@ impl Detect {
                 return Err(format!("`{field}` names no output"));
             }
         }
-        if classes.is_some() && (scores.background || scores.kind == ScoreKind::Softmax) {
+        if classes.is_some() && (scores.background != Background::None || scores.kind == ScoreKind::Softmax) {
             return Err(
                 "`classes` are chosen by the model, so `scores` are one number a row, without a background".into()
             );
@@ -178,7 +178,8 @@ impl Detect {
     fn tables<'a>(&self, outputs: &'a Tensors, names: &[String], labels: usize) -> Result<Tables<'a>, Unusable> {
         let Self { boxes, scores, classes, .. } = self;
         let chosen = classes.is_some();
-        let of_scores = scores.at + if chosen { 1 } else { labels + usize::from(scores.background) };
+        let of_scores =
+            scores.at + if chosen { 1 } else { labels + usize::from(scores.background != Background::None) };
         let uses = |own: &[String]| names.iter().any(|name| own.contains(name));
         let mut columns = if uses(&boxes.names) { boxes.at + 4 * boxes.bins } else { 0 };
         if uses(&scores.names) {
@@ -241,7 +242,11 @@ impl ScoreKind {
 impl ScoreColumns {
     /// Tells each class that scores enough.
     fn each(&self, numbers: &[f32], anything: f32, mut tell: impl FnMut(usize, f32)) -> Result<(), Unusable> {
-        let skip = usize::from(self.background);
+        let (skip, end) = match self.background {
+            Background::None => (0, numbers.len()),
+            Background::First => (1, numbers.len()),
+            Background::Last => (0, numbers.len().saturating_sub(1)),
+        };
         match self.kind {
             ScoreKind::Softmax => {
                 let greatest = numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -249,7 +254,7 @@ impl ScoreColumns {
                 if !sum.is_finite() {
                     return Err(Unusable::NotFinite);
                 }
-                for (class, number) in numbers.iter().enumerate().skip(skip) {
+                for (class, number) in numbers.iter().enumerate().take(end).skip(skip) {
                     let score = (number - greatest).exp() / sum * anything;
                     if score > FLOOR {
                         tell(class - skip, score);
@@ -257,7 +262,7 @@ impl ScoreColumns {
                 }
             }
             kind => {
-                for (class, number) in numbers.iter().enumerate().skip(skip) {
+                for (class, number) in numbers.iter().enumerate().take(end).skip(skip) {
                     let score = kind.one(*number)? * anything;
                     if score > FLOOR {
                         tell(class - skip, score);
