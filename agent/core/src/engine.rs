@@ -237,6 +237,7 @@ impl Engine {
         let before = (self.link.state(), self.link.reason());
         self.take(now, event);
         self.advance(now);
+        self.link.delivers(self.uplink.not_taken(), self.uplink.is_held(now));
         self.link.expects_word(now, self.uplink.expects_word());
         debug_assert_eq!(self.broken_bound(), None);
         let (state, reason) = (self.link.state(), self.link.reason());

@@ -90,6 +90,13 @@ impl Policies {
     }
 }
 
+/// Whether figures and answers go over the wire at their own pace in this state. Over its budget a device tells that it
+/// is, and leaves the rest to whoever must reach it.
+#[must_use]
+pub fn tells(state: LinkState) -> bool {
+    state != LinkState::OverBudget
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
