@@ -102,6 +102,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn over_its_budget_a_device_leaves_the_rest_to_whoever_must_reach_it() {
+        for state in LinkState::ALL {
+            assert_eq!(tells(state), state != LinkState::OverBudget, "{state:?}");
+        }
+    }
+
+    #[test]
     fn without_a_connection_nobody_waits_and_with_one_the_queue_is_not_held() {
         for state in LinkState::ALL {
             let policy = Policies::DEFAULT.of(state);
