@@ -236,6 +236,7 @@ impl Engine {
     pub fn handle(&mut self, now: Moment, event: Event) {
         let before = (self.link.state(), self.link.reason());
         self.take(now, event);
+        self.link.delivers(self.uplink.not_taken(), self.uplink.is_held(now));
         self.advance(now);
         self.link.expects_word(now, self.uplink.expects_word());
         debug_assert_eq!(self.broken_bound(), None);

@@ -136,6 +136,10 @@ pub struct Link {
     /// The cloud owes a word since then.
     silent_since: Option<Moment>,
     late: bool,
+    /// What becomes of cases, if the broker takes them to no cloud.
+    not_taken: Option<&'static str>,
+    /// The cloud asked for rest.
+    held: bool,
     over_budget: Option<Reached>,
     /// Not even the connection may cost anything until then.
     exhausted: Option<Reached>,
@@ -170,6 +174,8 @@ impl Link {
             proven: false,
             silent_since: None,
             late: false,
+            not_taken: None,
+            held: false,
             over_budget: None,
             exhausted: None,
             spares: false,
@@ -419,6 +425,12 @@ impl Link {
         self.weigh();
     }
 
+    /// What became of the last case if the broker took it to no cloud, and whether a cloud asked for rest.
+    pub fn delivers(&mut self, not_taken: Option<&'static str>, held: bool) {
+        (self.not_taken, self.held) = (not_taken, held);
+        self.weigh();
+    }
+
     /// A ceiling is reached, or none is any longer. Reached, the link stays up and only listens; exhausted, it is left.
     pub fn budget(&mut self, reached: Option<Reached>, exhausted: Option<Reached>) {
         (self.over_budget, self.exhausted) = (reached, exhausted);
@@ -462,8 +474,13 @@ impl Link {
             (LinkState::Degraded, "the cloud does not read this agent's messages; update the cloud")
         } else if self.accept_per_s() == Some(0.0) {
             (LinkState::Degraded, "the cloud takes no cases now")
+        } else if let Some(reason) = self.not_taken {
+            (LinkState::Degraded, reason)
         } else if self.late {
             (LinkState::Degraded, "the cloud's answers are late")
+        } else if self.held {
+            // Nothing is wrong with the link: a cloud with much to do says so to one device after the other.
+            (LinkState::Online, "connected; the cloud is busy and asked for rest, and cases wait until it is over")
         } else {
             (LinkState::Online, "connected, and a cloud is there")
         };

@@ -90,9 +90,23 @@ impl Policies {
     }
 }
 
+/// Whether figures and answers go over the wire at their own pace in this state. Over its budget a device tells that it
+/// is, and leaves the rest to whoever must reach it.
+#[must_use]
+pub fn tells(state: LinkState) -> bool {
+    state != LinkState::OverBudget
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn over_its_budget_a_device_leaves_the_rest_to_whoever_must_reach_it() {
+        for state in LinkState::ALL {
+            assert_eq!(tells(state), state != LinkState::OverBudget, "{state:?}");
+        }
+    }
 
     #[test]
     fn without_a_connection_nobody_waits_and_with_one_the_queue_is_not_held() {

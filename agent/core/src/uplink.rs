@@ -106,6 +106,8 @@ pub struct Uplink {
     /// No payload is sent before this: nobody took the last one. And how often in a row that was so.
     nobody_until: Moment,
     nobody_times: u32,
+    /// What became of the last payload, if the broker took it to nobody.
+    not_taken: Option<&'static str>,
     connected_at: Moment,
     /// What messages do not take over the present connection.
     limit: Option<Limit>,
@@ -145,6 +147,7 @@ impl Uplink {
             last_send: None,
             nobody_until: Moment(0),
             nobody_times: 0,
+            not_taken: None,
             connected_at: Moment(0),
             limit: None,
             cut: Vec::new(),
@@ -294,6 +297,19 @@ impl Uplink {
     pub fn somebody_listens(&mut self) {
         self.nobody_until = Moment(0);
         self.nobody_times = 0;
+        self.not_taken = None;
+    }
+
+    /// One sentence for people, while the broker takes payloads to nobody.
+    #[must_use]
+    pub fn not_taken(&self) -> Option<&'static str> {
+        self.not_taken
+    }
+
+    /// Whether nothing is sent because the cloud asked for rest.
+    #[must_use]
+    pub fn is_held(&self, now: Moment) -> bool {
+        now < self.hold_until
     }
 
     fn nobody_listens(&mut self, now: Moment) {

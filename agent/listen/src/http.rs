@@ -13,6 +13,7 @@ use axum::extract::ConnectInfo;
 use bytes::Bytes;
 use hyper::Request;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::header::{HOST, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -50,7 +51,8 @@ async fn serve_one(accepted: Accepted, routes: Router, stop: CancellationToken) 
     let (place, from) = (accepted.place.clone(), accepted.from);
     place.await_peer();
     let routes = TowerToHyperService::new(routes);
-    let answer = service_fn(move |request: Request<Incoming>| {
+    let answer = service_fn(move |mut request: Request<Incoming>| {
+        asked_of(&mut request);
         let mut asked = Asked::begin(&place, request);
         if let Some(from) = from {
             asked.extensions_mut().insert(ConnectInfo(from));
@@ -79,6 +81,14 @@ async fn serve_one(accepted: Accepted, routes: Router, stop: CancellationToken) 
     if let Err(error) = ended {
         // The peer's doing: it went away, idled, or does not speak HTTP.
         tracing::debug!("a connection ended early: {error}");
+    }
+}
+
+/// Whom a whole URL in the first line names is who is asked, whatever `Host` says (RFC 9112, 3.2.2).
+fn asked_of<B>(request: &mut Request<B>) {
+    let named = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    if let Some(named) = named {
+        request.headers_mut().insert(HOST, named);
     }
 }
 

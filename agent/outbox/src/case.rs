@@ -232,7 +232,7 @@ pub enum Trouble {
     )]
     Elsewhere,
     /// What was stored is gone.
-    #[error("its folder or its files were deleted or replaced while the agent ran")]
+    #[error("its folder or its files were deleted, replaced or written to while the agent ran")]
     Gone,
 }
 

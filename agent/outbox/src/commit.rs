@@ -142,7 +142,7 @@ impl Committer {
         match self.shared.disk.place() {
             Place::Elsewhere => Some(Trouble::Elsewhere),
             Place::Gone => Some(Trouble::Gone),
-            Place::Here => self.writer.head_is_deleted().then_some(Trouble::Gone),
+            Place::Here => self.writer.head_is_spoilt().then_some(Trouble::Gone),
         }
     }
 
@@ -159,7 +159,7 @@ impl Committer {
     /// Nothing is durable in a log that went away.
     fn refused(&mut self) -> Option<Committed> {
         let trouble = self.lost()?;
-        // Noted first: a deleted head is closed here, and would not be known as such any more.
+        // Noted first: a spoilt head is closed here, and would not be known as such any more.
         self.shared.note(Some(trouble.clone()));
         self.writer.close_head();
         Some(Committed { durable: Vec::new(), error: Some(io::Error::other(trouble.to_string())) })

@@ -17,6 +17,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use hedge_core::policy;
 use hedge_proto::LinkState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -309,7 +310,7 @@ fn remember(file: &ConfigFile, pipeline: &Pipeline, keeper: &Keeper) {
     }
 }
 
-/// Publishes live figures, and at once when the link has changed.
+/// Publishes live figures as often as settings say where the budget allows it, and at once when the link has changed.
 async fn report(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, stop: CancellationToken) {
     let Some(uplink) = uplink else { return };
     let (mut link, mut settings) = (pipeline.link.clone(), pipeline.settings.clone());
@@ -320,7 +321,7 @@ async fn report(pipeline: Arc<Pipeline>, uplink: Option<Uplink>, stop: Cancellat
         let interval = settings.borrow_and_update().config.telemetry_interval();
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep_until(told_at + interval) => {}
+            () = tokio::time::sleep_until(told_at + interval), if policy::tells(told) => {}
             changed = settings.changed() => {
                 if changed.is_err() {
                     return;

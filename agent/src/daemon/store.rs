@@ -144,8 +144,8 @@ fn say_what_is_gone(state: &mut StateFile, outbox: &Outbox, faults: &Faults) -> 
     let gone = before.saturating_sub(now.waiting + now.answered + now.dead);
     if gone > 0 {
         let sentence = format!(
-            "{gone} cases that were stored are gone: the outbox's folder or its files were deleted or replaced while the \
-             agent ran; see that nothing else writes there"
+            "{gone} cases that were stored are gone: the outbox's folder or its files were deleted, replaced or written to while \
+             the agent ran; see that nothing else writes there"
         );
         faults.set(&Part::LastRun, sentence);
     }

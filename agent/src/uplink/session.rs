@@ -288,7 +288,9 @@ async fn subscribe(shared: &Shared, client: &AsyncClient) -> Result<(), Trouble>
 pub fn subscribed(ack: &SubAck) -> Result<(), Trouble> {
     match ack.return_codes.iter().find(|code| **code != SubscribeReasonCode::Success(QoS::AtLeastOnce)) {
         None => Ok(()),
-        Some(SubscribeReasonCode::Success(_)) => Err(Trouble::NoQos1),
+        Some(SubscribeReasonCode::Success(QoS::AtMostOnce)) => Err(Trouble::NoQos1),
+        // More than was asked for.
+        Some(SubscribeReasonCode::Success(_)) => Err(Trouble::BrokenProtocol),
         Some(SubscribeReasonCode::WildcardSubscriptionsNotSupported) => Err(Trouble::NoWildcards),
         Some(_) => Err(Trouble::NotSubscribed),
     }

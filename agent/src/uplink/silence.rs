@@ -14,6 +14,10 @@ use tokio::time::Instant;
 /// Silence for so long, with an acknowledgement owed, is a broken link: an outage is seen within 45 s.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
+/// However much else comes, a publish without its acknowledgement for so long is lost to the broker: they come in order.
+/// The case in it would be stuck, and its place taken, for as long as the connection lasts.
+const UNANSWERED_MAX: Duration = Duration::from_secs(120);
+
 /// What is on its way takes time by itself: the slowest link that is served has 16 kbit/s.
 const BYTES_PER_S_MIN: f64 = 2_000.0;
 
@@ -29,14 +33,22 @@ pub(super) struct Silence(Mutex<Owed>);
 
 #[derive(Debug)]
 struct Owed {
-    /// The bytes of each publish, by its number.
-    publishes: BTreeMap<u64, usize>,
+    /// By its number.
+    publishes: BTreeMap<u64, Publish>,
     next: u64,
     bytes: usize,
     /// The last sign of life, or when the first of these publishes began.
     since: Instant,
     /// What the link carried at least when the last publish was acknowledged.
     bytes_per_s: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Publish {
+    bytes: usize,
+    /// With what was on its way before it.
+    ahead: usize,
+    since: Instant,
 }
 
 impl Silence {
@@ -54,9 +66,10 @@ impl Silence {
             }
             let number = owed.next;
             owed.next += 1;
-            owed.publishes.insert(number, bytes);
             owed.bytes += bytes;
-            Debt { silence: self, number, bytes, ahead: owed.bytes, since }
+            let publish = Publish { bytes, ahead: owed.bytes, since };
+            owed.publishes.insert(number, publish);
+            Debt { silence: self, number, publish }
         })
     }
 
@@ -68,7 +81,7 @@ impl Silence {
     /// Returns once the broker has been silent for too long.
     pub(super) async fn broken(&self) {
         loop {
-            let until = self.with(|owed| owed.since + owed.silence_max());
+            let until = self.with(|owed| owed.until());
             if self.with(|owed| !owed.publishes.is_empty()) && Instant::now() >= until {
                 return;
             }
@@ -83,9 +96,14 @@ impl Silence {
 }
 
 impl Owed {
-    fn silence_max(&self) -> Duration {
-        let first = self.publishes.first_key_value().map_or(0, |(_, bytes)| *bytes);
-        silence_max(first, self.bytes_per_s / SLOWER_MAX)
+    /// When the connection is given up, if nothing comes.
+    fn until(&self) -> Instant {
+        let first = self.publishes.first_key_value().map(|(_, first)| *first);
+        let silent = self.since + silence_max(first.map_or(0, |first| first.bytes), self.bytes_per_s / SLOWER_MAX);
+        let unanswered = |first: Publish| {
+            first.since + UNANSWERED_MAX + Duration::from_secs_f64(first.ahead as f64 / BYTES_PER_S_MIN)
+        };
+        first.map(unanswered).map_or(silent, |unanswered| silent.min(unanswered))
     }
 }
 
@@ -99,18 +117,16 @@ pub(super) fn silence_max(bytes: usize, bytes_per_s: f64) -> Duration {
 pub(super) struct Debt<'a> {
     silence: &'a Silence,
     number: u64,
-    bytes: usize,
-    /// With what was on its way before it.
-    ahead: usize,
-    since: Instant,
+    publish: Publish,
 }
 
 impl Debt<'_> {
     /// It is acknowledged. Returns the bytes per second that the link has carried; `None` if it was too little to tell.
     pub(super) fn paid(&self) -> Option<f64> {
-        let bytes_per_s = self.ahead as f64 / self.since.elapsed().as_secs_f64().max(1e-3);
+        let Publish { ahead, since, .. } = self.publish;
+        let bytes_per_s = ahead as f64 / since.elapsed().as_secs_f64().max(1e-3);
         self.silence.with(|owed| owed.bytes_per_s = bytes_per_s);
-        (self.ahead >= CARRIED_BYTES_MIN).then_some(bytes_per_s)
+        (ahead >= CARRIED_BYTES_MIN).then_some(bytes_per_s)
     }
 }
 
@@ -118,7 +134,7 @@ impl Drop for Debt<'_> {
     fn drop(&mut self) {
         self.silence.with(|owed| {
             owed.publishes.remove(&self.number);
-            owed.bytes -= self.bytes;
+            owed.bytes -= self.publish.bytes;
         });
     }
 }
@@ -165,6 +181,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_publish_that_is_never_acknowledged_breaks_the_connection_however_much_else_comes() {
+        let silence = Silence::new();
+        let _debt = silence.owed(500);
+        let start = Instant::now();
+        let talking = async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                silence.heard();
+                drop(silence.owed(500)); // acknowledged
+            }
+        };
+        tokio::select! {
+            () = silence.broken() => {}
+            () = talking => {}
+            () = tokio::time::sleep(Duration::from_secs(600)) => panic!("it is kept for ever"),
+        }
+        assert!(start.elapsed() >= UNANSWERED_MAX && start.elapsed() <= UNANSWERED_MAX + SILENCE_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn signs_of_life_and_having_nothing_owed_keep_it() {
         let silence = Silence::new();
         drop(silence.owed(500));
@@ -172,7 +208,7 @@ mod tests {
         assert!(tokio::time::timeout(hour, silence.broken()).await.is_err(), "nothing is owed");
         let _debt = silence.owed(500);
         let talking = async {
-            for _ in 0..10 {
+            for _ in 0..6 {
                 tokio::time::sleep(SILENCE_MAX / 2).await;
                 silence.heard();
             }

@@ -61,7 +61,10 @@ pub fn read(error: &ConnectionError, dialled: &Dialled<'_>) -> Trouble {
         }
         (ConnectionError::MqttState(StateError::Deserialization(MqttError::PayloadSizeLimitExceeded { .. })), _)
         | (ConnectionError::MqttState(StateError::IncomingPacketTooLarge { .. }), _) => Trouble::TooLarge,
-        (ConnectionError::MqttState(_), _) if !dialled.greeted => Trouble::NotMqtt,
+        // A CONNACK that cannot be is MQTT all the same.
+        (ConnectionError::MqttState(_), _) if !dialled.greeted && dialled.meter.opening().first() != Some(&0x20) => {
+            Trouble::NotMqtt
+        }
         (ConnectionError::MqttState(_) | ConnectionError::NotConnAck(_), _) => Trouble::BrokenProtocol,
         (ConnectionError::SessionStateMismatch { .. }, _) => Trouble::BrokenProtocol,
         (ConnectionError::Tls(_), _) => Trouble::NotTrusted,

@@ -24,10 +24,10 @@ pub use self::command::CommandSink;
 pub use self::delivery::Delivery;
 pub use self::jsonl::Jsonl;
 pub use self::locals::Locals;
-pub use self::mqtt::MqttSink;
+pub use self::mqtt::{MqttSink, Spending};
 pub use self::sinks::Sinks;
 pub use self::webhook::Webhook;
-use crate::uplink::{Meter, Uplink, options};
+use crate::uplink::{Meter, options};
 use hedge_config::{BrokerConfig, SinkConfig, VerdictsConfig};
 
 /// Why an answer was not delivered.
@@ -39,8 +39,8 @@ pub enum SinkError {
     /// It did not take this answer. The next one it may take, and this one later.
     #[error("{0}")]
     Refused(String),
-    /// The device is offline, which is no fault of the sink.
-    #[error("there is no connection to the broker")]
+    /// The device is offline, or has no bytes left for answers; neither is a fault of the sink.
+    #[error("nothing goes to the broker now")]
     Offline,
 }
 
@@ -70,14 +70,14 @@ pub const BATCH_MAX: usize = 256;
 
 impl Sink {
     /// Nothing is opened or read yet.
-    fn new(name: Name, number: u8, config: &SinkConfig, uplink: Option<&Uplink>, device: &DeviceId) -> Self {
+    fn new(name: Name, number: u8, config: &SinkConfig, uplink: Option<Spending>, device: &DeviceId) -> Self {
         let way = match config {
             SinkConfig::Jsonl(file) => Way::Jsonl(Jsonl::new(file.path.clone(), file.bytes_max)),
             SinkConfig::Webhook(webhook) => Way::Webhook(Webhook::new(webhook.clone())),
             SinkConfig::Command(command) => Way::Command(CommandSink::new(&command.command)),
             SinkConfig::Mqtt(mqtt) => Way::Mqtt(match &mqtt.broker {
                 Some(broker) => MqttSink::on_broker((**broker).clone(), device.clone()),
-                None => MqttSink::on_uplink(uplink.cloned()),
+                None => MqttSink::on_uplink(uplink),
             }),
         };
         Self { name, number, wanted: config.wanted(), way }

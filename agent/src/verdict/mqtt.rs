@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedge_core::link::{Profile, refusal};
+use hedge_core::policy::tells;
 use hedge_proto::{Answer, DeviceId, Name, Topic, Topics, to_json};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::{
@@ -12,6 +13,7 @@ use rumqttc::{
 use tokio::sync::watch;
 
 use super::SinkError;
+use crate::link::LinkView;
 use crate::uplink::{Meter, OptionsError, PublishError, Uplink, options};
 use hedge_config::BrokerConfig;
 
@@ -24,8 +26,27 @@ const REQUESTS_MAX: usize = 8;
 /// Answers to MQTT.
 pub enum MqttSink {
     /// Where the cases go; without `[broker]` nowhere.
-    Uplink(Option<Uplink>),
+    Uplink(Option<Spending>),
     Near(Box<Near>),
+}
+
+/// The uplink, whose bytes are counted.
+pub struct Spending {
+    pub uplink: Uplink,
+    pub link: watch::Receiver<LinkView>,
+}
+
+impl Spending {
+    /// What is left over a reached ceiling is for whoever must reach the device; answers wait for room.
+    async fn answer(&self, answer: &Answer) -> Result<(), SinkError> {
+        if !tells(self.link.borrow().state) {
+            return Err(SinkError::Offline);
+        }
+        self.uplink.answer(answer).await.map_err(|error| match error {
+            PublishError::Refused(_) | PublishError::TooLarge { .. } => SinkError::Refused(error.to_string()),
+            PublishError::NotConnected | PublishError::Nobody | PublishError::Unclear => SinkError::Offline,
+        })
+    }
 }
 
 /// A broker of the sink's own.
@@ -45,7 +66,7 @@ struct Open {
 impl MqttSink {
     /// Publishes where the cases go.
     #[must_use]
-    pub fn on_uplink(uplink: Option<Uplink>) -> Self {
+    pub fn on_uplink(uplink: Option<Spending>) -> Self {
         Self::Uplink(uplink)
     }
 
@@ -68,10 +89,7 @@ impl MqttSink {
 
     pub async fn send(&mut self, answer: &Answer) -> Result<(), SinkError> {
         match self {
-            Self::Uplink(Some(uplink)) => uplink.answer(answer).await.map_err(|error| match error {
-                PublishError::Refused(_) | PublishError::TooLarge { .. } => SinkError::Refused(error.to_string()),
-                PublishError::NotConnected | PublishError::Nobody | PublishError::Unclear => SinkError::Offline,
-            }),
+            Self::Uplink(Some(uplink)) => uplink.answer(answer).await,
             Self::Uplink(None) => self.look().map_err(SinkError::Away),
             Self::Near(near) => near.send(answer).await,
         }

@@ -97,7 +97,8 @@ impl Sinks {
             tokio::spawn(ended);
             return;
         };
-        let sink = Sink::new(name.clone(), number, config, self.uplink.as_ref(), &self.device);
+        let uplink = self.uplink.clone().map(|uplink| super::Spending { uplink, link: self.verdicts.link.clone() });
+        let sink = Sink::new(name.clone(), number, config, uplink, &self.device);
         self.verdicts.locals.serve(&sink);
         self.verdicts.figures.sink(name, |_| {});
         let stop = self.stop.child_token();

@@ -5,12 +5,24 @@ use hedge_proto::{CaseKey, PayloadForm};
 use super::tracked::{Phase, Whole};
 use super::*;
 
+const REFUSED: &str =
+    "the broker refuses this device's cases; let it write hedge/v1/ID/up/#, see docs/brokers.md and the broker's log";
+
+const NOBODY: &str =
+    "the broker has nobody for this device's cases; see that the cloud runs and subscribes at this broker";
+
 impl Uplink {
     /// A publish of these cases has ended.
     pub fn published(&mut self, now: Moment, keys: &[CaseKey], outcome: Publish) {
         match outcome {
-            Publish::Nobody | Publish::Refused => self.nobody_listens(now),
-            Publish::Acknowledged => self.passed(keys),
+            Publish::Nobody | Publish::Refused => {
+                self.nobody_listens(now);
+                self.not_taken = Some(if outcome == Publish::Refused { REFUSED } else { NOBODY });
+            }
+            Publish::Acknowledged => {
+                self.passed(keys);
+                self.not_taken = None;
+            }
             // Its thumbnail did fit, and so do those of others.
             Publish::TooLarge { .. } if self.goes_whole(keys) => {}
             Publish::TooLarge { bytes_max } => self.exceeds(now, keys, bytes_max),
@@ -18,7 +30,7 @@ impl Uplink {
             Publish::Newer { version } => self.newer = Some((version, now + QUIET_MAX + QUIET_MAX)),
             Publish::Named => {
                 self.cleared(keys);
-                self.carried_small = true;
+                (self.carried_small, self.not_taken) = (true, None);
             }
             Publish::Unclear | Publish::Stuck => {}
         }

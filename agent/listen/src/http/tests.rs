@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use axum::http::HeaderMap;
 use axum::routing::{get, post};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -17,6 +18,10 @@ const LARGE: usize = 32 * 1024 * 1024;
 async fn server() -> (SocketAddr, CancellationToken) {
     let routes = Router::new()
         .route("/", get(async || "good"))
+        .route(
+            "/host",
+            get(async |headers: HeaderMap| format!("{:?}", headers.get_all(HOST).iter().collect::<Vec<_>>())),
+        )
         .route("/whole", post(async |body: Bytes| body.len().to_string()))
         .route("/large", get(async || vec![0; LARGE]))
         .route("/slow", get(std::future::pending::<&str>));
@@ -62,6 +67,17 @@ async fn slow_and_silent_peers_of_every_kind_keep_nobody_out() {
                 .unwrap_or_else(|_| panic!("kept out by {slow:?}"));
         }
         stop.cancel();
+    }
+}
+
+#[tokio::test]
+async fn a_whole_url_in_the_first_line_says_who_is_asked() {
+    let (address, _stop) = server().await;
+    for (target, expected) in [("/host", "[\"localhost\"]"), ("http://evil.example/host", "[\"evil.example\"]")] {
+        let asked = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let (mut socket, mut text) = (begin(address, &asked).await, String::new());
+        socket.read_to_string(&mut text).await.expect("read");
+        assert!(text.ends_with(expected), "{text}");
     }
 }
 

@@ -77,9 +77,11 @@ impl Writer {
         self.written_bytes
     }
 
-    /// Whether somebody has deleted the segment that is written to.
-    pub(crate) fn head_is_deleted(&self) -> bool {
-        self.head.as_ref().is_some_and(|head| head.file.is_deleted())
+    /// Whether somebody has deleted the segment that is written to, cut it short or written to it: a record is only found
+    /// at the place that it is sealed for.
+    pub(crate) fn head_is_spoilt(&self) -> bool {
+        let is_longer_or_shorter = |head: &HeadSegment| head.file.bytes().is_ok_and(|bytes| bytes != head.bytes);
+        self.head.as_ref().is_some_and(|head| head.file.is_deleted() || is_longer_or_shorter(head))
     }
 
     /// Closes the head: the next record begins a new segment.

@@ -1,6 +1,7 @@
 //! Power cuts, failing syncs, full disks, caps and broken queues.
 
 use std::fs;
+use std::io::Write as _;
 use std::sync::Arc;
 
 use hedge_core::clock::Moment;
@@ -261,6 +262,30 @@ fn nothing_is_said_to_be_stored_in_a_folder_that_was_deleted_replaced_or_emptied
         let (outbox, report) = Outbox::open(bench.folder.path(), LIMITS).unwrap();
         assert_eq!(report.cases, 0, "a start finds what is there");
         bench.wait(outbox.store(case(3, 1.0, 100))).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_said_to_be_stored_in_a_file_that_was_cut_short_or_written_to() {
+    type Harm = fn(&fs::File);
+    let cut: Harm = |file| file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    let emptied: Harm = |file| file.set_len(0).unwrap();
+    let written: Harm = |mut file| file.write_all(b"somebody else's").unwrap();
+    for harm in [cut, emptied, written] {
+        let bench = Bench::new();
+        let (outbox, _) = Outbox::open(bench.folder.path(), LIMITS).unwrap();
+        bench.wait(outbox.store(case(1, 1.0, 100))).unwrap();
+        let path = bench.folder.path().join("log/00000001.log");
+        harm(&fs::File::options().append(true).open(path).unwrap());
+        assert_eq!(bench.wait(outbox.store(case(2, 1.0, 100))), Err(Refusal::Disk));
+        assert_eq!(*outbox.trouble().borrow(), Some(Trouble::Gone));
+        drop(outbox);
+        let (outbox, _) = Outbox::open(bench.folder.path(), LIMITS).unwrap();
+        assert!(outbox.lookup(key(2)).is_none(), "what was refused was not stored");
+        bench.wait(outbox.store(case(3, 1.0, 100))).unwrap();
+        drop(outbox);
+        let (outbox, _) = Outbox::open(bench.folder.path(), LIMITS).unwrap();
+        assert!(outbox.read(key(3)).unwrap().is_some());
     }
 }
 

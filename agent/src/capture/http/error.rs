@@ -1,6 +1,6 @@
 //! What went wrong, as a status and one sentence of JSON.
 
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 
@@ -67,6 +67,18 @@ impl From<hedge_listen::Refused> for HttpError {
         };
         // What comes with it is not read.
         Self::closing(status, refused.to_string())
+    }
+}
+
+impl From<JsonRejection> for HttpError {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for HttpError {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
     }
 }
 

@@ -5,16 +5,17 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
 
 use super::{Api, HttpError};
 use crate::capture::Intake;
-use crate::queue::{CaseDocument, Changed, CheckReport, Id, Listing, Queue, QueueError, Selection, Stage, Stats};
+use crate::queue::{CaseDocument, Changed, CheckReport, Id, Listing, Queue, QueueError, Stage, Stats};
 
 /// How many cases are listed when nothing else is asked for.
 const LINES: usize = 50;
@@ -39,7 +40,7 @@ struct Wanted {
 }
 
 type Asked = Result<Query<Wanted>, QueryRejection>;
-type Body = Result<Json<Selection>, JsonRejection>;
+type Named = Result<Path<String>, PathRejection>;
 
 async fn list<I: Intake>(State(api): State<Arc<Api<I>>>, wanted: Asked) -> Result<Json<Listing>, HttpError> {
     let Query(wanted) = wanted?;
@@ -60,27 +61,32 @@ async fn check<I: Intake>(State(api): State<Arc<Api<I>>>) -> Result<Json<CheckRe
     Ok(Json(off_the_workers(api.intake.queue(), |queue| queue.check()).await?))
 }
 
-async fn show<I: Intake>(
-    State(api): State<Arc<Api<I>>>,
-    Path(id): Path<String>,
-) -> Result<Json<CaseDocument>, HttpError> {
-    let id = parse(&id)?;
+async fn show<I: Intake>(State(api): State<Arc<Api<I>>>, id: Named) -> Result<Json<CaseDocument>, HttpError> {
+    let id = parse(&id?)?;
     Ok(Json(off_the_workers(api.intake.queue(), move |queue| queue.show(id)).await?))
 }
 
-async fn payload<I: Intake>(State(api): State<Arc<Api<I>>>, Path(id): Path<String>) -> Result<Response, HttpError> {
-    let id = parse(&id)?;
+async fn payload<I: Intake>(State(api): State<Arc<Api<I>>>, id: Named) -> Result<Response, HttpError> {
+    let id = parse(&id?)?;
     let bytes = off_the_workers(api.intake.queue(), move |queue| queue.payload(id)).await?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
 }
 
-async fn requeue<I: Intake>(State(api): State<Arc<Api<I>>>, body: Body) -> Result<Json<Vec<Changed>>, HttpError> {
-    let Json(selection) = body?;
+async fn requeue<I: Intake>(
+    State(api): State<Arc<Api<I>>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Vec<Changed>>, HttpError> {
+    let selection = api.bodies.receive_json(&headers, body).await?;
     Ok(Json(api.intake.queue().requeue(&selection).await?))
 }
 
-async fn drop_cases<I: Intake>(State(api): State<Arc<Api<I>>>, body: Body) -> Result<Json<Vec<Changed>>, HttpError> {
-    let Json(selection) = body?;
+async fn drop_cases<I: Intake>(
+    State(api): State<Arc<Api<I>>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Vec<Changed>>, HttpError> {
+    let selection = api.bodies.receive_json(&headers, body).await?;
     Ok(Json(api.intake.queue().drop_cases(&selection).await?))
 }
 
@@ -107,11 +113,5 @@ impl From<QueueError> for HttpError {
             QueueError::Damaged(_) | QueueError::Io(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())
-    }
-}
-
-impl From<JsonRejection> for HttpError {
-    fn from(rejection: JsonRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text())
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
@@ -207,13 +207,13 @@ pub(super) struct GetQuery {
 /// The last word on an id. 202 means: its case waits since an earlier run, and only the correction will be known.
 pub(super) async fn get<I: Intake>(
     State(api): State<Arc<Api<I>>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     query: Result<Query<GetQuery>, QueryRejection>,
 ) -> Result<Response, HttpError> {
     let arrived = Instant::now();
     let Query(query) = query?;
     let not_ours = || HttpError::new(StatusCode::NOT_FOUND, "no answer of this device has this id");
-    let id: CaseId = id.parse().map_err(|_| not_ours())?;
+    let id: CaseId = id?.parse().map_err(|_| not_ours())?;
     match api.intake.lookup(&id).await {
         Lookup::Found(remembered) => {
             let answer = api.intake.as_it_stands(remembered.latest().clone());

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Json;
 use serde_json::{Map, Value};
 
@@ -15,9 +15,10 @@ use crate::control::Reset;
 /// The body is an empty JSON object, which a browser does not send across sites without asking first.
 pub(super) async fn reset<I: Intake>(
     State(api): State<Arc<Api<I>>>,
-    body: Result<Json<Map<String, Value>>, JsonRejection>,
+    headers: HeaderMap,
+    body: Body,
 ) -> Result<Json<Reset>, HttpError> {
-    let Json(body) = body?;
+    let body: Map<String, Value> = api.bodies.receive_json(&headers, body).await?;
     if let Some(field) = body.keys().next() {
         return Err(HttpError::bad_request(format!("a reset takes no `{field}`")));
     }

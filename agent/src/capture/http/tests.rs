@@ -225,7 +225,10 @@ async fn each_bad_request_gets_its_status_and_a_sentence() {
     let two = "[[source]]\nname = \"a\"\nkind = \"http\"\n[[source]]\nname = \"b\"\nkind = \"http\"";
     let server = server(two).await;
     let long_metadata = format!("POST /v1/samples?source=a HTTP/1.1\r\nX-Hedge-Metadata: \"{}\"", "x".repeat(2000));
-    let cases: [(&str, &[u8], u16, &str); 17] = [
+    let json = "Content-Type: application/json";
+    let (drop, reset) =
+        (format!("POST /v1/queue/drop HTTP/1.1\r\n{json}"), format!("POST /v1/settings/reset HTTP/1.1\r\n{json}"));
+    let cases: [(&str, &[u8], u16, &str); 22] = [
         ("POST /v1/samples HTTP/1.1", JPEG, 400, "say which source with ?source=; there are: a, b"),
         (
             "POST /v1/samples?source=c HTTP/1.1",
@@ -253,6 +256,11 @@ async fn each_bad_request_gets_its_status_and_a_sentence() {
         ("GET /v1/samples/none HTTP/1.1", b"", 404, "no answer of this device"),
         ("GET /v1/samples/dev.0000000000000003.1 HTTP/1.1", b"", 404, "no answer of this device"),
         ("GET /v1/samples/dev.0000000000000001.1 HTTP/1.1", b"", 410, "too long ago"),
+        ("GET /v1/samples/%ff HTTP/1.1", b"", 400, "UTF-8"),
+        ("POST /v1/queue/drop HTTP/1.1\r\nContent-Type: text/plain", b"{}", 415, "application/json"),
+        (&drop, b"[", 400, "EOF"),
+        (&drop, &[b' '; 200_000], 413, "200000 bytes are more than the 131072"),
+        (&reset, &[b' '; 200_000], 413, "200000 bytes are more than the 131072"),
     ];
     for (head, body, expected, text) in cases {
         let (status, _, body) = server.request(head, body).await;

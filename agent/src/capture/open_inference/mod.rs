@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
@@ -38,6 +39,7 @@ const JSON_LENGTH_HEADER: &str = "inference-header-content-length";
 const SCORES_WAIT_MAX: Duration = Duration::from_secs(30);
 
 type Shared<I> = State<Arc<Api<I>>>;
+type Named = Result<Path<Target>, PathRejection>;
 
 pub(super) fn routes<I: Intake>() -> Router<Arc<Api<I>>> {
     let mut routes = Router::new()
@@ -108,11 +110,8 @@ impl Target {
     }
 }
 
-async fn metadata<I: Intake>(
-    State(api): Shared<I>,
-    Path(target): Path<Target>,
-) -> Result<Json<serde_json::Value>, HttpError> {
-    let model = target.find(api.intake.models())?;
+async fn metadata<I: Intake>(State(api): Shared<I>, target: Named) -> Result<Json<serde_json::Value>, HttpError> {
+    let model = target?.find(api.intake.models())?;
     let output = |(name, shape): &(String, Vec<i64>)| json!({ "name": name, "datatype": "FP32", "shape": shape });
     let outputs: Vec<serde_json::Value> = model.outputs.iter().map(output).collect();
     Ok(Json(json!({
@@ -125,19 +124,19 @@ async fn metadata<I: Intake>(
     })))
 }
 
-async fn model_ready<I: Intake>(State(api): Shared<I>, Path(target): Path<Target>) -> Result<Response, HttpError> {
-    let model = target.find(api.intake.models())?;
+async fn model_ready<I: Intake>(State(api): Shared<I>, target: Named) -> Result<Response, HttpError> {
+    let model = target?.find(api.intake.models())?;
     let answer = json!({ "name": model.name, "ready": model.cannot_answer.is_none() });
     Ok(readiness(answer, "reason", model.cannot_answer.map(serde_json::Value::from)))
 }
 
 async fn infer<I: Intake>(
     State(api): Shared<I>,
-    Path(target): Path<Target>,
+    target: Named,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
-    let model = target.find(api.intake.models())?;
+    let model = target?.find(api.intake.models())?;
     let received = api.bodies.receive(&headers, body).await?;
     let request = request::read(&model, &headers, &received.bytes).map_err(HttpError::bad_request)?;
     drop(received);

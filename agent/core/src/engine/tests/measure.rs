@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::budget::Tariff;
-use crate::uplink::{ALONE_AFTER, HELD_WAIT, LIMIT_WAIT, SENDS_PER_HOUR_MAX, STUCK_WAIT, TRIES_MAX};
+use crate::uplink::{ALONE_AFTER, HELD_WAIT, LIMIT_WAIT, NOBODY_WAIT, SENDS_PER_HOUR_MAX, STUCK_WAIT, TRIES_MAX};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -191,6 +191,33 @@ fn a_case_that_the_broker_refuses_by_itself_keeps_no_other_back() {
     assert!(sent(&mut engine).is_empty());
     engine.handle(Moment(4) + STUCK_WAIT, Event::Tick);
     assert!(sent(&mut engine).contains(&2));
+}
+
+#[test]
+fn a_broker_that_takes_cases_to_nobody_is_said_until_it_takes_one() {
+    for (outcome, said) in [(Publish::Refused, "refuses this device's cases"), (Publish::Nobody, "has nobody for")] {
+        let mut engine = online(0);
+        engine.handle(Moment(3), sized(1, 100));
+        actions(&mut engine);
+        published(&mut engine, Moment(4), 1, outcome);
+        let (state, reason) = engine.link();
+        assert!(state == LinkState::Degraded && reason.contains(said), "{reason}");
+        engine.handle(Moment(4) + NOBODY_WAIT, Event::Tick);
+        assert_eq!(sent(&mut engine), [1]);
+        assert!(engine.link().1.contains(said), "nothing has been taken yet");
+        published(&mut engine, Moment(5) + NOBODY_WAIT, 1, Publish::Acknowledged);
+        assert_eq!(engine.link().0, LinkState::Online);
+    }
+}
+
+#[test]
+fn that_a_cloud_asked_for_rest_is_said_and_is_no_fault_of_the_link() {
+    let mut engine = online(0);
+    engine.handle(Moment(3), Event::Busy { after: Duration::from_secs(u32::MAX.into()) });
+    let (state, reason) = engine.link();
+    assert!(state == LinkState::Online && reason.contains("asked for rest"), "{reason}");
+    engine.handle(Moment(3) + RETRY_AFTER_MAX, Event::Tick);
+    assert_eq!(engine.link().1, "connected, and a cloud is there");
 }
 
 /// Six cases, of which the broker ends the connection over number 9.
