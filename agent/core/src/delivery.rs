@@ -34,6 +34,9 @@ pub const ASIDE_WAIT_MAX: Duration = Duration::from_secs(300);
 /// A sink that has refused so many in a row takes nothing now.
 const REFUSED_IN_A_ROW_MAX: u32 = 3;
 
+/// Deliveries that are made ready for a sink that may take none of them. What is made ready is read from the disk.
+const AT_ONCE_MIN: usize = 8;
+
 /// Deliveries that wait alone. Of more the one whose turn is next is offered at once.
 const ASIDE_MAX: usize = 1024;
 
@@ -42,6 +45,7 @@ const ASIDE_MAX: usize = 1024;
 pub struct Patience<K> {
     wait: Duration,
     refused_in_a_row: u32,
+    taken_in_a_row: usize,
     aside: BTreeMap<K, Aside>,
 }
 
@@ -53,7 +57,7 @@ struct Aside {
 
 impl<K> Default for Patience<K> {
     fn default() -> Self {
-        Self { wait: SINK_WAIT_MIN, refused_in_a_row: 0, aside: BTreeMap::new() }
+        Self { wait: SINK_WAIT_MIN, refused_in_a_row: 0, taken_in_a_row: 0, aside: BTreeMap::new() }
     }
 }
 
@@ -62,6 +66,13 @@ impl<K: Ord + Copy> Patience<K> {
     #[must_use]
     pub fn may_offer(&self, delivery: K, now: Moment) -> bool {
         self.aside.get(&delivery).is_none_or(|aside| aside.until <= now)
+    }
+
+    /// How many deliveries are made ready at once: as many as the sink has taken in a row, so that one that fails every so
+    /// often does not have hundreds read for each few that it takes.
+    #[must_use]
+    pub fn at_once(&self, most: usize) -> usize {
+        self.taken_in_a_row.clamp(AT_ONCE_MIN, most)
     }
 
     /// Deliveries that were refused and wait alone.
@@ -83,6 +94,7 @@ impl<K: Ord + Copy> Patience<K> {
         }
         self.wait = SINK_WAIT_MIN;
         self.refused_in_a_row = 0;
+        self.taken_in_a_row = self.taken_in_a_row.saturating_add(1);
         if let Some(delivery) = delivery {
             self.aside.remove(&delivery);
         }
@@ -91,6 +103,7 @@ impl<K: Ord + Copy> Patience<K> {
     /// The sink has refused one. A `delivery` waits alone from now on.
     pub fn refused(&mut self, delivery: Option<K>, now: Moment) {
         self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
+        self.taken_in_a_row = 0;
         let Some(delivery) = delivery else { return };
         let wait = self.aside.get(&delivery).map_or(ASIDE_WAIT_MIN, |aside| doubled(aside.wait, 1, ASIDE_WAIT_MAX));
         self.aside.insert(delivery, Aside { until: now + wait, wait });
@@ -104,6 +117,7 @@ impl<K: Ord + Copy> Patience<K> {
     /// How long to wait for a sink that is away or takes nothing; longer each time, until it takes something.
     pub fn wait(&mut self) -> Duration {
         let wait = self.wait;
+        self.taken_in_a_row = 0;
         self.wait = doubled(wait, 1, SINK_WAIT_MAX);
         wait
     }
@@ -157,6 +171,34 @@ mod tests {
         assert_eq!(offered[..6], [0, 2, 6, 14, 30, 62]);
         let gaps: std::vec::Vec<u64> = offered.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert_eq!(gaps.last(), Some(&300));
+    }
+
+    /// How many deliveries are made ready, and how often, until a sink that fails now and then has taken 10,000.
+    fn made_ready(fails: impl Fn(usize) -> bool) -> (usize, usize) {
+        let mut patience = Patience::<usize>::default();
+        let (mut offered, mut taken, mut ready, mut times) = (0, 0, 0, 0);
+        while taken < 10_000 {
+            let at_once = patience.at_once(256);
+            (ready, times) = (ready + at_once, times + 1);
+            for _ in 0..at_once {
+                offered += 1;
+                if fails(offered) {
+                    patience.wait();
+                    break;
+                }
+                taken += 1;
+                patience.taken(None);
+            }
+        }
+        (ready, times)
+    }
+
+    #[test]
+    fn a_sink_that_fails_every_so_often_has_few_made_ready_for_nothing_and_a_good_one_many_at_once() {
+        let (ready, times) = made_ready(|_| false);
+        assert!(ready < 10_256 && times < 50, "{ready} in {times} times");
+        let (ready, _) = made_ready(|offered| offered.is_multiple_of(5));
+        assert!(ready <= 20_000, "{ready} are read for 10,000");
     }
 
     #[test]

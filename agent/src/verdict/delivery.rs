@@ -124,9 +124,9 @@ impl Delivery {
 
     /// Delivers the oldest corrections that are due. Returns how many were settled or refused.
     async fn deliver_batch(&mut self) -> Result<usize, Stopped> {
-        let now = self.now();
-        let all = self.verdicts.outbox.undelivered(self.sink.number, BATCH_MAX + self.patience.aside());
-        let due = all.into_iter().filter(|entry| self.patience.may_offer(offered(entry), now)).take(BATCH_MAX);
+        let (now, at_once) = (self.now(), self.patience.at_once(BATCH_MAX));
+        let all = self.verdicts.outbox.undelivered(self.sink.number, at_once + self.patience.aside());
+        let due = all.into_iter().filter(|entry| self.patience.may_offer(offered(entry), now)).take(at_once);
         let due: Vec<Entry> = due.collect();
         // Whatever is due was answered locally before, so that answer is here by now.
         if let Err(Stopped::Away) = self.deliver_locals().await {
