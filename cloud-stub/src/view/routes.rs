@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::handler::Handler;
 use axum::http::header::{ACCEPT, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, Method};
@@ -22,9 +22,6 @@ use axum::routing::{MethodRouter, get, post};
 use super::{ApiError, View};
 use crate::access::{NotIn, Role, Who};
 use crate::store::Act;
-
-/// The largest body of a request: a settings document with what is said beside it.
-const BODY_BYTES_MAX: usize = 256 * 1024;
 
 /// Who may ask for something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +111,7 @@ impl Routes {
     }
 
     pub(super) fn finish(self) -> Router {
-        self.router.layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).with_state(self.view)
+        self.router.with_state(self.view)
     }
 }
 
