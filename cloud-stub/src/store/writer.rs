@@ -75,7 +75,7 @@ impl Writer {
         let lease = Lease::take(&sql, &instance)?;
         let objects = at.objects.clone();
         if let Some(objects) = &objects {
-            objects.check()?;
+            objects.check(objects::has_some(&sql)?)?;
         }
         let sweeping = objects.clone().map(|objects| Sweeping::start(objects, at.clone())).transpose()?;
         Ok(Self { sql, instance, lease, objects, _checkpoints: checkpoints, _sweeping: sweeping })

@@ -44,7 +44,7 @@ pub(in crate::capture) struct Bodies {
 /// A whole body, and the room it takes until it is dropped.
 pub(in crate::capture) struct Received {
     pub(in crate::capture) bytes: Bytes,
-    _place: Place,
+    _taken: Taken,
 }
 
 /// How large a body may be, and of what.
@@ -117,7 +117,7 @@ impl Bodies {
             return Err(HttpError::closing(StatusCode::REQUEST_TIMEOUT, text));
         };
         place.is_whole();
-        Ok(Received { bytes: whole?, _place: place })
+        Ok(Received { bytes: whole?, _taken: place })
     }
 }
 
@@ -152,7 +152,7 @@ struct Known {
 }
 
 /// What one body takes of the room, until it is dropped.
-struct Place {
+struct Taken {
     room: Arc<Room>,
     bytes: u64,
     number: u64,
@@ -169,13 +169,13 @@ impl Room {
         self.bodies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn enter(self: &Arc<Self>, bytes: u64) -> Place {
+    async fn enter(self: &Arc<Self>, bytes: u64) -> Taken {
         let place = {
             let mut known = self.known();
             let (bytes, number) = (bytes.max(ROOM_BYTES_MIN), known.next);
             known.next += 1;
             known.waiting.insert((bytes, number));
-            Place { room: self.clone(), bytes, number, leave: CancellationToken::new() }
+            Taken { room: self.clone(), bytes, number, leave: CancellationToken::new() }
         };
         loop {
             let changed = self.changed.notified();
@@ -198,7 +198,7 @@ impl Room {
 }
 
 impl Known {
-    fn lets_in(&mut self, place: &Place) -> bool {
+    fn lets_in(&mut self, place: &Taken) -> bool {
         let me = (place.bytes, place.number);
         if self.free_bytes < place.bytes || self.waiting.first() != Some(&me) {
             return false;
@@ -220,14 +220,14 @@ impl Known {
     }
 }
 
-impl Place {
+impl Taken {
     /// From now on it leaves for nobody.
     fn is_whole(&self) {
         self.room.known().arriving.remove(&self.number);
     }
 }
 
-impl Drop for Place {
+impl Drop for Taken {
     fn drop(&mut self) {
         let mut known = self.room.known();
         known.arriving.remove(&self.number);
@@ -258,7 +258,10 @@ mod tests {
             })
         };
         let mut abandoned: Vec<_> = (0..200).map(|at| abandoned(if at % 2 == 0 { 30 * MIB } else { MIB })).collect();
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        let asking = |known: &Known| known.waiting.len() + known.arriving.len();
+        while asking(&room.known()) < abandoned.len() {
+            tokio::task::yield_now().await;
+        }
         for bytes in [400, 30_000, MIB / 2] {
             let place = timeout(Duration::from_secs(2), room.enter(bytes)).await;
             place.unwrap_or_else(|_| panic!("{bytes} bytes wait")).is_whole();
@@ -270,7 +273,7 @@ mod tests {
     async fn all_bodies_together_take_no_more_than_there_is_and_one_that_is_whole_leaves_for_nobody() {
         let room = Room::new(64 * MIB);
         let whole = [room.enter(32 * MIB).await, room.enter(32 * MIB).await];
-        whole.iter().for_each(Place::is_whole);
+        whole.iter().for_each(Taken::is_whole);
         assert!(timeout(Duration::from_secs(60), room.enter(1)).await.is_err(), "there is no room");
         assert!(whole.iter().all(|place| !place.leave.is_cancelled()));
         drop(whole);

@@ -4,29 +4,41 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::sweep::as_listed;
-use super::{Failed, PROBE};
+use super::{AT_ONCE, Failed, PROBE};
 
 #[derive(Debug, Clone)]
-pub(super) struct Folder(PathBuf);
+pub(super) struct Folder {
+    path: PathBuf,
+    turns: Arc<Semaphore>,
+}
 
 /// Reads `file:///PATH`.
 pub(super) fn read(url: &str) -> Option<Result<Folder, String>> {
     let path = Path::new(url.strip_prefix("file://")?);
     let wrong = || Err(format!("`{url}` has no absolute path: write file:///srv/payloads"));
-    Some(if path.is_absolute() { Ok(Folder(path.to_owned())) } else { wrong() })
+    let open = || Folder { path: path.to_owned(), turns: Arc::new(Semaphore::new(AT_ONCE)) };
+    Some(if path.is_absolute() { Ok(open()) } else { wrong() })
 }
 
 impl Folder {
+    /// None is ever refused: nobody closes them.
+    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        self.turns.clone().acquire_owned().await.ok()
+    }
+
     /// Makes the folder, but not the one it is in: that one may be a disk which is not mounted.
     pub(super) fn make(&self) -> Result<(), Failed> {
-        match DirBuilder::new().mode(0o700).create(&self.0) {
+        match DirBuilder::new().mode(0o700).create(&self.path) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-            _ => hedge_identity::write_whole(&self.0.join(PROBE), b"", 0o600),
+            _ => hedge_identity::write_whole(&self.path.join(PROBE), b"", 0o600),
         }
-        .map_err(|error| Failed::Refused(format!("{}: {error}", self.0.display())))
+        .map_err(|error| Failed::Refused(format!("{}: {error}", self.path.display())))
     }
 
     pub(super) fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Failed> {
@@ -65,7 +77,7 @@ impl Folder {
         let after = after.map(|key| self.path(key));
         let mut found = Vec::new();
         for first in 0..=u8::MAX {
-            let inner = self.0.join(format!("{first:02x}"));
+            let inner = self.path.join(format!("{first:02x}"));
             if found.len() >= most || after.as_ref().is_some_and(|after| !after.starts_with(&inner) && *after > inner) {
                 continue;
             }
@@ -79,29 +91,29 @@ impl Folder {
 
     /// Whether this is the folder that was made, and not the place at which its disk belongs.
     fn is_there(&self) -> Result<(), Failed> {
-        match fs::metadata(self.0.join(PROBE)) {
+        match fs::metadata(self.path.join(PROBE)) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let advice = "is its disk mounted? A new folder is made when the cloud starts";
-                Err(Failed::Away(format!("{} has no file `{PROBE}`: {advice}", self.0.display())))
+                let advice = "is its disk mounted? If the folder is new, make that file";
+                Err(Failed::Away(format!("{} has no file `{PROBE}`: {advice}", self.path.display())))
             }
             outcome => outcome.map(drop).map_err(|error| self.failed(&error)),
         }
     }
 
     fn make_inner(&self, path: &Path) -> io::Result<()> {
-        match DirBuilder::new().mode(0o700).create(path.parent().unwrap_or(&self.0)) {
+        match DirBuilder::new().mode(0o700).create(path.parent().unwrap_or(&self.path)) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-            _ => File::open(&self.0)?.sync_all(),
+            _ => File::open(&self.path)?.sync_all(),
         }
     }
 
     fn path(&self, key: &str) -> PathBuf {
         let (id, sum) = key.split_once('/').unwrap_or(("", key));
-        self.0.join(sum.get(..2).unwrap_or(sum)).join(format!("{id}_{sum}"))
+        self.path.join(sum.get(..2).unwrap_or(sum)).join(format!("{id}_{sum}"))
     }
 
     fn failed(&self, error: &io::Error) -> Failed {
-        Failed::Away(format!("{}: {error}", self.0.display()))
+        Failed::Away(format!("{}: {error}", self.path.display()))
     }
 }
 
@@ -212,6 +224,10 @@ mod tests {
             assert!(writer.batch().expect("a batch").probe().is_err());
             let Ok(Some((_, Payload::Coming(coming)))) = writer.load(&case(0).id) else { panic!("it is elsewhere") };
             assert!(futures_executor::block_on(coming).expect("told").is_err());
+            // A start changes nothing about that, and is none of a new folder.
+            drop(writer);
+            let mut writer = self::writer(&at);
+            assert!(record(&mut writer, &case(1)).is_err());
             std::fs::remove_dir(&folder).expect("nothing was written to it");
             std::fs::rename(&away, &folder).expect("moved");
             record(&mut writer, &case(1)).expect("recorded");

@@ -25,7 +25,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::sql::Row;
+use super::sql::{Row, Sql};
 use super::{StoreError, damaged};
 use bucket::Bucket;
 use folder::Folder;
@@ -75,7 +75,7 @@ pub struct Objects(Arc<Open>);
 
 #[derive(Debug)]
 struct Open {
-    place: Place,
+    backend: Backend,
     /// The thread's.
     runtime: Handle,
     gets: Arc<Semaphore>,
@@ -84,12 +84,12 @@ struct Open {
 
 /// Where they are. Clones are the same.
 #[derive(Debug, Clone)]
-enum Place {
+enum Backend {
     Bucket(Arc<Bucket>),
     Folder(Folder),
 }
 
-impl Place {
+impl Backend {
     async fn put(&self, key: String, bytes: Vec<u8>) -> Result<(), Failed> {
         match self {
             Self::Bucket(bucket) => bucket.put(key, bytes).await,
@@ -119,40 +119,47 @@ impl Place {
         }
     }
 
-    /// Makes it ready, and tries it.
-    async fn prepare(&self) -> Result<(), Failed> {
+    /// Makes it ready, and tries it. `has_some`: payloads are there already.
+    async fn prepare(&self, has_some: bool) -> Result<(), Failed> {
         match self {
             Self::Bucket(bucket) => bucket.put(PROBE.to_owned(), Vec::new()).await?,
+            // An empty place of a disk that is not mounted would pass for a new folder.
+            Self::Folder(_) if has_some => {}
             Self::Folder(folder) => in_folder(folder, Folder::make).await?,
         }
         self.get(PROBE.to_owned()).await.map(drop)
     }
 }
 
-/// A disk, too, may be at the other end of a network that is away, and its thread then stands.
+/// A disk, too, may be at the other end of a network that is away, and its thread then stands. As many as may stand wait for
+/// a turn with what they would write, and no more: whoever waits in vain has gone by its bound.
 async fn in_folder<T: Send + 'static>(
     folder: &Folder,
     work: impl FnOnce(&Folder) -> Result<T, Failed> + Send + 'static,
 ) -> Result<T, Failed> {
-    let folder = folder.clone();
-    tokio::task::spawn_blocking(move || work(&folder)).await.unwrap_or_else(|_| Err(stopping()))
+    let (folder, turn) = (folder.clone(), folder.turn().await);
+    let done = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work(&folder)
+    });
+    done.await.unwrap_or_else(|_| Err(stopping()))
 }
 
 impl Objects {
     /// Reads `file:///PATH`, or `s3://BUCKET/PREFIX` and the rest from the variables that AWS's own tools read. Nothing is
     /// dialled.
     pub fn open(url: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, StoreError> {
-        let place = match folder::read(url) {
-            Some(folder) => folder.map(Place::Folder),
-            None => address::read(url, variable).and_then(Bucket::new).map(|bucket| Place::Bucket(Arc::new(bucket))),
+        let backend = match folder::read(url) {
+            Some(folder) => folder.map(Backend::Folder),
+            None => address::read(url, variable).and_then(Bucket::new).map(|bucket| Backend::Bucket(Arc::new(bucket))),
         };
-        let place = place.map_err(StoreError::ObjectsAddress)?;
+        let backend = backend.map_err(StoreError::ObjectsAddress)?;
         let no_thread = |error: std::io::Error| StoreError::Objects(error.to_string());
-        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(AT_ONCE).enable_all().build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(no_thread)?;
         let handle = runtime.handle().clone();
         let (deletions, mut to_delete) = mpsc::channel::<String>(DELETIONS_MAX);
-        let deleting = place.clone();
+        let deleting = backend.clone();
         let work = async move {
             while let Some(key) = to_delete.recv().await {
                 if let Err(why) = timed(REQUEST_MAX, deleting.delete(key.clone())).await {
@@ -164,19 +171,19 @@ impl Objects {
         let thread = std::thread::Builder::new().name("objects".to_owned());
         thread.spawn(move || runtime.block_on(work)).map_err(no_thread)?;
         let gets = Arc::new(Semaphore::new(AT_ONCE));
-        Ok(Self(Arc::new(Open { place, runtime: handle, gets, deletions })))
+        Ok(Self(Arc::new(Open { backend, runtime: handle, gets, deletions })))
     }
 
     /// Whether the store answers now.
     pub(super) fn probe(&self) -> Result<(), StoreError> {
-        let place = self.0.place.clone();
-        Ok(self.wait(async move { timed(PUT_MAX, place.get(PROBE.to_owned())).await.map(drop) })?)
+        let backend = self.0.backend.clone();
+        Ok(self.wait(async move { timed(PUT_MAX, backend.get(PROBE.to_owned())).await.map(drop) })?)
     }
 
-    /// Looks whether the store is one that can be used; it may be away now.
-    pub(super) fn check(&self) -> Result<(), StoreError> {
-        let place = self.0.place.clone();
-        match self.wait(async move { timed(PUT_MAX, place.prepare()).await }) {
+    /// Looks whether the store is one that can be used; it may be away now. `has_some`: payloads are there already.
+    pub(super) fn check(&self, has_some: bool) -> Result<(), StoreError> {
+        let backend = self.0.backend.clone();
+        match self.wait(async move { timed(PUT_MAX, backend.prepare(has_some)).await }) {
             Err(Failed::Away(why)) => {
                 tracing::warn!("the payloads' store cannot be used now, and no case is taken: {why}");
                 Ok(())
@@ -190,9 +197,9 @@ impl Objects {
         if objects.is_empty() {
             return Ok(());
         }
-        let place = self.0.place.clone();
+        let backend = self.0.backend.clone();
         Ok(self.wait(async move {
-            let puts = stream::iter(objects).map(|(key, bytes)| place.put(key, bytes));
+            let puts = stream::iter(objects).map(|(key, bytes)| backend.put(key, bytes));
             timed(PUT_MAX, puts.buffer_unordered(AT_ONCE).try_collect::<()>()).await
         })?)
     }
@@ -200,11 +207,11 @@ impl Objects {
     /// Begins to fetch an object.
     pub(super) fn get(&self, key: String) -> Coming {
         let (told, coming) = oneshot::channel();
-        let (place, gets) = (self.0.place.clone(), self.0.gets.clone());
+        let (backend, gets) = (self.0.backend.clone(), self.0.gets.clone());
         self.0.runtime.spawn(async move {
             let _turn = gets.acquire_owned().await;
             // Whoever wanted it may have gone meanwhile.
-            drop(told.send(timed(REQUEST_MAX, place.get(key)).await.map_err(|failed| failed.to_string())));
+            drop(told.send(timed(REQUEST_MAX, backend.get(key)).await.map_err(|failed| failed.to_string())));
         });
         coming
     }
@@ -259,6 +266,14 @@ pub(super) fn kept(row: &Row<'_>, first: usize, id: &CaseId) -> Result<Result<Ve
     }
     let sum: Vec<u8> = row.get(first + 2)?;
     Ok(Err(key(id, &Digest(sum.as_slice().try_into().map_err(damaged)?))))
+}
+
+/// Whether the newest payload on record is in the store.
+pub(super) fn has_some(sql: &Sql) -> Result<bool, StoreError> {
+    let newest = "SELECT CAST(length(bytes) AS BIGINT), payload_bytes FROM payloads JOIN cases USING (seq) \
+         ORDER BY seq DESC LIMIT 1";
+    let is_there = sql.row(newest, &[], |row| Ok((row.get::<i64>(0)?, row.get::<i64>(1)?)))?;
+    Ok(is_there.is_some_and(|(here, count)| here == 0 && count > 0))
 }
 
 /// A payload that is wanted.

@@ -50,8 +50,8 @@ impl Objects {
     pub(in crate::store) fn sweep(&self, reader: &Reader, before_ms: u64) -> Result<u64, StoreError> {
         let (before, mut after, mut count) = (as_listed(before_ms), None::<String>, 0);
         loop {
-            let (place, from) = (self.0.place.clone(), after.take());
-            let page = self.wait(async move { timed(REQUEST_MAX, place.list(from, PAGE)).await })?;
+            let (backend, from) = (self.0.backend.clone(), after.take());
+            let page = self.wait(async move { timed(REQUEST_MAX, backend.list(from, PAGE)).await })?;
             let Some((last, _)) = page.last() else { return Ok(count) };
             after = Some(last.clone());
             let mut left_over = Vec::new();
