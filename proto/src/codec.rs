@@ -34,7 +34,8 @@ pub(crate) const DEPTH_MAX: usize = 16;
 /// Never for the types of this crate: writing to memory cannot fail and all their keys are text.
 #[must_use]
 pub fn to_cbor<T: Serialize>(message: &T) -> Vec<u8> {
-    let mut bytes = Vec::new();
+    // Most are smaller, and ciborium writes a few bytes at a time.
+    let mut bytes = Vec::with_capacity(512);
     #[expect(clippy::expect_used, reason = "see # Panics")]
     ciborium::into_writer(message, &mut bytes).expect("messages serialise");
     bytes

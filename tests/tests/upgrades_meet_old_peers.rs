@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use ciborium::Value;
-use hedge_proto::{Answer, CaseId, CaseMessage, CloudState, CloudStatus, DownMessage, LinkState, Output, WIRE_VERSION};
+use hedge_proto::{
+    Answer, CaseId, CaseMessage, CloudState, CloudStatus, DownMessage, LinkState, Output, Verdict, WIRE_VERSION,
+};
 use hedge_tests::wire::{Eavesdropper, Message, committed};
 use hedge_tests::{Agent, AgentConfig, Cloud, CloudSetup, Mosquitto, places, skip, wait};
 
@@ -201,6 +203,38 @@ fn a_device_holds_what_a_later_cloud_says() -> Result<()> {
     verdict.say(broker.inside(), dir.path())?;
     agent.wait_for_correction(&answer.id, SOON)?;
     agent.wait_for_status("nothing is wrong any more", SOON, |status| status.faults.is_empty())?;
+    agent.stop()
+}
+
+#[test]
+fn what_answers_another_question_ends_no_case() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let (said, broker) = (Said::of(WIRE_VERSION)?, Mosquitto::start(dir.path())?);
+    let heard = Eavesdropper::start(broker.inside(), dir.path())?;
+    let mut agent = device(&broker, dir.path()).start()?;
+    agent.wait_until_connected()?;
+    said.message("cloud")?.say(broker.inside(), dir.path())?;
+    agent.wait_until_online()?;
+    let answer = post(&agent)?;
+    wait::until_true("the case is sent", SOON, || Ok(heard.cases()?.iter().any(|case| case.id == answer.id)))?;
+    let right = said.about("verdict", &answer.id)?;
+    let DownMessage::Verdict(verdict) = hedge_proto::from_cbor(&right.payload, usize::MAX)? else {
+        anyhow::bail!("no verdict");
+    };
+    let other_task = Verdict { task: "hats".to_owned(), ..verdict.clone() };
+    let boxes = Verdict { said: Output::Boxes(Vec::new()), ..verdict };
+    for (wrong, why) in [(other_task, "the task `hats`"), (boxes, "with boxes")] {
+        let payload = hedge_proto::to_cbor(&DownMessage::Verdict(wrong));
+        Message { payload, ..right.clone() }.say(broker.inside(), dir.path())?;
+        wait::until_true("it is said", SOON, || Ok(agent.log().contains(why)))?;
+    }
+    let status = agent.http.status()?;
+    ensure!((status.samples.verdicts, status.queue.dead) == (0, 0), "{status:?}");
+    right.say(broker.inside(), dir.path())?;
+    agent.wait_for_correction(&answer.id, SOON)?;
     agent.stop()
 }
 

@@ -1,6 +1,9 @@
 //! Decides whether a verdict counts, and whether it replaces the device's answer.
 
-use hedge_proto::{Authority, Share};
+use alloc::format;
+use alloc::string::String;
+
+use hedge_proto::{Authority, Output, Share, Verdict};
 
 /// What a device knows about the case a verdict is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,23 @@ pub fn rule(known: Known, revision: u32) -> Ruling {
     }
 }
 
+/// Why a verdict is no answer to what was asked, for people. It ends no case: the cloud has failed at it, and a case that it
+/// answers like this again and again is a dead letter with this reason. `task` is the case's, `local` what its device says.
+#[must_use]
+pub fn misfit(task: &str, local: Option<&Output>, verdict: &Verdict) -> Option<String> {
+    let kind = |output: &Output| match output {
+        Output::Classes(_) => "labels",
+        Output::Boxes(_) => "boxes",
+    };
+    if verdict.task != task {
+        return Some(format!("the cloud answers the task `{}` where `{task}` was asked", verdict.task));
+    }
+    let (ours, theirs) = (local.map(kind)?, kind(&verdict.said));
+    (ours != theirs).then(|| {
+        format!("the cloud answers `{task}` with {theirs}, and the device's model with {ours}: the task needs one kind")
+    })
+}
+
 /// Whether a verdict replaces the device's own answer. If not, the case is closed and that answer stands.
 ///
 /// `score` is the verdict's best, `None` where it has none. A model that is not sure itself corrects nothing; a
@@ -44,6 +64,11 @@ pub fn corrects(authority: Authority, score: Option<f32>, score_min: Share, has_
 
 #[cfg(test)]
 mod tests {
+    use alloc::borrow::ToOwned;
+    use alloc::vec::Vec;
+
+    use hedge_proto::{CaseId, CaseKey, Epoch, ModelRef, Name};
+
     use super::*;
 
     #[test]
@@ -65,6 +90,28 @@ mod tests {
         assert_eq!(rule(Known::Answered { revision: 1 }, 2), Ruling::Apply);
         assert_eq!(rule(Known::Answered { revision: 2 }, 1), Ruling::Late);
         assert_eq!(rule(Known::Nothing, 1), Ruling::Late);
+    }
+
+    #[test]
+    fn a_verdict_about_another_task_or_of_another_kind_is_no_answer() {
+        let id = CaseId { device: Name::new("gate").expect("a name"), key: CaseKey { epoch: Epoch(1), sequence: 1 } };
+        let model = ModelRef { name: "large".to_owned(), version: "1".to_owned() };
+        let (labels, boxes) = (Output::label("boot"), Output::Boxes(Vec::new()));
+        let verdict = |task: &str, said: &Output| Verdict {
+            v: 1,
+            id: id.clone(),
+            revision: 1,
+            authority: Authority::Model,
+            task: task.to_owned(),
+            said: said.clone(),
+            model: model.clone(),
+        };
+        assert_eq!(misfit("shoes", Some(&labels), &verdict("shoes", &labels)), None);
+        let other = misfit("shoes", Some(&labels), &verdict("hats", &labels));
+        assert_eq!(other.as_deref(), Some("the cloud answers the task `hats` where `shoes` was asked"));
+        let kind = misfit("shoes", Some(&labels), &verdict("shoes", &boxes)).expect("another kind");
+        assert!(kind.contains("with boxes, and the device's model with labels"), "{kind}");
+        assert_eq!(misfit("shoes", None, &verdict("shoes", &boxes)), None, "the device had no answer of any kind");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use crate::commands::Desk;
 use crate::control::Control;
 use crate::uplink::{Down, Takes};
-use crate::verdict::Verdicts;
+use crate::verdict::{ApplyError, Verdicts};
 
 /// Everyone that something comes down for.
 #[derive(Clone)]
@@ -29,11 +29,14 @@ impl Addressees {
         match down {
             Down::Verdict(verdict) => {
                 let key = verdict.id.key;
-                let closed = self.verdicts.apply(verdict).await.map_err(|error| error.to_string())?;
-                if closed {
-                    // Without its engine the agent is stopping, and nobody needs to know.
-                    drop(self.events.send(Event::Closed { key, spoken: true }).await);
-                }
+                let event = match self.verdicts.apply(verdict).await {
+                    Ok(true) => Event::Closed { key, spoken: true },
+                    Ok(false) => return Ok(()),
+                    Err(ApplyError::Misfit(reason)) => Event::Failed { key, reason: reason.into() },
+                    Err(error @ ApplyError::NotDurable(_)) => return Err(error.to_string()),
+                };
+                // Without its engine the agent is stopping, and nobody needs to know.
+                drop(self.events.send(event).await);
             }
             Down::Checks(checks) => self.verdicts.learned.values().for_each(|learned| learned.heard(&checks)),
             Down::Desired { bytes, by, retained } => self.control.desired(bytes, by, retained).await,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use bytes::Bytes;
 use hedge_core::agree::agree;
 use hedge_core::clock::Moment;
-use hedge_core::verdict::corrects;
+use hedge_core::verdict::{corrects, misfit};
 use hedge_proto::{
     Answer, Authority, Case, CaseFate, CaseKey, Epoch, Explanation, LinkState, MESSAGE_BYTES_MAX, Name, Outcome,
     PayloadForm, Share, Verdict, from_cbor, to_cbor,
@@ -32,10 +32,16 @@ const RECALLED_MAX: usize = 4096;
 /// What sets the key of a case that was brought back apart from those of all runs.
 const AGAIN: u64 = 0xA6A1_0000_0000_0000;
 
-/// Why a verdict is not durable. It must come again.
+/// Why a verdict was not applied.
 #[derive(Debug, thiserror::Error)]
-#[error("the outbox: {0}")]
-pub struct ApplyError(String);
+pub enum ApplyError {
+    /// It is not durable, and must come again.
+    #[error("the outbox: {0}")]
+    NotDurable(String),
+    /// It answers another question than the case asks. The case is as open as before.
+    #[error("{0}")]
+    Misfit(String),
+}
 
 /// Where verdicts are applied. Cheap to clone.
 #[derive(Clone)]
@@ -62,11 +68,13 @@ impl Verdicts {
     /// case is as open as before.
     pub async fn apply(&self, verdict: Verdict) -> Result<bool, ApplyError> {
         let mut key = verdict.id.key;
+        let mut case = self.asked(key, &verdict).await?;
         let mut applied = self.answered(key, &verdict).await?;
         if applied == Applied::Unknown
             && let Some(again) = self.bring_back(&verdict).await?
         {
             key = again;
+            case = self.asked(key, &verdict).await?;
             applied = self.answered(key, &verdict).await?;
         }
         match applied {
@@ -78,20 +86,15 @@ impl Verdicts {
             }
         }
         Figures::count(&self.figures.verdicts);
-        match self.closed(key).await {
-            Ok(Some((case, verdict))) => {
-                if let Some(learned) = self.learned_of(&case) {
-                    learned.learn(&case, &verdict);
-                }
-                let correction = self.correct(case, verdict);
-                if correction.changed {
-                    Figures::count(&self.figures.corrected);
-                }
-                self.answers.correct(correction);
+        if let Some(case) = case {
+            if let Some(learned) = self.learned_of(&case) {
+                learned.learn(&case, &verdict);
             }
-            // Why was said.
-            Ok(None) => {}
-            Err(error) => tracing::warn!(id = %verdict.id, %error, "the case of a verdict cannot be read now"),
+            let correction = self.correct(case, verdict);
+            if correction.changed {
+                Figures::count(&self.figures.corrected);
+            }
+            self.answers.correct(correction);
         }
         self.news.send_replace(());
         // What is answered needs no more waiting: the next start would forget it too. There are no more of these tasks
@@ -103,7 +106,29 @@ impl Verdicts {
 
     async fn answered(&self, key: CaseKey, verdict: &Verdict) -> Result<Applied, ApplyError> {
         let applied = self.outbox.answered(key, verdict.revision, to_cbor(verdict)).await;
-        applied.map_err(|error| ApplyError(error.to_string()))
+        applied.map_err(|error| ApplyError::NotDurable(error.to_string()))
+    }
+
+    /// The case that a verdict is on, if it is an answer to that. Nothing if there is no such case, or it cannot be read now:
+    /// then the verdict is kept all the same.
+    async fn asked(&self, key: CaseKey, verdict: &Verdict) -> Result<Option<Case>, ApplyError> {
+        let read = self.read(key).await.inspect_err(|error| {
+            tracing::warn!(id = %verdict.id, %error, "the case of a verdict cannot be read now");
+        });
+        let Ok(Some(stored)) = read else { return Ok(None) };
+        let case = from_cbor::<Case>(&stored.header, MESSAGE_BYTES_MAX).inspect_err(|error| {
+            tracing::warn!(id = %verdict.id, %error, "the case of a verdict cannot be read");
+        });
+        match case {
+            Ok(case) => match misfit(&case.task, case.said.as_ref(), verdict) {
+                Some(why) => {
+                    tracing::warn!(id = %verdict.id, "a verdict is no answer to its case: {why}");
+                    Err(ApplyError::Misfit(why))
+                }
+                None => Ok(Some(case)),
+            },
+            Err(_) => Ok(None),
+        }
     }
 
     /// Stores a case again that every sink has had, and that a person corrects now, as the log still has it. It gets a key
@@ -127,7 +152,8 @@ impl Verdicts {
             Ok::<_, std::io::Error>(cases.find(|(case, _)| case.id == id))
         };
         let found = tokio::task::spawn_blocking(find).await.map_err(std::io::Error::from).flatten();
-        let Some((case, Recent { header, .. })) = found.map_err(|error| ApplyError(error.to_string()))? else {
+        let Some((case, Recent { header, .. })) = found.map_err(|error| ApplyError::NotDurable(error.to_string()))?
+        else {
             tracing::warn!(id = %verdict.id, "a person corrects a case that is no longer in the log");
             return Ok(None);
         };
@@ -149,15 +175,23 @@ impl Verdicts {
 
     /// An answered case and its verdict, as they are on disk.
     async fn closed(&self, key: CaseKey) -> Result<Option<(Case, Verdict)>, std::io::Error> {
-        let reader = self.outbox.clone();
-        let read = match tokio::task::spawn_blocking(move || reader.read(key)).await? {
-            Ok(stored) => with_verdict(stored),
-            Err(ReadError::Damaged) => Err(ReadError::Damaged.to_string()),
-            Err(ReadError::Io(error)) => return Err(error),
-        };
-        Ok(read
+        let Some(stored) = self.read(key).await? else { return Ok(None) };
+        Ok(with_verdict(stored)
             .inspect_err(|reason| tracing::warn!(sequence = key.sequence, reason, "a correction cannot be delivered"))
             .ok())
+    }
+
+    /// A case as it is on disk. A damaged one is ended, and is none.
+    async fn read(&self, key: CaseKey) -> Result<Option<StoredCase>, std::io::Error> {
+        let reader = self.outbox.clone();
+        match tokio::task::spawn_blocking(move || reader.read(key)).await? {
+            Ok(stored) => Ok(stored),
+            Err(ReadError::Damaged) => {
+                tracing::warn!(sequence = key.sequence, "a case is damaged, and its correction cannot be delivered");
+                Ok(None)
+            }
+            Err(ReadError::Io(error)) => Err(error),
+        }
     }
 
     fn correct(&self, case: Case, verdict: Verdict) -> Answer {
@@ -235,8 +269,7 @@ impl Verdicts {
     }
 }
 
-fn with_verdict(stored: Option<StoredCase>) -> Result<(Case, Verdict), String> {
-    let stored = stored.ok_or("it is no longer in the outbox")?;
+fn with_verdict(stored: StoredCase) -> Result<(Case, Verdict), String> {
     let verdict = stored.verdict.ok_or("it has no verdict")?;
     let case: Case = from_cbor(&stored.header, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;
     let verdict: Verdict = from_cbor(&verdict, MESSAGE_BYTES_MAX).map_err(|error| error.to_string())?;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use hedge_core::link::Profile;
 use hedge_proto::{Answer, DeviceId, Name, SinkWants};
 
-pub use self::apply::Verdicts;
+pub use self::apply::{ApplyError, Verdicts};
 pub use self::command::CommandSink;
 pub use self::delivery::Delivery;
 pub use self::jsonl::Jsonl;

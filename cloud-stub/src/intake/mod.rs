@@ -7,10 +7,10 @@
 //! ```
 //! Outcomes do not wait behind messages: the more cases came in, the fewer would be answered.
 //!
-//! What lies ready shares a commit, of messages at most as many as are decided in `BATCH_MAX`: whoever floods waits for its
-//! next turn, and nobody waits for it. Nothing is acknowledged or answered before it, so a message is
-//! either on record or will be sent again by its device. Which answer a case gets is decided in [`decide`];
-//! topics and sessions are the link's, inference is the model's.
+//! What lies ready shares a commit, and while commits follow each other what comes within `COMMIT_EVERY`; of messages at
+//! most as many as are decided in `BATCH_MAX`: whoever floods waits for its next turn, and nobody waits for it. Nothing is
+//! acknowledged or answered before it, so a message is either on record or will be sent again by its device. Which answer
+//! a case gets is decided in [`decide`]; topics and sessions are the link's, inference is the model's.
 //!
 //! A case whose task has no model here is recorded and held until a later start has one; a bound keeps such
 //! cases from filling the disk.
@@ -71,6 +71,13 @@ const MESSAGES_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
 /// After this long no further message joins a commit: what a good device may wait for a flood's turn.
 const BATCH_MAX: Duration = Duration::from_millis(10);
+
+/// Commits begin this far apart while more keeps coming. A commit writes a whole page of each index for nearly every case,
+/// however few they are, and a disk that syncs at once would get one for each handful.
+const COMMIT_EVERY: Duration = Duration::from_millis(10);
+
+/// Who waits for more looks this often, and waits no longer once nothing came: the broker's window is used up.
+const MORE_EVERY: Duration = Duration::from_millis(2);
 
 /// How often the intake looks after what nobody waits for.
 pub const TICK: Duration = Duration::from_secs(1);
@@ -191,6 +198,7 @@ impl Intake {
             );
         }
         let mut stopping = false;
+        let mut begun: Option<Instant> = None;
         self.dispatch()?;
         loop {
             // What finds no place because of all the others stays where it is, and holds up the link, and the link the
@@ -211,6 +219,16 @@ impl Intake {
                 let Some(next) = next else { return Ok(()) };
                 (events, messages) = next;
             }
+            while !stopping && messages.len() < room && begun.is_some_and(|begun| begun.elapsed() < COMMIT_EVERY) {
+                runtime.block_on(async { tokio::time::sleep(MORE_EVERY).await });
+                let more = inlets.take(room - messages.len());
+                if more.0.is_empty() && more.1.is_empty() {
+                    break;
+                }
+                events.extend(more.0);
+                messages.extend(more.1);
+            }
+            begun = Some(Instant::now());
             messages.into_iter().for_each(|message| self.line_up(message));
             let mut others = Others::default();
             for event in events {

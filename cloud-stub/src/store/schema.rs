@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 use super::StoreError;
 
@@ -151,6 +152,9 @@ pub(super) fn server_steps() -> Result<Vec<refinery::Migration>, refinery::Error
 /// How long a statement waits for another connection's lock. Readers never block the writer in WAL mode.
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 
+/// More than the writer has.
+const STATEMENTS_MAX: usize = 128;
+
 /// The write-ahead log is cut back to this after a checkpoint.
 const WAL_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
@@ -172,6 +176,7 @@ pub(super) fn connect(path: &Path) -> Result<Connection, StoreError> {
     let failed = |source| StoreError::Open { path: path.to_owned(), source };
     let connection = Connection::open(path).map_err(failed)?;
     connection.busy_timeout(BUSY_WAIT).map_err(failed)?;
+    keep_statements(&connection).map_err(failed)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX).map_err(failed)?;
     Ok(connection)
@@ -184,7 +189,15 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, StoreError> {
     let failed = |source| StoreError::Open { path: path.to_owned(), source };
     let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
     connection.busy_timeout(BUSY_WAIT).map_err(failed)?;
+    keep_statements(&connection).map_err(failed)?;
     Ok(connection)
+}
+
+/// A statement is prepared once: neither the number of others nor other values make SQLite read its text again, which took
+/// a tenth of the writer's time.
+fn keep_statements(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
 fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {

@@ -109,14 +109,14 @@ impl Sql {
 
     pub(super) fn begin(&self) -> Result<(), StoreError> {
         match self {
-            Self::File(connection) => Ok(connection.execute_batch("BEGIN IMMEDIATE")?),
+            Self::File(connection) => Ok(connection.prepare_cached("BEGIN IMMEDIATE")?.execute([]).map(drop)?),
             Self::Server(session) => session.begin(),
         }
     }
 
     pub(super) fn commit(&self) -> Result<(), StoreError> {
         match self {
-            Self::File(connection) => Ok(connection.execute_batch("COMMIT")?),
+            Self::File(connection) => Ok(connection.prepare_cached("COMMIT")?.execute([]).map(drop)?),
             Self::Server(session) => session.commit(),
         }
     }
