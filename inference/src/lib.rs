@@ -16,8 +16,8 @@ mod text;
 
 pub use bundle::{Bundle, BundleError};
 pub use features::{
-    ContentType, FeatureError, Picture, Region, StageTimes, Tensor, cropped, drawn, is_heading, pixels_only, preview,
-    thumbnail, upright_size, wav, what_else,
+    ContentType, FeatureError, Picture, Region, StageTimes, Tensor, cropped, drawn, is_heading, is_heading_again,
+    pixels_only, preview, thumbnail, upright_size, wav, what_else,
 };
 pub use model::{Model, ModelError, SessionOptions};
 pub use runtime::{Provider, ProviderChoice, RunsOn, Runtime, RuntimeError, probe_if_asked};

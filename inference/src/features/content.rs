@@ -7,8 +7,9 @@ pub const DIMENSIONS_MAX: usize = 8;
 /// values as little-endian f32.
 const TENSOR: &str = "application/vnd.hedge.tensor";
 
-/// How much of a text is looked at to tell what it is.
-const SNIFFED_BYTES: usize = 4096;
+/// How much of a text is looked at to tell what it is: a line of headings and a row, as long as the longest that a program
+/// may write.
+const SNIFFED_BYTES: usize = 2 * 64 * 1024;
 
 /// What a sample is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +106,9 @@ impl ContentType {
             let several = is_whole(first) && (second.starts_with('{') || second.starts_with('['));
             return Some(if several { Self::NdJson } else { Self::Json });
         }
-        let numbers = |line: &str| line.split([',', ';', '\t', ' ']).any(|cell| cell.trim().parse::<f64>().is_ok());
+        // Some tables have everything in quotes.
+        let is_number = |cell: &str| cell.trim().trim_matches('"').parse::<f64>().is_ok();
+        let numbers = |line: &str| line.split([',', ';', '\t', ' ']).any(is_number);
         (numbers(first) || lines.next().is_some_and(numbers)).then_some(Self::Csv)
     }
 
@@ -144,7 +147,7 @@ impl ContentType {
 /// What a file is that is no sample, by its first bytes; none if nobody knows.
 #[must_use]
 pub fn what_else(bytes: &[u8]) -> Option<&'static str> {
-    const MARKS: [(usize, &[u8], &str); 27] = [
+    const MARKS: [(usize, &[u8], &str); 36] = [
         (8, b"WEBP", "a WebP picture"),
         (0, b"GIF8", "a GIF picture"),
         (4, b"ftyphei", "a HEIC picture"),
@@ -160,6 +163,15 @@ pub fn what_else(bytes: &[u8]) -> Option<&'static str> {
         (0, b"\0\0\0\x0CJXL ", "a JPEG XL picture"),
         (8, b"AVI ", "a video (AVI)"),
         (0, b"\x1A\x45\xDF\xA3", "a video (Matroska or WebM)"),
+        (0, b"fLaC", "a FLAC recording"),
+        (0, b"OggS", "an Ogg recording"),
+        (0, b"ID3", "an MP3 recording"),
+        (8, b"AIFF", "an AIFF recording"),
+        (0, b"caff\0", "a CAF recording"),
+        (0, b".snd\0", "a recording of Sun's kind (.au)"),
+        (0, b"RIFX", "a big-endian WAV (RIFX)"),
+        (0, b"RF64", "a WAV of the 64-bit kind (RF64)"),
+        (0, b"riff\x2E\x91\xCF\x11", "a Wave64 recording"),
         (0, b"BM", "a BMP picture"),
         (0, b"%PDF", "a PDF document"),
         (0, b"\x93NUMPY", "a NumPy array (.npy)"),
@@ -204,6 +216,8 @@ mod tests {
         for (text, expected) in [
             ("1,2,3\n", Some(ContentType::Csv)),
             ("\u{feff}time;x\r\n0;1.5\r\n", Some(ContentType::Csv)),
+            ("\"x\",\"y\"\n\"1\",\"2.5\"\n", Some(ContentType::Csv)),
+            (&format!("{}\n1,2\n", "a_long_name,".repeat(5000)), Some(ContentType::Csv)),
             ("[[1, 2],\n [3, 4]]", Some(ContentType::Json)),
             ("{\"x\": 1}", Some(ContentType::Json)),
             ("{\"x\": 1}\n{\"x\": 2}\n", Some(ContentType::NdJson)),
@@ -226,7 +240,11 @@ mod tests {
             (b"\0\0\0\x18ftypisom", Some("a video (MP4)")),
             (b"<!doctype html>", Some("a web page")),
             (b"\x1c\0\0\0TFL3", Some("a TensorFlow Lite model")),
+            (b"fLaC\0\0\0\x22", Some("a FLAC recording")),
+            (b"FORM\0\0\x10\0AIFFCOMM", Some("an AIFF recording")),
+            (b"RF64\xFF\xFF\xFF\xFFWAVEds64", Some("a WAV of the 64-bit kind (RF64)")),
             (b"dear camera", None),
+            (b"caffeine", None),
         ] {
             assert_eq!(what_else(bytes), what);
         }

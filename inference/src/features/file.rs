@@ -20,12 +20,12 @@ pub(crate) fn samples(input: &Input, bytes: &[u8]) -> Result<Vec<Tensor>, Featur
             Err(FeatureError::WrongShape { shape, expected: input.shape.clone() })
         };
     }
-    if let Some(series) = &input.series
-        && let Some(content_type) = ContentType::sniff_rows(bytes)
-    {
-        return series.samples(&content_type, bytes, &input.shape);
-    }
-    if let Some(rows) = rows(bytes)? {
+    if let Some(series) = &input.series {
+        if let Some(content_type) = ContentType::sniff_rows(bytes) {
+            return series.samples(&content_type, bytes, &input.shape);
+        }
+        // Its columns have names and an order, so it is never taken number by number.
+    } else if let Some(rows) = rows(bytes)? {
         let values: usize = rows.iter().map(Vec::len).sum();
         return match rows.iter().find(|row| row.len() != one) {
             Some(row) if values != one => Err(FeatureError::NoSample {
@@ -154,6 +154,17 @@ mod tests {
         check(b"\"a\",\"b\",\"c\"\n\"0.5\",\"-1\",\"2\"\n", &[[0.5, -1.0, 2.0]]);
         check(b"0.5, -1, 2,\n", &[[0.5, -1.0, 2.0]]);
         check(b" 0.5   -1 2 \n", &[[0.5, -1.0, 2.0]]);
+    }
+
+    #[test]
+    fn a_table_in_quotes_is_read_by_its_columns() {
+        let columns =
+            "name = \"x\"\nshape = [1, 2, 2]\n[series]\nchannels = [\"a\", \"b\"]\nlayout = \"channels_time\"";
+        let table = b"\"b\",\"a\"\n\"3\",\"1\"\n\"4\",\"2\"\n";
+        let tensors = samples(&input(columns), table).expect("samples");
+        assert_eq!(tensors[0].data, [1.0, 2.0, 3.0, 4.0]);
+        let error = samples(&input(columns), "b;a\n−3;1\n".as_bytes()).expect_err("another sign").to_string();
+        assert!(error.contains("line 2 holds `−3`"), "{error}");
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use input::{Color, Fit, Input, Layout, PictureInput, Resize, TENSOR_VALUES_M
 pub(crate) use npy::read as read_npy;
 pub use picture::Picture;
 pub use region::{InvalidRegion, Region};
-pub use series::is_heading;
+pub use series::{is_heading, is_heading_again};
 pub use tensor::Tensor;
 pub use thumbnail::{cropped, drawn, pixels_only, preview, thumbnail, upright_size};
 

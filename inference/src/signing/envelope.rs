@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SigningError;
 use super::key::{PrivateKey, public_pem, verifies};
+use crate::what_else;
 
 /// What is in an envelope. Signatures are over its kind, too, so that no document passes for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,14 +94,19 @@ impl Envelope {
 
     /// Reads one with such a payload and no other.
     pub fn read(payload: Payload, text: &[u8]) -> Result<Self, String> {
+        // Many a server, and every hotel's network, has a page for what it has not.
+        let unsigned = |error: serde_json::Error| {
+            let looks = what_else(text).map_or_else(String::new, |what| format!("{what}, "));
+            format!("it is {looks}no signed document: {error}")
+        };
         let dsse = if payload == Payload::Statement {
-            let sigstore: Sigstore = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+            let sigstore: Sigstore = serde_json::from_slice(text).map_err(unsigned)?;
             if sigstore.media_type != SIGSTORE {
                 return Err(format!("`mediaType` is \"{}\" where \"{SIGSTORE}\" is read", sigstore.media_type));
             }
             sigstore.dsse_envelope
         } else {
-            serde_json::from_slice(text).map_err(|error| error.to_string())?
+            serde_json::from_slice(text).map_err(unsigned)?
         };
         if dsse.payload_type != payload.kind() {
             return Err(format!("`payloadType` is \"{}\" where \"{}\" is read", dsse.payload_type, payload.kind()));
@@ -228,6 +234,8 @@ mod tests {
         {
             assert!(Envelope::read(Payload::List, text.as_bytes()).is_err(), "{text}");
         }
+        let page = Envelope::read(Payload::List, b"<!DOCTYPE html><p>Please log in").expect_err("a page");
+        assert!(page.starts_with("it is a web page, no signed document"), "{page}");
         let many = r#"{"sig":""},"#.repeat(17);
         let many = format!(
             r#"{{"payload":"","payloadType":"application/vnd.hedge.list+json","signatures":[{}]}}"#,

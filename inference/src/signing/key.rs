@@ -73,7 +73,11 @@ impl PrivateKey {
 pub fn read_public_key(path: &Path) -> Result<PublicKey, SigningError> {
     let text = read_pem(path).map_err(SigningError::io(path))?;
     let wrong = |reason: &str| SigningError::Key(format!("{}: {reason}", path.display()));
-    let der = SubjectPublicKeyInfoDer::from_pem_slice(&text).map_err(|_| wrong("it holds no `PUBLIC KEY`"))?;
+    let mut keys = SubjectPublicKeyInfoDer::pem_slice_iter(&text);
+    let der = keys.next().and_then(Result::ok).ok_or_else(|| wrong("it holds no `PUBLIC KEY`"))?;
+    if keys.next().is_some() {
+        return Err(wrong("it holds several keys; give each a file of its own, and name every file"));
+    }
     let point = der.strip_prefix(&SPKI_PREFIX[..]).and_then(|point| point.try_into().ok());
     point.map(PublicKey).ok_or_else(|| wrong("it is not a key of ECDSA over P-256"))
 }
@@ -96,4 +100,22 @@ fn pem(label: &str, der: &[u8]) -> String {
         pem.push('\n');
     }
     pem + &format!("-----END {label}-----\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_several_keys_is_refused_and_not_read_to_the_first() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("owners.pub");
+        let key = || public_pem(&PrivateKey::generate().expect("a key").0.public().expect("its other half"));
+        let one = key();
+        std::fs::write(&path, &one).expect("written");
+        assert_eq!(public_pem(&read_public_key(&path).expect("a key")), one);
+        std::fs::write(&path, one + &key()).expect("written");
+        let error = read_public_key(&path).expect_err("refused").to_string();
+        assert!(error.contains("owners.pub: it holds several keys"), "{error}");
+    }
 }

@@ -69,7 +69,7 @@ mod tests {
             let mut pieces = Vec::new();
             let mut each = |piece| match piece {
                 Piece::Sample(bytes) => pieces.push(String::from_utf8_lossy(&bytes).into_owned()),
-                Piece::Skipped => pieces.push("-".to_owned()),
+                Piece::Skipped | Piece::Wrong(_) => pieces.push("-".to_owned()),
             };
             let mut delimited = Delimited::new(5);
             stream.chunks(chunk).for_each(|bytes| delimited.push(bytes, &mut each));

@@ -227,7 +227,7 @@ mod tests {
             let mut each = |piece| {
                 pieces.push(match piece {
                     Piece::Sample(bytes) => Some(bytes.to_vec()),
-                    Piece::Skipped => None,
+                    Piece::Skipped | Piece::Wrong(_) => None,
                 });
             };
             let mut mjpeg = Mjpeg::new(bytes_max);
@@ -292,7 +292,7 @@ mod tests {
         let mut pieces = Vec::new();
         let mut each = |piece| match piece {
             Piece::Sample(bytes) => pieces.push(bytes.to_vec()),
-            Piece::Skipped => panic!("a picture was skipped"),
+            Piece::Skipped | Piece::Wrong(_) => panic!("a picture was skipped"),
         };
         let mut mjpeg = Mjpeg::new(10_000_000);
         pictures.concat().chunks(4096).for_each(|bytes| mjpeg.push(bytes, &mut each));

@@ -56,6 +56,8 @@ enum Piece {
     Sample(Bytes),
     /// A sample too large or broken, or a stretch of bytes that is none.
     Skipped,
+    /// The stream is not of the format that the configuration names.
+    Wrong(&'static str),
 }
 
 enum Splitter {
@@ -194,7 +196,7 @@ async fn read<I: Taker>(
     let mut said_none = false;
     loop {
         let length = output.read(&mut buffer).await.unwrap_or(0);
-        let mut skipped = 0;
+        let (mut skipped, mut wrong) = (0, None);
         let mut each = |piece| match piece {
             Piece::Sample(bytes) => {
                 seen_any = true;
@@ -202,6 +204,7 @@ async fn read<I: Taker>(
                 skipped += u64::from(newest.put(bytes));
             }
             Piece::Skipped => skipped += 1,
+            Piece::Wrong(why) => (skipped, wrong) = (skipped + 1, Some(why)),
         };
         if length == 0 {
             splitter.end(&mut each);
@@ -212,10 +215,8 @@ async fn read<I: Taker>(
             source.intake.count_skipped(&source.name, skipped);
             if !seen_any && !said_none {
                 said_none = true;
-                let noun = noun(format);
-                source.say(format!(
-                    "the command is running, but its output holds no whole {noun} within the limit so far"
-                ));
+                let none = || format!("its output holds no whole {} within the limit so far", noun(format));
+                source.say(format!("the command is running, but {}", wrong.map_or_else(none, str::to_owned)));
             }
         }
         if length == 0 {
@@ -308,7 +309,7 @@ pub(crate) mod splitting {
         let mut each = |piece| {
             pieces.push(match piece {
                 Piece::Sample(picture) => Some(picture),
-                Piece::Skipped => None,
+                Piece::Skipped | Piece::Wrong(_) => None,
             });
         };
         bytes.chunks(chunk).for_each(|bytes| splitter.push(bytes, &mut each));

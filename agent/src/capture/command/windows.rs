@@ -1,13 +1,13 @@
 //! Cuts windows out of a stream that has no end: sound without a header, rows of numbers.
 //!
 //! Each window begins a hop after the one before, whatever pieces the stream comes in, and is a sample of its own: a
-//! WAV file, or rows with the headings that the stream began with. What comes after the last whole window when a program
+//! WAV file, or rows with the headings that stand over them. What comes after the last whole window when a program
 //! ends is lost, and counted; the next program begins anew.
 
 use std::collections::VecDeque;
 
 use hedge_config::{PcmWindow, RowWindow};
-use hedge_inference::{is_heading, wav};
+use hedge_inference::{ContentType, is_heading, is_heading_again, wav};
 
 use super::Piece;
 
@@ -15,20 +15,38 @@ use super::Piece;
 pub(super) struct Pcm {
     window: PcmWindow,
     bytes_max: usize,
+    /// How the stream begins, until it is enough to tell what it is.
+    begin: Vec<u8>,
     held: Vec<u8>,
     /// How much of what is held has been in a window.
     covered: usize,
 }
 
+/// Enough to tell a WAV file by.
+const BEGIN_BYTES: usize = 12;
+
+const IS_A_FILE: &str = "its output is a WAV file, where `format = \"pcm\"` takes samples without a header: give arecord \
+                         `-t raw`, ffmpeg `-f s16le`";
+
 impl Pcm {
     pub(super) fn new(window: PcmWindow, bytes_max: usize) -> Self {
-        Self { window, bytes_max, held: Vec::new(), covered: 0 }
+        Self { window, bytes_max, begin: Vec::new(), held: Vec::new(), covered: 0 }
     }
 
     pub(super) fn push(&mut self, mut bytes: &[u8], each: &mut impl FnMut(Piece)) {
         let PcmWindow { rate, channels, samples, hop } = self.window;
         let frame = usize::from(channels) * 2;
         let (length, hop) = (samples.saturating_mul(frame), hop.saturating_mul(frame));
+        let missing = BEGIN_BYTES - self.begin.len();
+        self.begin.extend_from_slice(&bytes[..bytes.len().min(missing)]);
+        // What its header says of rate and channels may be anything.
+        if ContentType::sniff(&self.begin) == Some(ContentType::Wav) {
+            self.held.clear();
+            if missing > 0 {
+                each(Piece::Wrong(IS_A_FILE));
+            }
+            return;
+        }
         while !bytes.is_empty() {
             // No more than a window is ever held.
             let (taken, rest) = bytes.split_at(bytes.len().min(length - self.held.len()));
@@ -48,6 +66,7 @@ impl Pcm {
             each(Piece::Skipped);
         }
         self.held.clear();
+        self.begin.clear();
         self.covered = 0;
     }
 }
@@ -62,7 +81,7 @@ pub(super) struct Rows {
     line: Vec<u8>,
     /// The line is too long: nothing of it is held.
     is_too_long: bool,
-    /// The first line of the stream, if it names the columns.
+    /// The first line of the stream, if it names the columns, or a later one that names them anew.
     headings: Option<Vec<u8>>,
     is_first: bool,
     held: VecDeque<Vec<u8>>,
@@ -127,6 +146,15 @@ impl Rows {
         if self.headings.as_ref() == Some(&line) {
             return;
         }
+        // What follows stands under these, in another order maybe; no window has rows under both.
+        if self.headings.as_ref().is_some_and(|before| is_heading_again(&line, before)) {
+            if self.held.len() > self.covered {
+                each(Piece::Skipped);
+            }
+            self.forget(self.held.len());
+            self.headings = Some(line);
+            return;
+        }
         self.bytes += line.len() + 1;
         self.held.push_back(line);
         // Rows so long that they are no sample together are no reason to hold them.
@@ -164,7 +192,7 @@ mod tests {
         let mut each = |piece| {
             pieces.push(match piece {
                 Piece::Sample(bytes) => Some(bytes.to_vec()),
-                Piece::Skipped => None,
+                Piece::Skipped | Piece::Wrong(_) => None,
             });
         };
         bytes.chunks(chunk).for_each(|bytes| push(bytes, false, &mut each));
@@ -247,6 +275,39 @@ mod tests {
         for chunk in [1, 3, 100] {
             assert_eq!(rows(window, 1000, "t,x\r\n\r\n1,2\r\nt,x\r\n3,4", chunk), all("t,x\n1,2\n3,4\n"));
             assert_eq!(rows(window, 1000, "{\"x\": 1}\n{\"x\": 2}\n", chunk), all("{\"x\": 1}\n{\"x\": 2}\n"));
+        }
+    }
+
+    #[test]
+    fn rows_stand_under_the_headings_that_came_last_and_no_window_has_rows_under_two() {
+        let window = RowWindow { rows: 2, hop: 1 };
+        let text = "t,x\n1,2\n3,4\nx,t,y\n5,6,7\n8,9,0\n";
+        for chunk in [1, 3, 100] {
+            let whole = ["t,x\n1,2\n3,4\n", "x,t,y\n5,6,7\n8,9,0\n"].map(|one| Some(one.to_owned()));
+            assert_eq!(rows(window, 1000, text, chunk), whole);
+            // Words that name none of the columns are a row that nobody can read, and no headings.
+            let broken = Some("t,x\n1,2\nERR,ERR\n".to_owned());
+            assert_eq!(rows(window, 1000, "t,x\n1,2\nERR,ERR\n", chunk), [broken]);
+            // Rows that no window will have are counted.
+            assert_eq!(rows(window, 1000, "t,x\n1,2\nx,t\n", chunk), [None]);
+        }
+    }
+
+    #[test]
+    fn a_wav_file_is_not_heard_as_sound_without_a_header() {
+        let window = PcmWindow { rate: 16_000, channels: 1, samples: 20, hop: 20 };
+        let file = wav(8000, 2, &[1; 400]);
+        for chunk in [5, 12, 1000] {
+            let mut pcm = Pcm::new(window, usize::MAX);
+            let mut said = Vec::new();
+            for bytes in file.chunks(chunk) {
+                pcm.push(bytes, &mut |piece| match piece {
+                    Piece::Wrong(why) => said.push(why),
+                    Piece::Sample(_) | Piece::Skipped => panic!("it is no sound, and why is said"),
+                });
+            }
+            pcm.end(&mut |_| panic!("nothing is held"));
+            assert_eq!(said, [IS_A_FILE]);
         }
     }
 

@@ -125,8 +125,8 @@ impl<'a> Recording<'a> {
 fn read_format(chunk: &[u8]) -> Result<(u32, usize, Coding), FeatureError> {
     let unsupported = |what: String| FeatureError::Unsupported { format: "WAV", what };
     let short = |at: usize| Some(u16::from_le_bytes([*chunk.get(at)?, *chunk.get(at + 1)?]));
-    let (Some(mut tag), Some(channels), Some(low), Some(high), Some(bits)) =
-        (short(0), short(2), short(4), short(6), short(14))
+    let (Some(mut tag), Some(channels), Some(low), Some(high), Some(frame), Some(bits)) =
+        (short(0), short(2), short(4), short(6), short(12), short(14))
     else {
         return Err(FeatureError::Damaged { format: "WAV", reason: "its format is cut off".to_owned() });
     };
@@ -156,6 +156,14 @@ fn read_format(chunk: &[u8]) -> Result<(u32, usize, Coding), FeatureError> {
     };
     if !(1..=CHANNELS_MAX).contains(&channels) {
         return Err(unsupported(format!("{channels} channels; 1 to {CHANNELS_MAX} are read")));
+    }
+    // 24 bits in four bytes: some writers put them into the upper three, some (arecord's S24_LE) into the lower.
+    let taken = usize::from(channels) * coding.bytes();
+    if usize::from(frame) != taken {
+        return Err(unsupported(format!(
+            "{bits}-bit samples of which {channels} take {frame} bytes, not {taken}; record or convert it as 16 or 32 bits: \
+             `arecord -f S32_LE`, `ffmpeg -i IN -c:a pcm_s16le OUT.wav`"
+        )));
     }
     if !(RATE_MIN..=RATE_MAX).contains(&rate) {
         return Err(unsupported(format!("{rate} samples per second; {RATE_MIN} to {RATE_MAX} are read")));
@@ -193,6 +201,7 @@ mod tests {
     fn file(tag: u16, channels: u16, bits: u16, claimed: u32, data: &[u8]) -> Vec<u8> {
         let mut bytes = wav(8000, channels, data);
         bytes[20..22].copy_from_slice(&tag.to_le_bytes());
+        bytes[32..34].copy_from_slice(&(channels * bits.div_ceil(8)).to_le_bytes());
         bytes[34..36].copy_from_slice(&bits.to_le_bytes());
         bytes[40..44].copy_from_slice(&claimed.to_le_bytes());
         bytes
@@ -229,6 +238,16 @@ mod tests {
         let plain = file(1, 1, 16, 2, &[0, 0x40]);
         let list = [&plain[..12], b"LIST\x03\0\0\0abc\0", &plain[12..], b"junk"].concat();
         check(&list, &[0.5]);
+    }
+
+    #[test]
+    fn samples_that_lie_in_more_bytes_than_they_have_are_refused_and_not_read_askew() {
+        for (bits, frame) in [(24_u16, 4_u16), (16, 4), (8, 2), (16, 0)] {
+            let mut bytes = file(1, 1, bits, 8, &[1, 2, 3, 0, 4, 5, 6, 0]);
+            bytes[32..34].copy_from_slice(&frame.to_le_bytes());
+            let error = Recording::read(&bytes).expect_err("refused").to_string();
+            assert!(error.contains(&format!("{bits}-bit samples of which 1 take {frame} bytes")), "{error}");
+        }
     }
 
     #[test]

@@ -11,8 +11,8 @@ mod rows;
 
 use serde::Deserialize;
 
-pub use self::rows::is_heading;
 use self::rows::{Columns, Row};
+pub use self::rows::{is_heading, is_heading_again};
 pub(super) use self::rows::{separator, words};
 use super::span::Span;
 use super::{ContentType, FeatureError, PerChannel, TENSOR_VALUES_MAX, Tensor};

@@ -151,6 +151,11 @@ impl Columns {
     /// Where the time, if there is one, and the channels stand among these headings.
     fn places(&self, headings: &[String]) -> Result<Vec<usize>, FeatureError> {
         let named = self.time.iter().chain(&self.names);
+        // Which of them is meant nobody knows.
+        let is_twice = |name: &&String| headings.iter().filter(|heading| heading == name).count() > 1;
+        if let Some(name) = named.clone().find(is_twice) {
+            return Err(refused(format!("there are several columns `{name}`; give each a name of its own")));
+        }
         let mut places: Vec<usize> = named
             .map(|name| {
                 headings.iter().position(|heading| heading == name).ok_or_else(|| {
@@ -204,6 +209,18 @@ pub fn is_heading(line: &[u8]) -> bool {
     let Ok(line) = std::str::from_utf8(line) else { return false };
     let line = line.trim_start_matches('\u{feff}').trim();
     !line.starts_with(['{', '[']) && are_names(&words(line, separator(line)))
+}
+
+/// Whether a line names columns anew that `before` named already, in whatever order and number: of a program that was
+/// started again, say. A line of other words is no row, and no heading either.
+#[must_use]
+pub fn is_heading_again(line: &[u8], before: &[u8]) -> bool {
+    let names = |line| {
+        let line = std::str::from_utf8(line).unwrap_or_default().trim_start_matches('\u{feff}');
+        words(line, separator(line))
+    };
+    let known = names(before);
+    is_heading(line) && names(line).iter().any(|name| !name.is_empty() && known.contains(name))
 }
 
 /// Whether cells name columns. Where one is a number, another that is none is a mistake in a row, not a name.
@@ -303,6 +320,7 @@ mod tests {
         let (named, timed) = (columns(&["x", "y"], 2, None), columns(&["x"], 1, Some("t")));
         for (columns, kind, text, words) in [
             (&named, &Csv, "x,z\n1,2\n", "no column `y`; there are: `x`, `z`"),
+            (&named, &Csv, "x,y,x\n1,2,3\n", "several columns `x`"),
             (&named, &Csv, "x,y\n1,2\n3,four\n", "line 3 holds `four`"),
             (&named, &Csv, "x,y\n1,inf\n", "line 2 holds `inf`"),
             (&named, &Csv, "x,y\n1\n", "line 2 has 1 columns, not 2"),
