@@ -32,7 +32,7 @@ impl Addressees {
                 let event = match self.verdicts.apply(verdict).await {
                     Ok(true) => Event::Closed { key, spoken: true },
                     Ok(false) => return Ok(()),
-                    Err(ApplyError::Misfit(reason)) => Event::Failed { key, reason: reason.into() },
+                    Err(ApplyError::Misfit(reason)) => Event::Failed { key, reason },
                     Err(error @ ApplyError::NotDurable(_)) => return Err(error.to_string()),
                 };
                 // Without its engine the agent is stopping, and nobody needs to know.
