@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
+use super::place::Place;
 use super::sql::{Row, Sql};
 use super::{Database, Reader, RecordsAt, StoreError, count, damaged, postgres, schema};
 use crate::{signed, wall_ms};
@@ -47,21 +48,29 @@ pub struct AuditRow {
 
 /// Where acts are noted. Cheap to clone.
 #[derive(Clone)]
-pub struct Audit(Arc<Mutex<Sql>>);
+pub struct Audit {
+    sql: Arc<Mutex<Sql>>,
+    /// Of records in a file.
+    place: Option<Arc<Place>>,
+}
 
 impl Audit {
     /// Of records that a [`super::Writer`] has opened before.
     pub fn open(at: &RecordsAt) -> Result<Self, StoreError> {
-        let sql = match &at.database {
-            Database::File(path) => Sql::File(schema::connect(path)?),
-            Database::Server(server) => Sql::Server(Box::new(postgres::Session::new(server))),
+        let (sql, place) = match &at.database {
+            Database::File(path) => {
+                let sql = Sql::File(schema::connect(path)?);
+                sql.exists("SELECT seq FROM audit LIMIT 1", &[])?;
+                (sql, Some(Arc::new(Place::of(path)?)))
+            }
+            Database::Server(server) => (Sql::Server(Box::new(postgres::Session::new(server))), None),
         };
-        Ok(Self(Arc::new(Mutex::new(sql))))
+        Ok(Self { sql: Arc::new(Mutex::new(sql)), place })
     }
 
     /// Blocks until it would survive a power cut. Returns what [`Self::end`] goes by.
     pub fn begin(&self, act: &Act) -> Result<u64, StoreError> {
-        let sql = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sql = self.sql.lock().unwrap_or_else(PoisonError::into_inner);
         let statement = "INSERT INTO audit (at_ms, who, address, act, about, detail, outcome) \
              VALUES (?1, ?2, ?3, ?4, ?5, '', 'begun') RETURNING seq";
         let (who, about) = (shortened(&act.who), shortened(&act.about));
@@ -71,11 +80,12 @@ impl Audit {
         if seq % PRUNE_EVERY == 0 {
             sql.execute("DELETE FROM audit WHERE seq <= ?1", &[(seq - ROWS_MAX).into()])?;
         }
+        self.place.as_ref().map_or(Ok(()), |place| place.check())?;
         Ok(count(seq))
     }
 
     pub fn end(&self, seq: u64, detail: &str, outcome: &str) -> Result<(), StoreError> {
-        let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = self.sql.lock().unwrap_or_else(PoisonError::into_inner);
         let (detail, outcome) = (shortened(detail), shortened(outcome));
         let values = [seq.into(), (&detail).into(), (&outcome).into()];
         connection.execute("UPDATE audit SET detail = ?2, outcome = ?3 WHERE seq = ?1", &values)
@@ -146,7 +156,7 @@ mod tests {
             let (audit, reader) = opened(records);
             let first = audit.begin(&act("first")).expect("noted");
             {
-                let sql = audit.0.lock().expect("free");
+                let sql = audit.sql.lock().expect("free");
                 // As after a long time: the numbers go on from here.
                 let far = sql.either(
                     "INSERT INTO audit SELECT ?1, at_ms, who, address, act, about, detail, outcome FROM audit",

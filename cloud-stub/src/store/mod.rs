@@ -21,6 +21,7 @@ mod delete;
 mod devices;
 mod lease;
 mod objects;
+mod place;
 mod postgres;
 mod prune;
 mod reader;
@@ -70,6 +71,15 @@ pub enum StoreError {
         "the records in {path} have layout {found}, newer than the {known} this version reads; start the newer version"
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("another hedge-cloud works with the records in {}: stop it, or give this one its own --state-dir", .0.display())]
+    InUse(PathBuf),
+    #[error("{path} cannot be used: {source}")]
+    Unusable { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{} was removed or replaced while this program works with it, and what is written now would be gone at the next \
+         start: put it back, or start again with what is in {} then", file.display(), records.display()
+    )]
+    Moved { records: PathBuf, file: PathBuf },
     #[error("the records cannot be read or written: {0}")]
     Sql(#[from] rusqlite::Error),
     #[error("the records cannot be read or written: {}", postgres::said(.0))]

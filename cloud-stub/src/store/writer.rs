@@ -9,6 +9,7 @@ use hedge_proto::{Case, CaseId, DeviceId, Digest, Name, PayloadForm, Verdict, to
 use super::checkpoint::Checkpoints;
 use super::lease::{self, Lease};
 use super::objects::{self, KEPT_COLUMNS, Objects, Payload, Sweeping};
+use super::place::{Lock, Place};
 use super::postgres::Session;
 use super::sql::{Row, Sql, Value};
 use super::{DEAD, Database, FAILED, Known, RecordsAt, Standing, StoreError, Totals, WAITING, count, damaged, schema};
@@ -43,6 +44,9 @@ pub struct Writer {
     objects: Option<Objects>,
     _checkpoints: Option<Checkpoints>,
     _sweeping: Option<Sweeping>,
+    /// Of records in a file.
+    place: Option<Place>,
+    _lock: Option<Lock>,
 }
 
 /// Of one case that waits: as [`waiting`] reads it.
@@ -63,12 +67,16 @@ pub(super) fn waiting(row: &Row<'_>) -> Result<Waiting, StoreError> {
 impl Writer {
     /// Opens the records, making or upgrading them. `instance` is who writes; on a server nobody else may be called so.
     pub fn open(at: &RecordsAt, instance: &Name) -> Result<Self, StoreError> {
-        let (sql, checkpoints) = match &at.database {
-            Database::File(path) => (Sql::File(schema::open(path)?), Checkpoints::start(path)),
+        let (lock, sql, checkpoints, place) = match &at.database {
+            Database::File(path) => {
+                let lock = Lock::take(path)?;
+                let sql = Sql::File(schema::open(path)?);
+                (Some(lock), sql, Checkpoints::start(path), Some(Place::of(path)?))
+            }
             Database::Server(server) => {
                 let session = Session::new(server);
                 session.upgrade(&schema::server_steps().map_err(damaged)?)?;
-                (Sql::Server(Box::new(session)), None)
+                (None, Sql::Server(Box::new(session)), None, None)
             }
         };
         let instance = instance.to_string();
@@ -78,7 +86,7 @@ impl Writer {
             objects.check(objects::has_some(&sql)?)?;
         }
         let sweeping = objects.clone().map(|objects| Sweeping::start(objects, at.clone())).transpose()?;
-        Ok(Self { sql, instance, lease, objects, _checkpoints: checkpoints, _sweeping: sweeping })
+        Ok(Self { sql, instance, lease, objects, _checkpoints: checkpoints, _sweeping: sweeping, place, _lock: lock })
     }
 
     /// Changes that become durable together, or not at all: dropping a batch undoes it.
@@ -94,6 +102,7 @@ impl Writer {
             sql: &self.sql,
             instance: &self.instance,
             objects: self.objects.as_ref(),
+            place: self.place.as_ref(),
             to_put: RefCell::default(),
             to_delete: RefCell::default(),
             changed: Cell::new(false),
@@ -170,6 +179,7 @@ pub struct Batch<'w> {
     pub(super) sql: &'w Sql,
     instance: &'w str,
     objects: Option<&'w Objects>,
+    place: Option<&'w Place>,
     /// Objects that are put before the commit, and those that are deleted after it.
     to_put: RefCell<Vec<(String, Vec<u8>)>>,
     to_delete: RefCell<Vec<String>>,
@@ -208,7 +218,7 @@ impl Batch<'_> {
         if let Some(objects) = self.objects {
             objects.delete(self.to_delete.take());
         }
-        Ok(())
+        self.place.map_or(Ok(()), Place::check)
     }
 
     /// Whether it has as many payload bytes as can be brought elsewhere in one commit.
