@@ -152,6 +152,20 @@ fn boot(_: &Asked) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_no_device_reads_is_none_and_the_next_is_asked() {
+    let long = |_: &Asked| answer(200, "", json!({"result": [{"name": "b".repeat(3000), "p": 0.75}]}).to_string());
+    let (first, second) = (Backend::start(long).await, Backend::start(boot).await);
+    let config = http("long", "shoes", first.addr, "") + &http("boot", "shoes", second.addr, "");
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::Embedded);
+    let cloud = start(dir.path(), &broker, &config);
+    let mut device = Device::connect("hall-1", cloud.broker).await;
+    device.cloud_is(CloudState::Online).await;
+    device.send(device.case(0, b"picture")).await;
+    assert_eq!(device.hears().await, received(device.id(0)));
+    assert_eq!(label(device.hears().await, &device.id(0)), "boot");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_answerer_is_asked_about_many_cases_at_once() {
     const CASES: u64 = 320;
     let backend = Backend::start(|asked| boot(asked).after(Duration::from_millis(300))).await;
@@ -288,6 +302,9 @@ async fn a_person_answers_from_the_review_queue_however_long_it_takes() {
     let path = format!("/api/review/{}", device.id(0));
     let (status, why) = cloud.post(&path, json!({"label": "shoe"})).await;
     assert_eq!((status, why["error"].as_str()), (422, Some("`shoe` is none of the labels: boot, sandal")));
+    let place = json!({"left": 0, "top": 0, "width": 1, "height": 1});
+    let (status, why) = cloud.post(&path, json!({"found": [{"label": "boot", "score": 5, "place": place}]})).await;
+    assert_eq!((status, why["error"].as_str()), (422, Some("no device reads this answer: a score is not from 0 to 1")));
     let (status, done) = cloud.post(&path, json!({"label": "boot", "by": "ann"})).await;
     assert_eq!((status, &done["outcome"]), (200, &json!("answered")), "{done}");
     let DownMessage::Verdict(verdict) = device.hears().await else { panic!("no verdict") };

@@ -15,6 +15,7 @@
 use std::time::{Duration, Instant};
 
 use hedge_core::clock::doubled;
+use hedge_proto::CaseId;
 
 use super::{Ledger, Micro};
 
@@ -71,6 +72,8 @@ pub struct Seat {
     places: usize,
     under_way: usize,
     health: Health,
+    /// The case that ended it since it last answered, and whether another did, too.
+    ended_by: Option<(CaseId, bool)>,
 }
 
 impl Seat {
@@ -78,7 +81,7 @@ impl Seat {
     #[must_use]
     pub fn local(name: &str, places: usize) -> Self {
         let (name, price) = (name.to_owned(), Micro::default());
-        Self { name, price, is_person: false, places, under_way: 0, health: Health::Up }
+        Self { name, price, is_person: false, places, under_way: 0, health: Health::Up, ended_by: None }
     }
 
     /// Elsewhere, with so many calls at once.
@@ -186,8 +189,20 @@ impl Route {
         let Some(seat) = self.seats.get_mut(place) else { return false };
         seat.under_way = seat.under_way.saturating_sub(1);
         let was_alone = matches!(seat.health, Health::Alone { .. });
+        if ending == Ending::Answered {
+            seat.ended_by = None;
+        }
         seat.weigh(ending, now, chance);
         was_alone
+    }
+
+    /// Whether a case that ended an answerer which had nothing else may be why. Where others have done the same since it last
+    /// answered, it is broken, and none of them is to blame.
+    pub fn blames(&mut self, place: usize, id: &CaseId) -> bool {
+        let Some(seat) = self.seats.get_mut(place) else { return false };
+        let (first, others) = seat.ended_by.get_or_insert_with(|| (id.clone(), false));
+        *others |= first != id;
+        !*others
     }
 
     /// Whose rest is over: each is to be asked now whether it is alive.
@@ -256,11 +271,9 @@ impl Seat {
             Health::Up => REST_MIN,
             Health::Questioned { rest } | Health::Alone { rest } => doubled(rest.max(REST_MIN / 2), 1, REST_MAX),
         };
-        // Never before the time it has asked for.
-        let pause = match asked {
-            Some(asked) => asked + asked.min(REST_MAX).mul_f64(chance / 10.0),
-            None => rest.mul_f64(0.5 + chance / 2.0),
-        };
+        // Never before the time it has asked for, and no sooner for having asked: some always ask for no time at all.
+        let asked = asked.map_or(Duration::ZERO, |asked| asked + asked.min(REST_MAX).mul_f64(chance / 10.0));
+        let pause = asked.max(rest.mul_f64(0.5 + chance / 2.0));
         let before = if let Health::Resting { until, .. } = known { until } else { now };
         self.health = Health::Resting { until: before.max(now.checked_add(pause).unwrap_or(now + REST_MAX)), rest };
     }
@@ -355,6 +368,40 @@ mod tests {
             let asked = (0..400).find(|s| !route.to_question(start + S(*s)).is_empty()).expect("in the end");
             assert!((300..=306).contains(&asked), "{asked} s");
         }
+    }
+
+    #[test]
+    fn a_case_is_blamed_only_while_no_other_has_ended_the_answerer_since_it_last_answered() {
+        let (now, id) = (Instant::now(), |n: u8| format!("d.0000000000000001.{n}").parse::<CaseId>().expect("an id"));
+        let mut route = two(now);
+        assert!(route.blames(0, &id(1)) && route.blames(0, &id(1)), "nobody else has had it");
+        assert!(!route.blames(0, &id(2)) && !route.blames(0, &id(1)), "it is broken for all of them");
+        assert!(route.blames(1, &id(2)), "another answerer");
+        route.started(0);
+        route.ended(0, Ending::Down, now, 0.0);
+        assert!(!route.blames(0, &id(1)));
+        route.ended(0, Ending::Answered, now, 0.0);
+        assert!(route.blames(0, &id(2)), "it can answer");
+    }
+
+    #[test]
+    fn one_that_always_asks_for_no_time_is_left_alone_for_longer_and_longer_too() {
+        let start = Instant::now();
+        let mut route = Route::new(vec![Seat::remote("only", 1, Micro(0), start)]);
+        up(&mut route, start);
+        let (mut now, mut calls) = (start, 0);
+        while now < start + S(600) {
+            for place in route.to_question(now) {
+                route.questioned(place, Ending::Answered, now, 1.0);
+            }
+            if route.choose(ALL, &ledger(1.0)) == Choice::Ask(0) {
+                calls += 1;
+                route.started(0);
+                route.ended(0, Ending::Later(Some(S(0))), now, 1.0);
+            }
+            now += S(1);
+        }
+        assert!(calls < 20, "{calls} calls in ten minutes");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hedge_proto::{Authority, CaseId, DeviceId, DownMessage, Verdict};
 
 use super::desk::{Desk, Word};
-use super::{NotReviewed, Review};
+use super::{NotReviewed, Review, outcome};
 use crate::store::{Closed, Known, Standing, StoreError};
 
 /// What a device says this long after a word was sent shows that the word is not stuck on the way.
@@ -99,6 +99,9 @@ impl Desk<'_, '_> {
         let unknown = review.said.labels().find(|said| !labels.is_empty() && !labels.contains(said));
         if let Some(said) = unknown {
             return Ok(Err(NotReviewed::NoLabel { said: said.to_owned(), labels: labels.join(", ") }));
+        }
+        if let Some(why) = outcome::unread(&Word::of(review).on(case)) {
+            return Ok(Err(NotReviewed::Unread(why)));
         }
         if let Some((case, bytes)) = waited {
             let word = Word { revision: 1, ..Word::of(review) };

@@ -421,16 +421,8 @@ impl Desk<'_, '_> {
 
     /// Records a word on a case that has none yet, or none of this revision, and tells the device.
     pub(super) fn closes(&mut self, case: &Case, word: Word<'_>) -> Result<(), StoreError> {
-        let Word { said, authority, model, revision } = word;
-        let verdict = Verdict {
-            v: said.wire_version(),
-            id: case.id.clone(),
-            revision,
-            authority,
-            task: case.task.clone(),
-            said: said.clone(),
-            model,
-        };
+        let verdict = word.on(case);
+        let revision = verdict.revision;
         let agrees = case.said.as_ref().map(|own| agree(own, &verdict.said) >= AGREES_MIN);
         self.batch.answer(&verdict, agrees, self.now_ms)?;
         // A later word is about the same answer of the device.
@@ -463,6 +455,13 @@ impl<'a> Word<'a> {
     pub(super) fn of(review: &'a Review) -> Self {
         let person = ModelRef { name: review.by.clone(), version: String::new() };
         Self { said: &review.said, authority: Authority::Person, model: person, revision: 1 }
+    }
+
+    /// What the device of this case is told.
+    pub(super) fn on(self, case: &Case) -> Verdict {
+        let Self { said, authority, model, revision } = self;
+        let (v, id, task, said) = (said.wire_version(), case.id.clone(), case.task.clone(), said.clone());
+        Verdict { v, id, revision, authority, task, said, model }
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Review {
 pub enum NotReviewed {
     #[error("`{said}` is none of the labels: {labels}")]
     NoLabel { said: String, labels: String },
+    #[error("no device reads this answer: {0}")]
+    Unread(String),
     #[error(
         "there is no such case that waits for a person or is closed; one that waits for its model can be corrected later"
     )]

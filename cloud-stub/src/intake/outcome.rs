@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use hedge_proto::Authority;
+use hedge_proto::{Authority, DownMessage, Message as _, Verdict, to_cbor};
 
+use super::desk::Word;
 use super::forms::Enough;
 use super::lanes::Entry;
 use crate::answerers::{Choice, Declined, Ending, Ledger};
@@ -33,6 +34,11 @@ pub(super) enum Next {
     Again,
 }
 
+/// Why its device would set a verdict aside, whatever that is the word of: then it is none.
+pub(super) fn unread(verdict: &Verdict) -> Option<String> {
+    DownMessage::read(&to_cbor(&DownMessage::Verdict(verdict.clone()))).err().map(|error| error.to_string())
+}
+
 /// Takes note of how a call ended and decides what becomes of its case. `chance` is between 0 and 1.
 pub(super) fn decide(
     mut outcome: Box<Outcome>,
@@ -43,6 +49,14 @@ pub(super) fn decide(
     (now, chance): (Instant, f64),
 ) -> Decided {
     let place = outcome.place;
+    let authority = panel.workers.get(place).map_or(Authority::Model, |worker| worker.authority);
+    let unread = outcome.opinion.as_ref().ok().and_then(|opinion| {
+        let word = Word { said: &opinion.said, authority, model: opinion.model.clone(), revision: 1 };
+        unread(&word.on(&outcome.case))
+    });
+    if let Some(why) = unread {
+        outcome.opinion = Err(ModelFailure::Dead(format!("no device reads its answer: {why}")));
+    }
     let ending = match &outcome.opinion {
         Ok(_) | Err(ModelFailure::Dead(_) | ModelFailure::Failed(_) | ModelFailure::NoPayload(_)) => Ending::Answered,
         Err(ModelFailure::Later { after, .. }) => Ending::Later(*after),
@@ -61,6 +75,7 @@ pub(super) fn decide(
     }
     if let Err(ModelFailure::Down { why, had_it: true }) = &outcome.opinion
         && was_alone
+        && panel.route.blames(place, &entry.id)
     {
         entry.ends += 1;
         if entry.ends >= ENDS_MAX {
@@ -83,6 +98,43 @@ pub(super) fn decide(
             }
         }
     };
-    let authority = panel.workers.get(place).map_or(Authority::Model, |worker| worker.authority);
     Decided { outcome, entry, next, authority }
+}
+
+#[cfg(test)]
+mod tests {
+    use hedge_proto::{BOXES_MAX, Found, LabelScore, ModelRef, Output, Rect};
+
+    use super::*;
+    use crate::store::testing::case;
+
+    #[track_caller]
+    fn check(said: Output, wrong: Option<&str>) {
+        let model = ModelRef { name: "m".to_owned(), version: "1".to_owned() };
+        let word = Word { said: &said, authority: Authority::Model, model, revision: 1 };
+        match (unread(&word.on(&case(1))), wrong) {
+            (None, None) => {}
+            (Some(why), Some(wrong)) if why.contains(wrong) => {}
+            (why, _) => panic!("{why:?} for {said:?}"),
+        }
+    }
+
+    #[test]
+    fn what_no_device_reads_is_no_answer() {
+        let scored = |score| Output::Classes(vec![LabelScore { label: "boot".to_owned(), score }]);
+        let boxes = |label: &str, score, width, count| {
+            let place = Rect { left: 0.0, top: 0.0, width, height: 1.0 };
+            Output::Boxes(vec![Found { label: label.to_owned(), score, place }; count])
+        };
+        check(scored(1.0), None);
+        check(boxes("boot", 1.0, 1.0, BOXES_MAX), None);
+        check(boxes("boot", 1.0, 1.0, 0), None);
+        check(Output::label(&"a".repeat(3000)), Some("3000 bytes of `label`"));
+        check(Output::label(""), Some("empty"));
+        check(scored(5.0), Some("from 0 to 1"));
+        check(scored(f32::NAN), Some("from 0 to 1"));
+        check(boxes("boot", 5.0, 1.0, 1), Some("from 0 to 1"));
+        check(boxes("boot", 1.0, f32::INFINITY, 1), Some("numbers"));
+        check(boxes(&"a".repeat(1000), 1.0, 1.0, 90), Some("bytes"));
+    }
 }

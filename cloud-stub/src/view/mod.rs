@@ -14,6 +14,7 @@ mod login;
 mod metrics;
 mod operate;
 mod preview;
+mod query;
 mod review;
 mod rollouts;
 mod routes;
@@ -30,7 +31,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
@@ -45,6 +46,7 @@ use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::preview::Previews;
+use self::query::Query;
 use self::routes::{ANYONE, OPERATOR, REVIEWER, Routes, VIEWER};
 use crate::access::{Access, NotIn};
 use crate::fleet::rollouts::NotNow;
@@ -334,7 +336,9 @@ impl IntoResponse for ApiError {
             }
             Self::PayloadGone(_) => StatusCode::GONE,
             Self::BadName(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::WrongFields(_) | Self::NotReviewed(NotReviewed::NoLabel { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::WrongFields(_) | Self::NotReviewed(NotReviewed::NoLabel { .. } | NotReviewed::Unread(_)) => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             Self::OtherNumber { .. }
             | Self::NotNow(_)
             | Self::Outdated { .. }
@@ -373,6 +377,7 @@ fn file(content_type: &'static str, text: impl Into<axum::body::Body>) -> Respon
 
 /// Which devices are listed.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Listed {
     /// Conditions as `hedge-cloud device --where` takes them.
     #[serde(rename = "where")]
