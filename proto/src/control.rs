@@ -327,6 +327,9 @@ impl Order {
         };
         let empty = Value::Object(serde_json::Map::new());
         let read = |args| serde_path_to_error::deserialize::<_, Self>(&tagged(args));
+        if !no_args && read(None).is_ok() {
+            return Err(format!("args: `{command}` takes none"));
+        }
         // Commands that take nothing have no `args` at all; those whose arguments are optional have an empty one.
         let order = if no_args { read(None).or_else(|_| read(Some(&empty))) } else { read(Some(args)) };
         order.map_err(|error| error.to_string())
@@ -406,7 +409,7 @@ mod tests {
     fn a_wrong_order_says_what_is_wrong() {
         for (command, args, part) in [
             ("pingg", Value::Null, "pingg"),
-            ("ping", json!({"x": 1}), "unit"),
+            ("ping", json!({"x": 1}), "`ping` takes none"),
             ("explain", json!([3]), "args"),
             ("explain", json!({"lst": 3}), "lst"),
             ("snapshot", Value::Null, "source"),

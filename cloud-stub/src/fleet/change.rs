@@ -109,6 +109,12 @@ pub fn draft(
 
 fn edited(device: &Device, edits: &[Edit], onto: Option<Onto>) -> Result<(Value, Option<String>), Vec<FieldError>> {
     let refused = |reason| vec![FieldError::new("version", reason)];
+    for (at, edit) in edits.iter().enumerate() {
+        if let Some(undone) = edits[..at].iter().find(|earlier| earlier.path.starts_with(&edit.path)) {
+            let reason = format!("undoes `{}`, which is given before it: give one of them", undone.path.join("."));
+            return Err(vec![FieldError::new(edit.path.join("."), reason)]);
+        }
+    }
     let on = |mut settings: Value| edits.iter().try_for_each(|edit| edit.apply(&mut settings)).map(|()| settings);
     let base = base(device).map_err(refused)?;
     let on_base = on(base.settings)?;
@@ -301,6 +307,24 @@ mod tests {
             Device { reported: reported(7, None, before.clone()), desired: desired(7, before), ..Device::default() };
         let draft = draft(&device, &edits(texts)).expect("valid");
         assert_eq!((draft.desired.version, draft.desired.settings, draft.note), (8, after, None));
+    }
+
+    #[test]
+    fn edits_that_undo_each_other_are_refused() {
+        let device = Device { reported: reported(7, None, json!({})), ..Device::default() };
+        for (texts, field) in [
+            (&["log.level=warn", "log.level=info"][..], "log.level"),
+            (&["log.level=warn", "log="], "log"),
+            (&["log.level=warn", "telemetry.interval_s=9", "log.level="], "log.level"),
+        ] {
+            let errors = draft(&device, &edits(texts)).expect_err("refused");
+            assert_eq!(
+                (errors[0].field.as_str(), errors[0].reason.contains("`log.level`")),
+                (field, true),
+                "{errors:?}"
+            );
+        }
+        check(json!({"log": {"level": "info"}}), &["log=", "log.level=warn"], json!({"log": {"level": "warn"}}));
     }
 
     /// Version 1 is in force, and version 2 has come to this.

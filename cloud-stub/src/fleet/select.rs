@@ -39,7 +39,7 @@ impl FromStr for Where {
 
 fn condition(text: &str) -> Result<Condition, String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is no condition; write KEY=VALUE"))?;
-    let value = value.to_owned();
+    let value = value.trim().to_owned();
     match key.trim() {
         "name" => Ok(Condition::Name(value)),
         "link" if LINKS.contains(&value.as_str()) => Ok(Condition::Link(value)),
@@ -149,6 +149,7 @@ mod tests {
         ] {
             check(&format!("name={pattern}"), expected);
         }
+        check("name = hall-* , model = photo-small", true);
     }
 
     #[test]

@@ -65,7 +65,9 @@ pub fn worse(before: &Device, now: &Device) -> Option<String> {
     if let Some((part, sentence)) = has.iter().find(|(part, _)| !had.contains_key(*part)) {
         return Some(format!("{part}: {sentence}"));
     }
-    let left = !before.is_offline() && now.is_offline() && now.window_every_s().is_none();
+    // Without a status it was taken out of service meanwhile.
+    let is_away = now.is_offline() || now.status.is_none();
+    let left = before.status.is_some() && !before.is_offline() && is_away && now.window_every_s().is_none();
     left.then(|| "it has left since".to_owned())
 }
 
@@ -138,6 +140,8 @@ mod tests {
         assert!(worse(&before(&ill, true), &ill).is_some(), "the settings may have brought it about");
         assert!(worse(&well, &away).is_some());
         assert_eq!(worse(&away, &away), None);
+        assert!(worse(&well, &Device::default()).is_some(), "taken out of service");
+        assert_eq!(worse(&Device::default(), &Device::default()), None);
     }
 
     #[test]

@@ -98,9 +98,13 @@ impl Reader {
     }
 
     /// Cases that wait for a person, oldest first.
-    pub fn to_review(&self, limit: u32) -> Result<Vec<CaseRow>, StoreError> {
-        let statement = format!("SELECT {CASE_COLUMNS} WHERE c.review = 1 AND c.state = 0 ORDER BY c.seq LIMIT ?1");
-        self.sql.rows(&statement, &[limit.into()], case_row)
+    pub fn to_review(&self, device: Option<&DeviceId>, limit: u32) -> Result<Vec<CaseRow>, StoreError> {
+        let statement = format!(
+            "SELECT {CASE_COLUMNS} WHERE c.review = 1 AND c.state = 0 AND (?2 = '' OR c.device = ?2) \
+             ORDER BY c.seq LIMIT ?1"
+        );
+        let device = device.map_or("", DeviceId::as_str);
+        self.sql.rows(&statement, &[limit.into(), device.into()], case_row)
     }
 
     pub fn case(&self, id: &CaseId) -> Result<Option<CaseRow>, StoreError> {

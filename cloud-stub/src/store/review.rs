@@ -327,6 +327,25 @@ mod tests {
     }
 
     #[test]
+    fn those_of_one_device_are_listed_however_many_of_others_wait_before_them() {
+        everywhere(|records| {
+            let mut writer = Writer::open(&records.at, &Name::new("one").expect("valid")).expect("records");
+            let batch = writer.batch().expect("a batch");
+            for n in 0..10 {
+                let mut case = case(n);
+                case.id.device = DeviceId::new(if n < 9 { "first" } else { "last" }).expect("valid");
+                batch.record(&case, b"p", n).expect("recorded");
+                batch.review(&case.id).expect("to review");
+            }
+            batch.commit().expect("committed");
+            let reader = Reader::open(&records.at).expect("records");
+            let last = DeviceId::new("last").expect("valid");
+            let waiting = |device| reader.to_review(device, 3).expect("read").len();
+            assert_eq!((waiting(Some(&last)), waiting(None)), (1, 3));
+        });
+    }
+
+    #[test]
     fn each_case_has_one_before_and_one_after_it_in_the_order_of_the_list() {
         everywhere(|records| one_before_and_one_after(&filled(records)));
     }

@@ -31,7 +31,7 @@ pub struct Assumptions {
 }
 
 /// What an operator says of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Given {
     pub call_price: Option<f64>,
     pub gb_price: Option<f64>,

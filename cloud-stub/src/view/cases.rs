@@ -1,11 +1,12 @@
 //! Cases as people look for them: filtered, in an order in which one follows the other, each with an address of its own.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::HeaderName;
 use hedge_proto::{Authority, CaseId, DeviceId};
 use serde::Deserialize;
 
+use super::query::Query;
 use super::{ApiError, CASES_LIMIT, CASES_LIMIT_MAX, CaseView, VerdictView, View};
 use crate::export::Format;
 use crate::store::{CaseList, Place, Sought};
@@ -108,6 +109,7 @@ pub(super) async fn words(
 
 /// Which task is meant.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct OfTask {
     task: String,
 }

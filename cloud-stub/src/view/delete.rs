@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::{Extension, Json};
 use futures_util::{StreamExt as _, stream};
 use hedge_proto::{CaseId, CommandMessage, DeviceId};
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::cases::Wanted;
+use super::query::Query;
 use super::routes::{Admitted, Note};
 use super::{ApiError, View};
 use crate::access::Who;

@@ -1,28 +1,34 @@
 //! The review queue: cases that wait for a person's word; and the word, on one of them or on a case that is closed.
 
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::{Extension, Json};
-use hedge_proto::{BOXES_MAX, CaseId, Found, Output};
+use hedge_proto::{BOXES_MAX, CaseId, DeviceId, Found, Output};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::cases::Wanted;
+use super::query::Query;
 use super::routes::{Admitted, Note};
-use super::{ApiError, CaseView, View};
+use super::{ApiError, CASES_LIMIT, CASES_LIMIT_MAX, CaseView, View};
 use crate::intake::{Event, Review};
+
+/// Which cases are listed.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listed {
+    limit: Option<u32>,
+    device: Option<DeviceId>,
+}
 
 /// `GET /api/review`
 pub(super) async fn waiting(
     State(view): State<View>,
-    Query(wanted): Query<Wanted>,
+    Query(Listed { limit, device }): Query<Listed>,
 ) -> Result<Json<Vec<CaseView>>, ApiError> {
-    let limit = wanted.limit();
-    let rows = view.records.read(move |reader| reader.to_review(limit)).await?;
-    let of_device =
-        |row: &crate::store::CaseRow| wanted.device.as_ref().is_none_or(|device| row.case.id.device == *device);
-    Ok(Json(rows.into_iter().filter(of_device).map(CaseView::from).collect()))
+    let limit = limit.unwrap_or(CASES_LIMIT).min(CASES_LIMIT_MAX);
+    let rows = view.records.read(move |reader| reader.to_review(device.as_ref(), limit)).await?;
+    Ok(Json(rows.into_iter().map(CaseView::from).collect()))
 }
 
 /// What a person says: a label, or what there is to be found, which may be nothing.

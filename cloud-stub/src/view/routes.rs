@@ -10,14 +10,15 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::handler::Handler;
 use axum::http::header::{ACCEPT, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{MethodRouter, get, post};
+use axum::{Json, Router};
+use serde_json::json;
 
 use super::{ApiError, View};
 use crate::access::{NotIn, Role, Who};
@@ -111,7 +112,17 @@ impl Routes {
     }
 
     pub(super) fn finish(self) -> Router {
-        self.router.with_state(self.view)
+        let nothing = |method: Method, uri: Uri, status: StatusCode, what| {
+            let why = format!("{method} {}: {what}", uri.path());
+            (status, Json(json!({"error": why}))).into_response()
+        };
+        let unknown = move |method: Method, uri: Uri| async move {
+            nothing(method, uri, StatusCode::NOT_FOUND, "there is nothing here")
+        };
+        let unmeant = move |method: Method, uri: Uri| async move {
+            nothing(method, uri, StatusCode::METHOD_NOT_ALLOWED, "this method does nothing here")
+        };
+        self.router.fallback(unknown).method_not_allowed_fallback(unmeant).with_state(self.view)
     }
 }
 

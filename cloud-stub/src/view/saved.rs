@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use hedge_proto::DeviceId;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::trend::Asked;
+use super::query::Query;
+use super::trend::Span;
 use super::{ApiError, View};
 use crate::store::{CaseRow, Sought};
 use crate::trend::{Assumptions, Bucket, Given, Saved, Shown, saved, series};
@@ -16,6 +17,28 @@ use crate::wall_ms;
 
 /// How many of its latest cases tell how long the cloud takes.
 const LOOKED_AT: u32 = 24;
+
+/// What is asked for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Asked {
+    #[serde(default)]
+    span: Span,
+    call_price: Option<f64>,
+    gb_price: Option<f64>,
+    sample_bytes: Option<f64>,
+    cloud_ms: Option<f64>,
+}
+
+impl Asked {
+    /// What is given, once it is amounts.
+    fn given(&self) -> Result<Given, ApiError> {
+        let Self { call_price, gb_price, sample_bytes, cloud_ms, .. } = *self;
+        let given = Given { call_price, gb_price, sample_bytes, cloud_ms };
+        given.check().map_err(ApiError::BadRequest)?;
+        Ok(given)
+    }
+}
 
 #[derive(Serialize)]
 pub(super) struct SavedView {
@@ -28,12 +51,11 @@ pub(super) struct SavedView {
 pub(super) async fn of_device(
     State(view): State<View>,
     Path(name): Path<String>,
-    Query(Asked { span }): Query<Asked>,
-    Query(given): Query<Given>,
+    Query(asked): Query<Asked>,
 ) -> Result<Json<SavedView>, ApiError> {
     let device = DeviceId::new(&name)?;
-    given.check().map_err(ApiError::BadRequest)?;
-    let (since_s, bucket_s) = span.since(wall_ms());
+    let given = asked.given()?;
+    let (since_s, bucket_s) = asked.span.since(wall_ms());
     let looked = view.records.read(move |reader| {
         let sought = Sought { device: Some(device.clone()), ..Sought::default() };
         Ok(match reader.device(&device)? {
@@ -47,11 +69,10 @@ pub(super) async fn of_device(
 
 pub(super) async fn of_fleet(
     State(view): State<View>,
-    Query(Asked { span }): Query<Asked>,
-    Query(given): Query<Given>,
+    Query(asked): Query<Asked>,
 ) -> Result<Json<SavedView>, ApiError> {
-    given.check().map_err(ApiError::BadRequest)?;
-    let (since_s, bucket_s) = span.since(wall_ms());
+    let given = asked.given()?;
+    let (since_s, bucket_s) = asked.span.since(wall_ms());
     let looked = view.records.read(move |reader| {
         Ok((reader.fleet_trend(since_s)?, reader.find(&Sought::default(), LOOKED_AT)?.unwrap_or_default()))
     });

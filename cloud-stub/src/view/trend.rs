@@ -1,10 +1,11 @@
 //! `GET /api/devices/{name}/trend?span=day`: what became of a device in the last hour, day, week or month.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use hedge_proto::{DeviceId, LinkState};
 use serde::{Deserialize, Serialize};
 
+use super::query::Query;
 use super::{ApiError, View};
 use crate::trend::{STAGES, Shown, THROTTLING, series};
 use crate::wall_ms;
@@ -36,9 +37,10 @@ impl Span {
 
 /// What is asked for.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Asked {
     #[serde(default)]
-    pub(super) span: Span,
+    span: Span,
 }
 
 /// What became of one device.

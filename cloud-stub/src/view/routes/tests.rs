@@ -62,6 +62,10 @@ fn page() -> Page {
 
 impl Page {
     async fn ask(&self, method: &Method, path: &str, headers: &[(&str, &str)]) -> StatusCode {
+        self.answer(method, path, headers).await.status()
+    }
+
+    async fn answer(&self, method: &Method, path: &str, headers: &[(&str, &str)]) -> Response {
         let mut request = Request::builder().method(method).uri(path).header("host", "hedge.example");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -69,7 +73,7 @@ impl Page {
         let mut request = request.body(Body::empty()).expect("a request");
         let from: SocketAddr = format!("{PROXY}:5000").parse().expect("an address");
         request.extensions_mut().insert(ConnectInfo(from));
-        self.router.clone().call(request).await.expect("an answer").status()
+        self.router.clone().call(request).await.expect("an answer")
     }
 
     async fn ask_as(&self, role: Role, method: &Method, path: &str, more: &[(&str, &str)]) -> StatusCode {
@@ -137,4 +141,27 @@ async fn a_page_of_elsewhere_changes_nothing_with_the_right_role() {
 fn an_act_is_about_what_its_path_names() {
     assert_eq!(about("/api/devices/{name}/commands", "/api/devices/hall-1/commands"), "hall-1");
     assert_eq!(about("/api/export", "/api/export"), "");
+}
+
+#[tokio::test]
+async fn what_nobody_can_mean_is_refused_with_an_error_in_json_that_names_it() {
+    let page = page();
+    for (method, path, status, named) in [
+        (Method::GET, "/api/devices?wher=link%3Donline", 400, "`wher`"),
+        (Method::GET, "/api/devices/hall-1/trend?spam=hour", 400, "`spam`"),
+        (Method::GET, "/api/devices/hall-1/saved?call_pric=1", 400, "`call_pric`"),
+        (Method::GET, "/api/saved?span=hour&call_price=-1", 400, "call_price"),
+        (Method::GET, "/api/labels?task=shoes&limit=3", 400, "`limit`"),
+        (Method::GET, "/api/review?label=boot", 400, "`label`"),
+        (Method::GET, "/api/cases?limit=-1", 400, "limit"),
+        (Method::GET, "/api/casis", 404, "/api/casis"),
+        (Method::PUT, "/api/cases", 405, "PUT"),
+    ] {
+        let answer = page.answer(&method, path, &[(USER, Role::Viewer.name())]).await;
+        assert_eq!(answer.status().as_u16(), status, "{path}");
+        let body = axum::body::to_bytes(answer.into_body(), 4096).await.expect("a body");
+        let said: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        let error = said["error"].as_str().unwrap_or_default();
+        assert!(error.contains(named), "{path}: {error}");
+    }
 }
