@@ -263,3 +263,40 @@ fn inspect_folder(folder: &Path) -> anyhow::Result<String> {
     }
     Ok(said)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: BundleArgs,
+    }
+
+    fn bundle(dir: &Path, line: &str) -> Result<String, String> {
+        let words = line.split(' ').map(|word| match word.split_once('/') {
+            Some((_, rest)) => dir.join(rest).display().to_string(),
+            None => word.to_owned(),
+        });
+        let line: Line = clap::Parser::try_parse_from(["bundle".to_owned()].into_iter().chain(words)).expect("a line");
+        run(&line.args).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn a_key_that_does_not_count_signs_no_root_and_leaves_nothing_in_the_folder() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let dir = dir.path();
+        for key in ["owner", "release", "other"] {
+            bundle(dir, &format!("key ./{key}")).expect("a key");
+        }
+        let root = "root --to ./public --root-key ./owner.pub --release-key ./release.pub --key";
+        let error = bundle(dir, &format!("{root} ./other.key")).expect_err("refused");
+        assert!(error.contains("other.key: it is none of the keys that may sign this root"), "{error}");
+        assert!(!dir.join("public").exists());
+        bundle(dir, &format!("{root} ./owner.key")).expect("signed");
+        let error = bundle(dir, "publish ./nowhere --to ./public --key ./other.key").expect_err("refused");
+        assert!(error.contains("other.key: it is none of the keys that may sign the list of bundles"), "{error}");
+        bundle(dir, "publish --to ./public --key ./release.key").expect("an empty list");
+    }
+}

@@ -17,9 +17,9 @@ pub use published::{Published, PublishedBundle, published};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use hedge_core::release::{DOCUMENT_BYTES_MAX, Root, Trusted};
+use hedge_core::release::{DOCUMENT_BYTES_MAX, PublicKey, Root, Trusted};
 use hedge_identity::write_whole;
-use hedge_inference::signing::{Envelope, Payload};
+use hedge_inference::signing::{Envelope, Payload, PrivateKey};
 
 /// Where the root of this version is.
 fn root_path(folder: &Path, version: u64) -> PathBuf {
@@ -59,6 +59,26 @@ fn trusted(folder: &Path) -> anyhow::Result<Trusted> {
         let next = trusted.next_root(envelope.bytes(), |keys| envelope.signers(keys));
         next.with_context(|| path.display().to_string())?;
     }
+}
+
+/// Keys to sign with, each one that counts among `keys`: what another signs would look signed and count nowhere.
+fn signing_keys<'a>(
+    paths: &[PathBuf],
+    keys: impl Iterator<Item = &'a PublicKey> + Clone,
+    what: &str,
+) -> anyhow::Result<Vec<PrivateKey>> {
+    let read = |path: &PathBuf| {
+        let key = PrivateKey::read(path)?;
+        let public = key.public()?;
+        let counts = keys.clone().any(|one| *one == public);
+        anyhow::ensure!(
+            counts,
+            "{}: it is none of the keys that may sign {what}; `hedge-cloud bundle root` says which may",
+            path.display()
+        );
+        Ok(key)
+    };
+    paths.iter().map(read).collect()
 }
 
 /// Who fetches it meanwhile gets the old or the new one.

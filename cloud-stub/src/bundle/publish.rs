@@ -11,7 +11,7 @@ use hedge_inference::signing::{Envelope, Payload, PrivateKey, SIGNATURE, Verifie
 use hedge_proto::Name;
 
 use super::cli::PublishArgs;
-use super::{list_path, read_envelope, replace, trusted};
+use super::{list_path, read_envelope, replace, signing_keys, trusted};
 use crate::wall_ms;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -28,6 +28,11 @@ pub(super) fn write(args: &PublishArgs) -> anyhow::Result<String> {
     let folder = &args.to;
     let trusted = trusted(folder)?;
     let (mut list, fresh) = known(folder, &trusted)?;
+    // Before anything is copied: what lies in the folder under a name and version stays so.
+    let release = &trusted.root().release;
+    let keys = signing_keys(&args.key, release.keys.iter(), "the list of bundles")?;
+    let public = keys.iter().map(PrivateKey::public).collect::<Result<_, _>>()?;
+    release.met_by("the list of bundles", &public)?;
     let mut said = String::new();
     for dir in &args.bundle {
         let (bundle, verified) = open(dir, &trusted)?;
@@ -47,10 +52,9 @@ pub(super) fn write(args: &PublishArgs) -> anyhow::Result<String> {
     list.expires_ms = list.issued_ms + u64::from(args.days) * DAY_MS;
     list.check()?;
     let mut envelope = Envelope::new(Payload::List, serde_json::to_vec(&list)?);
-    for path in &args.key {
-        envelope.sign(&PrivateKey::read(path)?)?;
+    for key in &keys {
+        envelope.sign(key)?;
     }
-    let release = &trusted.root().release;
     release.met_by("the list of bundles", &envelope.signers(&release.keys))?;
     replace(&list_path(folder), &envelope.to_json())?;
     let number = list.version;

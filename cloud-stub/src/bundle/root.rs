@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use hedge_core::release::{PublicKey, Role, Root, Trusted};
-use hedge_inference::signing::{Envelope, Payload, PrivateKey, read_public_key};
+use hedge_inference::signing::{Envelope, Payload, read_public_key};
 
 use super::cli::RootArgs;
-use super::{read_envelope, replace, root_path, trusted};
+use super::{read_envelope, replace, root_path, signing_keys, trusted};
 use crate::wall_ms;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -19,9 +19,7 @@ pub(super) fn write(args: &RootArgs) -> anyhow::Result<String> {
     let before = if root_path(folder, 1).exists() { Some(trusted(folder)?) } else { None };
     let root = next(args, before.as_ref().map(Trusted::root))?;
     let mut envelope = Envelope::new(Payload::Root, serde_json::to_vec(&root)?);
-    for path in &args.key {
-        envelope.sign(&PrivateKey::read(path)?)?;
-    }
+    add(&mut envelope, &args.key, &root, before.as_ref().map(Trusted::root))?;
     let path = root_path(folder, root.version);
     let missing = missing(&envelope, &root, before.as_ref().map(Trusted::root));
     let path = if missing == 0 { path } else { unfinished(&path) };
@@ -42,6 +40,15 @@ fn said(path: &Path, missing: usize) -> String {
             "wrote {path}; {missing} more must sign it: `hedge-cloud bundle sign {path} --key FILE`, wherever their keys are"
         ),
     }
+}
+
+/// Signs with keys of this root, or of the one before it.
+fn add(envelope: &mut Envelope, paths: &[PathBuf], root: &Root, before: Option<&Root>) -> anyhow::Result<()> {
+    let own = root.root.keys.iter().chain(before.iter().flat_map(|before| before.root.keys.iter()));
+    for key in signing_keys(paths, own, "this root")? {
+        envelope.sign(&key)?;
+    }
+    Ok(())
 }
 
 /// How many more must sign it.
@@ -77,12 +84,10 @@ pub(super) fn sign(path: &Path, keys: &[PathBuf]) -> anyhow::Result<String> {
     let mut envelope = read_envelope(path, Payload::Root)?;
     let root: Root = serde_json::from_slice(envelope.bytes()).with_context(|| path.display().to_string())?;
     root.check()?;
-    for key in keys {
-        envelope.sign(&PrivateKey::read(key)?)?;
-    }
     let folder = path.parent().and_then(Path::parent).unwrap_or(Path::new("."));
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let before = if root.version > 1 { Some(trusted(folder)?) } else { None };
+    add(&mut envelope, keys, &root, before.as_ref().map(Trusted::root))?;
     let missing = missing(&envelope, &root, before.as_ref().map(Trusted::root));
     replace(path, &envelope.to_json())?;
     if missing > 0 {

@@ -286,6 +286,11 @@ impl Server {
         let mut response = self.sent(request).await?;
         match response.status() {
             StatusCode::PARTIAL_CONTENT if begin > 0 && begins_at(&response, begin) => {}
+            // Of another part than was asked for nothing can be kept; without a range there is only one.
+            StatusCode::PARTIAL_CONTENT if begin > 0 => {
+                part.begin_again().map_err(Cut::Never)?;
+                return Err(Cut::Again("it sends another part of the file than was asked for".to_owned()));
+            }
             // Nothing is left to send: the sum says whether that is so.
             StatusCode::RANGE_NOT_SATISFIABLE if begin > 0 => return Ok(()),
             StatusCode::OK => part.begin_again().map_err(Cut::Never)?,
@@ -342,20 +347,25 @@ mod tests {
 
     use super::*;
 
-    /// A server that answers each request with `head`, then with a piece of `body` now and then, from the byte that is asked
-    /// for on. With nothing more to send it keeps silent.
-    async fn serve(head: &'static str, body: Vec<u8>, piece: usize, every: Duration) -> Server {
+    async fn listening() -> (TcpListener, Server) {
         // Another test may have been first.
         drop(rustls::crypto::ring::default_provider().install_default());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let url = format!("http://{}", listener.local_addr().expect("an address")).try_into().expect("a URL");
+        let from = BundlesConfig { url, root: None, ca_file: None, token_file: None };
+        (listener, Server::new(&from, None).expect("a server"))
+    }
+
+    /// A server that answers each request with `head`, then with a piece of `body` now and then, from the byte that is asked
+    /// for on. With nothing more to send it keeps silent.
+    async fn serve(head: &'static str, body: Vec<u8>, piece: usize, every: Duration) -> Server {
+        let (listener, server) = listening().await;
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(answer(stream, head, body.clone(), piece, every));
             }
         });
-        let url = url.try_into().expect("a URL");
-        Server::new(&BundlesConfig { url, root: None, ca_file: None, token_file: None }, None).expect("a server")
+        server
     }
 
     async fn answer(mut stream: TcpStream, head: &str, body: Vec<u8>, piece: usize, every: Duration) -> Option<()> {
@@ -384,8 +394,7 @@ mod tests {
         let error = slow.document("list.json").await.expect_err("it never comes");
         assert!(format!("{error:#}").contains("it takes too long; tried 6 times"), "{error:#}");
         let silent = serve("", Vec::new(), 1, SILENCE_MAX).await;
-        let error = silent.file("f", &dir.path().join("f"), Digest::of(b""), 10).await.map(drop);
-        error.expect("of no bytes nothing is missing");
+        silent.file("f", &dir.path().join("f"), Digest::of(b""), 10).await.expect("nothing is missing");
         let error = silent.file("f", &dir.path().join("g"), Digest::of(b"g"), 10).await.expect_err("it never comes");
         assert!(format!("{error:#}").contains("nothing comes any more; tried 6 times"), "{error:#}");
         assert!(begun.elapsed() < Duration::from_secs(600), "{:?}", begun.elapsed());
@@ -398,10 +407,25 @@ mod tests {
         let (sum, length) = (Digest::of(&body), body.len() as u64);
         let slow = serve("", body, 100, Duration::from_secs(1)).await;
         let begun = Instant::now();
-        let came = slow.file("f", &dir.path().join("f"), sum, length).await.expect("it comes");
-        assert_eq!(came, length);
+        assert_eq!(slow.file("f", &dir.path().join("f"), sum, length).await.expect("it comes"), length);
         // 20,000 bytes at 100 a second, and little for each connection that was given up.
         assert!(begun.elapsed() < Duration::from_secs(200 + 60), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_sends_another_part_than_was_asked_for_is_asked_for_all_of_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (listener, server) = listening().await;
+        tokio::spawn(async move {
+            for status in ["206 Partial Content", "200 OK"] {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 4\r\nConnection: close\r\n\r\n0123");
+                drop((stream.read(&mut [0; 4096]).await, stream.write_all(answer.as_bytes()).await));
+            }
+        });
+        let to = dir.path().join("f");
+        std::fs::write(&to, "01").expect("a beginning");
+        server.file("f", &to, Digest::of(b"0123"), 4).await.expect("it comes");
     }
 
     #[tokio::test]
@@ -412,8 +436,7 @@ mod tests {
         packed.write_all(&many).expect("packed");
         let (sum, packed) = (Digest::of(&many), packed.finish().expect("packed"));
         let packed_bytes = packed.len();
-        let head = "Content-Encoding: gzip\r\nConnection: close\r\n";
-        let bomb = serve(head, packed, usize::MAX, Duration::ZERO).await;
+        let bomb = serve("Content-Encoding: gzip\r\nConnection: close\r\n", packed, usize::MAX, Duration::ZERO).await;
         let document = bomb.document("list.json").await.expect("it comes").expect("a document");
         assert_eq!(document.len(), packed_bytes, "as it came");
         let to = dir.path().join("f");
@@ -424,8 +447,7 @@ mod tests {
 
     /// A registry that answers only who shows a token of its login, and its login only who shows a name and a password.
     async fn registry(files: &'static [(&'static str, &'static str)], secret: &str) -> (Server, tempfile::TempDir) {
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let (listener, _) = listening().await;
         let at = listener.local_addr().expect("an address").to_string();
         let own = at.clone();
         tokio::spawn(async move {

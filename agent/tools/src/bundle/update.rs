@@ -20,7 +20,7 @@ use anyhow::{Context as _, ensure};
 use hedge_agent::bundles::Shelves;
 use hedge_agent::clock::Clock;
 use hedge_agent::state::StateFile;
-use hedge_config::{BundlesConfig, BundlesUrl, Config, ModelConfig};
+use hedge_config::{BundlesConfig, BundlesUrl, Config, ModelConfig, ThresholdConfig};
 use hedge_core::clock::Moment;
 use hedge_core::release::shelf::{Held, NotTried, Shelf};
 use hedge_core::release::{Dates, Entry, Root, Trusted, name_and_version};
@@ -348,11 +348,39 @@ fn fits(dir: &Path, held: &Held, model: &ModelConfig) -> Result<(), String> {
     if let Err(error) = bundle.variant(model.variant.as_deref()) {
         return Err(error.to_string());
     }
-    match Bundle::open(&model.bundle) {
-        Ok(now) if now.task() != bundle.task() => {
-            Err(format!("its task is {}, and model `{}` does {}", bundle.task(), model.name, now.task()))
-        }
-        // Without a bundle that works there is nothing to differ from.
-        Ok(_) | Err(_) => Ok(()),
+    // Without a bundle that works there is nothing to differ from.
+    let Ok(now) = Bundle::open(&model.bundle) else { return Ok(()) };
+    if now.task() != bundle.task() {
+        return Err(format!("its task is {}, and model `{}` does {}", bundle.task(), model.name, now.task()));
+    }
+    keeps(&model.threshold, now.labels(), bundle.labels())
+}
+
+/// A class whose samples never leave by the device's own file would leave if another bundle called it something else.
+fn keeps(threshold: &ThresholdConfig, now: &[String], then: &[String]) -> Result<(), String> {
+    let has = |labels: &[String], label: &str| labels.iter().any(|own| own == label);
+    let gone = threshold.never_leaving().find(|label| has(now, label) && !has(then, label));
+    gone.map_or(Ok(()), |label| {
+        Err(format!(
+            "it has no label `{label}`, whose samples never leave this device: the model's `threshold.policies` says so, and \
+             would have no effect; change that first"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_that_calls_what_never_leaves_something_else_is_not_taken() {
+        let threshold: ThresholdConfig =
+            toml::from_str("policies = { person = \"never_leave\", sky = \"never_ask\" }").expect("valid");
+        let labels = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let now = labels("person sky cat");
+        let error = keeps(&threshold, &now, &labels("human sky cat")).expect_err("it would leave");
+        assert!(error.contains("no label `person`, whose samples never leave"), "{error}");
+        assert_eq!(keeps(&threshold, &now, &labels("cat person")), Ok(()), "the others are a fault");
+        assert_eq!(keeps(&threshold, &labels("dog"), &labels("cat")), Ok(()), "nothing was held back before");
     }
 }

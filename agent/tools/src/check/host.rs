@@ -3,8 +3,10 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use hedge_core::crops::Pick;
+use hedge_inference::task::Reading;
 use hedge_inference::{Bundle, Model, Runtime};
-use hedge_proto::{LinkState, Telemetry, ThresholdMode};
+use hedge_proto::{LinkState, Name, Telemetry, ThresholdMode};
 
 use super::report::Report;
 use crate::client::Client;
@@ -13,7 +15,7 @@ use hedge_agent::clock::{synced_from_outside, wall_is_synced};
 use hedge_agent::daemon::health::{clock_fault, disk_fault};
 use hedge_agent::uplink::{client_config, payloads_fault};
 use hedge_agent::verdict;
-use hedge_config::{Config, ModelConfig, SourceKind, VerdictsConfig};
+use hedge_config::{Config, ModelConfig, SourceConfig, SourceKind, VerdictsConfig};
 use hedge_identity::{Certificate, CertificateClock};
 use hedge_outbox::files::writable;
 
@@ -214,7 +216,10 @@ pub(super) fn sources(report: &mut Report, config: &Config) {
         let check = format!("source {}", source.name);
         match &source.kind {
             SourceKind::Http => report.ok(check, "taken over HTTP"),
-            SourceKind::Crops { of, .. } => report.ok(check, format!("what is found in pictures of `{of}`")),
+            SourceKind::Crops { of, pick } => match no_crops(config, source, of, pick) {
+                None => report.ok(check, format!("what is found in pictures of `{of}`")),
+                Some(why) => report.failed(check, why, "put the source's `of`, `model` or `pick` right"),
+            },
             SourceKind::Folder { path, .. } => match std::fs::read_dir(path) {
                 Ok(_) => report.ok(check, format!("folder {}", path.display())),
                 Err(error) => {
@@ -236,6 +241,23 @@ pub(super) fn sources(report: &mut Report, config: &Config) {
             }
         }
     }
+}
+
+/// Why a source of crops gets nothing, or nothing of a class, as far as the bundles of both models say.
+fn no_crops(config: &Config, source: &SourceConfig, of: &Name, pick: &Pick) -> Option<String> {
+    let bundle = |source: &SourceConfig| Bundle::open(&config.model_of(source)?.bundle).ok();
+    let finder = bundle(config.sources.iter().find(|other| other.name == *of)?)?;
+    if !matches!(finder.manifest().output, Reading::Boxes(_)) {
+        return Some(format!("the model of `{of}` finds no things in pictures that could be cut out"));
+    }
+    let said: Vec<&str> = finder.labels().iter().map(|own| finder.cloud_label(own)).collect();
+    if let Some(class) = pick.classes.iter().find(|class| !said.contains(&class.as_str())) {
+        return Some(format!("`pick.classes` names `{class}`, which the model of `{of}` never says"));
+    }
+    let second = bundle(source)?;
+    let input = &second.manifest().input;
+    let takes = input.wanted();
+    input.picture.is_none().then(|| format!("its model takes {takes}, and a crop is a picture"))
 }
 
 /// Whether what the sinks need is there. Nothing is delivered, and no file is touched.
