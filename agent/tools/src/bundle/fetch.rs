@@ -414,8 +414,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_server_that_sends_another_part_than_was_asked_for_is_asked_for_all_of_it() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let (listener, server) = listening().await;
+        let (dir, (listener, server)) = (tempfile::tempdir().expect("a folder"), listening().await);
         tokio::spawn(async move {
             for status in ["206 Partial Content", "200 OK"] {
                 let (mut stream, _) = listener.accept().await.expect("a connection");
