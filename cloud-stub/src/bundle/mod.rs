@@ -73,7 +73,7 @@ fn signing_keys<'a>(
         let counts = keys.clone().any(|one| *one == public);
         anyhow::ensure!(
             counts,
-            "{}: it is none of the keys that may sign {what}; `hedge-cloud bundle root` says which may",
+            "{}: it is none of the keys that may sign {what}; `hedge-cloud bundle root` sets which may",
             path.display()
         );
         Ok(key)
