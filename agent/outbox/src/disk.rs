@@ -54,6 +54,14 @@ pub(crate) trait Disk: Send + Sync {
     fn set_aside(&self, segment: u32) -> io::Result<()>;
     /// All segments, in any order.
     fn segments(&self) -> io::Result<Vec<u32>>;
+    /// Of all segments. One that is removed meanwhile counts nothing.
+    fn bytes(&self) -> io::Result<u64> {
+        let of = |segment| match self.open(segment).and_then(|file| file.bytes()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            bytes => bytes,
+        };
+        self.segments()?.into_iter().map(of).sum()
+    }
     /// Makes creations and removals durable.
     fn sync_folder(&self) -> io::Result<()>;
     fn free_bytes(&self) -> io::Result<u64>;

@@ -297,20 +297,20 @@ impl Outbox {
     /// Looks whether the folder is still there, for an outbox that is not written to. Blocks on the disk.
     pub fn look_for_folder(&self) {
         match self.inner.shared.disk.place() {
-            Place::Here if self.is_emptied() => self.inner.shared.note(Some(Trouble::Gone)),
+            Place::Here if self.is_cut_short() => self.inner.shared.note(Some(Trouble::Gone)),
             Place::Here => {}
             Place::Elsewhere => self.inner.shared.note(Some(Trouble::Elsewhere)),
             Place::Gone => self.inner.shared.note(Some(Trouble::Gone)),
         }
     }
 
-    /// Whether somebody has deleted all segments. Twice in a row, because the log's thread tells of a segment that it
-    /// removed a moment later.
-    fn is_emptied(&self) -> bool {
+    /// Whether somebody has deleted segments or cut them short. Twice in a row while the log stayed as it was, because its
+    /// thread tells of a segment that it removed a moment later.
+    fn is_cut_short(&self) -> bool {
         let shared = &self.inner.shared;
-        let has_none = shared.disk.segments().is_ok_and(|segments| segments.is_empty());
-        let emptied = has_none && shared.log_bytes.load(Ordering::Relaxed) > 0;
-        shared.emptied.swap(emptied, Ordering::Relaxed) && emptied
+        let told = shared.log_bytes.load(Ordering::Relaxed);
+        let is_short = shared.disk.bytes().is_ok_and(|bytes| bytes < told);
+        shared.short_of.swap(if is_short { told } else { 0 }, Ordering::Relaxed) == told && is_short
     }
 
     /// Up to `cases_max` cases stored at `not_before` or later, as the log still has them; the newest first. Blocks on

@@ -31,8 +31,8 @@ pub(crate) struct Shared {
     pub(crate) evicted: AtomicU64,
     pub(crate) expired: AtomicU64,
     pub(crate) undelivered: AtomicU64,
-    /// There was no segment when that was looked at last.
-    pub(crate) emptied: AtomicBool,
+    /// How long the log was to be when it was found shorter at the last look, 0 if it was not.
+    pub(crate) short_of: AtomicU64,
     /// Why nothing can be stored now.
     pub(crate) trouble: watch::Sender<Option<Trouble>>,
 }
@@ -53,7 +53,7 @@ impl Shared {
             evicted: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             undelivered: AtomicU64::new(0),
-            emptied: AtomicBool::new(false),
+            short_of: AtomicU64::new(0),
             trouble: watch::Sender::new(None),
         }
     }

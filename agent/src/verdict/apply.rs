@@ -119,16 +119,10 @@ impl Verdicts {
         let case = from_cbor::<Case>(&stored.header, MESSAGE_BYTES_MAX).inspect_err(|error| {
             tracing::warn!(id = %verdict.id, %error, "the case of a verdict cannot be read");
         });
-        match case {
-            Ok(case) => match misfit(&case.task, case.said.as_ref(), verdict) {
-                Some(why) => {
-                    tracing::warn!(id = %verdict.id, "a verdict is no answer to its case: {why}");
-                    Err(ApplyError::Misfit(why))
-                }
-                None => Ok(Some(case)),
-            },
-            Err(_) => Ok(None),
-        }
+        let Ok(case) = case else { return Ok(None) };
+        let Some(why) = misfit(&case.task, case.said.as_ref(), verdict) else { return Ok(Some(case)) };
+        tracing::warn!(id = %verdict.id, "a verdict is no answer to its case: {why}");
+        Err(ApplyError::Misfit(why))
     }
 
     /// Stores a case again that every sink has had, and that a person corrects now, as the log still has it. It gets a key

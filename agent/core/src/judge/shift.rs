@@ -1,7 +1,7 @@
 //! Decides whether the input has changed, without anybody's word on any answer.
 //!
-//! The first thousand answers of a model are its reference. Each later one has a rank among them; as long as nothing has
-//! changed the average rank is one half. A bet that it is higher wins when answers become more doubtful. One bet a
+//! The first thousand answers of a model are its reference. Each later one has a rank among them, and joins them as long as
+//! nothing looks changed: the more there are, the less chance in them explains. Unchanged, the average rank is one half. A bet that it is higher wins when answers become more doubtful. One bet a
 //! second cannot begin at every moment; a sum that never falls below nothing (Page 1954) begins again by itself.
 //!
 //! Darkness can make a model blind and sure: then doubt falls. The same bet runs the other way round.
@@ -14,11 +14,16 @@ use serde::{Deserialize, Serialize};
 use super::bins::{BINS, Bins, bin};
 
 /// The reference must be good enough that chance in it alone moves the average rank by no more than the allowance: the
-/// average of 1,000 ranks has a standard deviation of 0.009.
-const REFERENCE: u32 = 1000;
+/// average of 1,000 ranks has a standard deviation of 0.009. More than the most would hide a slow change.
+const REFERENCE_MIN: u32 = 1000;
+const REFERENCE_MAX: u32 = 4000;
 
-/// How far the average rank may move before that is bet on.
-const ALLOWANCE: f32 = 0.04;
+/// Below this suspicion an answer joins the reference.
+const UNSUSPECTED: f32 = 0.08;
+
+/// How far the average rank may move before that is bet on: so far in any case, and so far for chance in the least reference.
+const ALLOWANCE: f32 = 0.03;
+const ALLOWANCE_OF_CHANCE: f32 = 0.01;
 
 /// How much of its win a bet puts on each rank.
 const STAKES: [f32; 3] = [0.3, 0.6, 1.0];
@@ -26,9 +31,10 @@ const STAKES: [f32; 3] = [0.3, 0.6, 1.0];
 /// Which part of the reference is its most doubtful.
 const TAIL: f32 = 0.1;
 
-/// So many times as many may be there before that is bet on, beside what chance in the reference explains: two standard
-/// deviations. Where nothing of the reference is there, so many may be.
-const TAIL_ALLOWANCE: f32 = 1.25;
+/// So many times as many may be there before that is bet on, and so many times more for chance in the least reference, beside
+/// its two standard deviations. Where nothing of the reference is there, so many may be.
+const TAIL_ALLOWANCE: f32 = 1.05;
+const TAIL_ALLOWANCE_OF_CHANCE: f32 = 0.2;
 const TAIL_MIN: f32 = 0.02;
 
 /// How many times as many as are allowed each bet expects there.
@@ -75,11 +81,12 @@ impl Change {
 #[serde(default)]
 pub struct Shift {
     reference: Bins,
+    /// How many are in the reference.
     seen: u32,
     more: [f32; STAKES.len()],
     less: [f32; STAKES.len()],
     tail: [f32; TAIL_BETS.len()],
-    /// What [`tail`] says of the reference, once that is whole.
+    /// What [`tail`] says of the reference, once that is large enough.
     usual_tail: Option<f32>,
     raised: Option<Change>,
     /// Answers since it was last certain.
@@ -103,19 +110,20 @@ impl Shift {
     /// True if the alarm is raised by this answer.
     #[must_use]
     pub fn saw(&mut self, doubt: f32) -> bool {
-        if self.seen < REFERENCE {
-            self.reference.add(bin(doubt), 1.0);
-            self.seen += 1;
+        let step = bin(doubt);
+        if self.seen < REFERENCE_MIN {
+            self.join(step);
             return false;
         }
         // Ties rank in their middle: a model that is always sure must not look as if it had changed.
-        let step = bin(doubt);
         let below = self.reference.below(step);
-        let in_tail = is_tail(below);
-        let rank = (below + self.reference.get(step) / 2.0) / REFERENCE as f32 - 0.5;
+        let all = self.seen as f32;
+        let in_tail = is_tail(below, all);
+        let rank = (below + self.reference.get(step) / 2.0) / all - 0.5;
+        let allowance = ALLOWANCE + ALLOWANCE_OF_CHANCE * chance(all);
         let win = |sums: &mut [f32; STAKES.len()], gain: f32, certain: f32| {
             for (sum, stake) in sums.iter_mut().zip(STAKES) {
-                *sum = (*sum + libm::log1pf(stake * (gain - ALLOWANCE))).max(0.0);
+                *sum = (*sum + libm::log1pf(stake * (gain - allowance))).max(0.0);
             }
             sums.iter().any(|sum| *sum >= certain)
         };
@@ -127,15 +135,27 @@ impl Shift {
             if self.calm >= CALM {
                 self.raised = None;
             }
+            if self.seen < REFERENCE_MAX && self.raised.is_none() && self.suspicion() < UNSUSPECTED {
+                self.join(step);
+            }
             return false;
         };
         (self.more, self.less, self.tail, self.calm) = Default::default();
         self.raised.replace(change) != Some(change)
     }
 
+    fn join(&mut self, step: usize) {
+        self.reference.add(step, 1.0);
+        self.seen += 1;
+        // It takes as long as a whole decision, and one answer hardly changes it.
+        if self.seen.is_multiple_of(REFERENCE_MIN / 10) {
+            self.usual_tail = None;
+        }
+    }
+
     /// True if more answers than before are certainly among the most doubtful.
     fn bets_on_the_tail(&mut self, in_tail: bool) -> bool {
-        let usual = self.usual_tail.get_or_insert_with(|| tail(&self.reference));
+        let usual = self.usual_tail.get_or_insert_with(|| tail(&self.reference, self.seen as f32));
         for (sum, times) in self.tail.iter_mut().zip(TAIL_BETS) {
             let expected = (*usual * times).min(0.95);
             let ratio = if in_tail { expected / *usual } else { (1.0 - expected) / (1.0 - *usual) };
@@ -145,18 +165,23 @@ impl Shift {
     }
 }
 
+/// How much of what chance is in the least reference is in one of so many.
+fn chance(all: f32) -> f32 {
+    libm::sqrtf(REFERENCE_MIN as f32 / all)
+}
+
 /// Whether a step is in the tail that has so many of the reference below it.
-fn is_tail(below: f32) -> bool {
-    REFERENCE as f32 - below <= TAIL * REFERENCE as f32
+fn is_tail(below: f32, all: f32) -> bool {
+    all - below <= TAIL * all
 }
 
 /// Which share of the answers may be in the tail of the reference as long as nothing has changed.
-fn tail(reference: &Bins) -> f32 {
-    let all = REFERENCE as f32;
+fn tail(reference: &Bins, all: f32) -> f32 {
     // A step belongs to it as a whole or not at all.
-    let below = (0..BINS).map(|step| reference.below(step)).find(|below| is_tail(*below));
+    let below = (0..BINS).map(|step| reference.below(step)).find(|below| is_tail(*below, all));
     let share = below.map_or(0.0, |below| 1.0 - below / all);
-    (share * TAIL_ALLOWANCE + 2.0 * libm::sqrtf(share * (1.0 - share) / all)).max(TAIL_MIN)
+    let allowance = TAIL_ALLOWANCE + TAIL_ALLOWANCE_OF_CHANCE * chance(all);
+    (share * allowance + 2.0 * libm::sqrtf(share * (1.0 - share) / all)).max(TAIL_MIN)
 }
 
 #[cfg(test)]
@@ -200,6 +225,26 @@ mod tests {
         let after = alarms(&mut shift, &mut chance, 2000, worse).expect("seen");
         assert!(after < 750, "after {after}");
         assert_eq!(shift.raised(), Some(Change::MoreDoubt));
+    }
+
+    #[test]
+    fn a_small_change_is_seen_sooner_the_longer_all_was_as_it_is() {
+        // Eight of a hundred become most doubtful, and the average rank stays.
+        let worse = |share: f32| match share {
+            ..0.08 => 0.9 + share,
+            0.2..0.8 => share - 0.12,
+            _ => share,
+        };
+        let seen_within = |answers: u32, after: u32| {
+            let seen = |seed: &u64| {
+                let (mut shift, mut chance) = (Shift::default(), Chance::from_seed(*seed));
+                assert_eq!(alarms(&mut shift, &mut chance, after, |share| share), None);
+                alarms(&mut shift, &mut chance, answers, worse).is_some()
+            };
+            (0..40).filter(seen).count()
+        };
+        let (soon, later) = (seen_within(1000, 1000), seen_within(1000, 5000));
+        assert!(soon < later && later >= 36, "{soon} of 40 after 1,000 answers, {later} after 5,000");
     }
 
     #[test]
