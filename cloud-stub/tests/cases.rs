@@ -3,7 +3,7 @@
 mod rig;
 
 use hedge_proto::{
-    Authority, Case, CaseMessage, CloudState, Digest, DownMessage, MESSAGE_BYTES_MAX, PayloadForm, Topic,
+    Authority, Case, CaseMessage, CloudState, Digest, DownMessage, MESSAGE_BYTES_MAX, Output, PayloadForm, Topic,
 };
 use rig::{Broker, Cloud, Device, label, received};
 use tempfile::TempDir;
@@ -152,6 +152,19 @@ async fn a_payload_that_is_not_what_its_sum_names_is_not_recorded() {
         assert!(matches!(device.hears().await, DownMessage::Failed { .. }));
         cloud.figure("refused", 2).await;
         cloud.figure("cases", 0).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn labels_are_no_answer_to_a_device_whose_model_finds_boxes() {
+    on_each_broker(async |cloud, mut device| {
+        device.send(Case { v: 2, said: Some(Output::Boxes(Vec::new())), ..device.case(0, b"picture") }).await;
+        assert_eq!(device.hears().await, received(device.id(0)));
+        let told = device.hears().await;
+        let DownMessage::Failed { reason, .. } = told else { panic!("{told:?}") };
+        assert!(reason.contains("with labels, and the device's model with boxes"), "{reason}");
+        cloud.figure("answered", 0).await;
     })
     .await;
 }

@@ -40,16 +40,16 @@ pub fn rule(known: Known, revision: u32) -> Ruling {
 /// answers like this again and again is a dead letter with this reason. `task` is the case's, `local` what its device says.
 #[must_use]
 pub fn misfit(task: &str, local: Option<&Output>, verdict: &Verdict) -> Option<String> {
+    if verdict.task != task {
+        return Some(format!("the cloud answers the task `{}` where `{task}` was asked", verdict.task));
+    }
     let kind = |output: &Output| match output {
         Output::Classes(_) => "labels",
         Output::Boxes(_) => "boxes",
     };
-    if verdict.task != task {
-        return Some(format!("the cloud answers the task `{}` where `{task}` was asked", verdict.task));
-    }
     let (ours, theirs) = (local.map(kind)?, kind(&verdict.said));
     (ours != theirs).then(|| {
-        format!("the cloud answers `{task}` with {theirs}, and the device's model with {ours}: the task needs one kind")
+        format!("it answers `{task}` with {theirs}, and the device's model with {ours}; a task needs one kind of model")
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use hedge_core::verdict::misfit;
 use hedge_proto::{Authority, DownMessage, Message as _, Verdict, to_cbor};
 
 use super::desk::Word;
@@ -50,12 +51,14 @@ pub(super) fn decide(
 ) -> Decided {
     let place = outcome.place;
     let authority = panel.workers.get(place).map_or(Authority::Model, |worker| worker.authority);
-    let unread = outcome.opinion.as_ref().ok().and_then(|opinion| {
+    let wrong = outcome.opinion.as_ref().ok().and_then(|opinion| {
         let word = Word { said: &opinion.said, authority, model: opinion.model.clone(), revision: 1 };
-        unread(&word.on(&outcome.case))
+        let (case, verdict) = (&outcome.case, word.on(&outcome.case));
+        let unread = unread(&verdict).map(|why| ModelFailure::Dead(format!("no device reads its answer: {why}")));
+        unread.or_else(|| misfit(&case.task, case.said.as_ref(), &verdict).map(ModelFailure::Failed))
     });
-    if let Some(why) = unread {
-        outcome.opinion = Err(ModelFailure::Dead(format!("no device reads its answer: {why}")));
+    if let Some(wrong) = wrong {
+        outcome.opinion = Err(wrong);
     }
     let ending = match &outcome.opinion {
         Ok(_) | Err(ModelFailure::Dead(_) | ModelFailure::Failed(_) | ModelFailure::NoPayload(_)) => Ending::Answered,
