@@ -41,8 +41,8 @@ const TAIL_MIN: f32 = 0.02;
 /// How many times as many as are allowed each bet expects there.
 const TAIL_BETS: [f32; 2] = [1.4, 2.0];
 
-/// The sum at which a change is certain. `cargo xtask bench cascade` counts false alarms: none in 1,200 streams of 20,000.
-const CERTAIN: f32 = 9.0;
+/// The sum at which a change is certain. `cargo xtask bench cascade` counts false alarms in 1,200 streams of 20,000.
+const CERTAIN: f32 = 10.0;
 
 /// Less doubt is no cost to anyone at once, so it may take longer to be certain of.
 const CERTAIN_LESS: f32 = 11.0;
