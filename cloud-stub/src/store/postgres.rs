@@ -75,6 +75,13 @@ impl Server {
     /// `sslmode=disable`; nothing is ever sent in the clear because a server wants it so.
     pub(super) fn read(url: &str, tls: rustls::ClientConfig) -> Result<Self, String> {
         use tokio_postgres::config::{Host, SslMode};
+        // What stands behind it would be the host, which every error names: a part of the password.
+        let before_query = url.split('?').next().unwrap_or_default();
+        let (authority, path) =
+            before_query.split_once("://").and_then(|(_, rest)| rest.split_once('/')).unwrap_or((before_query, ""));
+        if authority.matches('@').count() > 1 || path.contains('@') {
+            return Err("there is an `@` or `/` in its user or password; write %40 and %2F for them".to_owned());
+        }
         let mut config: Config = url.parse().map_err(|error: Error| said(&error))?;
         if config.get_hosts().is_empty() || config.get_dbname().is_none() {
             return Err("it names no host or no database".to_owned());
@@ -360,6 +367,18 @@ mod tests {
             Err(StoreError::Unreached { reason, .. }) => reason,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn no_part_of_a_password_is_taken_for_the_host() {
+        for url in ["postgres://me:pass@word@host/records", "postgres://me:pass/word@host/records"] {
+            let error = RecordsAt::server(url, None).expect_err("no address").to_string();
+            assert!(error.contains("write %40 and %2F") && !error.contains("word@"), "{error}");
+        }
+        let at =
+            RecordsAt::server("postgres://me:pass%40word%2F@host/records?options=-c%20a@b", None).expect("an address");
+        let Database::Server(server) = &at.database else { panic!("a file") };
+        assert_eq!(server.config.get_hosts(), [tokio_postgres::config::Host::Tcp("host".to_owned())]);
     }
 
     #[test]
