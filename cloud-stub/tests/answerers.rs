@@ -305,6 +305,9 @@ async fn a_person_answers_from_the_review_queue_however_long_it_takes() {
     let place = json!({"left": 0, "top": 0, "width": 1, "height": 1});
     let (status, why) = cloud.post(&path, json!({"found": [{"label": "boot", "score": 5, "place": place}]})).await;
     assert_eq!((status, why["error"].as_str()), (422, Some("no device reads this answer: a score is not from 0 to 1")));
+    let (status, why) = cloud.post(&path, json!({"found": [{"label": "boot", "score": 1, "place": place}]})).await;
+    let why = why["error"].as_str().unwrap_or_default();
+    assert!(status == 422 && why.contains("with boxes, and the device's model with labels"), "{status} {why}");
     let (status, done) = cloud.post(&path, json!({"label": "boot", "by": "ann"})).await;
     assert_eq!((status, &done["outcome"]), (200, &json!("answered")), "{done}");
     let DownMessage::Verdict(verdict) = device.hears().await else { panic!("no verdict") };

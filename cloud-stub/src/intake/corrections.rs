@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use hedge_core::verdict::misfit;
 use hedge_proto::{Authority, CaseId, DeviceId, DownMessage, Verdict};
 
 use super::desk::{Desk, Word};
@@ -100,7 +101,9 @@ impl Desk<'_, '_> {
         if let Some(said) = unknown {
             return Ok(Err(NotReviewed::NoLabel { said: said.to_owned(), labels: labels.join(", ") }));
         }
-        if let Some(why) = outcome::unread(&Word::of(review).on(case)) {
+        let verdict = Word::of(review).on(case);
+        let unread = outcome::unread(&verdict).or_else(|| misfit(&case.task, case.said.as_ref(), &verdict));
+        if let Some(why) = unread {
             return Ok(Err(NotReviewed::Unread(why)));
         }
         if let Some((case, bytes)) = waited {

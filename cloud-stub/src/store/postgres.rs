@@ -119,12 +119,11 @@ impl Server {
     }
 }
 
-/// Why, in the server's words, or in those of the library and what is below it.
-pub(super) fn said(error: &Error) -> String {
-    if let Some(error) = error.as_db_error() {
-        return error.message().to_owned();
-    }
-    hedge_proto::in_one_line(error)
+/// Why, in the server's words if they are below it, or in those of the library.
+pub(super) fn said(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut chain = std::iter::successors(Some(error), |error| error.source());
+    let server = chain.find_map(|error| error.downcast_ref::<tokio_postgres::error::DbError>());
+    server.map_or_else(|| hedge_proto::in_one_line(error), |server| server.message().to_owned())
 }
 
 /// Never ends: what drops a session may itself run in another runtime, where none may be waited for.
@@ -177,7 +176,7 @@ impl Session {
         let runner = refinery::Runner::new(layouts);
         self.wait(runner.run_async(&mut client))?
             .map(drop)
-            .map_err(|error| StoreError::Layout { server: self.server.to_string(), reason: error.to_string() })
+            .map_err(|error| StoreError::Layout { server: self.server.to_string(), reason: said(&error) })
     }
 
     /// Waits on this thread, which may be another runtime's.
@@ -358,8 +357,10 @@ impl ToSql for Owned {
 
 #[cfg(test)]
 mod tests {
+    use hedge_proto::Name;
+
     use crate::store::testing::{Records, authority};
-    use crate::store::{Database, RecordsAt, StoreError};
+    use crate::store::{Database, RecordsAt, StoreError, Writer};
 
     /// Why it is not used.
     fn refusal(at: &RecordsAt) -> String {
@@ -367,6 +368,17 @@ mod tests {
             Err(StoreError::Unreached { reason, .. }) => reason,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_role_without_rights_is_told_so_in_the_server_s_words() {
+        let Some(records) = Records::on_server() else { return };
+        let session = records.at.open_for_reading().expect("a session");
+        session.execute("CREATE ROLE poor LOGIN", &[]).expect("a role");
+        let url = format!("postgres://poor@/postgres?host={}", records.dir.path().display());
+        let poor = RecordsAt::server(&url, None).expect("an address");
+        let Err(error) = Writer::open(&poor, &Name::new("one").expect("valid")) else { panic!("it may make tables") };
+        assert!(error.to_string().contains("permission denied"), "{error}");
     }
 
     #[test]

@@ -167,7 +167,10 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let mut connection = connect(path)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
     connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES_MAX).map_err(failed)?;
-    upgrade(&mut connection, path)?;
+    upgrade(&mut connection, path).map_err(|error| match error {
+        StoreError::Sql(source) => failed(source),
+        other => other,
+    })?;
     Ok(connection)
 }
 

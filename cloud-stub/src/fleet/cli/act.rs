@@ -38,20 +38,21 @@ pub(super) async fn apply(ask: &Apply) -> anyhow::Result<bool> {
 
 /// The settings in a file.
 fn overlay(file: &Path) -> anyhow::Result<Value> {
+    let name = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
     let text = if file == Path::new("-") {
         let mut bytes = Vec::new();
         let limit = DOCUMENT_BYTES_MAX as u64 + 1;
-        std::io::stdin().take(limit).read_to_end(&mut bytes).context("standard input")?;
-        hedge_proto::text(bytes).context("standard input")?
+        std::io::stdin().take(limit).read_to_end(&mut bytes).with_context(|| name.clone())?;
+        hedge_proto::text(bytes).with_context(|| name.clone())?
     } else {
-        hedge_inference::read_text(file).with_context(|| file.display().to_string())?
+        hedge_inference::read_text(file).with_context(|| name.clone())?
     };
-    let read = match file.extension().and_then(|ending| ending.to_str()) {
-        Some("toml") => toml::from_str(&text).map_err(anyhow::Error::from),
-        _ => serde_json::from_str(&text).map_err(anyhow::Error::from),
+    let (form, read) = match file.extension().and_then(|ending| ending.to_str()) {
+        Some("toml") => ("TOML", toml::from_str(&text).map_err(anyhow::Error::from)),
+        _ => ("JSON", serde_json::from_str(&text).map_err(anyhow::Error::from)),
     };
-    let overlay: Value = read.with_context(|| format!("{} is not what its name says", file.display()))?;
-    ensure!(overlay.is_object(), "{} holds no settings: an object is needed, such as {{}}", file.display());
+    let overlay: Value = read.with_context(|| format!("{name} is no {form}"))?;
+    ensure!(overlay.is_object(), "{name} holds no settings: an object is needed, such as {{}}");
     Ok(overlay)
 }
 
