@@ -151,6 +151,7 @@ async fn start(args: &Serve, more: &str) -> anyhow::Result<Running> {
         model_seconds,
         traces,
         answerers: answerers_seen,
+        taking: taking_seen.clone(),
         events: events.clone(),
         bundles: args.payloads.bundles.clone(),
     };

@@ -2,6 +2,7 @@
 
 mod rig;
 
+use hedge_cloud::store::FILE_NAME;
 use hedge_proto::{
     Authority, Case, CaseMessage, CloudState, Digest, DownMessage, MESSAGE_BYTES_MAX, Output, PayloadForm, Topic,
 };
@@ -167,6 +168,28 @@ async fn labels_are_no_answer_to_a_device_whose_model_finds_boxes() {
         cloud.figure("answered", 0).await;
     })
     .await;
+}
+
+#[tokio::test]
+async fn while_nothing_can_be_recorded_its_health_says_so() {
+    let Some(mosquitto) = rig::Mosquitto::start() else { return };
+    let (dir, broker) = (TempDir::new().expect("a directory"), Broker::Mosquitto(mosquitto));
+    let cloud = Cloud::start(&broker, dir.path());
+    let mut device = Device::connect("hall-1", cloud.broker).await;
+    device.cloud_is(CloudState::Online).await;
+    let (records, aside) = (dir.path().join(FILE_NAME), dir.path().join("aside"));
+    std::fs::rename(&records, &aside).expect("moved");
+    device.send(device.case(0, b"picture")).await;
+    assert!(matches!(device.hears().await, DownMessage::Busy { .. }));
+    let (status, _, body) = cloud.get_raw("/healthz").await;
+    assert!(status == 503 && body.starts_with(b"nothing can be recorded"), "{status}");
+    std::fs::rename(&aside, &records).expect("put back");
+    let well = async {
+        while cloud.get_raw("/healthz").await.0 != 200 {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(rig::PATIENCE, well).await.expect("it is well again");
 }
 
 #[tokio::test]

@@ -51,7 +51,7 @@ use self::routes::{ANYONE, OPERATOR, REVIEWER, Routes, VIEWER};
 use crate::access::{Access, NotIn};
 use crate::fleet::rollouts::NotNow;
 use crate::fleet::select::Where;
-use crate::intake::{AnswererNow, Event, NotReviewed};
+use crate::intake::{AnswererNow, Event, NotReviewed, Taking};
 use crate::link::{HearingError, LinkNow};
 use crate::model::Seconds;
 use crate::presence::Heard;
@@ -83,6 +83,7 @@ pub struct Shown {
     pub model_seconds: Seconds,
     pub traces: Traces,
     pub answerers: watch::Receiver<Vec<AnswererNow>>,
+    pub taking: watch::Receiver<Taking>,
     /// The way of a person's word into the records.
     pub events: mpsc::Sender<Event>,
     /// The folder of published bundles that devices fetch from here.
@@ -143,7 +144,7 @@ struct View {
 /// | `/api/audit?limit=500&before=SEQ` | who did what, newest first: a list of [`AuditRow`] |
 /// | `/events` | server-sent events `figures`, `devices` and `cases` with the JSON of the path above, and later `changed_devices` and `changed_cases`: those that are new or not as they were |
 /// | `/metrics` | figures as Prometheus text |
-/// | `/healthz` | `ok`, or 503 while the broker is not reached |
+/// | `/healthz` | `ok`, or 503 while the broker is not reached or nothing can be recorded |
 ///
 /// Errors are `{"error": "…"}` with a fitting status.
 pub fn router(
@@ -480,6 +481,9 @@ async fn audit(
 
 async fn healthz(State(view): State<View>) -> (StatusCode, String) {
     match &*view.shown.link.borrow() {
+        LinkNow::Connected { .. } if *view.shown.taking.borrow() == Taking::Unhealthy => {
+            (StatusCode::SERVICE_UNAVAILABLE, "nothing can be recorded now; its log says why\n".to_owned())
+        }
         LinkNow::Connected { .. } => (StatusCode::OK, "ok\n".to_owned()),
         LinkNow::Connecting => (StatusCode::SERVICE_UNAVAILABLE, "connecting to the broker\n".to_owned()),
         LinkNow::Broken(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("no broker: {reason}\n")),

@@ -6,6 +6,7 @@ use tower_service::Service as _;
 
 use super::*;
 use crate::access::{Access, Entrance, Proof, User};
+use crate::intake::Taking;
 use crate::link::{Credentials, Endpoint, LinkNow, Way};
 use crate::presence::Heard;
 use crate::store::{RecordsAt, Writer};
@@ -47,6 +48,7 @@ fn page() -> Page {
         model_seconds: crate::model::seconds(),
         traces: crate::traces::Traces::default(),
         answerers: watch::channel(Vec::new()).1,
+        taking: watch::channel(Taking::All).1,
         events: mpsc::channel(1).0,
         bundles: None,
     };
