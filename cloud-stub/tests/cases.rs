@@ -183,13 +183,10 @@ async fn while_nothing_can_be_recorded_its_health_says_so() {
     assert!(matches!(device.hears().await, DownMessage::Busy { .. }));
     let (status, _, body) = cloud.get_raw("/healthz").await;
     assert!(status == 503 && body.starts_with(b"nothing can be recorded"), "{status}");
+    device.clouds_before(|status| status.retry_after_s.is_some()).await;
     std::fs::rename(&aside, &records).expect("put back");
-    let well = async {
-        while cloud.get_raw("/healthz").await.0 != 200 {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(rig::PATIENCE, well).await.expect("it is well again");
+    device.clouds_before(|status| status.retry_after_s.is_none()).await;
+    assert_eq!(cloud.get_raw("/healthz").await.0, 200);
 }
 
 #[tokio::test]

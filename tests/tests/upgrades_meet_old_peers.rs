@@ -13,6 +13,7 @@ use hedge_proto::{
 };
 use hedge_tests::wire::{Eavesdropper, Message, committed};
 use hedge_tests::{Agent, AgentConfig, Cloud, CloudSetup, Mosquitto, places, skip, wait};
+use tempfile::TempDir;
 
 /// A word of a program that is there, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -104,11 +105,7 @@ fn a_new_device_understands_every_older_cloud() -> Result<()> {
         return Ok(());
     }
     for version in 1..=WIRE_VERSION {
-        let dir = tempfile::tempdir()?;
-        let (said, broker) = (Said::of(version)?, Mosquitto::start(dir.path())?);
-        let heard = Eavesdropper::start(broker.inside(), dir.path())?;
-        let mut agent = device(&broker, dir.path()).start()?;
-        agent.wait_until_connected()?;
+        let (dir, said, broker, heard, mut agent) = connected_device(version)?;
         said.message("cloud")?.say(broker.inside(), dir.path())?;
         agent.wait_until_online()?;
         let answer = post(&agent)?;
@@ -167,11 +164,7 @@ fn a_device_holds_what_a_later_cloud_says() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let dir = tempfile::tempdir()?;
-    let (said, broker) = (Said::of(WIRE_VERSION)?, Mosquitto::start(dir.path())?);
-    let heard = Eavesdropper::start(broker.inside(), dir.path())?;
-    let mut agent = device(&broker, dir.path()).start()?;
-    agent.wait_until_connected()?;
+    let (dir, said, broker, heard, mut agent) = connected_device(WIRE_VERSION)?;
 
     // A cloud that reads later versions only: hold.
     let status = |wire: &[u16]| cloud_reading(&said, wire);
@@ -211,11 +204,7 @@ fn what_answers_another_question_ends_no_case() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let dir = tempfile::tempdir()?;
-    let (said, broker) = (Said::of(WIRE_VERSION)?, Mosquitto::start(dir.path())?);
-    let heard = Eavesdropper::start(broker.inside(), dir.path())?;
-    let mut agent = device(&broker, dir.path()).start()?;
-    agent.wait_until_connected()?;
+    let (dir, said, broker, heard, mut agent) = connected_device(WIRE_VERSION)?;
     said.message("cloud")?.say(broker.inside(), dir.path())?;
     agent.wait_until_online()?;
     let answer = post(&agent)?;
@@ -303,6 +292,16 @@ fn listening_cloud(broker: &Mosquitto, dir: &std::path::Path) -> Result<(Cloud, 
 fn device(broker: &Mosquitto, dir: &std::path::Path) -> AgentConfig {
     let config = AgentConfig::new(dir, DEVICE).broker(&broker.url()).model_keeping("fashion-small", 1.0);
     config.http_source("pictures").corrections_file()
+}
+
+/// A device at a broker where all is overheard, and what was said in a version.
+fn connected_device(version: u16) -> Result<(TempDir, Said, Mosquitto, Eavesdropper, Agent)> {
+    let dir = tempfile::tempdir()?;
+    let (said, broker) = (Said::of(version)?, Mosquitto::start(dir.path())?);
+    let heard = Eavesdropper::start(broker.inside(), dir.path())?;
+    let mut agent = device(&broker, dir.path()).start()?;
+    agent.wait_until_connected()?;
+    Ok((dir, said, broker, heard, agent))
 }
 
 fn post(agent: &Agent) -> Result<Answer> {

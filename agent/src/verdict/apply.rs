@@ -120,9 +120,8 @@ impl Verdicts {
             tracing::warn!(id = %verdict.id, %error, "the case of a verdict cannot be read");
         });
         let Ok(case) = case else { return Ok(None) };
-        let Some(why) = misfit(&case.task, case.said.as_ref(), verdict) else { return Ok(Some(case)) };
-        tracing::warn!(id = %verdict.id, "a verdict is no answer to its case: {why}");
-        Err(ApplyError::Misfit(why))
+        fits(&case, verdict)?;
+        Ok(Some(case))
     }
 
     /// Stores a case again that every sink has had, and that a person corrects now, as the log still has it. It gets a key
@@ -151,6 +150,7 @@ impl Verdicts {
             tracing::warn!(id = %verdict.id, "a person corrects a case that is no longer in the log");
             return Ok(None);
         };
+        fits(&case, verdict)?;
         let stored_at = Moment(case.captured.powered_ms);
         let again = NewCase { key, sort_key: 0.0, stored_at, header, payload: Bytes::new() };
         // Without room it is no reason to hold up the verdicts behind it.
@@ -261,6 +261,12 @@ impl Verdicts {
             self.forget_if_delivered(entry.key).await;
         }
     }
+}
+
+fn fits(case: &Case, verdict: &Verdict) -> Result<(), ApplyError> {
+    let Some(why) = misfit(&case.task, case.said.as_ref(), verdict) else { return Ok(()) };
+    tracing::warn!(id = %verdict.id, "a verdict is no answer to its case: {why}");
+    Err(ApplyError::Misfit(why))
 }
 
 fn with_verdict(stored: StoredCase) -> Result<(Case, Verdict), String> {

@@ -76,7 +76,8 @@ const BATCH_MAX: Duration = Duration::from_millis(10);
 /// however few they are, and a disk that syncs at once would get one for each handful.
 const COMMIT_EVERY: Duration = Duration::from_millis(10);
 
-/// Who waits for more looks this often, and waits no longer once nothing came: the broker's window is used up.
+/// Who waits for more looks this often, for to be woken by each message would cost what the commits save; and waits no
+/// longer once nothing came, as when the broker's window is used up.
 const MORE_EVERY: Duration = Duration::from_millis(2);
 
 /// How often the intake looks after what nobody waits for.

@@ -35,7 +35,7 @@ pub(super) enum Next {
     Again,
 }
 
-/// Why its device would set a verdict aside, whatever that is the word of: then it is none.
+/// Why its device would set a verdict aside, whoever's word it is: then it is no answer.
 pub(super) fn unread(verdict: &Verdict) -> Option<String> {
     DownMessage::read(&to_cbor(&DownMessage::Verdict(verdict.clone()))).err().map(|error| error.to_string())
 }

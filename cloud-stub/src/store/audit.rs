@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use super::place::Place;
+use super::files::Files;
 use super::sql::{Row, Sql};
 use super::{Database, Reader, RecordsAt, StoreError, count, damaged, postgres, schema};
 use crate::{signed, wall_ms};
@@ -51,21 +51,22 @@ pub struct AuditRow {
 pub struct Audit {
     sql: Arc<Mutex<Sql>>,
     /// Of records in a file.
-    place: Option<Arc<Place>>,
+    files: Option<Arc<Files>>,
 }
 
 impl Audit {
     /// Of records that a [`super::Writer`] has opened before.
     pub fn open(at: &RecordsAt) -> Result<Self, StoreError> {
-        let (sql, place) = match &at.database {
+        let (sql, files) = match &at.database {
             Database::File(path) => {
                 let sql = Sql::File(schema::connect(path)?);
+                // The log lies beside the records once they were read from.
                 sql.exists("SELECT seq FROM audit LIMIT 1", &[])?;
-                (sql, Some(Arc::new(Place::of(path)?)))
+                (sql, Some(Arc::new(Files::of(path)?)))
             }
             Database::Server(server) => (Sql::Server(Box::new(postgres::Session::new(server))), None),
         };
-        Ok(Self { sql: Arc::new(Mutex::new(sql)), place })
+        Ok(Self { sql: Arc::new(Mutex::new(sql)), files })
     }
 
     /// Blocks until it would survive a power cut. Returns what [`Self::end`] goes by.
@@ -80,7 +81,7 @@ impl Audit {
         if seq % PRUNE_EVERY == 0 {
             sql.execute("DELETE FROM audit WHERE seq <= ?1", &[(seq - ROWS_MAX).into()])?;
         }
-        self.place.as_ref().map_or(Ok(()), |place| place.check())?;
+        self.files.as_ref().map_or(Ok(()), |files| files.check())?;
         Ok(count(seq))
     }
 

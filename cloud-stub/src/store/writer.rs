@@ -7,9 +7,9 @@ use crate::answerers::{Micro, Month};
 use hedge_proto::{Case, CaseId, DeviceId, Digest, Name, PayloadForm, Verdict, to_cbor};
 
 use super::checkpoint::Checkpoints;
+use super::files::{Files, Lock};
 use super::lease::{self, Lease};
 use super::objects::{self, KEPT_COLUMNS, Objects, Payload, Sweeping};
-use super::place::{Lock, Place};
 use super::postgres::Session;
 use super::sql::{Row, Sql, Value};
 use super::{DEAD, Database, FAILED, Known, RecordsAt, Standing, StoreError, Totals, WAITING, count, damaged, schema};
@@ -45,7 +45,7 @@ pub struct Writer {
     _checkpoints: Option<Checkpoints>,
     _sweeping: Option<Sweeping>,
     /// Of records in a file.
-    place: Option<Place>,
+    files: Option<Files>,
     _lock: Option<Lock>,
 }
 
@@ -67,11 +67,11 @@ pub(super) fn waiting(row: &Row<'_>) -> Result<Waiting, StoreError> {
 impl Writer {
     /// Opens the records, making or upgrading them. `instance` is who writes; on a server nobody else may be called so.
     pub fn open(at: &RecordsAt, instance: &Name) -> Result<Self, StoreError> {
-        let (lock, sql, checkpoints, place) = match &at.database {
+        let (lock, sql, checkpoints, files) = match &at.database {
             Database::File(path) => {
                 let lock = Lock::take(path)?;
                 let sql = Sql::File(schema::open(path)?);
-                (Some(lock), sql, Checkpoints::start(path), Some(Place::of(path)?))
+                (Some(lock), sql, Checkpoints::start(path), Some(Files::of(path)?))
             }
             Database::Server(server) => {
                 let session = Session::new(server);
@@ -86,7 +86,7 @@ impl Writer {
             objects.check(objects::has_some(&sql)?)?;
         }
         let sweeping = objects.clone().map(|objects| Sweeping::start(objects, at.clone())).transpose()?;
-        Ok(Self { sql, instance, lease, objects, _checkpoints: checkpoints, _sweeping: sweeping, place, _lock: lock })
+        Ok(Self { sql, instance, lease, objects, _checkpoints: checkpoints, _sweeping: sweeping, files, _lock: lock })
     }
 
     /// Changes that become durable together, or not at all: dropping a batch undoes it.
@@ -102,7 +102,7 @@ impl Writer {
             sql: &self.sql,
             instance: &self.instance,
             objects: self.objects.as_ref(),
-            place: self.place.as_ref(),
+            files: self.files.as_ref(),
             to_put: RefCell::default(),
             to_delete: RefCell::default(),
             changed: Cell::new(false),
@@ -179,7 +179,7 @@ pub struct Batch<'w> {
     pub(super) sql: &'w Sql,
     instance: &'w str,
     objects: Option<&'w Objects>,
-    place: Option<&'w Place>,
+    files: Option<&'w Files>,
     /// Objects that are put before the commit, and those that are deleted after it.
     to_put: RefCell<Vec<(String, Vec<u8>)>>,
     to_delete: RefCell<Vec<String>>,
@@ -215,10 +215,12 @@ impl Batch<'_> {
         }
         self.sql.commit()?;
         self.committed = true;
+        self.files.map_or(Ok(()), Files::check)?;
+        // Only now: what a next process will find in the place of these records may still name them.
         if let Some(objects) = self.objects {
             objects.delete(self.to_delete.take());
         }
-        self.place.map_or(Ok(()), Place::check)
+        Ok(())
     }
 
     /// Whether it has as many payload bytes as can be brought elsewhere in one commit.

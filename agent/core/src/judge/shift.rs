@@ -1,8 +1,9 @@
 //! Decides whether the input has changed, without anybody's word on any answer.
 //!
 //! The first thousand answers of a model are its reference. Each later one has a rank among them, and joins them as long as
-//! nothing looks changed: the more there are, the less chance in them explains. Unchanged, the average rank is one half. A bet that it is higher wins when answers become more doubtful. One bet a
-//! second cannot begin at every moment; a sum that never falls below nothing (Page 1954) begins again by itself.
+//! nothing looks changed: the more there are, the less chance in them explains. Unchanged, the average rank is one half. A
+//! bet that it is higher wins when answers become more doubtful. One bet a second cannot begin at every moment; a sum that
+//! never falls below nothing (Page 1954) begins again by itself.
 //!
 //! Darkness can make a model blind and sure: then doubt falls. The same bet runs the other way round.
 //!
@@ -247,6 +248,20 @@ mod tests {
         };
         let (soon, later) = (seen_within(1000, 1000), seen_within(1000, 5000));
         assert!(soon < later && later >= 28, "{soon} of 40 after 1,000 answers, {later} after 5,000");
+    }
+
+    #[test]
+    fn a_reference_that_has_grown_is_as_its_input() {
+        use crate::judge::bins::upper;
+        let step = bin(0.5);
+        let below = |seed| {
+            let (mut shift, mut chance) = (Shift::default(), Chance::from_seed(seed));
+            assert_eq!(alarms(&mut shift, &mut chance, 10_000, |share| share), None);
+            shift.reference.below(step) / shift.seen as f32
+        };
+        // Its standard deviation is 0.0014.
+        let average = (0..32).map(below).sum::<f32>() / 32.0;
+        assert!((average - upper(step - 1)).abs() < 0.006, "{average} instead of {}", upper(step - 1));
     }
 
     #[test]

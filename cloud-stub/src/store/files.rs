@@ -28,15 +28,15 @@ impl Lock {
     }
 }
 
-/// Where the records are, and which files they were when they were opened.
+/// Which files the records were when they were opened.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Files {
     records: PathBuf,
     /// The database and its write-ahead log, which has the latest commits.
     files: [(PathBuf, (u64, u64)); 2],
 }
 
-impl Place {
+impl Files {
     /// Of records that a connection has read from: the log lies beside them as long as it is open.
     pub(super) fn of(records: &Path) -> Result<Self, StoreError> {
         let known = |path: PathBuf| match identity(&path) {
