@@ -52,7 +52,7 @@ enum Meaning {
 /// How a server answers the `n`th time it is shown a picture.
 type Fails = fn(usize) -> Answer;
 
-const FIXTURES: [(&str, Meaning, Fails); 18] = [
+const FIXTURES: [(&str, Meaning, Fails); 20] = [
     ("well", Meaning::Verdict, |_| said(CAT)),
     ("words-around", Meaning::Verdict, |_| said("Of course!\n```json\n{\"label\": \"cat\"}\n```")),
     ("reasoned", Meaning::None, |_| message("stop", json!({"content": "", "reasoning_content": CAT}))),
@@ -67,6 +67,10 @@ const FIXTURES: [(&str, Meaning, Fails); 18] = [
     ("retry-after", Meaning::Verdict, |n| if n == 0 { answer(429, "Retry-After: 4\r\n", "") } else { said(CAT) }),
     ("too-many", Meaning::Verdict, |n| if n == 0 { answer(429, "", "") } else { said(CAT) }),
     ("unavailable", Meaning::Verdict, |n| if n == 0 { answer(503, "Retry-After: 4\r\n", "") } else { said(CAT) }),
+    ("long-excuse", Meaning::Verdict, |n| {
+        if n == 0 { answer(503, "Retry-After: 4\r\n", " ".repeat(2 << 20)) } else { said(CAT) }
+    }),
+    ("too-much", Meaning::Verdict, |n| if n == 0 { answer(200, "", " ".repeat(2 << 20)) } else { said(CAT) }),
     ("busy", Meaning::Verdict, |n| {
         if n == 0 { answer(500, "", "server busy, maximum pending requests exceeded") } else { said(CAT) }
     }),
@@ -119,7 +123,7 @@ async fn every_way_a_chat_server_fails_means_one_thing_and_none_is_a_wrong_verdi
         assert_eq!(meaning, expected, "{name}");
         open.retain(|n| *n != id.key.sequence);
     }
-    for name in ["retry-after", "unavailable"] {
+    for name in ["retry-after", "unavailable", "long-excuse"] {
         let asked = backend.asked(&format!("/{name}/chat/completions"));
         let refused = asked.iter().position(shows_picture).unwrap();
         let waited = asked[refused + 1].at.duration_since(asked[refused].at);

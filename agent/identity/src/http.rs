@@ -33,3 +33,15 @@ pub async fn http_body(mut response: Response, bytes_max: usize) -> reqwest::Res
     }
     Ok(Some(body))
 }
+
+/// The beginning of an answer's body: as much as came of it, whether it ended, broke off, or goes on.
+pub async fn http_beginning(mut response: Response, bytes_max: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    while body.len() < bytes_max
+        && let Ok(Some(chunk)) = response.chunk().await
+    {
+        body.extend_from_slice(&chunk);
+    }
+    body.truncate(bytes_max);
+    body
+}

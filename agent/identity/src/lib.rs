@@ -20,7 +20,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use self::enrol::{EnrolError, Held, enrol, new_key, renew};
 pub use self::files::{Folder, write_secret, write_whole};
-pub use self::http::{http_body, http_client};
+pub use self::http::{http_beginning, http_body, http_client};
 pub use self::pem::{read_certificates, read_key};
 pub use self::verifier::{Shown, Verifier};
 

@@ -330,13 +330,11 @@ impl AnswererConfig {
         if self.authority.is_some_and(|authority| !matches!(authority, Authority::Model | Authority::StrongerModel)) {
             return Err(("authority", "a program's is `model` or `stronger_model`".to_owned()));
         }
-        let is_url = |url: &String| {
-            url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")).is_some_and(|rest| !rest.is_empty())
-        };
-        match self.url.as_ref().filter(|url| !is_url(url)) {
-            Some(url) => Err(("url", format!("`{url}` is neither http://… nor https://…"))),
-            None => Ok(()),
+        let Some(url) = &self.url else { return Ok(()) };
+        if !url.starts_with("http://") && !url.starts_with("https://") {
+            return Err(("url", format!("`{url}` is neither http://… nor https://…")));
         }
+        reqwest::Url::parse(url).map(drop).map_err(|error| ("url", format!("`{url}` is no address: {error}")))
     }
 }
 
@@ -381,6 +379,10 @@ mod tests {
         check_refused(
             &CHAT.replace("http://h/v1", "h:80"),
             "cloud.toml:5: answerer.big.url: `h:80` is neither http://… nor https://…",
+        );
+        check_refused(
+            &CHAT.replace("http://h/v1", "http://h:99999/v1"),
+            "cloud.toml:5: answerer.big.url: `http://h:99999/v1` is no address: invalid port number",
         );
         check_refused(&format!("{CHAT}{CHAT}"), "cloud.toml:8: answerer.1: two answerers are named `big`");
         check_refused(

@@ -3,26 +3,35 @@
 //! | what happens | what it means |
 //! |---|---|
 //! | 2xx with a body | up to the kind of answerer |
-//! | no connection, 502, 503, 504, 401, 402, 403, 404, a redirect | down |
-//! | cut off, or not within the deadline, 500 | down, and it had the case |
-//! | 429, 529, 503 with Retry-After, 500 with words of being busy | retry later |
+//! | no connection, 502, 503, 401, 402, 403, 404, a redirect | down |
+//! | cut off, longer than is read, or not within the deadline, 500, 504 | down, and it had the case |
+//! | 429, 529, 403 and 5xx with Retry-After, 5xx with words of being busy | retry later |
 //! | another 4xx | no verdict for this case; down while nothing was ever answered: then the configuration is suspected |
 //! | a 4xx with words of a content policy, 413 | no verdict for this case |
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use hedge_identity::{http_body, http_client};
+use hedge_identity::{http_beginning, http_body, http_client};
 use hedge_proto::{TRACEPARENT, TraceContext, root_cause};
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, StatusCode};
 
 use super::ModelFailure;
-use crate::answerers::AnswererConfig;
-use crate::wall_ms;
+use crate::answerers::{AnswererConfig, Kind};
 
-/// The longest answer that is read: scores of a detector as JSON numbers come to a few MiB.
-const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The longest answer that is read: scores of a detector as JSON numbers come to a few MiB; a label may come with all that
+/// was thought before it, or with a picture in which it was drawn.
+fn answer_bytes_max(kind: Kind) -> usize {
+    match kind {
+        Kind::Chat => 1024 * 1024,
+        Kind::Http => 8 * 1024 * 1024,
+        Kind::OpenInference | Kind::Onnx | Kind::Person => 64 * 1024 * 1024,
+    }
+}
+
+/// How much is read of what it says to explain a refusal.
+pub(super) const WORDS_BYTES_MAX: usize = 64 * 1024;
 
 /// How much of an answer is quoted.
 const QUOTE_CHARS_MAX: usize = 200;
@@ -40,7 +49,7 @@ tokio::task_local! {
 pub(super) struct Caller {
     client: Client,
     pub(super) url: String,
-    token: Option<String>,
+    answer_bytes_max: usize,
     headers: HeaderMap,
     pub(super) deadline: Duration,
     /// It has answered a case.
@@ -60,18 +69,22 @@ impl Caller {
         let client = http_client(&url, config.ca_file.as_deref()).map_err(|why| format!("ca_file = {why}"))?;
         let client = client.connect_timeout(Duration::from_secs(10)).build();
         let client = client.map_err(|error| format!("TLS cannot be set up: {}", plain(&error, Duration::ZERO)))?;
-        let token = config.token_file.as_deref().map(|path| {
-            let why = |error| format!("token_file = {}: {error}", path.display());
-            hedge_inference::read_secret(path).map_err(why)
-        });
         let mut headers = HeaderMap::new();
         for (name, value) in config.headers.iter().flatten() {
             let read = HeaderName::from_bytes(name.as_bytes()).ok().zip(HeaderValue::from_str(value).ok());
             let (name, value) = read.ok_or_else(|| format!("headers.{name} is no HTTP header"))?;
             headers.insert(name, value);
         }
-        let is_proven = AtomicBool::new(false);
-        Ok(Self { client, url, token: token.transpose()?, headers, deadline: config.deadline(), is_proven })
+        if let Some(path) = &config.token_file {
+            let why = |error: String| format!("token_file = {}: {error}", path.display());
+            let token = hedge_inference::read_secret(path).map_err(|error| why(error.to_string()))?;
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+                .map_err(|_| why("it holds more than one line, or what no HTTP header may hold".to_owned()))?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let (is_proven, answer_bytes_max) = (AtomicBool::new(false), answer_bytes_max(config.kind));
+        Ok(Self { client, url, answer_bytes_max, headers, deadline: config.deadline(), is_proven })
     }
 
     pub(super) fn post(&self, url: &str) -> RequestBuilder {
@@ -85,9 +98,6 @@ impl Caller {
     /// Makes one call within `deadline`, from the first byte to the last.
     pub(super) async fn call(&self, request: RequestBuilder, deadline: Duration) -> Result<Answered, ModelFailure> {
         let mut request = request.headers(self.headers.clone()).timeout(deadline);
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
-        }
         if let Ok(Some(span)) = SPAN.try_with(|span| *span) {
             request = request.header(TRACEPARENT, span.to_string());
         }
@@ -97,42 +107,40 @@ impl Caller {
         };
         let response = request.send().await.map_err(failed)?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let Some(body) = http_body(response, ANSWER_BYTES_MAX).await.map_err(failed)? else {
-            return Err(ModelFailure::Dead(format!("its answer is longer than {ANSWER_BYTES_MAX} bytes")));
-        };
-        if status.is_success() {
-            return Ok(Answered { headers, body });
+        if !status.is_success() {
+            let date = |name| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?).ok();
+            // A time of its clock is one by its clock: ours may be another.
+            let now = date(DATE).unwrap_or_else(SystemTime::now);
+            let after = headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now));
+            let words = http_beginning(response, WORDS_BYTES_MAX).await;
+            return Err(refused(
+                status,
+                after,
+                &String::from_utf8_lossy(&words),
+                self.is_proven.load(Ordering::Relaxed),
+            ));
         }
-        let after = headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, wall_ms()));
-        Err(refused(status, after, &String::from_utf8_lossy(&body), self.is_proven.load(Ordering::Relaxed)))
+        match http_body(response, self.answer_bytes_max).await.map_err(failed)? {
+            Some(body) => Ok(Answered { headers, body }),
+            None => {
+                let why = format!("its answer is longer than {} bytes", self.answer_bytes_max);
+                Err(ModelFailure::Down { why, had_it: true })
+            }
+        }
     }
 }
 
 /// Seconds, or a date.
-fn retry_after(text: &str, now_ms: u64) -> Option<Duration> {
+fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim();
     // A fraction is none by the standard, and sent all the same; it is never waited for less.
     let seconds = text.parse::<f64>().ok().filter(|seconds| (0.0..=1e9).contains(seconds)).map(f64::ceil);
     let wait = seconds.map(Duration::from_secs_f64).or_else(|| {
-        let until = http_date_s(text)?;
-        // As long as the second in which it may come again has not begun here.
-        Some(Duration::from_millis((until.saturating_mul(1000)).saturating_sub(now_ms)))
+        let until = httpdate::parse_http_date(text).ok()?;
+        // As long as the second in which it may come again has not begun there.
+        Some(until.duration_since(now).unwrap_or_default())
     });
     wait.map(|wait| wait.min(RETRY_AFTER_MAX))
-}
-
-/// `Sun, 06 Nov 1994 08:49:37 GMT` in seconds since 1970.
-fn http_date_s(text: &str) -> Option<u64> {
-    let mut words = text.split_ascii_whitespace().skip(1);
-    let day: u8 = words.next()?.parse().ok()?;
-    let month = words.next()?;
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let month = MONTHS.iter().position(|name| *name == month)?;
-    let month = time::Month::try_from(u8::try_from(month + 1).ok()?).ok()?;
-    let date = time::Date::from_calendar_date(words.next()?.parse().ok()?, month, day).ok()?;
-    let mut clock = words.next()?.split(':').map(|part| part.parse::<u8>().ok());
-    let at = time::Time::from_hms(clock.next()??, clock.next()??, clock.next()??).ok()?;
-    u64::try_from(time::PrimitiveDateTime::new(date, at).assume_utc().unix_timestamp()).ok()
 }
 
 /// Words by which servers say that this is about what was asked.
@@ -158,7 +166,7 @@ pub(super) fn refused(status: StatusCode, after: Option<Duration>, body: &str, i
     let down = |had_it| ModelFailure::Down { why: why.clone(), had_it };
     match status.as_u16() {
         429 | 529 => ModelFailure::Later { after, why },
-        503 if after.is_some() => ModelFailure::Later { after, why },
+        403 | 500..=599 if after.is_some() => ModelFailure::Later { after, why },
         500..=599 if says(&BUSY) => ModelFailure::Later { after, why },
         400..=599 if says(&POLICY) => ModelFailure::Dead(why),
         408 | 425 => ModelFailure::Later { after, why },
@@ -169,7 +177,8 @@ pub(super) fn refused(status: StatusCode, after: Option<Duration>, body: &str, i
             why: format!("{why}; it has never answered a case: check its configuration"),
             had_it: false,
         },
-        500 => down(true),
+        // Who gave up waiting for it had given it the case.
+        500 | 504 => down(true),
         300..=399 => ModelFailure::Down {
             why: format!("{why}; redirects are not followed: give the final address as `url`"),
             had_it: false,
@@ -180,7 +189,8 @@ pub(super) fn refused(status: StatusCode, after: Option<Duration>, body: &str, i
 
 /// The beginning of what was answered, on one line.
 pub(super) fn quoted(body: &str) -> String {
-    let text: String = body.split_whitespace().collect::<Vec<_>>().join(" ");
+    let beginning: String = body.chars().take(4 * QUOTE_CHARS_MAX).collect();
+    let text: String = beginning.split_whitespace().collect::<Vec<_>>().join(" ");
     match text.chars().take(QUOTE_CHARS_MAX).collect::<String>() {
         text if text.is_empty() => text,
         text => format!(": {text}"),
@@ -194,6 +204,8 @@ fn plain(error: &reqwest::Error, deadline: Duration) -> String {
         "it cannot be reached".to_owned()
     } else if error.is_timeout() {
         return format!("no answer within {} ms", deadline.as_millis());
+    } else if error.is_builder() {
+        "the request cannot be made".to_owned()
     } else {
         "its answer was cut off".to_owned()
     };
@@ -214,10 +226,13 @@ mod tests {
             (429, None, "", true, "later"),
             (503, s(2), "", true, "later 2"),
             (503, None, "Loading model", true, "down"),
+            (500, s(2), "", true, "later 2"),
+            (403, s(2), "", true, "later 2"),
             (503, None, busy, true, "later"),
             (500, None, busy, true, "later"),
             (500, None, "oops", true, "down had it"),
             (502, None, "", true, "down"),
+            (504, None, "", true, "down had it"),
             (400, None, policy, false, "dead"),
             (400, None, "bad picture", true, "dead"),
             (400, None, "no such field", false, "down"),
@@ -241,10 +256,12 @@ mod tests {
 
     #[test]
     fn a_wait_is_read_in_seconds_and_as_a_date_and_never_shortened() {
-        let at = |text| retry_after(text, 784_111_777_500);
+        let at = |text| retry_after(text, SystemTime::UNIX_EPOCH + Duration::from_millis(784_111_777_500));
         assert_eq!(at("120"), Some(Duration::from_secs(120)));
         assert_eq!(at("0.2"), Some(Duration::from_secs(1)));
         assert_eq!(at("Sun, 06 Nov 1994 08:49:39 GMT"), Some(Duration::from_millis(1_500)));
+        assert_eq!(at("Sunday, 06-Nov-94 08:49:39 GMT"), Some(Duration::from_millis(1_500)));
+        assert_eq!(at("Sun Nov  6 08:49:39 1994"), Some(Duration::from_millis(1_500)));
         assert_eq!(at("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
         assert_eq!((at("soon"), at("-3"), at("99999999999")), (None, None, None));
     }

@@ -10,6 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hedge_inference::{ContentType, cropped};
 use hedge_proto::{Case, Output};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::call::{Caller, quoted};
@@ -166,23 +168,37 @@ fn said_to_fail(error: &Value) -> ModelFailure {
     super::call::refused(status, None, &text, true)
 }
 
+/// An object as a chat model writes it. Neither of two labels in one object is the one that was meant.
+#[derive(Deserialize)]
+struct Named {
+    label: Option<Value>,
+}
+
 /// The one label that the objects of JSON in a text agree on.
 fn label_in(content: &str, labels: &[String]) -> Result<Output, ModelFailure> {
     let dead = |why: &str| ModelFailure::Dead(format!("{why}{}", quoted(content)));
     let mut named: Option<String> = None;
-    let mut rest = content;
+    let mut rest = match content.rsplit_once("</think>") {
+        // What it thought aloud before it answered.
+        Some((_, said)) => said,
+        None if content.contains("<think>") => return Err(dead("it has reasoned and not answered")),
+        None => content,
+    };
     while let Some(begins) = rest.find('{') {
-        let mut objects = serde_json::Deserializer::from_str(&rest[begins..]).into_iter::<Value>();
-        let Some(Ok(object)) = objects.next() else {
+        let mut objects = serde_json::Deserializer::from_str(&rest[begins..]).into_iter::<IgnoredAny>();
+        let Some(Ok(IgnoredAny)) = objects.next() else {
             rest = &rest[begins + 1..];
             continue;
         };
-        rest = &rest[begins + objects.byte_offset()..];
-        let Some(label) = object.get("label").and_then(Value::as_str) else { continue };
-        if named.as_deref().is_some_and(|other| other != label) {
-            return Err(dead("it names more than one label"));
+        let (object, behind) = rest[begins..].split_at(objects.byte_offset());
+        rest = behind;
+        let more_than_one = || dead("it names more than one label");
+        let Named { label } = serde_json::from_str(object).map_err(|_| more_than_one())?;
+        let Some(Value::String(label)) = label else { continue };
+        if named.as_ref().is_some_and(|other| *other != label) {
+            return Err(more_than_one());
         }
-        named = Some(label.to_owned());
+        named = Some(label);
     }
     let named = named.ok_or_else(|| dead("its answer has no label"))?;
     known(&named, labels).map(Output::label).ok_or_else(|| dead("its label is none of the list"))
@@ -233,6 +249,8 @@ mod tests {
         check(&content(r#"{"label": "POLISH"}"#), "none: its label is none of the list");
         check(&content(r#"{"label": "cow"}"#), "none: its label is none of the list");
         check(&content(r#"{"label": "cat"} or {"label": "dog"}"#), "none: it names more than one label");
+        check(&content(r#"{"label": "cat", "label": "dog"}"#), "none: it names more than one label");
+        check(&content("<think>{\"label\": \"dog\"}?</think>{\"label\": \"cat\"}"), "cat");
         check(&content("It is a cat."), "none: its answer has no label");
         check(&content(r#"{"label": "ca"#), "none: its answer has no label");
         check(
@@ -253,6 +271,11 @@ mod tests {
         );
         check(&with("stop", json!({"content": "", "reasoning_content": label})), "none: it has reasoned");
         check(&with("stop", json!({"content": null})), "none: its answer is empty");
+        check(&with("stop", json!({"content": format!("<think>perhaps {label}")})), "none: it has reasoned");
+        check(
+            &with("stop", json!({"content": format!("<think>{label}?</think> No idea.")})),
+            "none: its answer has no",
+        );
         check(&json!({"choices": []}), "none: it gives no answer");
     }
 

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use hedge_inference::model::shape_in_words;
-use hedge_inference::task::Tensors;
+use hedge_inference::task::{Tensors, Unusable};
 use hedge_inference::{Bundle, ContentType, Task, Tensor};
-use hedge_proto::{Case, ModelRef, Output, in_one_line};
-use serde::Deserialize;
+use hedge_proto::{Case, CaseId, ModelRef, Output, Rect, in_one_line};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use super::call::{Answered, Caller, quoted};
+use super::call::{Answered, Caller, WORDS_BYTES_MAX, quoted};
 use super::{ModelFailure, placed, region};
 use crate::answerers::{AnswererConfig, TensorsAs};
 
@@ -61,6 +62,7 @@ struct Port {
 
 #[derive(Debug, Deserialize)]
 struct Answer {
+    id: Option<String>,
     outputs: Vec<Given>,
 }
 
@@ -70,7 +72,7 @@ struct Given {
     datatype: String,
     shape: Vec<usize>,
     #[serde(default)]
-    data: Value,
+    data: Numbers,
     #[serde(default)]
     parameters: Parameters,
 }
@@ -123,11 +125,19 @@ impl OpenInference {
                 .body([head, data].concat()),
         };
         let answered = self.caller.call(request, self.caller.deadline).await?;
-        let outputs = self.outputs(&answered)?;
-        let (said, _) =
-            self.task.read(&outputs, &tensor.frame).map_err(|error| ModelFailure::Failed(in_one_line(&error)))?;
+        let said = self.read(&answered, &case.id, &tensor.frame)?;
         self.caller.is_proven.store(true, Ordering::Relaxed);
         Ok(placed(said, case))
+    }
+
+    fn read(&self, answered: &Answered, asked: &CaseId, frame: &Rect) -> Result<Output, ModelFailure> {
+        let read = self.task.read(&self.outputs(answered, asked)?, frame);
+        read.map(|(said, _)| said).map_err(|error| match error {
+            // The sample may be why.
+            Unusable::NotFinite => ModelFailure::Failed(in_one_line(&error)),
+            // It would be the same for every sample: this is another model than the bundle's.
+            error => half(&in_one_line(&error)),
+        })
     }
 
     fn tensor(&self, case: &Case, payload: &[u8]) -> Result<Tensor, ModelFailure> {
@@ -231,8 +241,7 @@ impl OpenInference {
     }
 
     /// What it gave. An answer that is not whole is none.
-    fn outputs(&self, answered: &Answered) -> Result<Tensors, ModelFailure> {
-        let half = |what: &str| ModelFailure::Down { why: format!("its answer is not whole: {what}"), had_it: true };
+    fn outputs(&self, answered: &Answered, asked: &CaseId) -> Result<Tensors, ModelFailure> {
         let length = answered.headers.get(HEADER_LENGTH);
         let length = length.map(|length| length.to_str().ok()?.trim().parse::<usize>().ok());
         let (head, mut rest) = match length {
@@ -240,8 +249,15 @@ impl OpenInference {
             Some(Some(length)) if length <= answered.body.len() => answered.body.split_at(length),
             Some(_) => return Err(half("its header is cut off")),
         };
-        let answer: Answer = serde_json::from_slice(head).map_err(|error| half(&error.to_string()))?;
-        let mut given = Vec::new();
+        let answer: Answer = serde_json::from_slice(head).map_err(|error| {
+            let beginning = head.get(..WORDS_BYTES_MAX).unwrap_or(head);
+            half(&format!("{error}{}", quoted(&String::from_utf8_lossy(beginning))))
+        })?;
+        // Not all of them say to which request they answer.
+        if let Some(id) = answer.id.filter(|id| !id.is_empty() && *id != asked.to_string()) {
+            return Err(half(&format!("it answers another request{}", quoted(&id))));
+        }
+        let mut given: Vec<(String, Tensor)> = Vec::new();
         for Given { name, datatype, shape, data, parameters } in answer.outputs {
             let count = shape.iter().try_fold(1_usize, |product, side| product.checked_mul(*side));
             let count = count.filter(|count| *count <= NUMBERS_MAX).ok_or_else(|| half("an output is too large"))?;
@@ -253,9 +269,12 @@ impl OpenInference {
                     kind.and_then(|kind| kind.read(own))
                 }
                 Some(_) => return Err(half("a tensor is cut off")),
-                None => kind.and_then(|kind| flat(&data, kind)),
+                None => kind.and_then(|kind| data.of(kind)),
             };
             match numbers {
+                Some(_) if given.iter().any(|(own, _)| *own == name) => {
+                    return Err(half(&format!("`{name}` comes twice")));
+                }
                 Some(numbers) if numbers.len() == count => given.push((name, Tensor::new(shape, numbers))),
                 // One that nobody reads may hold what it likes.
                 _ if !self.task.names().contains(&name.as_str()) => {}
@@ -347,28 +366,140 @@ impl Datatype {
 /// A byte with a sign is counted from the lowest, as everywhere outputs are read.
 const SIGNED: f32 = 128.0;
 
-/// The numbers of JSON lists, however they are nested.
-fn flat(data: &Value, kind: Datatype) -> Option<Vec<f32>> {
-    let mut numbers = Vec::new();
-    let mut open = vec![data.as_array()?.iter()];
-    while let Some(list) = open.last_mut() {
-        match list.next() {
-            None => drop(open.pop()),
-            Some(Value::Array(inner)) if open.len() < 16 => open.push(inner.iter()),
-            #[expect(clippy::cast_possible_truncation, reason = "rounded to f32, as everything after it is")]
-            Some(Value::Number(number)) if numbers.len() < NUMBERS_MAX => {
-                let number = number.as_f64()? as f32;
-                numbers.push(if kind == Datatype::Int8 { number + SIGNED } else { number });
-            }
-            Some(_) => return None,
-        }
+/// The numbers of JSON lists, however they are nested; nothing if anything else is among them. They are read one by one: as
+/// values of JSON they would take thirty times the memory.
+#[derive(Debug, Default)]
+struct Numbers(Option<Vec<f32>>);
+
+impl Numbers {
+    fn of(self, kind: Datatype) -> Option<Vec<f32>> {
+        let signed = if kind == Datatype::Int8 { SIGNED } else { 0.0 };
+        Some(self.0?.into_iter().map(|number| number + signed).collect())
     }
-    Some(numbers)
+}
+
+impl<'de> Deserialize<'de> for Numbers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut numbers = Vec::new();
+        let are_all = Flat(&mut numbers).deserialize(deserializer)?;
+        Ok(Self(are_all.then_some(numbers)))
+    }
+}
+
+/// Adds numbers to those before; `false` if there was anything else.
+struct Flat<'a>(&'a mut Vec<f32>);
+
+impl<'de> DeserializeSeed<'de> for Flat<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Flat<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<bool, E> {
+        if self.0.len() == NUMBERS_MAX {
+            return Err(E::custom(format_args!("there are more than {NUMBERS_MAX} numbers")));
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "rounded to f32, as everything after it is")]
+        self.0.push(number as f32);
+        Ok(true)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<bool, E> {
+        self.visit_f64(number as f64)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<bool, E> {
+        self.visit_f64(number as f64)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_unit<E>(self) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<bool, A::Error> {
+        let mut are_all = true;
+        while let Some(are_numbers) = list.next_element_seed(Flat(self.0))? {
+            are_all &= are_numbers;
+        }
+        Ok(are_all)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<bool, A::Error> {
+        while fields.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(false)
+    }
+}
+
+fn half(what: &str) -> ModelFailure {
+    ModelFailure::Down { why: format!("its answer is not whole: {what}"), had_it: true }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn flat(text: &str) -> Numbers {
+        serde_json::from_str(text).expect("JSON")
+    }
+
+    #[test]
+    fn an_answer_to_another_request_or_of_another_model_is_no_verdict_and_blames_no_case() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/fashion-large");
+        let text = format!(
+            "name = \"a\"\nkind = \"open_inference\"\nurl = \"http://h\"\nbundle = \"{bundle}\"\nmodel = \"m\""
+        );
+        let server = OpenInference::new(&toml::from_str(&text).expect("valid")).expect("a bundle");
+        let asked: CaseId = "porch.0000000000000001.7".parse().expect("an id");
+        let logits = |count: usize| {
+            let data: Vec<usize> = (0..count).collect();
+            json!({"name": "logits", "datatype": "FP32", "shape": [1, count], "data": data})
+        };
+        let check = |answer: Value, expected: &str| {
+            let answered = Answered { headers: Default::default(), body: answer.to_string().into_bytes() };
+            let said = match server.read(&answered, &asked, &Rect::WHOLE) {
+                Ok(said) => said.headline(),
+                Err(ModelFailure::Down { why, had_it: true }) => format!("down: {why}"),
+                Err(failure) => format!("{failure:?}"),
+            };
+            assert!(said.starts_with(expected), "{said} is not {expected} for {answer}");
+        };
+        check(json!({"outputs": [logits(10)]}), "Ankle boot");
+        check(json!({"id": "", "outputs": [logits(10)]}), "Ankle boot");
+        check(json!({"id": asked, "outputs": [logits(10)]}), "Ankle boot");
+        let other = json!({"id": "porch.0000000000000001.8", "outputs": [logits(10)]});
+        check(other, "down: its answer is not whole: it answers another request: porch.0000000000000001.8");
+        check(json!({"outputs": [logits(10), logits(10)]}), "down: its answer is not whole: `logits` comes twice");
+        for count in [0, 9, 11, 20] {
+            let why = format!("down: its answer is not whole: the model gave {count} values for 10 labels");
+            check(json!({"outputs": [logits(count)]}), &why);
+        }
+        let refusal = json!({"error": "no such model"});
+        check(
+            refusal,
+            "down: its answer is not whole: missing field `outputs` at line 1 column 25: {\"error\":\"no such",
+        );
+        let all_nan =
+            json!({"name": "logits", "datatype": "FP32", "shape": [1, 10], "data": [1e39, 0, 0, 0, 0, 0, 0, 0, 0, 0]});
+        check(json!({"outputs": [all_nan]}), "Failed");
+    }
 
     #[test]
     fn numbers_of_every_type_travel_and_come_back() {
@@ -377,11 +508,13 @@ mod tests {
             let signed = if kind == Datatype::Int8 { SIGNED } else { 0.0 };
             let expected: Vec<f32> = numbers.iter().map(|number| number + signed).collect();
             assert_eq!(kind.read(&kind.bytes(&numbers)), Some(expected.clone()), "{word}");
-            assert_eq!(flat(&kind.json(&numbers), kind), Some(expected), "{word}");
+            assert_eq!(flat(&kind.json(&numbers).to_string()).of(kind), Some(expected), "{word}");
             assert_eq!((datatype(word), self::word(kind)), (Some(kind), word));
         }
         assert_eq!(Datatype::Fp32.read(&[0; 7]), None, "cut off");
-        assert_eq!(flat(&json!([[1, 2], [3]]), Datatype::Int32), Some(vec![1.0, 2.0, 3.0]));
-        assert_eq!(flat(&json!([1, null]), Datatype::Fp32), None, "NaN has no number in JSON");
+        assert_eq!(flat("[[1, 2], [3]]").0, Some(vec![1.0, 2.0, 3.0]));
+        for other in ["[1, null]", "[1, [true]]", "[\"1\"]", "[1, {\"a\": [2]}]"] {
+            assert_eq!(flat(other).0, None, "{other} is not all numbers");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hedge_identity::{http_body, http_client};
+use hedge_identity::{http_beginning, http_body, http_client};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use rusty_s3::S3Action as _;
 use rusty_s3::actions::{ListObjectsV2, ListObjectsV2Response};
@@ -92,7 +92,7 @@ impl Bucket {
         if status.is_success() {
             return Ok(Some(response));
         }
-        let text = read(response, ERROR_BYTES_MAX).await.unwrap_or_default();
+        let text = http_beginning(response, ERROR_BYTES_MAX).await;
         let text = String::from_utf8_lossy(&text);
         let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
         // That a whole bucket is away says nothing of what is in it.

@@ -127,7 +127,29 @@ impl Backend {
             Self::Folder(_) if has_some => {}
             Self::Folder(folder) => in_folder(folder, Folder::make).await?,
         }
-        self.get(PROBE.to_owned()).await.map(drop)
+        self.probe().await
+    }
+
+    /// Whether what answers is the store: others, such as a portal that wants a login, answer everything.
+    async fn probe(&self) -> Result<(), Failed> {
+        match self.get(PROBE.to_owned()).await? {
+            Some(bytes) if !bytes.is_empty() => {
+                Err(Failed::Away(format!("what answers is not the store: it has {} bytes as `{PROBE}`", bytes.len())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A payload as it was put. What is another now counts as gone: its device still has it, and is asked for it.
+    async fn get_whole(&self, key: String) -> Result<Option<Vec<u8>>, Failed> {
+        let found = self.get(key.clone()).await?;
+        let sum = key.rsplit_once('/').map_or("", |(_, sum)| sum);
+        if found.as_ref().is_none_or(|bytes| Digest::of(bytes).to_string() == sum) {
+            return Ok(found);
+        }
+        self.probe().await?;
+        tracing::warn!(key, "the store gives other bytes than were put there; the payload counts as gone");
+        Ok(None)
     }
 }
 
@@ -177,7 +199,7 @@ impl Objects {
     /// Whether the store answers now.
     pub(super) fn probe(&self) -> Result<(), StoreError> {
         let backend = self.0.backend.clone();
-        Ok(self.wait(async move { timed(PUT_MAX, backend.get(PROBE.to_owned())).await.map(drop) })?)
+        Ok(self.wait(async move { timed(PUT_MAX, backend.probe()).await })?)
     }
 
     /// Looks whether the store is one that can be used; it may be away now. `has_some`: payloads are there already.
@@ -211,7 +233,7 @@ impl Objects {
         self.0.runtime.spawn(async move {
             let _turn = gets.acquire_owned().await;
             // Whoever wanted it may have gone meanwhile.
-            drop(told.send(timed(REQUEST_MAX, backend.get(key)).await.map_err(|failed| failed.to_string())));
+            drop(told.send(timed(REQUEST_MAX, backend.get_whole(key)).await.map_err(|failed| failed.to_string())));
         });
         coming
     }

@@ -127,7 +127,7 @@ fn writer(at: &RecordsAt) -> Writer {
 
 fn record(writer: &mut Writer, case: &Case) -> Result<(), StoreError> {
     let batch = writer.batch()?;
-    batch.record(case, b"picture", 1)?;
+    batch.record(case, b"p", 1)?;
     batch.commit()
 }
 
@@ -142,11 +142,11 @@ fn a_payload_is_there_before_its_record_is_read_from_there_and_goes_with_it() {
         }
         assert_eq!(store.names(), [0, 1, 2].map(|sequence| name_of(&case(sequence))));
         let reader = Reader::open(&at).expect("records");
-        assert_eq!(reader.payload(&case(1).id).expect("read").expect("kept").1, b"picture");
+        assert_eq!(reader.payload(&case(1).id).expect("read").expect("kept").1, b"p");
         let Some((_, Payload::Coming(coming))) = writer.load(&case(1).id).expect("read") else {
             panic!("it is elsewhere")
         };
-        assert_eq!(futures_executor::block_on(coming).expect("told"), Ok(Some(b"picture".to_vec())));
+        assert_eq!(futures_executor::block_on(coming).expect("told"), Ok(Some(b"p".to_vec())));
 
         // A commit that does not come about deletes nothing; one that does takes the object along.
         let batch = writer.batch().expect("a batch");
@@ -165,7 +165,7 @@ fn a_payload_is_there_before_its_record_is_read_from_there_and_goes_with_it() {
         let verdict = Verdict { v, id: case(2).id, revision: 1, authority, task, said, model };
         batch.answer(&verdict, None, 2).expect("answered");
         let keep = Keep { payload_bytes_max: u64::MAX, payload_age_ms: 1, record_age_ms: u64::MAX };
-        assert_eq!(batch.prune(&keep, 1_000).expect("pruned"), 7);
+        assert_eq!(batch.prune(&keep, 1_000).expect("pruned"), 1);
         batch.commit().expect("committed");
         store.wait_for(&[name_of(&case(0))]);
         assert!(reader.payload(&case(2).id).expect("read").is_none());
@@ -188,7 +188,7 @@ fn while_the_store_is_away_nothing_is_recorded_and_what_is_in_the_database_is_re
         assert_eq!(batch.known(&case(1).id).expect("read"), None);
         assert!(batch.probe().is_err());
         drop(batch);
-        assert!(matches!(writer.load(&case(0).id), Ok(Some((_, Payload::Here(bytes)))) if bytes == b"picture"));
+        assert!(matches!(writer.load(&case(0).id), Ok(Some((_, Payload::Here(bytes)))) if bytes == b"p"));
         store.kept().is_down = false;
         record(&mut writer, &case(1)).expect("recorded");
         assert_eq!(store.names(), [name_of(&case(1))]);
@@ -196,6 +196,32 @@ fn while_the_store_is_away_nothing_is_recorded_and_what_is_in_the_database_is_re
         // Whoever forgets the store is told so.
         let error = Reader::open(&records.at).and_then(|reader| reader.payload(&case(1).id)).expect_err("elsewhere");
         assert!(error.to_string().contains("--payloads"), "{error}");
+    });
+}
+
+#[test]
+fn what_is_not_as_it_was_put_is_nobodys_payload_and_what_answers_everything_is_no_store() {
+    everywhere(|records| {
+        let (store, objects) = Store::start();
+        let at = records.at.clone().with_objects(objects);
+        let mut writer = writer(&at);
+        record(&mut writer, &case(0)).expect("recorded");
+        let load = |writer: &Writer| {
+            let Some((_, Payload::Coming(coming))) = writer.load(&case(0).id).expect("read") else {
+                panic!("elsewhere")
+            };
+            futures_executor::block_on(coming).expect("told")
+        };
+        let damaged = b"<html>".to_vec();
+        store.kept().objects.insert(name_of(&case(0)), damaged.clone());
+        assert_eq!(load(&writer), Ok(None));
+        assert!(Reader::open(&at).expect("records").payload(&case(0).id).expect("read").is_none());
+        store.kept().objects.insert(format!("cases/{PROBE}"), damaged);
+        assert!(load(&writer).expect_err("away").contains("not the store"));
+        assert!(writer.batch().expect("a batch").probe().is_err());
+        store.kept().objects.insert(format!("cases/{PROBE}"), Vec::new());
+        store.kept().objects.insert(name_of(&case(0)), b"p".to_vec());
+        assert_eq!(load(&writer), Ok(Some(b"p".to_vec())));
     });
 }
 
