@@ -440,6 +440,10 @@ async fn an_export_has_each_answered_picture_once_and_no_device_in_both_halves()
     assert!(devices[0].is_disjoint(&devices[1]), "{devices:?}");
     assert_eq!(devices[0].len() + devices[1].len(), 12);
 
+    for path in ["/api/export?limit=2", "/api/export?colour=red"] {
+        assert_eq!(cloud.get_raw(path).await.0, 400, "{path}");
+    }
+
     // The same from the command line, beside the running cloud.
     let file = unpacked.path().join("set.tar");
     let out = std::process::Command::new(env!("CARGO_BIN_EXE_hedge-cloud"))

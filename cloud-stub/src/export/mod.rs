@@ -11,6 +11,7 @@ mod labels;
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Read, Seek, Write};
+use std::mem::ManuallyDrop;
 use std::path::Path;
 
 use hedge_inference::{ContentType, upright_size};
@@ -80,17 +81,46 @@ pub struct Counts {
 /// How many cases are looked up at once.
 const CHUNK: u32 = 200;
 
-/// Writes the archive. `scratch` is a folder on a disk with room for the labels.
+/// Writes the archive. `scratch` is a folder on a disk with room for the labels. Where that fails after a part of it was
+/// written, its last file says why and breaks off: a reader of archives sees that it is not whole.
 pub fn write(
     reader: &Reader,
-    mut sought: Sought,
+    sought: Sought,
     format: Format,
     out: impl Write,
     scratch: &Path,
 ) -> Result<Counts, ExportError> {
-    let mut archive = tar::Builder::new(BufWriter::new(out));
+    let (mut out, mut counts) = (BufWriter::new(out), Counts::default());
+    // Dropped, it would write the end of an archive also where it has none.
+    let mut archive = ManuallyDrop::new(tar::Builder::new(&mut out));
+    match fill(&mut archive, reader, sought, format, scratch, &mut counts) {
+        Ok(()) => {
+            ManuallyDrop::into_inner(archive).into_inner()?.flush()?;
+            Ok(counts)
+        }
+        Err(error) => {
+            if counts.train + counts.test > 0 {
+                let why = error.to_string();
+                // Whoever took it may be why, and does not hear of it.
+                drop(append(&mut archive, "incomplete.txt", why.len() as u64 + MISSING, why.as_bytes()));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// More than a block: what fills the last one up is no content.
+const MISSING: u64 = 1024;
+
+fn fill(
+    archive: &mut tar::Builder<impl Write>,
+    reader: &Reader,
+    mut sought: Sought,
+    format: Format,
+    scratch: &Path,
+    counts: &mut Counts,
+) -> Result<(), ExportError> {
     let mut labels = Half::BOTH.map(|half| (half, None::<Labels>));
-    let mut counts = Counts::default();
     loop {
         let CaseList { rows, more_after } = reader.find(&sought, CHUNK)?.unwrap_or_default();
         for row in rows.into_iter().map(as_shown) {
@@ -102,12 +132,8 @@ pub fn write(
                 }
             };
             let half = Half::of(row.case.id.device.as_str());
-            append(
-                &mut archive,
-                &format!("{}/{}", half.name(), picture.file),
-                picture.bytes.len() as u64,
-                &*picture.bytes,
-            )?;
+            let path = format!("{}/{}", half.name(), picture.file);
+            append(archive, &path, picture.bytes.len() as u64, &*picture.bytes)?;
             let index = usize::from(half == Half::Test);
             let labels = match &mut labels[index].1 {
                 Some(labels) => labels,
@@ -124,13 +150,11 @@ pub fn write(
             let (name, mut file) = labels.finish()?;
             let bytes = file.seek(io::SeekFrom::End(0))?;
             file.rewind()?;
-            append(&mut archive, &format!("{}/{name}", half.name()), bytes, file)?;
+            append(archive, &format!("{}/{name}", half.name()), bytes, file)?;
         }
     }
     let told = serde_json::to_vec_pretty(&counts).map_err(io::Error::from)?;
-    append(&mut archive, "counts.json", told.len() as u64, &*told)?;
-    archive.into_inner()?.flush()?;
-    Ok(counts)
+    Ok(append(archive, "counts.json", told.len() as u64, &*told)?)
 }
 
 fn append(archive: &mut tar::Builder<impl Write>, path: &str, bytes: u64, from: impl Read) -> io::Result<()> {
@@ -180,4 +204,66 @@ fn picture(reader: &Reader, row: &CaseRow, format: Format) -> Result<Result<Pict
 
 fn boxes(said: &Output) -> Option<&[Found]> {
     if let Output::Boxes(found) = said { Some(found) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use hedge_proto::{ModelRef, Name, Verdict, WIRE_VERSION};
+
+    use super::*;
+    use crate::store::testing::case;
+    use crate::store::{FILE_NAME, Objects, RecordsAt, Writer};
+
+    #[test]
+    fn an_archive_that_is_not_whole_says_why_and_breaks_off() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = dir.path().join("payloads");
+        let objects = Objects::open(&format!("file://{}", folder.display()), &|_| None).expect("opened");
+        let at = RecordsAt::file(dir.path().join(FILE_NAME)).with_objects(objects);
+        let mut writer = Writer::open(&at, &Name::new("one").expect("valid")).expect("records");
+        for sequence in 0..3 {
+            let case = case(sequence);
+            let batch = writer.batch().expect("a batch");
+            batch.record(&case, b"p", sequence).expect("recorded");
+            let (said, authority) = (Output::label("a"), Authority::Model);
+            let model = ModelRef { name: "m".to_owned(), version: "1".to_owned() };
+            let (id, task) = (case.id, case.task);
+            let verdict = Verdict { v: WIRE_VERSION, id, revision: 1, authority, task, said, model };
+            batch.answer(&verdict, None, sequence).expect("answered");
+            batch.commit().expect("committed");
+        }
+        let reader = Reader::open(&at).expect("records");
+        let export = || {
+            let mut out = Vec::new();
+            (write(&reader, Sought::default(), Format::Jsonl, &mut out, dir.path()), out)
+        };
+        let (whole, archive) = export();
+        let whole = whole.expect("whole");
+        assert_eq!(whole.train + whole.test, 3);
+        let names = |archive: &[u8]| -> Vec<String> {
+            let mut read = tar::Archive::new(archive);
+            let entries = read.entries().expect("an archive").map_while(Result::ok);
+            entries.map(|entry| entry.path().expect("a path").display().to_string()).collect()
+        };
+        assert_eq!(names(&archive).last().map(String::as_str), Some("counts.json"));
+
+        let sum = case(0).payload_sha256.to_string();
+        let payload = folder.join(&sum[..2]).join(format!("{}_{sum}", case(0).id));
+        std::fs::remove_file(&payload).expect("there");
+        std::fs::create_dir(&payload).expect("in its place");
+        let (broken, archive) = export();
+        let why = broken.expect_err("the store cannot be used").to_string();
+        let [first, second, incomplete] = &names(&archive)[..] else { panic!("{:?}", names(&archive)) };
+        assert!(first.ends_with(".2.png") && second.ends_with(".1.png") && incomplete == "incomplete.txt");
+        let mut read = tar::Archive::new(&*archive);
+        let mut last = read.entries().expect("an archive").nth(2).expect("the reason").expect("an entry");
+        let mut said = Vec::new();
+        let end = last.read_to_end(&mut said);
+        assert!(said.starts_with(why.as_bytes()));
+        assert!(end.is_err() || (said.len() as u64) < last.size(), "its end is missing");
+
+        std::fs::rename(&folder, dir.path().join("away")).expect("moved");
+        let (away, archive) = export();
+        assert!(away.is_err() && archive.is_empty(), "what has not begun is not sent");
+    }
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use tokio::runtime::Runtime;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, Error, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -149,8 +150,8 @@ struct Open {
 pub(super) struct Session {
     server: Server,
     open: RefCell<Option<Open>>,
-    /// When a dial failed last.
-    failed: Cell<Option<Instant>>,
+    /// When a dial failed last, and why.
+    failed: RefCell<Option<(Instant, String)>>,
     is_in_commit: Cell<bool>,
     /// How often it was dialled.
     dialled: Cell<u64>,
@@ -161,7 +162,7 @@ impl Session {
         Self {
             server: server.clone(),
             open: RefCell::new(None),
-            failed: Cell::new(None),
+            failed: RefCell::new(None),
             is_in_commit: Cell::new(false),
             dialled: Cell::new(0),
         }
@@ -191,11 +192,14 @@ impl Session {
             return Ok(());
         }
         *self.open.borrow_mut() = None;
-        if self.failed.get().is_some_and(|at| at.elapsed() < DIAL_REST) {
-            return Err(StoreError::Unreached { server: self.server.to_string(), reason: "just tried".to_owned() });
+        if let Some((_, reason)) = self.failed.borrow().as_ref().filter(|(at, _)| at.elapsed() < DIAL_REST) {
+            return Err(StoreError::Unreached { server: self.server.to_string(), reason: reason.clone() });
         }
         let dialled = self.server.dial();
-        self.failed.set(dialled.is_err().then(Instant::now));
+        *self.failed.borrow_mut() = dialled.as_ref().err().map(|error| {
+            let reason = if let StoreError::Unreached { reason, .. } = error { reason.as_str() } else { "no answer" };
+            (Instant::now(), reason.to_owned())
+        });
         let client = Arc::new(dialled?);
         self.dialled.set(self.dialled.get() + 1);
         *self.open.borrow_mut() = Some(Open { client, statements: HashMap::new(), pending: Vec::new() });
@@ -226,7 +230,8 @@ impl Session {
         if let Some(statement) = open.statements.get(text) {
             return Ok(statement.clone());
         }
-        let statement = self.wait(open.client.prepare(&text.replace('?', "$")))??;
+        let prepared = self.wait(open.client.prepare(&text.replace('?', "$")))?;
+        let statement = prepared.map_err(|error| self.first(open, error))?;
         open.statements.insert(text.to_owned(), statement.clone());
         Ok(statement)
     }
@@ -235,8 +240,18 @@ impl Session {
         self.with(|open| {
             let statement = self.statement(open, text)?;
             let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|value| value as _).collect();
-            Ok(self.wait(open.client.query(&statement, &values))??)
+            let found = self.wait(open.client.query(&statement, &values))?;
+            found.map_err(|error| self.first(open, error))
         })
+    }
+
+    /// Of a commit in which something failed before, why that did.
+    fn first(&self, open: &mut Open, error: Error) -> StoreError {
+        let before = match error.code() {
+            Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => self.carried_out(open).err(),
+            _ => None,
+        };
+        before.unwrap_or_else(|| error.into())
     }
 
     pub(super) fn execute(&self, text: &str, values: &[Value<'_>]) -> Result<(), StoreError> {
@@ -359,6 +374,7 @@ impl ToSql for Owned {
 mod tests {
     use hedge_proto::Name;
 
+    use crate::store::sql::Sql;
     use crate::store::testing::{Records, authority};
     use crate::store::{Database, RecordsAt, StoreError, Writer};
 
@@ -379,6 +395,19 @@ mod tests {
         let poor = RecordsAt::server(&url, None).expect("an address");
         let Err(error) = Writer::open(&poor, &Name::new("one").expect("valid")) else { panic!("it may make tables") };
         assert!(error.to_string().contains("permission denied"), "{error}");
+    }
+
+    #[test]
+    fn why_a_commit_failed_is_told_also_where_it_is_seen_later() {
+        let Some(records) = Records::on_server() else { return };
+        let sql = records.at.open_for_reading().expect("a session");
+        let Sql::Server(session) = &sql else { panic!("a file") };
+        session.begin().expect("begun");
+        session.execute("SELECT 1 / count(*) FROM generate_series(1, 300000) n WHERE n < 0", &[]).expect("sent");
+        let error = session.rows("SELECT 2", &[]).expect_err("the commit has failed").to_string();
+        assert!(error.contains("division by zero"), "{error}");
+        session.rollback();
+        session.rows("SELECT 2", &[]).expect("the next one");
     }
 
     #[test]

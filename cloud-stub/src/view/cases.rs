@@ -49,7 +49,16 @@ impl Wanted {
         self.limit.unwrap_or(CASES_LIMIT).min(CASES_LIMIT_MAX)
     }
 
-    pub(super) fn sought(self) -> Result<Sought, ApiError> {
+    /// For what is about all cases that are looked for.
+    pub(super) fn every_one(self) -> Result<Sought, ApiError> {
+        if self.limit.is_some() {
+            let why = "`limit` is for lists; this is about all cases that are looked for";
+            return Err(ApiError::BadRequest(why.to_owned()));
+        }
+        self.sought()
+    }
+
+    fn sought(self) -> Result<Sought, ApiError> {
         let place = match (self.after, self.before) {
             (None, None) => Place::Top,
             (Some(id), None) => Place::After(id),

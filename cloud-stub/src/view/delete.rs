@@ -78,7 +78,7 @@ pub(super) async fn found(
     Extension(note): Extension<Note>,
     body: Bytes,
 ) -> Result<Json<Done>, ApiError> {
-    let mut sought = wanted.sought()?;
+    let mut sought = wanted.every_one()?;
     let whole = sought.whole_device().cloned();
     if sought.is_everything() {
         return Err(ApiError::BadRequest("say which cases: by device, task, label, or time".to_owned()));

@@ -316,6 +316,8 @@ enum ApiError {
     NotReviewed(#[from] NotReviewed),
     #[error(transparent)]
     Records(StoreError),
+    #[error(transparent)]
+    Export(crate::export::ExportError),
     #[error("this program is stopping")]
     Stopping,
 }
@@ -351,6 +353,7 @@ impl IntoResponse for ApiError {
             | Self::TooManyExports(_)
             | Self::TooManyErrands(_)
             | Self::NoChance(_)
+            | Self::Export(_)
             | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             Self::Records(error) => {
                 tracing::error!("{error}");
