@@ -19,6 +19,7 @@ use reqwest::{Client, RequestBuilder, StatusCode};
 
 use super::ModelFailure;
 use crate::answerers::{AnswererConfig, Kind};
+use crate::wall_ms;
 
 /// The longest answer that is read: scores of a detector as JSON numbers come to a few MiB; a label may come with all that
 /// was thought before it, or with a picture in which it was drawn.
@@ -110,7 +111,7 @@ impl Caller {
         if !status.is_success() {
             let date = |name| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?).ok();
             // A time of its clock is one by its clock: ours may be another.
-            let now = date(DATE).unwrap_or_else(SystemTime::now);
+            let now = date(DATE).unwrap_or_else(|| SystemTime::UNIX_EPOCH + Duration::from_millis(wall_ms()));
             let after = headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now));
             let words = http_beginning(response, WORDS_BYTES_MAX).await;
             return Err(refused(

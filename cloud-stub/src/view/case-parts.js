@@ -194,7 +194,10 @@ export function drawList(parent, items, key, draw, also = () => "") {
   if (!parent.emptyNote) parent.emptyNote = parent.querySelector(".empty");
   now.forEach((element, index) => { if (parent.children[index] !== element) parent.insertBefore(element, parent.children[index] || null); });
   while (parent.children.length > now.length) parent.lastElementChild.remove();
-  if (!now.length) parent.append(parent.emptyNote);
+  if (!now.length) {
+    parent.append(parent.emptyNote);
+    parent.emptyNote.hidden = false;
+  }
   const again = focused && now.find((element) => element.dataset.key === focused[0]);
   const place = again && again.querySelector(focused[1]);
   if (place && document.activeElement !== place) place.focus({ preventScroll: true });

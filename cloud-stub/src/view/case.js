@@ -149,6 +149,7 @@ const headlineLabel = (c) => (classes(stands(c))[0] || {}).label || "";
 
 function draw(c) {
   const isNew = !shown || shown.id !== c.id;
+  const stood = shown ? headlineLabel(shown) : "";
   shown = c;
   document.title = `${c.id} · Hedge`;
   at("name").replaceChildren(mark(c));
@@ -159,6 +160,8 @@ function draw(c) {
   drawSides(c);
   drawWords(c);
   if (isNew) {
+    // Those of the case before must not be said of this one by their keys.
+    at("labels").replaceChildren();
     drawPicture(c);
     at("label").value = boxes ? "" : headlineLabel(c);
     at("box-tools").hidden = !boxes;
@@ -167,6 +170,9 @@ function draw(c) {
     at("keys").textContent = unable ? "Without the picture its boxes cannot be drawn." : boxes
       ? "Draw with the pointer, or n for a new box; Tab goes to the next box, arrows move it, with Shift they resize it, 1 to 0 name it, Delete removes it. Enter confirms all boxes and goes on."
       : "1 to 0 says that label and goes on, Enter confirms what stands, / is for any other label. j and k go to the next and the previous case.";
+  } else if (!boxes && at("label").value === stood) {
+    // What stands may be another by now, and Enter confirms that.
+    at("label").value = headlineLabel(c);
   }
   drawLabels(c);
 }

@@ -169,7 +169,7 @@ async function loadRuns() {
   if (runs.error) return;
   const names = new Map();
   for (const run of [...runs.models, ...runs.agents]) names.set(run.name, [...(names.get(run.name) || []), run]);
-  if (!names.size) return;
+  if (!names.size) { at("runs").firstElementChild.hidden = false; return; }
   at("runs").replaceChildren(...[...names].map(([name, list]) => panel(name, list)));
   at("bundles").replaceChildren(...new Set(runs.models.map((run) => run.name)).values().map((name) => { const one = make("option"); one.value = name; return one; }));
 }
