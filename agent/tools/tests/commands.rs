@@ -194,6 +194,33 @@ fn calibrate_changes_what_it_has_found_and_keeps_the_rest_of_the_manifest() {
     assert_eq!(read(to), new);
 }
 
+#[test]
+fn calibrate_fits_no_temperature_on_samples_that_say_nothing_of_it() {
+    if !library_is_there() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let (from, to, known) = (models().join("fashion-small"), folder.path().join("b"), folder.path().join("known"));
+    std::fs::create_dir_all(to.join("golden")).expect("a folder");
+    std::fs::create_dir_all(known.join("Pullover")).expect("a folder");
+    let goldens = [0, 1, 2].map(|n| format!("golden/test-{n}.png"));
+    for file in ["int8.onnx", "fp32.onnx", "labels.txt", "manifest.toml"]
+        .iter()
+        .copied()
+        .chain(goldens.iter().map(String::as_str))
+    {
+        std::fs::copy(from.join(file), to.join(file)).expect("a copy");
+    }
+    std::fs::copy(from.join("golden/test-1.png"), known.join("Pullover/1.png")).expect("a copy");
+    let read = || std::fs::read_to_string(to.join("manifest.toml")).expect("a manifest");
+    let temperature = |text: &str| text.lines().find(|line| line.starts_with("temperature")).map(str::to_owned);
+    let before = temperature(&read());
+    let (_, text) = run(&["bundle", "calibrate", path(&to), "--pictures", path(&known)]).expect("a calibration");
+    assert!(text.contains("what 1 samples say of others is little"), "{text}");
+    assert!(text.contains("temperature stays as it is: every sample is answered right"), "{text}");
+    assert_eq!((temperature(&read()), before.is_some()), (before, true));
+}
+
 /// The tables below `[input]` in a manifest, as someone would write them for `--input`.
 fn input_tables(bundle: &str) -> String {
     let manifest = std::fs::read_to_string(models().join(bundle).join("manifest.toml")).expect("a manifest");

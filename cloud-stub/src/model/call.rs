@@ -79,6 +79,9 @@ impl Caller {
         if let Some(path) = &config.token_file {
             let why = |error: String| format!("token_file = {}: {error}", path.display());
             let token = hedge_inference::read_secret(path).map_err(|error| why(error.to_string()))?;
+            if token.is_empty() {
+                return Err(why("it is empty".to_owned()));
+            }
             let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
                 .map_err(|_| why("it holds more than one line, or what no HTTP header may hold".to_owned()))?;
             value.set_sensitive(true);

@@ -37,6 +37,9 @@ pub struct CalibrateArgs {
     pub dry_run: bool,
 }
 
+/// Fewer samples are remarked on.
+const FEW: usize = 100;
+
 pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     ensure!((0.0..=1.0).contains(&args.defer_share), "--defer-share {} is not a number from 0 to 1", args.defer_share);
     let bundle = Bundle::open(&args.dir)?;
@@ -65,7 +68,17 @@ pub(super) fn write(args: &CalibrateArgs, out: &mut impl Write) -> anyhow::Resul
         }
         return Ok(ExitCode::SUCCESS);
     }
+    if known.len() < FEW {
+        writeln!(out, "few        what {} samples say of others is little: a few hundred are needed", known.len())?;
+    }
+    let right = score(&known, kind)?.iter().filter(|sample| sample.right).count();
     let (temperature, kind) = match kind {
+        // The surer the better, or the less sure the better: no temperature is the best.
+        OutputKind::Logits { .. } if right == 0 || right == known.len() => {
+            let which = if right == 0 { "wrong" } else { "right" };
+            writeln!(out, "temperature stays as it is: every sample is answered {which}, which says nothing of it")?;
+            (None, kind)
+        }
         OutputKind::Logits { .. } => {
             let temperature = fit_temperature(&known);
             (Some(temperature), logits(temperature)?)
