@@ -295,6 +295,9 @@ async fn a_change_in_stages_stops_when_it_is_told_to_and_when_the_program_ends()
     // The device that has it already is not sent it again.
     assert_eq!(cloud.post(&format!("{path}/resume"), json!({})).await.0, 200);
     rollout(&cloud, |one| one["had_it"] == 1 && one["watching"] == true).await;
+    // How far it is goes to the disk behind what is shown.
+    let saved = || serde_json::from_slice::<Value>(&std::fs::read(dir.path().join("rollouts-cloud-1.json")).ok()?).ok();
+    cloud.until("/api/rollouts", |_| saved().is_some_and(|all| all[0]["stage"] == 1 && all[0]["had_it"] == 1)).await;
     cloud.kill();
     let cloud = Cloud::start(&broker, dir.path());
     let after = rollout(&cloud, |one| one["state"] == "stopped").await;
