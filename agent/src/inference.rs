@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hedge_core::judge::{Asked, Forecast, Judgement, ThresholdScale, Thresholds, explain_unusable, judge};
 use hedge_inference::{Bundle, ContentType, Region, Task, Tensor, Tensors};
-use hedge_proto::{Doubt, Explanation, ModelRef, Name, Output, Rect, RivalRole, in_one_line};
+use hedge_proto::{Doubt, Explanation, ModelRef, Name, Outcome, Output, Rect, RivalRole, in_one_line};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
@@ -42,6 +42,8 @@ pub struct Opinion {
     pub priority: f32,
     /// What the bundle says that this one is compared with, where they differ.
     pub rival: Option<Output>,
+    /// What may leave the device in the place of the sample, if the model has made that of one that is deferred.
+    pub embedding: Option<Tensor>,
 }
 
 impl Opinion {
@@ -62,13 +64,16 @@ impl Opinion {
             Ok((said, doubt)) => {
                 let judgement = judge(&said, &doubt, thresholds.of(&said));
                 let (explanation, priority) = (judgement.explain(), judgement.priority());
-                Self { said: Some(said), explanation, priority, rival: None }
+                let is_deferred = explanation.outcome == Outcome::Defer;
+                let embedding = is_deferred.then(|| task.embedding(outputs)).flatten();
+                Self { said: Some(said), explanation, priority, rival: None, embedding }
             }
             Err(error) => Self {
                 said: None,
                 explanation: explain_unusable(in_one_line(&error), &thresholds.general()),
                 priority: 1.0,
                 rival: None,
+                embedding: task.embedding(outputs),
             },
         }
     }
@@ -318,6 +323,7 @@ mod tests {
             input_shape: vec![1, 3],
             outputs: vec![(text("y"), vec![1, 3])],
             suggested,
+            embeds: false,
             dir: PathBuf::new(),
             runs_on: RunsOn { name: "cpu", steps: None, refused },
         };

@@ -14,6 +14,7 @@ use hedge_core::budget::Spent;
 use hedge_core::engine::Event;
 use hedge_core::judge::ThresholdScale;
 use hedge_core::outbox::sort_key;
+use hedge_core::privacy::Treatment;
 use hedge_core::uplink::Waiting;
 use hedge_inference::{Region, Tensor, Tensors};
 use hedge_proto::{
@@ -186,7 +187,10 @@ impl Pipeline {
             bytes: input.bytes.clone(),
         };
         let (asked, ceiling) = (self.link.borrow().policy.payload, judged.settings.config.privacy.ceiling());
-        self.reducer.treat(whole, judged.view, ceiling.treat(asked, PayloadForm::Whole)).await
+        match (ceiling.treat(asked, PayloadForm::Whole), &judged.opinion.embedding) {
+            (Treatment::Embed, Some(embedding)) => SentPayload::embedding(embedding),
+            (treatment, _) => self.reducer.treat(whole, judged.view, treatment).await,
+        }
     }
 
     /// What was answered already to the sample of this name, as it stands now.

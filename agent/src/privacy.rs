@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hedge_core::privacy::Treatment;
-use hedge_inference::{ContentType, FeatureError, Region, cropped, pixels_only, thumbnail};
+use hedge_inference::{ContentType, FeatureError, Region, Tensor, cropped, pixels_only, thumbnail};
 use hedge_proto::{Digest, PayloadForm, Rect};
 use tokio::sync::Semaphore;
 
@@ -21,6 +21,13 @@ impl SentPayload {
     #[must_use]
     pub fn digest(&self) -> Digest {
         Digest::of(&self.bytes)
+    }
+
+    /// What a model has made of it on its way.
+    #[must_use]
+    pub fn embedding(embedding: &Tensor) -> Self {
+        let content_type = ContentType::Tensor { shape: embedding.shape.clone() }.to_header();
+        Self { form: PayloadForm::Embedding, content_type, bytes: Bytes::from(embedding.to_bytes()) }
     }
 
     /// Of this one. Of a part of a picture there is only a part.
@@ -58,6 +65,7 @@ impl Reducer {
         match treatment {
             Treatment::Keep | Treatment::Cut { .. } => payload,
             Treatment::Drop => payload.nothing(),
+            Treatment::Embed => held_back(payload, "there is no embedding of it"),
             Treatment::Shrink { side_max } | Treatment::Offer { side_max } => {
                 match self.made(&payload, move |kind, bytes| thumbnail(kind, bytes, side_max)).await {
                     Ok(Some(jpeg)) if treatment.saves(jpeg.len(), payload.bytes.len()) => payload.smaller(jpeg),
@@ -113,7 +121,7 @@ impl Reducer {
 }
 
 fn held_back(payload: SentPayload, error: &str) -> SentPayload {
-    tracing::warn!(error, "a picture could not be made as small as [privacy] wants; nothing of it leaves the device");
+    tracing::warn!(error, "a sample could not be made as small as is wanted; nothing of it leaves the device");
     payload.nothing()
 }
 
@@ -194,7 +202,7 @@ mod tests {
         let strange = sample("text/plain", b"secret");
         for payload in [damaged, tensor, strange] {
             let kind = payload.content_type.clone();
-            for treatment in [Treatment::Reduce { side_max }, Treatment::Drop] {
+            for treatment in [Treatment::Reduce { side_max }, Treatment::Embed, Treatment::Drop] {
                 let left = reducer.treat(payload.clone(), None, treatment).await;
                 assert_eq!((left.form, left.bytes.len()), (PayloadForm::Nothing, 0), "{kind}");
                 assert_eq!((left.digest(), left.content_type), (Digest::of(&[]), kind.clone()));

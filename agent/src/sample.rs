@@ -10,6 +10,10 @@ use hedge_proto::{Metadata, Name};
 pub const NO_THRESHOLD: &str =
     "no threshold: give the model one, or put one into the manifest with `hedge-agent bundle calibrate`";
 
+/// Said of a model whose samples may leave the device as embeddings only, and that makes none.
+pub const NO_EMBEDDING: &str = "its samples may leave the device as embeddings only, and it makes none, so nothing of \
+    them leaves: name an output of it in its manifest (`embedding = \"NAME\"`), or change `payload` or `[privacy]`";
+
 /// One input as a source hands it over. Nothing in it has been decoded yet.
 #[derive(Debug, Clone)]
 pub struct NewSample {

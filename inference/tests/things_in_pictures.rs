@@ -11,6 +11,7 @@ fn task(output: &str, labels: &[&str]) -> Task {
         reading,
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),
         confidence: None,
+        embedding: None,
         pixels: (64, 64),
     }
 }

@@ -35,6 +35,7 @@ pub struct Captured {
 pub enum PayloadForm {
     /// Only what describes it: scores, source, time, metadata. The cloud lets the device's own answer stand.
     Nothing,
+    /// The numbers of the model's output that its bundle calls `embedding`, as a tensor.
     Embedding,
     Thumbnail,
     Crop,

@@ -144,6 +144,8 @@ pub struct SilentStateSettings {
 pub enum Payload {
     /// None of it: cases have the local scores and what describes the sample.
     Nothing,
+    /// The numbers that the model makes of it on its way, where its bundle names an `embedding`; nothing elsewhere.
+    Embedding,
     /// Pixels of the longer side, at most. What is no picture, or no larger, goes as it came if the ceiling lets it.
     Thumbnail(#[cfg_attr(test, schemars(range(min = 16, max = 4096)))] u32),
     /// All of it is stored. A thumbnail of at most so many pixels goes first, and the whole when the cloud asks for it.
@@ -164,7 +166,7 @@ impl Payload {
     #[must_use]
     pub fn side(self) -> Option<(&'static str, u32)> {
         match self {
-            Self::Nothing | Self::Crop | Self::Whole => None,
+            Self::Nothing | Self::Embedding | Self::Crop | Self::Whole => None,
             Self::Thumbnail(side) => Some(("thumbnail", side)),
             Self::ThumbnailFirst(side) => Some(("thumbnail_first", side)),
         }
@@ -176,6 +178,7 @@ impl fmt::Display for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nothing => f.write_str("nothing"),
+            Self::Embedding => f.write_str("embedding"),
             Self::Thumbnail(side_max) => write!(f, "thumbnail {side_max}"),
             Self::ThumbnailFirst(side_max) => write!(f, "thumbnail first {side_max}"),
             Self::Crop => f.write_str("crop"),

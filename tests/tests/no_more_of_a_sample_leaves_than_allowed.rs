@@ -2,7 +2,8 @@
 //! out it takes, and whatever was stored before the ceiling was lowered.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +13,8 @@ use hedge_tests::mosquitto::MosquittoSetup;
 use hedge_tests::webhook::Webhook;
 use hedge_tests::wire::Eavesdropper;
 use hedge_tests::{
-    Agent, AgentConfig, FaultProxy, Listener, Mosquitto, Operator, Scene, Tally, mosquitto_client, skip, wait,
+    Agent, AgentConfig, Cloud, CloudSetup, FaultProxy, Listener, Mosquitto, Operator, Scene, Tally, mosquitto_client,
+    places, skip, wait,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -216,6 +218,87 @@ fn a_case_stored_before_the_ceiling_was_lowered_leaves_under_the_lower_one() -> 
     check_without("the link", &bytes, &[traces(&first), traces(&second)].concat())?;
     check_without("the link under the lower ceiling", &bytes[before..], &signs())?;
     agent.stop()
+}
+
+/// Made by models/recipes/halves.py.
+const HALVES: [(&str, &[u8]); 2] =
+    [("device_half", include_bytes!("device_half.onnx")), ("cloud_half", include_bytes!("cloud_half.onnx"))];
+
+/// Bundles of the two, as their owner makes them.
+fn halves(dir: &Path) -> Result<[PathBuf; 2]> {
+    let made = HALVES.map(|(name, model)| {
+        let file = |ending: &str| dir.join(format!("{name}{ending}"));
+        std::fs::write(file(".onnx"), model)?;
+        std::fs::write(file(".txt"), "red\ngreen\nblue\n")?;
+        let mut init = Command::new(places::program("hedge-agent")?);
+        init.args(["bundle", "init", "--task", "colours", "--out"]).arg(dir.join(name)).arg(file(".onnx"));
+        init.arg("--labels").arg(file(".txt")).env("ORT_DYLIB_PATH", places::onnxruntime().context("a library")?);
+        if name == "device_half" {
+            init.args(["--embedding", "means"]);
+        }
+        let output = init.output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(dir.join(name))
+    });
+    let [device, cloud] = made;
+    Ok([device?, cloud?])
+}
+
+#[test]
+fn an_embedding_leaves_instead_of_the_picture_and_a_model_that_takes_it_answers() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let [device, cloud] = halves(dir.path())?;
+    let mosquitto = Mosquitto::start_with(dir.path(), &MosquittoSetup::default())?;
+    let (broker, link) = (format!("mqtt://{}", mosquitto.inside()), FaultProxy::start(mosquitto.inside())?);
+    link.record();
+    let heard = Eavesdropper::start(mosquitto.inside(), dir.path())?;
+    // The first one takes pictures, and has nothing to say of the embedding.
+    let file = dir.path().join("cloud.toml");
+    std::fs::write(&file, format!("[[answerer]]\nname = \"half\"\nkind = \"onnx\"\nbundle = {cloud:?}\n"))?;
+    let more = ["--model".into(), device.display().to_string(), "--config".into(), file.display().to_string()];
+    let mut cloud = Cloud::start(dir.path(), &CloudSetup { more: more.into(), ..CloudSetup::at(&broker, &[]) })?;
+
+    let model = |name: &str, bundle: &Path| {
+        format!("[[model]]\nname = \"{name}\"\nbundle = {bundle:?}\nthreshold = {{ score_min = 1.0 }}")
+    };
+    let mut agent = AgentConfig::new(dir.path(), "device-1")
+        .broker(&format!("mqtt://{}", link.address()))
+        .section(&model("half", &device))
+        .section(&model("fashion", &places::model("fashion-small")))
+        .section("[[source]]\nname = \"pictures\"\nkind = \"http\"\nmodel = \"half\"")
+        .section("[[source]]\nname = \"clothes\"\nkind = \"http\"\nmodel = \"fashion\"")
+        .section("[privacy]\nceiling = \"embedding\"")
+        .corrections_file()
+        .start()?;
+    agent.wait_until_online()?;
+    let picture = std::fs::read(places::model("pictures").join("camera.png"))?;
+    let [local, other] = ["pictures", "clothes"].map(|source| agent.http.post(source, "", "image/png", &picture));
+    let (local, other) = (local?, other?);
+    let answer = agent.wait_for_correction(&local.id, CORRECTED_WITHIN)?;
+    ensure!(answer.authority == Authority::Model && !answer.changed, "{answer:?} after {local:?}");
+    let record = cloud.get(&format!("/api/cases/{}", local.id))?;
+    ensure!(record.to_string().contains("cloud_half") && record["picture"] == false, "{record}");
+    let case = heard.cases()?.into_iter().find(|case| case.id == local.id).context("the case")?;
+    let kind = "application/vnd.hedge.tensor; dtype=f32; shape=1,3";
+    ensure!(
+        (case.form, &*case.content_type) == (PayloadForm::Embedding, kind),
+        "{:?}, {}",
+        case.form,
+        case.content_type
+    );
+
+    // Of what a model without one has judged nothing leaves, and that is said.
+    let answer = agent.wait_for_correction(&other.id, CORRECTED_WITHIN)?;
+    ensure!(answer.authority == Authority::Device, "{answer:?}");
+    agent.wait_for_status("the fault", SOON, |status| {
+        status.faults.get("model.fashion").is_some_and(|fault| fault.contains("makes none"))
+    })?;
+    check_without("the link", &link.recorded(), &[traces(&picture), signs()].concat())?;
+    agent.stop()?;
+    cloud.stop(SOON)
 }
 
 #[test]

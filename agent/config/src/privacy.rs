@@ -43,13 +43,10 @@ impl PrivacyConfig {
 
     /// As the file writes it.
     pub(super) fn table(self) -> toml::Table {
-        let ceiling = match self.ceiling().0 {
-            Payload::Nothing => toml::Value::from("nothing"),
-            Payload::Crop => toml::Value::from("crop"),
-            Payload::Whole => toml::Value::from("whole"),
-            Payload::Thumbnail(side_max) | Payload::ThumbnailFirst(side_max) => {
-                toml::Table::from_iter([("thumbnail".to_owned(), side_max.into())]).into()
-            }
+        let Ceiling(most) = self.ceiling();
+        let ceiling = match most.side() {
+            None => toml::Value::from(most.to_string()),
+            Some((_, side_max)) => toml::Table::from_iter([("thumbnail".to_owned(), side_max.into())]).into(),
         };
         toml::Table::from_iter([("ceiling".to_owned(), ceiling)])
     }
@@ -94,6 +91,7 @@ mod tests {
             local.overlaid(&settings.expect("a document")).expect("fits").policies().online.payload
         };
         assert_eq!(online(json!("nothing")), Payload::Nothing);
+        assert_eq!(online(json!("embedding")), Payload::Embedding);
         assert_eq!(online(json!({"thumbnail": 64})), Payload::Thumbnail(64));
         for more in [json!({"thumbnail": 321}), json!({"thumbnail_first": 321}), json!("whole"), json!(null)] {
             assert_eq!(online(more), Payload::Thumbnail(320));
@@ -114,7 +112,7 @@ mod tests {
     #[test]
     fn a_form_that_this_version_does_not_know_is_refused_by_its_line() {
         for (ceiling, said) in [
-            ("\"embedding\"", "embedding"),
+            ("\"outline\"", "outline"),
             ("{ thumbnail = 5 }", "from 16 to 4096"),
             ("1", ""),
             ("{ thumbnail_first = 64 }", "is no ceiling"),

@@ -37,7 +37,9 @@ impl Ceiling {
     pub fn treat(self, asked: Payload, form: PayloadForm) -> Treatment {
         match (self.hold(asked), form) {
             (Payload::Nothing, _) => Treatment::Drop,
-            (_, PayloadForm::Nothing) | (Payload::Whole | Payload::ThumbnailFirst(_), _) => Treatment::Keep,
+            (_, PayloadForm::Nothing | PayloadForm::Embedding) => Treatment::Keep,
+            (Payload::Embedding, _) => Treatment::Embed,
+            (Payload::Whole | Payload::ThumbnailFirst(_), _) => Treatment::Keep,
             (Payload::Crop | Payload::Thumbnail(_), PayloadForm::Crop) if self >= Self(Payload::Crop) => {
                 Treatment::Keep
             }
@@ -75,6 +77,8 @@ pub enum Treatment {
     Fit { side_max: u32 },
     /// Nothing but the pixels of a picture at most so long; what is no picture goes.
     Reduce { side_max: u32 },
+    /// The model's embedding takes their place; where there is none, nothing does.
+    Embed,
     /// They go.
     Drop,
 }
@@ -95,8 +99,9 @@ impl Treatment {
 mod tests {
     use super::*;
 
-    const PAYLOADS: [Payload; 7] = [
+    const PAYLOADS: [Payload; 8] = [
         Payload::Nothing,
+        Payload::Embedding,
         Payload::Thumbnail(64),
         Payload::Thumbnail(320),
         Payload::ThumbnailFirst(64),
@@ -117,6 +122,7 @@ mod tests {
     fn left_at_most(treatment: Treatment, form: PayloadForm) -> Option<Payload> {
         match (treatment, form) {
             (Treatment::Drop, _) | (Treatment::Keep, PayloadForm::Nothing) => Some(Payload::Nothing),
+            (Treatment::Embed, _) | (Treatment::Keep, PayloadForm::Embedding) => Some(Payload::Embedding),
             (Treatment::Reduce { side_max }, _) | (Treatment::Fit { side_max }, PayloadForm::Thumbnail) => {
                 Some(Payload::Thumbnail(side_max))
             }
@@ -135,6 +141,16 @@ mod tests {
                 let allowed = left.map_or(ceiling == Ceiling::NONE, |left| ceiling.allows(left));
                 assert!(allowed, "{ceiling:?}, asked for {asked:?} of {form:?}: {treatment:?}");
             }
+        }
+    }
+
+    #[test]
+    fn an_embedding_stays_one_unless_nothing_may_leave() {
+        for ceiling in ceilings() {
+            let kept = if ceiling.0 == Payload::Nothing { Treatment::Drop } else { Treatment::Keep };
+            assert_eq!(ceiling.treat(Payload::Whole, PayloadForm::Embedding), kept, "{ceiling:?}");
+            let made = if ceiling.0 == Payload::Nothing { Treatment::Drop } else { Treatment::Embed };
+            assert_eq!(ceiling.treat(Payload::Embedding, PayloadForm::Whole), made, "{ceiling:?}");
         }
     }
 

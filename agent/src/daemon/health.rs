@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use hedge_proto::{LinkState, Name};
+use hedge_proto::{LinkState, Name, Payload};
 use rustix::fs::StatVfsMountFlags;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -22,6 +22,7 @@ use crate::commands::journal_opens;
 use crate::faults::{Faults, Part};
 use crate::inference::Judge;
 use crate::pipeline::Pipeline;
+use crate::sample::NO_EMBEDDING;
 use crate::state::StateFile;
 use crate::uplink::{Uplink, payloads_fault};
 use hedge_config::{Config, ConfigFile, PayloadsConfig};
@@ -266,9 +267,12 @@ fn state_fault(outbox: &Outbox, dir: &std::path::Path, state: &Mutex<StateFile>,
 pub(super) fn note_models(pipeline: &Pipeline, looks: &Looks) {
     let slow: BTreeMap<Name, String> = looks.slow().collect();
     let settings = pipeline.settings.borrow().clone();
+    let leaves = settings.config.privacy.ceiling().hold(pipeline.link.borrow().policy.payload);
     for (name, judge) in &pipeline.judges {
         let threshold = settings.thresholds.get(name).cloned().unwrap_or_default();
-        let fault = judge.fault(&threshold).or_else(|| slow.get(name).cloned());
+        let does_not_embed =
+            || (leaves == Payload::Embedding && !judge.card()?.embeds).then(|| NO_EMBEDDING.to_owned());
+        let fault = judge.fault(&threshold).or_else(|| slow.get(name).cloned()).or_else(does_not_embed);
         pipeline.faults.note(&Part::Model(name.clone()), fault);
     }
 }

@@ -24,6 +24,8 @@ pub struct ModelCard {
     pub outputs: Vec<(String, Vec<i64>)>,
     /// What the bundle suggests as a threshold.
     pub suggested: Option<Limits>,
+    /// It makes an embedding of each sample.
+    pub embeds: bool,
     /// The folder that it was read from, whatever link led there.
     pub dir: PathBuf,
     /// And why it may not be the accelerator that the configuration asks for.
@@ -95,6 +97,7 @@ fn card(name: Name, dir: PathBuf, bundle: &Bundle, model: &Model) -> ModelCard {
         input_shape: model.input_shape().to_vec(),
         outputs: model.outputs().to_vec(),
         suggested: bundle.threshold(),
+        embeds: bundle.manifest().embedding.is_some(),
         dir,
         runs_on: model.runs_on().clone(),
     }

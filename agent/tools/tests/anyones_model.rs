@@ -409,6 +409,7 @@ fn what_a_model_says_of_its_own_being_right_is_a_measure_and_it_is_told_how_well
     let Some(workshop) = Workshop::new(&model, "a\nb\nc\n") else { return };
     workshop.refuses(&["--confidence", "shure"], &["there is no output `shure` for --confidence", "`sure`"]);
     workshop.refuses(&["--confidence", "y"], &["--confidence takes an output of one number, but this is `y`"]);
+    workshop.refuses(&["--embedding", "shure"], &["there is no output `shure` for --embedding", "`sure`"]);
     let said = workshop.init(&["--confidence", "sure"]).expect("a bundle");
     assert!(said.contains("confidence = \"sure\"") && said.contains("name = \"y\""), "{said}");
 

@@ -25,7 +25,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hedge_inference::{Region, Runtime, SessionOptions};
+use hedge_inference::{Bundle, ContentType, Region, Runtime, SessionOptions, Tensor};
 use hedge_proto::{Authority, Case, DeviceId, ModelRef, Output, PayloadForm, TraceContext, in_one_line};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
@@ -395,9 +395,21 @@ fn work<E: From<Box<Outcome>>>(
     }
 }
 
+/// A case's sample as a bundle's model takes it.
+fn tensor(bundle: &Bundle, case: &Case, payload: &[u8]) -> Result<Tensor, ModelFailure> {
+    let unusable = |why: &dyn std::fmt::Display| ModelFailure::Dead(why.to_string());
+    let kind = ContentType::parse(&case.content_type)
+        .ok_or_else(|| unusable(&"its content type is neither a picture nor a tensor this model can read"))?;
+    if case.form == PayloadForm::Embedding && !bundle.input().is_numbers() {
+        return Err(unusable(&"it is an embedding, and this model takes samples as they come"));
+    }
+    let region = region(case).map_err(|why| unusable(&why))?;
+    bundle.input().tensor(&kind, payload, region.as_ref()).map_err(|error| unusable(&error))
+}
+
 /// The part of the payload that the device judged: its view, unless that is all that came.
 fn region(case: &Case) -> Result<Option<Region>, String> {
-    let view = case.view.filter(|_| case.form != PayloadForm::Crop);
+    let view = case.view.filter(|_| !matches!(case.form, PayloadForm::Crop | PayloadForm::Embedding));
     let region = view.map(Region::try_from).transpose();
     region.map_err(|error| format!("the case's `view` cannot be meant: {error}"))
 }
@@ -410,15 +422,25 @@ fn placed(said: Output, case: &Case) -> Output {
     }
 }
 
-fn unreadable_type() -> ModelFailure {
-    ModelFailure::Dead("its content type is neither a picture nor a tensor this model can read".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     pub(super) fn case(task: &str) -> Case {
         Case { task: task.to_owned(), ..crate::store::testing::case(1) }
+    }
+
+    #[test]
+    fn no_embedding_is_taken_for_a_picture_of_its_size() {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+        let bundle = Bundle::open(&models.join("fashion-small")).expect("a bundle");
+        let pixels = Case {
+            content_type: "application/vnd.hedge.tensor; dtype=f32; shape=1,1,28,28".to_owned(),
+            ..case(bundle.task())
+        };
+        assert!(tensor(&bundle, &pixels, &[0; 28 * 28 * 4]).is_ok());
+        let embedding = Case { form: PayloadForm::Embedding, ..pixels };
+        let refused = tensor(&bundle, &embedding, &[0; 28 * 28 * 4]).expect_err("it takes pictures");
+        assert!(matches!(&refused, ModelFailure::Dead(why) if why.contains("embedding")), "{refused}");
     }
 }

@@ -4,12 +4,10 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use hedge_inference::task::Tensors;
-use hedge_inference::{
-    Bundle, BundleError, ContentType, FeatureError, Model, ModelError, Runtime, SessionOptions, Tensor,
-};
+use hedge_inference::{Bundle, BundleError, Model, ModelError, Runtime, SessionOptions, Tensor};
 use hedge_proto::{Case, in_one_line};
 
-use super::{Answerer, Job, ModelFailure, Opinion, placed, region, unreadable_type};
+use super::{Answerer, Job, ModelFailure, Opinion, placed, tensor};
 
 /// Why a bundle cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -34,13 +32,6 @@ fn failed(error: &(dyn std::error::Error + 'static)) -> ModelFailure {
 }
 
 impl Onnx {
-    fn tensor(&self, case: &Case, payload: &[u8]) -> Result<Tensor, ModelFailure> {
-        let content_type = ContentType::parse(&case.content_type).ok_or_else(unreadable_type)?;
-        let unusable = |error: FeatureError| ModelFailure::Dead(error.to_string());
-        let region = region(case).map_err(ModelFailure::Dead)?;
-        self.model.tensor(&content_type, payload, region.as_ref()).map_err(unusable)
-    }
-
     fn read(&self, case: &Case, tensor: &Tensor, outputs: &Tensors) -> Result<Opinion, ModelFailure> {
         let (said, _) = self.model.task().read(outputs, &tensor.frame).map_err(|error| failed(&error))?;
         Ok(Opinion { said: placed(said, case), model: self.bundle.model_ref() })
@@ -118,7 +109,7 @@ impl Answerer for Onnx {
     }
 
     fn answer(&mut self, case: &Case, payload: &[u8]) -> Result<Opinion, ModelFailure> {
-        let tensor = self.tensor(case, payload)?;
+        let tensor = tensor(&self.bundle, case, payload)?;
         let outputs = self.model.run(&tensor).map_err(|error| failed(&error))?;
         self.read(case, &tensor, &outputs)
     }
@@ -128,7 +119,7 @@ impl Answerer for Onnx {
     }
 
     fn answer_all(&mut self, jobs: &[Job]) -> Vec<Result<Opinion, ModelFailure>> {
-        let tensors: Vec<_> = jobs.iter().map(|job| self.tensor(&job.case, &job.payload)).collect();
+        let tensors: Vec<_> = jobs.iter().map(|job| tensor(&self.bundle, &job.case, &job.payload)).collect();
         let usable: Vec<Tensor> = tensors.iter().filter_map(|tensor| tensor.as_ref().ok().cloned()).collect();
         let mut outputs = match self.model.run_all(&usable) {
             Ok(outputs) => outputs.into_iter(),

@@ -10,14 +10,14 @@ use std::sync::atomic::Ordering;
 
 use hedge_inference::model::shape_in_words;
 use hedge_inference::task::{Tensors, Unusable};
-use hedge_inference::{Bundle, ContentType, Task, Tensor};
+use hedge_inference::{Bundle, Task, Tensor};
 use hedge_proto::{Case, CaseId, ModelRef, Output, Rect, in_one_line};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::numbers::{Datatype, NUMBERS_MAX, Numbers, datatype, word};
 use super::call::{Answered, Caller, WORDS_BYTES_MAX, quoted};
-use super::{ModelFailure, placed, region};
+use super::{ModelFailure, placed, tensor};
 use crate::answerers::{AnswererConfig, TensorsAs};
 
 const HEADER_LENGTH: &str = "Inference-Header-Content-Length";
@@ -99,7 +99,7 @@ impl OpenInference {
     }
 
     pub(super) async fn answer(&self, case: &Case, payload: &[u8]) -> Result<Output, ModelFailure> {
-        let tensor = self.tensor(case, payload)?;
+        let tensor = tensor(&self.bundle, case, payload)?;
         let datatype = self.datatype().unwrap_or(Datatype::Fp32);
         let (head, data) = self.request(case, &tensor, datatype)?;
         let request = self.caller.post(&self.url("/infer"));
@@ -124,13 +124,6 @@ impl OpenInference {
             // It would be the same for every sample: this is another model than the bundle's.
             error => half(&in_one_line(&error)),
         })
-    }
-
-    fn tensor(&self, case: &Case, payload: &[u8]) -> Result<Tensor, ModelFailure> {
-        let kind = ContentType::parse(&case.content_type).ok_or_else(super::unreadable_type)?;
-        let region = region(case).map_err(ModelFailure::Dead)?;
-        let tensor = self.bundle.input().tensor(&kind, payload, region.as_ref());
-        tensor.map_err(|error| ModelFailure::Dead(error.to_string()))
     }
 
     fn datatype(&self) -> Option<Datatype> {

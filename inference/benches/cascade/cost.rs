@@ -42,6 +42,7 @@ pub(crate) fn measure() -> Fallible<Cost> {
         reading: toml::from_str::<Reading>("name = \"y\"\nkind = \"logits\"")?,
         labels: (0..1000).map(|at| format!("class {at}")).collect(),
         confidence: None,
+        embedding: None,
         pixels: (224, 224),
     };
     let logits = Tensor::new(vec![1, 1000], (0..1000).map(|_| share() * 12.0).collect());
@@ -53,6 +54,7 @@ pub(crate) fn measure() -> Fallible<Cost> {
         )?,
         labels: (0..80).map(|at| format!("thing {at}")).collect(),
         confidence: None,
+        embedding: None,
         pixels: (224, 224),
     };
     let corners = (0..100).flat_map(|_| {

@@ -27,6 +27,8 @@ pub struct Manifest {
     pub output: Reading,
     /// Another output of the model: how probable it finds it that its answer is right.
     pub confidence: Option<String>,
+    /// Another output: numbers that may leave the device in the place of the sample, for a model in the cloud that takes them.
+    pub embedding: Option<String>,
     pub threshold: Option<SuggestedThreshold>,
     pub ranking: Option<Ranking>,
     /// The first one is used unless another is asked for.

@@ -160,6 +160,7 @@ impl Bundle {
             reading,
             labels: self.labels.iter().map(|own| self.cloud_label(own).to_owned()).collect(),
             confidence: self.manifest.confidence.clone(),
+            embedding: self.manifest.embedding.clone(),
             pixels: picture.map_or((0, 0), |picture| (picture.width, picture.height)),
         }
     }

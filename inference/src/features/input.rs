@@ -25,6 +25,14 @@ pub struct Input {
     pub(super) series: Option<SeriesInput>,
 }
 
+impl Input {
+    /// Its samples are numbers already.
+    #[must_use]
+    pub fn is_numbers(&self) -> bool {
+        self.picture.is_none() && self.audio.is_none() && self.series.is_none()
+    }
+}
+
 /// How a picture becomes the model's input: `value = (pixel - mean) / std`, pixels from 0 to 255.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PictureInput {

@@ -103,6 +103,7 @@ impl Outline {
             let port = self.outputs.iter().find(|port| port.name == name).ok_or_else(|| {
                 let field = match &task.reading {
                     _ if task.confidence.as_deref() == Some(name) => "`confidence` is",
+                    _ if task.embedding.as_deref() == Some(name) => "`embedding` is",
                     Reading::Classes(_) => "`output.name` is",
                     Reading::Boxes(_) => "`[output]` names",
                 };

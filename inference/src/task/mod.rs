@@ -137,6 +137,8 @@ pub struct Task {
     pub labels: Vec<String>,
     /// The output that says how probably the answer is right, if the model has one.
     pub confidence: Option<String>,
+    /// The output that may leave the device in the place of the sample, if the model has one.
+    pub embedding: Option<String>,
     /// Width and height of the model's input; 0 if it takes no pictures.
     pub pixels: (u32, u32),
 }
@@ -165,10 +167,17 @@ impl Task {
         Err(Unusable::Confidence { name: name.clone(), gave })
     }
 
+    /// What may leave the device in the place of the sample. None if a number in it is none.
+    #[must_use]
+    pub fn embedding(&self, outputs: &Tensors) -> Option<Tensor> {
+        let embedding = outputs.get(self.embedding.as_deref()?).ok()?;
+        embedding.data.iter().all(|number| number.is_finite()).then(|| embedding.clone())
+    }
+
     /// The outputs that are read.
     #[must_use]
     pub fn names(&self) -> Vec<&str> {
-        self.reading.names().into_iter().chain(self.confidence.as_deref()).collect()
+        self.reading.names().into_iter().chain(self.confidence.as_deref()).chain(self.embedding.as_deref()).collect()
     }
 
     /// The same, before any temperature.

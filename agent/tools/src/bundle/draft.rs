@@ -56,7 +56,8 @@ pub(super) struct Draft {
     /// If it takes sound or a series: the tables that say how, as they were given.
     other: Option<String>,
     pub(super) output: OutputLines,
-    confidence: Option<String>,
+    /// Outputs that are no answer, by the manifest's words for them.
+    beside: Vec<(&'static str, String)>,
     has_labels: bool,
     /// What was decided although the file says nothing of it.
     pub(super) remarks: Vec<String>,
@@ -154,8 +155,8 @@ impl Draft {
             remarks.push(format!("not read   {}", others.join(", ")));
         }
         let (input, has_labels) = (input.name.clone(), labels.is_some());
-        let confidence = args.confidence.clone();
-        Ok(Self { name, task, input, shape, whole, picture, other, output, confidence, has_labels, remarks })
+        let beside = args.beside().map(|(word, output)| (word, output.to_owned())).collect();
+        Ok(Self { name, task, input, shape, whole, picture, other, output, beside, has_labels, remarks })
     }
 
     /// Refuses pixels that a model of whole numbers cannot tell apart, because they would be rounded or cut to a few.
@@ -418,13 +419,13 @@ fn nearly(outputs: &[&Port], labels: &Labels) -> String {
 
 impl fmt::Display for Draft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, task, input, shape, output, confidence, has_labels, .. } = self;
+        let Self { name, task, input, shape, output, beside, has_labels, .. } = self;
         writeln!(
             f,
             "name = \"{name}\"\nversion = \"1\"\ntask = \"{task}\"\nkind = \"{}\"\n{}{}",
             output.kind(),
             if *has_labels { "labels = \"labels.txt\"\n" } else { "" },
-            confidence.as_ref().map_or_else(String::new, |output| format!("confidence = {}\n", quoted(output))),
+            beside.iter().map(|(word, output)| format!("{word} = {}\n", quoted(output))).collect::<String>(),
         )?;
         writeln!(f, "[input]\nname = {}\nshape = {shape:?}\n", quoted(input))?;
         if let Some(picture) = &self.picture {

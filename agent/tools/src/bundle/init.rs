@@ -63,6 +63,9 @@ pub struct InitArgs {
     /// An output of one number from 0 to 1 that says how probably the answer is right
     #[arg(long, value_name = "NAME")]
     pub confidence: Option<String>,
+    /// An output whose numbers may leave the device in the place of the sample (`payload = "embedding"`)
+    #[arg(long, value_name = "NAME")]
+    pub embedding: Option<String>,
     /// What the output holds: logits, probabilities, percent or bytes [default: found by running the model]
     #[arg(long, value_name = "KIND", value_parser = output_kind)]
     pub output_kind: Option<OutputKind>,
@@ -112,6 +115,12 @@ impl Fit {
 }
 
 impl InitArgs {
+    /// Outputs that are no answer, by the manifest's words for them.
+    pub(super) fn beside(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let given = [("confidence", &self.confidence), ("embedding", &self.embedding)];
+        given.into_iter().filter_map(|(word, output)| Some((word, output.as_deref()?)))
+    }
+
     pub(super) fn labels_shown(&self) -> String {
         self.labels.as_ref().map_or_else(String::new, |file| file.display().to_string())
     }
@@ -168,8 +177,8 @@ pub(super) fn write(args: &InitArgs, out: &mut impl Write) -> anyhow::Result<Exi
 
     let runtime = Runtime::find(args.library.as_deref())?;
     let mut outline = Outline::read(&runtime, &args.model).map_err(|error| not_loaded(args, error))?;
-    if let Some(confidence) = &args.confidence {
-        take_confidence(&mut outline, confidence).with_context(|| args.model.display().to_string())?;
+    for (word, output) in args.beside() {
+        take_beside(&mut outline, word, output).with_context(|| args.model.display().to_string())?;
     }
     let read_labels = |file: &PathBuf| {
         let text = read_text(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -196,15 +205,16 @@ pub(super) fn write(args: &InitArgs, out: &mut impl Write) -> anyhow::Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-/// What says how sure the answer is, is none of the answer.
-fn take_confidence(outline: &mut Outline, name: &str) -> anyhow::Result<()> {
+/// What stands beside the answer is none of it.
+fn take_beside(outline: &mut Outline, word: &str, name: &str) -> anyhow::Result<()> {
     let known: Vec<String> = outline.outputs.iter().map(Port::to_string).collect();
     let Some(at) = outline.outputs.iter().position(|port| port.name == name) else {
-        bail!("there is no output `{name}` for --confidence; it has {}", known.join(", "));
+        bail!("there is no output `{name}` for --{word}; it has {}", known.join(", "));
     };
     let port = outline.outputs.remove(at);
     let is_one = port.values() == Some(1) || port.shape.as_deref() == Some(&[-1]);
-    ensure!(port.is_float() && is_one, "--confidence takes an output of one number, but this is {port}");
+    let (fits, wanted) = if word == "confidence" { (is_one, "of one number") } else { (true, "of fractions") };
+    ensure!(port.is_float() && fits, "--{word} takes an output {wanted}, but this is {port}");
     Ok(())
 }
 

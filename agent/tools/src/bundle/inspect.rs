@@ -87,6 +87,9 @@ fn write_facts(bundle: &Bundle, out: &mut impl Write) -> anyhow::Result<()> {
     if let Some(confidence) = &manifest.confidence {
         writeln!(out, "confidence {confidence}: how probably the answer is right")?;
     }
+    if let Some(embedding) = &manifest.embedding {
+        writeln!(out, "embedding  {embedding}: may leave the device in the place of the sample")?;
+    }
     match bundle.threshold() {
         Some(threshold) => writeln!(out, "threshold  score_min {} is suggested", threshold.score_min())?,
         None => writeln!(out, "threshold  none is suggested; `bundle calibrate` finds one")?,

@@ -6,13 +6,14 @@ use std::path::Path;
 use hedge_core::crops::Pick;
 use hedge_inference::task::Reading;
 use hedge_inference::{Bundle, Model, Runtime};
-use hedge_proto::{LinkState, Name, Telemetry, ThresholdMode};
+use hedge_proto::{LinkState, Name, Payload, Telemetry, ThresholdMode};
 
 use super::report::Report;
 use crate::client::Client;
 use hedge_agent::child::on_path;
 use hedge_agent::clock::{synced_from_outside, wall_is_synced};
 use hedge_agent::daemon::health::{clock_fault, disk_fault};
+use hedge_agent::sample::NO_EMBEDDING;
 use hedge_agent::uplink::{client_config, payloads_fault};
 use hedge_agent::verdict;
 use hedge_config::{Config, ModelConfig, SourceConfig, SourceKind, VerdictsConfig};
@@ -288,15 +289,16 @@ pub(super) fn payloads(report: &mut Report, config: &Config) {
 }
 
 /// Whether a model loads, and still says what it said when its bundle was made.
-pub(super) fn model(report: &mut Report, runtime: &Runtime, config: &ModelConfig) {
+/// `leaves` is what of a sample goes to the cloud.
+pub(super) fn model(report: &mut Report, runtime: &Runtime, config: &ModelConfig, leaves: Payload) {
     let check = format!("model {}", config.name);
-    match try_model(runtime, config) {
+    match try_model(runtime, config, leaves) {
         Ok(text) => report.ok(check, text),
         Err((text, advice)) => report.failed(check, text, advice),
     }
 }
 
-fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String, String)> {
+fn try_model(runtime: &Runtime, config: &ModelConfig, leaves: Payload) -> Result<String, (String, String)> {
     let folder = config.bundle.display();
     let again = |error: &dyn std::fmt::Display| (error.to_string(), format!("copy the bundle to {folder} again"));
     let bundle = Bundle::open(&config.bundle).map_err(|error| again(&error))?;
@@ -326,6 +328,9 @@ fn try_model(runtime: &Runtime, config: &ModelConfig) -> Result<String, (String,
     if let Some(refused) = &model.runs_on().refused {
         let advice = "see docs/accelerators.md, or take `provider` out of the model's table";
         return Err((refused.clone(), advice.to_owned()));
+    }
+    if leaves == Payload::Embedding && bundle.manifest().embedding.is_none() {
+        return Err((NO_EMBEDDING.to_owned(), "see docs/configuration.md, What leaves the device".to_owned()));
     }
     let known = bundle.model_ref();
     let golden = golden.len();

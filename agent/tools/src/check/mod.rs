@@ -108,8 +108,9 @@ fn models(report: &mut Report, config: &Config) {
     match Runtime::find(config.runtime.library.as_deref()) {
         Ok(runtime) => {
             report.ok("ONNX Runtime", format!("{} at {}", runtime.version(), runtime.path().display()));
+            let leaves = config.privacy.ceiling().hold(config.policies().online.payload);
             for model in &config.models {
-                host::model(report, &runtime, model);
+                host::model(report, &runtime, model, leaves);
             }
         }
         Err(error) => report.failed("ONNX Runtime", error, "install the package `hedge-onnxruntime`, or do as it says"),
