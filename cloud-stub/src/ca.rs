@@ -6,15 +6,15 @@ use anyhow::{Context, bail};
 use hedge_proto::{Name, PairingCode};
 
 use crate::args::{Ca, CaCommand};
+use crate::certificate_ms;
 use crate::identity::{Authority, Claim, Issued, Registry, new_secret, write};
-use crate::wall_ms;
 
 /// Does what was asked and says what to do next.
 pub fn run(args: &Ca) -> anyhow::Result<()> {
     let dir = &args.ca_dir;
     match &args.command {
         CaCommand::Init => {
-            let authority = Authority::init(dir, wall_ms())?;
+            let authority = Authority::init(dir, certificate_ms())?;
             let shown = dir.display();
             say(&format!(
                 "made an authority in {shown}, SHA-256 {}…\nkeep a copy of that folder in a safe place",
@@ -28,9 +28,9 @@ pub fn run(args: &Ca) -> anyhow::Result<()> {
         CaCommand::Issue { server, cloud, out } => {
             let authority = Authority::open(dir)?;
             let (name, issued) = if *cloud {
-                ("cloud", authority.issue_cloud(wall_ms())?)
+                ("cloud", authority.issue_cloud(certificate_ms())?)
             } else {
-                ("server", authority.issue_server(server, wall_ms())?)
+                ("server", authority.issue_server(server, certificate_ms())?)
             };
             let Issued { certificate, key } = issued;
             let files = [(format!("{name}.pem"), certificate, 0o644), (format!("{name}.key"), key, 0o600)];
@@ -40,7 +40,7 @@ pub fn run(args: &Ca) -> anyhow::Result<()> {
             }
         }
         CaCommand::Rollover => {
-            let number = Authority::open(dir)?.rollover(wall_ms())?;
+            let number = Authority::open(dir)?.rollover(certificate_ms())?;
             say(&format!(
                 "authority {number} signs from now on; next: `ca issue` again for brokers and clouds, and once every \
                  device has renewed (`ca devices`), `ca retire {}`",
@@ -54,7 +54,7 @@ pub fn run(args: &Ca) -> anyhow::Result<()> {
         CaCommand::Devices => {
             for (name, device) in Registry::open(dir)?.devices()? {
                 let revoked = if device.revoked { " revoked" } else { "" };
-                let days = wall_ms().saturating_sub(device.renewed_ms) / (24 * 3600 * 1000);
+                let days = certificate_ms().saturating_sub(device.renewed_ms) / (24 * 3600 * 1000);
                 say(&format!("{name} renewed {days} days ago{revoked}"));
             }
         }
@@ -74,9 +74,9 @@ pub fn run(args: &Ca) -> anyhow::Result<()> {
 /// Makes a claim and the code that carries it.
 pub fn claim(dir: &Path, address: &str, device: Option<Name>, minutes: u64) -> anyhow::Result<PairingCode> {
     let (authority, registry) = (Authority::open(dir)?, Registry::open(dir)?);
-    registry.forget_old_claims(wall_ms())?;
+    registry.forget_old_claims(certificate_ms())?;
     let secret = new_secret()?;
-    let expires_ms = wall_ms() + minutes * 60_000;
+    let expires_ms = certificate_ms() + minutes * 60_000;
     registry.put_claim(&secret, &Claim { device, expires_ms, used_by: None, used_for: None })?;
     let code = PairingCode { address: address.to_owned(), secret, fingerprint: authority.fingerprint()? };
     // What a device could not read is refused here.

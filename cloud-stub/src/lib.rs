@@ -40,6 +40,12 @@ pub fn wall_ms() -> u64 {
     hedge_identity::wall_ms().unwrap_or(0)
 }
 
+/// The date certificates and pairing codes are made and judged at: a clock that restarted in 1970 is not believed.
+#[must_use]
+pub fn certificate_ms() -> u64 {
+    hedge_identity::CertificateClock::since(None).now_ms()
+}
+
 /// None of our counts, sizes and sums comes near the difference.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)

@@ -9,9 +9,9 @@ use hedge_inference::Runtime;
 
 use crate::args::{Cli, Command, Models, Quickstart, Serve};
 use crate::ca;
+use crate::certificate_ms;
 use crate::identity::{Authority, AuthorityError};
 use crate::serve::{self, ServeError};
-use crate::wall_ms;
 
 /// Long enough to carry the code to a device, short enough to be worth little on a screenshot.
 const CODE_MINUTES: u64 = 60;
@@ -33,7 +33,7 @@ fn prepare(args: &Quickstart) -> anyhow::Result<(Serve, String)> {
     let ca_dir = args.state_dir.join("ca");
     match Authority::open(&ca_dir) {
         Ok(_) => tracing::info!("going on with {}", args.state_dir.display()),
-        Err(AuthorityError::Missing(_)) => drop(Authority::init(&ca_dir, wall_ms())?),
+        Err(AuthorityError::Missing(_)) => drop(Authority::init(&ca_dir, certificate_ms())?),
         Err(error) => return Err(error.into()),
     }
     let host =

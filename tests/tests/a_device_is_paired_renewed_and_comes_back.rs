@@ -75,7 +75,15 @@ fn a_paired_device_is_answered_and_its_key_is_for_its_eyes_only() -> Result<()> 
     ensure!(stranger.contains("is not the cloud of this pairing code"), "{stranger}");
     ensure!(std::fs::read(other.file())? == before, "a refused setup has changed the configuration");
     ensure!(!other.dir().join("state/identity").exists(), "a refused setup has left something behind");
+
+    // A setup that cannot write what the cloud has signed, or is cut off before it has, may use its code again.
+    let in_the_way = other.file().with_extension("toml.new");
+    std::fs::create_dir(&in_the_way)?;
+    let unwritten = pair(&other, "device-2", &code, &[]).expect_err("it cannot be written").to_string();
+    ensure!(unwritten.contains("agent.toml"), "{unwritten}");
+    std::fs::remove_dir(in_the_way)?;
     pair(&other, "device-2", &code, &[])?;
+    ensure!(!other.dir().join("state/identity/unfinished.key").exists(), "the key is there twice");
     Ok(())
 }
 

@@ -159,6 +159,12 @@ fn a_server_that_crashes_or_hangs_loses_nothing_and_is_used_again() -> Result<()
     // What was made meanwhile is answered, too.
     let took = stand.finish(PATIENCE + 2 * frozen)?;
     eprintln!("all answered {} s after the last was made", took.as_secs());
+    for (cloud, _) in &stand.clouds {
+        let log = cloud.log();
+        let said = |what: &str| log.lines().filter(|line| line.contains(what)).count();
+        let (began, ended) = (said("are told to wait") + said("; the answerers wait"), said("can be used again"));
+        ensure!(ended > 0 && began == ended, "{began} times it was said that all wait, {ended} times that it is over");
+    }
     stand.check_totals()
 }
 

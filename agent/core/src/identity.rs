@@ -43,6 +43,13 @@ pub fn renewal_due(judged_ms: u64, validity: Validity, unreachable: Duration) ->
     judged_ms >= validity.from_ms + life / LIFE_PARTS * LIFE_USED || unreachable >= UNREACHABLE_MAX
 }
 
+/// Whether a renewed certificate may take the place of `held`. One that was over before the held one began, or before this
+/// program was built, was signed under a clock that stands in 1970, and would lock the device out for good.
+#[must_use]
+pub fn may_replace(held: Validity, renewed: Validity, built_ms: u64) -> bool {
+    renewed.to_ms > judged_ms(0, built_ms, held.from_ms)
+}
+
 const RETRY_MIN: Duration = Duration::from_secs(30);
 /// A renewal has at least days left; a fleet that comes back must not ask as one.
 const RETRY_MAX: Duration = Duration::from_secs(3600);

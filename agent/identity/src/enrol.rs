@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hedge_core::identity;
 use hedge_proto::{
     DOCUMENT_BYTES_MAX, DeviceId, ENROL_PATH, EnrolRequest, Enrolled, NotEnrolled, PairingCode, RENEW_PATH,
     RenewRequest, from_json, in_one_line, to_json,
@@ -15,10 +16,13 @@ use rustls::sign::CertifiedKey;
 
 use super::http::http_body;
 use super::verifier::{Verifier, pinned};
-use super::{Certificate, CertificateClock};
+use super::{Certificate, CertificateClock, built_ms};
 
 /// A handshake and two messages over a slow link; the next try is not far.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The cloud's own reasons are a sentence or two.
+const REASON_CHARS_MAX: usize = 500;
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +89,23 @@ pub async fn renew(held: &Held<'_>) -> Result<Enrolled, EnrolError> {
         builder(provider, CertificateClock::since(Some(&own)))?.with_root_certificates(roots).with_no_client_auth();
     let request = request(held.key, None)?;
     let body = to_json(&RenewRequest { certificate: held.certificate.to_owned(), request });
-    for_this_key(held.url, held.key, post(held.url, RENEW_PATH, body, tls).await?)
+    let enrolled = for_this_key(held.url, held.key, post(held.url, RENEW_PATH, body, tls).await?)?;
+    may_replace(&own, &enrolled, built_ms())
+        .map_err(|reason| EnrolError::Unusable { url: held.url.to_owned(), reason })?;
+    Ok(enrolled)
+}
+
+/// Why the new certificate would lock out the device that holds `own`, if it would.
+fn may_replace(own: &Certificate, enrolled: &Enrolled, built_ms: u64) -> Result<(), String> {
+    let new = CertificateDer::from_pem_slice(enrolled.certificate.as_bytes()).map_err(|error| error.to_string())?;
+    let new = Certificate::parse(&new)?;
+    if new.names != own.names {
+        return Err("it bears another name than this device's certificate".to_owned());
+    }
+    if !identity::may_replace(own.validity, new.validity, built_ms) {
+        return Err("the certificate in it ended long ago; set the clock of the cloud".to_owned());
+    }
+    Ok(())
 }
 
 /// An answer that would lock the device out is refused before it replaces what works.
@@ -143,7 +163,47 @@ async fn post(base: &str, path: &str, body: Vec<u8>, tls: rustls::ClientConfig) 
     if !status.is_success() {
         let reason =
             from_json::<NotEnrolled>(&text, DOCUMENT_BYTES_MAX).map_or_else(|_| status.to_string(), |said| said.error);
-        return Err(EnrolError::Refused { url, reason });
+        // What a stranger says goes to a terminal.
+        let reason = reason.chars().filter(|char| !char.is_control()).take(REASON_CHARS_MAX).collect();
+        // A cloud that broke off may have signed for the key.
+        let broke_off = status.is_server_error();
+        return Err(if broke_off {
+            EnrolError::Unreachable { url, reason }
+        } else {
+            EnrolError::Refused { url, reason }
+        });
     }
     from_json(&text, DOCUMENT_BYTES_MAX).map_err(|error| EnrolError::Unusable { url, reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signed(name: &str, years: (i32, i32)) -> Enrolled {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        (params.not_before, params.not_after) =
+            (rcgen::date_time_ymd(years.0, 1, 1), rcgen::date_time_ymd(years.1, 1, 1));
+        let certificate = params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate").pem();
+        let device = DeviceId::new(name).expect("valid");
+        Enrolled { device, certificate, authorities: String::new(), broker: String::new() }
+    }
+
+    #[test]
+    fn a_renewal_that_would_lock_the_device_out_is_refused() {
+        let held = signed("gate-7", (2026, 2027)).certificate;
+        let held = CertificateDer::from_pem_slice(held.as_bytes()).expect("PEM");
+        let held = Certificate::parse(&held).expect("a certificate");
+        let built_2025_ms = 1_735_689_600_000;
+        let check = |name: &str, years: (i32, i32), part: Option<&str>| {
+            let said = may_replace(&held, &signed(name, years), built_2025_ms).err();
+            let fits = part.map_or(said.is_none(), |part| said.as_ref().is_some_and(|said| said.contains(part)));
+            assert!(fits, "{name} {years:?}: {said:?}");
+        };
+        check("gate-7", (2027, 2028), None);
+        check("gate-7", (1970, 1971), Some("set the clock of the cloud"));
+        check("gate-8", (2027, 2028), Some("another name"));
+    }
 }

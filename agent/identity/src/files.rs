@@ -26,6 +26,12 @@ impl Folder {
         self.0.join("device.key")
     }
 
+    /// The key of a setup that has not come to its end: the cloud may have signed for it already.
+    #[must_use]
+    pub fn unfinished_key(&self) -> PathBuf {
+        self.0.join("unfinished.key")
+    }
+
     #[must_use]
     pub fn certificate(&self) -> PathBuf {
         self.0.join("device.pem")

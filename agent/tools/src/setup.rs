@@ -1,6 +1,7 @@
 //! `hedge-agent setup`: makes a key, enrols with a pairing code, and writes what `hedge-agent run` needs.
 //!
-//! Nothing is written before the cloud has agreed, and what is there stays unless `--force` is given.
+//! What is there stays unless `--force` is given. Only the key is on the disk before the cloud is asked: a code is worth one
+//! key, so a setup that was cut off, or could not write what it got, is run again with the same code and goes on with it.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use hedge_proto::{DeviceId, Enrolled, PairingCode};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use hedge_config::Config;
-use hedge_identity::{Folder, enrol, new_key, write_secret};
+use hedge_identity::{EnrolError, Folder, enrol, new_key, write_secret};
 
 /// Whom the service runs as, where the package made that user.
 const SERVICE_USER: &str = "hedge";
@@ -71,8 +72,15 @@ pub async fn run(arguments: &SetupArgs) -> anyhow::Result<ExitCode> {
                 .map_err(|error| anyhow::anyhow!("{error}, or give --device"))?
         }
     };
-    let key = new_key()?;
-    let enrolled = enrol(&arguments.pair, Some(name), &key).await?;
+    let key = kept_key(&folder)?;
+    let enrolled = match enrol(&arguments.pair, Some(name), &key).await {
+        Err(refused @ (EnrolError::Refused { .. } | EnrolError::Stranger { .. })) => {
+            // Nobody has signed for it, and nothing of a refused setup stays.
+            drop((std::fs::remove_file(folder.unfinished_key()), std::fs::remove_dir(folder.path())));
+            return Err(refused.into());
+        }
+        other => other?,
+    };
     describe(arguments, &enrolled, &folder, &mut document);
     let text = document.to_string();
     Config::parse(&text, &file.display().to_string(), std::iter::empty())
@@ -82,6 +90,7 @@ pub async fn run(arguments: &SetupArgs) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(&arguments.config_dir).with_context(|| arguments.config_dir.display().to_string())?;
     write_secret(&file, &text).with_context(|| format!("cannot write {}", file.display()))?;
     let owned = give_to_service(arguments, &folder, &file)?;
+    std::fs::remove_file(folder.unfinished_key()).with_context(|| folder.unfinished_key().display().to_string())?;
     say_next(arguments, &enrolled, &file, owned);
     Ok(ExitCode::SUCCESS)
 }
@@ -100,7 +109,8 @@ fn refuse_to_overwrite(
     document: &DocumentMut,
     folder: &Folder,
 ) -> anyhow::Result<()> {
-    if arguments.force {
+    let unfinished = std::fs::read(folder.unfinished_key()).ok();
+    if arguments.force || unfinished.is_some_and(|key| std::fs::read(folder.key()).ok() == Some(key)) {
         return Ok(());
     }
     if document.contains_key("broker") {
@@ -109,6 +119,20 @@ fn refuse_to_overwrite(
     let key = folder.key();
     ensure!(!key.exists(), "{} is there already: this device is enrolled; --force replaces it", key.display());
     Ok(())
+}
+
+/// The key of a setup that was cut off, or a new one that is kept for the next.
+fn kept_key(folder: &Folder) -> anyhow::Result<String> {
+    let file = folder.unfinished_key();
+    if file.exists() {
+        return read_text(&file).with_context(|| file.display().to_string());
+    }
+    let key = new_key()?;
+    folder
+        .make()
+        .and_then(|()| write_secret(&file, &key))
+        .with_context(|| format!("cannot write to {}", folder.path().display()))?;
+    Ok(key)
 }
 
 /// Puts the new identity into the configuration and leaves the rest of it as it is.

@@ -30,7 +30,7 @@ const AUTHORITY_DAYS: u64 = 3650;
 const SERVER_DAYS: u64 = 397;
 
 /// Clocks of brokers may be behind the authority's.
-const BACKDATED_MS: u64 = 10 * 60 * 1000;
+pub(super) const BACKDATED_MS: u64 = 10 * 60 * 1000;
 
 pub(super) const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -141,6 +141,7 @@ impl Authority {
         now_ms: u64,
         days: u64,
     ) -> Result<String, AuthorityError> {
+        let now_ms = self.dated_ms(now_ms)?;
         let mut params = named(device.as_str());
         (params.not_before, params.not_after) =
             (date(now_ms.saturating_sub(BACKDATED_MS))?, date(now_ms + days * DAY_MS)?);
@@ -173,7 +174,7 @@ impl Authority {
     fn issue(&self, mut params: CertificateParams, now_ms: u64) -> Result<Issued, AuthorityError> {
         let oldest = self.trusted.first().copied().unwrap_or(1);
         params.not_before = date(self.begun_ms(oldest)?)?;
-        params.not_after = date(now_ms + SERVER_DAYS * DAY_MS)?;
+        params.not_after = date(self.dated_ms(now_ms)? + SERVER_DAYS * DAY_MS)?;
         let key = KeyPair::generate().map_err(crypto)?;
         Ok(Issued { certificate: self.sign(&params, &key)?, key: key.serialize_pem() })
     }
@@ -205,6 +206,11 @@ impl Authority {
         write(&self.path(&format!("authority-{number}.key")), &key.serialize_pem(), 0o600)?;
         write(&self.path(&format!("authority-{number}.pem")), &certificate.pem(), 0o644)?;
         Ok((key, params))
+    }
+
+    /// Never before the authority itself.
+    fn dated_ms(&self, now_ms: u64) -> Result<u64, AuthorityError> {
+        Ok(now_ms.max(self.begun_ms(self.newest())? + BACKDATED_MS))
     }
 
     fn begun_ms(&self, number: u32) -> Result<u64, AuthorityError> {

@@ -19,11 +19,12 @@ use rcgen::{CertificateSigningRequestParams, PublicKeyData};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::de::DeserializeOwned;
+use x509_parser::time::ASN1Time;
 
 use super::authority::{Authority, AuthorityError, DAY_MS, hex};
 use super::registry::{Device, Registry};
 use super::tls::common_name;
-use crate::wall_ms;
+use crate::certificate_ms;
 
 /// What the endpoint signs, and for how long.
 #[derive(Debug, Clone)]
@@ -76,7 +77,7 @@ async fn serve<T: DeserializeOwned + Send + 'static>(
     let done = tokio::task::spawn_blocking(move || {
         let request = from_json(&body, DOCUMENT_BYTES_MAX).map_err(|error| Refused::Device(error.to_string()))?;
         let _turn = enroller.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
-        act(&enroller, &request, wall_ms())
+        act(&enroller, &request, certificate_ms())
     });
     match done.await {
         Ok(Ok(enrolled)) => {
@@ -162,6 +163,9 @@ impl Enroller {
             ));
         }
         let device = common_name(&der).ok_or_else(|| bad(&"it names no device"))?;
+        let date_ms = |date: ASN1Time| u64::try_from(date.timestamp()).unwrap_or(0) * 1000;
+        // It is this authority's own, so its beginning is a date that has been.
+        let now_ms = now_ms.max(date_ms(held.validity().not_before));
         let key = hex(request.public_key.der_bytes());
         if hex(&held.public_key().subject_public_key.data) != key {
             return Err(Refused::Device("`request` is not signed with the key of `certificate`".to_owned()));
@@ -170,7 +174,7 @@ impl Enroller {
         let Some(mut record) = registry.device(&device)?.filter(|record| record.key == key && !record.revoked) else {
             return Err(Refused::Device(format!("`{device}` with this key is revoked or not known; {again}")));
         };
-        let ended_ms = u64::try_from(held.validity().not_after.timestamp()).unwrap_or(0) * 1000;
+        let ended_ms = date_ms(held.validity().not_after);
         let grace_days = u64::from(self.terms.grace_days);
         if !in_grace(now_ms, ended_ms, Duration::from_millis(grace_days * DAY_MS)) {
             let days = (now_ms - ended_ms) / DAY_MS;
@@ -216,6 +220,7 @@ fn is_signed_by_any(held: &x509_parser::certificate::X509Certificate<'_>, roots:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::authority::BACKDATED_MS;
     use crate::identity::{Claim, new_secret};
     use rcgen::{CertificateParams, KeyPair};
 
@@ -229,7 +234,7 @@ mod tests {
         fn new() -> Self {
             drop(rustls::crypto::ring::default_provider().install_default());
             let dir = tempfile::tempdir().expect("a directory");
-            Authority::init(dir.path(), wall_ms()).expect("an authority");
+            Authority::init(dir.path(), certificate_ms()).expect("an authority");
             let terms = Terms {
                 dir: dir.path().to_owned(),
                 broker: "mqtts://broker:8883".to_owned(),
@@ -243,7 +248,7 @@ mod tests {
         fn claim(&self, device: Option<&str>) -> String {
             let secret = new_secret().expect("a secret");
             let device = device.map(|name| DeviceId::new(name).expect("valid"));
-            let claim = Claim { device, expires_ms: wall_ms() + 60_000, used_by: None, used_for: None };
+            let claim = Claim { device, expires_ms: certificate_ms() + 60_000, used_by: None, used_for: None };
             self.registry.put_claim(&secret, &claim).expect("written");
             secret
         }
@@ -257,7 +262,7 @@ mod tests {
                 request: request.pem().expect("text"),
             };
             self.enroller
-                .enrol(&asked, wall_ms())
+                .enrol(&asked, certificate_ms())
                 .map(|done| done.device.to_string())
                 .map_err(|error| error.to_string())
         }
@@ -286,6 +291,31 @@ mod tests {
         assert!(endpoint.enrol(&secret, "d11", &key).is_err());
         assert_eq!(endpoint.enrol(&secret, "d9", &key).as_deref(), Ok("d9"));
         assert_eq!(endpoint.names(), ["d9"]);
+    }
+
+    #[test]
+    fn an_authority_whose_clock_stands_in_1970_signs_nothing_that_is_over_already() {
+        let (endpoint, key) = (Endpoint::new(), KeyPair::generate().expect("a key"));
+        let request = CertificateParams::default().serialize_request(&key).expect("a request").pem().expect("text");
+        let ends_ms = |pem: &str| {
+            let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate");
+            let (_, held) = x509_parser::parse_x509_certificate(&der).expect("a certificate");
+            u64::try_from(held.validity().not_after.timestamp()).expect("later") * 1000
+        };
+        let (now_ms, in_1970_ms) = (certificate_ms(), 60_000);
+        let (secret, device) = (endpoint.claim(None), DeviceId::new("d1").ok());
+        let asked = EnrolRequest { secret, device, request: request.clone() };
+        let first = endpoint.enroller.enrol(&asked, in_1970_ms).expect("enrolled").certificate;
+        assert!(ends_ms(&first) > now_ms, "the device's is over");
+        let later_ms = now_ms + 20 * DAY_MS;
+        let asked = RenewRequest { certificate: first, request: request.clone() };
+        let second = endpoint.enroller.renew(&asked, later_ms).expect("renewed").certificate;
+        let asked = RenewRequest { certificate: second.clone(), request };
+        let third = endpoint.enroller.renew(&asked, in_1970_ms).expect("renewed").certificate;
+        assert!(ends_ms(&third) >= ends_ms(&second) - BACKDATED_MS, "a renewal takes time away");
+        let authority = Authority::open(&endpoint.enroller.terms.dir).expect("an authority");
+        let server = authority.issue_server(&["cloud.example".to_owned()], in_1970_ms).expect("issued").certificate;
+        assert!(ends_ms(&server) > now_ms, "the server's is over");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use hedge_identity::CertificateClock;
 use hedge_proto::DeviceId;
 use rustls::crypto::ring;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
@@ -12,13 +13,11 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::authority::{Authority, AuthorityError, at};
-use crate::wall_ms;
+use crate::certificate_ms;
 
-/// How often a certificate's files are read again: whoever renews them does so days before their end.
-const READ_EVERY: Duration = Duration::from_secs(60 * 60);
-
-/// How often the server's own certificate is made anew; it lives for more than a year.
-const FRESH_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often a certificate's files are read again: whoever renews them does so days before their end. The server's own,
+/// which lives for more than a year, is made anew as often: the clock may not have been set when it was made.
+const FRESH_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// The certificate shown, replaced from time to time.
 #[derive(Debug)]
@@ -35,23 +34,22 @@ pub fn fresh_certificate(
     authority: Authority,
     hosts: Vec<String>,
 ) -> Result<Arc<dyn ResolvesServerCert>, AuthorityError> {
-    renewed(FRESH_EVERY, move || issue(&Authority::open(authority.dir())?, &hosts))
+    renewed(move || issue(&Authority::open(authority.dir())?, &hosts))
 }
 
 /// The certificate and key in these files (PEM), which are read again while the program runs: they are renewed there.
 pub fn certificate_in(certificate: PathBuf, key: PathBuf) -> Result<Arc<dyn ResolvesServerCert>, AuthorityError> {
-    renewed(READ_EVERY, move || read(&certificate, &key))
+    renewed(move || read(&certificate, &key))
 }
 
 fn renewed(
-    every: Duration,
     make: impl Fn() -> Result<Arc<CertifiedKey>, AuthorityError> + Send + Sync + 'static,
 ) -> Result<Arc<dyn ResolvesServerCert>, AuthorityError> {
     let fresh = Arc::new(Fresh(RwLock::new(make()?)));
     let (shown, make) = (fresh.clone(), Arc::new(make));
     tokio::spawn(async move {
         loop {
-            tokio::time::sleep(every).await;
+            tokio::time::sleep(FRESH_EVERY).await;
             let make = make.clone();
             match tokio::task::spawn_blocking(move || make()).await {
                 Ok(Ok(new)) => *shown.0.write().unwrap_or_else(PoisonError::into_inner) = new,
@@ -73,7 +71,7 @@ fn read(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, AuthorityEr
 
 fn issue(authority: &Authority, hosts: &[String]) -> Result<Arc<CertifiedKey>, AuthorityError> {
     let crypto = |error: &dyn std::fmt::Display| AuthorityError::Crypto(error.to_string());
-    let issued = authority.issue_server(hosts, wall_ms())?;
+    let issued = authority.issue_server(hosts, certificate_ms())?;
     let chain = CertificateDer::pem_slice_iter(issued.certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
     let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).map_err(|error| crypto(&error))?;
     CertifiedKey::from_der(chain.map_err(|error| crypto(&error))?, key, &ring::default_provider())
@@ -88,7 +86,7 @@ pub fn server_config(
 ) -> Result<Arc<rustls::ServerConfig>, AuthorityError> {
     let crypto = |error: &dyn std::fmt::Display| AuthorityError::Crypto(error.to_string());
     let provider = Arc::new(ring::default_provider());
-    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+    let builder = rustls::ServerConfig::builder_with_details(provider.clone(), CertificateClock::since(None))
         .with_safe_default_protocol_versions()
         .map_err(|error| crypto(&error))?;
     let builder = match clients {

@@ -299,7 +299,6 @@ impl Intake {
         match committed {
             Ok(changed) => self.follow(effects, changed),
             Err(error) => {
-                tracing::error!("{error}; devices are told to wait");
                 self.totals = before;
                 self.trends.put_back(others.trends);
                 self.totals.busy += effects.cases_seen;
@@ -307,8 +306,7 @@ impl Intake {
                     self.lanes.release(&waiting.task, &waiting.id.device, waiting.bytes);
                 }
                 self.in_doubt.get_or_insert_default().append(&mut effects.new_work);
-                self.is_healthy = false;
-                self.tell();
+                self.wait_because(&error, "devices are told to wait");
                 effects.into_busy().into_messages().into_iter().for_each(|reply| drop(self.reply(reply)));
             }
         }
@@ -430,6 +428,7 @@ impl Intake {
     fn follow(&mut self, effects: Effects, changed: bool) {
         if changed {
             if !std::mem::replace(&mut self.is_healthy, true) {
+                tracing::info!("the records can be used again");
                 self.tell();
             }
             self.outlets.commits.send_modify(|commits| *commits += 1);

@@ -73,11 +73,8 @@ impl Intake {
     pub(super) fn decide(&mut self, outcome: Box<Outcome>) -> Option<Decided> {
         let entry = self.under_way.remove(&outcome.case.id)?;
         let (task, place) = (outcome.case.task.clone(), outcome.place);
-        if let Err(failure @ ModelFailure::NoPayload(_)) = &outcome.opinion
-            && std::mem::replace(&mut self.is_healthy, false)
-        {
-            tracing::error!("{failure}; the answerers wait");
-            self.tell();
+        if let Err(failure @ ModelFailure::NoPayload(_)) = &outcome.opinion {
+            self.wait_because(failure, "the answerers wait");
         }
         let panel = self.panels.get_mut(&task)?;
         if let Err(failure @ (ModelFailure::Later { .. } | ModelFailure::Down { .. })) = &outcome.opinion {
@@ -220,6 +217,14 @@ impl Intake {
         });
     }
 
+    /// Nothing is taken until the records, or the payloads, can be used again. It is tried every second, and said once.
+    pub(super) fn wait_because(&mut self, why: &dyn std::fmt::Display, then: &str) {
+        if std::mem::replace(&mut self.is_healthy, false) {
+            tracing::error!("{why}; {then}");
+        }
+        self.tell();
+    }
+
     /// Tells devices what is taken now, if that has changed.
     pub(super) fn tell(&mut self) {
         let now = Instant::now();
@@ -243,7 +248,7 @@ impl Intake {
         if !self.is_healthy {
             return Ok(());
         }
-        let (mut paid, mut to_review) = (Vec::new(), Vec::new());
+        let (mut paid, mut to_review, mut unread) = (Vec::new(), Vec::new(), None);
         for (task, panel) in &mut self.panels {
             for declined in self.lanes.declined(task) {
                 loop {
@@ -265,9 +270,8 @@ impl Intake {
                             continue;
                         }
                         Err(error) => {
-                            tracing::error!("{error}; the models wait");
                             self.lanes.put_back(task, entry);
-                            self.is_healthy = false;
+                            unread = Some(error);
                             break;
                         }
                     };
@@ -285,11 +289,10 @@ impl Intake {
                 }
             }
         }
-        self.put_recorded(paid, to_review)?;
-        if !self.is_healthy {
-            self.tell();
+        if let Some(error) = unread {
+            self.wait_because(&error, "the answerers wait");
         }
-        Ok(())
+        self.put_recorded(paid, to_review)
     }
 
     /// What costs money, or leaves the lanes, is on record before it happens.
@@ -302,8 +305,7 @@ impl Intake {
             return Ok(());
         }
         if let Err(error) = self.record_paid(&to_review) {
-            tracing::error!("{error}; the answerers wait");
-            self.is_healthy = false;
+            self.wait_because(&error, "the answerers wait");
             for (task, entry) in to_review {
                 self.lanes.back_from_review(&task, entry);
             }
