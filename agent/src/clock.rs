@@ -37,6 +37,9 @@ impl Clock {
     }
 
     fn resume_at(mark: &ClockMark, latest: Moment, boot: String, boottime_ms: u64) -> Self {
+        // No device has been switched on for so long: bits of the file have changed, and sums must not overflow.
+        let damaged = mark.powered_ms > POWERED_MS_MAX;
+        let mark = if damaged { &ClockMark::default() } else { mark };
         let off_since_mark = if mark.boot == boot { mark.boottime_ms } else { 0 };
         let from_mark = mark.powered_ms + boottime_ms.saturating_sub(off_since_mark);
         let now_ms = from_mark.max(latest.0);
@@ -60,6 +63,9 @@ impl Clock {
         Captured { powered_ms: self.now().0, boot: self.boot.clone(), wall_ms: wall_ms(), synced: wall_is_synced() }
     }
 }
+
+/// A thousand years.
+const POWERED_MS_MAX: u64 = 1000 * 365 * 24 * 3600 * 1000;
 
 fn boottime_ms() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
@@ -159,5 +165,11 @@ mod tests {
     fn it_never_runs_behind_what_the_disk_has_seen() {
         check(&mark(5_000, "b1", 1_000), 9_000, 300, 9_000);
         check(&ClockMark::default(), 9_000, 300, 9_000);
+    }
+
+    #[test]
+    fn a_mark_that_cannot_be_is_none() {
+        check(&mark(u64::MAX, "b1", 1_000), 9_000, 300, 9_000);
+        check(&mark(u64::MAX - 5, "b2", 0), 0, 300, 300);
     }
 }

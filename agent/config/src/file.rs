@@ -9,7 +9,7 @@ use hedge_proto::{FIELD_ERRORS_MAX, FieldError, Settings, plain, to_json};
 use serde_json::Value;
 
 use super::overrides::{NoSetting, Override};
-use super::place::field_at;
+use super::place::place_of;
 use super::{Config, ConfigError, PrivacyConfig, Problem};
 
 /// Tables that the file holds as lists and an overlay by name.
@@ -172,7 +172,7 @@ fn read(table: &toml::Table) -> Result<Config, Problem> {
     let whole = |message: String| Problem { field: Vec::new(), span: None, message };
     let text = toml::to_string(table).map_err(|error| whole(error.to_string()))?;
     let mut config: Config = toml::from_str(&text).map_err(|error| {
-        let field = error.span().map(|span| field_at(&text, &span)).unwrap_or_default();
+        let (field, _) = place_of(&text, &error);
         Problem { field, span: None, message: plain(error.message()) }
     })?;
     config.resolve()?;
@@ -245,9 +245,9 @@ fn take_out(overlay: &mut Value, field: &[String]) -> bool {
 /// Reads a document into what it means; what is wrong is said with the file's name, the line and the field.
 pub fn read_toml<T: serde::de::DeserializeOwned>(text: &str, file: &str) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| {
-        let field = error.span().map(|span| field_at(text, &span)).unwrap_or_default();
+        let (field, span) = place_of(text, &error);
         let colon = if field.is_empty() { "" } else { ": " };
-        ConfigError::at(text, file, error.span(), format!("{}{colon}{}", field.join("."), plain(error.message())))
+        ConfigError::at(text, file, span, format!("{}{colon}{}", field.join("."), plain(error.message())))
     })
 }
 

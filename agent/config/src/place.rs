@@ -5,8 +5,26 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+/// The field that an error is about, and where it stands. What is wrong with an entry of a list as a whole, `toml` puts to the
+/// beginning of the list: it is the entry that the message names.
+pub(super) fn place_of(text: &str, error: &toml::de::Error) -> (Vec<String>, Option<Range<usize>>) {
+    let Some(at) = error.span() else { return (Vec::new(), None) };
+    let field = field_at(text, &at);
+    if let ([list, _], Ok(document)) = (field.as_slice(), DeTable::parse(text))
+        && let Some(DeValue::Array(entries)) = document.get_ref().get(list.as_str()).map(Spanned::get_ref)
+    {
+        let mut names = entries.iter().filter_map(|entry| entry.get_ref().get("name")?.get_ref().as_str());
+        if let Some(name) = names.find(|name| error.message().contains(&format!("`{name}`"))) {
+            let path = vec![list.clone(), name.to_owned()];
+            let span = span_of(text, &path);
+            return (path, span);
+        }
+    }
+    (field, Some(at))
+}
+
 /// The names from the outermost to the field's own; an entry of a list goes by its `name`. None for the whole document.
-pub(super) fn field_at(text: &str, at: &Range<usize>) -> Vec<String> {
+fn field_at(text: &str, at: &Range<usize>) -> Vec<String> {
     let Ok(document) = DeTable::parse(text) else { return Vec::new() };
     let mut search = Search { at, path: Vec::new(), narrowest: usize::MAX, found: Vec::new() };
     search.table(document.get_ref());
@@ -74,5 +92,20 @@ impl Search<'_> {
             _ => {}
         }
         self.path.pop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ConfigFile;
+
+    #[test]
+    fn what_is_wrong_with_an_entry_of_a_list_is_said_at_its_own_place() {
+        let text = "[[source]]\nname = \"a\"\nkind = \"http\"\n\n[[source]]\nname = \"b\"\nkind = \"folder\"\n";
+        let read = |text: &str| ConfigFile::parse(text, "agent.toml", std::iter::empty()).map(drop);
+        let error = read(text).expect_err("it has no path").to_string();
+        assert!(error.starts_with("agent.toml:5: source.b: "), "{error}");
+        let error = read(&text.replace("folder", "foldr")).expect_err("no such kind").to_string();
+        assert!(error.starts_with("agent.toml:7: source.b.kind: "), "{error}");
     }
 }

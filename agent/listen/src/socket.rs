@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,7 +32,7 @@ pub enum ListenError {
 /// A place where peers connect.
 pub enum Listener {
     /// The file is removed when the listener is dropped.
-    Unix(UnixListener, PathBuf),
+    Unix(UnixListener, SocketFile),
     Tcp(TcpListener),
 }
 
@@ -47,9 +47,9 @@ impl Listener {
         clear_stale_socket(path).await?;
         let listener = UnixListener::bind(path).and_then(|listener| {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
-            Ok(listener)
+            Ok(Self::Unix(listener, SocketFile { path: path.to_owned(), made: identity(path)? }))
         });
-        listener.map(|listener| Self::Unix(listener, path.to_owned())).map_err(|source| bind_error(path, source))
+        listener.map_err(|source| bind_error(path, source))
     }
 
     /// The real address, for whoever asked for port 0; `None` for a unix socket.
@@ -58,6 +58,15 @@ impl Listener {
         match self {
             Self::Unix(..) => None,
             Self::Tcp(listener) => listener.local_addr().ok(),
+        }
+    }
+
+    /// Where peers find it, if that is a file.
+    #[must_use]
+    pub fn file(&self) -> Option<SocketFile> {
+        match self {
+            Self::Unix(_, file) => Some(file.clone()),
+            Self::Tcp(_) => None,
         }
     }
 
@@ -77,13 +86,33 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Self::Unix(_, path) = self
-            && let Err(error) = std::fs::remove_file(&*path)
-            && error.kind() != io::ErrorKind::NotFound
+        if let Self::Unix(_, file) = self
+            && file.is_there()
+            && let Err(error) = std::fs::remove_file(&file.path)
         {
-            tracing::warn!("cannot remove the socket {}: {error}", path.display());
+            tracing::warn!("cannot remove the socket {}: {error}", file.path.display());
         }
     }
+}
+
+/// The file of a unix socket, as it was made.
+#[derive(Debug, Clone)]
+pub struct SocketFile {
+    path: PathBuf,
+    made: (u64, u64),
+}
+
+impl SocketFile {
+    /// Whether its path still leads to it. If not, no peer finds the socket any more, and what is there is somebody else's.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        identity(&self.path).is_ok_and(|now| now == self.made)
+    }
+}
+
+/// Device and inode.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 /// Whom connections from `from` count against. Nobody for this machine's own addresses: behind them are all local

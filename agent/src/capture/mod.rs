@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hedge_inference::{ContentType, Tensor, Tensors, what_else};
-use hedge_listen::{ListenError, Listener};
+use hedge_listen::{ListenError, Listener, SocketFile};
 use hedge_proto::{Answer, CaseId, Name, Telemetry};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -181,24 +181,13 @@ impl Capture {
         let routes = http::routes(config, &capture.posted, intake, stop);
         for listen in &config.http.listen {
             let serve = {
-                let (routes, names, stop) = (routes.clone(), config.http.names.clone(), stop.clone());
-                |listener| http::serve(listener, routes, names, stop)
+                let (routes, names) = (routes.clone(), config.http.names.clone());
+                move |listener, stop| http::serve(listener, routes.clone(), names.clone(), stop)
             };
-            match open(listen).await {
-                Ok(listener) => {
-                    capture.addresses.extend(listener.address());
-                    capture.listening.spawn(serve(listener));
-                }
-                Err(error) => {
-                    faults.set(&Part::Listen, error.to_string());
-                    let (listen, faults, stop) = (listen.clone(), faults.clone(), stop.clone());
-                    capture.listening.spawn(async move {
-                        if let Some(listener) = open_later(&listen, &faults, &stop).await {
-                            serve(listener).await;
-                        }
-                    });
-                }
-            }
+            let first = open(listen).await.inspect_err(|error| faults.set(&Part::Listen, error.to_string())).ok();
+            capture.addresses.extend(first.as_ref().and_then(Listener::address));
+            let (listen, faults, stop) = (listen.clone(), faults.clone(), stop.clone());
+            capture.listening.spawn(keep_open(first, listen, faults, stop, serve));
         }
         capture.apply(config, paused, intake);
         capture
@@ -304,6 +293,39 @@ async fn open(listen: &Listen) -> Result<Listener, ListenError> {
         Listen::Unix(path) => Listener::unix(path).await,
         Listen::Tcp(address) => Listener::tcp(*address).await,
     }
+}
+
+/// Serves a place until `stop`. One that could not be opened is opened as soon as it can be, and so is a socket whose file
+/// somebody deleted: who is connected stays so, and nobody else would find it.
+async fn keep_open<F: Future<Output = ()> + Send + 'static>(
+    mut first: Option<Listener>,
+    listen: Listen,
+    faults: Faults,
+    stop: CancellationToken,
+    serve: impl Fn(Listener, CancellationToken) -> F,
+) {
+    let mut serving = JoinSet::new();
+    while !stop.is_cancelled() {
+        let opened = match first.take() {
+            Some(listener) => Some(listener),
+            None => open_later(&listen, &faults, &stop).await,
+        };
+        let Some(listener) = opened else { break };
+        let (file, over) = (listener.file(), stop.child_token());
+        serving.spawn(serve(listener, over.clone()));
+        while !stop.is_cancelled() && file.as_ref().is_none_or(SocketFile::is_there) {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(LISTEN_AGAIN_AFTER) => {}
+            }
+        }
+        over.cancel();
+        if let (Listen::Unix(path), false) = (&listen, stop.is_cancelled()) {
+            let path = path.display();
+            faults.set(&Part::Listen, format!("the socket unix:{path} was deleted or replaced; it is made again"));
+        }
+    }
+    while serving.join_next().await.is_some() {}
 }
 
 /// Opens a place that could not be opened, as soon as it can be; `None` when the agent stops.

@@ -29,11 +29,14 @@ impl FromStr for Edit {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (key, value) = split_at_equals(text).ok_or_else(|| format!("`{text}` sets nothing; write KEY=VALUE"))?;
-        let value = match value {
-            "" => Value::Null,
-            text => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
-        };
-        Self::new(key, value)
+        if value.is_empty() {
+            return Self::new(key, Value::Null);
+        }
+        let text = Self::new(key, value.into())?;
+        let Ok(value) = serde_json::from_str(value) else { return Ok(text) };
+        let edit = Self::new(key, value)?;
+        // The version 1.10 of a bundle, or a user called 17, reads as a number and is none.
+        Ok(if edit.is_of_wrong_kind() && !text.is_of_wrong_kind() { text } else { edit })
     }
 }
 
@@ -235,6 +238,15 @@ impl Edit {
         }
     }
 
+    /// Whether no device would read this field so, whatever else is set.
+    fn is_of_wrong_kind(&self) -> bool {
+        let mut settings = Value::Null;
+        let read = self.apply(&mut settings).and_then(|()| Settings::read(settings));
+        read.is_err_and(|errors| {
+            errors.iter().any(|error| self.path.last().is_some_and(|name| error.field.ends_with(name.as_str())))
+        })
+    }
+
     fn set(&self, settings: &mut Value, value: &Value) -> Result<(), Vec<FieldError>> {
         let mut place = settings;
         for (depth, part) in self.path.iter().enumerate() {
@@ -399,6 +411,10 @@ mod tests {
             ("a=yes", json!("yes")),
             ("a={\"b\":1}", json!({"b": 1})),
             ("a=\"1\"", json!("1")),
+            ("model.a.wanted.version=1.10", json!("1.10")),
+            ("model.a.wanted.version=2", json!("2")),
+            ("model.a.threshold.score_min=1.2", json!(1.2)),
+            ("link.windows.every_s=60", json!(60)),
         ] {
             assert_eq!(text.parse::<Edit>().expect("an edit").value, Some(value));
         }

@@ -452,6 +452,39 @@ async fn a_stop_answers_those_who_wait_and_removes_the_socket() {
     assert!(!path.exists());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_socket_whose_file_was_deleted_or_replaced_is_made_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("agent.sock");
+    let (fake, faults, stop) = (Arc::new(Fake::default()), Faults::default(), CancellationToken::new());
+    let capture = Capture::start(&unix_config(&path), &BTreeSet::new(), &fake, &faults, &stop).await;
+    let fault = || faults.now().remove("listen").unwrap_or_default();
+    for replaced in [false, true] {
+        std::fs::remove_file(&path).expect("deleted");
+        if replaced {
+            std::fs::write(&path, "somebody's").expect("replaced");
+        }
+        // Time goes on by itself where everybody waits.
+        while !fault().contains("deleted or replaced") {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        while replaced && !fault().contains("not a socket") {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        if replaced {
+            assert_eq!(std::fs::read(&path).expect("left alone"), b"somebody's");
+            std::fs::remove_file(&path).expect("deleted");
+        }
+        while !fault().is_empty() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(UnixStream::connect(&path).await.is_ok());
+    }
+    stop.cancel();
+    capture.stopped().await;
+    assert!(!path.exists());
+}
+
 fn unix_config(path: &Path) -> Config {
     let listen = format!("listen = [\"unix:{}\"]", path.display());
     config(&listen, "[[source]]\nname = \"cam\"\nkind = \"http\"")

@@ -53,9 +53,14 @@ async fn case(reach: &Reach, dir: &Path, id: Id) -> anyhow::Result<Option<u64>> 
 }
 
 fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let failed = || format!("cannot write {}", path.display());
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-    let written = file.and_then(|mut file| file.write_all(bytes));
-    written.with_context(|| format!("cannot write {}", path.display()))
+    let written = file.with_context(failed)?.write_all(bytes);
+    if written.is_err() {
+        // Half a document would look like a whole case.
+        std::fs::remove_file(path).ok();
+    }
+    written.with_context(failed)
 }
 
 fn ending(content_type: &str) -> &'static str {
