@@ -61,6 +61,15 @@ fn a_review_by_keyboard_reaches_the_device() -> Result<()> {
         Ok(agent.corrections()?.iter().any(|line| line.id == ids[2] && line.authority == Authority::Person))
     };
     wait::until_true("the confirmation comes out of the sink", CORRECTION_WAIT_MAX, || confirmed(&agent))?;
+
+    // Somebody else says another label while the case is open: that is what Enter would confirm now.
+    browser.wait_until("document.getElementById('words').textContent.includes('(person')")?;
+    let other = "const other = [...document.querySelectorAll('.label')].find((one) => !one.classList.contains('now')).dataset.label; \
+         const headers = { 'Content-Type': 'application/json', 'Hedge-Operate': 'yes' }; \
+         const body = JSON.stringify({ label: other, by: 'bob' }); \
+         return fetch(`/api/review/${location.pathname.split('/').pop()}`, { method: 'POST', headers, body }).then(() => other)";
+    let other = browser.look(other)?;
+    browser.wait_until(&format!("document.getElementById('label').value === {other}"))?;
     browser.nothing_is_wrong(page)?;
     agent.stop()
 }
