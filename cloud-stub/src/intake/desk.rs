@@ -436,8 +436,8 @@ impl Desk<'_, '_> {
         Ok(())
     }
 
-    pub(super) fn prune(&mut self, keep: &Keep) -> Result<(), StoreError> {
-        let removed = self.batch.prune(keep, self.now_ms)?;
+    pub(super) fn prune(&mut self, keep: &Keep, aged_ms: u64) -> Result<(), StoreError> {
+        let removed = self.batch.prune(keep, aged_ms)?;
         self.totals.payload_bytes -= signed(removed);
         Ok(())
     }

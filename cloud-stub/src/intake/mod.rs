@@ -15,6 +15,7 @@
 //! A case whose task has no model here is recorded and held until a later start has one; a bound keeps such
 //! cases from filling the disk.
 
+mod ages;
 mod corrections;
 pub mod decide;
 mod delete;
@@ -45,6 +46,7 @@ use crate::reply::Reply;
 use crate::store::{Keep, StoreError, Totals, Waiting, Writer};
 use crate::turns::Turns;
 use crate::wall_ms;
+use ages::Ages;
 use corrections::Corrections;
 pub use delete::{DELETED_AT_ONCE_MAX, Unwanted};
 use desk::{Desk, Effects};
@@ -140,6 +142,7 @@ pub struct Intake {
     gate: Gate,
     messages: Turns<Incoming>,
     trends: Trends,
+    ages: Ages,
     ticks: u64,
     /// When figures were committed last, and whether they have changed since.
     figures: (Instant, bool),
@@ -162,6 +165,7 @@ impl Intake {
         let stands = |case: &Waiting| panels::stands_in(&panels, case);
         let corrections = Corrections::new(writer.unheard()?);
         let lanes = Lanes::new(panels.keys().cloned(), writer.waiting()?, keep.payload_bytes_max, stands);
+        let ages = Ages::new(writer.newest_ms()?, wall_ms(), Instant::now());
         Ok(Self {
             writer,
             totals,
@@ -182,6 +186,7 @@ impl Intake {
             outlets,
             messages: Turns::by_bytes(MESSAGES_MAX, MESSAGES_BYTES_MAX),
             trends: Trends::default(),
+            ages,
             ticks: 0,
             figures: (Instant::now(), false),
             in_doubt: None,
@@ -367,10 +372,11 @@ impl Intake {
             desk.delete(unwanted)?;
         }
         if others.is_tick {
-            others.trends.write(&batch, now_ms)?;
+            let aged_ms = self.ages.now_ms(now_ms, begun);
+            others.trends.write(&batch, aged_ms)?;
             if self.ticks % PRUNE_TICKS == 1 {
-                desk.prune(&self.keep)?;
-                if let Err(error) = self.payloads.prune(now_ms) {
+                desk.prune(&self.keep, aged_ms)?;
+                if let Err(error) = self.payloads.prune(aged_ms) {
                     tracing::warn!("old payloads cannot be looked for: {error}");
                 }
             }

@@ -34,8 +34,10 @@ impl Batch<'_> {
         let too_old_ms = now_ms.saturating_sub(keep.payload_age_ms);
         let oldest = self.sql.rows(
             "SELECT seq, payload_bytes, received_ms, id, payload_sha256, CAST(LENGTH(bytes) AS BIGINT) \
-             FROM payloads JOIN cases USING (seq) WHERE state != 0 ORDER BY seq LIMIT ?1",
-            &[PRUNE_ROWS_MAX.into()],
+             FROM payloads JOIN cases USING (seq) WHERE state != 0 AND (received_ms <= ?2 OR CAST(?3 AS BIGINT) > 0) \
+             ORDER BY seq LIMIT ?1",
+            // What came while the clock was ahead must not hold up those behind it.
+            &[PRUNE_ROWS_MAX.into(), now_ms.into(), over.into()],
             |row| {
                 let object: (String, Vec<u8>, i64) = (row.get(3)?, row.get(4)?, row.get(5)?);
                 Ok((row.get::<i64>(0)?, count(row.get(1)?), count(row.get(2)?), object))
@@ -52,18 +54,18 @@ impl Batch<'_> {
             over = over.saturating_sub(bytes);
         }
         let too_old_ms = now_ms.saturating_sub(keep.record_age_ms);
-        self.prune_records(too_old_ms)?;
+        self.prune_records(too_old_ms, now_ms)?;
         self.forget_spot_checks(too_old_ms, None)?;
         Ok(removed)
     }
 
-    fn prune_records(&self, too_old_ms: u64) -> Result<(), StoreError> {
+    fn prune_records(&self, too_old_ms: u64, now_ms: u64) -> Result<(), StoreError> {
         // Rows are in order of time, so only the oldest few are looked at. Payloads go before, so that their
         // sum stays right.
-        let old = "SELECT seq FROM (SELECT seq, received_ms, state FROM cases ORDER BY seq LIMIT ?2) AS oldest \
-                   WHERE received_ms < ?1 AND state != 0 \
+        let old = "SELECT seq FROM (SELECT seq, received_ms, state FROM cases WHERE received_ms <= ?3 \
+                   ORDER BY seq LIMIT ?2) AS oldest WHERE received_ms < ?1 AND state != 0 \
                    AND NOT EXISTS (SELECT 1 FROM payloads p WHERE p.seq = oldest.seq)";
-        let values = [too_old_ms.into(), PRUNE_ROWS_MAX.into()];
+        let values = [too_old_ms.into(), PRUNE_ROWS_MAX.into(), now_ms.into()];
         if self.sql.exists(&format!("{old} LIMIT 1"), &values)? {
             for table in ["corrections", "verdicts", "cases"] {
                 self.change(&format!("DELETE FROM {table} WHERE seq IN ({old})"), &values)?;
@@ -114,6 +116,27 @@ mod tests {
             assert!(batch.known(&case(1).id).expect("read").is_some(), "answers outlive payloads");
             assert_eq!(batch.prune(&keep, 3_000_000).expect("pruned"), 0);
             assert_eq!(batch.known(&case(1).id).expect("read"), None);
+            assert!(batch.known(&case(0).id).expect("read").is_some());
+        });
+    }
+
+    #[test]
+    fn what_came_while_the_clock_was_ahead_does_not_hold_up_those_behind_it() {
+        everywhere(|records| {
+            let mut writer = Writer::open(&records.at, &Name::new("one").expect("valid")).expect("records");
+            let batch = writer.batch().expect("a batch");
+            let ahead = u64::from(PRUNE_ROWS_MAX);
+            for sequence in 0..=ahead {
+                let received_ms = if sequence < ahead { 9_000_000 } else { 1000 };
+                batch.record(&case(sequence), b"p", received_ms).expect("recorded");
+                batch.answer(&verdict(sequence), None, received_ms).expect("answered");
+            }
+            batch.set_totals(&Totals { payload_bytes: 501, ..Totals::default() }).expect("counted");
+            batch.commit().expect("committed");
+            let keep = Keep { payload_bytes_max: 1000, payload_age_ms: 1000, record_age_ms: 1000 };
+            let batch = writer.batch().expect("a batch");
+            assert_eq!(batch.prune(&keep, 5000).expect("pruned"), 1);
+            assert_eq!(batch.known(&case(ahead).id).expect("read"), None);
             assert!(batch.known(&case(0).id).expect("read").is_some());
         });
     }

@@ -136,6 +136,12 @@ impl Writer {
         Ok(count(self.sql.row("SELECT COUNT(*) FROM devices", &[], |row| row.get(0))?.unwrap_or(0)))
     }
 
+    /// When the last case came that is on record.
+    pub fn newest_ms(&self) -> Result<Option<u64>, StoreError> {
+        let statement = "SELECT received_ms FROM cases ORDER BY seq DESC LIMIT 1";
+        self.sql.row(statement, &[], |row| Ok(count(row.get(0)?)))
+    }
+
     /// All cases that wait for an answer of this instance, oldest first.
     pub fn waiting(&self) -> Result<Vec<Waiting>, StoreError> {
         let statement = format!(
