@@ -14,6 +14,7 @@ use hedge_tests::certificates::Authority;
 use hedge_tests::enrolled::{faketime, wall_clock};
 use hedge_tests::program::{Program, Recipe};
 use hedge_tests::{Agent, AgentConfig, Ext4, Listener, Mosquitto, places, skip, wait};
+use rustix::process::Signal;
 
 /// A start, or what the agent looks at every 5 or 10 s, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -143,8 +144,15 @@ fn a_half_written_configuration_gives_way_to_the_last_that_worked() -> Result<()
     let config = device(dir.path());
     let mut whole = Device::start(&config.clone().write_first()?)?;
     whole.stores()?;
-    whole.agent.stop()?;
     let text = fs::read_to_string(config.file())?;
+    fs::write(config.file(), &text[..text.len() - 7])?;
+    whole.agent.program().signal(Signal::HUP)?;
+    whole.is_degraded("config", "what was in force stays so")?;
+    whole.stores()?;
+    fs::write(config.file(), &text)?;
+    whole.agent.program().signal(Signal::HUP)?;
+    whole.heals()?;
+    whole.agent.stop()?;
     fs::write(config.file(), &text[..text.len() - 7])?;
 
     let mut half = Device::start(&config)?;

@@ -30,8 +30,14 @@ pub struct ConfigFile {
 impl ConfigFile {
     /// Reads, overrides and checks. Nothing else is touched: no model, no network, no state.
     pub fn load(path: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let text = hedge_inference::read_text(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+        let text = hedge_inference::read_text(path).map_err(unreadable)?;
+        // What a power cut or a full disk leaves of a file that was being written; /dev/null is meant.
+        if text.trim().is_empty() && path.is_file() {
+            let reason =
+                "it is empty, as after a power cut; write it anew (a comment is enough where nothing is to be set)";
+            return Err(unreadable(std::io::Error::other(reason)));
+        }
         Self::parse(&text, &path.display().to_string(), environment)
     }
 

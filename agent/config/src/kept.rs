@@ -156,6 +156,15 @@ mod tests {
         assert!(starting.fault.expect("said").contains("last configuration that worked"));
         assert_eq!(starting.file.config.log.level, "warn");
         assert!(starting.file.again().is_err(), "a reload reads the damaged file");
+
+        // What a power cut leaves; without the file its folder is where the package, or the environment, has it.
+        let environment = [("HEDGE_STATE_DIR".to_owned(), state.display().to_string())];
+        for empty in ["", "\n"] {
+            std::fs::write(&path, empty).expect("written");
+            let starting = Starting::load(&path, &environment);
+            assert!(starting.fault.expect("said").contains("it is empty"), "{empty:?}");
+            assert_eq!(starting.file.config.log.level, "warn");
+        }
     }
 
     #[test]

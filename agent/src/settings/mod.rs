@@ -442,6 +442,16 @@ impl SettingsTask {
     }
 
     async fn reload(&mut self) -> Result<Vec<String>, String> {
+        let later = self.read_again().await.inspect_err(|reason| {
+            let fault = format!("{reason}; what was in force stays so: correct the file and reload again");
+            self.pipeline.faults.set(&Part::Config, fault);
+        })?;
+        let config = self.in_force.borrow().config.clone();
+        bundles::reload(config, &self.pipeline.judges).await?;
+        Ok(later)
+    }
+
+    async fn read_again(&mut self) -> Result<Vec<String>, String> {
         let file = self.file.again().map_err(|error| error.to_string())?;
         let (version, config) = in_force(&file, &self.remembered.book).map_err(|errors| {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -455,8 +465,6 @@ impl SettingsTask {
             tracing::warn!(%error, "this configuration cannot be kept as the last that worked");
         }
         tracing::info!(next_start = later.join(", "), "reload: the configuration file was read again");
-        let config = self.in_force.borrow().config.clone();
-        bundles::reload(config, &self.pipeline.judges).await?;
         Ok(later)
     }
 
