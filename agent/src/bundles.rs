@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STATE/models/MODEL/shelf.json         which one is run, which one before: replaced as a whole, so it is the truth
-//! STATE/models/MODEL/current            a link to its folder; made right from shelf.json at every start
+//! STATE/models/MODEL/current            a link to its folder; made right from shelf.json at every start and command
 //! STATE/models/MODEL/NAME-VERSION-SUM/  one bundle, synced before shelf.json names it
 //! STATE/models/MODEL/shelf.lock         held while shelf.json is changed
 //! ```
@@ -84,7 +84,8 @@ impl Shelves {
         }
     }
 
-    /// Changes what is known, if `f` does: the agent and a command may both want to. Blocks on the disk.
+    /// Changes what is known, if `f` does: the agent and a command may both want to. Makes the link right in any case: who
+    /// changed it last may have been cut off before. Blocks on the disk.
     pub fn change<T>(&self, f: impl FnOnce(&mut Shelf) -> T) -> io::Result<T> {
         fs::create_dir_all(&self.dir)?;
         let lock = File::create(self.dir.join("shelf.lock"))?;
@@ -92,8 +93,10 @@ impl Shelves {
         let before = self.read()?;
         let mut shelf = before.clone();
         let result = f(&mut shelf);
-        if shelf != before {
-            self.write(&shelf)?;
+        if shelf == before {
+            self.link(&shelf)?
+        } else {
+            self.write(&shelf)?
         }
         Ok(result)
     }
@@ -142,9 +145,7 @@ impl Shelves {
 
     /// The agent starts: the link is made right, and a bundle that never came as far as an answer is given back.
     fn start(&self, model: &Name, crashed: bool) -> io::Result<()> {
-        let (went_back, shelf) = self.change(|shelf| (crashed && shelf.crashed(), shelf.clone()))?;
-        self.link(&shelf)?;
-        if went_back {
+        if self.change(|shelf| crashed && shelf.crashed())? {
             tracing::error!(%model, "its bundle was given back: the agent crashed again and again before it had answered");
         }
         Ok(())
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_between_the_truth_and_the_link_is_made_good_by_the_next_start() {
+    fn a_cut_between_the_truth_and_the_link_is_made_good_by_the_next_start_and_the_next_command() {
         let dir = tempfile::tempdir().expect("a folder");
         let model = Name::new("front").expect("a name");
         let shelves = Shelves::of(dir.path(), &model);
@@ -339,13 +340,17 @@ mod tests {
         put(&shelves, &mut shelf, "1");
         assert_eq!(runs(&shelves), "1");
         put(&shelves, &mut shelf, "2");
-        // As if the link had not been reached, and the one beside it was left behind.
-        fs::remove_file(shelves.current()).expect("removed");
-        std::os::unix::fs::symlink(held("1").folder(), shelves.current()).expect("linked");
-        std::os::unix::fs::symlink("nowhere", shelves.dir().join("current.new")).expect("linked");
-        assert_eq!(runs(&shelves), "1", "until then the one before is run, whole");
-        shelves.start(&model, false).expect("started");
-        assert_eq!(runs(&shelves), "2");
+        let start = |shelves: &Shelves| shelves.start(&model, false);
+        let command = |shelves: &Shelves| shelves.change(|_| ());
+        for next in [&start as &dyn Fn(&Shelves) -> io::Result<()>, &command] {
+            // As if the link had not been reached, and the one beside it was left behind.
+            fs::remove_file(shelves.current()).expect("removed");
+            std::os::unix::fs::symlink(held("1").folder(), shelves.current()).expect("linked");
+            std::os::unix::fs::symlink("nowhere", shelves.dir().join("current.new")).expect("linked");
+            assert_eq!(runs(&shelves), "1", "until then the one before is run, whole");
+            next(&shelves).expect("made right");
+            assert_eq!(runs(&shelves), "2");
+        }
     }
 
     #[test]

@@ -191,6 +191,8 @@ fn alone(shelves: &Shelves) -> anyhow::Result<File> {
     let path = shelves.dir().join("lock");
     let lock = File::create(&path).with_context(|| path.display().to_string())?;
     ensure!(lock.try_lock().is_ok(), "another update of this model is running");
+    // The one before may have been cut off before its bundle was linked.
+    shelves.change(|_| ()).with_context(|| shelves.dir().display().to_string())?;
     Ok(lock)
 }
 
