@@ -352,8 +352,16 @@ fn served(asked: &Asked, logits: &str) -> Answer {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_inference_server_that_loads_answers_half_or_restarts_is_waited_for() {
     const LOGITS: &str = "0, 0, 0, 0, 0, 0, 0, 9, 0, 0";
-    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion-large");
-    let picture = std::fs::read(bundle.join("golden/test-0.png")).unwrap();
+    // What it says of everything is no golden sample's label, so its bundle has none.
+    let large = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion-large");
+    let (picture, bundle) = (std::fs::read(large.join("golden/test-0.png")).unwrap(), TempDir::new().unwrap());
+    let manifest = std::fs::read_to_string(large.join("manifest.toml")).unwrap();
+    let (manifest, _) = manifest.split_once("[[golden]]").unwrap();
+    std::fs::write(bundle.path().join("manifest.toml"), manifest).unwrap();
+    for file in ["labels.txt", "fp32.onnx"] {
+        std::fs::copy(large.join(file), bundle.path().join(file)).unwrap();
+    }
+    let bundle = bundle.path();
     let backend = Backend::start(|asked| match (asked.path.as_str(), asked.nth) {
         // It loads its model, and has another one loaded at first.
         ("/v2/models/fashion/ready", 0) => answer(400, "", "model not ready"),
@@ -384,4 +392,32 @@ async fn an_inference_server_that_loads_answers_half_or_restarts_is_waited_for()
     assert_eq!(request["inputs"][0]["data"].as_array().map(Vec::len), Some(28 * 28));
     assert_eq!(backend.asked("/v2/models/fashion/infer").len(), 4);
     cloud.figure("waiting", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_inference_server_with_another_model_of_the_same_shape_answers_no_case() {
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion-large");
+    let picture = std::fs::read(bundle.join("golden/test-0.png")).unwrap();
+    let backend = Backend::start(|asked| served(asked, "0, 0, 0, 0, 0, 0, 0, 9, 0, 0")).await;
+    let config = format!(
+        "[[answerer]]\nname = \"far\"\nkind = \"open_inference\"\nbundle = {bundle:?}\nurl = \"http://{}\"\nmodel = \"fashion\"\n",
+        backend.addr
+    );
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::Embedded);
+    let cloud = start(dir.path(), &broker, &config);
+    let mut device = Device::connect("hall-1", cloud.broker).await;
+    device.cloud_is(CloudState::Online).await;
+    let mut case = device.case(0, &picture);
+    case.task = "fashion".to_owned();
+    device.send(case).await;
+    assert_eq!(device.hears().await, received(device.id(0)));
+    let tells = |answerers: &Value| answerers.to_string().contains("test-1.png is Sneaker");
+    cloud.until("/api/answerers", tells).await;
+    let asked_of = device.id(0).to_string();
+    let inferred = backend.asked("/v2/models/fashion/infer");
+    assert!(
+        inferred.iter().all(|asked| !String::from_utf8_lossy(&asked.body).contains(&asked_of)),
+        "it was given a case"
+    );
+    cloud.figure("waiting", 1).await;
 }

@@ -260,12 +260,7 @@ impl Model {
         variant: &Variant,
         golden: &Golden,
     ) -> Result<GoldenOutcome, ModelError> {
-        let bytes = bundle.read_golden(golden)?;
-        let samples = self.samples(&bytes)?;
-        let [sample] = samples.as_slice() else {
-            let reason = format!("a golden sample is one sample, and this file holds {}", samples.len());
-            return Err(FeatureError::NoSample { reason }.into());
-        };
+        let sample = &bundle.golden_sample(golden)?;
         let outputs = self.run(sample)?;
         let read = self.task.uncalibrated().read(&outputs, &sample.frame);
         let (said, _) = read.map_err(|error| ModelError::Run(in_one_line(&error)))?;
@@ -283,6 +278,18 @@ impl Model {
     }
 }
 
+impl Bundle {
+    /// A golden sample as the model takes it.
+    pub fn golden_sample(&self, golden: &Golden) -> Result<Tensor, ModelError> {
+        let samples = self.input().samples(&self.read_golden(golden)?)?;
+        let [sample] = samples.as_slice() else {
+            let reason = format!("a golden sample is one sample, and this file holds {}", samples.len());
+            return Err(FeatureError::NoSample { reason }.into());
+        };
+        Ok(sample.clone())
+    }
+}
+
 /// What a model said about a golden sample, before the temperature, and what it should have said.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GoldenOutcome {
@@ -295,6 +302,14 @@ pub struct GoldenOutcome {
 }
 
 impl GoldenOutcome {
+    /// Of a model elsewhere, which may calculate more or less exactly than any of the bundle's files: what it says counts,
+    /// and not how sure it is.
+    #[must_use]
+    pub fn elsewhere(said: Output, bundle: &Bundle, golden: &Golden) -> Self {
+        let variant = golden.found.keys().next().map_or("", String::as_str);
+        Self { tolerance: None, ..Self::of(said, bundle, variant, golden) }
+    }
+
     fn of(said: Output, bundle: &Bundle, variant: &str, golden: &Golden) -> Self {
         let in_clouds_words = |own: &str| bundle.cloud_label(own).to_owned();
         let (expected, tolerance) = match &golden.label {

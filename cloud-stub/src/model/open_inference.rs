@@ -1,24 +1,27 @@
 //! A server of the Open Inference Protocol v2 (Triton, KServe, MLServer, OpenVINO) as an answerer, over HTTP.
 //!
 //! The bundle here makes the tensor and reads the outputs; the server runs the model. That it is the bundle's model is
-//! checked by its metadata each time before it gets cases: names, number types, shapes.
+//! checked each time before it gets cases: by its metadata (names, number types, shapes), and by the bundle's golden samples
+//! where a call costs nothing.
 
 mod numbers;
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use hedge_inference::model::shape_in_words;
+use hedge_inference::model::{GoldenOutcome, shape_in_words};
 use hedge_inference::task::{Tensors, Unusable};
 use hedge_inference::{Bundle, Task, Tensor};
-use hedge_proto::{Case, CaseId, ModelRef, Output, Rect, in_one_line};
+use hedge_proto::{Case, ModelRef, Output, Rect, in_one_line};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::numbers::{Datatype, NUMBERS_MAX, Numbers, datatype, word};
 use super::call::{Answered, Caller, WORDS_BYTES_MAX, quoted};
 use super::{ModelFailure, placed, tensor};
-use crate::answerers::{AnswererConfig, TensorsAs};
+use crate::answerers::{AnswererConfig, Micro, TensorsAs};
 
 const HEADER_LENGTH: &str = "Inference-Header-Content-Length";
 
@@ -28,9 +31,21 @@ pub(super) struct OpenInference {
     task: Task,
     path: String,
     tensors: TensorsAs,
-    /// What the server's input holds, once it has said so.
-    datatype: std::sync::Mutex<Option<Datatype>>,
+    is_free: bool,
+    known: Mutex<Known>,
 }
+
+/// What is known of the server's model.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    /// What its input holds, once it has said so.
+    datatype: Option<Datatype>,
+    /// When it gave the golden samples' answers, if it has answered ever since.
+    right_at: Option<Instant>,
+}
+
+/// A server that is up is asked about the golden samples again so often: it may have loaded another model meanwhile.
+const GOLDENS_EVERY: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Deserialize)]
 struct Metadata {
@@ -82,7 +97,8 @@ impl OpenInference {
             task,
             bundle,
             tensors: config.tensors.unwrap_or_default(),
-            datatype: std::sync::Mutex::default(),
+            is_free: config.price() == Micro::default(),
+            known: Mutex::default(),
         })
     }
 
@@ -100,8 +116,16 @@ impl OpenInference {
 
     pub(super) async fn answer(&self, case: &Case, payload: &[u8]) -> Result<Output, ModelFailure> {
         let tensor = tensor(&self.bundle, case, payload)?;
-        let datatype = self.datatype().unwrap_or(Datatype::Fp32);
-        let (head, data) = self.request(case, &tensor, datatype)?;
+        let outputs = self.infer(&case.id.to_string(), &tensor).await?;
+        let said = read(&self.task, &outputs, &tensor.frame)?;
+        self.caller.is_proven.store(true, Ordering::Relaxed);
+        Ok(placed(said, case))
+    }
+
+    /// `id` is the request's, which the server may say again.
+    async fn infer(&self, id: &str, tensor: &Tensor) -> Result<Tensors, ModelFailure> {
+        let datatype = self.known().datatype.unwrap_or(Datatype::Fp32);
+        let (head, data) = self.request(id, tensor, datatype)?;
         let request = self.caller.post(&self.url("/infer"));
         let request = match data {
             None => request.header("content-type", "application/json").body(head),
@@ -110,28 +134,18 @@ impl OpenInference {
                 .header(HEADER_LENGTH, head.len())
                 .body([head, data].concat()),
         };
-        let answered = self.caller.call(request, self.caller.deadline).await?;
-        let said = self.read(&answered, &case.id, &tensor.frame)?;
-        self.caller.is_proven.store(true, Ordering::Relaxed);
-        Ok(placed(said, case))
+        let answered = self.caller.call(request, self.caller.deadline).await;
+        let outputs = answered.and_then(|answered| self.outputs(&answered, id));
+        outputs.inspect_err(|_| self.known().right_at = None)
     }
 
-    fn read(&self, answered: &Answered, asked: &CaseId, frame: &Rect) -> Result<Output, ModelFailure> {
-        let read = self.task.read(&self.outputs(answered, asked)?, frame);
-        read.map(|(said, _)| said).map_err(|error| match error {
-            // The sample may be why.
-            Unusable::NotFinite => ModelFailure::Failed(in_one_line(&error)),
-            // It would be the same for every sample: this is another model than the bundle's.
-            error => half(&in_one_line(&error)),
-        })
-    }
-
-    fn datatype(&self) -> Option<Datatype> {
-        *self.datatype.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ready, and with the bundle's model.
     pub(super) async fn question(&self) -> Result<(), ModelFailure> {
+        let right_at = self.known().right_at.take();
         let get = |what: &str| self.caller.call(self.caller.get(&self.url(what)), self.caller.deadline);
         // While it loads, it refuses with whatever status it likes.
         get("/ready").await.map_err(|failure| match failure {
@@ -148,7 +162,33 @@ impl OpenInference {
         })?;
         let datatype =
             self.fits(&metadata).map_err(|why| down(format!("it has another model than the bundle's: {why}")))?;
-        *self.datatype.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(datatype);
+        self.known().datatype = Some(datatype);
+        let right_at = match right_at.filter(|at| at.elapsed() < GOLDENS_EVERY) {
+            None if self.is_free => {
+                self.try_goldens().await?;
+                Some(Instant::now())
+            }
+            known => known,
+        };
+        self.known().right_at = right_at;
+        Ok(())
+    }
+
+    /// Another model of the same shape would answer every case, and wrong.
+    async fn try_goldens(&self) -> Result<(), ModelFailure> {
+        let task = self.task.uncalibrated();
+        for golden in &self.bundle.manifest().goldens {
+            let down = |why: String| ModelFailure::Down { why, had_it: false };
+            let sample = self.bundle.golden_sample(golden).map_err(|error| down(in_one_line(&error)))?;
+            let file = golden.file.as_path().display().to_string();
+            let outputs = self.infer("golden", &sample).await?;
+            let outcome = GoldenOutcome::elsewhere(read(&task, &outputs, &sample.frame)?, &self.bundle, golden);
+            if !outcome.passed() {
+                let (said, expected) = outcome.in_words();
+                let why = format!("the golden sample {file} is {said} there, not {expected}");
+                return Err(down(format!("it has another model than the bundle's: {why}")));
+            }
+        }
         Ok(())
     }
 
@@ -189,7 +229,7 @@ impl OpenInference {
 
     fn request(
         &self,
-        case: &Case,
+        id: &str,
         tensor: &Tensor,
         datatype: Datatype,
     ) -> Result<(Vec<u8>, Option<Vec<u8>>), ModelFailure> {
@@ -215,12 +255,12 @@ impl OpenInference {
                 None
             }
         };
-        let head = json!({"id": case.id.to_string(), "inputs": [input], "outputs": outputs});
+        let head = json!({"id": id, "inputs": [input], "outputs": outputs});
         Ok((serde_json::to_vec(&head).map_err(|error| ModelFailure::Failed(error.to_string()))?, data))
     }
 
     /// What it gave. An answer that is not whole is none.
-    fn outputs(&self, answered: &Answered, asked: &CaseId) -> Result<Tensors, ModelFailure> {
+    fn outputs(&self, answered: &Answered, asked: &str) -> Result<Tensors, ModelFailure> {
         let length = answered.headers.get(HEADER_LENGTH);
         let length = length.map(|length| length.to_str().ok()?.trim().parse::<usize>().ok());
         let (head, mut rest) = match length {
@@ -233,7 +273,7 @@ impl OpenInference {
             half(&format!("{error}{}", quoted(&String::from_utf8_lossy(beginning))))
         })?;
         // Not all of them say to which request they answer.
-        if let Some(id) = answer.id.filter(|id| !id.is_empty() && *id != asked.to_string()) {
+        if let Some(id) = answer.id.filter(|id| !id.is_empty() && id != asked) {
             return Err(half(&format!("it answers another request{}", quoted(&id))));
         }
         let mut given: Vec<(String, Tensor)> = Vec::new();
@@ -272,6 +312,15 @@ impl OpenInference {
     }
 }
 
+fn read(task: &Task, outputs: &Tensors, frame: &Rect) -> Result<Output, ModelFailure> {
+    task.read(outputs, frame).map(|(said, _)| said).map_err(|error| match error {
+        // The sample may be why.
+        Unusable::NotFinite => ModelFailure::Failed(in_one_line(&error)),
+        // It would be the same for every sample: this is another model than the bundle's.
+        error => half(&in_one_line(&error)),
+    })
+}
+
 fn half(what: &str) -> ModelFailure {
     ModelFailure::Down { why: format!("its answer is not whole: {what}"), had_it: true }
 }
@@ -279,6 +328,7 @@ fn half(what: &str) -> ModelFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hedge_proto::CaseId;
 
     #[test]
     fn an_answer_to_another_request_or_of_another_model_is_no_verdict_and_blames_no_case() {
@@ -295,7 +345,8 @@ mod tests {
         };
         let check = |answer: Value, expected: &str| {
             let answered = Answered { headers: Default::default(), body: answer.to_string().into_bytes() };
-            let said = match server.read(&answered, &asked, &Rect::WHOLE) {
+            let outputs = server.outputs(&answered, &asked.to_string());
+            let said = match outputs.and_then(|outputs| read(&server.task, &outputs, &Rect::WHOLE)) {
                 Ok(said) => said.headline(),
                 Err(ModelFailure::Down { why, had_it: true }) => format!("down: {why}"),
                 Err(failure) => format!("{failure:?}"),
