@@ -3,7 +3,7 @@
 
 mod rig;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hedge_proto::{Authority, CloudState, DownMessage};
@@ -349,19 +349,39 @@ fn served(asked: &Asked, logits: &str) -> Answer {
     }
 }
 
+fn large() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion-large")
+}
+
+/// A cloud that asks this server, by this bundle, about the one case that a device has sent.
+async fn with_a_case(backend: &Backend, bundle: &Path) -> (TempDir, Cloud, Device) {
+    let config = format!(
+        "[[answerer]]\nname = \"far\"\nkind = \"open_inference\"\nbundle = {bundle:?}\nurl = \"http://{}\"\nmodel = \"fashion\"\nconcurrency = 4\n",
+        backend.addr
+    );
+    let dir = TempDir::new().unwrap();
+    let cloud = start(dir.path(), &Broker::Embedded, &config);
+    let mut device = Device::connect("hall-1", cloud.broker).await;
+    device.cloud_is(CloudState::Online).await;
+    let mut case = device.case(0, &std::fs::read(large().join("golden/test-0.png")).unwrap());
+    case.task = "fashion".to_owned();
+    device.send(case).await;
+    assert_eq!(device.hears().await, received(device.id(0)));
+    (dir, cloud, device)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_inference_server_that_loads_answers_half_or_restarts_is_waited_for() {
     const LOGITS: &str = "0, 0, 0, 0, 0, 0, 0, 9, 0, 0";
     // What it says of everything is no golden sample's label, so its bundle has none.
-    let large = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion-large");
-    let (picture, bundle) = (std::fs::read(large.join("golden/test-0.png")).unwrap(), TempDir::new().unwrap());
+    let large = large();
+    let bundle = TempDir::new().unwrap();
     let manifest = std::fs::read_to_string(large.join("manifest.toml")).unwrap();
     let (manifest, _) = manifest.split_once("[[golden]]").unwrap();
     std::fs::write(bundle.path().join("manifest.toml"), manifest).unwrap();
     for file in ["labels.txt", "fp32.onnx"] {
         std::fs::copy(large.join(file), bundle.path().join(file)).unwrap();
     }
-    let bundle = bundle.path();
     let backend = Backend::start(|asked| match (asked.path.as_str(), asked.nth) {
         // It loads its model, and has another one loaded at first.
         ("/v2/models/fashion/ready", 0) => answer(400, "", "model not ready"),
@@ -374,18 +394,7 @@ async fn an_inference_server_that_loads_answers_half_or_restarts_is_waited_for()
         _ => served(asked, LOGITS),
     })
     .await;
-    let config = format!(
-        "[[answerer]]\nname = \"far\"\nkind = \"open_inference\"\nbundle = {bundle:?}\nurl = \"http://{}\"\nmodel = \"fashion\"\nconcurrency = 4\n",
-        backend.addr
-    );
-    let (dir, broker) = (TempDir::new().unwrap(), Broker::Embedded);
-    let cloud = start(dir.path(), &broker, &config);
-    let mut device = Device::connect("hall-1", cloud.broker).await;
-    device.cloud_is(CloudState::Online).await;
-    let mut case = device.case(0, &picture);
-    case.task = "fashion".to_owned();
-    device.send(case).await;
-    assert_eq!(device.hears().await, received(device.id(0)));
+    let (_dir, cloud, mut device) = with_a_case(&backend, bundle.path()).await;
     assert_eq!(label(device.hears().await, &device.id(0)), "Sneaker");
     let request: Value = serde_json::from_slice(&backend.asked("/v2/models/fashion/infer")[0].body).unwrap();
     assert_eq!(request["inputs"][0]["shape"], json!([1, 1, 28, 28]));
@@ -396,21 +405,8 @@ async fn an_inference_server_that_loads_answers_half_or_restarts_is_waited_for()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_inference_server_with_another_model_of_the_same_shape_answers_no_case() {
-    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion-large");
-    let picture = std::fs::read(bundle.join("golden/test-0.png")).unwrap();
     let backend = Backend::start(|asked| served(asked, "0, 0, 0, 0, 0, 0, 0, 9, 0, 0")).await;
-    let config = format!(
-        "[[answerer]]\nname = \"far\"\nkind = \"open_inference\"\nbundle = {bundle:?}\nurl = \"http://{}\"\nmodel = \"fashion\"\n",
-        backend.addr
-    );
-    let (dir, broker) = (TempDir::new().unwrap(), Broker::Embedded);
-    let cloud = start(dir.path(), &broker, &config);
-    let mut device = Device::connect("hall-1", cloud.broker).await;
-    device.cloud_is(CloudState::Online).await;
-    let mut case = device.case(0, &picture);
-    case.task = "fashion".to_owned();
-    device.send(case).await;
-    assert_eq!(device.hears().await, received(device.id(0)));
+    let (_dir, cloud, device) = with_a_case(&backend, &large()).await;
     let tells = |answerers: &Value| answerers.to_string().contains("test-1.png is Sneaker");
     cloud.until("/api/answerers", tells).await;
     let asked_of = device.id(0).to_string();

@@ -13,8 +13,10 @@ pub(super) fn place_of(text: &str, error: &toml::de::Error) -> (Vec<String>, Opt
     if let ([list, _], Ok(document)) = (field.as_slice(), DeTable::parse(text))
         && let Some(DeValue::Array(entries)) = document.get_ref().get(list.as_str()).map(Spanned::get_ref)
     {
-        let mut names = entries.iter().filter_map(|entry| entry.get_ref().get("name")?.get_ref().as_str());
-        if let Some(name) = names.find(|name| error.message().contains(&format!("`{name}`"))) {
+        let names = entries.iter().filter_map(|entry| entry.get_ref().get("name")?.get_ref().as_str());
+        // Messages begin with it; an entry may be called as a field is.
+        let named = names.filter_map(|name| Some((error.message().find(&format!("`{name}`"))?, name)));
+        if let Some((_, name)) = named.min() {
             let path = vec![list.clone(), name.to_owned()];
             let span = span_of(text, &path);
             return (path, span);
@@ -104,6 +106,8 @@ mod tests {
         let text = "[[source]]\nname = \"a\"\nkind = \"http\"\n\n[[source]]\nname = \"b\"\nkind = \"folder\"\n";
         let read = |text: &str| ConfigFile::parse(text, "agent.toml", std::iter::empty()).map(drop);
         let error = read(text).expect_err("it has no path").to_string();
+        assert!(error.starts_with("agent.toml:5: source.b: "), "{error}");
+        let error = read(&text.replace("\"a\"", "\"path\"")).expect_err("it has no path").to_string();
         assert!(error.starts_with("agent.toml:5: source.b: "), "{error}");
         let error = read(&text.replace("folder", "foldr")).expect_err("no such kind").to_string();
         assert!(error.starts_with("agent.toml:7: source.b.kind: "), "{error}");

@@ -147,7 +147,7 @@ mod tests {
             ("[degraded]\ndrain_per_s = nan", "drain_per_s"),
             ("[online]\npayload = { thumbnail = 1 }", "thumbnail = 1 is not"),
             ("[online]\npayload = { thumbnail_first = 5000 }", "thumbnail_first = 5000 is not"),
-            ("[online]\npayload = \"outline\"", "embedding"),
+            ("[online]\npayload = \"outline\"", "outline"),
             ("[connecting]", "connecting"),
         ] {
             let error = read(text).expect_err(text);

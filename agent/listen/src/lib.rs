@@ -24,5 +24,5 @@ mod stream;
 pub use door::{Door, OPERATE_HEADER, Refused};
 pub use house::{Accepted, Bounds, accept};
 pub use http::{BODY_WAIT_MAX, HEAD_WAIT_MAX, serve};
-pub use socket::{ListenError, Listener, Socket, SocketFile, sender};
+pub use socket::{ListenError, Listener, Socket, sender};
 pub use tokio_util::sync::CancellationToken;

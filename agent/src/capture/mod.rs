@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hedge_inference::{ContentType, Tensor, Tensors, what_else};
-use hedge_listen::{ListenError, Listener, SocketFile};
+use hedge_listen::{ListenError, Listener};
 use hedge_proto::{Answer, CaseId, Name, Telemetry};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -313,11 +313,15 @@ async fn keep_open<F: Future<Output = ()> + Send + 'static>(
         let Some(listener) = opened else { break };
         let (file, over) = (listener.file(), stop.child_token());
         serving.spawn(serve(listener, over.clone()));
-        while !stop.is_cancelled() && file.as_ref().is_none_or(SocketFile::is_there) {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(LISTEN_AGAIN_AFTER) => {}
+        let gone = async {
+            let Some(file) = &file else { return std::future::pending().await };
+            while file.is_there() {
+                tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
             }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = gone => {}
         }
         over.cancel();
         if let (Listen::Unix(path), false) = (&listen, stop.is_cancelled()) {

@@ -1,7 +1,8 @@
 //! What the age of a record is counted by: the wall clock, which is not believed at once when it leaps ahead.
 //!
 //! A clock that is years ahead for a minute, as one is that a bad time server or an empty battery has set, would make
-//! everything on record too old to be kept. Whoever has really slept for long keeps it a day longer.
+//! everything on record too old to be kept. Whoever has really slept for long keeps it a day longer. A program that starts
+//! while the clock is ahead believes it where cases have come under that clock before: nothing tells then that it leapt.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ impl Ages {
             self.leapt = None;
         } else {
             let since = *self.leapt.get_or_insert_with(|| {
-                let hours = (wall_ms - expected_ms) / millis(LEAP_MIN);
+                let hours = (wall_ms - expected_ms) / 3_600_000;
                 tracing::warn!(
                     "the clock has leapt {hours} hours ahead; nothing is deleted for its age by it for a day"
                 );

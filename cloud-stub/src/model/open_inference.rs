@@ -32,12 +32,12 @@ pub(super) struct OpenInference {
     path: String,
     tensors: TensorsAs,
     is_free: bool,
-    known: Mutex<Known>,
+    served: Mutex<Served>,
 }
 
 /// What is known of the server's model.
 #[derive(Debug, Clone, Copy, Default)]
-struct Known {
+struct Served {
     /// What its input holds, once it has said so.
     datatype: Option<Datatype>,
     /// When it gave the golden samples' answers, if it has answered ever since.
@@ -98,7 +98,7 @@ impl OpenInference {
             bundle,
             tensors: config.tensors.unwrap_or_default(),
             is_free: config.price() == Micro::default(),
-            known: Mutex::default(),
+            served: Mutex::default(),
         })
     }
 
@@ -124,7 +124,7 @@ impl OpenInference {
 
     /// `id` is the request's, which the server may say again.
     async fn infer(&self, id: &str, tensor: &Tensor) -> Result<Tensors, ModelFailure> {
-        let datatype = self.known().datatype.unwrap_or(Datatype::Fp32);
+        let datatype = self.served().datatype.unwrap_or(Datatype::Fp32);
         let (head, data) = self.request(id, tensor, datatype)?;
         let request = self.caller.post(&self.url("/infer"));
         let request = match data {
@@ -136,16 +136,16 @@ impl OpenInference {
         };
         let answered = self.caller.call(request, self.caller.deadline).await;
         let outputs = answered.and_then(|answered| self.outputs(&answered, id));
-        outputs.inspect_err(|_| self.known().right_at = None)
+        outputs.inspect_err(|_| self.served().right_at = None)
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ready, and with the bundle's model.
     pub(super) async fn question(&self) -> Result<(), ModelFailure> {
-        let right_at = self.known().right_at.take();
+        let right_at = self.served().right_at.take();
         let get = |what: &str| self.caller.call(self.caller.get(&self.url(what)), self.caller.deadline);
         // While it loads, it refuses with whatever status it likes.
         get("/ready").await.map_err(|failure| match failure {
@@ -162,7 +162,7 @@ impl OpenInference {
         })?;
         let datatype =
             self.fits(&metadata).map_err(|why| down(format!("it has another model than the bundle's: {why}")))?;
-        self.known().datatype = Some(datatype);
+        self.served().datatype = Some(datatype);
         let right_at = match right_at.filter(|at| at.elapsed() < GOLDENS_EVERY) {
             None if self.is_free => {
                 self.try_goldens().await?;
@@ -170,7 +170,7 @@ impl OpenInference {
             }
             known => known,
         };
-        self.known().right_at = right_at;
+        self.served().right_at = right_at;
         Ok(())
     }
 
